@@ -1,0 +1,1 @@
+"""Tollkeeper: a rate, quota and billing gateway for LLM and HTTP APIs."""

@@ -1,0 +1,1 @@
+"""The clock's door: work that runs because time passes."""

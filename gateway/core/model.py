@@ -1,0 +1,189 @@
+"""The nouns of admission: who calls, what is held, what was decided, what was used.
+
+Tokens and credits are integers below 2**53 (Lua numbers are doubles); times are integer
+milliseconds since the epoch, UTC, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+INTEGER_MAX = 2**53 - 1
+PARTITIONS = 64
+
+
+class Family(StrEnum):
+    """The API family that fixes the shape of errors and the way use is metered."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    GEMINI = "gemini"
+    GENERIC = "generic"
+
+
+class Scope(IntEnum):
+    """What a limit is set on; the number is the one scripts answer with."""
+
+    KEY = 1
+    USER = 2
+    TENANT = 3
+    ORGANIZATION = 4
+
+
+class LimitKind(IntEnum):
+    """Which limit of a scope a script speaks of."""
+
+    REQUESTS = 1
+    TOKENS = 2
+    CONCURRENCY = 3
+    QUOTA = 4
+    CREDITS = 5
+    SPEND = 6
+
+
+class Verdict(IntEnum):
+    """First number of a `reserve` answer."""
+
+    ADMITTED = 1
+    UNVERIFIED = 0
+    STALE = -1
+    UNKNOWN_ACCOUNT = -2
+    REVOKED = -3
+    TENANT_BLOCKED = -4
+    NOT_INCLUDED = -5
+    RATE_LIMITED = -6
+    CONCURRENCY_LIMITED = -7
+    QUOTA_EXCEEDED = -8
+    QUOTA_HELD = -9
+    INSUFFICIENT_CREDITS = -10
+    SPEND_CAP_REACHED = -11
+
+
+class Settled(IntEnum):
+    """First number of a `settle` answer."""
+
+    DONE = 1
+    UNVERIFIED = 0
+    RECLAIMED = -1
+    UNKNOWN = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one scope; None is "no limit"."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a credential stands for (`tk:id:<digest>`); all that may change is checked in the script."""
+
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    partition: int
+    user: str = ""
+    models: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What a request says of itself: the user, and the columns carried into its rows."""
+
+    user: str = ""
+    content_id: int | None = None
+    project_id: int | None = None
+    feature_version: str = ""
+    metadata: bytes = b""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an upstream reported or the gateway counted for one call.
+
+    `total` is what is charged in tokens. `reported` is False while nothing was reported:
+    missing usage is not zero usage.
+    """
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+    total: int = 0
+    units: int = 1
+    reported: bool = False
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One limit as it stands after a hold: `used` may exceed `limit` (debt)."""
+
+    scope: Scope
+    limit: int
+    used: int
+    reset_ms: int
+
+
+@dataclass(slots=True)
+class Decision:
+    """The answer of `reserve`."""
+
+    verdict: Verdict
+    scope: int = 0
+    kind: int = 0
+    used: int = 0
+    limit: int = 0
+    until_ms: int = 0
+    now_ms: int = 0
+    held_tokens: int = 0
+    tokens_remaining: int | None = None
+    credits_remaining: int | None = None
+    requests: Window | None = None
+    tokens: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One metered service of the catalogue, resolved for a call."""
+
+    id: int
+    key: str
+    meter: str = "subscription"
+    counts_tokens: bool = True
+    credits: int = 0
+    one_time: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One entry of the allow-list.
+
+    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
+    `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
+    whose template holds `{service_key}` takes its service from the path.
+    """
+
+    methods: tuple[str, ...]
+    path: str
+    upstream: str
+    service: str = ""
+    family: Family = Family.GENERIC
+    meter: str = "none"
+    on_disconnect: str = "drain"
+    settle: str = "before_end"
+    trust_client_units: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTarget:
+    """Where a route is forwarded to. `headers` carry the upstream's own credential."""
+
+    name: str
+    base_url: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ca_file: str | None = None

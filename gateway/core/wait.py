@@ -1,0 +1,58 @@
+"""A one-shot value that a coroutine can await without an event loop.
+
+The data plane runs each request as a coroutine driven straight from socket callbacks: an
+`asyncio.Future` and its `Task` cost several microseconds a step, a `Wait` a fraction of one.
+Whoever produces the value calls `set` or `fail` once; whoever drives the coroutine registers
+itself with `then` when it is handed the pending `Wait`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Wait(Generic[T]):
+    """A value that arrives once. Awaiting it returns the value or raises the failure."""
+
+    __slots__ = ("_callback", "_error", "_value", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._callback: Callable[[], None] | None = None
+
+    def set(self, value: T) -> None:
+        """Deliver the value; a second delivery is ignored (a timeout may have won)."""
+        if self.done:
+            return
+        self.done = True
+        self._value = value
+        if self._callback is not None:
+            self._callback()
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver a failure; ignored once done."""
+        if self.done:
+            return
+        self.done = True
+        self._error = error
+        if self._callback is not None:
+            self._callback()
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call back once done; at once if it is done already."""
+        if self.done:
+            callback()
+        else:
+            self._callback = callback
+
+    def __await__(self) -> Generator[Wait[T], None, T]:
+        if not self.done:
+            yield self
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # done without error means set

@@ -1,0 +1,1 @@
+"""The Redis door: keys, scripts, the pipelined wire, the outbox."""

@@ -1,0 +1,184 @@
+"""Every error Tollkeeper raises: one root, each class with its reason and HTTP status.
+
+The docstring of a class is its message. Which JSON shape a client sees is decided in
+`core/refusal.py`; nothing here knows an API family.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TollkeeperError(Exception):
+    """Something went wrong."""
+
+    reason: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        """The sentence a person reads."""
+        return str(self.args[0])
+
+
+class SettingError(TollkeeperError):
+    """A setting is unknown or invalid."""
+
+    reason = "invalid_setting"
+
+
+class StartError(TollkeeperError):
+    """Tollkeeper cannot start; the message says why, on one line."""
+
+    reason = "cannot_start"
+
+
+class Refusal(TollkeeperError):
+    """A request that never reaches the upstream and charges nothing.
+
+    `retry_after_s` is None where no time is known; `retry_helps` is the answer to
+    "does waiting under a minute help?" (None: the field is not sent). `param` names the
+    request field that is wrong, where one is.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        retry_helps: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.retry_helps = retry_helps
+
+
+class InvalidApiKey(Refusal):
+    """The API key is missing, malformed, unknown, expired or revoked."""
+
+    reason = "invalid_api_key"
+    status = 401
+
+
+class InsufficientCredits(Refusal):
+    """The organization's credits do not cover this request."""
+
+    reason = "insufficient_credits"
+    status = 402
+
+
+class SpendCapReached(Refusal):
+    """The organization's spend cap for this month does not cover this request."""
+
+    reason = "spend_cap_reached"
+    status = 402
+
+
+class TenantBlocked(Refusal):
+    """This tenant was blocked by an administrator."""
+
+    reason = "tenant_blocked"
+    status = 403
+
+
+class ServiceNotIncluded(Refusal):
+    """This service is not included in the organization's subscription."""
+
+    reason = "service_not_included"
+    status = 403
+
+
+class ModelNotAllowed(Refusal):
+    """This API key may not use the requested model."""
+
+    reason = "model_not_allowed"
+    status = 403
+
+
+class UnknownRoute(Refusal):
+    """No route is configured for this path."""
+
+    reason = "unknown_route"
+    status = 404
+
+
+class MethodNotAllowed(Refusal):
+    """This path does not accept this method."""
+
+    reason = "method_not_allowed"
+    status = 405
+
+
+class InvalidRequest(Refusal):
+    """The request cannot be read unambiguously."""
+
+    reason = "invalid_request"
+    status = 400
+
+
+class RequestTooLarge(Refusal):
+    """The request body is larger than this gateway accepts."""
+
+    reason = "request_too_large"
+    status = 413
+
+
+class QuotaExceeded(Refusal):
+    """The tenant's tokens for this cycle are used up."""
+
+    reason = "quota_exceeded"
+    status = 429
+
+
+class QuotaHeld(Refusal):
+    """What remains is held by calls in flight; retry in a second."""
+
+    reason = "quota_held"
+    status = 429
+
+
+class RateLimited(Refusal):
+    """Too many requests or tokens in a minute."""
+
+    reason = "rate_limited"
+    status = 429
+
+
+class ConcurrencyLimited(Refusal):
+    """Too many requests at once."""
+
+    reason = "concurrency_limited"
+    status = 429
+
+
+class UpstreamUnreachable(Refusal):
+    """The upstream cannot be reached or gave an answer that is not HTTP."""
+
+    reason = "upstream_unreachable"
+    status = 502
+
+
+class UpstreamTimeout(Refusal):
+    """The upstream did not answer in time."""
+
+    reason = "upstream_timeout"
+    status = 504
+
+
+class CountersUnavailable(Refusal):
+    """The counters cannot be reached or are not verified yet."""
+
+    reason = "counters_unavailable"
+    status = 503
+
+
+class Overloaded(Refusal):
+    """This gateway is at its own limit."""
+
+    reason = "overloaded"
+    status = 503

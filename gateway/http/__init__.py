@@ -1,0 +1,1 @@
+"""The data plane's door: sockets of clients and upstreams."""

@@ -1,0 +1,1 @@
+"""The PostgreSQL door: tables, migrations, the ledger writer, one file a subject."""
