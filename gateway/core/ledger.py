@@ -1,0 +1,141 @@
+"""The outbox entry: what a script says happened, decoded into facts the writer turns into rows.
+
+Every movement of an account is one entry of the partition's stream, packed by
+`lua/lib/event.lua` and unpacked here; the layout is fixed and versioned. One entry may carry
+a token movement, a credit movement and a unit of use at once: a settled call is one entry.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+VERSION = 1
+
+
+class EventKind(IntEnum):
+    """Why the account moved."""
+
+    CONSUME = 1
+    RESET = 2
+    RECHARGE = 3
+    ADJUST = 4
+    BLOCK = 5
+    UNBLOCK = 6
+    CREDIT = 7
+
+
+class EventFlag(IntFlag):
+    """Which parts an entry carries and how the account stands after it."""
+
+    TOKENS = 1
+    CREDITS = 2
+    USAGE = 4
+    UNLIMITED = 8
+    IN = 16
+    BLOCKED = 32
+    MANUAL_BLOCK = 64
+    ACTIVATES = 128
+
+
+# version, kind, flags, spare; at, epoch, organization, tenant, key, service;
+# token account: seq, cycle, amount, remaining, used, next_reset;
+# credit account: seq, credits, balance; spend account: seq, units, amount, spent.
+HEAD = struct.Struct("<4B19d")
+LENGTH_1 = struct.Struct("<B")
+LENGTH_2 = struct.Struct("<H")
+
+
+@dataclass(slots=True)
+class Event:
+    """One decoded outbox entry. Amounts are integers; absent parts are zero.
+
+    `source` is the request id of a use or the control-write id of a grant (36 characters),
+    empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
+    `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
+    a JSON object or empty.
+    """
+
+    kind: int
+    flags: int
+    at_ms: int
+    epoch: int
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    service_id: int
+    seq: int
+    cycle: int
+    amount: int
+    remaining: int
+    used: int
+    next_reset_ms: int
+    credit_seq: int
+    credits: int
+    balance: int
+    spend_seq: int
+    units: int
+    spend: int
+    spent: int
+    source: str
+    user: str
+    attribution: str
+    metadata: bytes
+
+
+class MalformedEvent(ValueError):
+    """The outbox entry does not follow the layout."""
+
+
+def decode(packed: bytes) -> Event:
+    """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
+    try:
+        head = HEAD.unpack_from(packed)
+        if head[0] != VERSION:
+            raise MalformedEvent(f"layout version {head[0]}, expected {VERSION}")
+        source, at = _short(packed, HEAD.size)
+        user, at = _short(packed, at)
+        attribution, at = _short(packed, at)
+        (length,) = LENGTH_2.unpack_from(packed, at)
+        at += LENGTH_2.size
+        if at + length != len(packed):
+            raise MalformedEvent(f"{len(packed)} bytes, expected {at + length}")
+        return Event(
+            head[1],
+            head[2],
+            *map(int, head[4:]),
+            source.decode(),
+            user.decode(),
+            attribution.decode(),
+            packed[at:],
+        )
+    except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
+        if isinstance(error, MalformedEvent):
+            raise
+        raise MalformedEvent(str(error)) from error
+
+
+def encode(event: Event) -> bytes:
+    """Pack an entry as the scripts do (tests and re-drives)."""
+    head = HEAD.pack(
+        VERSION, event.kind, event.flags, 0,
+        event.at_ms, event.epoch, event.organization_id, event.tenant_id, event.key_id,
+        event.service_id, event.seq, event.cycle, event.amount, event.remaining, event.used,
+        event.next_reset_ms, event.credit_seq, event.credits, event.balance, event.spend_seq,
+        event.units, event.spend, event.spent,
+    )  # fmt: skip
+    parts = [head]
+    for text in (event.source, event.user, event.attribution):
+        raw = text.encode()
+        parts += [LENGTH_1.pack(len(raw)), raw]
+    parts += [LENGTH_2.pack(len(event.metadata)), event.metadata]
+    return b"".join(parts)
+
+
+def _short(packed: bytes, at: int) -> tuple[bytes, int]:
+    length = packed[at]
+    end = at + 1 + length
+    if end > len(packed):
+        raise MalformedEvent(f"a text of {length} bytes runs past the end")
+    return packed[at + 1 : end], end
