@@ -187,3 +187,56 @@ class UpstreamTarget:
     base_url: str
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """What `reserve` is asked for.
+
+    `need` is the estimate in tokens, `ceiling` what one call of this model could use at most
+    (equal to `need` when the call states its maximum). `credits` is held on the organization.
+    """
+
+    caller: Caller
+    request_id: str
+    user: str
+    service: Service
+    need: int
+    ceiling: int
+    credits: int = 0
+    units: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a call really used, replacing its hold. A release carries zeros.
+
+    `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
+    JSON object or empty; both travel unread to the rows.
+    """
+
+    caller: Caller
+    request_id: str
+    user: str
+    service: Service
+    charge: bool
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+    attribution: str = ""
+    metadata: bytes = b""
+
+
+@dataclass(slots=True)
+class Observed:
+    """A live call's hold as `extend` keeps it: renewed while the call lives.
+
+    `tokens` is what was seen so far; `held` what the hold covers, raised by `extend`;
+    `exhausted` is set when the account has nothing left to extend it with.
+    """
+
+    caller: Caller
+    request_id: str
+    held: int
+    tokens: int = 0
+    exhausted: bool = False
