@@ -182,3 +182,59 @@ class Overloaded(Refusal):
 
     reason = "overloaded"
     status = 503
+
+
+class AdminRefusal(TollkeeperError):
+    """The Admin API refuses this request.
+
+    `errors` names the wrong fields, as (field, message) pairs.
+    """
+
+    reason = "invalid_request"
+    status = 400
+
+    def __init__(self, message: str | None = None, errors: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+
+class Unauthorized(AdminRefusal):
+    """A valid admin token is needed: send `Authorization: Bearer <token>`."""
+
+    reason = "unauthorized"
+    status = 401
+
+
+class Forbidden(AdminRefusal):
+    """This token may read but not change anything."""
+
+    reason = "read_only"
+    status = 403
+
+
+class NotFound(AdminRefusal):
+    """There is nothing at this address."""
+
+    reason = "not_found"
+    status = 404
+
+
+class Conflict(AdminRefusal):
+    """This contradicts what is stored."""
+
+    reason = "conflict"
+    status = 409
+
+
+class Unprocessable(AdminRefusal):
+    """Some fields are wrong."""
+
+    reason = "invalid_fields"
+    status = 422
+
+
+class StoreUnavailable(AdminRefusal):
+    """PostgreSQL does not answer; try again in a moment."""
+
+    reason = "store_unavailable"
+    status = 503
