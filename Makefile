@@ -1,0 +1,30 @@
+# Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
+MAKEFLAGS += --no-print-directory
+.PHONY: run test check bench lock clean
+
+run: ## Start everything on this machine
+	@.ci/environment requirements.lock
+	@exec .venv/bin/tollkeeper up $(ARGS)
+
+test: check ## Every check and the whole test suite
+	.venv/bin/python -m pytest -q $(ARGS)
+
+check: ## Style, types and layers
+	@.ci/environment requirements-dev.lock
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: ## The long measurements, printed as tables
+	@.ci/environment requirements-dev.lock
+	@exec .venv/bin/python -m tests.bench.run $(ARGS)
+
+lock: ## Resolve the dependencies anew; needs uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra dev \
+		-c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove the environment; data directories stay
+	rm -rf .venv *.egg-info build
