@@ -1,0 +1,38 @@
+"""The door to PostgreSQL: one pooled SQLAlchemy engine a process, over psycopg 3.
+
+Server-side prepared statements are off, so that it works through a transaction pooler.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+POOL_CONNECTIONS_MAX = 10
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 30_000
+POOL_WAIT_S = 10
+
+
+def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEngine:
+    """An engine for `postgresql://…`; nothing is connected until it is used."""
+    return create_async_engine(
+        dialect_url(url),
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_S,
+        pool_pre_ping=True,
+        connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
+    )
+
+
+def dialect_url(url: str) -> str:
+    """The same address in SQLAlchemy's spelling, naming psycopg 3."""
+    scheme, _, rest = url.partition("://")
+    if scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise ValueError(f"not a PostgreSQL address: {scheme}://…")
+    return f"postgresql+psycopg://{rest}"
+
+
+def plain_url(url: str) -> str:
+    """The same address as psycopg and libpq read it."""
+    return "postgresql://" + dialect_url(url).partition("://")[2]

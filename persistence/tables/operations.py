@@ -1,0 +1,209 @@
+"""How the system keeps itself honest: control writes, dead letters, quarantine, webhooks, audit."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+
+from gateway.core.model import PARTITIONS
+from persistence.tables.columns import (
+    count,
+    document,
+    identity,
+    line,
+    metadata,
+    moment,
+    one_of,
+    refers,
+    signed,
+)
+
+
+def _partition(*, required: bool = True, primary_key: bool = False) -> Column[int]:
+    bounds = CheckConstraint(f"partition BETWEEN 0 AND {PARTITIONS - 1}", name="partition")
+    return Column(
+        "partition", SmallInteger, bounds, nullable=not required, primary_key=primary_key, autoincrement=False
+    )
+
+
+# Every change that must reach the counters, as an intent. Null partition: concerns all of them.
+control_write = Table(
+    "control_write",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
+    Column("position", BigInteger, Identity(), nullable=False, unique=True),
+    _partition(required=False),
+    line("account"),
+    one_of("verb", ("recharge", "reset", "adjust", "block", "unblock", "plan", "credits", "define")),
+    document("payload"),
+    one_of("state", ("pending", "applied", "done", "refused"), default="pending"),
+    document("result", default=None),
+    moment("created_at", now=True),
+    moment("applied_at"),
+    moment("done_at"),
+    Index(None, "account", "position"),
+    Index("control_write_open_idx", "position", postgresql_where=text("state IN ('pending', 'applied')")),
+)
+
+# First answers of POSTs that carried an Idempotency-Key, per actor.
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    line("actor"),
+    line("key"),
+    line("method"),
+    line("path"),
+    Column("body_digest", Text, nullable=False),
+    # Null while the first request still runs.
+    Column("status", SmallInteger),
+    document("response", default=None),
+    moment("created_at", now=True),
+    moment("expires_at", required=True),
+    PrimaryKeyConstraint("actor", "key"),
+    Index(None, "expires_at"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    identity(),
+    line("actor"),
+    refers("admin_token_id", "admin_token", index=False),
+    line("action"),
+    line("resource"),
+    Column("resource_id", Text),
+    document("before", default=None),
+    document("after", default=None),
+    Column("request_id", Text),
+    moment("created_at", now=True),
+    Index(None, "resource", "resource_id"),
+    Index(None, "created_at"),
+)
+
+# Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.
+dead_letter = Table(
+    "dead_letter",
+    metadata,
+    identity(),
+    _partition(),
+    line("entry_id"),
+    Column("raw", LargeBinary, nullable=False),
+    line("reason"),
+    Column("organization_id", BigInteger),
+    Column("tenant_id", BigInteger),
+    count("epoch", required=False),
+    count("token_seq", required=False),
+    count("credit_seq", required=False),
+    count("spend_seq", required=False),
+    moment("created_at", now=True),
+    moment("resolved_at"),
+    UniqueConstraint("partition", "entry_id"),
+    Index(None, "tenant_id", "token_seq"),
+    Index(None, "organization_id"),
+)
+
+# Accounts whose events contradict what is stored: their entries wait in the outbox until release.
+quarantine = Table(
+    "quarantine",
+    metadata,
+    identity(),
+    line("account"),
+    _partition(),
+    Column("organization_id", BigInteger, nullable=False),
+    Column("tenant_id", BigInteger),
+    one_of("kind", ("gap", "conflict", "unknown_account")),
+    line("entry_id"),
+    count("epoch", default=None),
+    count("stored_seq", default=None),
+    count("found_seq", default=None),
+    line("reason"),
+    moment("created_at", now=True),
+    moment("released_at"),
+    Column("released_by", Text),
+    Index("quarantine_open_idx", "account", unique=True, postgresql_where=text("released_at IS NULL")),
+)
+
+# What each partition of the counters was last verified as.
+partition_state = Table(
+    "partition_state",
+    metadata,
+    _partition(primary_key=True),
+    Column("run_id", Text),
+    count("epoch"),
+    Column("last_entry_id", Text),
+    moment("verified_at"),
+    moment("updated_at", now=True),
+)
+
+# Movements that were acknowledged and could not be recovered, counted exactly.
+lost_event = Table(
+    "lost_event",
+    metadata,
+    identity(),
+    line("account"),
+    _partition(),
+    count("epoch", default=None),
+    count("first_seq", default=None),
+    count("last_seq", default=None),
+    document("detail"),
+    moment("created_at", now=True),
+    CheckConstraint("last_seq >= first_seq", name="seqs"),
+)
+
+reconciliation = Table(
+    "reconciliation",
+    metadata,
+    identity(),
+    moment("started_at", required=True),
+    moment("finished_at"),
+    count("checked"),
+    signed("drift_tokens"),
+    signed("drift_credits"),
+    count("pending"),
+    document("items", default="[]"),
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    identity(),
+    line("url"),
+    document("events", default="[]"),
+    Column("secret", Text, nullable=False),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    moment("created_at", now=True),
+    moment("updated_at", now=True),
+    moment("deleted_at"),
+)
+
+webhook_delivery = Table(
+    "webhook_delivery",
+    metadata,
+    identity(),
+    refers("webhook_id", "webhook", required=True),
+    line("event"),
+    document("payload"),
+    one_of("state", ("pending", "delivered", "failed"), default="pending"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("response_status", SmallInteger),
+    Column("error", Text),
+    moment("next_attempt_at", now=True),
+    moment("created_at", now=True),
+    moment("delivered_at"),
+    Index("webhook_delivery_due_idx", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+)
