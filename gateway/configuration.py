@@ -1,0 +1,262 @@
+"""The allow-list and where it leads: routes and upstreams, built in or read from YAML.
+
+A configuration file says everything the environment is too small for. `${NAME}` and
+`${NAME:-otherwise}` are replaced from the environment inside strings, `$$` is a dollar sign.
+Anything unknown is refused with its place in the file; values are never shown, since a header
+of an upstream is a credential.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.core.model import Family, Route, UpstreamTarget
+from gateway.errors import SettingError
+
+ANY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+CONFIG_BYTES_MAX = 1 << 20
+SERVICES_PREFIX = "/services/"
+
+Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """What may pass and where it goes.
+
+    `service_upstreams` maps a service key to the name of its upstream; a service without an
+    entry goes to the upstream of the route that took it.
+    """
+
+    routes: tuple[Route, ...]
+    upstreams: tuple[UpstreamTarget, ...]
+    service_upstreams: tuple[tuple[str, str], ...] = ()
+
+    def redirected(self, base_url: str) -> RouteTable:
+        """The same table with every upstream, and the services', at one base URL."""
+        upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
+        upstreams.setdefault("services", UpstreamTarget("services", base_url))
+        routes = self.routes
+        if not any("{service_key}" in route.path for route in routes):
+            routes = (*routes, SERVICES_ROUTE)
+        return replace(self, upstreams=tuple(upstreams.values()), routes=routes)
+
+
+def _model_routes(prefix: str) -> Iterator[Route]:
+    """Gemini's calls under `/v1beta` or `/v1`."""
+    for action, meter in (
+        ("generateContent", "gemini"),
+        ("streamGenerateContent", "gemini"),
+        ("embedContent", "gemini"),
+        ("countTokens", "none"),
+    ):
+        yield Route(
+            ("POST",),
+            f"{prefix}/models/{{model}}:{action}",
+            "gemini",
+            service="" if meter == "none" else "gemini",
+            family=Family.GEMINI,
+            meter=meter,
+        )
+
+
+SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "services", meter="units")
+
+DEFAULT_ROUTES: tuple[Route, ...] = (
+    Route(("POST",), "/v1/chat/completions", "openai", "chat", Family.OPENAI, "openai_chat"),
+    Route(("POST",), "/v1/completions", "openai", "completions", Family.OPENAI, "openai_completions"),
+    Route(("POST",), "/v1/responses", "openai", "responses", Family.OPENAI, "openai_responses"),
+    Route(("POST",), "/v1/embeddings", "openai", "embeddings", Family.OPENAI, "openai_embeddings"),
+    Route(("GET",), "/v1/models", "openai", "", Family.OPENAI),
+    Route(("GET",), "/v1/models/{id}", "openai", "", Family.OPENAI),
+    Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic"),
+    Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
+    *_model_routes("/v1beta"),
+    *_model_routes("/v1"),
+    Route(("GET",), "/v1beta/models", "gemini", "", Family.GEMINI),
+    Route(("GET",), "/v1beta/models/{id}", "gemini", "", Family.GEMINI),
+)
+
+
+def default_table(environ: Mapping[str, str]) -> RouteTable:
+    """The routes of the three API families; their credentials from the usual variables."""
+    openai = environ.get("OPENAI_API_KEY", "")
+    anthropic = environ.get("ANTHROPIC_API_KEY", "")
+    gemini = environ.get("GEMINI_API_KEY", "")
+    return RouteTable(
+        routes=DEFAULT_ROUTES,
+        upstreams=(
+            UpstreamTarget(
+                "openai",
+                "https://api.openai.com",
+                (("authorization", f"Bearer {openai}"),) if openai else (),
+            ),
+            UpstreamTarget(
+                "anthropic",
+                "https://api.anthropic.com",
+                (("x-api-key", anthropic),) if anthropic else (),
+            ),
+            UpstreamTarget(
+                "gemini",
+                "https://generativelanguage.googleapis.com",
+                (("x-goog-api-key", gemini),) if gemini else (),
+            ),
+        ),
+    )
+
+
+class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    base_url: str
+    headers: dict[str, str] = {}
+    ca_file: str | None = None
+
+
+class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    upstream: str
+
+
+class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: Path_
+    upstream: str
+    methods: tuple[Method, ...] = ("POST",)
+    service: str = ""
+    family: Family = Family.GENERIC
+    meter: str = "none"
+    on_disconnect: Literal["drain", "abort"] = "drain"
+    settle: Literal["before_end", "after_reply"] = "before_end"
+    trust_client_units: bool = False
+
+
+class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration file as it is written; `settings` are lower-case names without prefix."""
+
+    settings: dict[str, Any] = {}
+    upstreams: dict[Name, _Upstream] = {}
+    services: dict[Name, _Service] = {}
+    routes: tuple[_Route, ...] | None = None
+    include_default_routes: bool = False
+
+
+def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
+    """Read a YAML file and replace `${NAME}`; `SettingError` names the place of what is wrong."""
+    import yaml  # noqa: PLC0415  # workers, which never read the file, are spared its memory
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(text) > CONFIG_BYTES_MAX:
+        raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not text"
+        raise SettingError(f"{path}{place}: not valid YAML ({problem})") from error
+    try:
+        return msgspec.convert(_substituted(document or {}, environ, str(path)), ConfigFile)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{path}: {error}") from error
+
+
+def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
+    """The table a configuration file describes, over the built-in one."""
+    default = default_table(environ)
+    upstreams = {target.name: target for target in default.upstreams}
+    for name, written in config.upstreams.items():
+        upstreams[name] = _target(name, written)
+    if config.routes is None:
+        routes: tuple[Route, ...] = DEFAULT_ROUTES
+    else:
+        routes = tuple(_route(written) for written in config.routes)
+        routes += DEFAULT_ROUTES if config.include_default_routes else ()
+    if config.services and not any("{service_key}" in route.path for route in routes):
+        first = next(iter(config.services.values())).upstream
+        fallback = "services" if "services" in upstreams else first
+        routes = (*routes, replace(SERVICES_ROUTE, upstream=fallback))
+    elif config.routes is None and "services" in upstreams:
+        routes = (*routes, SERVICES_ROUTE)
+    services = tuple((key, service.upstream) for key, service in config.services.items())
+    used = [(f"routes {route.path}", route.upstream) for route in routes]
+    for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
+        if name not in upstreams:
+            raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
+    return RouteTable(routes, tuple(upstreams.values()), services)
+
+
+def base_url_of(url: str, place: str) -> str:
+    """A usable upstream base URL without its last slash, or `SettingError`."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise SettingError(f"{place}: not a base URL such as https://api.example.com")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise SettingError(f"{place}: a base URL has no user, query or fragment; put credentials in headers")
+    return url.rstrip("/")
+
+
+def _target(name: str, written: _Upstream) -> UpstreamTarget:
+    for field, value in written.headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
+            raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
+    return UpstreamTarget(
+        name,
+        base_url_of(written.base_url, f"upstreams.{name}.base_url"),
+        tuple((field.lower(), value) for field, value in written.headers.items()),
+        written.ca_file,
+    )
+
+
+def _route(written: _Route) -> Route:
+    methods = ANY_METHODS if "ANY" in written.methods else tuple(dict.fromkeys(written.methods))
+    if written.meter != "none" and not written.service and "{service_key}" not in written.path:
+        raise SettingError(f"routes {written.path}: a metered route needs a service")
+    return Route(
+        methods,
+        written.path.replace("{path...}", "{path…}"),
+        written.upstream,
+        written.service,
+        written.family,
+        written.meter,
+        written.on_disconnect,
+        written.settle,
+        written.trust_client_units,
+    )
+
+
+VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
+
+
+def _substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
+    """The document with `${NAME}` replaced in every string value."""
+    if isinstance(value, dict):
+        return {key: _substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substituted(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            return "$"
+        found = environ.get(name) or match["otherwise"]
+        if found is None:
+            raise SettingError(f"{place}: the environment variable {name} is not set")
+        return found
+
+    return VARIABLE.sub(replacement, value)

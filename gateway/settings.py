@@ -1,0 +1,205 @@
+"""Every setting, validated once: defaults, then the configuration file, then `TOLLKEEPER_*`.
+
+The process that is started by a person resolves them; workers receive the result as JSON
+(`to_json`, `from_json`) and never read the environment, so all of them agree. Units are in the
+names. A value is shown in an error unless its name says it is a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.configuration import (
+    ConfigFile,
+    RouteTable,
+    base_url_of,
+    default_table,
+    read_config,
+    table_of,
+)
+from gateway.core.model import Route, UpstreamTarget
+from gateway.errors import SettingError
+
+PREFIX = "TOLLKEEPER_"
+# Read by the administration commands, not by a server.
+CLIENT_NAMES = frozenset({"admin_url", "config", "lua_dir"})
+SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
+Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$")]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one Tollkeeper process runs with."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    database_url: str = "postgresql://tollkeeper@127.0.0.1:5432/tollkeeper"
+    admin_token: Token = ""
+    readonly_token: Token = ""
+    key_pepper: Token = ""
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Port = 8080
+    admin_host: str = "127.0.0.1"
+    admin_port: Port = 8081
+    ops_host: str = "0.0.0.0"  # noqa: S104  # probes and scrapes come from outside the pod
+    ops_port: Port = 9090
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
+
+    hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    redis_wait_s: Seconds = 1.0
+    shutdown_grace_s: Seconds = 30.0
+    flush_interval_s: Seconds = 0.25
+
+    head_s: Seconds = 10.0
+    body_s: Seconds = 120.0
+    keep_alive_s: Seconds = 75.0
+    upstream_connect_s: Seconds = 5.0
+    upstream_first_byte_s: Seconds = 120.0
+    upstream_idle_s: Seconds = 120.0
+    upstream_keep_alive_s: Seconds = 30.0
+
+    head_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 65_536
+    head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
+    body_bytes_max: Bytes = 32 * 1024 * 1024
+    connections_max: Count = 20_000
+    upstream_connections_max: Count = 2_000
+    upstream_idle_connections_max: Count = 256
+    usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
+
+    routes: tuple[Route, ...] = ()
+    upstreams: tuple[UpstreamTarget, ...] = ()
+    service_upstreams: tuple[tuple[str, str], ...] = ()
+
+    def with_table(self, table: RouteTable) -> Settings:
+        """The same settings with these routes and upstreams."""
+        return msgspec.structs.replace(
+            self,
+            routes=table.routes,
+            upstreams=table.upstreams,
+            service_upstreams=table.service_upstreams,
+        )
+
+    def with_upstream(self, base_url: str) -> Settings:
+        """The same settings with every upstream replaced by one base URL."""
+        table = RouteTable(self.routes, self.upstreams, self.service_upstreams)
+        return self.with_table(table.redirected(base_url_of(base_url, "--upstream")))
+
+    def with_values(self, **values: Any) -> Settings:
+        """The same settings with these values, unchecked: they come from a parsed option."""
+        return msgspec.structs.replace(self, **values)
+
+
+NAMES = tuple(name for name in Settings.__struct_fields__ if name not in RouteTable.__dataclass_fields__)
+
+
+def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
+    """Resolve every setting; `SettingError` names the one that is unknown or invalid."""
+    written = read_config(config, environ) if config else None
+    values: dict[str, Any] = {}
+    for name, value in (written.settings if written else {}).items():
+        if name not in NAMES:
+            raise _unknown(f"{config}: settings.{name}", name, str(value), NAMES, "")
+        values[name] = _checked(f"{config}: settings.{name}", name, value)
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or _is_service_link(variable, text):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in CLIENT_NAMES:
+            continue
+        if name not in NAMES or variable != variable.upper():
+            raise _unknown(variable, name, text, NAMES, PREFIX)
+        values[name] = _checked(variable, name, text)
+    return Settings(**values).with_table(_table(written, environ))
+
+
+def to_json(settings: Settings) -> bytes:
+    """Settings for a worker, secrets included: hand them over privately."""
+    return msgspec.json.encode(settings)
+
+
+def from_json(data: bytes) -> Settings:
+    """Settings as `to_json` wrote them."""
+    return msgspec.json.decode(data, type=Settings)
+
+
+def without_password(url: str) -> str:
+    """A URL fit for a log line."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", url)
+
+
+def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable:
+    return table_of(written, environ) if written else default_table(environ)
+
+
+_TYPES = get_type_hints(Settings, include_extras=True)
+_URL_SCHEMES = {
+    "redis_url": {"redis", "rediss", "unix"},
+    "database_url": {"postgresql", "postgres", "postgresql+psycopg"},
+}
+
+
+def _checked(place: str, name: str, value: Any) -> Any:
+    try:
+        checked = msgspec.convert(value, _TYPES[name], strict=False)
+    except msgspec.ValidationError as error:
+        wanted = _wanted(name)
+        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {wanted}") from error
+    schemes = _URL_SCHEMES.get(name)
+    if schemes and urlsplit(str(checked)).scheme not in schemes:
+        raise SettingError(
+            f"{place}={_shown(name, value)} is not valid: expected a URL beginning with "
+            + " or ".join(f"{scheme}://" for scheme in sorted(schemes))
+        )
+    return checked
+
+
+def _wanted(name: str) -> str:
+    """What would be valid, in words, from the type itself."""
+    hint = _TYPES[name]
+    meta = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)
+    kind = getattr(hint, "__origin__", hint)
+    if meta is not None and meta.pattern is not None:
+        if name == "log_level":
+            return "one of debug, info, warning, error"
+        return "16 to 512 visible ASCII characters"
+    noun = {int: "a whole number", float: "a number"}.get(kind, "text")
+    if meta is None:
+        return noun
+    low = f"above {meta.gt}" if meta.gt is not None else f"from {meta.ge}"
+    unit = " seconds" if name.endswith("_s") else " bytes" if "_bytes_" in name else ""
+    return f"{noun} {low} to {meta.le}{unit}"
+
+
+def _unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
+    hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
+    secret = name if SECRET.search(name) else (close[0] if close else name)
+    return SettingError(f"{place}={_shown(secret, value)} is not a setting; {hint}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if SECRET.search(name):
+        return "(hidden)"
+    text = without_password(str(value))
+    return repr(text if len(text) <= 100 else text[:100] + "…")
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like beside a pod; those are nobody's settings."""
+    return bool(
+        re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
+        or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))
+    )
