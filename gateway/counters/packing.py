@@ -1,0 +1,291 @@
+"""How calls and answers of the scripts are packed: the Python half of what `lua/` states.
+
+Pure functions. A call is (keys, arguments); an answer is bytes of little-endian doubles.
+`None` for "no limit" travels as 0 in limits and as -1 in totals and caps.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from gateway.core.model import (
+    INTEGER_MAX,
+    Decision,
+    HoldRequest,
+    Limits,
+    Scope,
+    Settlement,
+    Verdict,
+    Window,
+)
+from gateway.counters import keys
+
+RUN_ID_LENGTH = 40
+MARKER = struct.Struct("<40sdd")
+MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
+FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
+
+_RESERVE = struct.Struct("<40s7dB36s")
+_SETTLE = struct.Struct("<40sB8dBd36s")
+_EXTEND = struct.Struct("<dd36s")
+_ADMITTED = struct.Struct("<14d")
+_REFUSED = struct.Struct("<7d")
+_ONE = struct.Struct("<d")
+
+Call = tuple[tuple[str, ...], tuple[bytes, ...]]
+
+
+def service_flags(request: HoldRequest | Settlement) -> int:
+    """The flag byte both `reserve` and `settle` take, from the service and the caller."""
+    service = request.service
+    flags = FLAG_USER if request.user else 0
+    if service.counts_tokens:
+        flags |= FLAG_COUNTS
+    if service.meter == "subscription":
+        flags |= FLAG_SUBSCRIPTION
+    elif service.meter == "consumption":
+        flags |= FLAG_PAYS | (FLAG_ONE_TIME if service.one_time else 0)
+    else:
+        flags |= FLAG_USES
+    return flags
+
+
+def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> Call:
+    """Keys and arguments of `reserve`."""
+    caller = request.caller
+    p, user = caller.partition, request.user
+    flags = service_flags(request)
+    names = [
+        keys.marker(p),
+        keys.tenant_state(p, caller.tenant_id),
+        keys.organization_state(p, caller.organization_id),
+        keys.key_state(p, caller.key_id),
+        keys.hold(p, request.request_id),
+        keys.deadlines(p),
+        keys.outbox(p),
+    ]
+    if user:
+        names.append(keys.user_state(p, caller.tenant_id, user))
+    if flags & FLAG_ONE_TIME:
+        names.append(keys.activation(p, caller.organization_id, request.service.id))
+    packed = _RESERVE.pack(
+        run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
+        request.service.id, flags, request.request_id.encode(),
+    )  # fmt: skip
+    return tuple(names), (packed, user.encode())
+
+
+def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> Call:
+    """Keys and arguments of `settle`."""
+    caller = settlement.caller
+    p, user = caller.partition, settlement.user
+    flags = service_flags(settlement)
+    names = [
+        keys.marker(p),
+        keys.hold(p, settlement.request_id),
+        keys.deadlines(p),
+        keys.outbox(p),
+        keys.late(p),
+        keys.control(p),
+        keys.tenant_state(p, caller.tenant_id),
+        keys.organization_state(p, caller.organization_id),
+        keys.key_state(p, caller.key_id),
+    ]
+    if user:
+        names.append(keys.user_state(p, caller.tenant_id, user))
+    if flags & FLAG_ONE_TIME:
+        names.append(keys.activation(p, caller.organization_id, settlement.service.id))
+    packed = _SETTLE.pack(
+        run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0,
+        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
+        flags, tombstone_ms, settlement.request_id.encode(),
+    )  # fmt: skip
+    return tuple(names), (
+        packed,
+        user.encode(),
+        settlement.attribution.encode(),
+        settlement.metadata,
+    )
+
+
+def extend(
+    run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[str, int, int, int]]
+) -> Call:
+    """Keys and arguments of `extend`; `live` is (request id, tenant, observed, margin) each."""
+    names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
+    arguments = [run_id, str(ttl_ms).encode()]
+    for request_id, tenant_id, observed, margin in live:
+        names += [keys.hold(partition, request_id), keys.tenant_state(partition, tenant_id)]
+        arguments.append(_EXTEND.pack(observed, margin, request_id.encode()))
+    return tuple(names), tuple(arguments)
+
+
+def decision(answer: bytes) -> Decision:
+    """The answer of `reserve` as a fact."""
+    if len(answer) == _ADMITTED.size:
+        v = _ADMITTED.unpack(answer)
+        return Decision(
+            Verdict.ADMITTED,
+            now_ms=int(v[1]),
+            held_tokens=int(v[2]),
+            tokens_remaining=None if v[3] < 0 else int(v[3]),
+            until_ms=int(v[4]),
+            credits_remaining=int(v[5]),
+            requests=_window(v, 6),
+            tokens=_window(v, 10),
+        )
+    if len(answer) == _REFUSED.size:
+        code, now, scope, kind, used, limit, until = map(int, _REFUSED.unpack(answer))
+        return Decision(Verdict(code), scope, kind, used, limit, until, now)
+    return Decision(Verdict(int(_ONE.unpack(answer)[0])))
+
+
+def _window(values: tuple[float, ...], at: int) -> Window | None:
+    if values[at] == 0:
+        return None
+    return Window(
+        Scope(int(values[at])), int(values[at + 1]), int(values[at + 2]), int(values[at + 3])
+    )
+
+
+def code_of(answer: bytes) -> int:
+    """The first number of any packed answer."""
+    return int(_ONE.unpack_from(answer)[0])
+
+
+# --- control: what the keeper sends -----------------------------------------------------
+
+_GRANT = struct.Struct("<40sBd36s")
+_LOAD = struct.Struct("<40sBBdB")
+_PLAN = struct.Struct("<9d")
+_LIMITS = struct.Struct("<3d")
+_KEY = struct.Struct("<3d3d")
+_TENANT = struct.Struct("<3d5d9d")
+_ORGANIZATION = struct.Struct("<3d3d")
+
+VERBS = {
+    "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
+}  # fmt: skip
+INTERVALS = {"none": 0, "daily": 1, "weekly": 2, "monthly": 3}
+POLICIES = {"block": 0, "carry": 1, "bill": 2}
+ADMISSIONS = {"available": 0, "strict": 1}
+EXHAUSTED = {"finish": 0, "cut": 1}
+STORE_FAILURES = {"deny": 0, "allow": 1}
+DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
+KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTerms:
+    """A token plan as a tenant's state carries it; `plan_id` 0 is "no plan", total None unlimited."""
+
+    plan_id: int = 0
+    total: int | None = None
+    reset_interval: str = "none"
+    overage_policy: str = "block"
+    admission: str = "available"
+    on_exhausted: str = "finish"
+    on_store_failure: str = "deny"
+    rollover_max: int = 0
+    anchor: int = 1
+
+
+def plan(terms: PlanTerms) -> bytes:
+    """The plan as `grant` and `load` take it."""
+    return _PLAN.pack(
+        terms.plan_id, INTERVALS[terms.reset_interval], POLICIES[terms.overage_policy],
+        ADMISSIONS[terms.admission], EXHAUSTED[terms.on_exhausted],
+        STORE_FAILURES[terms.on_store_failure], terms.rollover_max,
+        -1 if terms.total is None else terms.total, terms.anchor,
+    )  # fmt: skip
+
+
+def grant(
+    run_id: bytes, partition: int, tenant_id: int, organization_id: int, verb: str,
+    amount: int, write_id: str, metadata: bytes = b"", terms: PlanTerms | None = None,
+) -> Call:  # fmt: skip
+    """Keys and arguments of `grant`. `amount` is signed for adjust and credits."""
+    assert abs(amount) <= INTEGER_MAX
+    return (
+        keys.marker(partition),
+        keys.control(partition),
+        keys.outbox(partition),
+        keys.tenant_state(partition, tenant_id),
+        keys.organization_state(partition, organization_id),
+    ), (
+        _GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
+        metadata,
+        plan(terms) if terms else b"",
+    )
+
+
+def define(
+    run_id: bytes, partition: int, state: str, kind: int, version: int, definition: bytes, create: bool
+) -> Call:  # fmt: skip
+    """Keys and arguments of `load` for a definition."""
+    return (
+        (keys.marker(partition), state, keys.outbox(partition)),
+        (_LOAD.pack(run_id, DEFINE, kind, version, create), definition, b""),
+    )
+
+
+def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
+    """Keys and arguments of `load` for a rebuilt state, or for the marker itself."""
+    verb = VERIFY if state == keys.marker(partition) else REBUILD
+    return (
+        (keys.marker(partition), state, keys.outbox(partition)),
+        (_LOAD.pack(run_id, verb, 0, 0, 0), packed, marker),
+    )
+
+
+def forget(run_id: bytes, partition: int, state: str) -> Call:
+    """Keys and arguments of `load` for a state that is deleted."""
+    return (
+        (keys.marker(partition), state, keys.outbox(partition)),
+        (_LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b""),
+    )
+
+
+def _limits(limits: Limits) -> tuple[int, int, int]:
+    return (
+        limits.requests_per_minute or 0,
+        limits.tokens_per_minute or 0,
+        limits.concurrency or 0,
+    )
+
+
+def key_definition(limits: Limits, revoked: bool, expires_ms: int, key_id: int) -> bytes:
+    """An API key's definition; `expires_ms` 0 is never."""
+    return _KEY.pack(*_limits(limits), 1 if revoked else 0, expires_ms, key_id)
+
+
+def user_definition(limits: Limits) -> bytes:
+    """A user's own limits, over the tenant's `user_limits`."""
+    return _LIMITS.pack(*_limits(limits))
+
+
+def tenant_definition(
+    limits: Limits, user_limits: Limits, tenant_id: int, organization_id: int, terms: PlanTerms | None
+) -> bytes:  # fmt: skip
+    """A tenant's definition; `terms` None keeps the plan its state has."""
+    packed = _TENANT.size - _PLAN.size
+    head = struct.pack(
+        "<3d5d", *_limits(limits), *_limits(user_limits), tenant_id, organization_id
+    )
+    assert len(head) == packed
+    return head + (plan(terms) if terms else _PLAN.pack(-1, *([0] * 8)))
+
+
+def organization_definition(
+    limits: Limits, credit_limit: int, cap: int | None, organization_id: int
+) -> bytes:
+    """An organization's definition; `cap` in micro-units of its currency, None is no cap."""
+    return _ORGANIZATION.pack(
+        *_limits(limits), credit_limit, -1 if cap is None else cap, organization_id
+    )
+
+
+def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
+    """The marker of a verified partition."""
+    return MARKER.pack(run_id, epoch, catalogue)

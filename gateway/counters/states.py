@@ -1,0 +1,194 @@
+"""The packed account states, unpacked for people and packed for a rebuild.
+
+Positions follow `lua/lib/state.lua`. A field name here is the same word as there.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import astuple, dataclass, fields
+
+MANUAL_BLOCK, HAS_PLAN = 1, 2
+POLICY_BILL = 2
+HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES = 1, 2, 4, 8, 16
+
+
+@dataclass(slots=True)
+class KeyState:
+    """An API key. `flags` 1 is revoked; `expires` 0 is never. Bucket levels are in 1/60,000."""
+
+    flags: int = 0
+    version: int = 0
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 0
+    requests_used: int = 0
+    tokens_used: int = 0
+    at: int = 0
+    inflight: int = 0
+    expires: int = 0
+    key_id: int = 0
+
+
+@dataclass(slots=True)
+class UserState:
+    """A tenant's user. `flags` 1: limits of its own."""
+
+    flags: int = 0
+    version: int = 0
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 0
+    requests_used: int = 0
+    tokens_used: int = 0
+    at: int = 0
+    inflight: int = 0
+
+
+@dataclass(slots=True)
+class TenantState:
+    """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none."""
+
+    flags: int = 0
+    version: int = 0
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 0
+    requests_used: int = 0
+    tokens_used: int = 0
+    at: int = 0
+    inflight: int = 0
+    total: int = -1
+    remaining: int = 0
+    held: int = 0
+    used: int = 0
+    cycle: int = 0
+    next_reset: int = 0
+    anchor: int = 1
+    last_reset: int = 0
+    seq: int = 0
+    ledger_at: int = 0
+    plan_id: int = 0
+    interval: int = 0
+    policy: int = 0
+    admission: int = 0
+    on_exhausted: int = 0
+    on_store_failure: int = 0
+    rollover_max: int = 0
+    plan_total: int = -1
+    user_rpm: int = 0
+    user_tpm: int = 0
+    user_concurrency: int = 0
+    tenant_id: int = 0
+    organization_id: int = 0
+
+    @property
+    def unlimited(self) -> bool:
+        return self.total < 0
+
+    @property
+    def manual_block(self) -> bool:
+        return bool(self.flags & MANUAL_BLOCK)
+
+    @property
+    def is_blocked(self) -> bool:
+        """By hand, or by what is settled: remaining ≤ 0 under a plan that refuses."""
+        exceeded = (
+            bool(self.flags & HAS_PLAN)
+            and not self.unlimited
+            and self.policy != POLICY_BILL
+            and self.remaining <= 0
+        )
+        return self.manual_block or exceeded
+
+
+@dataclass(slots=True)
+class OrganizationState:
+    """An organization: limits, credit account, spend account of the month (`cap` -1: none)."""
+
+    flags: int = 0
+    version: int = 0
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 0
+    requests_used: int = 0
+    tokens_used: int = 0
+    at: int = 0
+    inflight: int = 0
+    balance: int = 0
+    credits_held: int = 0
+    credit_limit: int = 0
+    credit_seq: int = 0
+    credit_at: int = 0
+    cap: int = -1
+    spent: int = 0
+    spend_held: int = 0
+    month: int = 0
+    spend_seq: int = 0
+    spend_at: int = 0
+    organization_id: int = 0
+
+
+@dataclass(slots=True)
+class HoldState:
+    """One hold: what was taken where, and what was observed so far."""
+
+    flags: int = 0
+    tokens: int = 0
+    key_tpm: int = 0
+    user_tpm: int = 0
+    tenant_tpm: int = 0
+    organization_tpm: int = 0
+    credits: int = 0
+    observed: int = 0
+    service_id: int = 0
+    deadline: int = 0
+    organization_id: int = 0
+    tenant_id: int = 0
+    key_id: int = 0
+    units: int = 0
+    created: int = 0
+    charged: int = 0
+
+
+State = KeyState | UserState | TenantState | OrganizationState | HoldState
+
+
+def _form(kind: type[State]) -> struct.Struct:
+    return struct.Struct(f"<B{len(fields(kind)) - 1}d")
+
+
+_FORMS: dict[type[State], struct.Struct] = {
+    kind: _form(kind) for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState)
+}
+
+
+def unpack_key(packed: bytes) -> KeyState:
+    """An API key's state."""
+    return KeyState(*map(int, _FORMS[KeyState].unpack(packed)))
+
+
+def unpack_user(packed: bytes) -> UserState:
+    """A user's state."""
+    return UserState(*map(int, _FORMS[UserState].unpack(packed)))
+
+
+def unpack_tenant(packed: bytes) -> TenantState:
+    """A tenant's state."""
+    return TenantState(*map(int, _FORMS[TenantState].unpack(packed)))
+
+
+def unpack_organization(packed: bytes) -> OrganizationState:
+    """An organization's state."""
+    return OrganizationState(*map(int, _FORMS[OrganizationState].unpack(packed)))
+
+
+def unpack_hold(packed: bytes) -> tuple[HoldState, str]:
+    """A hold and its caller's own user id."""
+    form = _FORMS[HoldState]
+    return HoldState(*map(int, form.unpack_from(packed))), packed[form.size :].decode()
+
+
+def pack(state: State) -> bytes:
+    """The state as the scripts read it."""
+    return _FORMS[type(state)].pack(*astuple(state))

@@ -1,0 +1,39 @@
+-- grant: one control write on an account, once by its id.
+-- needs: state event cycle grant
+-- allows: oom
+-- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
+-- KEYS[4] t tenant  KEYS[5] o organization
+-- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed), id (36)
+--   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (a due reset only)
+-- ARGV[2] metadata (JSON object or empty)
+-- ARGV[3] the plan, for verb 6, packed: plan id (0 none), interval, policy, admission, exhausted,
+--   store failure, rollover, total (-1 unlimited), anchor
+-- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance
+--   | 0 unverified | -2 unknown account
+-- Example: recharge 50 on remaining -20 -> remaining 30, one outbox entry whose source is the id
+if #KEYS ~= 5 or #ARGV ~= 3 then return redis.error_reply('ERR grant takes 5 keys and 3 arguments') end
+local run_id, verb, amount, id = struct.unpack('<c40Bdc36', ARGV[1])
+local raw = redis.call('MGET', KEYS[1], KEYS[4], KEYS[5])
+local epoch = verified(raw[1], run_id)
+if not epoch then return struct.pack('<d', 0) end
+if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return struct.pack('<d', -2) end
+local now = clock()
+local t, o = raw[2] and open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3])
+local function answer(code)
+  local remaining = (not t or t[TOTAL] < 0) and -1 or t[REMAINING]
+  return struct.pack('<ddddd', code, now, t and t[SEQ] or o[CSEQ], remaining, o[BALANCE])
+end
+if verb ~= SWEEP and redis.call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
+
+local events = {t and due(t, now, epoch)}
+local f = {source = id, metadata = ARGV[2]}
+if verb == CREDITS_VERB then events[#events + 1] = credit(o, t, now, epoch, amount, f)
+elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb, amount, ARGV[3], f) end
+if #events == 0 then return answer(2) end
+
+local err = append_all(KEYS[3], events, verb ~= SWEEP and KEYS[2], id)
+if err then return err end
+local writes = {KEYS[5], write(ORG_FORM, ORG_SIZE, o)}
+if t then writes[3], writes[4] = KEYS[4], write(TENANT_FORM, TENANT_SIZE, t) end
+redis.call('MSET', unpack(writes))
+return answer(1)

@@ -1,0 +1,39 @@
+-- event: packs one outbox entry. Layout: gateway/core/ledger.py. Needs state.
+local VERSION_1, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVATES = 1, 1, 2, 4, 8, 16, 32, 64, 128
+local CONSUME, RESET, RECHARGE, ADJUST, BLOCK, UNBLOCK, CREDIT = 1, 2, 3, 4, 5, 6, 7
+local NOTE_LATE, NOTE_RECLAIMED = 1, 2
+local NO_CREDITS, NO_SPEND = {0, 0, 0}, {0, 0, 0, 0}
+local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Bc0Bc0Hc0'
+
+local function exceeded(t)
+  return has(t[FLAGS], HAS_PLAN) and t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL and t[REMAINING] <= 0
+end
+
+local function standing(t)
+  local flags = 0
+  if t[TOTAL] < 0 then flags = flags + UNLIMITED end
+  if has(t[FLAGS], MANUAL_BLOCK) then flags = flags + BLOCKED + MANUAL
+  elseif exceeded(t) then flags = flags + BLOCKED end
+  return flags
+end
+
+-- facts: kind, flags, note, at, epoch, key, service, amount, credit {seq, credits, balance},
+-- spend {seq, units, amount, spent}, source, user, attribution, metadata
+local function event(t, o_id, f)
+  local c, s = f.credit or NO_CREDITS, f.spend or NO_SPEND
+  local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
+  return struct.pack(EVENT_FORM, VERSION_1, f.kind, f.flags, f.note or 0, f.at, f.epoch,
+    o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
+    t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,
+    c[1], c[2], c[3], s[1], s[2], s[3], s[4],
+    #source, source, #user, user, #attribution, attribution, #metadata, metadata)
+end
+
+-- stamps the next seq and a time that never runs backwards, then packs a token movement
+local function movement(t, now, epoch, kind, amount, f)
+  t[SEQ] = t[SEQ] + 1
+  t[LEDGER_AT] = math.max(now, t[LEDGER_AT])
+  f.kind, f.at, f.epoch, f.amount = kind, t[LEDGER_AT], epoch, math.abs(amount)
+  f.flags = (f.flags or 0) + TOKENS + standing(t) + ((kind ~= CONSUME and amount >= 0) and INWARD or 0)
+  return event(t, t[TENANT_ORG], f)
+end

@@ -1,0 +1,65 @@
+-- grant: what each control verb does to an account. Needs state, event, cycle.
+local VERB_RECHARGE, VERB_RESET, VERB_ADJUST, VERB_BLOCK, VERB_UNBLOCK, VERB_PLAN, CREDITS_VERB, SWEEP = 1, 2, 3, 4, 5, 6, 7, 8
+
+local function credit(o, t, now, epoch, amount, f)
+  o[BALANCE], o[CSEQ] = o[BALANCE] + amount, o[CSEQ] + 1
+  o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
+  f.kind, f.flags, f.at, f.epoch = CREDIT, CREDITS + (amount >= 0 and INWARD or 0), o[CREDIT_AT], epoch
+  f.credit = {o[CSEQ], math.abs(amount), o[BALANCE]}
+  return event(nil, o[ORG], f)
+end
+
+local function mark(t, now, epoch, kind, f)
+  local blocked = has(t[FLAGS], MANUAL_BLOCK)
+  if kind == BLOCK and not blocked then t[FLAGS] = t[FLAGS] + MANUAL_BLOCK end
+  if kind == UNBLOCK and blocked then t[FLAGS] = t[FLAGS] - MANUAL_BLOCK end
+  t[LEDGER_AT] = math.max(now, t[LEDGER_AT])
+  f.kind, f.flags, f.at, f.epoch = kind, standing(t), t[LEDGER_AT], epoch
+  return event(t, t[TENANT_ORG], f)
+end
+
+-- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset
+local function change_plan(t, now, epoch, packed, f)
+  local had, total, remaining = has(t[FLAGS], HAS_PLAN), t[TOTAL], t[REMAINING]
+  local interval, anchor = t[INTERVAL], t[ANCHOR]
+  t[PLAN], t[INTERVAL], t[POLICY], t[ADMISSION], t[EXHAUSTED], t[STORE], t[ROLLOVER], t[PLAN_TOTAL], t[ANCHOR] =
+    struct.unpack('<ddddddddd', packed)
+  if had ~= (t[PLAN] > 0) then t[FLAGS] = t[FLAGS] + (had and -HAS_PLAN or HAS_PLAN) end
+  if t[NEXT] == 0 or interval ~= t[INTERVAL] or anchor ~= t[ANCHOR] then
+    t[NEXT] = boundary(t[INTERVAL], t[ANCHOR], now)
+  end
+  if t[SEQ] == 0 then return renew(t, now, epoch, t[CYCLE] == 0 and 1 or 0, t[NEXT], f) end
+  local before = total < 0 and 0 or remaining
+  t[TOTAL] = t[PLAN_TOTAL]
+  if t[TOTAL] < 0 then t[REMAINING] = 0
+  elseif total < 0 then t[REMAINING] = t[TOTAL] - t[USED]
+  else t[REMAINING] = remaining + t[TOTAL] - total end
+  return movement(t, now, epoch, ADJUST, t[REMAINING] - before, f)
+end
+
+local function tenant_grant(t, now, epoch, verb, amount, plan, f)
+  if verb == VERB_PLAN then return change_plan(t, now, epoch, plan, f) end
+  if verb == VERB_BLOCK then return mark(t, now, epoch, BLOCK, f) end
+  if verb == VERB_UNBLOCK then return mark(t, now, epoch, UNBLOCK, f) end
+  if verb == VERB_RESET then
+    return renew(t, now, epoch, 1, boundary(t[INTERVAL], t[ANCHOR], now), f)
+  end
+  if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] + amount end
+  return movement(t, now, epoch, verb == VERB_RECHARGE and RECHARGE or ADJUST, amount, f)
+end
+
+-- the fallible writes, undone together
+local function append_all(stream, events, ids_key, id)
+  local added = {}
+  local function undo() for _, entry in ipairs(added) do redis.call('XDEL', stream, entry) end end
+  for i = 1, #events do
+    local entry = redis.pcall('XADD', stream, '*', 'e', events[i])
+    if type(entry) == 'table' and entry.err then undo() return entry end
+    added[i] = entry
+  end
+  if ids_key then
+    local noted = redis.pcall('HSET', ids_key, id, '1')
+    if type(noted) == 'table' and noted.err then undo() return noted end
+  end
+  return nil
+end

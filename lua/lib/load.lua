@@ -1,0 +1,44 @@
+-- load: how a definition enters a state. Needs state, bucket, cycle.
+local DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
+local KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORG = 1, 2, 3, 4
+
+local function form_of(kind)
+  if kind == KIND_KEY then return KEY_FORM, KEY_SIZE end
+  if kind == KIND_USER then return USER_FORM, USER_SIZE end
+  if kind == KIND_TENANT then return TENANT_FORM, TENANT_SIZE end
+  return ORG_FORM, ORG_SIZE
+end
+
+-- a new account: no limits, nothing used; a tenant starts unlimited, without a plan, at seq 0
+local function blank(size, now)
+  local a = {}
+  for i = 1, size do a[i] = 0 end
+  a[AT] = now
+  if size == TENANT_SIZE then a[TOTAL], a[PLAN_TOTAL], a[ANCHOR] = -1, -1, 1 end
+  if size == ORG_SIZE then a[CAP] = -1 end
+  return a
+end
+
+local function define_tenant(a, packed, from, now)
+  local plan = {select(1, struct.unpack('<dddddddddddddd', packed, from))}
+  for i = 1, 5 do a[URPM + i - 1] = plan[i] end
+  if plan[6] < 0 then return end
+  local interval, anchor = a[INTERVAL], a[ANCHOR]
+  for i = 6, 13 do a[PLAN + i - 6] = plan[i] end
+  a[ANCHOR] = plan[14]
+  if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = boundary(a[INTERVAL], a[ANCHOR], now) end
+end
+
+local function define(a, kind, packed, now)
+  local from
+  a[RPM], a[TPM], a[CONC], from = struct.unpack('<ddd', packed)
+  if kind == KIND_KEY then
+    a[FLAGS], a[EXPIRES], a[KEY_ID] = struct.unpack('<ddd', packed, from)
+  elseif kind == KIND_USER then
+    a[FLAGS] = OVERRIDE
+  elseif kind == KIND_TENANT then
+    define_tenant(a, packed, from, now)
+  else
+    a[CREDIT_LIMIT], a[CAP], a[ORG] = struct.unpack('<ddd', packed, from)
+  end
+end

@@ -1,0 +1,78 @@
+-- settlement: what settle charges and appends. Needs state, event, admit.
+local CHARGE, RELEASE, RECLAIM, POST = 1, 2, 3, 4
+local NO_HOLD = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+local function settlement_of(argv)
+  local s = {user = argv[2], attribution = argv[3], metadata = argv[4]}
+  local flags
+  s.run_id, s.mode, s.tokens, s.credits, s.units, s.spend, s.service, s.tenant, s.organization, s.key, flags, s.tombstone, s.request =
+    struct.unpack('<c40BddddddddBdc36', argv[1])
+  s.with_user, s.one_time, s.counts = has(flags, 1), has(flags, 2), has(flags, 4)
+  s.uses, s.pays = has(flags, 16), has(flags, 32)
+  -- a call that went silent before anything was seen of it costs nothing
+  s.free = s.mode == RELEASE or (s.mode == RECLAIM and s.tokens == 0 and s.credits == 0)
+  return s
+end
+
+-- One-Time: the first success charges and activates, the last failure releases
+local function leave(a, o, s)
+  a[2] = math.max(0, a[2] - 1)
+  if a[1] ~= PENDING then return false end
+  if not s.free then
+    o[CHELD] = math.max(0, o[CHELD] - a[3])
+    s.credits, a[1] = a[3], ACTIVE
+    return true
+  end
+  if a[2] == 0 then
+    o[CHELD] = math.max(0, o[CHELD] - a[3])
+    a[1], a[3] = 0, 0
+  end
+  return false
+end
+
+-- moves the accounts a call touches; answers its one outbox entry
+local function charge(s, t, o, now, epoch, activates)
+  local f = {flags = 0, key = s.key, service = s.service, source = s.request, user = s.user,
+    attribution = s.attribution, metadata = s.metadata,
+    note = (s.mode == POST and NOTE_LATE) or (s.mode == RECLAIM and NOTE_RECLAIMED) or 0}
+  if activates then f.flags = f.flags + ACTIVATES end
+  if (s.pays and not s.one_time) or activates then
+    o[BALANCE], o[CSEQ] = o[BALANCE] - s.credits, o[CSEQ] + 1
+    o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
+    f.flags, f.credit = f.flags + CREDITS, {o[CSEQ], s.credits, o[BALANCE]}
+  end
+  if s.uses then
+    local year, month = civil(math.floor(now / DAY_MS))
+    if year * 12 + month > o[MONTH] then o[MONTH], o[SPENT] = year * 12 + month, 0 end
+    o[SPENT], o[SSEQ] = o[SPENT] + s.spend, o[SSEQ] + 1
+    f.flags, f.spend = f.flags + USAGE, {o[SSEQ], s.units, s.spend, o[SPENT]}
+  end
+  if s.counts then
+    t[USED] = t[USED] + s.tokens
+    if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
+    return movement(t, now, epoch, CONSUME, -s.tokens, f)
+  end
+  f.kind, f.at, f.epoch = CONSUME, math.max(now, o[CREDIT_AT]), epoch
+  return event(t, o[ORG], f)
+end
+
+-- the fallible writes, undone together: deadline, outbox entries, the id of a posted call
+local function append(s, events, h, keys)
+  local removed = redis.pcall('ZREM', keys[3], s.request)
+  if type(removed) == 'table' and removed.err then return removed end
+  local ids = {}
+  local function undo()
+    for _, id in ipairs(ids) do redis.call('XDEL', keys[4], id) end
+    if removed == 1 then redis.call('ZADD', keys[3], string.format('%.0f', h[H_DEADLINE]), s.request) end
+  end
+  for i = 1, #events do
+    local id = redis.pcall('XADD', keys[4], '*', 'e', events[i])
+    if type(id) == 'table' and id.err then undo() return id end
+    ids[#ids + 1] = id
+  end
+  if s.mode == POST then
+    local noted = redis.pcall('HSET', keys[6], s.request, '1')
+    if type(noted) == 'table' and noted.err then undo() return noted end
+  end
+  return nil
+end

@@ -1,0 +1,43 @@
+-- state: where each field of a packed account state stands. Shared by every script.
+-- A state is one string: a flags byte, then doubles holding integers below 2^53.
+-- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
+local FLAGS, VERSION, RPM, TPM, CONC, RUSED, TUSED, AT, INFLIGHT = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local EXPIRES, KEY_ID = 10, 11
+local TOTAL, REMAINING, HELD, USED, CYCLE, NEXT, ANCHOR, LAST, SEQ, LEDGER_AT = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
+local PLAN, INTERVAL, POLICY, ADMISSION, EXHAUSTED, STORE, ROLLOVER, PLAN_TOTAL = 20, 21, 22, 23, 24, 25, 26, 27
+local URPM, UTPM, UCONC, TENANT, TENANT_ORG = 28, 29, 30, 31, 32
+local BALANCE, CHELD, CREDIT_LIMIT, CSEQ, CREDIT_AT = 10, 11, 12, 13, 14
+local CAP, SPENT, SPEND_HELD, MONTH, SSEQ, SPEND_AT, ORG = 15, 16, 17, 18, 19, 20, 21
+local KEY_FORM, KEY_SIZE = '<Bdddddddddd', 11
+local USER_FORM, USER_SIZE = '<Bdddddddd', 9
+local TENANT_FORM, TENANT_SIZE = '<Bddddddddddddddddddddddddddddddd', 32
+local ORG_FORM, ORG_SIZE = '<Bdddddddddddddddddddd', 21
+local REVOKED, OVERRIDE, MANUAL_BLOCK, HAS_PLAN = 1, 1, 1, 2
+local POLICY_CARRY, POLICY_BILL, STRICT = 1, 2, 1
+
+-- hold: see reserve.lua for who fills it
+local HOLD_FORM, HOLD_SIZE, HOLD_BYTES = '<Bddddddddddddddd', 16, 121
+local H_TOKENS, H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORG_TPM, H_CREDITS, H_OBSERVED = 2, 3, 4, 5, 6, 7, 8
+local H_SERVICE, H_DEADLINE, H_ORG, H_TENANT, H_KEY, H_UNITS, H_CREATED, H_CHARGED = 9, 10, 11, 12, 13, 14, 15, 16
+local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES = 1, 2, 4, 8, 16
+
+local function open(form, packed)
+  local fields = {struct.unpack(form, packed)}
+  fields[#fields] = nil
+  return fields
+end
+
+local function has(flags, flag) return flags % (flag * 2) >= flag end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- the marker's epoch and catalogue version, or nil where run_id did not verify this partition
+local function verified(marker, run_id)
+  if not marker or string.sub(marker, 1, 40) ~= run_id then return nil end
+  return struct.unpack('<dd', marker, 41)
+end
+
+local function write(form, size, a) return struct.pack(form, unpack(a, 1, size)) end

@@ -1,0 +1,67 @@
+-- reserve: take a hold on every limit of one request, or on none.
+-- needs: state bucket event cycle admit
+-- KEYS[1] m marker  KEYS[2] t tenant  KEYS[3] o organization  KEYS[4] k API key
+-- KEYS[5] h hold, written here  KEYS[6] d deadlines (ZSET)  KEYS[7] x outbox (due reset)
+-- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
+-- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
+--         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter, 16 usage), request id (36)
+-- ARGV[2] the caller's own user id, up to 128 bytes
+-- Returns packed: verdict, now, then
+--   admitted (1): tokens held, tokens free, next reset, credits free (free -1: unlimited),
+--     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none)
+--   refused: scope, kind, used, limit, until (0: unknown)
+--   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
+-- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
+if #KEYS < 7 or #ARGV ~= 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 arguments') end
+local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
+  struct.unpack('<c40dddddddBc36', ARGV[1])
+local with_user, one_time, counts = has(flags, 1), has(flags, 2), has(flags, 4)
+local raw = redis.call('MGET', unpack(KEYS))
+local epoch, version = verified(raw[1], run_id)
+if not epoch then return struct.pack('<d', 0) end
+if catalogue < version then return struct.pack('<d', -1) end
+if not (raw[2] and raw[3] and raw[4]) then return struct.pack('<d', -2) end
+local now = clock()
+local t, o, k = open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3]), open(KEY_FORM, raw[4])
+local u = with_user and user_state(raw[8], t, now)
+local function refuse(code, ...) return struct.pack('<ddddddd', code, now, ...) end
+
+if has(k[FLAGS], REVOKED) or (k[EXPIRES] > 0 and now >= k[EXPIRES]) then return refuse(-3, 1, 0, 0, 0, 0) end
+local reset = due(t, now, epoch)
+if has(t[FLAGS], MANUAL_BLOCK) then return refuse(-4, 3, 0, 0, 0, 0) end
+if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refuse(-5, 4, 0, 0, 0, 0) end
+local scopes = {k, u or false, t, o}
+for scope = 1, 4 do
+  local a = scopes[scope]
+  if a then
+    drain(a, now)
+    local kind, used, limit, till = full(a, now)
+    if kind then return refuse(kind == 3 and -7 or -6, scope, kind, used, limit, till) end
+  end
+end
+local tokens, code = quota_hold(t, counts, need, ceiling)
+if code then return refuse(code, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
+local a = one_time and activation(raw[with_user and 9 or 8])
+if a then credits = join(a, credits) end
+if credits > 0 and credits > o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD] then
+  return refuse(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, 4, 5, o[CHELD], o[BALANCE], 0)
+end
+
+local taken = {0, 0, 0, 0}
+for scope = 1, 4 do if scopes[scope] then taken[scope] = take(scopes[scope], need) end end
+t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
+local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (counts and HOLD_COUNTS or 0)
+  + (has(flags, 16) and HOLD_USES or 0)
+local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
+  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
+redis.call('ZADD', KEYS[6], string.format('%.0f', now + ttl), request)
+if reset then
+  local added = redis.pcall('XADD', KEYS[7], '*', 'e', reset)
+  if added.err then redis.call('ZREM', KEYS[6], request) return added end
+end
+local writes = {KEYS[2], write(TENANT_FORM, TENANT_SIZE, t), KEYS[3], write(ORG_FORM, ORG_SIZE, o),
+  KEYS[4], write(KEY_FORM, KEY_SIZE, k), KEYS[5], hold}
+if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
+if a then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a)) end
+redis.call('MSET', unpack(writes))
+return admitted(now, tokens, t, o, scopes)

