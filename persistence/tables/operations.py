@@ -126,7 +126,9 @@ quarantine = Table(
     _partition(),
     Column("organization_id", BigInteger, nullable=False),
     Column("tenant_id", BigInteger),
-    one_of("kind", ("gap", "conflict", "unknown_account")),
+    one_of("kind", ("gap", "conflict", "unknown_account", "behind")),
+    # The account this one waits for, where one entry moves both.
+    Column("behind", Text),
     line("entry_id"),
     count("epoch", default=None),
     count("stored_seq", default=None),

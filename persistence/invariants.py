@@ -1,0 +1,44 @@
+"""Proof that the rows agree with each other: views that must be empty.
+
+They read whole ledgers: for tests, audits and reconciliation, not for the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+INVARIANTS = (
+    "chain",
+    "gapless",
+    "quota",
+    "blocked",
+    "credits",
+    "request_once",
+    "rollup",
+    "allocations",
+    "invoice",
+)
+VIOLATIONS_MAX = 1_000
+
+ALL = " UNION ALL ".join(
+    f"SELECT '{name}' AS invariant, account, seq, detail FROM invariant_{name}" for name in INVARIANTS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One row of an invariant view; `seq` is None where the invariant is not about one movement."""
+
+    invariant: str
+    account: str
+    seq: int | None
+    detail: str
+
+
+async def violations(connection: AsyncConnection) -> list[Violation]:
+    """Everything that contradicts itself, at most `VIOLATIONS_MAX` of it; empty is right."""
+    rows = await connection.execute(text(f"{ALL} LIMIT {VIOLATIONS_MAX}"))
+    return [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]
