@@ -1,7 +1,7 @@
 -- reserve: take a hold on every limit of one request, or on none.
 -- needs: state bucket event cycle admit
--- KEYS[1] m marker  KEYS[2] t tenant  KEYS[3] o organization  KEYS[4] k API key
--- KEYS[5] h hold, written here  KEYS[6] d deadlines (ZSET)  KEYS[7] x outbox (due reset)
+-- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
+-- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
 -- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter, 16 usage), request id (36)
@@ -16,14 +16,14 @@ if #KEYS < 7 or #ARGV ~= 2 then return redis.error_reply('ERR reserve takes 7 to
 local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
   struct.unpack('<c40dddddddBc36', ARGV[1])
 local with_user, one_time, counts = has(flags, 1), has(flags, 2), has(flags, 4)
-local raw = redis.call('MGET', unpack(KEYS))
+local raw = redis.call('MGET', unpack(KEYS, 4))
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 if catalogue < version then return struct.pack('<d', -1) end
 if not (raw[2] and raw[3] and raw[4]) then return struct.pack('<d', -2) end
 local now = clock()
 local t, o, k = open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3]), open(KEY_FORM, raw[4])
-local u = with_user and user_state(raw[8], t, now)
+local u = with_user and user_state(raw[5], t, now)
 local function refuse(code, ...) return struct.pack('<ddddddd', code, now, ...) end
 
 if has(k[FLAGS], REVOKED) or (k[EXPIRES] > 0 and now >= k[EXPIRES]) then return refuse(-3, 1, 0, 0, 0, 0) end
@@ -41,7 +41,7 @@ for scope = 1, 4 do
 end
 local tokens, code = quota_hold(t, counts, need, ceiling)
 if code then return refuse(code, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
-local a = one_time and activation(raw[with_user and 9 or 8])
+local a = one_time and activation(raw[with_user and 6 or 5])
 if a then credits = join(a, credits) end
 if credits > 0 and credits > o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD] then
   return refuse(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, 4, 5, o[CHELD], o[BALANCE], 0)
@@ -54,13 +54,13 @@ local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (count
   + (has(flags, 16) and HOLD_USES or 0)
 local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
-redis.call('ZADD', KEYS[6], string.format('%.0f', now + ttl), request)
+redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
 if reset then
-  local added = redis.pcall('XADD', KEYS[7], '*', 'e', reset)
-  if added.err then redis.call('ZREM', KEYS[6], request) return added end
+  local added = redis.pcall('XADD', KEYS[3], '*', 'e', reset)
+  if added.err then redis.call('ZREM', KEYS[2], request) return added end
 end
-local writes = {KEYS[2], write(TENANT_FORM, TENANT_SIZE, t), KEYS[3], write(ORG_FORM, ORG_SIZE, o),
-  KEYS[4], write(KEY_FORM, KEY_SIZE, k), KEYS[5], hold}
+local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
+  KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold}
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a)) end
 redis.call('MSET', unpack(writes))

@@ -1,8 +1,8 @@
 -- settle: replace a hold by what was really used, once.
 -- needs: state bucket event cycle admit settlement
 -- allows: oom
--- KEYS[1] m  KEYS[2] h hold (deleted; a tombstone after a reclaim)  KEYS[3] d  KEYS[4] x outbox
--- KEYS[5] late lane  KEYS[6] g control ids  KEYS[7] t  KEYS[8] o  KEYS[9] k
+-- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
+-- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
 -- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME
 -- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed, once by g),
 --         tokens, credits, units, spend micro-units, service, tenant, organization, key,
@@ -13,27 +13,27 @@
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV ~= 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 arguments') end
 local s = settlement_of(ARGV)
-local raw = redis.call('MGET', unpack(KEYS))
+local raw = redis.call('MGET', unpack(KEYS, 5))
 local epoch = verified(raw[1], s.run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
-local posted = s.mode == POST and redis.call('HEXISTS', KEYS[6], s.request) == 1
+local posted = s.mode == POST and redis.call('HEXISTS', KEYS[4], s.request) == 1
 if posted then return struct.pack('<dddd', 1, now, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
 local gone = (not h and s.mode ~= POST and -2) or (h and has(h[1], HOLD_RECLAIMED) and s.mode ~= POST and -1)
-  or (not (raw[7] and raw[8]) and -2)
+  or (not (raw[3] and raw[4]) and -2)
 if gone then
   if s.mode == CHARGE then
-    redis.call('XADD', KEYS[5], '*', 'a', ARGV[1], 'u', ARGV[2], 'c', ARGV[3], 'm', ARGV[4],
+    redis.call('XADD', KEYS[3], '*', 'a', ARGV[1], 'u', ARGV[2], 'c', ARGV[3], 'm', ARGV[4],
       'charged', gone == -1 and string.format('%.0f', h[H_CHARGED]) or '0')
   end
   return struct.pack('<dd', gone, now)
 end
 if not h or has(h[1], HOLD_RECLAIMED) then h = NO_HOLD end
-local t, o, k = open(TENANT_FORM, raw[7]), open(ORG_FORM, raw[8]), raw[9] and open(KEY_FORM, raw[9])
-local u = s.with_user and has(h[1], HOLD_USER) and raw[10] and open(USER_FORM, raw[10])
+local t, o, k = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[5] and open(KEY_FORM, raw[5])
+local u = s.with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
 local a_key = KEYS[s.with_user and 11 or 10]
-local a = s.one_time and activation(raw[s.with_user and 11 or 10])
+local a = s.one_time and activation(raw[s.with_user and 7 or 6])
 
 local events = {due(t, now, epoch)}
 give(t, now, h[H_TENANT_TPM], s.tokens)
@@ -49,9 +49,9 @@ local err = append(s, events, h, KEYS)
 if err then return err end
 if s.mode == RECLAIM and h ~= NO_HOLD then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
-  redis.call('SET', KEYS[2], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', s.tombstone))
+  redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', s.tombstone))
 else
-  redis.call('DEL', KEYS[2])
+  redis.call('DEL', KEYS[6])
 end
 local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_FORM, ORG_SIZE, o)}
 if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end

@@ -57,13 +57,13 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) ->
     p, user = caller.partition, request.user
     flags = service_flags(request)
     names = [
+        keys.hold(p, request.request_id),
+        keys.deadlines(p),
+        keys.outbox(p),
         keys.marker(p),
         keys.tenant_state(p, caller.tenant_id),
         keys.organization_state(p, caller.organization_id),
         keys.key_state(p, caller.key_id),
-        keys.hold(p, request.request_id),
-        keys.deadlines(p),
-        keys.outbox(p),
     ]
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
@@ -82,12 +82,12 @@ def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) 
     p, user = caller.partition, settlement.user
     flags = service_flags(settlement)
     names = [
-        keys.marker(p),
-        keys.hold(p, settlement.request_id),
         keys.deadlines(p),
         keys.outbox(p),
         keys.late(p),
         keys.control(p),
+        keys.marker(p),
+        keys.hold(p, settlement.request_id),
         keys.tenant_state(p, caller.tenant_id),
         keys.organization_state(p, caller.organization_id),
         keys.key_state(p, caller.key_id),

@@ -15,6 +15,12 @@ from importlib.resources import files
 VERBS = ("reserve", "settle", "extend", "grant", "load", "peek")
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
 _ALLOWS = re.compile(r"^-- allows: (\w+)", re.MULTILINE)
+_CONSTANTS = re.compile(
+    r"^local (?P<names>[A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*) = (?P<values>(?:[\d.]+|'[^',]*')(?:, (?:[\d.]+|'[^',]*'))*)$",
+    re.MULTILINE,
+)
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+_WORD = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\b[A-Z]\b")
 _FLAGS = {"oom": " flags=allow-oom", "nothing": " flags=no-writes"}
 
 
@@ -35,8 +41,30 @@ def script(verb: str) -> Script:
     libraries = needs.group(1).split() if needs else []
     allows = _ALLOWS.search(body)
     head = "#!lua" + (_FLAGS[allows.group(1)] if allows else "")
-    text = "\n".join([head, *(_read(f"lib/{name}.lua") for name in libraries), body])
+    parts = [*(_read(f"lib/{name}.lua") for name in libraries), body]
+    text = head + "\n" + _fold("\n".join(parts))
     return Script(verb, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _fold(text: str) -> str:
+    """Put constants in place of their names.
+
+    Lua has no constants: locals of the prelude are set again on every call, and each closure
+    captures them (measured: a fifth of a call). A constant is a top-level `local NAME, … =`
+    of upper-case names and literals.
+    """
+    values: dict[str, str] = {}
+
+    def take(match: re.Match[str]) -> str:
+        names = [name.strip() for name in match["names"].split(",")]
+        literals = [literal.strip() for literal in match["values"].split(",")]
+        if len(names) != len(literals):
+            raise ValueError(f"constants and values differ in number: {match[0]}")
+        values.update(zip(names, literals, strict=True))
+        return ""
+
+    text = _COMMENT.sub("", _CONSTANTS.sub(take, text))
+    return _WORD.sub(lambda match: values.get(match[0], match[0]), text)
 
 
 def _read(name: str) -> str:

@@ -34,24 +34,23 @@ local function join(a, price)
   return price
 end
 
--- the tightest bucket over the scopes: {scope, limit, used, ms until it is whole again}
+-- the tightest bucket over the scopes: scope, limit, used, ms until it is whole again
 local function tightest(scopes, limit_at, used_at)
-  local found, least = {0, 0, 0, 0}, nil
+  local found, least = 0, nil
   for scope = 1, 4 do
     local a = scopes[scope]
     if a and a[limit_at] > 0 then
       local left = a[limit_at] * UNIT - a[used_at]
-      if not least or left < least then
-        least = left
-        found = {scope, a[limit_at], math.ceil(a[used_at] / UNIT), math.ceil(a[used_at] / a[limit_at])}
-      end
+      if not least or left < least then least, found = left, scope end
     end
   end
-  return found
+  if found == 0 then return 0, 0, 0, 0 end
+  local limit, used = scopes[found][limit_at], scopes[found][used_at]
+  return found, limit, math.ceil(used / UNIT), math.ceil(used / limit)
 end
 
 local function admitted(now, tokens, t, o, scopes)
-  local r, w = tightest(scopes, RPM, RUSED), tightest(scopes, TPM, TUSED)
+  local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
   return struct.pack('<dddddddddddddd', 1, now, tokens, t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]), t[NEXT],
-    o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], r[1], r[2], r[3], r[4], w[1], w[2], w[3], w[4])
+    o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, tightest(scopes, TPM, TUSED))
 end

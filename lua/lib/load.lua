@@ -26,7 +26,7 @@ local function define_tenant(a, packed, from, now)
   local interval, anchor = a[INTERVAL], a[ANCHOR]
   for i = 6, 13 do a[PLAN + i - 6] = plan[i] end
   a[ANCHOR] = plan[14]
-  if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = boundary(a[INTERVAL], a[ANCHOR], now) end
+  if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = calendar()(a[INTERVAL], a[ANCHOR], now) end
 end
 
 local function define(a, kind, packed, now)

@@ -42,6 +42,7 @@ local function charge(s, t, o, now, epoch, activates)
     f.flags, f.credit = f.flags + CREDITS, {o[CSEQ], s.credits, o[BALANCE]}
   end
   if s.uses then
+    local _, _, civil = calendar()
     local year, month = civil(math.floor(now / DAY_MS))
     if year * 12 + month > o[MONTH] then o[MONTH], o[SPENT] = year * 12 + month, 0 end
     o[SPENT], o[SSEQ] = o[SPENT] + s.spend, o[SSEQ] + 1
@@ -58,20 +59,20 @@ end
 
 -- the fallible writes, undone together: deadline, outbox entries, the id of a posted call
 local function append(s, events, h, keys)
-  local removed = redis.pcall('ZREM', keys[3], s.request)
+  local removed = redis.pcall('ZREM', keys[1], s.request)
   if type(removed) == 'table' and removed.err then return removed end
   local ids = {}
   local function undo()
-    for _, id in ipairs(ids) do redis.call('XDEL', keys[4], id) end
-    if removed == 1 then redis.call('ZADD', keys[3], string.format('%.0f', h[H_DEADLINE]), s.request) end
+    for _, id in ipairs(ids) do redis.call('XDEL', keys[2], id) end
+    if removed == 1 then redis.call('ZADD', keys[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
   end
   for i = 1, #events do
-    local id = redis.pcall('XADD', keys[4], '*', 'e', events[i])
+    local id = redis.pcall('XADD', keys[2], '*', 'e', events[i])
     if type(id) == 'table' and id.err then undo() return id end
     ids[#ids + 1] = id
   end
   if s.mode == POST then
-    local noted = redis.pcall('HSET', keys[6], s.request, '1')
+    local noted = redis.pcall('HSET', keys[4], s.request, '1')
     if type(noted) == 'table' and noted.err then undo() return noted end
   end
   return nil
