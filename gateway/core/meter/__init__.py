@@ -1,0 +1,93 @@
+"""What an answer used, by API family. `make_meter` chooses; the meters count."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gateway.core.call import DEFAULT_BOUNDS, Bounds, Call
+from gateway.core.meter import anthropic, gemini, openai, responses
+from gateway.core.meter.encoded import EncodedMeter, OpaqueMeter
+from gateway.core.meter.gemini import ArrayMeter
+from gateway.core.meter.generic import GenericMeter
+from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.stream import StreamMeter
+from gateway.core.meter.whole import WholeMeter
+from gateway.core.model import Usage
+
+__all__ = ["AnswerMeter", "make_meter"]
+
+
+class AnswerMeter(Protocol):
+    """What the data plane needs of a meter. See `Meter` for each method's law."""
+
+    @property
+    def produced(self) -> bool: ...
+
+    def feed(self, chunk: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+    def cut(self) -> bytes: ...
+
+    def observed(self) -> int: ...
+
+    def usage(self) -> Usage: ...
+
+
+_DIALECTS: dict[str, Dialect] = {
+    "openai_chat": openai.DIALECT,
+    "openai_completions": openai.DIALECT,
+    "openai_embeddings": openai.DIALECT,
+    "openai_responses": responses.DIALECT,
+    "anthropic_messages": anthropic.DIALECT,
+    "gemini_generate": gemini.DIALECT,
+    "gemini_stream": gemini.DIALECT,
+    "gemini_embed": gemini.DIALECT,
+}
+
+
+def make_meter(
+    call: Call,
+    status: int,
+    content_type: bytes = b"",
+    content_encoding: bytes = b"",
+    bounds: Bounds = DEFAULT_BOUNDS,
+    usage_amount: bytes | None = None,
+) -> AnswerMeter:
+    """Choose the meter for one answer by the call and the answer's head.
+
+    `content_type` and `content_encoding` are field values as they came, empty where absent;
+    `usage_amount` is the value of `x-usage-amount`. Feed it the body without its transfer
+    coding; call `finish` only where the answer came to its proper end.
+    """
+    dialect = _DIALECTS.get(call.meter)
+    if dialect is None:
+        if call.meter == "generic":
+            return GenericMeter(call, status, bounds, usage_amount)
+        return Meter(call, status, bounds)
+    if content_encoding:
+        return _decoding(call, status, content_type, content_encoding.strip().lower(), bounds, dialect)
+    return _plain(call, status, content_type, bounds, dialect)
+
+
+def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, dialect: Dialect) -> Meter:
+    if content_type == b"application/json" and not call.streamed:
+        return WholeMeter(call, status, bounds, dialect)
+    media = content_type.partition(b";")[0].strip().lower()
+    if media == b"text/event-stream":
+        return StreamMeter(call, status, bounds, dialect)
+    if call.meter == "gemini_stream" and 200 <= status < 300:
+        return ArrayMeter(call, status, bounds)
+    if call.streamed and 200 <= status < 300 and media != b"application/json":
+        return StreamMeter(call, status, bounds, dialect)
+    return WholeMeter(call, status, bounds, dialect)
+
+
+def _decoding(
+    call: Call, status: int, content_type: bytes, coding: bytes, bounds: Bounds, dialect: Dialect
+) -> AnswerMeter:
+    if coding == b"identity":
+        return _plain(call, status, content_type, bounds, dialect)
+    if coding in (b"gzip", b"x-gzip", b"deflate"):
+        return EncodedMeter(_plain(call, status, content_type, bounds, dialect), coding != b"deflate")
+    return OpaqueMeter(call, status, bounds)

@@ -1,0 +1,192 @@
+"""Gemini generateContent, streamGenerateContent (events or one JSON array) and embedContent.
+
+Tokens are `usageMetadata.totalTokenCount`. Thoughts are output; every element of a stream
+repeats the metadata so far, and the one that carries a `finishReason` is the final word.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from gateway.core.call import Bounds, Call
+from gateway.core.meter.loose import count_text, integer, loose_document
+from gateway.core.meter.meter import Dialect, Meter
+
+
+class _Usage(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    cached_content_token_count: int | None = None
+    total_token_count: int | None = None
+
+
+class _Part(msgspec.Struct):
+    text: str | None = None
+    functionCall: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    inlineData: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Content(msgspec.Struct):
+    parts: list[_Part] | None = None
+
+
+class _Candidate(msgspec.Struct):
+    content: _Content | None = None
+    finishReason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    candidates: list[_Candidate] | None = None
+    usageMetadata: _Usage | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    _read(meter, document, True)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    _read(meter, data, False)
+    return False
+
+
+def _read(meter: Meter, document: bytes, final: bool) -> None:
+    try:
+        read = _answer(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        count_text(meter, document)
+        _report_loose(meter, document)
+        return
+    if read.error is not msgspec.UNSET:
+        meter.failed = True
+    for candidate in read.candidates or ():
+        _see(meter, candidate)
+        final = final or candidate.finishReason is not None
+    if read.usageMetadata is not None:
+        _report(meter, read.usageMetadata, final)
+
+
+def _see(meter: Meter, candidate: _Candidate) -> None:
+    if candidate.content is None or not candidate.content.parts:
+        return
+    for part in candidate.content.parts:
+        if part.text:
+            meter.saw(part.text)
+        elif part.functionCall is not msgspec.UNSET:
+            meter.text_bytes += len(bytes(part.functionCall))
+    meter.content_events += 1
+
+
+def _report(meter: Meter, usage: _Usage, final: bool) -> None:
+    used = (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0)
+    thoughts = usage.thoughts_token_count or 0
+    output = (usage.candidates_token_count or 0) + thoughts
+    total = usage.total_token_count
+    if total is None:
+        if usage.prompt_token_count is None and usage.candidates_token_count is None:
+            return
+        total = used + output
+    meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final)
+
+
+def _report_loose(meter: Meter, document: bytes) -> None:
+    """Take what can be read of a usage that is not of the documented types."""
+    usage = loose_document(document).get("usageMetadata")
+    if isinstance(usage, dict):
+        names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount")
+        names += ("thoughtsTokenCount", "cachedContentTokenCount", "totalTokenCount")
+        _report(meter, _Usage(*(integer(usage.get(name)) for name in names)), True)
+        meter.marked = True
+
+
+def _end(meter: Meter) -> bytes:
+    counted = meter.usage()
+    return msgspec.json.encode(
+        {
+            "candidates": [{"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}],
+            "usageMetadata": {
+                "promptTokenCount": counted.input,
+                "candidatesTokenCount": counted.output,
+                "totalTokenCount": counted.total,
+            },
+        }
+    )
+
+
+def _closing(meter: Meter) -> bytes:
+    """End the stream as if its maximum had been reached."""
+    return b"data: " + _end(meter) + b"\r\n\r\n"
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing)
+
+_OUTSIDE = re.compile(rb'["{}]')
+_INSIDE = re.compile(rb'["\\]')
+
+
+class ArrayMeter(Meter):
+    """Meter a stream in the form of one JSON array: each element is read once it is complete.
+
+    The scan looks at every byte once, however the array is split.
+    """
+
+    __slots__ = ("_depth", "_element", "_escaped", "_in_string", "_kept_bytes", "_some")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._depth = self._kept_bytes = 0
+        self._in_string = self._escaped = self._some = False
+        self._element: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read the elements this chunk completes and pass it on."""
+        at, start, size = 0, 0, len(chunk)
+        while at < size:
+            if self._escaped:
+                self._escaped, at = False, at + 1
+                continue
+            match = (_INSIDE if self._in_string else _OUTSIDE).search(chunk, at)
+            if match is None:
+                break
+            at = match.end()
+            mark = match[0]
+            if mark == b'"':
+                self._in_string = not self._in_string
+            elif mark == b"\\":
+                self._escaped = True
+            elif mark == b"{":
+                self._depth += 1
+                if self._depth == 1:
+                    start = at - 1
+            elif self._depth > 0:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._complete(chunk[start:at])
+        if self._depth > 0:
+            self._keep(chunk[start:])
+        return chunk
+
+    def cut(self) -> bytes:
+        """End the array here, as if the maximum had been reached."""
+        if self._depth > 0:
+            return b""
+        return (b",\r\n" if self._some else b"[") + _end(self) + b"]"
+
+    def _complete(self, last: bytes) -> None:
+        element = b"".join((*self._element, last))
+        self._element, self._kept_bytes, self._some = [], 0, True
+        _read(self, element, False)
+
+    def _keep(self, part: bytes) -> None:
+        self._kept_bytes += len(part)
+        if self._kept_bytes > self.bounds.event_bytes_max:
+            self.text_bytes += len(part)
+        else:
+            self._element.append(part)

@@ -1,0 +1,128 @@
+"""Count what one answer used, from the bytes that pass.
+
+A meter never alters an answer except to leave out a usage frame nobody asked for, and to end
+one that is cut. What an upstream reports is charged; what it does not report is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.core.call import Bounds, Call
+from gateway.core.model import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one API says what it produced and used.
+
+    `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
+    whether that event is only a usage frame, `closing` the events that end a cut stream well.
+    """
+
+    read_whole: Callable[[Meter, bytes], None]
+    read_event: Callable[[Meter, bytes], bool]
+    closing: Callable[[Meter], bytes]
+
+
+class Meter:
+    """Count one answer. This one passes everything and knows only what is reported to it.
+
+    `ended` says the answer came to its end; `final` that the report covers all of it;
+    `failed` that the answer itself says it failed.
+    """
+
+    __slots__ = (
+        "bounds", "cached", "call", "content_events", "ended", "failed", "final", "input", "last_event",
+        "marked", "output", "reasoning", "reported", "status", "text_bytes", "total",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+        self.call = call
+        self.status = status
+        self.bounds = bounds
+        self.input = self.output = self.cached = self.reasoning = self.total = 0
+        self.text_bytes = self.content_events = 0
+        self.reported = self.marked = self.final = self.ended = self.failed = False
+        self.last_event = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the answer; return those to pass on now."""
+        return chunk
+
+    def finish(self) -> bytes:
+        """The answer is complete; return what is left to pass on. Not called for a broken one."""
+        self.ended = True
+        return b""
+
+    def cut(self) -> bytes:
+        """Return bytes that end the answer here, well-formed in the API's own shape."""
+        return b""
+
+    @property
+    def produced(self) -> bool:
+        """True once the first content or the first report of use was seen."""
+        return self.reported or self.content_events > 0 or self.text_bytes > 0
+
+    def observed(self) -> int:
+        """Tokens seen so far, zero before anything was produced."""
+        if not self.produced:
+            return 0
+        return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
+
+    def usage(self) -> Usage:
+        """Return what this answer is charged, as far as it came."""
+        if self.reported:
+            if self.final:
+                return Usage(
+                    self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
+                )
+            output = max(self.output, self.counted())
+            total = self._bounded(max(self.total, self.input + output))
+            return Usage(self.input, output, self.cached, self.reasoning, total, 1, True, True)
+        if not 200 <= self.status < 300 or not (self.produced or (self.ended and not self.failed)):
+            return Usage(units=0)
+        spent = self.call.input_estimate
+        output = self.counted()
+        return Usage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
+
+    def counted(self) -> int:
+        """Output tokens by what passed: at least one for each content event."""
+        return max(self.content_events, int(-(-self.text_bytes // self.call.output_bytes_per_token)))
+
+    def saw(self, text: str) -> None:
+        """Count a piece of produced text."""
+        self.text_bytes += len(text) if text.isascii() else len(text.encode())
+
+    def report(self, used: int, output: int, cached: int, reasoning: int, total: int, final: bool) -> None:
+        """Take a report of use, cumulative from the start of the answer.
+
+        Numbers over the bound are clamped, a negative output is replaced by what was counted,
+        and a report smaller than an earlier one is not believed; each marks the usage.
+        """
+        most = self.bounds.usage_tokens_max
+        if not (
+            0 <= used <= most
+            and 0 <= output <= most
+            and 0 <= cached <= most
+            and 0 <= reasoning <= most
+            and 0 <= total <= most
+        ):
+            self.marked = True
+            used = min(used, most) if used >= 0 else self.call.input_estimate
+            output = min(output, most) if output >= 0 else self.counted()
+            cached, reasoning = max(0, min(cached, most)), max(0, min(reasoning, most))
+            total = min(max(total, used + output), most)
+        if self.reported and total < self.total:
+            self.marked = True
+            self.final = self.final or final
+            return
+        self.input, self.output, self.cached, self.reasoning, self.total = (
+            used, output, cached, reasoning, total,
+        )  # fmt: skip
+        self.reported = True
+        self.final = self.final or final
+
+    def _bounded(self, tokens: int) -> int:
+        return min(tokens, self.bounds.usage_tokens_max)

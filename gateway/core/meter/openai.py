@@ -1,0 +1,147 @@
+"""OpenAI chat completions, completions and embeddings.
+
+Tokens are `usage.prompt_tokens` + `usage.completion_tokens`; cached and reasoning tokens are
+inside those. A stream reports in one last frame whose `choices` are empty.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.meter.loose import count_text, integer, loose_document
+from gateway.core.meter.meter import Dialect, Meter
+
+DONE = b"data: [DONE]\n\n"
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Whole(msgspec.Struct):
+    usage: _Usage | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_whole = msgspec.json.Decoder(_Whole).decode
+_event = msgspec.json.Decoder(_Event).decode
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    try:
+        read = _whole(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        _report_loose(meter, document)
+        return
+    meter.failed = read.error is not msgspec.UNSET and bytes(read.error) != b"null"
+    if read.usage is not None:
+        _report(meter, read.usage)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    if data == b"[DONE]":
+        return False
+    try:
+        read = _event(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        count_text(meter, data)
+        return _report_loose(meter, data)
+    for choice in read.choices or ():
+        _see(meter, choice)
+    if read.error is not msgspec.UNSET and bytes(read.error) != b"null":
+        meter.failed = True
+    if read.usage is None:
+        return False
+    _report(meter, read.usage)
+    return not read.choices
+
+
+def _see(meter: Meter, choice: _Choice) -> None:
+    before = meter.text_bytes
+    if choice.text:
+        meter.saw(choice.text)
+    delta = choice.delta
+    if delta is not None:
+        for text in (delta.content, delta.reasoning_content, delta.refusal):
+            if text:
+                meter.saw(text)
+        for tool_call in delta.tool_calls or ():
+            if tool_call.function is not None:
+                meter.saw((tool_call.function.name or "") + (tool_call.function.arguments or ""))
+    if meter.text_bytes > before:
+        meter.content_events += 1
+
+
+def _report(meter: Meter, usage: _Usage) -> None:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if prompt is None and completion is None:
+        return
+    prompt, completion = prompt or 0, completion or 0
+    details = usage.prompt_tokens_details
+    cached = 0 if details is None else details.cached_tokens or 0
+    details = usage.completion_tokens_details
+    reasoning = 0 if details is None else details.reasoning_tokens or 0
+    meter.report(prompt, completion, cached, reasoning, prompt + completion, True)
+
+
+def _report_loose(meter: Meter, document: bytes) -> bool:
+    """Take what can be read of a usage that is not of the documented types."""
+    read = loose_document(document)
+    usage = read.get("usage")
+    if not isinstance(usage, dict):
+        return False
+    prompt, completion = integer(usage.get("prompt_tokens")), integer(usage.get("completion_tokens"))
+    if prompt is None and completion is None:
+        return False
+    meter.report(prompt or 0, completion or 0, 0, 0, (prompt or 0) + (completion or 0), True)
+    meter.marked = True
+    return read.get("choices") == []
+
+
+def _closing(meter: Meter) -> bytes:
+    """End every choice by length, as if its maximum had been reached."""
+    last = loose_document(meter.last_event)
+    event = {name: last[name] for name in ("id", "object", "created", "model") if name in last}
+    choice: dict[str, object] = {"index": 0, "finish_reason": "length", "logprobs": None}
+    legacy = meter.call.meter == "openai_completions"
+    choice["text" if legacy else "delta"] = "" if legacy else {}
+    event["choices"] = [{**choice, "index": index} for index in range(meter.call.choices)]
+    return b"data: " + msgspec.json.encode(event) + b"\n\n" + DONE
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing)

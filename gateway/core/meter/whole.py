@@ -1,0 +1,103 @@
+"""Meter an answer that is one JSON document: kept while it passes, read at its end.
+
+A document longer than `kept_bytes_max` is judged by its head and tail, where every API puts
+its usage; a broken one by the text that came.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gateway.core.call import Bounds, Call
+from gateway.core.meter.loose import text_bytes
+from gateway.core.meter.meter import Dialect, Meter
+
+WINDOW_BYTES = 64 << 10
+
+_USAGE = re.compile(rb'"(?:usage|usageMetadata|usage_metadata)"[ \t\r\n]*+:[ \t\r\n]*+\{')
+
+
+class WholeMeter(Meter):
+    """Keep the document, pass it on, read it at the end."""
+
+    __slots__ = ("_dialect", "_examined", "_kept", "_kept_bytes", "_tail")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._dialect = dialect
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._tail = b""
+        self._examined = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Keep the chunk and pass it on."""
+        size = self._kept_bytes + len(chunk)
+        self._kept_bytes = size
+        if size <= self.bounds.kept_bytes_max:
+            self._kept.append(chunk)
+        else:
+            self._keep_windows(chunk)
+        return chunk
+
+    def finish(self) -> bytes:
+        """Read the document."""
+        self.ended = True
+        kept = self._kept
+        if self._tail:
+            self._read_windows()
+        else:
+            self._dialect.read_whole(self, kept[0] if len(kept) == 1 else b"".join(kept))
+        if not self.reported:
+            self._examine()
+        self._kept = []
+        return b""
+
+    @property
+    def produced(self) -> bool:
+        """True once text was seen or use was reported."""
+        self._examine()
+        return self.reported or self.text_bytes > 0
+
+    def _examine(self) -> None:
+        """Count the text that came, for an answer that is broken or says nothing of its use."""
+        if self._examined == self._kept_bytes or self.reported or not self._kept:
+            return
+        self._examined = self._kept_bytes
+        document = b"".join(self._kept)
+        self.text_bytes = text_bytes(document)
+
+    def _keep_windows(self, chunk: bytes) -> None:
+        if not self._tail:
+            passed = b"".join(self._kept)
+            self._kept = [passed[:WINDOW_BYTES]]
+            self._tail = passed[-WINDOW_BYTES:]
+        self._tail = (self._tail + chunk)[-WINDOW_BYTES:]
+
+    def _read_windows(self) -> None:
+        """Find the usage near the end, else near the start, and read it as a document of its own."""
+        for window in (self._tail, self._kept[0]):
+            for match in reversed(list(_USAGE.finditer(window))):
+                end = _object_end(window, match.end() - 1)
+                if end:
+                    self._dialect.read_whole(self, b"{" + window[match.start() : end] + b"}")
+                if self.reported:
+                    return
+        self.text_bytes = max(self.text_bytes, self._kept_bytes)
+        self._examined = self._kept_bytes
+
+
+_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}]', re.DOTALL)
+
+
+def _object_end(window: bytes, start: int) -> int:
+    """Return the end of the object that begins at `start`, 0 where it is broken off."""
+    depth = 0
+    for match in _PART.finditer(window, start):
+        if match[0] == b"{":
+            depth += 1
+        elif match[0] == b"}":
+            depth -= 1
+            if depth == 0:
+                return match.end()
+    return 0

@@ -1,0 +1,57 @@
+"""Split a server-sent event stream into events without changing a byte.
+
+Any split of the input gives the same events, which is why a CR at the end of a chunk waits for
+the next byte. Lines end in LF, CRLF or CR; an event ends at
+an empty line; a leading BOM is dropped from the data only (HTML Living Standard, 9.2).
+"""
+
+from __future__ import annotations
+
+import re
+
+_END = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\n(?:\r\n|\n|\r(?=[^\n]))|\r\r(?:\n|(?=[^\n]))")
+_BOM = b"\xef\xbb\xbf"
+
+
+class Splitter:
+    """Give the complete events of the chunks fed so far; the rest waits in `pending`."""
+
+    __slots__ = ("_scanned", "pending")
+
+    def __init__(self) -> None:
+        self.pending = b""
+        self._scanned = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the events this chunk completes, each with its bytes as they came."""
+        if not self.pending and chunk[-2:] == b"\n\n" and chunk.find(b"\n\n") == len(chunk) - 2:
+            if b"\r" not in chunk:
+                return [chunk]
+        data = self.pending + chunk if self.pending else chunk
+        events: list[bytes] = []
+        start, scan = 0, self._scanned
+        while (end := _END.search(data, scan)) is not None:
+            scan = end.end()
+            events.append(data[start:scan])
+            start = scan
+        self.pending = data[start:]
+        self._scanned = max(0, len(self.pending) - 3)
+        return events
+
+    def take(self) -> bytes:
+        """Give up the pending bytes: the stream ended, or the event is too long to keep."""
+        pending, self.pending, self._scanned = self.pending, b"", 0
+        return pending
+
+
+def data_of(event: bytes) -> bytes:
+    """Return the data of one event, its lines joined by LF; empty where it has none."""
+    if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]
+    lines: list[bytes] = []
+    for line in event.removeprefix(_BOM).splitlines():
+        if line[:5] == b"data:":
+            lines.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line == b"data":
+            lines.append(b"")
+    return lines[0] if len(lines) == 1 else b"\n".join(lines)
