@@ -1,0 +1,202 @@
+"""The bench's hold on the machine: cores, CPU clocks, ports and what has to be installed.
+
+Everything measured is read from /proc; every contender is pinned by the same placement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+START_S_MAX = 60.0
+PACKAGES = ("wrk", "nginx", "libnginx-mod-http-lua", "lua-nginx-redis")
+
+
+class BenchError(Exception):
+    """The bench cannot go on, or not with this contender; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which core each part runs on; the same for every contender."""
+
+    gateway: int
+    client: int
+    upstream: int
+    redis: int
+    rest: int
+
+    @classmethod
+    def of_this_machine(cls) -> Placement:
+        """Spread over what there is: the gateway has a core to itself in every case."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            raise BenchError("the bench needs two cores: one for the gateway, one for everything else")
+        if len(cores) == 2:
+            return cls(cores[0], cores[1], cores[1], cores[1], cores[1])
+        if len(cores) == 3:
+            return cls(cores[0], cores[1], cores[1], cores[2], cores[1])
+        return cls(cores[0], cores[1], cores[2], cores[3], cores[-1])
+
+    def __str__(self) -> str:
+        """One line for the report."""
+        return (
+            f"gateway core {self.gateway}; client core {self.client}; upstream core {self.upstream}; "
+            f"Redis core {self.redis}"
+        )
+
+
+def spawn(command: Sequence[str], core: int, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Start a program pinned to one core, its output in `log`, in a process group of its own."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            ["taskset", "-c", str(core), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], patience_s: float = 20.0) -> None:
+    """End a program this bench started, and its whole group if it does not listen."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def pin(pids: Iterable[int], core: int) -> None:
+    """Move running processes, every thread of them, to one core."""
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), {core})
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int(_stat(int(entry.name))[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = [pid]
+    for one in found:
+        found.extend(children.get(one, ()))
+    return found
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """User and system time the processes have used so far, seconds."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = _stat(pid)
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks * TICK_S
+
+
+def busy_s() -> float:
+    """Time all cores together were not idle, since the start of the machine, seconds."""
+    first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    user, nice, system, _idle, _wait, interrupt, soft = map(int, first[1:8])
+    return (user + nice + system + interrupt + soft) * TICK_S
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of one process, MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat behind the command's name, state first."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
+
+
+def free_port() -> int:
+    """A TCP port nobody uses at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def await_port(
+    port: int, process: subprocess.Popen[bytes], log: Path, patience_s: float = START_S_MAX
+) -> None:
+    """Wait until the port answers; `BenchError` with the log's end if the program gives up before."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    tail = log.read_text(encoding="utf-8", errors="replace")[-800:].strip() if log.exists() else ""
+    raise BenchError(f"{Path(str(process.args[3])).name} does not answer on its port: {tail}")  # type: ignore[index]
+
+
+def install_tools(say: Callable[[str], None]) -> None:
+    """Install wrk and Debian's nginx with Lua where they are missing."""
+    missing = [name for name in ("wrk", "nginx") if shutil.which(name) is None]
+    if lua_modules() is None or not Path("/usr/share/lua/5.1/nginx/redis.lua").exists():
+        missing.append("nginx's Lua module")
+    if not missing:
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise BenchError(
+            f"missing: {', '.join(missing)}. Install {' '.join(PACKAGES)} (Debian's names) and run again; "
+            "the bench installs them itself only as root on Debian or Ubuntu"
+        )
+    say(f"installing {' '.join(PACKAGES)} …")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
+    done = subprocess.run(install, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        subprocess.run(["apt-get", "update", "-qq"], env=environment, capture_output=True, check=False)
+        done = subprocess.run(install, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise BenchError(f"cannot install {' '.join(PACKAGES)}: {' '.join(last)}")
+
+
+def lua_modules() -> Path | None:
+    """Where nginx's Lua modules are, if they are."""
+    for folder in (Path("/usr/lib/nginx/modules"), Path("/usr/share/nginx/modules")):
+        if (folder / "ngx_http_lua_module.so").exists():
+            return folder
+    return None
+
+
+def python_package(folder: Path, package: str, program: str, say: Callable[[str], None]) -> Path:
+    """Path of a program of a Python package, installed into an environment of its own if missing."""
+    path = folder / "bin" / program
+    if path.exists():
+        return path
+    say(f"installing {package} into {folder.name}/ …")
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", package],
+    ):
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise BenchError(f"cannot install {package}: {' '.join(last)}")
+    return path

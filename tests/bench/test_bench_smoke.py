@@ -1,0 +1,68 @@
+"""The bench's arithmetic: medians, paired ratios, marks. No program is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.figures import Window, paired, percentile, ratios, row, table
+from tests.bench.load import REQUEST_BYTES, chat
+
+TITLES = {"a": "Alpha", "b": "Beta"}
+
+
+def window(
+    contender: str, number: int, requests: int, *, errors: int = 0, entries: int | None = None
+) -> Window:
+    return Window(
+        contender=contender, round=number, requests=requests, seconds=2.0, errors=errors,
+        p50_us=100.0 * number, p99_us=1000.0, gateway_cpu_s=1.0, load_cpu_s=0.5, redis_cpu_s=0.25,
+        entries=entries,
+    )  # fmt: skip
+
+
+def test_row_holds_medians_not_means() -> None:
+    found = row([window("a", 1, 1000), window("a", 2, 2000), window("a", 3, 90000)])
+    assert found.rate == 1000
+    assert found.per_core == 2000
+    assert found.p50_us == 200
+    assert found.gateway_us == 500
+    assert found.redis_us == 125
+    assert found.gateway_busy == 0.5
+    assert found.spread == pytest.approx(44.5)
+
+
+def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
+    fast = [window("a", 1, 3000), window("a", 2, 300), window("a", 3, 5000)]
+    slow = [window("b", 1, 1000), window("b", 2, 100), window("b", 3, 1000)]
+    assert paired(fast, slow, lambda one: one.rate) == 3
+    assert paired(fast, [], lambda one: one.rate) is None
+    assert "| Beta | 3.00 × | 3.00 × | 0.33 × | 0.33 × |" in ratios([*fast, *slow], ["a"], TITLES)
+    assert ratios(slow, ["a"], TITLES) == ""
+
+
+def test_entries_are_counted_over_all_windows() -> None:
+    found = row([window("a", 1, 1000, entries=1000), window("a", 2, 1000, entries=1100)])
+    assert found.entries_per_request == 1.05
+    assert row([window("a", 1, 1000)]).entries_per_request is None
+
+
+def test_table_marks_errors() -> None:
+    text = table([row([window("a", 1, 1000, errors=3)]), row([window("b", 1, 1000)])], TITLES)
+    assert "Alpha **(3 errors)**" in text
+    assert "| Beta |" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_percentile_is_nearest_rank() -> None:
+    values = [float(one) for one in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1)) == (50, 99, 100)
+    assert percentile([7.0], 0.5) == 7
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+@pytest.mark.parametrize("user", ["", "user-7", "u" * 90])
+def test_every_contender_is_sent_the_same_number_of_bytes(user: str) -> None:
+    head, body = chat("127.0.0.1:40000", "tk_bench", user)
+    assert len(head) + len(body) == REQUEST_BYTES
+    assert f"Content-Length: {len(body)}".encode() in head
