@@ -238,3 +238,10 @@ class StoreUnavailable(AdminRefusal):
 
     reason = "store_unavailable"
     status = 503
+
+
+class LedgerUnavailable(TollkeeperError):
+    """PostgreSQL cannot be reached; the outbox keeps what happens until it is back."""
+
+    reason = "ledger_unavailable"
+    status = 503

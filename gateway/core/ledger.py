@@ -39,7 +39,7 @@ class EventFlag(IntFlag):
     ACTIVATES = 128
 
 
-# version, kind, flags, spare; at, epoch, organization, tenant, key, service;
+# version, kind, flags, note; at, epoch, organization, tenant, key, service;
 # token account: seq, cycle, amount, remaining, used, next_reset;
 # credit account: seq, credits, balance; spend account: seq, units, amount, spent.
 HEAD = struct.Struct("<4B19d")
@@ -82,6 +82,14 @@ class Event:
     user: str
     attribution: str
     metadata: bytes
+    note: int = 0
+
+
+class EventNote(IntEnum):
+    """How a use came to be charged, where not by its own settlement."""
+
+    LATE = 1
+    RECLAIMED = 2
 
 
 class MalformedEvent(ValueError):
@@ -109,6 +117,7 @@ def decode(packed: bytes) -> Event:
             user.decode(),
             attribution.decode(),
             packed[at:],
+            head[3],
         )
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, MalformedEvent):
@@ -119,7 +128,7 @@ def decode(packed: bytes) -> Event:
 def encode(event: Event) -> bytes:
     """Pack an entry as the scripts do (tests and re-drives)."""
     head = HEAD.pack(
-        VERSION, event.kind, event.flags, 0,
+        VERSION, event.kind, event.flags, event.note,
         event.at_ms, event.epoch, event.organization_id, event.tenant_id, event.key_id,
         event.service_id, event.seq, event.cycle, event.amount, event.remaining, event.used,
         event.next_reset_ms, event.credit_seq, event.credits, event.balance, event.spend_seq,
