@@ -5,7 +5,7 @@
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify, 4 forget), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
 --           k: revoked, expires, key id
---           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant (plan id -1: keep)
+--           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
 --           o: credit limit, cap, organization
 --         rebuild: the whole packed state; verify: the new marker
 -- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none)

@@ -8,6 +8,7 @@ itself with `then` when it is handed the pending `Wait`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
@@ -56,3 +57,12 @@ class Wait(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # done without error means set
+
+
+async def in_task(wait: Wait[T]) -> T:
+    """Await a `Wait` from an asyncio task, which knows futures only."""
+    if not wait.done:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        wait.then(lambda: None if future.done() else future.set_result(None))
+        await future
+    return await wait

@@ -7,8 +7,16 @@ Pure functions. A call is (keys, arguments); an answer is bytes of little-endian
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
+from gateway.core.definitions import (
+    CatalogueDefinition,
+    Definition,
+    KeyDefinition,
+    OrganizationDefinition,
+    PlanTerms,
+    TenantDefinition,
+    UserDefinition,
+)
 from gateway.core.model import (
     INTEGER_MAX,
     Decision,
@@ -32,6 +40,7 @@ _EXTEND = struct.Struct("<dd36s")
 _ADMITTED = struct.Struct("<14d")
 _REFUSED = struct.Struct("<7d")
 _ONE = struct.Struct("<d")
+_PAIR = struct.Struct("<dd")
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
@@ -69,11 +78,15 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) ->
         names.append(keys.user_state(p, caller.tenant_id, user))
     if flags & FLAG_ONE_TIME:
         names.append(keys.activation(p, caller.organization_id, request.service.id))
-    packed = _RESERVE.pack(
+    return tuple(names), (reserve_argument(run_id, catalogue, ttl_ms, request), user.encode())
+
+
+def reserve_argument(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
+    """The packed argument of `reserve`."""
+    return _RESERVE.pack(
         run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
-        request.service.id, flags, request.request_id.encode(),
+        request.service.id, service_flags(request), request.request_id.encode(),
     )  # fmt: skip
-    return tuple(names), (packed, user.encode())
 
 
 def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> Call:
@@ -96,22 +109,30 @@ def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) 
         names.append(keys.user_state(p, caller.tenant_id, user))
     if flags & FLAG_ONE_TIME:
         names.append(keys.activation(p, caller.organization_id, settlement.service.id))
-    packed = _SETTLE.pack(
-        run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0,
-        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
-        flags, tombstone_ms, settlement.request_id.encode(),
-    )  # fmt: skip
     return tuple(names), (
-        packed,
+        settle_argument(run_id, tombstone_ms, settlement, mode),
         user.encode(),
         settlement.attribution.encode(),
         settlement.metadata,
     )
 
 
-def extend(
-    run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[str, int, int, int]]
-) -> Call:
+def settle_argument(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
+    """The packed argument of `settle`."""
+    caller = settlement.caller
+    return _SETTLE.pack(
+        run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0,
+        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
+        service_flags(settlement), tombstone_ms, settlement.request_id.encode(),
+    )  # fmt: skip
+
+
+def extended(answer: bytes) -> list[tuple[int, int]]:
+    """The answer of `extend`: (hold in tokens or -1, exhausted) a call; empty where unverified."""
+    return [(int(held), int(exhausted)) for held, exhausted in _PAIR.iter_unpack(answer[8:])]
+
+
+def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[str, int, int, int]]) -> Call:
     """Keys and arguments of `extend`; `live` is (request id, tenant, observed, margin) each."""
     names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
     arguments = [run_id, str(ttl_ms).encode()]
@@ -144,9 +165,7 @@ def decision(answer: bytes) -> Decision:
 def _window(values: tuple[float, ...], at: int) -> Window | None:
     if values[at] == 0:
         return None
-    return Window(
-        Scope(int(values[at])), int(values[at + 1]), int(values[at + 2]), int(values[at + 3])
-    )
+    return Window(Scope(int(values[at])), int(values[at + 1]), int(values[at + 2]), int(values[at + 3]))
 
 
 def code_of(answer: bytes) -> int:
@@ -161,7 +180,7 @@ _LOAD = struct.Struct("<40sBBdB")
 _PLAN = struct.Struct("<9d")
 _LIMITS = struct.Struct("<3d")
 _KEY = struct.Struct("<3d3d")
-_TENANT = struct.Struct("<3d5d9d")
+_TENANT = struct.Struct("<3d3d2d")
 _ORGANIZATION = struct.Struct("<3d3d")
 
 VERBS = {
@@ -176,21 +195,6 @@ DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
 KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 
-@dataclass(frozen=True, slots=True)
-class PlanTerms:
-    """A token plan as a tenant's state carries it; `plan_id` 0 is "no plan", total None unlimited."""
-
-    plan_id: int = 0
-    total: int | None = None
-    reset_interval: str = "none"
-    overage_policy: str = "block"
-    admission: str = "available"
-    on_exhausted: str = "finish"
-    on_store_failure: str = "deny"
-    rollover_max: int = 0
-    anchor: int = 1
-
-
 def plan(terms: PlanTerms) -> bytes:
     """The plan as `grant` and `load` take it."""
     return _PLAN.pack(
@@ -202,17 +206,18 @@ def plan(terms: PlanTerms) -> bytes:
 
 
 def grant(
-    run_id: bytes, partition: int, tenant_id: int, organization_id: int, verb: str,
-    amount: int, write_id: str, metadata: bytes = b"", terms: PlanTerms | None = None,
+    run_id: bytes, verb: str, amount: int, write_id: str, *,
+    tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
 ) -> Call:  # fmt: skip
     """Keys and arguments of `grant`. `amount` is signed for adjust and credits."""
     assert abs(amount) <= INTEGER_MAX
+    p = keys.partition_of(organization_id)
     return (
-        keys.marker(partition),
-        keys.control(partition),
-        keys.outbox(partition),
-        keys.tenant_state(partition, tenant_id),
-        keys.organization_state(partition, organization_id),
+        keys.marker(p),
+        keys.control(p),
+        keys.outbox(p),
+        keys.tenant_state(p, tenant_id),
+        keys.organization_state(p, organization_id),
     ), (
         _GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,
@@ -220,13 +225,34 @@ def grant(
     )
 
 
-def define(
-    run_id: bytes, partition: int, state: str, kind: int, version: int, definition: bytes, create: bool
-) -> Call:  # fmt: skip
-    """Keys and arguments of `load` for a definition."""
+def define(run_id: bytes, version: int, definition: Definition, *, create: bool = True) -> Call:
+    """Keys and arguments of `load` for one account's definition."""
+    assert not isinstance(definition, CatalogueDefinition)
+    p = keys.partition_of(definition.organization_id)
+    match definition:
+        case OrganizationDefinition():
+            kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
+            cap = -1 if definition.cap is None else definition.cap
+            packed = _ORGANIZATION.pack(
+                *_limits(definition.limits), definition.credit_limit, cap, definition.organization_id
+            )
+        case TenantDefinition():
+            kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
+            packed = _TENANT.pack(
+                *_limits(definition.limits), *_limits(definition.user_limits),
+                definition.tenant_id, definition.organization_id,
+            ) + plan(definition.terms)  # fmt: skip
+        case KeyDefinition():
+            kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
+            packed = _KEY.pack(
+                *_limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
+            )
+        case UserDefinition():
+            kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
+            packed = _LIMITS.pack(*_limits(definition.limits))
     return (
-        (keys.marker(partition), state, keys.outbox(partition)),
-        (_LOAD.pack(run_id, DEFINE, kind, version, create), definition, b""),
+        (keys.marker(p), state, keys.outbox(p)),
+        (_LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
     )
 
 
@@ -255,37 +281,14 @@ def _limits(limits: Limits) -> tuple[int, int, int]:
     )
 
 
-def key_definition(limits: Limits, revoked: bool, expires_ms: int, key_id: int) -> bytes:
-    """An API key's definition; `expires_ms` 0 is never."""
-    return _KEY.pack(*_limits(limits), 1 if revoked else 0, expires_ms, key_id)
-
-
-def user_definition(limits: Limits) -> bytes:
-    """A user's own limits, over the tenant's `user_limits`."""
-    return _LIMITS.pack(*_limits(limits))
-
-
-def tenant_definition(
-    limits: Limits, user_limits: Limits, tenant_id: int, organization_id: int, terms: PlanTerms | None
-) -> bytes:  # fmt: skip
-    """A tenant's definition; `terms` None keeps the plan its state has."""
-    packed = _TENANT.size - _PLAN.size
-    head = struct.pack(
-        "<3d5d", *_limits(limits), *_limits(user_limits), tenant_id, organization_id
-    )
-    assert len(head) == packed
-    return head + (plan(terms) if terms else _PLAN.pack(-1, *([0] * 8)))
-
-
-def organization_definition(
-    limits: Limits, credit_limit: int, cap: int | None, organization_id: int
-) -> bytes:
-    """An organization's definition; `cap` in micro-units of its currency, None is no cap."""
-    return _ORGANIZATION.pack(
-        *_limits(limits), credit_limit, -1 if cap is None else cap, organization_id
-    )
-
-
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
     """The marker of a verified partition."""
     return MARKER.pack(run_id, epoch, catalogue)
+
+
+def read_marker(raw: bytes) -> tuple[bytes, int, int]:
+    """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty."""
+    if not raw:
+        return b"", 0, 0
+    run_id, epoch, catalogue = MARKER.unpack(raw)
+    return run_id, int(epoch), int(catalogue)

@@ -19,13 +19,14 @@ local function blank(size, now)
   return a
 end
 
+-- the plan's terms follow the plan a tenant has; a first plan and a change of plan are grants
 local function define_tenant(a, packed, from, now)
-  local plan = {select(1, struct.unpack('<dddddddddddddd', packed, from))}
-  for i = 1, 5 do a[URPM + i - 1] = plan[i] end
-  if plan[6] < 0 then return end
+  a[URPM], a[UTPM], a[UCONC], a[TENANT], a[TENANT_ORG], from = struct.unpack('<ddddd', packed, from)
+  if not has(a[FLAGS], HAS_PLAN) then return end
+  local terms = {struct.unpack('<ddddddddd', packed, from)}
+  if terms[1] ~= a[PLAN] then return end
   local interval, anchor = a[INTERVAL], a[ANCHOR]
-  for i = 6, 13 do a[PLAN + i - 6] = plan[i] end
-  a[ANCHOR] = plan[14]
+  a[INTERVAL], a[POLICY], a[ADMISSION], a[EXHAUSTED], a[STORE], a[ROLLOVER], a[PLAN_TOTAL], a[ANCHOR] = unpack(terms, 2, 9)
   if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = calendar()(a[INTERVAL], a[ANCHOR], now) end
 end
 

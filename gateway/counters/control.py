@@ -1,0 +1,180 @@
+"""The counters as the keeper uses them: control writes, definitions, looks, verification.
+
+The keeper speaks over one `Wire` too, so that the run id it vouches for is the run id of the
+connection it writes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from gateway.core.definitions import CatalogueDefinition, ControlWrite, Definition, KeyDefinition
+from gateway.core.model import PARTITIONS, Caller, LiveQuota
+from gateway.core.wait import in_task
+from gateway.counters import keys, packing, states
+from gateway.counters.directory import encode_catalogue, encode_identity
+from gateway.counters.wire import Reply, Wire, encode, encode_script
+from gateway.errors import CountersUnavailable
+
+PEEK_BATCH_MAX = 256
+APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT = 1, 2, 0, -2
+
+
+class Control:
+    """Writes and looks of the keeper. Every method may raise CountersUnavailable."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+        return self._wire.run_id if self._wire.connected else b""
+
+    async def ask(self, *parts: bytes) -> Reply:
+        """Send one plain command."""
+        return await in_task(self._wire.send(encode(*parts)))
+
+    async def run(self, verb: str, call: packing.Call) -> Reply:
+        """Run one script."""
+        return await in_task(self._wire.send(encode_script(verb, *call)))
+
+    async def apply(self, write: ControlWrite) -> bool:
+        """Bring one control write into the counters; False where its account is not known yet."""
+        if write.verb == "define":
+            for definition in write.definitions:
+                if not await self.define(definition, write.position):
+                    return False
+            return True
+        amount = _signed_amount(write)
+        call = packing.grant(
+            self.run_id,
+            write.verb,
+            amount,
+            write.id,
+            tenant_id=write.tenant_id,
+            organization_id=write.organization_id,
+            metadata=cast("bytes", write.payload.get("metadata", b"")),
+            terms=write.terms,
+        )
+        code = packing.code_of(cast("bytes", await self.run("grant", call)))
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        return code in {APPLIED, APPLIED_BEFORE}
+
+    async def sweep(self, tenant_id: int, organization_id: int) -> bool:
+        """Run a tenant's reset if it is due; True where it was."""
+        call = packing.grant(
+            self.run_id, "sweep", 0, "0" * 36, tenant_id=tenant_id, organization_id=organization_id
+        )
+        return packing.code_of(cast("bytes", await self.run("grant", call))) == APPLIED
+
+    async def define(self, definition: Definition, version: int) -> bool:
+        """Bring one definition into the counters; False where its account must be rebuilt first."""
+        if isinstance(definition, CatalogueDefinition):
+            await self._catalogue(definition, version)
+            return True
+        create = not getattr(definition, "has_ledger", False)
+        call = packing.define(self.run_id, version, definition, create=create)
+        code = packing.code_of(cast("bytes", await self.run("load", call)))
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        if code != UNKNOWN_ACCOUNT and isinstance(definition, KeyDefinition):
+            await self.identity(definition)
+        return code != UNKNOWN_ACCOUNT
+
+    async def identity(self, definition: KeyDefinition) -> None:
+        """Write whom a credential stands for; a revoked one stands for nobody."""
+        name = keys.identity(definition.digest).encode()
+        if definition.revoked:
+            await self.ask(b"DEL", name)
+            return
+        caller = Caller(
+            definition.organization_id,
+            definition.tenant_id,
+            definition.key_id,
+            keys.partition_of(definition.organization_id),
+            definition.user,
+            definition.models,
+        )
+        until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
+        await self.ask(b"SET", name, encode_identity(caller), *until)
+
+    async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
+        raw = encode_catalogue(version, list(definition.services))
+        await self.ask(b"SET", keys.CATALOGUE.encode(), raw)
+        for partition in range(PARTITIONS):
+            marker = await self.marker(partition)
+            run_id, epoch, before = packing.read_marker(marker)
+            if run_id != self.run_id:
+                raise CountersUnavailable
+            if before < version:
+                await self.mark(partition, marker, epoch, version)
+
+    async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
+        """Read the quotas of (partition, tenant id) pairs as they stand, a due reset included."""
+        by_partition: dict[int, list[int]] = {}
+        for partition, tenant_id in tenants:
+            by_partition.setdefault(partition, []).append(tenant_id)
+        found: dict[int, LiveQuota | None] = {}
+        for partition, ids in by_partition.items():
+            for start in range(0, len(ids), PEEK_BATCH_MAX):
+                batch = ids[start : start + PEEK_BATCH_MAX]
+                names = (keys.marker(partition), *(keys.tenant_state(partition, one) for one in batch))
+                answer = await self.run("peek", (names, (self.run_id, b"3")))
+                assert isinstance(answer, list)
+                if answer and not isinstance(answer[0], bytes | None):
+                    raise CountersUnavailable
+                for tenant_id, packed in zip(batch, answer, strict=True):
+                    state = states.unpack_tenant(packed) if isinstance(packed, bytes) else None
+                    found[tenant_id] = _quota(state) if state else None
+        return found
+
+    # --- verification -------------------------------------------------------------------
+
+    async def marker(self, partition: int) -> bytes:
+        """The partition's marker as it stands; empty where there is none."""
+        raw = await self.ask(b"GET", keys.marker(partition).encode())
+        return raw if isinstance(raw, bytes) else b""
+
+    async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+        """Vouch for a partition; False where another keeper was faster."""
+        new = packing.marker(self.run_id, epoch, catalogue)
+        return await self._rebuild(partition, keys.marker(partition), new, before)
+
+    async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:
+        """Write one account's whole state while the marker is as it was read."""
+        return await self._rebuild(partition, state, packed, before)
+
+    async def _rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:
+        call = packing.rebuild(self.run_id, partition, state, packed, before)
+        return packing.code_of(cast("bytes", await self.run("load", call))) == APPLIED
+
+    async def states(self, names: Sequence[str]) -> list[bytes | None]:
+        """Raw states of one partition, in order."""
+        if not names:
+            return []
+        answer = await self.ask(b"MGET", *(name.encode() for name in names))
+        assert isinstance(answer, list)
+        return [one if isinstance(one, bytes) else None for one in answer]
+
+
+def _signed_amount(write: ControlWrite) -> int:
+    amount = write.payload.get("amount", 0)
+    assert isinstance(amount, int)
+    return -amount if write.payload.get("direction") == "OUT" else amount
+
+
+def _quota(state: states.TenantState) -> LiveQuota:
+    return LiveQuota(
+        tokens_used=state.used,
+        tokens_remaining=None if state.unlimited else state.remaining,
+        tokens_held=state.held,
+        is_blocked=state.is_blocked,
+        manual_block=state.manual_block,
+        last_reset_ms=state.last_reset,
+        next_reset_ms=state.next_reset,
+        cycle=state.cycle,
+        seq=state.seq,
+    )

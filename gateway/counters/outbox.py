@@ -1,0 +1,76 @@
+"""The outbox as the flusher reads it: entries in order, removed only once they are rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gateway.core.wait import Wait, in_task
+from gateway.counters import keys
+from gateway.counters.wire import Reply, Wire, encode
+from gateway.errors import CountersUnavailable
+
+
+class Outbox:
+    """Streams of all partitions, read and acknowledged on one connection."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._read_under = b""
+
+    async def read(self, partitions: Sequence[int], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
+        """Up to `count` oldest entries of each partition: (entry id, packed event); empty ones left out."""
+        limit = b"%d" % count
+        self._read_under = self._wire.run_id
+        waits = [
+            self._wire.send(encode(b"XRANGE", keys.outbox(one).encode(), b"-", b"+", b"COUNT", limit))
+            for one in partitions
+        ]
+        found: dict[int, list[tuple[bytes, bytes]]] = {}
+        for partition, wait in zip(partitions, waits, strict=True):
+            entries = await in_task(wait)
+            if isinstance(entries, list) and entries:
+                found[partition] = [_entry(entry) for entry in entries]
+        return found
+
+    async def acknowledge(
+        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Remove entries that are rows now, and the ids of control writes among them."""
+        if self._wire.run_id != self._read_under:
+            raise CountersUnavailable("Redis was restarted since these entries were read")
+        waits: list[Wait[Reply]] = []
+        for partition, ids in entries.items():
+            if ids:
+                waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
+        for partition, sources in control_ids.items():
+            if sources:
+                fields = [one.encode() for one in sources]
+                waits.append(self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *fields)))
+        for wait in waits:
+            await in_task(wait)
+
+    async def depth(self) -> tuple[int, int]:
+        """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
+        names = [keys.outbox(partition).encode() for partition in range(64)]
+        lengths = [self._wire.send(encode(b"XLEN", name)) for name in names]
+        firsts = [self._wire.send(encode(b"XRANGE", name, b"-", b"+", b"COUNT", b"1")) for name in names]
+        total, oldest = 0, 0
+        for wait in lengths:
+            length = await in_task(wait)
+            total += length if isinstance(length, int) else 0
+        for wait in firsts:
+            entries = await in_task(wait)
+            if isinstance(entries, list) and entries:
+                at = int(_entry(entries[0])[0].partition(b"-")[0])
+                oldest = min(oldest or at, at)
+        return total, oldest
+
+
+def _entry(raw: Reply) -> tuple[bytes, bytes]:
+    """An XRANGE entry; one without the field is an empty event, which the writer refuses by name."""
+    assert isinstance(raw, list)
+    entry_id, fields = raw
+    assert isinstance(entry_id, bytes)
+    if isinstance(fields, list) and len(fields) == 2 and isinstance(fields[1], bytes):
+        return entry_id, fields[1]
+    return entry_id, b""

@@ -1,0 +1,270 @@
+"""One pipelined connection to Redis for one gateway worker.
+
+Everything asked for in one tick of the event loop leaves in one write, and answers come back in
+order. A call waits a bounded time; a connection that stalls longer is closed and opened anew;
+while there is none, calls fail at once. It knows RESP and nothing of limits or ledgers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+from gateway.core.wait import Wait, in_task
+from gateway.counters.scripts import VERBS, script
+from gateway.errors import CountersUnavailable, SettingError
+
+CALL_S_MAX = 1.0
+STALL_S_MAX = 3.0
+PENDING_MAX = 20_000
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
+SWEEP_S = 0.05
+CONNECT_S_MAX = 2.0
+
+Reply = bytes | int | None | list["Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where Redis is and who we are there; parsed from `redis[s]://user:password@host:port/db` or `unix://…`."""
+
+    host: str
+    port: int
+    path: str = ""
+    database: int = 0
+    username: str = ""
+    password: str = ""
+    tls: ssl.SSLContext | None = None
+
+
+def parse_url(url: str) -> Address:
+    """The address a URL names; SettingError where it names none."""
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if parts.scheme == "unix":
+        query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
+        return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise SettingError("REDIS_URL must be redis://, rediss:// or unix:// and name a host")
+    database = parts.path.strip("/") or "0"
+    if not database.isdigit():
+        raise SettingError("REDIS_URL must end in a database number or nothing")
+    tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+    return Address(parts.hostname, parts.port or 6379, "", int(database), user, password, tls)
+
+
+def encode(*parts: bytes) -> bytes:
+    """A RESP command."""
+    chunks = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        chunks.append(b"$%d\r\n%b\r\n" % (len(part), part))
+    return b"".join(chunks)
+
+
+def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> bytes:
+    """EVALSHA of a verb as a RESP command."""
+    sha = script(verb).sha.encode()
+    names = [key.encode() for key in keys]
+    return encode(b"EVALSHA", sha, b"%d" % len(keys), *names, *arguments)
+
+
+class Wire(asyncio.Protocol):
+    """The connection. `run_id` is the server's own since the last connect; empty before."""
+
+    def __init__(self, address: Address, clock: Callable[[], float]) -> None:
+        self.run_id = b""
+        self.connected = False
+        self.on_connect: Callable[[], None] | None = None
+        self._address = address
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader()
+        self._pending: deque[tuple[Wait[Reply], bytes, float]] = deque()
+        self._out: list[bytes] = []
+        self._scheduled = False
+        self._closing = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Connect once, or raise CountersUnavailable; later losses are mended in the background."""
+        try:
+            await self._connect()
+        except (OSError, CountersUnavailable) as error:
+            self._reconnect()
+            raise CountersUnavailable(f"Redis does not answer: {error}") from error
+
+    def start(self) -> None:
+        """Connect in the background, trying until closed."""
+        self._reconnect()
+
+    async def close(self) -> None:
+        """Close for good."""
+        self._closing = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def send(self, command: bytes) -> Wait[Reply]:
+        """Queue a command for this tick's write. Fails with CountersUnavailable, never hangs."""
+        wait: Wait[Reply] = Wait()
+        if not self.connected or len(self._pending) >= PENDING_MAX:
+            wait.fail(CountersUnavailable())
+            return wait
+        self._queue(wait, command)
+        return wait
+
+    # --- asyncio.Protocol ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._reader = hiredis.Reader()
+
+    def data_received(self, data: bytes) -> None:
+        reader, pending = self._reader, self._pending
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not False:
+                wait, command, _ = pending.popleft()
+                if isinstance(reply, hiredis.ReplyError):
+                    self._refused(wait, command, str(reply))
+                else:
+                    wait.set(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self._drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.connected = False
+        self._fail_pending()
+        if not self._closing:
+            self._reconnect()
+
+    # --- the rest -----------------------------------------------------------------------
+
+    def _queue(self, wait: Wait[Reply], command: bytes) -> None:
+        self._pending.append((wait, command, self._clock()))
+        self._out.append(command)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._transport is not None and self._out:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
+        if message.startswith("NOSCRIPT"):
+            self._queue(wait, _as_eval(command))
+        elif message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
+            wait.fail(CountersUnavailable())
+            self._drop()
+        else:
+            wait.fail(CountersUnavailable(f"Redis refused a script: {message[:200]}"))
+
+    def _sweep(self) -> None:
+        """Fail what waited too long; close a connection that stalls."""
+        now = self._clock()
+        if self._pending and now - self._pending[0][2] > STALL_S_MAX:
+            self._drop()
+        else:
+            for wait, _, sent in self._pending:
+                if now - sent <= CALL_S_MAX:
+                    break
+                wait.fail(CountersUnavailable())
+        if not self._closing:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _drop(self) -> None:
+        self.connected = False
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail_pending()
+
+    def _fail_pending(self) -> None:
+        waiting, self._pending = self._pending, deque()
+        self._out.clear()
+        for wait, _, _ in waiting:
+            wait.fail(CountersUnavailable())
+
+    def _reconnect(self) -> None:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self._loop.create_task(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        pause = BACKOFF_S_MIN
+        while not self._closing and not self.connected:
+            try:
+                await self._connect()
+                return
+            except (OSError, CountersUnavailable):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, BACKOFF_S_MAX)
+
+    async def _connect(self) -> None:
+        address = self._address
+        async with asyncio.timeout(CONNECT_S_MAX):
+            if address.path:
+                await self._loop.create_unix_connection(lambda: self, address.path)
+            else:
+                await self._loop.create_connection(
+                    lambda: self,
+                    address.host,
+                    address.port,
+                    ssl=address.tls,
+                    server_hostname=address.host if address.tls else None,
+                )
+            try:
+                await self._greet()
+            except BaseException:
+                self._drop()
+                raise
+        self.connected = True
+        if self._sweeper is None:
+            self._sweep()
+        if self.on_connect is not None:
+            self.on_connect()
+
+    async def _greet(self) -> None:
+        address = self._address
+        if address.password:
+            user = [address.username.encode()] if address.username else []
+            await self._ask(b"AUTH", *user, address.password.encode())
+        if address.database:
+            await self._ask(b"SELECT", b"%d" % address.database)
+        info = await self._ask(b"INFO", b"server")
+        if not isinstance(info, bytes) or b"run_id:" not in info:
+            raise CountersUnavailable("Redis does not tell its run_id")
+        self.run_id = info.partition(b"run_id:")[2][:40]
+        for verb in VERBS:
+            await self._ask(b"SCRIPT", b"LOAD", script(verb).text.encode())
+
+    async def _ask(self, *parts: bytes) -> Reply:
+        wait: Wait[Reply] = Wait()
+        self._queue(wait, encode(*parts))
+        return await in_task(wait)
+
+
+def _as_eval(command: bytes) -> bytes:
+    """The same call by its text, for a server that lost its script cache."""
+    for verb in VERBS:
+        known = script(verb)
+        sha = known.sha.encode()
+        if sha in command[:80]:
+            text = known.text.encode()
+            head = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % sha
+            return command.replace(head, b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(text), text), 1)
+    raise AssertionError("NOSCRIPT for a command that is none of ours")
