@@ -6,7 +6,7 @@ lists of those. Nothing here knows HTTP or SQL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,44 +19,63 @@ class Actor:
 
     scope: str
     role: str
+    token_id: int | None = None
     user_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An `Idempotency-Key` as its caller sent it; `fingerprint` is hex SHA-256 of what was asked."""
+    """An `Idempotency-Key` as one caller sent it, and what was asked (`body_digest` is hex SHA-256)."""
 
     scope: str
     key: str
-    fingerprint: str
+    method: str
+    path: str
+    body_digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One write: `verb` on a resource, or on the row `id` of it, with validated values."""
+    """One write: `verb` on a resource, or on the row `id` of it, with validated values.
+
+    `render` turns the row into the answer's body, which is kept with the claim.
+    """
 
     resource: str
     verb: str
     actor: Actor
+    request_id: str
+    render: Callable[[Row], Row]
     id: int | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Intent:
+    """A control write that now waits: its id (UUID text) and its account."""
+
+    id: str
+    account: str
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
-    """A committed write: the row as it stands and the accounts whose control writes now wait."""
+    """A committed write: the row as it stands and the control writes it left behind."""
 
     row: Row
-    accounts: tuple[str, ...] = ()
+    intents: tuple[Intent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The answer first given under this idempotency key; `body` is None where there was none."""
+    """The answer first given under this idempotency key.
 
-    status: int
-    body: Row | None
+    `status` is None where the first request died between its commit and its answer.
+    """
+
+    status: int | None
+    body: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +87,7 @@ class Query:
     until: datetime | None
     after: tuple[int, ...] | None
     limit: int
+    descending: bool = False
 
 
 @dataclass(frozen=True, slots=True)

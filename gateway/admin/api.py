@@ -1,0 +1,68 @@
+"""The people's door: the admin port's application, built from what it is given.
+
+Reading order of a request: guard, identity, body, one write, one push, one answer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from aiohttp import web
+
+from gateway.admin.guard import guard
+from gateway.admin.openapi import document
+from gateway.admin.pages import mount_docs
+from gateway.admin.ports import AdminPorts, Health
+from gateway.admin.resources import RESOURCES
+from gateway.admin.views import Views, answer
+
+ROOT = "/admin/v1"
+
+
+def build(ports: AdminPorts) -> web.Application:
+    """Make the application of the admin port: Admin API, its documents, health and metrics."""
+    app = web.Application(
+        middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
+    )
+    for resource in RESOURCES.values():
+        views = Views(ports, resource)
+        collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"
+        app.router.add_get(collection, views.list)
+        if resource.create is not None:
+            app.router.add_post(collection, views.create)
+        if resource.readable:
+            app.router.add_get(one, views.show)
+        if resource.patch is not None:
+            app.router.add_patch(one, views.change)
+        if resource.deletable:
+            app.router.add_delete(one, views.delete)
+        for action in resource.actions:
+            app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
+    _mount_documents(app, ports)
+    _mount_operations(app, ports)
+    return app
+
+
+def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
+    described = document(RESOURCES, version=ports.version)
+
+    async def openapi(_: web.Request) -> web.Response:
+        return answer(200, described)
+
+    app.router.add_get(f"{ROOT}/openapi.json", openapi)
+    mount_docs(app, described)
+
+
+def _mount_operations(app: web.Application, ports: AdminPorts) -> None:
+    async def health(_: web.Request, probe: Health) -> web.Response:
+        well, dependencies = await probe()
+        content = {"status": "ok" if well else "unavailable", "dependencies": dependencies}
+        return answer(200 if well else 503, content)
+
+    async def metrics(request: web.Request) -> web.Response:
+        body, content_type = await ports.metrics(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    app.router.add_get("/livez", partial(health, probe=ports.live))
+    app.router.add_get("/readyz", partial(health, probe=ports.ready))
+    app.router.add_get("/metrics", metrics)

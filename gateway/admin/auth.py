@@ -1,0 +1,54 @@
+"""Who is asking, and may they: bearer tokens, compared in constant time."""
+
+from __future__ import annotations
+
+import hmac
+import re
+
+from aiohttp import web
+
+from gateway.admin import credentials
+from gateway.admin.ports import AdminPorts
+from gateway.core.administration import Actor
+from gateway.errors import Forbidden, Unauthorized
+
+ADMIN = "admin"
+READONLY = "readonly"
+
+_NAMED = re.compile(
+    rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
+)
+_BEARER = re.compile(r"[Bb]earer +([!-~]{1,512})", re.ASCII)
+
+
+async def identify(ports: AdminPorts, request: web.Request) -> Actor:
+    """Name the caller by its `Authorization` header; `Unauthorized` if it is nobody."""
+    sent = request.headers.getall("Authorization", [])
+    if len(sent) != 1:
+        raise Unauthorized
+    match = _BEARER.fullmatch(sent[0])
+    if match is None:
+        raise Unauthorized
+    digest = ports.digest(match[1])
+    actor = _built_in(ports, digest)
+    if actor is not None:
+        return actor
+    token = await ports.store.staff_token(digest) if _NAMED.fullmatch(match[1]) else None
+    if token is None:
+        raise Unauthorized
+    return Actor(f"token:{token.id}", token.role, token_id=token.id, user_id=token.user_id)
+
+
+def require_write(actor: Actor) -> None:
+    """Refuse a caller who may only read."""
+    if actor.role != ADMIN:
+        raise Forbidden
+
+
+def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
+    # Digests have one length and hide the tokens': comparing them leaks neither.
+    found = None
+    for role, token in ((ADMIN, ports.admin_token), (READONLY, ports.readonly_token)):
+        if token and hmac.compare_digest(digest, ports.digest(token)) and found is None:
+            found = Actor(f"builtin:{role}", role)
+    return found

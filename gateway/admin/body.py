@@ -1,0 +1,84 @@
+"""Reading a request's JSON body without guessing, and checking it against a resource's fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from gateway.errors import AdminRefusal, Unprocessable
+
+ERRORS_MAX = 50
+
+Body = dict[str, object]
+
+
+def parse(raw: bytes) -> Body:
+    """Read a JSON object; `AdminRefusal` for anything that is not exactly one.
+
+    Nothing at all counts as `{}`: an action without arguments needs no body.
+    """
+    if not raw.strip():
+        return {}
+    try:
+        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
+        canonical(value)
+    except RecursionError as error:
+        raise AdminRefusal("The body is nested too deeply.") from error
+    except UnicodeError as error:
+        raise AdminRefusal("The body is not valid UTF-8 text.") from error
+    except ValueError as error:
+        raise AdminRefusal(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise AdminRefusal("The body must be a JSON object.")
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """Write a JSON value so that equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def digest(body: Mapping[str, object]) -> str:
+    """Name a body by its content: hex SHA-256."""
+    return sha256(canonical(body)).hexdigest()
+
+
+def check(model: type[BaseModel], body: Body, *, known: frozenset[str] = frozenset()) -> Body:
+    """Check a body against a model and return the fields that were sent.
+
+    `known` are the resource's fields: one of them that the model lacks cannot be changed.
+    Raises `Unprocessable`, field by field.
+    """
+    try:
+        checked = model.model_validate(body)
+    except ValidationError as error:
+        raise Unprocessable(errors=_errors(error, known)) from error
+    return checked.model_dump(exclude_unset=True)
+
+
+def _errors(error: ValidationError, known: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
+        field = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "cannot be set here" if field in known else "unknown field"
+        elif item["type"] == "missing":
+            message = "required"
+        found.append((field, message))
+    return tuple(found)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> Body:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is named twice")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,27 @@
+"""Secrets shown once: made here, kept only as a digest."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+RANDOM_CHARS = 32  # of 62 letters: 190 bits
+SHOWN_CHARS = 5
+
+API_KEY = "tk_"
+ADMIN_TOKEN = "tka_"  # noqa: S105  # a prefix, not a secret
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A new secret and the beginning of it that may be shown for recognition."""
+
+    secret: str = field(repr=False)
+    prefix: str
+
+
+def mint(kind: str) -> Minted:
+    """Make a secret of a kind (its prefix) with 190 random bits."""
+    random = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    return Minted(kind + random, kind + random[:SHOWN_CHARS])

@@ -1,0 +1,199 @@
+"""The kinds of value a resource's fields hold: how each is checked coming in and written going out.
+
+Everything is strict: a number in quotes, a float where an integer belongs or an instant
+without a time zone is wrong, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    create_model,
+)
+
+from gateway.core.model import INTEGER_MAX
+
+TEXT_CHARS_MAX = 200
+LONG_TEXT_CHARS_MAX = 4000
+EXTERNAL_ID_CHARS_MAX = 128
+MODELS_MAX = 100
+FRACTION_DIGITS_MAX = 6
+
+_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_SERVICE_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+
+class In(BaseModel):
+    """What a caller sends: a field that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Out(BaseModel):
+    """What a caller gets."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+def patch_of(name: str, model: type[In], *, without: tuple[str, ...] = ()) -> type[In]:
+    """Make a model in which every field of `model` may be left out but keeps its own rule."""
+    fields = {
+        field: (
+            Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation,
+            Field(default_factory=_absent, description=info.description),
+        )
+        for field, info in model.model_fields.items()
+        if field not in without
+    }
+    made: type[In] = create_model(name, __base__=In, **fields)  # type: ignore[call-overload]  # built fields
+    made.__doc__ = f"The fields of {model.__name__} to change; those left out stay."
+    return made
+
+
+def read_instant(text: str) -> datetime:
+    """Read an RFC 3339 instant; `ValueError` unless it names its offset from UTC."""
+    if _INSTANT.fullmatch(text) is None:
+        raise ValueError("must be an RFC 3339 time with a time zone, such as 2026-01-31T00:00:00Z")
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("is outside the years 1 to 9999") from error
+
+
+def show_instant(moment: datetime) -> str:
+    """Write an instant as RFC 3339 UTC, with microseconds only where it has them."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def show_decimal(number: Decimal) -> str:
+    """Write a decimal without exponent and without zeros that say nothing beyond cents."""
+    text = f"{number:f}"
+    if "." not in text:
+        return text
+    whole, _, part = text.partition(".")
+    part = part.rstrip("0").ljust(2, "0")
+    return f"{whole}.{part}"
+
+
+def _absent() -> None:
+    return None
+
+
+def _instant(value: object) -> object:
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be an RFC 3339 time in a string")  # noqa: TRY004  # pydantic reports ValueError
+    return read_instant(value)
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, Decimal):
+        return value
+    if not isinstance(value, str) or _DECIMAL.fullmatch(value) is None:
+        raise ValueError('must be a decimal in a string, such as "12.50"')
+    return Decimal(value)
+
+
+def _fraction(value: Decimal) -> Decimal:
+    if value > 1 or value != round(value, FRACTION_DIGITS_MAX):
+        raise ValueError('must be a fraction from "0" to "1" with at most 6 decimals')
+    return value
+
+
+def _printable(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("must not hold control characters")
+    if text and not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _matches(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if pattern.fullmatch(text) is None:
+            raise ValueError(message)
+        return text
+
+    return check
+
+
+Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
+Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
+PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_printable)]
+LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_printable)]
+ExternalId = Annotated[
+    str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_printable)
+]
+ServiceKey = Annotated[
+    str,
+    Field(strict=True),
+    AfterValidator(
+        _matches(
+            _SERVICE_KEY, "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+        )
+    ),
+    WithJsonSchema({"type": "string", "pattern": f"^{_SERVICE_KEY.pattern}$"}),
+]
+Currency = Annotated[
+    str,
+    Field(strict=True),
+    AfterValidator(_matches(re.compile(r"[A-Z]{3}"), 'must be an ISO 4217 code, such as "USD"')),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$"}),
+]
+Money = Annotated[
+    Decimal,
+    BeforeValidator(_decimal),
+    PlainSerializer(show_decimal, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["12.50"]}),
+]
+Fraction = Annotated[
+    Decimal,
+    BeforeValidator(_decimal),
+    AfterValidator(_fraction),
+    PlainSerializer(show_decimal, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^(0(\.\d{1,6})?|1(\.0{1,6})?)$", "examples": ["0.20"]}),
+]
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_instant),
+    PlainSerializer(show_instant, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-31T00:00:00Z"]}),
+]
+
+
+class LimitsIn(In):
+    """Limits of one scope; what is left out or null is not limited."""
+
+    requests_per_minute: PositiveAmount | None = None
+    tokens_per_minute: PositiveAmount | None = None
+    concurrency: PositiveAmount | None = None
+
+
+LimitsOut = Annotated[
+    dict[str, int],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "description": "Limits of one scope; what is absent is not limited.",
+            "properties": {name: {"type": "integer", "minimum": 1} for name in LimitsIn.model_fields},
+            "additionalProperties": False,
+        }
+    ),
+]

@@ -1,0 +1,75 @@
+"""What holds for every answer of the admin port: errors as problems, time bounds, headers, request ids."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from uuid import uuid4
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.admin.problem import of_error, problem
+from gateway.errors import TollkeeperError
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+    "Cache-Control": "no-store",
+}
+
+_log = logging.getLogger("tollkeeper.admin")
+
+
+def guard(*, request_timeout_s: float) -> Middleware:
+    """Make the outermost middleware."""
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request["request_id"] = str(uuid4())
+        response = await _answer(request, handler, request_timeout_s)
+        response.headers["x-request-id"] = request["request_id"]
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return guarded
+
+
+async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> web.StreamResponse:
+    path = request.path
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await handler(request)
+    except TollkeeperError as error:
+        return of_error(error, instance=path)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return problem(
+            405,
+            "method_not_allowed",
+            f"This path accepts {allowed}.",
+            instance=path,
+            headers={"Allow": allowed},
+        )
+    except web.HTTPRequestEntityTooLarge:
+        return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)
+    except web.HTTPNotFound:
+        return problem(404, "not_found", "There is nothing at this address.", instance=path)
+    except web.HTTPException as error:
+        if error.status < 400:
+            return error
+        return problem(error.status, "invalid_request", error.reason, instance=path)
+    except TimeoutError:
+        return problem(
+            503, "timeout", "This took too long; a write may have been done.", instance=path,
+            headers={"Retry-After": "1"},
+        )  # fmt: skip
+    except Exception:  # noqa: BLE001  # the last line of defence: logged, answered, never a torn connection
+        _log.exception("admin request failed", extra={"request_id": request["request_id"], "path": path})
+        return problem(500, "internal_error", "Something went wrong; the log says what.", instance=path)

@@ -1,0 +1,140 @@
+"""Reading a list's query string: limit, cursor, order, filters and a span of time.
+
+A cursor names the last row seen, for one resource under one set of filters; it is opaque to
+the caller and refused anywhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from uuid import UUID
+
+from multidict import MultiMapping
+
+from gateway.admin.fields import read_instant
+from gateway.core.administration import Query
+from gateway.core.model import INTEGER_MAX
+from gateway.errors import Unprocessable
+
+LIMIT_DEFAULT = 100
+LIMIT_MAX = 1_000
+CURSOR_CHARS_MAX = 400
+FILTER_CHARS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a filter's value must be: `kind` is id, text, uuid or flag; `choices` narrow a text."""
+
+    kind: str = "id"
+    choices: tuple[str, ...] = ()
+
+
+def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
+    """Turn a query string into a query; `Unprocessable` names what is wrong with it."""
+    errors: list[tuple[str, str]] = []
+    values: dict[str, object] = {}
+    for name in dict.fromkeys(sent):
+        given = sent.getall(name)
+        try:
+            if len(given) > 1:
+                raise ValueError("given twice")  # noqa: TRY301  # collected with the others
+            values[name] = _read(name, given[0], filters)
+        except ValueError as error:
+            errors.append((name, str(error)))
+    if errors:
+        raise Unprocessable("Some query parameters are wrong.", tuple(errors))
+    wanted = {name: values[name] for name in filters if name in values}
+    after = values.get("cursor")
+    limit = values.get("limit", LIMIT_DEFAULT)
+    descending = values.get("order") == "desc"
+    mark = fingerprint(resource, wanted, descending=descending)
+    return Query(
+        filters=wanted,
+        since=values.get("from"),  # type: ignore[arg-type]  # read by _read
+        until=values.get("to"),  # type: ignore[arg-type]  # read by _read
+        after=decode_cursor(str(after), mark) if after is not None else None,
+        limit=limit if isinstance(limit, int) else LIMIT_DEFAULT,
+        descending=descending,
+    )
+
+
+def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:
+    """Name a list, so that a cursor of another one is not taken for its own."""
+    return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]
+
+
+def encode_cursor(after: tuple[int, ...], mark: str) -> str:
+    """Write a cursor."""
+    return base64.urlsafe_b64encode(json.dumps([mark, *after]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, mark: str) -> tuple[int, ...]:
+    """Read a cursor of this list back; `Unprocessable` if it is not one."""
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        read = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, RecursionError) as error:
+        raise _bad_cursor() from error
+    if not isinstance(read, list) or len(read) < 2 or read[0] != mark:
+        raise _bad_cursor()
+    if not all(type(part) is int and abs(part) <= 2**63 - 1 for part in read[1:]):
+        raise _bad_cursor()
+    return tuple(read[1:])
+
+
+def _bad_cursor() -> Unprocessable:
+    return Unprocessable(
+        "Some query parameters are wrong.",
+        (("cursor", "is not a next_cursor of this list with these filters"),),
+    )
+
+
+def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
+    if name == "limit":
+        return _whole(text, 1, LIMIT_MAX)
+    if name == "cursor":
+        if not 0 < len(text) <= CURSOR_CHARS_MAX:
+            raise ValueError("is not a cursor")
+        return text
+    if name == "order":
+        if text not in {"asc", "desc"}:
+            raise ValueError("must be asc or desc")
+        return text
+    if name in {"from", "to"}:
+        # A plus sign that was not escaped arrives as a space.
+        return read_instant(text.replace(" ", "+") if len(text) < 40 else text)
+    if name not in filters:
+        raise ValueError("unknown parameter")
+    return _read_filter(filters[name], text)
+
+
+def _read_filter(wanted: Filter, text: str) -> object:
+    if wanted.kind == "id":
+        return _whole(text, 1, INTEGER_MAX)
+    if wanted.kind == "uuid":
+        return UUID(text)
+    if wanted.kind == "flag":
+        if text not in {"true", "false"}:
+            raise ValueError("must be true or false")
+        return text == "true"
+    if wanted.choices and text not in wanted.choices:
+        raise ValueError(f"must be one of {', '.join(wanted.choices)}")
+    if not 0 < len(text) <= FILTER_CHARS_MAX or "\x00" in text or not _encodable(text):
+        raise ValueError(f"must be 1 to {FILTER_CHARS_MAX} characters")
+    return text
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,47 @@
+"""Quotas as they are now: the counters' word over PostgreSQL's, where the counters can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from gateway.admin.ports import AdminPorts
+from gateway.core.administration import Row
+from gateway.core.model import LiveQuota
+from gateway.errors import TollkeeperError
+
+PEEK_TIMEOUT_S = 2.0
+
+
+async def overlay(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
+    """Replace the stored account in quota rows (they carry `partition`) by the live one."""
+    if not rows:
+        return []
+    pairs = [(int(str(row["partition"])), int(str(row["tenant_id"]))) for row in rows]
+    try:
+        async with asyncio.timeout(PEEK_TIMEOUT_S):
+            live = await ports.counters.peek_tenants(pairs)
+    except (TollkeeperError, OSError, TimeoutError):
+        # The counters are away: what was last flushed is the best that is known.
+        return list(rows)
+    return [_over(row, live.get(tenant)) for row, (_, tenant) in zip(rows, pairs, strict=True)]
+
+
+def _over(row: Row, quota: LiveQuota | None) -> Row:
+    if quota is None:
+        return row
+    return {
+        **row,
+        "tokens_used": quota.tokens_used,
+        "tokens_remaining": quota.tokens_remaining,
+        "tokens_held": quota.tokens_held,
+        "is_blocked": quota.is_blocked,
+        "manual_block": quota.manual_block,
+        "last_reset": _moment(quota.last_reset_ms),
+        "next_reset_at": _moment(quota.next_reset_ms),
+    }
+
+
+def _moment(at_ms: int) -> datetime | None:
+    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms > 0 else None

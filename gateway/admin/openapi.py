@@ -1,0 +1,231 @@
+"""The OpenAPI 3.1 document, made from the same table that makes the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX, Filter
+from gateway.admin.resources import Action, Resource
+
+Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
+
+_REF = "#/components/schemas/"
+
+PROBLEM: Json = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "required": ["type", "title", "status", "detail", "instance"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["field", "message"],
+                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+    },
+}
+
+REFUSALS = {
+    "400": "The body is not one unambiguous JSON object.",
+    "401": "No valid admin token.",
+    "403": "This token may only read.",
+    "404": "There is no such row.",
+    "409": "Contradicts what is stored, or the Idempotency-Key was used for something else.",
+    "413": "The body is too large.",
+    "422": "Some fields are wrong; `errors` names them.",
+    "503": "PostgreSQL does not answer.",
+}
+READ_REFUSALS = ("401", "404", "422", "503")
+
+_FILTER_SCHEMAS: Mapping[str, Json] = {
+    "id": {"type": "integer", "minimum": 1},
+    "text": {"type": "string"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "flag": {"type": "boolean"},
+}
+
+
+def document(resources: Mapping[str, Resource], *, version: str) -> Json:
+    """Describe every resource; the answer is JSON, ready to be sent."""
+    paths: Json = {}
+    for resource in resources.values():
+        paths |= _paths(resource, resources)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tollkeeper Admin API",
+            "version": version,
+            "description": "Administration of organizations, tenants, credentials, plans and quotas. "
+            "Amounts are integers below 2^53, money is a decimal in a string, times are RFC 3339 UTC.",
+        },
+        "security": [{"token": []}],
+        "tags": [{"name": item.name, "description": item.description} for item in resources.values()],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(resources),
+            "responses": {
+                code: {
+                    "description": text,
+                    "content": {"application/problem+json": {"schema": {"$ref": _REF + "Problem"}}},
+                }
+                for code, text in REFUSALS.items()
+            },
+        },
+    }
+
+
+def _schemas(resources: Mapping[str, Resource]) -> Json:
+    models: list[tuple[type[BaseModel], Any]] = []
+    for resource in resources.values():
+        models.append((resource.out, "serialization"))
+        bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))
+        models += [(model, "validation") for model in bodies if model is not None]
+    _, made = models_json_schema(models, ref_template=_REF + "{model}")
+    schemas: Json = {"Problem": PROBLEM, **made["$defs"]}
+    for resource in resources.values():
+        if resource.secret is not None:
+            schemas[f"{resource.title}Created"] = {
+                "allOf": [
+                    {"$ref": _REF + resource.title},
+                    {
+                        "type": "object",
+                        "properties": {
+                            resource.secret.field: {"type": "string", "description": "Shown once."}
+                        },
+                    },
+                ]
+            }
+    return schemas
+
+
+def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
+    root = f"/admin/v1/{resource.name}"
+    row = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+    collection: Json = {"get": _list(resource)}
+    if resource.create is not None:
+        collection["post"] = _create(resource)
+    one: Json = {}
+    if resource.readable:
+        one["get"] = _operation(resource, "get", f"Read one of {resource.name}", refusals=READ_REFUSALS)
+    if resource.patch is not None:
+        one["patch"] = _operation(
+            resource, "change", f"Change one of {resource.name}", body=resource.patch, later=True
+        )
+    if resource.deletable:
+        one["delete"] = _operation(resource, "delete", f"Delete one of {resource.name}")
+        one["delete"]["responses"] = {"204": {"description": "Deleted."}} | {
+            code: ref for code, ref in one["delete"]["responses"].items() if code != "200"
+        }
+    paths: Json = {root: collection}
+    if one:
+        paths[root + "/{id}"] = {"parameters": [row], **one}
+    for action in resource.actions:
+        paths[f"{root}/{{id}}/{action.name}"] = {
+            "parameters": [row],
+            "post": _act(resource, action, resources),
+        }
+    return paths
+
+
+def _list(resource: Resource) -> Json:
+    operation = _operation(
+        resource, "list", f"List {resource.name}, {resource.order}", refusals=READ_REFUSALS
+    )
+    operation["parameters"] = [
+        _parameter(
+            "limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
+        ),
+        _parameter("cursor", {"type": "string"}, "`next_cursor` of the page before, with the same filters."),
+        _parameter("order", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
+        _parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
+        _parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
+        *(_parameter(name, _filter_schema(wanted)) for name, wanted in resource.filters.items()),
+    ]
+    operation["responses"]["200"]["content"]["application/json"]["schema"] = {
+        "type": "object",
+        "required": ["items", "next_cursor"],
+        "properties": {
+            "items": {"type": "array", "items": {"$ref": _REF + resource.title}},
+            "next_cursor": {"type": ["string", "null"]},
+        },
+    }
+    return operation
+
+
+def _create(resource: Resource) -> Json:
+    title = f"{resource.title}Created" if resource.secret else resource.title
+    operation = _operation(
+        resource, "create", f"Make one of {resource.name}", body=resource.create, title=title, later=True
+    )
+    operation["responses"]["201"] = operation["responses"].pop("200")
+    operation["parameters"] = [_idempotency_key()]
+    return operation
+
+
+def _act(resource: Resource, action: Action, resources: Mapping[str, Resource]) -> Json:
+    title = resources["tenant-quotas"].title if action.quota else resource.title
+    operation = _operation(resource, action.name, action.summary, body=action.body, title=title, later=True)
+    operation["parameters"] = [_idempotency_key()]
+    return operation
+
+
+def _operation(
+    resource: Resource,
+    verb: str,
+    summary: str,
+    *,
+    body: type[BaseModel] | None = None,
+    title: str | None = None,
+    later: bool = False,
+    refusals: tuple[str, ...] = tuple(REFUSALS),
+) -> Json:
+    content = {"application/json": {"schema": {"$ref": _REF + (title or resource.title)}}}
+    responses: Json = {"200": {"description": "Done.", "content": content}}
+    if later:
+        responses["202"] = {"description": "Stored; applied once Redis is back.", "content": content}
+    responses |= {code: {"$ref": f"#/components/responses/{code}"} for code in refusals}
+    operation: Json = {
+        "operationId": f"{resource.name}.{verb}",
+        "tags": [resource.name],
+        "summary": summary,
+        "responses": responses,
+    }
+    if body is not None:
+        schema = {"$ref": _REF + body.__name__}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return operation
+
+
+def _parameter(name: str, schema: Json, description: str | None = None) -> Json:
+    parameter: Json = {"name": name, "in": "query", "schema": schema}
+    if description:
+        parameter["description"] = description
+    return parameter
+
+
+def _idempotency_key() -> Json:
+    return {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Kept for 30 days: the same key and body give the first answer again.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    }
+
+
+def _filter_schema(wanted: Filter) -> Json:
+    schema = dict(_FILTER_SCHEMAS[wanted.kind])
+    if wanted.choices:
+        schema["enum"] = list(wanted.choices)
+    return schema

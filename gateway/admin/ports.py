@@ -1,0 +1,78 @@
+"""What the Admin API needs of the rest: declared here, wired in the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.core.administration import Claim, Command, Page, Query, Replay, Row, StaffToken, Written
+from gateway.core.model import LiveQuota
+
+BODY_BYTES_MAX = 256 * 1024
+REQUEST_TIMEOUT_S = 30.0
+PUSH_TIMEOUT_S = 5.0
+INLINE_PUSHES_MAX = 64
+
+Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]
+Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
+
+
+class Store(Protocol):
+    """PostgreSQL, as the Admin API sees it. Every method may raise `AdminRefusal`."""
+
+    async def get(self, resource: str, row_id: int) -> Row:
+        """Read one row; `NotFound` if there is none."""
+
+    async def page(self, resource: str, query: Query) -> Page:
+        """Read rows in the resource's stable order."""
+
+    async def write(self, command: Command) -> Written | Replay:
+        """Do one write in one transaction; `Conflict` for a claim that runs or asked something else."""
+
+    async def finish(self, claim: Claim, status: int, body: Row) -> None:
+        """Keep the answer that was given under a claim."""
+
+    async def refusal(self, intents: Sequence[str]) -> str | None:
+        """Say why the counters refused one of these control writes; None if they did not."""
+
+    async def staff_token(self, digest: str) -> StaffToken | None:
+        """Find a named admin token that is neither expired nor revoked."""
+
+
+class Pusher(Protocol):
+    """Brings control writes into the counters."""
+
+    async def push(self, account: str) -> bool:
+        """Apply what waits for the account, in order; False where that has to happen later."""
+
+
+class Counters(Protocol):
+    """The counters, read only."""
+
+    async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
+        """Read the quotas of (partition, tenant id) pairs; None for a tenant that is not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminPorts:
+    """Everything the Admin API is made of.
+
+    `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
+    answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
+    and their content type. A token that is None does not exist.
+    """
+
+    store: Store
+    pusher: Pusher
+    counters: Counters
+    digest: Callable[[str], str]
+    live: Health
+    ready: Health
+    metrics: Metrics
+    admin_token: str | None = field(default=None, repr=False)
+    readonly_token: str | None = field(default=None, repr=False)
+    version: str = "0"
+    body_bytes_max: int = BODY_BYTES_MAX
+    request_timeout_s: float = REQUEST_TIMEOUT_S
+    push_timeout_s: float = PUSH_TIMEOUT_S

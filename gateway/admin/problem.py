@@ -1,0 +1,51 @@
+"""Every error answer of the Admin API: RFC 9457 problem+json, made in one place."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from aiohttp import web
+
+from gateway.errors import AdminRefusal, TollkeeperError
+
+CONTENT_TYPE = "application/problem+json"
+
+
+def problem(
+    status: int,
+    reason: str,
+    detail: str,
+    *,
+    instance: str,
+    errors: tuple[tuple[str, str], ...] = (),
+    headers: dict[str, str] | None = None,
+) -> web.Response:
+    """Make an error answer; `errors` are (field, message) pairs."""
+    body: dict[str, object] = {
+        "type": f"urn:tollkeeper:problem:{reason}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+    }
+    if errors:
+        body["errors"] = [{"field": field, "message": message} for field, message in errors]
+    return web.Response(
+        status=status, body=json.dumps(body).encode(), content_type=CONTENT_TYPE, headers=headers
+    )
+
+
+def of_error(error: TollkeeperError, *, instance: str) -> web.Response:
+    """Answer with what an error says of itself."""
+    headers = None
+    errors: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, AdminRefusal):
+        errors = error.errors
+    if error.status == 401:
+        headers = {"WWW-Authenticate": 'Bearer realm="tollkeeper"'}
+    elif error.status == 503:
+        headers = {"Retry-After": "1"}
+    return problem(
+        error.status, error.reason, error.message, instance=instance, errors=errors, headers=headers
+    )

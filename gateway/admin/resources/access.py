@@ -1,0 +1,104 @@
+"""API keys and admin tokens: who may come in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.admin import credentials
+from gateway.admin.fields import (
+    MODELS_MAX,
+    ExternalId,
+    Id,
+    In,
+    Instant,
+    LimitsIn,
+    LimitsOut,
+    Out,
+    Text,
+    patch_of,
+)
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource, Secret
+
+Models = Annotated[list[Text], Field(min_length=1, max_length=MODELS_MAX)]
+
+
+class ApiKeyCreate(In):
+    """A new API key of a tenant."""
+
+    tenant_id: Id
+    name: Text
+    user: ExternalId | None = Field(
+        default=None, description="The tenant's own user id that the key's requests act for."
+    )
+    limits: LimitsIn | None = None
+    models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
+    expires_at: Instant | None = None
+
+
+class ApiKey(Out):
+    """A credential for the data plane; `key` itself is in the create answer only."""
+
+    id: Id
+    tenant_id: Id
+    name: str
+    prefix: str = Field(description="How the key begins, to recognize it by.")
+    user: str | None
+    limits: LimitsOut
+    models: list[str] | None
+    expires_at: Instant | None
+    revoked_at: Instant | None
+    created_at: Instant
+
+
+class AdminTokenCreate(In):
+    """A new token for this API."""
+
+    name: Text
+    role: Literal["admin", "readonly"]
+    user_id: Id | None = Field(default=None, description="Whom its writes are put down to.")
+    expires_at: Instant | None = None
+
+
+class AdminToken(Out):
+    """A credential for this API; `token` itself is in the create answer only."""
+
+    id: Id
+    name: str
+    role: str
+    prefix: str = Field(description="How the token begins, to recognize it by.")
+    user_id: Id | None
+    expires_at: Instant | None
+    revoked_at: Instant | None
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="api-keys",
+        title="ApiKey",
+        description="Credentials for the data plane.",
+        out=ApiKey,
+        create=ApiKeyCreate,
+        patch=patch_of("ApiKeyPatch", ApiKeyCreate, without=("tenant_id",)),
+        deletable=True,
+        settle_first="revoke",
+        filters={"tenant_id": Filter(), "organization_id": Filter(), "user": Filter("text")},
+        actions=(Action("revoke", "Refuse the key from now on, for ever"),),
+        secret=Secret("key", credentials.API_KEY),
+    ),
+    Resource(
+        name="admin-tokens",
+        title="AdminToken",
+        description="Credentials for this API.",
+        out=AdminToken,
+        create=AdminTokenCreate,
+        patch=patch_of("AdminTokenPatch", AdminTokenCreate, without=("role",)),
+        deletable=True,
+        filters={"user_id": Filter(), "role": Filter("text", ("admin", "readonly"))},
+        actions=(Action("revoke", "Refuse the token from now on, for ever"),),
+        secret=Secret("token", credentials.ADMIN_TOKEN),
+    ),
+)

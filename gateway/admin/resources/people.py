@@ -1,0 +1,148 @@
+"""Organizations, tenants and users: who exists."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gateway.admin.fields import (
+    Amount,
+    Currency,
+    ExternalId,
+    Fraction,
+    Id,
+    In,
+    Instant,
+    LimitsIn,
+    LimitsOut,
+    Money,
+    Out,
+    PositiveAmount,
+    Text,
+    patch_of,
+)
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource
+
+
+class OrganizationCreate(In):
+    """A new organization."""
+
+    name: Text
+    currency: Currency = Field(default="USD", description="ISO 4217; what its money is in.")
+    credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
+    spend_cap: Money | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
+    limits: LimitsIn | None = None
+    tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
+
+
+class Organization(Out):
+    """Who is billed: the owner of credits, of a spend cap and of tenants."""
+
+    id: Id
+    name: str
+    currency: str
+    credit_balance: int = Field(description="Credits, as of the last settled use.")
+    credit_limit: int
+    spend_cap: Money | None
+    limits: LimitsOut
+    tax_rate: Fraction
+    created_at: Instant
+
+
+class TenantCreate(In):
+    """A new tenant; without `organization_id` an organization of its name is made for it."""
+
+    name: Text
+    organization_id: Id | None = None
+    plan_id: Id | None = Field(default=None, description="A token plan.")
+    limits: LimitsIn | None = None
+    user_limits: LimitsIn | None = Field(default=None, description="For each of the tenant's users.")
+
+
+class Tenant(Out):
+    """A part of an organization with its own token quota. It never changes organization."""
+
+    id: Id
+    name: str
+    organization_id: Id
+    plan_id: Id | None
+    limits: LimitsOut
+    user_limits: LimitsOut
+    created_at: Instant
+
+
+class Recharge(In):
+    """Tokens to add to what remains."""
+
+    amount: PositiveAmount
+
+
+class Adjust(In):
+    """A correction of what remains, with its reason."""
+
+    amount: PositiveAmount
+    direction: Literal["IN", "OUT"]
+    reason: Text
+
+
+class UserCreate(In):
+    """A new user; `organization_id` null is a member of staff."""
+
+    external_id: ExternalId = Field(description="The caller's own name for this user.")
+    organization_id: Id | None = None
+    name: Text | None = None
+    limits: LimitsIn | None = Field(default=None, description="Override the tenant's `user_limits`.")
+
+
+class User(Out):
+    """Someone a request acts for, or a member of staff."""
+
+    id: Id
+    organization_id: Id | None
+    external_id: str
+    name: str | None
+    limits: LimitsOut
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="organizations",
+        title="Organization",
+        description="Who is billed.",
+        out=Organization,
+        create=OrganizationCreate,
+        patch=patch_of("OrganizationPatch", OrganizationCreate),
+        deletable=True,
+        filters={"name": Filter("text")},
+    ),
+    Resource(
+        name="tenants",
+        title="Tenant",
+        description="Holders of a token quota; actions answer with the quota.",
+        out=Tenant,
+        create=TenantCreate,
+        patch=patch_of("TenantPatch", TenantCreate, without=("organization_id",)),
+        deletable=True,
+        filters={"organization_id": Filter(), "plan_id": Filter(), "name": Filter("text")},
+        actions=(
+            Action("recharge", "Add tokens to what remains of this cycle", Recharge, quota=True),
+            Action("reset", "Begin a new cycle now", quota=True),
+            Action("adjust", "Correct what remains, stating why", Adjust, quota=True),
+            Action("block", "Refuse the tenant's requests until unblocked", quota=True),
+            Action("unblock", "Take a block by hand away", quota=True),
+        ),
+    ),
+    Resource(
+        name="users",
+        title="User",
+        description="Users of organizations, and staff.",
+        out=User,
+        create=UserCreate,
+        patch=patch_of("UserPatch", UserCreate, without=("organization_id", "external_id")),
+        deletable=True,
+        filters={"organization_id": Filter(), "external_id": Filter("text")},
+    ),
+)

@@ -1,0 +1,65 @@
+"""What a resource is: its fields, its filters and what may be done with it.
+
+One row of this table makes its routes, its checks, its answers and its part of the OpenAPI
+document. Models under `create`, `patch` and `body` say what may be sent; `out` what is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.admin.fields import In, Out
+from gateway.admin.listing import Filter
+from gateway.core.administration import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`."""
+
+    name: str
+    summary: str
+    body: type[In] | None = None
+    quota: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A credential made on create, answered once in `field`, kept as its digest."""
+
+    field: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One collection of the Admin API; None for a model means it cannot be done.
+
+    `readable` offers `GET …/{id}`; `live` overlays a tenant's quota from the counters;
+    `settle_first` names the action that must be in force before a row may be deleted.
+    """
+
+    name: str
+    title: str
+    description: str
+    out: type[Out]
+    create: type[In] | None = None
+    patch: type[In] | None = None
+    deletable: bool = False
+    readable: bool = True
+    live: bool = False
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    order: str = "by id ascending"
+    actions: tuple[Action, ...] = ()
+    secret: Secret | None = None
+    settle_first: str | None = None
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Every field of the resource, sent or answered."""
+        return frozenset(self.out.model_fields)
+
+    def render(self, row: Row) -> Row:
+        """Write a row as the resource's JSON."""
+        return self.out.model_validate(row).model_dump(mode="json")

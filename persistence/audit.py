@@ -1,0 +1,29 @@
+"""Who changed what, and when: written in the transaction of the change."""
+
+from __future__ import annotations
+
+from sqlalchemy import insert
+
+from gateway.core.administration import Row
+from persistence.subject import Change
+from persistence.tables import audit_log
+
+MADE_OR_CHANGED = frozenset({"create", "change"})
+
+
+def record(change: Change, row: Row) -> None:
+    """Write the audit row of one change; secrets and their digests are never part of it."""
+    command = change.command
+    after = dict(command.render(row)) if command.verb in MADE_OR_CHANGED else dict(command.values)
+    change.connection.execute(
+        insert(audit_log).values(
+            actor=command.actor.scope,
+            admin_token_id=command.actor.token_id,
+            action=command.verb,
+            resource=command.resource,
+            resource_id=str(row["id"]),
+            before=dict(command.render(change.before)) if change.before is not None else None,
+            after=after or None,
+            request_id=command.request_id,
+        )
+    )

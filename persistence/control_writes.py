@@ -1,0 +1,24 @@
+"""Control writes as the Admin API looks back on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, select
+
+from persistence.tables import control_write
+
+
+def refusal(connection: Connection, ids: Sequence[str]) -> str | None:
+    """Say why the counters refused one of these control writes; None if they did not."""
+    row = connection.execute(
+        select(control_write.c.verb, control_write.c.result)
+        .where(control_write.c.id.in_([UUID(text) for text in ids]), control_write.c.state == "refused")
+        .order_by(control_write.c.position)
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    reason = row.result.get("reason") if isinstance(row.result, dict) else None
+    return f"The counters refused {row.verb}: {reason or 'no reason was given'}."

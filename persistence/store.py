@@ -1,0 +1,146 @@
+"""PostgreSQL as the Admin API uses it: reads, and writes of one transaction each.
+
+A serialization failure or deadlock is tried again; what the database refuses is told as the
+refusal it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import psycopg
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.administration import Claim, Command, Page, Query, Replay, Row, StaffToken, Written
+from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
+from persistence import (
+    admin_tokens,
+    audit,
+    control_writes,
+    idempotency,
+    keys,
+    organizations,
+    plans,
+    quotas,
+    subject,
+    tenants,
+    token_ledger,
+    users,
+)
+from persistence.subject import Change, Subject
+
+T = TypeVar("T")
+
+TRIES_MAX = 4
+TRY_AGAIN = frozenset({"40001", "40P01"})
+
+SUBJECTS: dict[str, Subject] = {
+    "organizations": organizations.SUBJECT,
+    "tenants": tenants.SUBJECT,
+    "users": users.SUBJECT,
+    "api-keys": keys.SUBJECT,
+    "admin-tokens": admin_tokens.SUBJECT,
+    "token-plans": plans.SUBJECT,
+    "tenant-quotas": quotas.SUBJECT,
+    "token-ledger": token_ledger.SUBJECT,
+}
+
+
+class Store:
+    """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def get(self, resource: str, row_id: int) -> Row:
+        """Read one row; `NotFound` if there is none."""
+        row = await self._run(lambda connection: subject.fetch(connection, SUBJECTS[resource], row_id))
+        return self._placed(resource, row)
+
+    async def page(self, resource: str, query: Query) -> Page:
+        """Read rows in the resource's stable order."""
+        found = await self._run(lambda connection: subject.page(connection, SUBJECTS[resource], query))
+        return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
+
+    async def write(self, command: Command) -> Written | Replay:
+        """Do one write: rows, control writes, audit and idempotency key, or none of them."""
+        return await self._run(lambda connection: self._write(connection, command))
+
+    async def finish(self, claim: Claim, status: int, body: Row) -> None:
+        """Keep the answer that was given under a claim."""
+        await self._run(lambda connection: idempotency.keep(connection, claim, body, status))
+
+    async def refusal(self, intents: Sequence[str]) -> str | None:
+        """Say why the counters refused one of these control writes; None if they did not."""
+        return await self._run(lambda connection: control_writes.refusal(connection, intents))
+
+    async def staff_token(self, digest: str) -> StaffToken | None:
+        """Find a named admin token that is neither expired nor revoked."""
+        return await self._run(lambda connection: admin_tokens.find(connection, digest))
+
+    def _write(self, connection: Connection, command: Command) -> Written | Replay:
+        if command.claim is not None:
+            first = idempotency.claim(connection, command.claim)
+            if first is not None:
+                return first
+        change = Change(connection, command, self._partition_of)
+        row = SUBJECTS[command.resource].verbs[command.verb](change)
+        audit.record(change, row)
+        if command.claim is not None:
+            idempotency.keep(connection, command.claim, command.render(row))
+        # Only quotas are placed, and an action answers with one.
+        placed = self._placed("tenant-quotas", row) if "tokens_held" in row else row
+        return Written(placed, tuple(change.intents))
+
+    def _placed(self, resource: str, row: Row) -> Row:
+        if not SUBJECTS[resource].partitioned:
+            return row
+        return {**row, "partition": self._partition_of(int(str(row["organization_id"])))}
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(work)
+            except (SQLAlchemyError, OSError) as error:
+                if attempt == TRIES_MAX or _sqlstate(error) not in TRY_AGAIN:
+                    raise _translated(error) from error
+        raise AssertionError
+
+
+def _sqlstate(error: BaseException) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) else None
+    return origin.sqlstate or "" if isinstance(origin, psycopg.Error) else ""
+
+
+def _translated(error: Exception) -> Exception:
+    """Tell a database error as what it means to the caller; one that means nothing to it stays."""
+    state = _sqlstate(error)
+    detail = _detail(error)
+    refusals: dict[str, Callable[[], TollkeeperError]] = {
+        "23505": lambda: Conflict(f"There is one already. {detail}".strip()),
+        "23503": lambda: Conflict(f"Something still refers to this. {detail}".strip()),
+        "23001": lambda: Conflict(f"Something still refers to this. {detail}".strip()),
+        "23514": lambda: Unprocessable(f"A value is out of range. {detail}".strip()),
+        "22003": lambda: Unprocessable("A number is out of range."),
+        "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
+        "57014": lambda: StoreUnavailable("PostgreSQL took too long."),
+    }
+    if state in refusals:
+        return refusals[state]()
+    unreachable = state[:2] in {"", "08", "53", "57"} or state in TRY_AGAIN
+    if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
+        return StoreUnavailable()
+    return error
+
+
+def _detail(error: Exception) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) else None
+    if not isinstance(origin, psycopg.Error):
+        return ""
+    return str(origin.diag.message_detail or "") if origin.sqlstate != "23514" else ""
