@@ -1,0 +1,95 @@
+"""What is left, as response fields.
+
+`RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured
+fields, RFC 9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are
+those after this call's hold.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from gateway.core.model import Decision, Window
+
+WINDOW_S = 60
+CACHED_MAX = 4096
+
+Header = tuple[bytes, bytes]
+
+
+def limit_headers(decision: Decision) -> list[Header]:
+    """Return the fields for an admitted call; empty where nothing limits it."""
+    headers: list[Header] = []
+    requests, tokens = decision.requests, decision.tokens
+    quota = decision.limit
+    if requests is not None or tokens is not None or quota:
+        policies = (requests and requests.limit, tokens and tokens.limit, quota)
+        headers.append((b"ratelimit-policy", _policy(*policies)))
+        headers.append((b"ratelimit", _current(decision)))
+    if requests is not None:
+        left = requests.limit - requests.used
+        headers += (
+            (b"x-ratelimit-limit-requests", b"%d" % requests.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-requests", duration(requests.reset_ms)),
+        )
+    if tokens is not None:
+        left = tokens.limit - tokens.used
+        headers += (
+            (b"x-ratelimit-limit-tokens", b"%d" % tokens.limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-tokens", duration(tokens.reset_ms)),
+        )
+    if decision.tokens_remaining is not None:
+        headers.append((b"x-tollkeeper-tokens-remaining", b"%d" % decision.tokens_remaining))
+    if decision.credits_remaining is not None:
+        headers.append((b"x-tollkeeper-credits-remaining", b"%d" % decision.credits_remaining))
+    return headers
+
+
+@lru_cache(CACHED_MAX)
+def duration(ms: int) -> bytes:
+    """Write milliseconds as OpenAI does: `120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""
+    if ms <= 0:
+        return b"0s"
+    if ms < 1000:
+        return b"%dms" % ms
+    seconds, rest = divmod(ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    part = f"{seconds}.{rest:03d}".rstrip("0") if rest else str(seconds)
+    if hours:
+        return f"{hours}h{minutes}m{part}s".encode()
+    return f"{minutes}m{part}s".encode() if minutes else f"{part}s".encode()
+
+
+@lru_cache(CACHED_MAX)
+def _policy(requests: int | None, tokens: int | None, quota: int) -> bytes:
+    """One item a policy: its quota, its unit where it is not requests, its window in seconds."""
+    items = []
+    if requests is not None:
+        items.append(f'"requests";q={requests};w={WINDOW_S}')
+    if tokens is not None:
+        items.append(f'"tokens";q={tokens};qu="tokens";w={WINDOW_S}')
+    if quota:
+        items.append(f'"quota";q={quota};qu="tokens"')
+    return ", ".join(items).encode()
+
+
+def _current(decision: Decision) -> bytes:
+    """One item a policy: what remains of it, and the seconds until it is whole again."""
+    items = []
+    if decision.requests is not None:
+        items.append(_item(b"requests", decision.requests))
+    if decision.tokens is not None:
+        items.append(_item(b"tokens", decision.tokens))
+    if decision.limit and decision.tokens_remaining is not None:
+        items.append(b'"quota";r=%d' % decision.tokens_remaining)
+        if decision.until_ms > decision.now_ms:
+            items[-1] += b";t=%d" % -(-(decision.until_ms - decision.now_ms) // 1000)
+    return b", ".join(items)
+
+
+def _item(name: bytes, window: Window) -> bytes:
+    left = window.limit - window.used
+    return b'"%b";r=%d;t=%d' % (name, left if left > 0 else 0, -(-window.reset_ms // 1000))
