@@ -19,6 +19,7 @@ from gateway.core.administration import Claim, Command, Page, Query, Replay, Row
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import (
     admin_tokens,
+    app_users,
     audit,
     control_writes,
     idempotency,
@@ -29,7 +30,6 @@ from persistence import (
     subject,
     tenants,
     token_ledger,
-    users,
 )
 from persistence.subject import Change, Subject
 
@@ -41,7 +41,7 @@ TRY_AGAIN = frozenset({"40001", "40P01"})
 SUBJECTS: dict[str, Subject] = {
     "organizations": organizations.SUBJECT,
     "tenants": tenants.SUBJECT,
-    "users": users.SUBJECT,
+    "users": app_users.SUBJECT,
     "api-keys": keys.SUBJECT,
     "admin-tokens": admin_tokens.SUBJECT,
     "token-plans": plans.SUBJECT,

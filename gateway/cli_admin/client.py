@@ -1,0 +1,150 @@
+"""The Admin API as the command line calls it: where it is, one call, every failure as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import BaseHandler, ProxyHandler, Request, build_opener
+from uuid import uuid4
+
+from gateway.errors import TollkeeperError
+
+TIMEOUT_S = 40.0
+PAGE_ROWS_MAX = 1_000
+DATA_DIR = ".tollkeeper"
+
+Json = dict[str, Any]  # JSON as the API answers it
+
+
+class CommandFailed(TollkeeperError):
+    """The command could not be carried out."""
+
+    reason = "command_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class AdminClient:
+    """A caller of the Admin API at `url`, such as http://127.0.0.1:8081."""
+
+    url: str
+    token: str = field(repr=False)
+
+    def get(self, path: str, **query: object) -> Json:
+        """Read; a query value of None is left out."""
+        sent = {name.rstrip("_"): value for name, value in query.items() if value is not None}
+        return self._call("GET", path + (f"?{urlencode(sent)}" if sent else ""), None)
+
+    def items(self, path: str, limit: int, **query: object) -> list[Json]:
+        """Read up to `limit` rows of a list, over as many pages as that takes."""
+        rows: list[Json] = []
+        cursor: str | None = None
+        while len(rows) < limit:
+            page = self.get(path, limit=min(PAGE_ROWS_MAX, limit - len(rows)), cursor=cursor, **query)
+            rows += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        return rows
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> Json:
+        """Create or act."""
+        return self._call("POST", path, body or {})
+
+    def patch(self, path: str, body: Mapping[str, object]) -> Json:
+        """Change."""
+        return self._call("PATCH", path, body)
+
+    def delete(self, path: str) -> None:
+        """Delete."""
+        self._call("DELETE", path, None)
+
+    def named(self, resource: str, text: str) -> int:
+        """Find the id of a row given as an id or as its name."""
+        if text.isascii() and text.isdigit():
+            return int(text)
+        found = self.get(resource, name=text, limit=2)["items"]
+        if len(found) != 1:
+            how_many = "none" if not found else "more than one"
+            raise CommandFailed(f"There is {how_many} of {resource} named {text!r}; give its id instead.")
+        return int(found[0]["id"])
+
+    def _call(self, method: str, path: str, body: Mapping[str, object] | None) -> Json:
+        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        if method == "POST":
+            headers["Idempotency-Key"] = str(uuid4())
+        request = Request(f"{self.url}/admin/v1/{path}", data, headers, method=method)  # noqa: S310  # checked scheme
+        try:
+            with build_opener(*self._proxies()).open(request, timeout=TIMEOUT_S) as response:
+                raw = response.read()
+                answer: Json = json.loads(raw) if raw else {}
+                return {**answer, "_later": True} if response.status == 202 else answer
+        except HTTPError as error:
+            raise CommandFailed(_refusal(error)) from error
+        except (URLError, OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise CommandFailed(
+                f"Nothing usable answers at {self.url} ({reason}). Is it running? Start it with "
+                "`tollkeeper up`, or set TOLLKEEPER_ADMIN_URL to where it is."
+            ) from error
+        except ValueError as error:
+            raise CommandFailed(f"{self.url} does not answer as a Tollkeeper Admin API.") from error
+
+    def _proxies(self) -> tuple[BaseHandler, ...]:
+        """Never send what is for this machine through a proxy."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            local = ip_address(host).is_loopback
+        except ValueError:
+            local = host == "localhost"
+        return (ProxyHandler({}),) if local else ()
+
+
+def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
+    """Find the Admin API: `TOLLKEEPER_ADMIN_URL` and `_TOKEN`, else what `up` left in the data directory."""
+    url, token = environ.get("TOLLKEEPER_ADMIN_URL"), environ.get("TOLLKEEPER_ADMIN_TOKEN")
+    if not url or not token:
+        noted = _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
+        url, token = url or noted.get("admin_url"), token or noted.get("admin_token")
+    if not url or not token:
+        raise CommandFailed(
+            "I do not know where the Admin API is. Run this beside the data directory of `tollkeeper up` "
+            "(or set TOLLKEEPER_DATA_DIR), or set TOLLKEEPER_ADMIN_URL and TOLLKEEPER_ADMIN_TOKEN."
+        )
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {url!r}.")
+    return AdminClient(url.rstrip("/"), token)
+
+
+def _noted(path: Path) -> dict[str, str]:
+    try:
+        noted = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"{path} cannot be read: {error}.") from error
+    return {name: str(value) for name, value in noted.items()} if isinstance(noted, dict) else {}
+
+
+def _refusal(error: HTTPError) -> str:
+    """Say what the API answered, field by field."""
+    try:
+        problem = json.loads(error.read())
+        fields = [f"  {item['field']}: {item['message']}" for item in problem.get("errors", ())]
+        text = "\n".join([str(problem["detail"]), *fields])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        text = f"The Admin API answered {error.code}."
+    if error.code == 401:
+        return "The admin token is not accepted; set TOLLKEEPER_ADMIN_TOKEN to a valid one."
+    return text

@@ -1,0 +1,60 @@
+"""`tollkeeper key …`: API keys of the gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, TenantName, Tpm
+from gateway.cli_admin.output import admin, given, limits, row, rows
+
+app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
+
+COLUMNS = ("id", "tenant_id", "name", "prefix", "user", "models", "expires_at", "revoked_at")
+
+
+@app.command("list")
+def list_keys(
+    *,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's: id or name.")] = None,
+    limit: LimitRows = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List API keys; the keys themselves are stored nowhere."""
+    with admin() as api:
+        tenant_id = api.named("tenants", tenant) if tenant else None
+        rows(api.items("api-keys", limit, tenant_id=tenant_id), COLUMNS, as_json=as_json)
+
+
+@app.command()
+def create(
+    tenant: TenantName,
+    name: str,
+    *,
+    user: Annotated[str | None, typer.Option(help="The tenant's user its requests act for.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model it may ask for; repeatable.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="RFC 3339, such as 2027-01-31T00:00:00Z.")] = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    concurrency: AtOnce = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key and show it, this once."""
+    with admin() as api:
+        body = given(
+            tenant_id=api.named("tenants", tenant),
+            name=name,
+            user=user,
+            models=model or None,
+            expires_at=expires_at,
+            limits=limits(rpm, tpm, concurrency),
+        )
+        row(api.post("api-keys", body), as_json=as_json, note="The key is not shown again: keep it now.")
+
+
+@app.command()
+def revoke(key_id: Annotated[int, typer.Argument(help="Id of the key.")], *, as_json: AsJson = False) -> None:
+    """Refuse a key from now on, for ever."""
+    with admin() as api:
+        row(api.post(f"api-keys/{key_id}/revoke"), as_json=as_json)

@@ -1,0 +1,214 @@
+"""The Admin API on a real socket over a real database, with counters that live in memory."""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.admin.api import build
+from gateway.admin.ports import AdminPorts
+from gateway.core.model import LiveQuota
+from gateway.counters.keys import partition_of
+from gateway.errors import CountersUnavailable
+from persistence import engine as engines
+from persistence import migrate
+from persistence.store import Store
+
+ADMIN = "admin-token-of-the-tests"
+READONLY = "readonly-token-of-the-tests"
+FRESH = LiveQuota(
+    0, None, 0, is_blocked=False, manual_block=False, last_reset_ms=0, next_reset_ms=0, cycle=1, seq=0
+)
+
+
+class MemoryCounters:
+    """Counters in memory: applies control writes as the scripts would, marks them in the database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.away = False
+        self.refuses: str | None = None
+        self.quotas: dict[int, LiveQuota] = {}
+        self.totals: dict[int, int | None] = {}
+        self.pushed: list[str] = []
+        self.peeked: list[tuple[int, int]] = []
+
+    async def push(self, account: str) -> bool:
+        if self.away:
+            return False
+        self.pushed.append(account)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            waiting = connection.execute(
+                "select id, verb, payload from control_write"
+                " where account = %s and state = 'pending' order by position",
+                (account,),
+            ).fetchall()
+            for row_id, verb, payload in waiting:
+                if self.refuses is not None:
+                    connection.execute(
+                        "update control_write set state = 'refused',"
+                        " result = jsonb_build_object('reason', %s::text) where id = %s",
+                        (self.refuses, row_id),
+                    )
+                    continue
+                if account.startswith("tenant:"):
+                    self._move(int(account.split(":")[1]), verb, payload)
+                connection.execute(
+                    "update control_write set state = %s, applied_at = now() where id = %s",
+                    ("done" if verb == "define" else "applied", row_id),
+                )
+        return True
+
+    async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
+        if self.away:
+            raise CountersUnavailable
+        self.peeked += tenants
+        return {tenant: self.quotas.get(tenant) for _, tenant in tenants}
+
+    def _move(self, tenant: int, verb: str, payload: dict[str, Any]) -> None:
+        quota = self.quotas.get(tenant, FRESH)
+        remaining = quota.tokens_remaining
+        if verb == "plan":
+            total = payload["total"]
+            self.totals[tenant] = total
+            remaining = total if total is None else total - quota.tokens_used
+        elif verb == "reset":
+            quota = replace(quota, tokens_used=0, cycle=quota.cycle + 1)
+            remaining = self.totals.get(tenant)
+        elif verb in {"recharge", "adjust"} and remaining is not None:
+            remaining += -payload["amount"] if payload.get("direction") == "OUT" else payload["amount"]
+        elif verb in {"block", "unblock"}:
+            quota = replace(quota, manual_block=verb == "block")
+        blocked = quota.manual_block or (remaining is not None and remaining <= 0)
+        moved = 0 if verb == "define" else 1
+        self.quotas[tenant] = replace(
+            quota, tokens_remaining=remaining, is_blocked=blocked, seq=quota.seq + moved
+        )
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+    json: Any = field(default=None)
+
+
+@dataclass
+class Api:
+    """A caller of the Admin API."""
+
+    client: TestClient[Any, Any]
+    counters: MemoryCounters
+    url: str
+    token: str | None = ADMIN
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        data: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if self.token is not None:
+            sent.setdefault("Authorization", f"Bearer {self.token}")
+        where = path if path.startswith("/") else f"/admin/v1/{path}"
+        async with self.client.request(method, where, json=json, data=data, headers=sent) as response:
+            raw = await response.read()
+            kind = response.content_type
+            return Answer(
+                response.status,
+                response.headers,
+                raw,
+                await response.json() if "json" in kind and raw else None,
+            )
+
+    async def get(self, path: str) -> Answer:
+        return await self.call("GET", path)
+
+    async def post(self, path: str, json: Any = None, key: str | None = None) -> Answer:
+        return await self.call("POST", path, json, headers={"Idempotency-Key": key} if key else None)
+
+    async def patch(self, path: str, json: Any) -> Answer:
+        return await self.call("PATCH", path, json)
+
+    async def delete(self, path: str) -> Answer:
+        return await self.call("DELETE", path)
+
+    async def make(self, resource: str, **fields: Any) -> Any:
+        made = await self.post(resource, fields)
+        assert made.status == 201, made.raw
+        return made.json
+
+    def acting_as(self, token: str | None) -> Api:
+        return replace(self, token=token)
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            found = connection.execute(statement, values)
+            return found.fetchall() if found.description else []
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """A migrated database that every test's own is copied from."""
+    name = f"admin_template_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name}")
+    migrate.upgrade(postgres.rsplit("/", 1)[0] + "/" + name)
+    return name
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def admin_database(postgres: str, migrated: str) -> Iterator[str]:
+    name = f"admin{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {migrated}")
+    yield postgres.rsplit("/", 1)[0] + "/" + name
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.fixture
+async def api(admin_database: str) -> AsyncIterator[Api]:
+    engine = engines.create(admin_database)
+    counters = MemoryCounters(admin_database)
+
+    async def well() -> tuple[bool, dict[str, object]]:
+        return True, {"postgres": "ok"}
+
+    async def unwell() -> tuple[bool, dict[str, object]]:
+        return False, {"postgres": "away"}
+
+    async def metrics(accept: str) -> tuple[bytes, str]:
+        return b"tollkeeper_build_info 1\n", "text/plain; version=0.0.4"
+
+    ports = AdminPorts(
+        store=Store(engine, partition_of),
+        pusher=counters,
+        counters=counters,
+        digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
+        live=well,
+        ready=unwell,
+        metrics=metrics,
+        admin_token=ADMIN,
+        readonly_token=READONLY,
+        body_bytes_max=64 * 1024,
+    )
+    async with TestClient(TestServer(build(ports))) as client:
+        yield Api(client, counters, admin_database)
+    await engine.dispose()
