@@ -4,7 +4,8 @@
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
 -- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
---         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter, 16 usage), request id (36)
+--         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
+--         16 usage, 32 credits), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 bytes
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, tokens free, next reset, credits free (free -1: unlimited),
@@ -51,7 +52,7 @@ local taken = {0, 0, 0, 0}
 for scope = 1, 4 do if scopes[scope] then taken[scope] = take(scopes[scope], need) end end
 t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
 local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (counts and HOLD_COUNTS or 0)
-  + (has(flags, 16) and HOLD_USES or 0)
+  + (has(flags, 16) and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
 local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
 redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)

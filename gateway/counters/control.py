@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import msgspec
+
 from gateway.core.definitions import CatalogueDefinition, ControlWrite, Definition, KeyDefinition
 from gateway.core.model import PARTITIONS, Caller, LiveQuota
 from gateway.core.wait import in_task
@@ -55,7 +57,7 @@ class Control:
             write.id,
             tenant_id=write.tenant_id,
             organization_id=write.organization_id,
-            metadata=cast("bytes", write.payload.get("metadata", b"")),
+            metadata=_metadata(write),
             terms=write.terms,
         )
         code = packing.code_of(cast("bytes", await self.run("grant", call)))
@@ -101,9 +103,13 @@ class Control:
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
         await self.ask(b"SET", name, encode_identity(caller), *until)
 
-    async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
-        raw = encode_catalogue(version, list(definition.services))
+    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
+        """Write the catalogue; partitions marked with its version make gateways read it."""
+        raw = encode_catalogue(version, list(catalogue.services))
         await self.ask(b"SET", keys.CATALOGUE.encode(), raw)
+
+    async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
+        await self.publish(definition, version)
         for partition in range(PARTITIONS):
             marker = await self.marker(partition)
             run_id, epoch, before = packing.read_marker(marker)
@@ -164,6 +170,11 @@ def _signed_amount(write: ControlWrite) -> int:
     amount = write.payload.get("amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
+
+
+def _metadata(write: ControlWrite) -> bytes:
+    reason = write.payload.get("reason")
+    return msgspec.json.encode({"reason": reason}) if reason else b""
 
 
 def _quota(state: states.TenantState) -> LiveQuota:

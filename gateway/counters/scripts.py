@@ -15,9 +15,10 @@ from importlib.resources import files
 VERBS = ("reserve", "settle", "extend", "grant", "load", "peek")
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
 _ALLOWS = re.compile(r"^-- allows: (\w+)", re.MULTILINE)
+_NAME = r"[A-Z][A-Z0-9_]*"
+_LITERAL = r"(?:[\d.]+|'[^',]*')"
 _CONSTANTS = re.compile(
-    r"^local (?P<names>[A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*) = (?P<values>(?:[\d.]+|'[^',]*')(?:, (?:[\d.]+|'[^',]*'))*)$",
-    re.MULTILINE,
+    rf"^local (?P<names>{_NAME}(?:, {_NAME})*) = (?P<values>{_LITERAL}(?:, {_LITERAL})*)$", re.MULTILINE
 )
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _WORD = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\b[A-Z]\b")

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 POLICY_BILL = 2
-HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES = 1, 2, 4, 8, 16
+HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(slots=True)
@@ -84,10 +84,12 @@ class TenantState:
 
     @property
     def unlimited(self) -> bool:
+        """No total: use is counted, not limited."""
         return self.total < 0
 
     @property
     def manual_block(self) -> bool:
+        """Blocked by an administrator."""
         return bool(self.flags & MANUAL_BLOCK)
 
     @property

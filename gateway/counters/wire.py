@@ -62,8 +62,7 @@ def parse_url(url: str) -> Address:
 def encode(*parts: bytes) -> bytes:
     """A RESP command."""
     chunks = [b"*%d\r\n" % len(parts)]
-    for part in parts:
-        chunks.append(b"$%d\r\n%b\r\n" % (len(part), part))
+    chunks += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks)
 
 
@@ -127,11 +126,13 @@ class Wire(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with an empty reader."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._reader = hiredis.Reader()
 
     def data_received(self, data: bytes) -> None:
+        """Answer calls in the order they were sent."""
         reader, pending = self._reader, self._pending
         reader.feed(data)
         try:
@@ -145,6 +146,7 @@ class Wire(asyncio.Protocol):
             self._drop()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what waits and connect anew."""
         self._transport = None
         self.connected = False
         self._fail_pending()

@@ -19,7 +19,7 @@ local POLICY_CARRY, POLICY_BILL, STRICT = 1, 2, 1
 local HOLD_FORM, HOLD_SIZE, HOLD_BYTES = '<Bddddddddddddddd', 16, 121
 local H_TOKENS, H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORG_TPM, H_CREDITS, H_OBSERVED = 2, 3, 4, 5, 6, 7, 8
 local H_SERVICE, H_DEADLINE, H_ORG, H_TENANT, H_KEY, H_UNITS, H_CREATED, H_CHARGED = 9, 10, 11, 12, 13, 14, 15, 16
-local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES = 1, 2, 4, 8, 16
+local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 
 local function open(form, packed)
   local fields = {struct.unpack(form, packed)}

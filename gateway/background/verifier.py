@@ -1,0 +1,157 @@
+"""Vouches for the counters: after a Redis restart nothing is served until this has looked.
+
+A partition is served under the run id the keeper verified it under. Under another run id, each
+account's seq is compared with PostgreSQL; what is missing or behind is rebuilt under the next
+epoch; control writes that vanished wait again; every identity is written anew; then the marker is
+set. The marker is compared before each write, so of several keepers one does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.core.definitions import CatalogueDefinition, Definition, OrganizationAccount, TenantAccount
+from gateway.errors import CountersUnavailable
+
+INTERVAL_S = 0.2
+
+
+class Truth(Protocol):
+    """What PostgreSQL knows of some partitions: accounts by partition, definitions, open writes."""
+
+    organizations: dict[int, list[OrganizationAccount]]
+    tenants: dict[int, list[TenantAccount]]
+    definitions: dict[int, list[Definition]]
+    applied: dict[int, list[str]]
+    epochs: dict[int, int]
+    catalogue: CatalogueDefinition
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verifying one partition did."""
+
+    partition: int
+    epoch: int
+    rebuilt: int
+    repushed: int
+
+
+class Source(Protocol):
+    """PostgreSQL."""
+
+    async def truth(self, partitions: Sequence[int]) -> Truth:
+        """What is known of these partitions."""
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+
+    async def note(self, run_id: bytes, partition: int, epoch: int) -> None:
+        """Keep what a partition was verified as."""
+
+
+class Target(Protocol):
+    """The counters."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def unverified(self) -> list[tuple[int, bytes, int]]:
+        """Partitions not verified under the present run id: (partition, marker, epoch)."""
+
+    async def behind(
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq is behind."""
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them; False where the marker moved on."""
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+
+    async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+        """Vouch for a partition; False where the marker moved on."""
+
+    async def define(self, definition: Definition, version: int) -> bool:
+        """Bring one definition into the counters."""
+
+    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
+        """Write the catalogue."""
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+
+
+class Verifier:
+    """Compares, rebuilds and vouches."""
+
+    def __init__(self, source: Source, target: Target) -> None:
+        self._source = source
+        self._target = target
+        self._vouched = b""
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is verified under the run id of the present connection."""
+        return bool(self._vouched) and self._vouched == self._target.run_id
+
+    async def verify(self) -> list[Verified]:
+        """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
+        run_id = self._target.run_id
+        if not run_id:
+            raise CountersUnavailable
+        open_partitions = await self._target.unverified()
+        if not open_partitions and self._vouched == run_id:
+            return []
+        truth = await self._source.truth([partition for partition, _, _ in open_partitions])
+        await self._target.publish(truth.catalogue, truth.version)
+        done = [
+            verified
+            for partition, marker, epoch in open_partitions
+            if (verified := await self._partition(truth, partition, marker, epoch)) is not None
+        ]
+        if len(done) == len(open_partitions) and self._target.run_id == run_id:
+            await self._target.all_verified(run_id)
+            self._vouched = run_id
+        return done
+
+    async def run(self) -> None:
+        """Look for a new run id five times a second, until cancelled."""
+        while True:
+            if not self.ready:
+                try:
+                    await self.verify()
+                except CountersUnavailable:
+                    self._vouched = b""
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _partition(self, truth: Truth, partition: int, marker: bytes, epoch: int) -> Verified | None:
+        organizations = truth.organizations.get(partition, [])
+        tenants = truth.tenants.get(partition, [])
+        old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
+        rebuilt = len(old_organizations) + len(old_tenants)
+        if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
+            return None
+        lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
+        if lost:
+            await self._source.push_again(lost)
+        known = max(epoch, truth.epochs.get(partition, 0))
+        next_epoch = known + 1 if rebuilt or epoch == 0 or epoch < known else epoch
+        if not await self._target.mark(partition, marker, next_epoch, truth.version):
+            return None
+        for definition in truth.definitions.get(partition, []):
+            await self._target.define(definition, truth.version)
+        await self._source.note(self._target.run_id, partition, next_epoch)
+        return Verified(partition, next_epoch, rebuilt, len(lost))

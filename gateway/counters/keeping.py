@@ -1,0 +1,183 @@
+"""Expired holds and the late lane, as reclaimer and poster use them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from gateway.core.holds import ExpiredHold, LateSettlement
+from gateway.core.model import PARTITIONS, Caller, Service, Settlement
+from gateway.counters import keys, packing, states
+from gateway.counters.control import APPLIED, Control
+from gateway.counters.quota import TOMBSTONE_MS
+from gateway.errors import CountersUnavailable
+
+_SETTLE = struct.Struct("<40sB8dBd36s")
+
+
+class Keeping(Control):
+    """The keeper's connection, with what reclaiming and late posting need besides."""
+
+    async def expired(self, count: int) -> Sequence[ExpiredHold]:
+        """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
+        time = await self.ask(b"TIME")
+        assert isinstance(time, list)
+        seconds, micros = (int(cast("bytes", part)) for part in time)
+        now_ms = seconds * 1000 + micros // 1000
+        found: list[ExpiredHold] = []
+        for partition in range(PARTITIONS):
+            names = await self.ask(
+                b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms,
+                b"BYSCORE", b"LIMIT", b"0", b"%d" % count,
+            )  # fmt: skip
+            for name in names if isinstance(names, list) else ():
+                hold = await self._hold(partition, cast("bytes", name).decode())
+                if hold is not None:
+                    found.append(hold)
+            if len(found) >= count:
+                break
+        return found
+
+    async def reclaim(self, hold: ExpiredHold) -> bool:
+        """Charge what was observed, give the rest back, leave a tombstone."""
+        settlement = Settlement(
+            caller=hold.caller,
+            request_id=hold.request_id,
+            user=hold.user,
+            service=hold.service,
+            charge=True,
+            tokens=hold.observed,
+            credits=hold.credits if hold.observed else 0,
+            units=hold.units,
+            metadata=b'{"estimated":true,"reclaimed":true}',
+        )
+        return await self._settle(settlement, packing.MODE_RECLAIM)
+
+    async def late(self, count: int) -> Sequence[LateSettlement]:
+        """Late settlements before which nothing waits in their partition's outbox."""
+        found: list[LateSettlement] = []
+        for partition in range(PARTITIONS):
+            entries = await self.ask(
+                b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count
+            )
+            if not isinstance(entries, list) or not entries:
+                continue
+            first = await self.ask(b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"1")
+            waiting = _entry_id(first[0]) if isinstance(first, list) and first else None
+            for entry in entries:
+                entry_id = _entry_id(entry)
+                if waiting is not None and _order(waiting) <= _order(entry_id):
+                    break
+                found.append(_late(partition, entry_id, cast("list[object]", entry)[1]))
+        return found
+
+    async def post(self, late: LateSettlement) -> bool:
+        """Charge one without a hold, once by its request id; False where its account is not known."""
+        settlement = Settlement(
+            caller=late.caller,
+            request_id=late.request_id,
+            user=late.user,
+            service=late.service,
+            charge=True,
+            tokens=late.tokens,
+            credits=late.credits,
+            units=late.units,
+            attribution=late.attribution,
+            metadata=late.metadata,
+        )
+        return await self._settle(settlement, packing.MODE_POST)
+
+    async def correct(self, late: LateSettlement, write_id: str) -> None:
+        """Adjust the tokens a reclaim charged to what was really used."""
+        metadata = {"request_id": late.request_id, "reason": "settled after its hold was reclaimed"}
+        call = packing.grant(
+            self.run_id,
+            "adjust",
+            late.charged - late.tokens,
+            write_id,
+            tenant_id=late.caller.tenant_id,
+            organization_id=late.caller.organization_id,
+            metadata=msgspec.json.encode(metadata),
+        )
+        if packing.code_of(cast("bytes", await self.run("grant", call))) < APPLIED:
+            raise CountersUnavailable
+
+    async def drop(self, late: LateSettlement) -> None:
+        """Remove one that is dealt with."""
+        await self.ask(b"XDEL", keys.late(late.partition).encode(), late.entry_id)
+
+    async def _settle(self, settlement: Settlement, mode: int) -> bool:
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode)
+        code = packing.code_of(cast("bytes", await self.run("settle", call)))
+        if code == 0:
+            raise CountersUnavailable
+        return code == APPLIED
+
+    async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
+        packed = await self.ask(b"GET", keys.hold(partition, request_id).encode())
+        if not isinstance(packed, bytes):
+            await self.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
+            return None
+        state, user = states.unpack_hold(packed)
+        caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
+        service = _service(state.service_id, state.flags)
+        return ExpiredHold(
+            request_id, caller, user, service, state.observed, state.credits, state.units, state.created
+        )
+
+
+def _service(service_id: int, hold_flags: int) -> Service:
+    """The service as far as settling needs it: which accounts it moves."""
+    if hold_flags & states.HOLD_USES:
+        meter = "pay_per_use"
+    elif hold_flags & (states.HOLD_ONE_TIME | states.HOLD_PAYS):
+        meter = "consumption"
+    else:
+        meter = "subscription"
+    return Service(
+        id=service_id,
+        key="",
+        meter=meter,
+        counts_tokens=bool(hold_flags & states.HOLD_COUNTS),
+        one_time=bool(hold_flags & states.HOLD_ONE_TIME),
+    )
+
+
+def _entry_id(entry: object) -> bytes:
+    return cast("bytes", cast("list[object]", entry)[0])
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    at, _, n = entry_id.partition(b"-")
+    return int(at), int(n)
+
+
+def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
+    flat = cast("list[bytes]", raw)
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    (
+        _, _, tokens, credits_, units, _, service_id, tenant_id, organization_id, key_id, flags, _, request,
+    ) = _SETTLE.unpack(fields[b"a"])  # fmt: skip
+    hold_flags = (
+        (states.HOLD_COUNTS if flags & packing.FLAG_COUNTS else 0)
+        | (states.HOLD_ONE_TIME if flags & packing.FLAG_ONE_TIME else 0)
+        | (states.HOLD_USES if flags & packing.FLAG_USES else 0)
+        | (states.HOLD_PAYS if flags & packing.FLAG_PAYS else 0)
+    )
+    return LateSettlement(
+        partition=partition,
+        entry_id=entry_id,
+        request_id=request.decode(),
+        caller=Caller(int(organization_id), int(tenant_id), int(key_id), partition),
+        user=fields[b"u"].decode(),
+        service=_service(int(service_id), hold_flags),
+        tokens=int(tokens),
+        credits=int(credits_),
+        units=int(units),
+        attribution=fields[b"c"].decode(),
+        metadata=fields[b"m"],
+        charged=int(fields[b"charged"]),
+    )

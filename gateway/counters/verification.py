@@ -1,0 +1,137 @@
+"""The counters as the verifier sees them: what is behind, what must be written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.core.definitions import OrganizationAccount, TenantAccount
+from gateway.core.model import PARTITIONS
+from gateway.counters import keys, packing, states
+from gateway.counters.control import Control
+
+READ_BATCH_MAX = 500
+
+
+class Verification(Control):
+    """The keeper's connection, with what verification needs besides."""
+
+    async def unverified(self) -> list[tuple[int, bytes, int]]:
+        """Partitions not verified under the present run id: (partition, marker, epoch)."""
+        found = []
+        for partition in range(PARTITIONS):
+            marker = await self.marker(partition)
+            run_id, epoch, _ = packing.read_marker(marker)
+            if run_id != self.run_id:
+                found.append((partition, marker, epoch))
+        return found
+
+    async def behind(
+        self,
+        partition: int,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq is behind."""
+        names = [
+            keys.organization_state(partition, one.definition.organization_id) for one in organizations
+        ] + [keys.tenant_state(partition, one.definition.tenant_id) for one in tenants]
+        raw: list[bytes | None] = []
+        for start in range(0, len(names), READ_BATCH_MAX):
+            raw += await self.states(names[start : start + READ_BATCH_MAX])
+        late_organizations = [
+            one for one, packed in zip(organizations, raw, strict=False) if _organization_behind(one, packed)
+        ]
+        late_tenants = [
+            one
+            for one, packed in zip(tenants, raw[len(organizations) :], strict=True)
+            if _tenant_behind(one, packed)
+        ]
+        return late_organizations, late_tenants
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them; False where the marker moved on."""
+        for organization in organizations:
+            name = keys.organization_state(partition, organization.definition.organization_id)
+            packed = states.pack(organization_state(organization))
+            if not await self.rebuild(partition, name, packed, marker):
+                return False
+        for tenant in tenants:
+            name = keys.tenant_state(partition, tenant.definition.tenant_id)
+            if not await self.rebuild(partition, name, states.pack(tenant_state(tenant)), marker):
+                return False
+        return True
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+        if not ids:
+            return []
+        fields = [one.encode() for one in ids]
+        answer = await self.ask(b"HMGET", keys.control(partition).encode(), *fields)
+        assert isinstance(answer, list)
+        return [one for one, known in zip(ids, answer, strict=True) if known is None]
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+        await self.ask(b"SET", keys.VERIFIED.encode(), run_id)
+
+
+def tenant_state(account: TenantAccount) -> states.TenantState:
+    """A tenant's whole state from its account; nothing held, buckets full."""
+    definition, terms = account.definition, account.definition.terms
+    started = account.seq > 0
+    total = -1 if account.total is None else account.total
+    has_plan = terms.plan_id > 0 and started
+    return states.TenantState(
+        flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
+        total=total if started else -1,
+        remaining=account.remaining or 0,
+        used=account.used,
+        cycle=account.cycle,
+        next_reset=account.next_reset_ms,
+        anchor=terms.anchor,
+        last_reset=account.last_reset_ms,
+        seq=account.seq,
+        ledger_at=account.last_reset_ms,
+        plan_id=terms.plan_id if has_plan else 0,
+        interval=packing.INTERVALS[terms.reset_interval] if has_plan else 0,
+        policy=packing.POLICIES[terms.overage_policy],
+        admission=packing.ADMISSIONS[terms.admission],
+        on_exhausted=packing.EXHAUSTED[terms.on_exhausted],
+        on_store_failure=packing.STORE_FAILURES[terms.on_store_failure],
+        rollover_max=terms.rollover_max,
+        plan_total=-1 if terms.total is None else terms.total,
+        tenant_id=definition.tenant_id,
+        organization_id=definition.organization_id,
+    )
+
+
+def organization_state(account: OrganizationAccount) -> states.OrganizationState:
+    """An organization's whole state from its accounts."""
+    definition = account.definition
+    return states.OrganizationState(
+        balance=account.balance,
+        credit_limit=definition.credit_limit,
+        credit_seq=account.credit_seq,
+        cap=-1 if definition.cap is None else definition.cap,
+        spent=account.spent,
+        month=account.month,
+        spend_seq=account.spend_seq,
+        organization_id=definition.organization_id,
+    )
+
+
+def _organization_behind(account: OrganizationAccount, packed: bytes | None) -> bool:
+    if packed is None:
+        return True
+    state = states.unpack_organization(packed)
+    return state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
+
+
+def _tenant_behind(account: TenantAccount, packed: bytes | None) -> bool:
+    return packed is None or states.unpack_tenant(packed).seq < account.seq

@@ -1,0 +1,97 @@
+"""What PostgreSQL knows of the counters' partitions: the truth a rebuild starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.definitions import (
+    CatalogueDefinition,
+    Definition,
+    KeyDefinition,
+    OrganizationAccount,
+    TenantAccount,
+    UserDefinition,
+)
+from persistence import definitions
+
+_APPLIED = text(
+    "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
+)
+_AGAIN = text(
+    "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
+)
+_EPOCHS = text("SELECT partition, epoch FROM partition_state WHERE partition = ANY(:partitions)")
+_VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
+_NOTE = text("""
+INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
+VALUES (:partition, :run_id, :epoch, now(), now())
+ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id, epoch = excluded.epoch,
+       verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
+
+
+@dataclass(slots=True)
+class Known:
+    """Accounts, definitions and open control writes by partition (the verifier's `Truth`)."""
+
+    organizations: dict[int, list[OrganizationAccount]] = field(default_factory=dict)
+    tenants: dict[int, list[TenantAccount]] = field(default_factory=dict)
+    definitions: dict[int, list[Definition]] = field(default_factory=dict)
+    applied: dict[int, list[str]] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
+    catalogue: CatalogueDefinition = field(default_factory=lambda: CatalogueDefinition(()))
+    version: int = 0
+
+
+class Truths:
+    """Where the verifier reads."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def truth(self, partitions: Sequence[int]) -> Known:
+        """All there is of these partitions, as of one moment."""
+        wanted, known = set(partitions), Known()
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            known.version = int((await connection.execute(_VERSION)).scalar_one())
+            known.catalogue = await definitions.catalogue(connection)
+            for organization in await definitions.organizations(connection, "true", {}):
+                partition = self._partition_of(organization.definition.organization_id)
+                if partition in wanted:
+                    known.organizations.setdefault(partition, []).append(organization)
+                    known.definitions.setdefault(partition, []).append(organization.definition)
+            for tenant in await definitions.tenants(connection, "true", {}):
+                partition = self._partition_of(tenant.definition.organization_id)
+                if partition in wanted:
+                    known.tenants.setdefault(partition, []).append(tenant)
+                    known.definitions.setdefault(partition, []).append(tenant.definition)
+            others: list[KeyDefinition | UserDefinition] = []
+            others += await definitions.keys(connection, "k.revoked_at IS NULL", {})
+            others += await definitions.users(connection, "u.limits <> '{}'", {})
+            for one in others:
+                partition = self._partition_of(one.organization_id)
+                if partition in wanted:
+                    known.definitions.setdefault(partition, []).append(one)
+            listed = {"partitions": list(wanted)}
+            for row in await connection.execute(_APPLIED, listed):
+                known.applied.setdefault(row.partition, []).append(str(row.id))
+            for row in await connection.execute(_EPOCHS, listed):
+                known.epochs[row.partition] = row.epoch
+        return known
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_AGAIN, {"ids": list(ids)})
+
+    async def note(self, run_id: bytes, partition: int, epoch: int) -> None:
+        """Keep what a partition was verified as."""
+        async with self._engine.begin() as connection:
+            await connection.execute(
+                _NOTE, {"partition": partition, "run_id": run_id.decode(), "epoch": epoch}
+            )
