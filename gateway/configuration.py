@@ -25,6 +25,18 @@ CONFIG_BYTES_MAX = 1 << 20
 SERVICES_PREFIX = "/services/"
 
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+MeterName = Literal[
+    "none",
+    "generic",
+    "openai_chat",
+    "openai_completions",
+    "openai_responses",
+    "openai_embeddings",
+    "anthropic_messages",
+    "gemini_generate",
+    "gemini_stream",
+    "gemini_embed",
+]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
@@ -54,9 +66,9 @@ class RouteTable:
 def _model_routes(prefix: str) -> Iterator[Route]:
     """Gemini's calls under `/v1beta` or `/v1`."""
     for action, meter in (
-        ("generateContent", "gemini"),
-        ("streamGenerateContent", "gemini"),
-        ("embedContent", "gemini"),
+        ("generateContent", "gemini_generate"),
+        ("streamGenerateContent", "gemini_stream"),
+        ("embedContent", "gemini_embed"),
         ("countTokens", "none"),
     ):
         yield Route(
@@ -69,7 +81,7 @@ def _model_routes(prefix: str) -> Iterator[Route]:
         )
 
 
-SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "services", meter="units")
+SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "services", meter="generic")
 
 DEFAULT_ROUTES: tuple[Route, ...] = (
     Route(("POST",), "/v1/chat/completions", "openai", "chat", Family.OPENAI, "openai_chat"),
@@ -78,7 +90,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
     Route(("POST",), "/v1/embeddings", "openai", "embeddings", Family.OPENAI, "openai_embeddings"),
     Route(("GET",), "/v1/models", "openai", "", Family.OPENAI),
     Route(("GET",), "/v1/models/{id}", "openai", "", Family.OPENAI),
-    Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic"),
+    Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic_messages"),
     Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
     *_model_routes("/v1beta"),
     *_model_routes("/v1"),
@@ -130,7 +142,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     methods: tuple[Method, ...] = ("POST",)
     service: str = ""
     family: Family = Family.GENERIC
-    meter: str = "none"
+    meter: MeterName = "none"
     on_disconnect: Literal["drain", "abort"] = "drain"
     settle: Literal["before_end", "after_reply"] = "before_end"
     trust_client_units: bool = False

@@ -42,8 +42,8 @@ Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$")]
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one Tollkeeper process runs with."""
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    database_url: str = "postgresql://tollkeeper@127.0.0.1:5432/tollkeeper"
+    redis_url: str = ""
+    database_url: str = ""
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""
@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: Port = 8081
     ops_host: str = "0.0.0.0"  # noqa: S104  # probes and scrapes come from outside the pod
     ops_port: Port = 9090
+    data_dir: str = ".tollkeeper"
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
@@ -82,6 +83,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[UpstreamTarget, ...] = ()
     service_upstreams: tuple[tuple[str, str], ...] = ()
 
+    def require(self, *names: str) -> None:
+        """`SettingError` for the first of these that has no value."""
+        for name in names:
+            if not getattr(self, name):
+                raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {_wanted(name)}")
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Where the workers of this machine leave their tallies."""
+        return Path(self.data_dir) / "metrics"
+
+    @property
+    def table(self) -> RouteTable:
+        """Routes and upstreams together."""
+        return RouteTable(self.routes, self.upstreams, self.service_upstreams)
+
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""
         return msgspec.structs.replace(
@@ -93,8 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_upstream(self, base_url: str) -> Settings:
         """The same settings with every upstream replaced by one base URL."""
-        table = RouteTable(self.routes, self.upstreams, self.service_upstreams)
-        return self.with_table(table.redirected(base_url_of(base_url, "--upstream")))
+        return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream")))
 
     def with_values(self, **values: Any) -> Settings:
         """The same settings with these values, unchecked: they come from a parsed option."""
@@ -158,15 +174,14 @@ def _checked(place: str, name: str, value: Any) -> Any:
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {wanted}") from error
     schemes = _URL_SCHEMES.get(name)
     if schemes and urlsplit(str(checked)).scheme not in schemes:
-        raise SettingError(
-            f"{place}={_shown(name, value)} is not valid: expected a URL beginning with "
-            + " or ".join(f"{scheme}://" for scheme in sorted(schemes))
-        )
+        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}")
     return checked
 
 
 def _wanted(name: str) -> str:
     """What would be valid, in words, from the type itself."""
+    if name in _URL_SCHEMES:
+        return "a URL beginning with " + " or ".join(f"{each}://" for each in sorted(_URL_SCHEMES[name]))
     hint = _TYPES[name]
     meta = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)
     kind = getattr(hint, "__origin__", hint)

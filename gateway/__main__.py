@@ -1,0 +1,93 @@
+"""The door of the command line: workers start here without loading what only people need.
+
+`tollkeeper serve --worker` and `tollkeeper keeper --worker` are for supervisors: settings come
+as one JSON line on standard input, which stays open as a lifeline. Everything else is
+`gateway/cli.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from gateway.errors import TollkeeperError
+
+LIFELINE_LOST_MAX_S = 45.0
+LIBRARY_MISSING = "cannot open shared object file"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status. A start that fails is one line on standard error."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if len(words) == 2 and words[1] == "--worker" and words[0] in {"serve", "keeper"}:
+            return _worker(words[0])
+        if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
+            return _demo_upstream(int(words[1]))
+        from gateway.cli import run  # noqa: PLC0415  # workers are spared the command line's libraries
+
+        return run(words)
+    except TollkeeperError as error:
+        return _failed(error.message)
+    except ImportError as error:
+        if LIBRARY_MISSING not in str(error):
+            raise
+        return _failed(f"a shared library is missing on this machine: {error}")
+    except KeyboardInterrupt:
+        return 130
+
+
+def _worker(role: str) -> int:
+    """One gateway worker, or the keeper, of a supervisor."""
+    import uvloop  # noqa: PLC0415
+
+    from gateway import logs  # noqa: PLC0415
+    from gateway.settings import from_json  # noqa: PLC0415
+
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return _failed("the supervisor went away before it said the settings")
+    settings = from_json(line)
+    _hold_lifeline(settings.shutdown_grace_s + 10.0)
+    logs.configure(settings.log_level)
+    from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
+
+    uvloop.run(run_gateway(settings) if role == "serve" else run_keeper(settings))
+    return 0
+
+
+def _demo_upstream(port: int) -> int:
+    import asyncio  # noqa: PLC0415
+
+    from gateway.local.demo_upstream import serve_until_stopped  # noqa: PLC0415
+
+    sys.stdin.buffer.readline()
+    _hold_lifeline(5.0)
+    asyncio.run(serve_until_stopped("127.0.0.1", port))
+    return 0
+
+
+def _hold_lifeline(grace_s: float) -> None:
+    """Stop this process, in order, when the supervisor's end of our standard input closes."""
+    lifeline = os.dup(sys.stdin.fileno())
+
+    def watch() -> None:
+        while os.read(lifeline, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(min(grace_s, LIFELINE_LOST_MAX_S))
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _failed(sentence: str) -> int:
+    print(f"tollkeeper: {' '.join(sentence.split())}", file=sys.stderr, flush=True)  # noqa: T201  # the answer
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

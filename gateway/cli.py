@@ -1,0 +1,231 @@
+"""What a person types: the servers' commands here, administration in `cli_admin`.
+
+Options become plain values; what they start is wired here and told apart from how it is run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from gateway import settings as settings_module
+from gateway import tallies
+from gateway.configuration import default_table
+from gateway.local import ports
+from gateway.local.announce import PlainVoice
+from gateway.local.demo_upstream import serve_until_stopped
+from gateway.local.ops import Ops
+from gateway.local.serve import Serving, run_serve
+from gateway.local.up import Endpoints, Options, Parts, run_up
+from gateway.settings import Settings, load
+
+HOME = str(Path(__file__).resolve().parent.parent)
+
+app = typer.Typer(
+    name="tollkeeper",
+    help="Admits, meters and bills every request to an LLM or any HTTP API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with routes and upstreams.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Where everything is kept (.tollkeeper).")]
+GatewayPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8080).")]
+AdminPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8081).")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, max=256, help="Gateway processes.")]
+RedisOption = Annotated[str | None, typer.Option(help="Use this Redis or Valkey instead of the embedded.")]
+DatabaseOption = Annotated[str | None, typer.Option(help="Use this PostgreSQL instead of the embedded one.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run; the exit status. Raises what the command raises."""
+    # Workers are started from this very checkout or installation, wherever the person stands.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
+    command = typer.main.get_command(app)
+    result = command.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
+    return int(result or 0)
+
+
+@app.command()
+def up(
+    *,
+    data_dir: DataDirOption = None,
+    upstream: Annotated[str | None, typer.Option(help="Base URL of every upstream.")] = None,
+    gateway_port: GatewayPortOption = None,
+    admin_port: AdminPortOption = None,
+    workers: WorkersOption = None,
+    config: ConfigOption = None,
+    redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Demo organization and upstream.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
+) -> None:
+    """Start everything on this machine: databases, demo data, gateway and keeper."""
+    settings = _settings(
+        config,
+        data_dir=str(data_dir) if data_dir else None,
+        gateway_port=gateway_port,
+        admin_port=admin_port,
+        workers=workers,
+        redis_url=redis_url,
+        database_url=database_url,
+    )
+    configured = settings.table != default_table(os.environ)
+    if upstream:
+        settings = settings.with_upstream(upstream)
+    options = Options(
+        data_dir=Path(settings.data_dir),
+        gateway_host=settings.gateway_host,
+        gateway_port=settings.gateway_port,
+        admin_host=settings.admin_host,
+        admin_port=settings.admin_port,
+        workers=settings.workers,
+        redis_url=settings.redis_url,
+        database_url=settings.database_url,
+        upstream=upstream or "",
+        admin_token=settings.admin_token,
+        readonly_token=settings.readonly_token,
+        key_pepper=settings.key_pepper,
+        demo=demo,
+        demo_upstream=demo and not configured,
+        grace_s=settings.shutdown_grace_s,
+    )
+    raise typer.Exit(run_up(options, _parts(settings), PlainVoice(json_line=json)))
+
+
+@app.command()
+def serve(
+    *,
+    config: ConfigOption = None,
+    gateway_port: GatewayPortOption = None,
+    ops_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Health and metrics (9090).")] = None,
+    workers: WorkersOption = None,
+    redis_url: RedisOption = None,
+) -> None:
+    """Run the data plane alone: needs Redis or Valkey, never PostgreSQL."""
+    settings = _settings(
+        config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url
+    )
+    settings.require("redis_url", "key_pepper")
+    serving = Serving(
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        ops_host=settings.ops_host,
+        ops_port=settings.ops_port,
+        workers=settings.workers,
+        grace_s=settings.shutdown_grace_s,
+        worker=_command("serve", "--worker"),
+        settings_line=lambda port: settings_module.to_json(settings.with_values(gateway_port=port)),
+        ops=lambda port: Ops(partial(_dependencies, settings, port), partial(_metrics, settings)),
+    )
+    raise typer.Exit(run_serve(serving, PlainVoice(json_line=False)))
+
+
+@app.command()
+def keeper(
+    *,
+    config: ConfigOption = None,
+    admin_port: AdminPortOption = None,
+    redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Run the keeper: flusher, reclaimer, verifier, Admin API."""
+    import uvloop  # noqa: PLC0415
+
+    from gateway import logs  # noqa: PLC0415
+    from gateway.app import run_keeper  # noqa: PLC0415
+
+    settings = _settings(config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
+    settings.require("redis_url", "database_url", "admin_token", "key_pepper")
+    logs.configure(settings.log_level)
+    uvloop.run(run_keeper(settings))
+
+
+@app.command()
+def migrate(*, config: ConfigOption = None, database_url: DatabaseOption = None) -> None:
+    """Bring the schema up to date; safe to repeat and to run twice at once."""
+    settings = _settings(config, database_url=database_url)
+    settings.require("database_url")
+    typer.echo(f"schema version {_migrate(settings.database_url)}")
+
+
+@app.command("demo-upstream")
+def demo_upstream(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9000,
+    host: str = "127.0.0.1",
+) -> None:
+    """Run an upstream with the OpenAI, Anthropic and Gemini shapes."""
+    import asyncio  # noqa: PLC0415
+
+    asyncio.run(serve_until_stopped(host, port))
+
+
+def _settings(config: Path | None, **options: str | int | None) -> Settings:
+    """Settings with the given options over everything else."""
+    environ = dict(os.environ)
+    for name, value in options.items():
+        if value is not None:
+            environ[f"{settings_module.PREFIX}{name.upper()}"] = str(value)
+    return load(environ, config)
+
+
+def _parts(settings: Settings) -> Parts:
+    def settings_line(endpoints: Endpoints) -> bytes:
+        resolved = settings
+        if endpoints.upstream_url:
+            resolved = resolved.with_upstream(endpoints.upstream_url)
+        return settings_module.to_json(
+            resolved.with_values(
+                redis_url=endpoints.redis_url,
+                database_url=endpoints.database_url,
+                admin_token=endpoints.admin_token,
+                readonly_token=endpoints.readonly_token,
+                key_pepper=endpoints.key_pepper,
+                gateway_port=endpoints.gateway_port,
+                admin_port=endpoints.admin_port,
+                data_dir=str(endpoints.data_dir),
+            )
+        )
+
+    return Parts(
+        gateway=_command("serve", "--worker"),
+        keeper=_command("keeper", "--worker"),
+        demo_upstream=lambda port: _command("demo-upstream", str(port), "--worker"),
+        settings_line=settings_line,
+        migrate=_migrate,
+    )
+
+
+def _command(*words: str) -> tuple[str, ...]:
+    """The command line of this very program in a process of its own."""
+    return (sys.executable, "-P", "-m", "gateway", *words)
+
+
+async def _dependencies(settings: Settings, port: int) -> dict[str, bool]:
+    """What a lone gateway needs, and whether it is there."""
+    redis = urlsplit(settings.redis_url)
+    place = redis.path if redis.scheme == "unix" else (redis.hostname or "127.0.0.1")
+    return {
+        "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
+        "redis": await ports.answers(place, redis.port or 6379, 1.0),
+    }
+
+
+def _metrics(settings: Settings, accept: str) -> tuple[bytes, str]:
+    from gateway import metrics  # noqa: PLC0415
+
+    return metrics.render(accept, tallies.collect(settings.metrics_dir))
+
+
+def _migrate(url: str) -> str:
+    from persistence.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
+
+    return upgrade(url)

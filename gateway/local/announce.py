@@ -1,0 +1,83 @@
+"""What `up` says: progress and news on standard error, the result on standard output.
+
+With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
+the other processes are. Without it a person reads, so both are sentences.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Voice(Protocol):
+    """Where `up` speaks."""
+
+    def step(self, sentence: str) -> None:
+        """Say what is being done during the start."""
+
+    def say(self, sentence: str) -> None:
+        """Say what happened."""
+
+    def fail(self, sentence: str) -> None:
+        """Say, on one line, why it cannot start."""
+
+    def ready(self, facts: dict[str, Any]) -> None:
+        """Say where everything is."""
+
+
+class PlainVoice:
+    """Sentences for a person; steps carry the seconds since the start."""
+
+    def __init__(self, *, json_line: bool, write: Callable[[str], None] | None = None) -> None:
+        self._json_line = json_line
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201  # its purpose
+        self._began = time.monotonic()
+
+    def step(self, sentence: str) -> None:
+        """Say what is being done during the start."""
+        self._write(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
+
+    def say(self, sentence: str) -> None:
+        """Say what happened."""
+        self._write(f"tollkeeper: {sentence}")
+
+    def fail(self, sentence: str) -> None:
+        """Say, on one line, why it cannot start."""
+        self._write(f"tollkeeper: {' '.join(sentence.split())}")
+
+    def ready(self, facts: dict[str, Any]) -> None:
+        """Say where everything is."""
+        self.step("ready")
+        text = json.dumps(facts, separators=(",", ":")) if self._json_line else _for_a_person(facts)
+        print(text, flush=True)  # noqa: T201  # standard output is the result
+
+
+def _for_a_person(facts: dict[str, Any]) -> str:
+    lines = [
+        "",
+        f"  Gateway      {facts['gateway_url']}",
+        f"  Admin API    {facts['admin_url']}/admin/docs",
+        f"  Admin token  {facts['admin_token']}",
+    ]
+    if facts["api_key"]:
+        lines += [
+            f"  API key      {facts['api_key']}",
+            "",
+            "  Try it (then: tollkeeper usage):",
+            "",
+            curl_line(facts["gateway_url"], facts["api_key"]),
+        ]
+    return "\n".join([*lines, "", "  Ctrl-C stops everything in order; the next start keeps every row.", ""])
+
+
+def curl_line(gateway_url: str, key: str) -> str:
+    """A command that works when pasted into a shell."""
+    body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]})
+    return (
+        f"curl -s {gateway_url}/v1/chat/completions -H 'Authorization: Bearer {key}'"
+        f" -H 'Content-Type: application/json' -d '{body}'"
+    )

@@ -1,0 +1,200 @@
+"""One child process: started, watched, started again when it dies, stopped in order.
+
+A child of ours gets its settings as the first line on its standard input and keeps that pipe
+open as a lifeline: when we are gone, however we went, the pipe ends and the child stops itself.
+What a child prints goes to our standard error or to its log, never to our standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.errors import StartError
+
+RESTART_DELAY_MIN_S = 0.1
+RESTART_DELAY_MAX_S = 5.0
+SETTLED_AFTER_S = 30.0
+POLL_S = 0.02
+LOG_TAIL_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run. `ready` says whether it answers; `reason` reads a log for why it did not."""
+
+    name: str
+    argv: tuple[str, ...]
+    ready: Callable[[int], Awaitable[bool]]
+    ready_max_s: float = 60.0
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_max_s: float = 40.0
+    stdin: bytes | None = field(default=None, repr=False)
+    log: Path | None = None
+    cwd: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    reason: Callable[[str], str | None] = lambda _: None
+
+
+class Child:
+    """A program kept running. `changed` is called whenever its process id changes."""
+
+    def __init__(self, program: Program, say: Callable[[str], None], changed: Callable[[], None]) -> None:
+        self.program = program
+        self.pid: int | None = None
+        self._say = say
+        self._changed = changed
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start it and wait until it answers; `StartError`, on one line, if it does not."""
+        log_from = self._log_size()
+        process = await self._spawn()
+        try:
+            await self._until_ready(process, log_from)
+        except BaseException:
+            self._stopping = True
+            await asyncio.shield(self._end(process, 2.0))
+            raise
+        self._keeper = asyncio.create_task(self._keep(process))
+
+    async def stop(self) -> None:
+        """Ask it to stop, wait its time, then kill it."""
+        self._stopping = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._process is not None:
+            await self._end(self._process, self.program.stop_max_s)
+
+    async def _keep(self, process: asyncio.subprocess.Process) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = RESTART_DELAY_MIN_S
+        while True:
+            began = loop.time()
+            code = await process.wait()
+            self._gone()
+            if loop.time() - began > SETTLED_AFTER_S:
+                delay_s = RESTART_DELAY_MIN_S
+            died = f"{self.program.name} (process {process.pid}) {_ended(code)}"
+            self._say(f"{died}; starting it again in {delay_s:g} s")
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
+            try:
+                process = await self._spawn()
+            except StartError as error:
+                self._say(str(error))
+                continue
+            self._say(f"{self.program.name} started again (process {process.pid})")
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        program = self.program
+        log = _opened(program.log) if program.log else None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *program.argv,
+                stdin=asyncio.subprocess.PIPE if program.stdin is not None else asyncio.subprocess.DEVNULL,
+                stdout=log if log is not None else sys.stderr.fileno(),
+                stderr=log if log is not None else sys.stderr.fileno(),
+                cwd=program.cwd,
+                env=os.environ | program.environment,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            )
+        except OSError as error:
+            raise StartError(
+                f"{program.name} cannot be started: {error.strerror} ({program.argv[0]})"
+            ) from error
+        finally:
+            if log is not None:
+                os.close(log)
+        self._process = process
+        self.pid = process.pid
+        self._changed()
+        if program.stdin is not None and process.stdin is not None:
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(program.stdin + b"\n")
+                await process.stdin.drain()
+        return process
+
+    async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
+        exited = asyncio.create_task(process.wait())
+        try:
+            async with asyncio.timeout(self.program.ready_max_s):
+                while not exited.done():
+                    if await self.program.ready(process.pid):
+                        return
+                    await asyncio.wait({exited}, timeout=POLL_S)
+        except TimeoutError:
+            raise StartError(
+                f"{self.program.name} did not answer within {self.program.ready_max_s:g} s{self._see_log()}"
+            ) from None
+        finally:
+            exited.cancel()
+        raise StartError(self._why(process.returncode, log_from))
+
+    def _why(self, code: int | None, log_from: int) -> str:
+        """One line on why the program ended before it answered."""
+        said = self._log_since(log_from)
+        missing = re.search(r"error while loading shared libraries: ([^:\s]+)", said) or re.search(
+            r"Library not loaded: (\S+)", said
+        )
+        if missing:
+            library = f"the shared library {missing[1]} is missing on this machine"
+            return f"{self.program.name} cannot start: {library}"
+        reason = self.program.reason(said)
+        if reason is None:
+            lines = [line for line in said.splitlines() if line.strip()]
+            reason = lines[-1].strip() if lines else f"it {_ended(code)}"
+        return f"{self.program.name} cannot start: {reason}{self._see_log()}"
+
+    def _see_log(self) -> str:
+        return f" (log: {self.program.log})" if self.program.log else ""
+
+    def _log_size(self) -> int:
+        log = self.program.log
+        return log.stat().st_size if log is not None and log.exists() else 0
+
+    def _log_since(self, offset: int) -> str:
+        if self.program.log is None:
+            return ""
+        with self.program.log.open("rb") as file:
+            file.seek(max(offset, self.program.log.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+
+    async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(self.program.stop_signal)
+            try:
+                async with asyncio.timeout(within_s):
+                    await process.wait()
+            except TimeoutError:
+                self._say(f"{self.program.name} did not stop within {within_s:g} s and was killed")
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        self._gone()
+
+    def _gone(self) -> None:
+        self.pid = None
+        self._changed()
+
+
+def _opened(log: Path) -> int:
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with status {code}"

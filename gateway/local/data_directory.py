@@ -1,0 +1,130 @@
+"""The data directory of one `up`: its lock, its secrets, and what it tells other programs.
+
+lock            held by the running `up`
+secrets.json    generated once, 0600: admin token, pepper, database passwords, demo key
+up.json         0600: where the Admin API is, for the commands run beside it
+pids.json       the current process ids, rewritten at each restart
+processes.json  the same with start times, so that left-over processes are known for certain
+redis/ postgres/ metrics/ logs/ state/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import StartError
+
+SECRET_BYTES = 24
+GENERATED = ("admin_token", "key_pepper", "redis_password", "database_password")
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """A locked data directory."""
+
+    path: Path
+
+    @property
+    def redis(self) -> Path:
+        """Where Valkey keeps its append-only file."""
+        return self.path / "redis"
+
+    @property
+    def postgres(self) -> Path:
+        """The PostgreSQL cluster."""
+        return self.path / "postgres"
+
+    @property
+    def metrics(self) -> Path:
+        """Where gateway workers leave their tallies."""
+        return self.path / "metrics"
+
+    @property
+    def logs(self) -> Path:
+        """What the databases say."""
+        return self.path / "logs"
+
+    def secrets(self) -> dict[str, str]:
+        """The secrets of this directory, generated at the first call and then kept."""
+        kept = self.read("secrets.json")
+        missing = [name for name in GENERATED if not kept.get(name)]
+        if missing:
+            kept |= {name: secrets.token_urlsafe(SECRET_BYTES) for name in missing}
+            self.write("secrets.json", kept)
+        return kept
+
+    def remember(self, **values: str) -> None:
+        """Keep these secrets too."""
+        self.write("secrets.json", self.read("secrets.json") | values)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON object kept here; empty if there is none."""
+        try:
+            found = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StartError(f"{self.path / name} cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise StartError(f"{self.path / name} is not a JSON object")
+        return found
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Replace a JSON object kept here, atomically, readable by us alone."""
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self.path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(content, file)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def forget(self, name: str) -> None:
+        """Remove a file kept here."""
+        (self.path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[DataDirectory]:
+    """Create and lock a data directory; `StartError` if another `up` has it."""
+    path = path.absolute()
+    # A borrowed user has to reach the cluster inside; what is secret in here is 0600 itself.
+    mode = 0o711 if os.geteuid() == 0 else 0o700
+    try:
+        if not path.exists():
+            path.mkdir(mode=mode, parents=True)
+            path.chmod(mode)
+        for name in ("redis", "metrics", "logs"):
+            (path / name).mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"the data directory {path} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartError(
+                f"the data directory {path} is in use by another `tollkeeper up` (process {_holder(lock)})"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield DataDirectory(path)
+    finally:
+        os.close(lock)
+
+
+def _holder(lock: int) -> str:
+    return os.pread(lock, 20, 0).decode(errors="replace") or "unknown"

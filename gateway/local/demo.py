@@ -1,0 +1,153 @@
+"""The demo organization, made through the Admin API as anybody would make it.
+
+Each step carries an `Idempotency-Key` of this data directory, so a start that was interrupted
+half-way makes nothing twice. The key is kept with the secrets and printed again at every start.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from gateway.errors import StartError
+from gateway.local.data_directory import DataDirectory
+
+CALL_MAX_S = 10.0
+DEMO_TOKENS = 1_000_000
+# Proxies named in the environment are for the world outside, not for this machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+SERVICES = {
+    "chat": "Chat completions (OpenAI)",
+    "completions": "Text completions (OpenAI)",
+    "responses": "Responses (OpenAI)",
+    "embeddings": "Embeddings (OpenAI)",
+    "messages": "Messages (Anthropic)",
+    "gemini": "Content generation (Gemini)",
+    "echo": "The demo upstream's echo, one unit a request",
+}
+
+
+def seed(data: DataDirectory, admin_url: str, admin_token: str) -> str:
+    """The demo API key, made with its organization, plan, tenant and services at the first start."""
+    kept = data.secrets()
+    if kept.get("demo_api_key"):
+        return kept["demo_api_key"]
+    if not kept.get("demo_run"):
+        data.remember(demo_run=str(uuid4()))
+    admin = _Admin(admin_url, admin_token, data.secrets()["demo_run"])
+    plan = admin.make(
+        "token-plans",
+        {
+            "name": "Demo",
+            "description": "A million tokens a month",
+            "total_amount": DEMO_TOKENS,
+            "reset_interval": "monthly",
+        },
+    )
+    organization = admin.make("organizations", {"name": "Demo"})
+    tenant = admin.make(
+        "tenants", {"name": "Demo", "organization_id": organization["id"], "plan_id": plan["id"]}
+    )
+    _make_services(admin)
+    made = admin.make("api-keys", {"tenant_id": tenant["id"], "name": "Demo"})
+    if not made.get("key"):
+        # An interrupted start made it, and a key is shown only once: make another.
+        made = admin.make("api-keys", {"tenant_id": tenant["id"], "name": "Demo"}, again=True)
+    key = str(made["key"])
+    data.remember(demo_api_key=key)
+    return key
+
+
+def _make_services(admin: _Admin) -> None:
+    """The services of the default routes, unless the schema brought them."""
+    present = {service["key"] for service in admin.all("services")}
+    models = {model["name"]: model["id"] for model in admin.all("business-models")}
+    if "Subscription" not in models:
+        return
+    for key, description in SERVICES.items():
+        if key not in present:
+            admin.make(
+                "services",
+                {
+                    "name": key,
+                    "description": description,
+                    "key": key,
+                    "credits": 0,
+                    "service_type": "Pay-As-You-Go",
+                    "business_model_id": models["Subscription"],
+                    "counts_tokens": True,
+                },
+                step=key,
+            )
+
+
+def status_of(url: str, headers: Mapping[str, str] | None = None) -> int | None:
+    """Status of a GET, None if nobody answers."""
+    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # our own http URL
+    try:
+        with _opener.open(request, timeout=CALL_MAX_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+class _Admin:
+    """The few calls of the Admin API the demo needs."""
+
+    def __init__(self, url: str, token: str, run: str) -> None:
+        self._root = f"{url}/admin/v1"
+        self._token = token
+        self._run = run
+
+    def make(
+        self, resource: str, body: dict[str, Any], *, step: str = "", again: bool = False
+    ) -> dict[str, Any]:
+        """Create one; the answer. 202 (Redis is away) answers with the resource as well."""
+        key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
+        _, answer = self._call("POST", resource, body, {"Idempotency-Key": key})
+        return answer
+
+    def all(self, resource: str) -> list[dict[str, Any]]:
+        """The first page of a resource; empty if this Admin API has no such resource."""
+        status, answer = self._call("GET", f"{resource}?limit=100", None, {}, accept=(404,))
+        items: list[dict[str, Any]] = answer.get("items", []) if status == 200 else []
+        return items
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        headers: dict[str, str],
+        accept: tuple[int, ...] = (),
+    ) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(  # noqa: S310  # our own http URL
+            f"{self._root}/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": f"Bearer {self._token}",
+                "Content-Type": "application/json",
+                **headers,
+            },
+        )
+        try:
+            with _opener.open(request, timeout=CALL_MAX_S) as answer:
+                return int(answer.status), json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code in accept:
+                return error.code, {}
+            said = error.read(2000).decode(errors="replace")
+            raise StartError(
+                f"the demo data cannot be made: {method} {path} answered {error.code} {said}"
+            ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise StartError(f"the demo data cannot be made: {method} {path}: {error}") from error

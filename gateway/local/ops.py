@@ -1,0 +1,77 @@
+"""The operations port of a lone `serve`: health and metrics, for probes and scrapes.
+
+A few lines of HTTP/1.1 of its own: GET only, one answer a connection, small bounded requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+HEAD_BYTES_MAX = 16_384
+REQUEST_MAX_S = 5.0
+CONNECTIONS_MAX = 64
+REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """What the port answers from.
+
+    `dependencies` says for each dependency by name whether it is there; `metrics` takes the
+    `Accept` field and gives body and content type.
+    """
+
+    dependencies: Callable[[], Awaitable[dict[str, bool]]]
+    metrics: Callable[[str], tuple[bytes, str]]
+
+
+async def listen(ops: Ops, host: str, port: int) -> asyncio.Server:
+    """Listen and answer until the server is closed; `OSError` if the port is taken."""
+    places = asyncio.Semaphore(CONNECTIONS_MAX)
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with places:
+            with contextlib.suppress(
+                OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+            ):
+                async with asyncio.timeout(REQUEST_MAX_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(await _answer(ops, head))
+                    await writer.drain()
+            writer.close()
+
+    return await asyncio.start_server(connection, host, port, limit=HEAD_BYTES_MAX)
+
+
+async def _answer(ops: Ops, head: bytes) -> bytes:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, _, rest = first.partition(" ")
+    path = rest.partition(" ")[0].partition("?")[0]
+    fields = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
+    status, body, content_type = await _content(ops, method, path, fields.get("accept", ""))
+    said = (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return said.encode() + (b"" if method == "HEAD" else body)
+
+
+async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:
+    if path not in {"/livez", "/readyz", "/metrics"}:
+        return 404, b'{"status":"not found"}', "application/json"
+    if method not in {"GET", "HEAD"}:
+        return 405, b'{"status":"method not allowed"}', "application/json"
+    if path == "/metrics":
+        return 200, *ops.metrics(accept)
+    found = await ops.dependencies() if path == "/readyz" else {}
+    content = {
+        "status": "ok" if all(found.values()) else "unavailable",
+        "dependencies": {name: "ok" if there else "unavailable" for name, there in found.items()},
+    }
+    return (200 if all(found.values()) else 503), json.dumps(content).encode(), "application/json"

@@ -1,0 +1,148 @@
+"""Running a program as an existing user without privileges, when we are root ourselves.
+
+PostgreSQL refuses to run as root. No user is created: `postgres` or `nobody` is borrowed. Where
+a directory above the binaries or the data is closed to that user (a checkout under `/root`), the
+program keeps exactly one capability, passing closed directories, through its ambient set.
+
+Run as a script, this file is the launcher that gives up root and becomes the program, so that
+the program keeps the process id: `unprivileged.py UID GID CAPABILITY|- PROGRAM ARGUMENT…`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+USERS = ("postgres", "nobody", "daemon")
+CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
+PR_SET_KEEPCAPS = 8
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """The user a program runs as, and the capability that opens closed directories to it."""
+
+    name: str
+    uid: int
+    gid: int
+    capability: int | None = None
+
+    def command(self, argv: list[str]) -> list[str]:
+        """The command line that runs `argv` as this user, in the same process."""
+        capability = "-" if self.capability is None else str(self.capability)
+        launcher = [sys.executable, "-I", "-S", __file__, str(self.uid), str(self.gid), capability]
+        return [*launcher, *argv]
+
+
+def borrow(owner_uid: int | None, reaches: list[Path]) -> Borrowed | None:
+    """The user to run as, able to reach these directories; None when we are not root.
+
+    `owner_uid` is the owner of data that exists already: it stays the owner. Raises
+    `PermissionError` when no user can be made to reach them.
+    """
+    if os.geteuid() != 0:
+        return None
+    user = _user(owner_uid)
+    closed = next((path for each in reaches if (path := _closed_directory(each, user)) is not None), None)
+    if closed is None:
+        return Borrowed(user.pw_name, user.pw_uid, user.pw_gid)
+    held = _effective_capabilities()
+    for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        if held >> capability & 1:
+            return Borrowed(user.pw_name, user.pw_uid, user.pw_gid, capability)
+    raise PermissionError(f"the user {user.pw_name} cannot pass the directory {closed}")
+
+
+def _user(owner_uid: int | None) -> pwd.struct_passwd:
+    if owner_uid:
+        try:
+            return pwd.getpwuid(owner_uid)
+        except KeyError:
+            return pwd.struct_passwd((str(owner_uid), "x", owner_uid, owner_uid, "", "/", "/bin/false"))
+    for name in USERS:
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if user.pw_uid != 0:
+            return user
+    raise PermissionError(f"none of the users {', '.join(USERS)} exists here")
+
+
+def _closed_directory(path: Path, user: pwd.struct_passwd) -> Path | None:
+    """The first directory on the way to `path` that the user may not pass."""
+    resolved = path.resolve()
+    for directory in (*reversed(resolved.parents), resolved):
+        try:
+            found = directory.stat()
+        except OSError:
+            return directory
+        if not stat.S_ISDIR(found.st_mode):
+            continue
+        if found.st_uid == user.pw_uid:
+            passable = found.st_mode & stat.S_IXUSR
+        elif found.st_gid == user.pw_gid:
+            passable = found.st_mode & stat.S_IXGRP
+        else:
+            passable = found.st_mode & stat.S_IXOTH
+        if not passable:
+            return directory
+    return None
+
+
+def _effective_capabilities() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Sets(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def become(uid: int, gid: int, capability: int | None) -> None:
+    """Give up root for good, keeping one capability across `exec` if asked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    if capability is not None:
+        _demand(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    os.setresuid(uid, uid, uid)
+    if capability is None:
+        return
+    mask = 1 << capability
+    header = _Header(CAPABILITY_VERSION_3, 0)
+    sets = (_Sets * 2)(_Sets(mask, mask, mask), _Sets(0, 0, 0))
+    _demand(libc.capset(ctypes.byref(header), ctypes.byref(sets)))
+    _demand(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0))
+
+
+def _demand(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+if __name__ == "__main__":
+    _uid, _gid, _capability, *_argv = sys.argv[1:]
+    become(int(_uid), int(_gid), None if _capability == "-" else int(_capability))
+    os.execv(_argv[0], _argv)  # noqa: S606  # becoming the program is the point

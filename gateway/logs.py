@@ -1,0 +1,106 @@
+"""Logs: one JSON object a line on standard error, with the request id, never with a secret.
+
+Facts come as keyword arguments. A fact whose name speaks of a credential, a prompt or a body is
+hidden, and what looks like a credential inside any text is cut out, exceptions included.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import msgspec
+
+HIDDEN = "[hidden]"
+TEXT_CHARACTERS_MAX = 2_000
+TRACE_CHARACTERS_MAX = 8_000
+
+SECRET_NAME = re.compile(
+    r"authorization|api[-_]?key|secret|password|pepper|credential|cookie|(^|_)token$|prompt|completion$|body|metadata",
+    re.IGNORECASE,
+)
+SECRET_TEXT = (
+    # Authorization values, keys by their usual prefixes, passwords in URLs, keys in queries.
+    (re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;]+", re.IGNORECASE), rf"\1 {HIDDEN}"),
+    (re.compile(r"\b(?:tk|sk|pk|rk|ta)[_-][A-Za-z0-9_-]{8,}"), HIDDEN),
+    (re.compile(r"\bAIza[A-Za-z0-9_-]{20,}"), HIDDEN),
+    (re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@"), rf"\1:{HIDDEN}@"),
+    (
+        re.compile(
+            r"((?:api[-_]?key|x-goog-api-key|access_token|[?&]key)\s*[=:]\s*)[^\s&\"',;]+", re.IGNORECASE
+        ),
+        rf"\1{HIDDEN}",
+    ),
+)
+
+# Attributes every LogRecord has; the others are the facts given with `extra`.
+STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def configure(level: str = "info", stream: TextIO | None = None) -> None:
+    """Send every log record of the process to `stream` (standard error) as JSON lines."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def logger(name: str) -> Callable[..., None]:
+    """A function `log(event, **facts)`; a fact `level` ("warning", "error", …) sets the level."""
+    target = logging.getLogger(name)
+
+    def log(event: str, /, *, level: str = "info", **facts: object) -> None:
+        number = logging.getLevelNamesMapping()[level.upper()]
+        if target.isEnabledFor(number):
+            target.log(number, event, extra={"facts": facts})
+
+    return log
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a credential."""
+    for pattern, replacement in SECRET_TEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class JsonLines(logging.Formatter):
+    """One record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render time, level, logger, event and facts; never raises for an odd fact."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": redacted(record.getMessage())[:TEXT_CHARACTERS_MAX],
+            "process": record.process,
+        }
+        facts = record.__dict__.get("facts")
+        extra = {name: value for name, value in record.__dict__.items() if name not in STANDARD}
+        extra.pop("facts", None)
+        for name, value in (extra | (facts if isinstance(facts, dict) else {})).items():
+            line.setdefault(name, _clean(name, value))
+        if record.exc_info and record.exc_info[1] is not None:
+            kind, error, trace = record.exc_info
+            line["error"] = redacted(f"{kind.__name__ if kind else ''}: {error}")[:TEXT_CHARACTERS_MAX]
+            line["trace"] = redacted("".join(traceback.format_tb(trace)))[-TRACE_CHARACTERS_MAX:]
+        return msgspec.json.encode(line).decode()
+
+
+def _clean(name: str, value: object) -> object:
+    if SECRET_NAME.search(name):
+        return HIDDEN
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_clean("", item) for item in value[:100]]
+    if isinstance(value, dict):
+        return {str(key): _clean(str(key), item) for key, item in list(value.items())[:100]}
+    return redacted(str(value))[:TEXT_CHARACTERS_MAX]

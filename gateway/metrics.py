@@ -1,0 +1,131 @@
+"""Every metric, its name, labels and help; rendered from plain snapshots when it is scraped.
+
+A snapshot is what `gateway/tallies.py` merges: numbers, rows `[label…, number]`, histograms
+`{"buckets": […], "sum": seconds}` whose counts are not cumulative and whose last bucket is
+everything above the last of `bounds`. A fact that is absent from the snapshot is not rendered.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector, CollectorRegistry
+
+PREFIX = "tollkeeper_"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One metric: `source` is its name in a snapshot, `kind` how it is rendered."""
+
+    name: str
+    kind: str
+    help: str
+    source: str = ""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Where the snapshot keeps it."""
+        return self.source or self.name
+
+
+FACTS = (
+    Fact("requests", "counter", "Requests answered, refusals included.", "", ("route", "status", "reason")),
+    Fact("request_seconds", "histogram", "Time from the request's first byte to the answer's last."),
+    Fact("overhead_seconds", "histogram", "Time the gateway itself added to a request."),
+    Fact("upstream_seconds", "histogram", "Time the upstream took to begin its answer."),
+    Fact("tokens", "counter", "Tokens of settled calls.", "", ("service", "kind")),
+    Fact("units", "counter", "Units of settled calls.", "", ("service",)),
+    Fact("credits", "counter", "Credits of settled calls.", "", ("service",)),
+    Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
+    Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
+    Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),
+    Fact("upstream_connections", "gauge", "Connections to upstreams open now."),
+    Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
+    Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
+    Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),
+    Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
+    Fact("holds", "gauge", "Holds of calls in flight."),
+    Fact("outbox_entries", "gauge", "Movements not yet in PostgreSQL."),
+    Fact("outbox_oldest_seconds", "gauge", "Age of the oldest movement not yet in PostgreSQL."),
+    Fact("flush_rows", "counter", "Rows written by the flusher.", "", ("table",)),
+    Fact("flush_seconds", "histogram", "Time of one flush, from read to acknowledge."),
+    Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
+    Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
+    Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+)
+
+
+def render(accept: str, snapshot: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The scrape's body and content type: Prometheus text, or OpenMetrics where accepted."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(snapshot))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+class _Snapshot(Collector):
+    """A snapshot as metric families."""
+
+    def __init__(self, snapshot: Mapping[str, Any]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is registered ahead of a scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every fact of the snapshot."""
+        bounds = self._snapshot.get("bounds", [])
+        for fact in FACTS:
+            value = self._snapshot.get(fact.key)
+            if value is not None:
+                yield _family(fact, value, bounds)
+        build = {"version": _version(), "python": platform.python_version()}
+        yield InfoMetricFamily(f"{PREFIX}build", "What is running.", value=build)
+
+
+def _family(fact: Fact, value: Any, bounds: list[float]) -> Metric:
+    name = PREFIX + fact.name
+    if fact.kind == "histogram":
+        histogram = HistogramMetricFamily(name, fact.help, labels=fact.labels)
+        for labels, counts in value.items() if fact.labels else (("", value),):
+            histogram.add_metric([labels] if fact.labels else [], *_cumulative(counts, bounds))
+        return histogram
+    family: CounterMetricFamily | GaugeMetricFamily
+    if fact.kind == "counter":
+        family = CounterMetricFamily(name, fact.help, labels=fact.labels)
+    else:
+        family = GaugeMetricFamily(name, fact.help, labels=fact.labels)
+    for *labels, number in value if fact.labels else ([value],):
+        family.add_metric([str(label) for label in labels], number)
+    return family
+
+
+def _cumulative(histogram: Mapping[str, Any], bounds: list[float]) -> tuple[list[tuple[str, float]], float]:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip([*map(str, bounds), "+Inf"], histogram["buckets"], strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets, histogram["sum"]
+
+
+def _version() -> str:
+    try:
+        return version("tollkeeper")
+    except PackageNotFoundError:
+        return "0.0.0"

@@ -1,0 +1,149 @@
+"""The numbers of all workers on this machine: left in files, merged, never going back.
+
+Each worker replaces one small file; whoever is scraped adds them up. A worker that has died is
+folded into `retired.json`, so that its counts stay counted. A worker is known by process id and
+start time, since ids are used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+PUBLISH_INTERVAL_S = 1.0
+RETIRED = "retired.json"
+FILES_MAX = 1_000
+# Facts about now, not sums since the start: they end with their worker.
+GAUGES = frozenset({"upstream_connections", "connections", "holds", "streams", "spool_entries"})
+
+Snapshot = Mapping[str, Any]
+
+
+async def publish(directory: Path, snapshot: Callable[[], Snapshot]) -> None:
+    """Leave this worker's snapshot every second, and once more when cancelled."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"{os.getpid()}-{_started(os.getpid())}.json"
+    try:
+        while True:
+            with contextlib.suppress(OSError):  # a full disk must not stop the gateway
+                _replace(path, msgspec.json.encode(snapshot()))
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
+    finally:
+        with contextlib.suppress(OSError):
+            _replace(path, msgspec.json.encode(snapshot()))
+
+
+def collect(directory: Path) -> dict[str, Any]:
+    """The sum over all workers that ever wrote here; folds the dead ones. Empty if none did."""
+    try:
+        with _locked(directory):
+            return _collected(directory)
+    except FileNotFoundError:
+        return {}
+
+
+def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
+    """Add two snapshots: numbers, rows by their labels, histograms bucket by bucket.
+
+    Histograms whose bounds differ (two versions side by side) cannot be added; the right wins.
+    """
+    if left.get("bounds", right.get("bounds")) != right.get("bounds", left.get("bounds")):
+        left = {name: value for name, value in left.items() if not isinstance(value, dict)}
+    return {
+        name: _added(name, left[name], right[name])
+        if name in left and name in right
+        else left.get(name, right.get(name))
+        for name in {**left, **right}
+    }
+
+
+def _added(name: str, left: Any, right: Any) -> Any:
+    if name == "bounds":
+        return right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return merge(left, right)
+    if isinstance(left, list) and isinstance(right, list):
+        if all(isinstance(item, int | float) for item in (*left, *right)):
+            return [sum(pair) for pair in zip(left, right, strict=True)] if len(left) == len(right) else right
+        rows: dict[tuple[Any, ...], Any] = {}
+        for *labels, number in (*left, *right):
+            rows[tuple(labels)] = rows.get(tuple(labels), 0) + number
+        return [[*labels, number] for labels, number in rows.items()]
+    return left + right
+
+
+def _collected(directory: Path) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    retired = _read(directory / RETIRED) or {}
+    folded: list[Path] = []
+    for path in sorted(directory.glob("*-*.json"))[:FILES_MAX]:
+        pid, _, started = path.stem.partition("-")
+        alive = pid.isdigit() and _started(int(pid)) == started
+        found = _read(path)
+        if found is None:
+            continue
+        if alive:
+            total = merge(total, found)
+        else:
+            retired = merge(retired, {name: value for name, value in found.items() if name not in GAUGES})
+            folded.append(path)
+    if folded:
+        _replace(directory / RETIRED, msgspec.json.encode(retired))
+        for path in folded:
+            path.unlink(missing_ok=True)
+    return merge(retired, total)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    try:
+        os.write(descriptor, content)
+        os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _started(pid: int) -> str:
+    """When a process started, as an opaque text; empty if there is no such process."""
+    try:
+        # Field 22 of /proc/PID/stat; the program's name before it may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
+    except (OSError, IndexError):
+        if Path("/proc/self").exists():
+            return ""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "0"
+    except OSError:
+        return ""
+    return "0"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
