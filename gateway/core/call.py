@@ -52,7 +52,8 @@ class Call:
 
     `output_max` is the stated maximum of one choice in tokens, None where none is stated.
     `input_bytes` is text, `blob_tokens` stands for images, sound and files. With
-    `strip_usage` the answer must not be compressed: send `accept-encoding: identity`.
+    `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
+    estimator sets `output_bytes_per_token` to what it learned of the model.
     """
 
     meter: str
@@ -66,6 +67,7 @@ class Call:
     blob_tokens: int = 0
     strip_usage: bool = False
     output_bytes_per_token: float = 4.0
+    units_pointer: str = ""
 
     @property
     def input_estimate(self) -> int:
@@ -82,7 +84,7 @@ def read_call(
     """
     reader = _READERS.get(route.meter)
     if reader is None:
-        return Call(route.meter, route.family, body)
+        return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
     call = reader(route, path_params, body, bounds)
     size = len(body)
     if size > BLOB_BYTES_MIN:
@@ -128,15 +130,17 @@ class _Messages(msgspec.Struct):
 
 
 class _GenerationConfig(msgspec.Struct):
-    maxOutputTokens: int | None = None
-    max_output_tokens: int | None = None
-    candidateCount: int | None = None
-    candidate_count: int | None = None
+    """proto3 JSON takes every field in two spellings."""
+
+    camel_output: int | None = msgspec.field(name="maxOutputTokens", default=None)
+    snake_output: int | None = msgspec.field(name="max_output_tokens", default=None)
+    camel_count: int | None = msgspec.field(name="candidateCount", default=None)
+    snake_count: int | None = msgspec.field(name="candidate_count", default=None)
 
 
 class _Generate(msgspec.Struct):
-    generationConfig: _GenerationConfig | None = None
-    generation_config: _GenerationConfig | None = None
+    camel_config: _GenerationConfig | None = msgspec.field(name="generationConfig", default=None)
+    snake_config: _GenerationConfig | None = msgspec.field(name="generation_config", default=None)
 
 
 class _Embed(msgspec.Struct):
@@ -222,14 +226,14 @@ def _read_messages(route: Route, path_params: Mapping[str, str], body: bytes, bo
 def _read_generate(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
     read = _generate.read(body)
     model = _model(path_params.get("model"))
-    config = _one(read.generationConfig, read.generation_config, "generationConfig")
+    config = _one(read.camel_config, read.snake_config, "generationConfig")
     output_max, choices = None, 1
     if config is not None:
         inside = "generationConfig."
-        output_max = _one(config.maxOutputTokens, config.max_output_tokens, inside + "maxOutputTokens")
+        output_max = _one(config.camel_output, config.snake_output, inside + "maxOutputTokens")
         if output_max is not None:
             _check_maximum(output_max, inside + "maxOutputTokens", bounds)
-        count = _one(config.candidateCount, config.candidate_count, inside + "candidateCount")
+        count = _one(config.camel_count, config.snake_count, inside + "candidateCount")
         if count is not None:
             choices = _choices(count, inside + "candidateCount", bounds)
     streamed = route.meter == "gemini_stream"

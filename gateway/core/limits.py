@@ -30,14 +30,14 @@ def limit_headers(decision: Decision) -> list[Header]:
         left = requests.limit - requests.used
         headers += (
             (b"x-ratelimit-limit-requests", b"%d" % requests.limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-remaining-requests", b"%d" % max(0, left)),
             (b"x-ratelimit-reset-requests", duration(requests.reset_ms)),
         )
     if tokens is not None:
         left = tokens.limit - tokens.used
         headers += (
             (b"x-ratelimit-limit-tokens", b"%d" % tokens.limit),
-            (b"x-ratelimit-remaining-tokens", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, left)),
             (b"x-ratelimit-reset-tokens", duration(tokens.reset_ms)),
         )
     if decision.tokens_remaining is not None:
@@ -92,4 +92,4 @@ def _current(decision: Decision) -> bytes:
 
 def _item(name: bytes, window: Window) -> bytes:
     left = window.limit - window.used
-    return b'"%b";r=%d;t=%d' % (name, left if left > 0 else 0, -(-window.reset_ms // 1000))
+    return b'"%b";r=%d;t=%d' % (name, max(0, left), -(-window.reset_ms // 1000))

@@ -165,7 +165,8 @@ class Route:
 
     `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
     `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
-    whose template holds `{service_key}` takes its service from the path.
+    whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
+    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none.
     """
 
     methods: tuple[str, ...]
@@ -177,6 +178,7 @@ class Route:
     on_disconnect: str = "drain"
     settle: str = "before_end"
     trust_client_units: bool = False
+    units_pointer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

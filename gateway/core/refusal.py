@@ -25,6 +25,7 @@ _SCOPES = {
     Scope.TENANT: "this tenant",
     Scope.ORGANIZATION: "this organization",
 }
+_HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 _RATES = {LimitKind.REQUESTS: "requests", LimitKind.TOKENS: "tokens"}
 
 
@@ -96,17 +97,17 @@ def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
     when = f"Blocked{_until(decision)}, when the next cycle begins." if wait else "There is no next reset."
     return errors.QuotaExceeded(
-        f"Token quota of this tenant: {decision.used} of {decision.limit} tokens of this cycle are used. {when}",
+        f"Token quota of this tenant: {decision.used} of {decision.limit} tokens of this cycle are used. "
+        f"{when}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
 
 
 def _quota_held(decision: Decision) -> Refusal:
-    what = {LimitKind.CREDITS: "credits", LimitKind.SPEND: "spend cap"}.get(LimitKind(decision.kind or 4), "tokens")
-    owner = "organization" if what != "tokens" else "tenant"
+    what = _HELD.get(decision.kind, "tenant's tokens")
     return errors.QuotaHeld(
-        f"All that remains of this {owner}'s {what} is held by calls in flight "
+        f"All that remains of this {what} is held by calls in flight "
         f"({decision.used} of {decision.limit} used) until they end. Try again in 1 s.",
         retry_after_s=1,
         retry_helps=True,

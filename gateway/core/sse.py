@@ -24,9 +24,8 @@ class Splitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the events this chunk completes, each with its bytes as they came."""
-        if not self.pending and chunk[-2:] == b"\n\n" and chunk.find(b"\n\n") == len(chunk) - 2:
-            if b"\r" not in chunk:
-                return [chunk]
+        if not self.pending and b"\r" not in chunk and 0 <= chunk.find(b"\n\n") == len(chunk) - 2:
+            return [chunk]
         data = self.pending + chunk if self.pending else chunk
         events: list[bytes] = []
         start, scan = 0, self._scanned

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -38,7 +38,7 @@ class StrictReader(Generic[T]):
     """
 
     def __init__(
-        self, shape: type[T], names: tuple[str, ...], nested: dict[str, tuple[str, ...]] | None = None
+        self, shape: type[T], names: tuple[str, ...], nested: Mapping[str, tuple[str, ...]] | None = None
     ) -> None:
         self._names = names
         self._nested = nested or {}

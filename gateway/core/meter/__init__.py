@@ -8,7 +8,7 @@ from gateway.core.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.meter import anthropic, gemini, openai, responses
 from gateway.core.meter.encoded import EncodedMeter, OpaqueMeter
 from gateway.core.meter.gemini import ArrayMeter
-from gateway.core.meter.generic import GenericMeter
+from gateway.core.meter.generic import FreeMeter, GenericMeter
 from gateway.core.meter.meter import Dialect, Meter
 from gateway.core.meter.stream import StreamMeter
 from gateway.core.meter.whole import WholeMeter
@@ -18,20 +18,26 @@ __all__ = ["AnswerMeter", "make_meter"]
 
 
 class AnswerMeter(Protocol):
-    """What the data plane needs of a meter. See `Meter` for each method's law."""
+    """What the data plane needs of a meter."""
 
     @property
-    def produced(self) -> bool: ...
+    def produced(self) -> bool:
+        """True once the first content or the first report of use was seen."""
 
-    def feed(self, chunk: bytes) -> bytes: ...
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the answer; return those to pass on now."""
 
-    def finish(self) -> bytes: ...
+    def finish(self) -> bytes:
+        """The answer is complete; return what is left to pass on. Not called for a broken one."""
 
-    def cut(self) -> bytes: ...
+    def cut(self) -> bytes:
+        """Return bytes that end the answer here; empty where it cannot be ended at this byte."""
 
-    def observed(self) -> int: ...
+    def observed(self) -> int:
+        """Tokens seen so far, zero before anything was produced."""
 
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """Return what this answer is charged, as far as it came."""
 
 
 _DIALECTS: dict[str, Dialect] = {
@@ -46,28 +52,35 @@ _DIALECTS: dict[str, Dialect] = {
 }
 
 
+_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+
 def make_meter(
     call: Call,
     status: int,
     content_type: bytes = b"",
     content_encoding: bytes = b"",
     bounds: Bounds = DEFAULT_BOUNDS,
-    usage_amount: bytes | None = None,
+    *,
+    usage_amount: bytes = b"",
 ) -> AnswerMeter:
     """Choose the meter for one answer by the call and the answer's head.
 
-    `content_type` and `content_encoding` are field values as they came, empty where absent;
-    `usage_amount` is the value of `x-usage-amount`. Feed it the body without its transfer
+    `content_type`, `content_encoding` and `usage_amount` (the value of `x-usage-amount`) are
+    field values as they came, empty where absent. Feed it the body without its transfer
     coding; call `finish` only where the answer came to its proper end.
     """
     dialect = _DIALECTS.get(call.meter)
     if dialect is None:
         if call.meter == "generic":
             return GenericMeter(call, status, bounds, usage_amount)
-        return Meter(call, status, bounds)
-    if content_encoding:
-        return _decoding(call, status, content_type, content_encoding.strip().lower(), bounds, dialect)
-    return _plain(call, status, content_type, bounds, dialect)
+        return FreeMeter(call, status, bounds)
+    coding = content_encoding.strip().lower() if content_encoding else b""
+    if not coding or coding == b"identity":
+        return _plain(call, status, content_type, bounds, dialect)
+    if coding in _CODINGS:
+        return EncodedMeter(_plain(call, status, content_type, bounds, dialect), coding != b"deflate")
+    return OpaqueMeter(call, status, bounds)
 
 
 def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, dialect: Dialect) -> Meter:
@@ -81,13 +94,3 @@ def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, dialect
     if call.streamed and 200 <= status < 300 and media != b"application/json":
         return StreamMeter(call, status, bounds, dialect)
     return WholeMeter(call, status, bounds, dialect)
-
-
-def _decoding(
-    call: Call, status: int, content_type: bytes, coding: bytes, bounds: Bounds, dialect: Dialect
-) -> AnswerMeter:
-    if coding == b"identity":
-        return _plain(call, status, content_type, bounds, dialect)
-    if coding in (b"gzip", b"x-gzip", b"deflate"):
-        return EncodedMeter(_plain(call, status, content_type, bounds, dialect), coding != b"deflate")
-    return OpaqueMeter(call, status, bounds)

@@ -85,11 +85,12 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
     else:
         used = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + cached
     output = meter.output if usage.output_tokens is None else usage.output_tokens
-    meter.report(used, output, cached, 0, used + output, final)
+    meter.report(used, output, cached, 0, used + output, final=final)
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
     """Take what can be read of a usage that is not of the documented types."""
+    meter.failed = meter.failed or not document
     message = document.get("message")
     usage = message.get("usage") if isinstance(message, dict) else document.get("usage")
     if not isinstance(usage, dict):

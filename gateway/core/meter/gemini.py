@@ -24,24 +24,23 @@ class _Usage(msgspec.Struct, rename="camel"):
     total_token_count: int | None = None
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, rename="camel"):
     text: str | None = None
-    functionCall: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    inlineData: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    function_call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Content(msgspec.Struct):
     parts: list[_Part] | None = None
 
 
-class _Candidate(msgspec.Struct):
+class _Candidate(msgspec.Struct, rename="camel"):
     content: _Content | None = None
-    finishReason: str | None = None
+    finish_reason: str | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, rename="camel"):
     candidates: list[_Candidate] | None = None
-    usageMetadata: _Usage | None = None
+    usage_metadata: _Usage | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -68,9 +67,9 @@ def _read(meter: Meter, document: bytes, final: bool) -> None:
         meter.failed = True
     for candidate in read.candidates or ():
         _see(meter, candidate)
-        final = final or candidate.finishReason is not None
-    if read.usageMetadata is not None:
-        _report(meter, read.usageMetadata, final)
+        final = final or candidate.finish_reason is not None
+    if read.usage_metadata is not None:
+        _report(meter, read.usage_metadata, final)
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:
@@ -79,8 +78,8 @@ def _see(meter: Meter, candidate: _Candidate) -> None:
     for part in candidate.content.parts:
         if part.text:
             meter.saw(part.text)
-        elif part.functionCall is not msgspec.UNSET:
-            meter.text_bytes += len(bytes(part.functionCall))
+        elif part.function_call is not msgspec.UNSET:
+            meter.text_bytes += len(bytes(part.function_call))
     meter.content_events += 1
 
 
@@ -93,15 +92,16 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
         if usage.prompt_token_count is None and usage.candidates_token_count is None:
             return
         total = used + output
-    meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final)
+    meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:
     """Take what can be read of a usage that is not of the documented types."""
-    usage = loose_document(document).get("usageMetadata")
+    read = loose_document(document)
+    meter.failed = meter.failed or not read
+    usage = read.get("usageMetadata")
     if isinstance(usage, dict):
-        names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount")
-        names += ("thoughtsTokenCount", "cachedContentTokenCount", "totalTokenCount")
+        names = _Usage.__struct_encode_fields__
         _report(meter, _Usage(*(integer(usage.get(name)) for name in names)), True)
         meter.marked = True
 
@@ -110,7 +110,9 @@ def _end(meter: Meter) -> bytes:
     counted = meter.usage()
     return msgspec.json.encode(
         {
-            "candidates": [{"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}],
+            "candidates": [
+                {"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}
+            ],
             "usageMetadata": {
                 "promptTokenCount": counted.input,
                 "candidatesTokenCount": counted.output,

@@ -1,11 +1,15 @@
 """Any HTTP API: units, not tokens.
 
-One unit an answer, or the amount its upstream states in `x-usage-amount`.
+One unit an answer, or the amount its upstream states in `x-usage-amount`, or the number a JSON
+pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks.
 """
 
 from __future__ import annotations
 
+import msgspec
+
 from gateway.core.call import Bounds, Call
+from gateway.core.meter.loose import integer
 from gateway.core.meter.meter import Meter
 from gateway.core.model import Usage
 
@@ -15,19 +19,41 @@ UNITS_MAX = 1_000_000_000
 class GenericMeter(Meter):
     """Count units; the body passes unread."""
 
-    __slots__ = ("_passed", "_units")
+    __slots__ = ("_kept", "_kept_bytes", "_passed", "_pointer", "_units")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes | None) -> None:
+    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes) -> None:
         Meter.__init__(self, call, status, bounds)
         self._passed = False
         self._units = 1 if 200 <= status < 300 else 0
-        if stated is not None:
+        self._pointer = ""
+        if stated:
             self._take(stated)
+        elif call.units_pointer and self._units:
+            self._pointer = call.units_pointer
+            self._kept: list[bytes] = []
+            self._kept_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """Pass the chunk on."""
         self._passed = True
+        if self._pointer:
+            self._kept_bytes += len(chunk)
+            if self._kept_bytes <= self.bounds.kept_bytes_max:
+                self._kept.append(chunk)
         return chunk
+
+    def finish(self) -> bytes:
+        """Find the units in the document, where they are asked for."""
+        self.ended = True
+        if self._pointer:
+            found = _at(b"".join(self._kept), self._pointer)
+            self._kept = []
+            if found is None or found < 0:
+                self.marked = True
+            else:
+                self.reported, self.marked = True, found > UNITS_MAX
+                self._units = min(found, UNITS_MAX)
+        return b""
 
     @property
     def produced(self) -> bool:
@@ -49,3 +75,30 @@ class GenericMeter(Meter):
         self.marked = len(digits) > len(str(UNITS_MAX)) or int(digits) > UNITS_MAX
         self._units = UNITS_MAX if self.marked else int(digits)
         self.reported = True
+
+
+class FreeMeter(Meter):
+    """Pass an answer that costs nothing."""
+
+    __slots__ = ()
+
+    def usage(self) -> Usage:
+        """Return no use at all."""
+        return Usage(units=0)
+
+
+def _at(document: bytes, pointer: str) -> int | None:
+    """Return the integer a JSON pointer (RFC 6901) finds, None where there is none."""
+    try:
+        value: object = msgspec.json.decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return integer(value)

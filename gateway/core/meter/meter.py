@@ -27,7 +27,7 @@ class Dialect:
 
 
 class Meter:
-    """Count one answer. This one passes everything and knows only what is reported to it.
+    """Count one answer: the arithmetic every meter shares.
 
     `ended` says the answer came to its end; `final` that the report covers all of it;
     `failed` that the answer itself says it failed.
@@ -57,7 +57,11 @@ class Meter:
         return b""
 
     def cut(self) -> bytes:
-        """Return bytes that end the answer here, well-formed in the API's own shape."""
+        """Return bytes that end the answer here, well-formed in the API's own shape.
+
+        Empty where it cannot be ended at this byte: try again after the next `feed`. A document
+        and a compressed answer never can.
+        """
         return b""
 
     @property
@@ -74,7 +78,7 @@ class Meter:
     def usage(self) -> Usage:
         """Return what this answer is charged, as far as it came."""
         if self.reported:
-            if self.final:
+            if self.final or (self.ended and not self.failed and self.counted() <= self.output):
                 return Usage(
                     self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
                 )
@@ -95,11 +99,11 @@ class Meter:
         """Count a piece of produced text."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
 
-    def report(self, used: int, output: int, cached: int, reasoning: int, total: int, final: bool) -> None:
+    def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Take a report of use, cumulative from the start of the answer.
 
         Numbers over the bound are clamped, a negative output is replaced by what was counted,
-        and a report smaller than an earlier one is not believed; each marks the usage.
+        and a final report smaller than an earlier final one is not believed; each marks the usage.
         """
         most = self.bounds.usage_tokens_max
         if not (
@@ -114,9 +118,8 @@ class Meter:
             output = min(output, most) if output >= 0 else self.counted()
             cached, reasoning = max(0, min(cached, most)), max(0, min(reasoning, most))
             total = min(max(total, used + output), most)
-        if self.reported and total < self.total:
+        if self.final and total < self.total:
             self.marked = True
-            self.final = self.final or final
             return
         self.input, self.output, self.cached, self.reasoning, self.total = (
             used, output, cached, reasoning, total,

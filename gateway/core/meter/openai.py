@@ -43,7 +43,9 @@ class _ToolCall(msgspec.Struct):
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     refusal: str | None = None
+    function_call: _Function | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
@@ -97,12 +99,13 @@ def _see(meter: Meter, choice: _Choice) -> None:
         meter.saw(choice.text)
     delta = choice.delta
     if delta is not None:
-        for text in (delta.content, delta.reasoning_content, delta.refusal):
+        for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
             if text:
                 meter.saw(text)
-        for tool_call in delta.tool_calls or ():
-            if tool_call.function is not None:
-                meter.saw((tool_call.function.name or "") + (tool_call.function.arguments or ""))
+        functions = [tool_call.function for tool_call in delta.tool_calls or ()]
+        for function in (delta.function_call, *functions):
+            if function is not None:
+                meter.saw((function.name or "") + (function.arguments or ""))
     if meter.text_bytes > before:
         meter.content_events += 1
 
@@ -116,19 +119,20 @@ def _report(meter: Meter, usage: _Usage) -> None:
     cached = 0 if details is None else details.cached_tokens or 0
     details = usage.completion_tokens_details
     reasoning = 0 if details is None else details.reasoning_tokens or 0
-    meter.report(prompt, completion, cached, reasoning, prompt + completion, True)
+    meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
 
 
 def _report_loose(meter: Meter, document: bytes) -> bool:
     """Take what can be read of a usage that is not of the documented types."""
     read = loose_document(document)
+    meter.failed = meter.failed or not read
     usage = read.get("usage")
     if not isinstance(usage, dict):
         return False
     prompt, completion = integer(usage.get("prompt_tokens")), integer(usage.get("completion_tokens"))
     if prompt is None and completion is None:
         return False
-    meter.report(prompt or 0, completion or 0, 0, 0, (prompt or 0) + (completion or 0), True)
+    meter.report(prompt or 0, completion or 0, 0, 0, (prompt or 0) + (completion or 0), final=True)
     meter.marked = True
     return read.get("choices") == []
 
@@ -136,12 +140,24 @@ def _report_loose(meter: Meter, document: bytes) -> bool:
 def _closing(meter: Meter) -> bytes:
     """End every choice by length, as if its maximum had been reached."""
     last = loose_document(meter.last_event)
-    event = {name: last[name] for name in ("id", "object", "created", "model") if name in last}
+    event: dict[str, object] = {
+        name: last[name] for name in ("id", "object", "created", "model") if name in last
+    }
     choice: dict[str, object] = {"index": 0, "finish_reason": "length", "logprobs": None}
     legacy = meter.call.meter == "openai_completions"
     choice["text" if legacy else "delta"] = "" if legacy else {}
     event["choices"] = [{**choice, "index": index} for index in range(meter.call.choices)]
-    return b"data: " + msgspec.json.encode(event) + b"\n\n" + DONE
+    end = b"data: " + msgspec.json.encode(event) + b"\n\n"
+    if not meter.call.strip_usage:  # the client asked for its usage
+        counted = meter.usage()
+        event["choices"] = []
+        event["usage"] = {
+            "prompt_tokens": counted.input,
+            "completion_tokens": counted.output,
+            "total_tokens": counted.total,
+        }
+        end += b"data: " + msgspec.json.encode(event) + b"\n\n"
+    return end + DONE
 
 
 DIALECT = Dialect(_read_whole, _read_event, _closing)

@@ -78,18 +78,19 @@ def _take(meter: Meter, response: _Response) -> None:
     cached = 0 if details is None else details.cached_tokens or 0
     details = usage.output_tokens_details
     reasoning = 0 if details is None else details.reasoning_tokens or 0
-    meter.report(used, output, cached, reasoning, used + output, True)
+    meter.report(used, output, cached, reasoning, used + output, final=True)
 
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
     """Take what can be read of a usage that is not of the documented types."""
+    meter.failed = meter.failed or not response
     usage = response.get("usage")
     if not isinstance(usage, dict):
         return
     used, output = integer(usage.get("input_tokens")), integer(usage.get("output_tokens"))
     if used is None and output is None:
         return
-    meter.report(used or 0, output or 0, 0, 0, (used or 0) + (output or 0), True)
+    meter.report(used or 0, output or 0, 0, 0, (used or 0) + (output or 0), final=True)
     meter.marked = True
 
 

@@ -45,10 +45,14 @@ class StreamMeter(Meter):
         self.ended = True
         rest = self._splitter.take()
         left_out = bool(rest) and self._read(rest)
+        if not self.last_event and not self.reported:
+            self.failed = True
         return rest if self._strip and not left_out else b""
 
     def cut(self) -> bytes:
-        """End the stream here in the API's own shape."""
+        """End the stream here in the API's own shape, unless part of an event has passed."""
+        if self._oversized or (self._splitter.pending and not self._strip):
+            return b""
         self._splitter.take()
         return self._dialect.closing(self)
 

@@ -59,13 +59,19 @@ class WholeMeter(Meter):
         self._examine()
         return self.reported or self.text_bytes > 0
 
+    def observed(self) -> int:
+        """Tokens seen so far: nothing is known of the output before the end."""
+        if self.reported:
+            return self.total
+        return self.call.input_estimate if self._kept_bytes and 200 <= self.status < 300 else 0
+
     def _examine(self) -> None:
         """Count the text that came, for an answer that is broken or says nothing of its use."""
         if self._examined == self._kept_bytes or self.reported or not self._kept:
             return
         self._examined = self._kept_bytes
         document = b"".join(self._kept)
-        self.text_bytes = text_bytes(document)
+        self.text_bytes = max(self.text_bytes, text_bytes(document))
 
     def _keep_windows(self, chunk: bytes) -> None:
         if not self._tail:
