@@ -6,6 +6,7 @@ That a credential is unknown may be said only by a verified Redis: otherwise nob
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -17,6 +18,7 @@ from gateway.counters.wire import Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
 IDENTITY_S = 1.0
+CATALOGUE_S = 0.5
 IDENTITIES_MAX = 50_000
 
 
@@ -77,7 +79,9 @@ class Directory:
         self._known: dict[str, tuple[Caller | None, float]] = {}
 
     def service(self, key: str) -> Service | None:
-        """The service of a key, or None where the catalogue has none."""
+        """The service of a key, or None where the catalogue has none; CountersUnavailable before there is one."""
+        if not self.version:
+            raise CountersUnavailable
         return self._services.get(key)
 
     def cached(self, digest: str) -> Caller | None:
@@ -117,16 +121,16 @@ class Directory:
             raise CountersUnavailable
         self._load(raw)
 
-    async def refresh_in_task(self) -> bool:
-        """Read the catalogue from an asyncio task; False where Redis has none yet."""
-        try:
-            raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
-        except CountersUnavailable:
-            return False
-        if not isinstance(raw, bytes):
-            return False
-        self._load(raw)
-        return True
+    async def keep_fresh(self) -> None:
+        """Read the catalogue twice a second, until cancelled; what cannot be read stays as it was."""
+        while True:
+            try:
+                raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+                if isinstance(raw, bytes):
+                    self._load(raw)
+            except CountersUnavailable:
+                pass
+            await asyncio.sleep(CATALOGUE_S)
 
     def _load(self, raw: bytes) -> None:
         catalogue = _CATALOGUE.decode(raw)

@@ -51,7 +51,12 @@ class Counters:
     """Limits and accounts in Redis, for one worker."""
 
     def __init__(
-        self, wire: Wire, directory: Directory, hold_ttl_ms: int, clock: Callable[[], float]
+        self,
+        wire: Wire,
+        directory: Directory,
+        hold_ttl_ms: int,
+        clock: Callable[[], float],
+        took: Callable[[str, float], None],
     ) -> None:
         self._wire = wire
         self._directory = directory
@@ -59,7 +64,7 @@ class Counters:
         self._clock = clock
         self._frames: dict[tuple[Caller, str, int], _Frame] = {}
         self._live: dict[str, Observed] = {}
-        self.seconds: dict[str, list[int]] = {"reserve": [0, 0], "settle": [0, 0], "extend": [0, 0]}
+        self._took = took
 
     async def reserve(self, request: HoldRequest) -> Decision:
         """Take a hold on every limit or on none; CountersUnavailable where that cannot be known."""
@@ -127,7 +132,7 @@ class Counters:
         packed = packing.reserve_argument(self._wire.run_id, self._directory.version, self._ttl_ms, request)
         started = self._clock()
         answer = await self._wire.send(b"".join((head, request.request_id.encode(), middle, packed, end)))
-        self._took("reserve", started)
+        self._took("reserve", self._clock() - started)
         return cast("bytes", answer)
 
     async def _settle(self, frame: _Frame, settlement: Settlement, mode: int) -> bytes:
@@ -150,7 +155,7 @@ class Counters:
                 metadata,
             )
         )
-        self._took("settle", started)
+        self._took("settle", self._clock() - started)
         return cast("bytes", answer)
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
@@ -161,12 +166,7 @@ class Counters:
             answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
         except CountersUnavailable:
             return
-        self._took("extend", started)
+        self._took("extend", self._clock() - started)
         for one, (held, exhausted) in zip(live, packing.extended(cast("bytes", answer)), strict=False):
             if held >= 0:
                 one.held, one.exhausted = held, bool(exhausted)
-
-    def _took(self, verb: str, started: float) -> None:
-        entry = self.seconds[verb]
-        entry[0] += 1
-        entry[1] += int((self._clock() - started) * 1e6)

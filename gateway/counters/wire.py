@@ -20,8 +20,8 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.scripts import VERBS, script
 from gateway.errors import CountersUnavailable, SettingError
 
-CALL_S_MAX = 1.0
-STALL_S_MAX = 3.0
+CALL_S = 1.0
+STALL_S = 3.0
 PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
 SWEEP_S = 0.05
@@ -76,12 +76,21 @@ def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]
 class Wire(asyncio.Protocol):
     """The connection. `run_id` is the server's own since the last connect; empty before."""
 
-    def __init__(self, address: Address, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        clock: Callable[[], float],
+        *,
+        call_s: float = CALL_S,
+        stall_s: float = STALL_S,
+    ) -> None:
         self.run_id = b""
         self.connected = False
         self.on_connect: Callable[[], None] | None = None
         self._address = address
         self._clock = clock
+        self._call_s = call_s
+        self._stall_s = max(stall_s, call_s)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
@@ -180,11 +189,11 @@ class Wire(asyncio.Protocol):
     def _sweep(self) -> None:
         """Fail what waited too long; close a connection that stalls."""
         now = self._clock()
-        if self._pending and now - self._pending[0][2] > STALL_S_MAX:
+        if self._pending and now - self._pending[0][2] > self._stall_s:
             self._drop()
         else:
             for wait, _, sent in self._pending:
-                if now - sent <= CALL_S_MAX:
+                if now - sent <= self._call_s:
                     break
                 wait.fail(CountersUnavailable())
         if not self._closing:

@@ -1,0 +1,96 @@
+"""What a key holder may still use, limit by limit: `GET /.tollkeeper/usage`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import cast
+
+import msgspec
+
+from gateway.core.model import Caller
+from gateway.counters import keys, states
+from gateway.counters.wire import Wire, encode_script
+from gateway.errors import CountersUnavailable
+
+UNIT = 60_000
+Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
+
+
+async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
+    """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
+    p = caller.partition
+    names = {
+        "key": (b"1", keys.key_state(p, caller.key_id)),
+        "user": (b"2", keys.user_state(p, caller.tenant_id, user or caller.user)),
+        "tenant": (b"3", keys.tenant_state(p, caller.tenant_id)),
+        "organization": (b"4", keys.organization_state(p, caller.organization_id)),
+    }
+    waits = {
+        scope: wire.send(encode_script("peek", (keys.marker(p), name), (wire.run_id, kind)))
+        for scope, (kind, name) in names.items()
+    }
+    raw: dict[str, bytes | None] = {}
+    for scope, wait in waits.items():
+        answer = await wait
+        if not isinstance(answer, list) or isinstance(answer[0], int):
+            raise CountersUnavailable
+        raw[scope] = cast("bytes | None", answer[0])
+    if not (raw["key"] and raw["tenant"] and raw["organization"]):
+        raise CountersUnavailable
+    tenant = states.unpack_tenant(raw["tenant"])
+    organization = states.unpack_organization(raw["organization"])
+    scopes: list[tuple[str, Bucket]] = [("key", states.unpack_key(raw["key"]))]
+    if raw["user"]:
+        scopes.append(("user", states.unpack_user(raw["user"])))
+    scopes += [("tenant", tenant), ("organization", organization)]
+    return msgspec.json.encode(
+        {
+            "organization": caller.organization_id,
+            "tenant": caller.tenant_id,
+            "plan": tenant.plan_id or None,
+            "tokens_used": tenant.used,
+            "tokens_remaining": None if tenant.unlimited else tenant.remaining,
+            "next_reset_at": _moment(tenant.next_reset),
+            "is_blocked": tenant.is_blocked,
+            "credits_remaining": organization.balance + organization.credit_limit - organization.credits_held,
+            "limits": [limit for scope, state in scopes for limit in _limits(scope, state)],
+        }
+    )
+
+
+def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for name, limit, level in (
+        ("requests_per_minute", state.rpm, state.requests_used),
+        ("tokens_per_minute", state.tpm, state.tokens_used),
+    ):
+        if limit:
+            used = -(-level // UNIT)
+            found.append(
+                {
+                    "scope": scope,
+                    "name": name,
+                    "limit": limit,
+                    "used": used,
+                    "remaining": max(0, limit - used),
+                    "reset_at": _moment(state.at + -(-level // limit)),
+                }
+            )
+    if state.concurrency:
+        found.append(
+            {
+                "scope": scope,
+                "name": "concurrency",
+                "limit": state.concurrency,
+                "used": state.inflight,
+                "remaining": max(0, state.concurrency - state.inflight),
+                "reset_at": None,
+            }
+        )
+    return found
+
+
+def _moment(ms: int) -> str | None:
+    if not ms:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
