@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.bench.machine import (
     free_port,
     lua_modules,
     python_package,
+    signal_all,
     spawn,
     stop,
 )
@@ -41,7 +43,8 @@ class Contender:
 
     `gateway` and `redis_pids` are the process ids whose CPU is its cost; `counters` a client of its
     Redis, `entries` how many ledger entries it has ever appended; `before` and `after` are called
-    around its windows.
+    around its windows; `rows` counts its calls that reached
+    a database, `ready_s` how long its first and second start took.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Contender:
     entries: Callable[[], int] | None = None
     before: Callable[[], None] = lambda: None
     after: Callable[[], None] = lambda: None
+    rows: Callable[[], int] | None = None
+    ready_s: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -167,10 +172,17 @@ def litellm(stage: Stage) -> Contender:
                "--num_workers", "1"]  # fmt: skip
     started = stage.start(command, stage.placement.gateway, "litellm", port)
     time.sleep(2)
+    pids = family(started.pid)
+    signal_all(pids, signal.SIGSTOP)
     return Contender(
-        "litellm", port, gateway=family(started.pid), redis_pids=[redis_pid],
+        "litellm",
+        port,
+        gateway=pids,
+        redis_pids=[redis_pid],
         counters=redis.Redis(port=redis_port),
-    )  # fmt: skip
+        before=lambda: signal_all(pids, signal.SIGCONT),
+        after=lambda: signal_all(pids, signal.SIGSTOP),  # its idle work would weigh on the others
+    )
 
 
 def valkey(stage: Stage, name: str) -> tuple[int, int]:

@@ -17,7 +17,8 @@ class Window:
     """One contender under load once. CPU in seconds, latency in microseconds.
 
     `entries` is how many ledger entries appeared in the meantime, None where there is no ledger;
-    `foreign_cores` how many cores processes outside the bench kept busy.
+    `load_busy` is the client's core's share of time at
+    work, `foreign_cores` how many cores processes outside the bench kept busy.
     """
 
     contender: str
@@ -28,7 +29,7 @@ class Window:
     p50_us: float
     p99_us: float
     gateway_cpu_s: float
-    load_cpu_s: float
+    load_busy: float
     redis_cpu_s: float = 0.0
     script_us: float = 0.0
     commands_per_read: float = 0.0
@@ -102,7 +103,7 @@ def row(windows: Sequence[Window]) -> Row:
         p99_us=_middle(windows, lambda one: one.p99_us),
         gateway_us=_middle(windows, lambda one: one.gateway_us),
         gateway_busy=_middle(windows, lambda one: one.gateway_cpu_s / one.seconds),
-        load_busy=_middle(windows, lambda one: one.load_cpu_s / one.seconds),
+        load_busy=_middle(windows, lambda one: one.load_busy),
         redis_us=_middle(windows, lambda one: one.redis_us),
         script_us=_middle(windows, lambda one: one.script_us),
         commands_per_read=_middle(windows, lambda one: one.commands_per_read),

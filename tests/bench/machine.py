@@ -73,6 +73,7 @@ def stop(process: subprocess.Popen[bytes], patience_s: float = 20.0) -> None:
     """End a program this bench started, and its whole group if it does not listen."""
     if process.poll() is None:
         process.terminate()
+        signal_all(family(process.pid), signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience_s)
     if process.poll() is None:
@@ -112,11 +113,19 @@ def cpu_s(pids: Iterable[int]) -> float:
     return ticks * TICK_S
 
 
-def busy_s() -> float:
-    """Time all cores together were not idle, since the start of the machine, seconds."""
-    first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-    user, nice, system, _idle, _wait, interrupt, soft = map(int, first[1:8])
+def busy_s(core: int | None = None) -> float:
+    """Time one core, or all of them together, was not idle since the machine's start, seconds."""
+    label = "cpu " if core is None else f"cpu{core} "
+    line = next(one for one in Path("/proc/stat").read_text("ascii").splitlines() if one.startswith(label))
+    user, nice, system, _idle, _wait, interrupt, soft = map(int, line.split()[1:8])
     return (user + nice + system + interrupt + soft) * TICK_S
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes of this bench; those already gone are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def rss_mib(pid: int) -> float:

@@ -15,7 +15,7 @@ def window(
 ) -> Window:
     return Window(
         contender=contender, round=number, requests=requests, seconds=2.0, errors=errors,
-        p50_us=100.0 * number, p99_us=1000.0, gateway_cpu_s=1.0, load_cpu_s=0.5, redis_cpu_s=0.25,
+        p50_us=100.0 * number, p99_us=1000.0, gateway_cpu_s=1.0, load_busy=0.5, redis_cpu_s=0.25,
         entries=entries,
     )  # fmt: skip
 

@@ -1,0 +1,114 @@
+"""Where one gateway worker spends its time: `python -m tests.bench.hot`.
+
+Starts our contender as the bench does and loads it three times: bare (µs a request), under
+`perf` (C and kernel), and under cProfile (Python). The profiler is switched on inside the worker
+by a signal, from a `sitecustomize` on its path; nothing in the gateway knows of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pstats
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.contenders import Contender, Stage, upstream
+from tests.bench.load import saturate
+from tests.bench.machine import BenchError, Placement, cpu_s, install_tools
+from tests.bench.tollkeeper import tollkeeper
+
+INSIDE = """
+import cProfile, os, signal, sys
+if sys.orig_argv[-2:] == ["serve", "--worker"]:
+    profile = cProfile.Profile()
+    def begin(*_):
+        profile.enable()
+    def end(*_):
+        profile.disable()
+        profile.dump_stats(os.path.join({folder!r}, "worker.part"))
+        os.rename(os.path.join({folder!r}, "worker.part"), os.path.join({folder!r}, "worker.prof"))
+    signal.signal(signal.SIGUSR1, begin)
+    signal.signal(signal.SIGUSR2, end)
+"""
+
+
+def main() -> int:
+    """Profile the worker and print what it found."""
+    parser = argparse.ArgumentParser(prog="hot", description=__doc__)
+    parser.add_argument("--mode", choices=("tollkeeper", "tollkeeper-full"), default="tollkeeper-full")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--top", type=int, default=40)
+    options = parser.parse_args()
+    install_tools(print)
+    placement = Placement.of_this_machine()
+    os.sched_setaffinity(0, {placement.client})
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-hot-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "sitecustomize.py").write_text(INSIDE.format(folder=name), encoding="utf-8")
+        os.environ["PYTHONPATH"] = os.pathsep.join([name, os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        stage = Stage(folder, Path("build/bench").resolve(), placement, print)
+        try:
+            upstream(stage)
+            (one,) = tollkeeper(stage, [options.mode])
+            _profile(stage, one, options)
+        except BenchError as error:
+            print(f"hot: {error}", file=sys.stderr)
+            return 1
+        finally:
+            stage.stop()
+    return 0
+
+
+def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
+    _load(stage, one, options, 1.0)
+    print("bare:   ", _load(stage, one, options, options.seconds))
+    worker = one.gateway[0]
+    if shutil.which("perf"):
+        data = stage.folder / "perf.data"
+        recorder = subprocess.Popen(
+            ["perf", "record", "-q", "-o", str(data), "-p", str(worker)], stderr=subprocess.DEVNULL
+        )
+        _load(stage, one, options, options.seconds)
+        recorder.send_signal(signal.SIGINT)
+        recorder.wait()
+        for sort in ("dso", "dso,sym"):
+            report = ["perf", "report", "-i", str(data), "--stdio", "-q", "--sort", sort, "-g", "none"]
+            found = subprocess.run(report, capture_output=True, text=True, check=False).stdout
+            print(f"\nperf by {sort}\n" + "\n".join(found.strip().splitlines()[: options.top]))
+    os.kill(worker, signal.SIGUSR1)
+    print("\nprofiled:", _load(stage, one, options, options.seconds))
+    os.kill(worker, signal.SIGUSR2)
+    result = stage.folder / "worker.prof"
+    deadline = time.monotonic() + 10
+    while not result.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stats = pstats.Stats(str(result))
+    stats.strip_dirs().sort_stats("tottime").print_stats(options.top)
+    stats.sort_stats("cumtime").print_stats(options.top)
+
+
+def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
+    one.before()
+    before = cpu_s(one.gateway), cpu_s(one.redis_pids)
+    found = saturate(
+        one.port, one.key, one.user, core=stage.placement.client, connections=options.connections,
+        seconds=seconds, folder=stage.folder,
+    )  # fmt: skip
+    gateway, counters = cpu_s(one.gateway) - before[0], cpu_s(one.redis_pids) - before[1]
+    one.after()
+    return (
+        f"{found.requests / found.seconds:,.0f} req/s, gateway {1e6 * gateway / found.requests:.1f} µs, "
+        f"Redis {1e6 * counters / found.requests:.1f} µs a request, {found.errors} errors"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Our own contender: `tollkeeper up`, as anyone starts it, pinned like the others.
+
+The keeper and PostgreSQL are frozen while a window is measured and in the others' turns: on two
+cores they would take the client's, and no peer has a second stage to compare them with. The
+outbox is drained between windows, and in the end every call must have its row. One contender
+leaves them running, to show what that costs on the same cores.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import redis
+
+from gateway.core.model import PARTITIONS
+from gateway.counters import keys
+from tests.bench.contenders import Contender, Stage
+from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
+
+TOTAL_TOKENS = 10**15
+LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6}
+USER = "bench-user"
+DRAIN_S_MAX = 180.0
+
+
+@dataclass(slots=True)
+class Deployment:
+    """One running `tollkeeper up`, what it said of itself, and a client of its Redis."""
+
+    facts: dict[str, Any]
+    counters: redis.Redis
+    ready_s: tuple[float, ...] = ()
+
+    def admin(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Call the Admin API; `BenchError` with its answer on anything but success."""
+        request = urllib.request.Request(
+            f"{self.facts['admin_url']}/admin/v1{path}",
+            data=json.dumps(body).encode(),
+            method=method,
+            headers={
+                "Authorization": f"Bearer {self.facts['admin_token']}",
+                "Content-Type": "application/json",
+            },
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            detail = error.read()[:300].decode(errors="replace")
+            raise BenchError(f"{method} {path} answers {error.code}: {detail}") from None
+
+    def background(self) -> list[int]:
+        """Processes that turn the outbox into rows: the keeper and PostgreSQL."""
+        pids = self.facts["pids"]
+        return [*family(pids["keeper"]), *family(pids["postgres"])]
+
+    def freeze(self) -> None:
+        """Stop them where they are."""
+        signal_all(self.background(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        signal_all(self.background(), signal.SIGCONT)
+
+    def drain(self) -> None:
+        """Wait until every entry of the outbox is a row."""
+        deadline = time.monotonic() + DRAIN_S_MAX
+        while any(self.counters.xlen(keys.outbox(each)) for each in range(PARTITIONS)):
+            if time.monotonic() > deadline:
+                raise BenchError(f"the outbox was not empty after {DRAIN_S_MAX:g} s")
+            time.sleep(0.1)
+
+    def rows(self, tenant_id: int) -> int:
+        """Calls of a tenant that are in the ledger."""
+        query = "SELECT count(*) FROM token_ledger WHERE tenant_id = %s AND transaction_type = 'consume'"
+        address = self.facts["database_url"].replace("postgresql+psycopg://", "postgresql://")
+        with psycopg.connect(address) as connection:
+            found = connection.execute(query, (tenant_id,)).fetchone()
+        return int(found[0]) if found else 0
+
+
+def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
+    """Start one deployment and as many of our contenders as are named."""
+    first = _up(stage)
+    stop(stage.programs.pop())
+    running = _up(stage)
+    running.ready_s = (*first.ready_s, *running.ready_s)
+    gateway = running.facts["pids"]["gateway"]
+    pin([one for pid in gateway for one in family(pid)], stage.placement.gateway)
+    pin(family(running.facts["pids"]["redis"]), stage.placement.redis)
+    plan = running.admin("POST", "/token-plans", {"name": "bench", "total_amount": TOTAL_TOKENS,
+                                                  "reset_interval": "none"})  # fmt: skip
+    found = [_contender(running, name, plan["id"]) for name in names]
+    running.drain()
+    running.freeze()
+    return found
+
+
+def _up(stage: Stage) -> Deployment:
+    """Start `tollkeeper up` and read its one line."""
+    command = [sys.executable, "-m", "gateway", "up", "--json", "--gateway-port", "0", "--admin-port", "0",
+               "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
+               "--data-dir", str(stage.folder / "tollkeeper")]  # fmt: skip
+    log = stage.folder / "tollkeeper.err"
+    began = time.monotonic()
+    with log.open("wb") as errors:
+        program = subprocess.Popen(
+            ["taskset", "-c", str(stage.placement.rest), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+    stage.programs.append(program)
+    assert program.stdout is not None
+    answered, _, _ = select.select([program.stdout], [], [], START_S_MAX)
+    line = program.stdout.readline() if answered else b""
+    if not line:
+        tail = log.read_text(encoding="utf-8", errors="replace")[-600:].strip()
+        raise BenchError(f"`tollkeeper up` does not start: {tail}")
+    facts = json.loads(line)
+    address = urlsplit(facts["redis_url"])
+    counters = redis.Redis.from_url(address.geturl())
+    return Deployment(facts, counters, (time.monotonic() - began,))
+
+
+def _contender(running: Deployment, name: str, plan_id: int) -> Contender:
+    """Make an organization, tenant and key for one contender, with limits too high to bite."""
+    limited = name != "tollkeeper"
+    wished = {"limits": LIMITS, "user_limits": LIMITS} if limited else {}
+    tenant = running.admin("POST", "/tenants", {"name": name, "plan_id": plan_id, **wished})
+    organization_id = tenant["organization_id"]
+    if limited:
+        running.admin("PATCH", f"/organizations/{organization_id}", {"limits": LIMITS})
+    key: dict[str, Any] = {"tenant_id": tenant["id"]} | ({"limits": LIMITS} if limited else {})
+    credential = running.admin("POST", "/api-keys", key)["key"]
+    stream = keys.outbox(keys.partition_of(int(organization_id)))
+
+    def entries() -> int:
+        client = running.counters
+        return int(client.xinfo_stream(stream)["entries-added"]) if client.exists(stream) else 0
+
+    def clear() -> None:
+        running.thaw()
+        running.drain()
+        running.freeze()
+
+    before: Callable[[], None] = running.thaw if name == "tollkeeper-flushing" else lambda: None
+    return Contender(
+        name,
+        urlsplit(running.facts["gateway_url"]).port or 80,
+        key=credential,
+        user=USER if limited else "",
+        gateway=[one for pid in running.facts["pids"]["gateway"] for one in family(pid)],
+        redis_pids=[running.facts["pids"]["redis"]],
+        counters=running.counters,
+        entries=entries,
+        before=before,
+        after=clear,
+        rows=lambda: running.rows(int(tenant["id"])),
+        ready_s=running.ready_s,
+    )
