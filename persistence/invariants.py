@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import Executable, column, literal, select, table, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 INVARIANTS = (
@@ -23,9 +23,14 @@ INVARIANTS = (
 )
 VIOLATIONS_MAX = 1_000
 
-ALL = " UNION ALL ".join(
-    f"SELECT '{name}' AS invariant, account, seq, detail FROM invariant_{name}" for name in INVARIANTS
-)
+ALL: Executable = union_all(
+    *(
+        select(
+            literal(name).label("invariant"), column("account"), column("seq"), column("detail")
+        ).select_from(table(f"invariant_{name}"))
+        for name in INVARIANTS
+    )
+).limit(VIOLATIONS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +45,5 @@ class Violation:
 
 async def violations(connection: AsyncConnection) -> list[Violation]:
     """Everything that contradicts itself, at most `VIOLATIONS_MAX` of it; empty is right."""
-    rows = await connection.execute(text(f"{ALL} LIMIT {VIOLATIONS_MAX}"))
+    rows = await connection.execute(ALL)
     return [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]

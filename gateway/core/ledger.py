@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Any
 
 VERSION = 1
 
@@ -109,16 +110,9 @@ def decode(packed: bytes) -> Event:
         at += LENGTH_2.size
         if at + length != len(packed):
             raise MalformedEvent(f"{len(packed)} bytes, expected {at + length}")
-        return Event(
-            head[1],
-            head[2],
-            *map(int, head[4:]),
-            source.decode(),
-            user.decode(),
-            attribution.decode(),
-            packed[at:],
-            head[3],
-        )
+        texts = (source.decode(), user.decode(), attribution.decode())
+        fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, packed[at:], head[3]]
+        return Event(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, MalformedEvent):
             raise

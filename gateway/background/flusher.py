@@ -1,0 +1,185 @@
+"""From the outbox to the ledger, for ever: read, fan out, write one transaction, acknowledge.
+
+Entries are deleted only after the commit that stored them, so a flusher may die anywhere:
+what it stored is recognised when it is delivered again. Knows neither Redis nor PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.core.model import PARTITIONS
+from gateway.core.outbox import Batch, FlushReport, fan_out
+
+# The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
+BATCH_ENTRIES_MAX = 8_192
+ENTRIES_A_PARTITION_MIN = BATCH_ENTRIES_MAX // PARTITIONS
+FLUSH_INTERVAL_S = 0.1
+BACK_OFF_MIN_S = 0.1
+BACK_OFF_MAX_S = 5.0
+DRAIN_TIMEOUT_S = 10.0
+
+
+# Entries (id, packed) by partition, in stream order.
+Streams = Mapping[int, Sequence[tuple[bytes, bytes]]]
+
+
+class Outbox(Protocol):
+    """The streams the scripts append to, one a partition."""
+
+    async def read(self, after: Mapping[int, bytes], count: int) -> Streams:
+        """Up to `count` entries (id, packed) of each partition behind an entry id; b"" is the start."""
+        ...
+
+    async def acknowledge(
+        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Delete stored entries, and forget the ids of control writes that are stored."""
+        ...
+
+
+class Writer(Protocol):
+    """Stores a batch in one transaction; raises a TollkeeperError while it cannot."""
+
+    async def write(self, batch: Batch) -> FlushReport:
+        """Store what continues its account; the report says what may be deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """One batch as the metrics see it: what the writer did and how long it took."""
+
+    report: FlushReport
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One batch that could not be stored or deleted; it stays in the outbox."""
+
+    error: Exception
+    failures: int
+
+
+class Pass:
+    """One pass over the streams: how far each was read, and which wait for the next pass.
+
+    A partition whose entries were read but not stored waits until the next pass starts from
+    its beginning again: what is written is always contiguous.
+    """
+
+    def __init__(self) -> None:
+        self.after = dict.fromkeys(range(PARTITIONS), b"")
+        self.left: frozenset[int] = frozenset()
+
+    def read(self, streams: Streams, count: int) -> None:
+        """Remember how far the streams were read; one that gave less than `count` is finished."""
+        for partition in list(self.after):
+            entries = streams.get(partition, ())
+            if len(entries) < count:
+                del self.after[partition]
+            else:
+                self.after[partition] = entries[-1][0]
+
+    def leave(self, partitions: frozenset[int]) -> None:
+        """Leave these partitions to the next pass."""
+        self.left |= partitions
+        for partition in partitions:
+            self.after.pop(partition, None)
+
+
+class Flusher:
+    """Empties the outbox into the ledger. `observe` is told of every batch, stored or not."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        writer: Writer,
+        observe: Callable[[Flushed | Failed], None],
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    ) -> None:
+        self._outbox = outbox
+        self._writer = writer
+        self._observe = observe
+        self._flush_interval_s = flush_interval_s
+        self._drain_timeout_s = drain_timeout_s
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Flush until stopped, then drain what is there within the drain timeout."""
+        failures = 0
+        while not self._stopping.is_set():
+            delay_s = self._flush_interval_s
+            try:
+                await self.flush()
+                failures = 0
+            except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
+                failures += 1
+                delay_s = min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2 ** min(failures, 16))
+                self._observe(Failed(error, failures))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+        await self._drain()
+
+    def stop(self) -> None:
+        """Finish the batch in hand, drain, and let `run` return."""
+        self._stopping.set()
+
+    async def flush(self) -> int:
+        """Pass once over the outbox; answers how many entries were stored and deleted.
+
+        The next batch is read and decoded while the last is written.
+        """
+        current, stored = Pass(), 0
+        ahead = asyncio.create_task(self._gather(current))
+        try:
+            while batch := await ahead:
+                ahead = asyncio.create_task(self._gather(current))
+                report = await self._store({p: batch[p] for p in batch.keys() - current.left})
+                current.leave(report.left_over)
+                stored += report.entries()
+        finally:
+            ahead.cancel()
+            with suppress(asyncio.CancelledError):
+                await ahead
+        return stored
+
+    async def _gather(self, current: Pass) -> Batch:
+        """Read and decode up to one batch, shared fairly between partitions; empty at the end."""
+        gathered: dict[int, list[tuple[bytes, bytes]]] = {}
+        room = BATCH_ENTRIES_MAX
+        while current.after and room > 0:
+            count = max(ENTRIES_A_PARTITION_MIN, room // len(current.after))
+            streams = await self._outbox.read(dict(current.after), count)
+            current.read(streams, count)
+            for partition, entries in streams.items():
+                if partition not in current.left:
+                    gathered.setdefault(partition, []).extend(entries)
+                    room -= len(entries)
+        return await asyncio.to_thread(fan_out, gathered) if gathered else {}
+
+    async def _store(self, batch: Batch) -> FlushReport:
+        if not batch:
+            return FlushReport()
+        started = time.monotonic()
+        report = await self._writer.write(batch)
+        await self._outbox.acknowledge(report.acknowledged, report.control_ids)
+        self._observe(Flushed(report, time.monotonic() - started))
+        return report
+
+    async def _drain(self) -> None:
+        """Empty the outbox as far as the time allows; what is left waits there for the next start."""
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                while await self.flush():
+                    pass
+        except Exception as error:  # noqa: BLE001  # stopping must not fail; the entries are safe where they are
+            self._observe(Failed(error, 1))

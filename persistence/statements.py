@@ -1,0 +1,143 @@
+"""The SQL of a flush, each statement with its sentence.
+
+All of it runs inside the writer's transaction, behind the partition locks, over arrays sorted
+by id, so that two writers cannot wait for each other in a circle.
+"""
+
+# A session lock would outlive a frozen flusher; this one ends with the transaction.
+LOCK = """
+SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
+# For this transaction only, so that a transaction pooler may stand between.
+BOUND = """
+SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
+       CASE WHEN current_setting('server_version_num')::integer >= 170000
+            THEN set_config('transaction_timeout', %s, true) END"""
+
+# Where tenants' token accounts stand; no row: no such tenant.
+TENANTS = """
+SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)
+  FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE t.id = ANY(%s)"""
+ORGANIZATIONS = """
+SELECT id, credit_epoch, credit_last_seq, spend_epoch, spend_last_seq FROM organization WHERE id = ANY(%s)"""
+STOPPED = "SELECT account FROM quarantine WHERE released_at IS NULL AND partition = ANY(%s)"
+
+# A redelivered entry is looked up by account and seq: what it says must be what is stored.
+STORED_TOKENS = """
+SELECT l.tenant_id, l.seq, coalesce(l.control_write_id, l.request_id)::text, l.amount, l.total_remaining
+  FROM unnest(%(ids)s::bigint[], %(seqs)s::bigint[]) AS k (id, seq)
+  JOIN token_ledger AS l ON l.tenant_id = k.id AND l.seq = k.seq"""
+STORED_CREDITS = """
+SELECT l.organization_id, l.seq, l.request_id::text, l.credits_used, l.balance_after
+  FROM unnest(%(ids)s::bigint[], %(seqs)s::bigint[]) AS k (id, seq)
+  JOIN credit_transaction AS l ON l.organization_id = k.id AND l.seq = k.seq
+UNION ALL
+SELECT l.organization_id, l.seq, l.control_write_id::text, abs(l.amount), l.balance_after
+  FROM unnest(%(ids)s::bigint[], %(seqs)s::bigint[]) AS k (id, seq)
+  JOIN credit_posting AS l ON l.organization_id = k.id AND l.seq = k.seq"""
+STORED_USAGE = """
+SELECT l.organization_id, l.seq, l.request_id::text, l.usage_amount, l.spent_after
+  FROM unnest(%(ids)s::bigint[], %(seqs)s::bigint[]) AS k (id, seq)
+  JOIN feature_usage AS l ON l.organization_id = k.id AND l.seq = k.seq"""
+STORED_DEAD = """
+SELECT d.raw FROM unnest(%s::smallint[], %s::text[]) AS k (partition, entry_id)
+  JOIN dead_letter AS d ON d.partition = k.partition AND d.entry_id = k.entry_id"""
+
+MOVE_QUOTAS = """
+INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, is_blocked, manual_block,
+                               last_reset, next_reset_at, cycle, epoch, last_seq, updated_at)
+SELECT n.tenant_id, n.used, n.remaining, n.blocked, n.manual, to_timestamp(n.reset_ms / 1000.0),
+       to_timestamp(nullif(n.next_ms, 0) / 1000.0), n.cycle, n.epoch, n.seq, now()
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::boolean[], %s::boolean[], %s::bigint[],
+              %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS n (tenant_id, used, remaining, blocked, manual, reset_ms, next_ms, cycle, epoch, seq)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    tokens_used = excluded.tokens_used, tokens_remaining = excluded.tokens_remaining,
+    is_blocked = excluded.is_blocked, manual_block = excluded.manual_block,
+    last_reset = coalesce(excluded.last_reset, q.last_reset), next_reset_at = excluded.next_reset_at,
+    cycle = excluded.cycle, epoch = excluded.epoch, last_seq = excluded.last_seq,
+    updated_at = excluded.updated_at"""
+# A plan comes into force when its movement is stored; its total also at each reset.
+CHANGE_PLANS = """
+UPDATE tenant_quota AS q SET plan_id = p.id
+  FROM control_write AS w LEFT JOIN token_plan AS p ON p.id = (w.payload->>'plan_id')::bigint
+ WHERE w.id = ANY(%s::uuid[]) AND w.verb = 'plan' AND w.payload ? 'plan_id'
+   AND w.account = 'tenant:' || q.tenant_id
+RETURNING q.tenant_id"""
+RENEW_TOTALS = """
+UPDATE tenant_quota AS q
+   SET total = CASE WHEN q.tokens_remaining IS NOT NULL THEN coalesce(p.total_amount, q.total) END
+  FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
+ WHERE q.tenant_id = k.tenant_id AND q.tenant_id = ANY(%s)"""
+SKIP_QUOTAS = """
+INSERT INTO tenant_quota AS q (tenant_id, epoch, last_seq)
+SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[])
+ON CONFLICT (tenant_id) DO UPDATE SET epoch = greatest(q.epoch, excluded.epoch), last_seq = excluded.last_seq
+ WHERE q.last_seq < excluded.last_seq"""
+SKIP_CREDITS = """
+UPDATE organization AS o SET credit_epoch = greatest(credit_epoch, n.epoch), credit_last_seq = n.seq
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, epoch, seq)
+ WHERE o.id = n.id AND o.credit_last_seq < n.seq"""
+SKIP_SPENDS = """
+UPDATE organization AS o SET spend_epoch = greatest(spend_epoch, n.epoch), spend_last_seq = n.seq
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, epoch, seq)
+ WHERE o.id = n.id AND o.spend_last_seq < n.seq"""
+STAND = """
+INSERT INTO tenant_quota AS q (tenant_id, is_blocked, manual_block)
+SELECT * FROM unnest(%s::bigint[], %s::boolean[], %s::boolean[])
+ON CONFLICT (tenant_id) DO UPDATE SET
+    is_blocked = excluded.is_blocked, manual_block = excluded.manual_block, updated_at = now()"""
+MOVE_CREDITS = """
+UPDATE organization AS o SET credit_balance = n.balance, credit_epoch = n.epoch, credit_last_seq = n.seq
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, balance, epoch, seq)
+ WHERE o.id = n.id"""
+MOVE_SPENDS = """
+UPDATE organization AS o SET spent = n.spent, spend_epoch = n.epoch, spend_last_seq = n.seq,
+       spend_month = date_trunc('month', to_timestamp(n.at_ms / 1000.0) AT TIME ZONE 'UTC')::date
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS n (id, spent, epoch, seq, at_ms)
+ WHERE o.id = n.id"""
+ROLL_UP = """
+INSERT INTO usage_daily AS u (tenant_id, day, service_id, organization_id, requests, tokens, credits,
+                              usage_amount)
+SELECT t, date '1970-01-01' + d, s, o, r, k, c, a
+  FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+              %s::bigint[], %s::bigint[]) AS n (t, d, s, o, r, k, c, a)
+ON CONFLICT (tenant_id, day, service_id) DO UPDATE SET
+    requests = u.requests + excluded.requests, tokens = u.tokens + excluded.tokens,
+    credits = u.credits + excluded.credits, usage_amount = u.usage_amount + excluded.usage_amount"""
+ACTIVATE = """
+INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
+SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)
+  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[]) AS n (o, s, r, at_ms)
+ON CONFLICT DO NOTHING"""
+# Only a stored movement makes a control write done.
+FINISH = """
+UPDATE control_write SET state = 'done', done_at = now(), applied_at = coalesce(applied_at, now())
+ WHERE id = ANY(%s::uuid[]) AND state <> 'done'"""
+QUARANTINE = """
+INSERT INTO quarantine (account, partition, organization_id, tenant_id, kind, behind, entry_id, epoch,
+                        stored_seq, found_seq, reason)
+VALUES (%s, %s, %s, nullif(%s, 0), %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (account) WHERE released_at IS NULL DO NOTHING"""
+BURY = """
+INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id, epoch,
+                         token_seq, credit_seq, spend_seq)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition, entry_id) DO NOTHING"""
+
+# Users seen for the first time, at most so many an organization and day: header values are cheap to make up.
+MEET_USERS = """
+INSERT INTO app_user (organization_id, external_id, first_sight)
+SELECT n.o, n.x, true
+  FROM (SELECT o, x, row_number() OVER (PARTITION BY o ORDER BY x) AS place
+          FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x)
+         WHERE NOT EXISTS (SELECT FROM app_user AS u
+                            WHERE u.organization_id = k.o AND u.external_id = k.x)) AS n
+ WHERE n.place + (SELECT count(*) FROM app_user AS u WHERE u.organization_id = n.o AND u.first_sight
+                     AND u.created_at >= date_trunc('day', now(), 'UTC')) <= %(a_day_max)s
+ ORDER BY n.o, n.x
+ON CONFLICT DO NOTHING"""
+KNOW_USERS = """
+SELECT u.organization_id, u.external_id, u.id
+  FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x)
+  JOIN app_user AS u ON u.organization_id = k.o AND u.external_id = k.x"""
+ADDITIONS = "SELECT control_write_id::text, id FROM credit_addition WHERE control_write_id = ANY(%s::uuid[])"

@@ -1,0 +1,202 @@
+"""Accounts that move as the scripts move them, and the entries they leave in the outbox."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import psycopg
+
+from gateway.core.ledger import Event, EventFlag, EventKind, encode
+from gateway.core.outbox import Batch, fan_out
+from gateway.counters.keys import partition_of
+
+NOW_MS = 1_790_000_000_000
+BLANK = Event(
+    kind=0, flags=0, at_ms=NOW_MS, epoch=1, organization_id=0, tenant_id=0, key_id=0, service_id=0, seq=0,
+    cycle=0, amount=0, remaining=0, used=0, next_reset_ms=0, credit_seq=0, credits=0, balance=0, spend_seq=0,
+    units=0, spend=0, spent=0, source="", user="", attribution="", metadata=b"",
+)  # fmt: skip
+METADATA = b'{"model":"gpt-4o","status":200,"input":100,"output":23,"estimated":false}'
+
+_entry_ids = itertools.count(1)
+
+
+def entry_id() -> bytes:
+    """The next id a stream would give."""
+    return b"%d-0" % (NOW_MS + next(_entry_ids))
+
+
+@dataclass
+class Account:
+    """One organization with one tenant: what Redis would hold of them."""
+
+    organization_id: int
+    tenant_id: int
+    total: int | None = 1_000_000
+    service_id: int = 1
+    epoch: int = 1
+    at_ms: int = NOW_MS
+    seq: int = 0
+    cycle: int = 0
+    remaining: int = 0
+    used: int = 0
+    manual: bool = False
+    credit_seq: int = 0
+    balance: int = 0
+    spend_seq: int = 0
+    spent: int = 0
+    spend_month: str = ""
+    entries: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def partition(self) -> int:
+        return partition_of(self.organization_id)
+
+    def standing(self) -> EventFlag:
+        flags = EventFlag(0)
+        if self.total is None:
+            flags |= EventFlag.UNLIMITED
+        if self.manual:
+            flags |= EventFlag.BLOCKED | EventFlag.MANUAL_BLOCK
+        elif self.total is not None and self.remaining <= 0:
+            flags |= EventFlag.BLOCKED
+        return flags
+
+    def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> Event:
+        event = replace(
+            BLANK, kind=int(kind), flags=int(flags | self.standing()), at_ms=self.at_ms, epoch=self.epoch,
+            organization_id=self.organization_id, tenant_id=self.tenant_id, seq=self.seq, cycle=self.cycle,
+            remaining=self.remaining, used=self.used,
+        )  # fmt: skip
+        event = replace(event, **facts)  # type: ignore[arg-type]  # facts are the event's own fields
+        self.entries.append((entry_id(), encode(event)))
+        self.at_ms += 1
+        return event
+
+    def reset(self, source: str = "") -> Event:
+        before = 0 if self.total is None else self.remaining
+        self.remaining = self.total or 0
+        self.used, self.cycle, self.seq = 0, self.cycle + 1, self.seq + 1
+        gained = self.remaining - before
+        inward = EventFlag.IN if gained >= 0 else EventFlag(0)
+        return self.emit(EventKind.RESET, EventFlag.TOKENS | inward, amount=abs(gained), source=source)
+
+    def consume(
+        self,
+        tokens: int | None = 10,
+        *,
+        credits_: int | None = None,
+        units: int | None = None,
+        spend: int = 0,
+        user: str = "",
+        request_id: str = "",
+        metadata: bytes = METADATA,
+        **facts: object,
+    ) -> Event:
+        flags = EventFlag(0)
+        if tokens is not None:
+            flags |= EventFlag.TOKENS
+            self.seq, self.used = self.seq + 1, self.used + tokens
+            if self.total is not None:
+                self.remaining -= tokens
+        if credits_ is not None:
+            flags |= EventFlag.CREDITS
+            self.credit_seq, self.balance = self.credit_seq + 1, self.balance - credits_
+        if units is not None:
+            flags |= EventFlag.USAGE
+            month = _month(self.at_ms)
+            if month != self.spend_month:
+                self.spend_month, self.spent = month, 0
+            self.spend_seq, self.spent = self.spend_seq + 1, self.spent + spend
+        return self.emit(
+            EventKind.CONSUME, flags, amount=tokens or 0, credit_seq=self.credit_seq if credits_ is not None else 0,
+            credits=credits_ or 0, balance=self.balance if credits_ is not None else 0,
+            spend_seq=self.spend_seq if units is not None else 0, units=units or 0, spend=spend,
+            spent=self.spent if units is not None else 0, key_id=5, service_id=self.service_id, user=user,
+            source=request_id or str(uuid.uuid4()), metadata=metadata, **facts,
+        )  # fmt: skip
+
+    def grant(self, kind: EventKind, amount: int, source: str = "", **facts: object) -> Event:
+        self.seq += 1
+        if self.total is not None:
+            self.remaining += amount
+        inward = EventFlag.IN if amount >= 0 else EventFlag(0)
+        source = source or str(uuid.uuid4())
+        return self.emit(kind, EventFlag.TOKENS | inward, amount=abs(amount), source=source, **facts)
+
+    def mark(self, *, blocked: bool, source: str = "") -> Event:
+        self.manual = blocked
+        kind = EventKind.BLOCK if blocked else EventKind.UNBLOCK
+        return self.emit(kind, EventFlag(0), source=source or str(uuid.uuid4()))
+
+    def credit(self, amount: int, source: str = "", metadata: bytes = b"") -> Event:
+        self.credit_seq, self.balance = self.credit_seq + 1, self.balance + amount
+        flags = EventFlag.CREDITS | (EventFlag.IN if amount >= 0 else EventFlag(0))
+        return self.emit(
+            EventKind.CREDIT, flags, tenant_id=0, seq=0, cycle=0, remaining=0, used=0, credit_seq=self.credit_seq,
+            credits=abs(amount), balance=self.balance, source=source or str(uuid.uuid4()), metadata=metadata,
+        )  # fmt: skip
+
+    def take(self) -> list[tuple[bytes, bytes]]:
+        """The entries since the last time."""
+        entries, self.entries = self.entries, []
+        return entries
+
+
+def settle_in(url: str, *totals: int | None) -> list[Account]:
+    """One organization, tenant and plan for each total, as the Admin API would make them."""
+    accounts = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        for total in totals:
+            plan = one(connection, "INSERT INTO token_plan (name, total_amount) VALUES ('p', %s) RETURNING id", total)
+            organization = one(connection, "INSERT INTO organization (name) VALUES ('o') RETURNING id")
+            tenant = one(
+                connection,
+                "INSERT INTO tenant (name, organization_id, plan_id) VALUES ('t', %s, %s) RETURNING id",
+                organization, plan,
+            )  # fmt: skip
+            connection.execute("INSERT INTO tenant_quota (tenant_id, plan_id) VALUES (%s, %s)", (tenant, plan))
+            accounts.append(Account(organization, tenant, total))
+    return accounts
+
+
+def one(connection: psycopg.Connection[tuple[object, ...]], sql: str, *values: object) -> int:
+    """The one number a statement answers."""
+    row = connection.execute(sql, values).fetchone()
+    assert row is not None
+    assert isinstance(row[0], int)
+    return row[0]
+
+
+def batch_of(*accounts: Account) -> Batch:
+    """Everything these accounts did since the last time, as the flusher hands it over."""
+    streams: dict[int, list[tuple[bytes, bytes]]] = {}
+    for account in accounts:
+        streams.setdefault(account.partition, []).extend(account.take())
+    return fan_out({partition: sorted(entries) for partition, entries in streams.items()})
+
+
+def entries_of(batch: Batch) -> int:
+    """How many entries a batch holds."""
+    return sum(map(len, batch.values()))
+
+
+def rows_of(url: str, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+    """What a query answers."""
+    with psycopg.connect(url) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def document(**facts: object) -> bytes:
+    """A metadata object."""
+    return json.dumps(facts).encode()
+
+
+def _month(at_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m")
