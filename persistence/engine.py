@@ -5,6 +5,8 @@ Server-side prepared statements are off, so that it works through a transaction 
 
 from __future__ import annotations
 
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 POOL_CONNECTIONS_MAX = 10
@@ -23,6 +25,16 @@ def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEng
         pool_pre_ping=True,
         connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
     )
+
+
+async def answers(engine: AsyncEngine) -> bool:
+    """Whether PostgreSQL answers a query now."""
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError):
+        return False
+    return True
 
 
 def dialect_url(url: str) -> str:

@@ -8,6 +8,7 @@ second of Redis, and then it is pushed again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -22,7 +23,7 @@ class Waiting(Protocol):
     """One account's writes that wait."""
 
     @property
-    def writes(self) -> list[ControlWrite] | tuple[ControlWrite, ...]:
+    def writes(self) -> Sequence[ControlWrite]:
         """Oldest first."""
 
     async def applied(self, write: ControlWrite) -> None:

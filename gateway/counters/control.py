@@ -137,6 +137,14 @@ class Control:
                     found[tenant_id] = _quota(state) if state else None
         return found
 
+    async def holds(self) -> int:
+        """Holds of calls in flight, over all partitions."""
+        total = 0
+        for partition in range(PARTITIONS):
+            count = await self.ask(b"ZCARD", keys.deadlines(partition).encode())
+            total += count if isinstance(count, int) else 0
+        return total
+
     # --- verification -------------------------------------------------------------------
 
     async def marker(self, partition: int) -> bytes:

@@ -79,7 +79,7 @@ class Directory:
         self._known: dict[str, tuple[Caller | None, float]] = {}
 
     def service(self, key: str) -> Service | None:
-        """The service of a key, or None where the catalogue has none; CountersUnavailable before there is one."""
+        """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
         if not self.version:
             raise CountersUnavailable
         return self._services.get(key)

@@ -17,16 +17,25 @@ class Outbox:
         self._wire = wire
         self._read_under = b""
 
-    async def read(self, partitions: Sequence[int], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
-        """Up to `count` oldest entries of each partition: (entry id, packed event); empty ones left out."""
+    async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
+        """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start."""
         limit = b"%d" % count
         self._read_under = self._wire.run_id
-        waits = [
-            self._wire.send(encode(b"XRANGE", keys.outbox(one).encode(), b"-", b"+", b"COUNT", limit))
-            for one in partitions
-        ]
+        waits = {
+            partition: self._wire.send(
+                encode(
+                    b"XRANGE",
+                    keys.outbox(partition).encode(),
+                    b"(" + entry_id if entry_id else b"-",
+                    b"+",
+                    b"COUNT",
+                    limit,
+                )
+            )
+            for partition, entry_id in after.items()
+        }
         found: dict[int, list[tuple[bytes, bytes]]] = {}
-        for partition, wait in zip(partitions, waits, strict=True):
+        for partition, wait in waits.items():
             entries = await in_task(wait)
             if isinstance(entries, list) and entries:
                 found[partition] = [_entry(entry) for entry in entries]

@@ -93,6 +93,11 @@ class Counters:
                 return settled
         raise CountersUnavailable
 
+    @property
+    def live(self) -> int:
+        """How many calls are watched."""
+        return len(self._live)
+
     def watch(self, observed: Observed) -> None:
         """Keep this live call's hold from its deadline until `unwatch`."""
         self._live[observed.request_id] = observed

@@ -1,0 +1,109 @@
+"""The composition root: introduces every door to the others, starts them in order, stops them in order.
+
+Nothing is decided here. A gateway worker holds http and counters; a keeper holds counters,
+background, persistence and admin. Only this file knows them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway import logs, tallies
+from gateway.core.estimate import Estimator
+from gateway.counters.directory import Directory
+from gateway.counters.quota import Counters
+from gateway.counters.usage import usage
+from gateway.counters.wire import Wire, parse_url
+from gateway.http.limits import HttpLimits
+from gateway.http.ports import Ports
+from gateway.http.server import DataPlane
+from gateway.http.tally import Histogram, Tally
+from gateway.settings import Settings
+from gateway.stopping import cancel, forever, stop_signal
+
+
+async def run_gateway(settings: Settings) -> None:
+    """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
+    log = logs.logger("tollkeeper.gateway")
+    stop = stop_signal()
+    wire = Wire(parse_url(settings.redis_url), time.monotonic, call_s=settings.redis_wait_s)
+    wire.start()
+    directory = Directory(wire, time.monotonic)
+    scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend")}
+    counters = Counters(
+        wire,
+        directory,
+        int(settings.hold_ttl_s * 1000),
+        time.monotonic,
+        lambda verb, seconds: scripts[verb].observe(seconds),
+    )
+    tally = Tally()
+    plane = DataPlane(
+        Ports(
+            directory=directory,
+            counters=counters,
+            estimator=Estimator(),
+            tally=tally,
+            usage=lambda caller: usage(wire, caller),
+            log=log,
+            seconds=time.monotonic,
+        ),
+        settings.routes,
+        settings.upstreams,
+        dict(settings.service_upstreams),
+        http_limits(settings),
+        settings.key_pepper.encode(),
+    )
+    background = [
+        asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
+        asyncio.create_task(forever("extend", counters.keep_extending, log)),
+        asyncio.create_task(
+            tallies.publish(settings.metrics_dir, lambda: _snapshot(tally, counters.live, scripts))
+        ),
+    ]
+    await plane.start(settings.gateway_host, settings.gateway_port)
+    log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
+    await stop.wait()
+    await plane.drain(settings.shutdown_grace_s)
+    await cancel(background)
+    await wire.close()
+    log("gateway stopped")
+
+
+async def run_keeper(settings: Settings) -> None:
+    """Run the keeper until SIGTERM or SIGINT, then flush what is there."""
+    from gateway.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
+
+    stop = stop_signal()
+    keeper = Keeper(settings)
+    await keeper.start()
+    await stop.wait()
+    await keeper.stop()
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """The data plane's bounds from the settings."""
+    return HttpLimits(
+        header_bytes_max=settings.head_bytes_max,
+        header_count_max=settings.head_fields_max,
+        body_bytes_max=settings.body_bytes_max,
+        connections_max=settings.connections_max,
+        pool_connections_max=settings.upstream_connections_max,
+        pool_idle_max=settings.upstream_idle_connections_max,
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        keepalive_s=settings.keep_alive_s,
+        upstream_connect_s=settings.upstream_connect_s,
+        upstream_first_byte_s=settings.upstream_first_byte_s,
+        upstream_idle_s=settings.upstream_idle_s,
+        upstream_idle_pool_s=settings.upstream_keep_alive_s,
+    )
+
+
+def _snapshot(tally: Tally, streams: int, scripts: dict[str, Histogram]) -> tallies.Snapshot:
+    return {
+        **tally.snapshot(),
+        "streams": streams,
+        "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
+    }

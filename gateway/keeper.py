@@ -1,0 +1,169 @@
+"""The keeper, composed: flusher, pusher, verifier, reclaimer, sweeper, late lane, Admin API.
+
+Part of the composition root, apart from `app.py` so that a gateway worker never loads
+PostgreSQL's libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway import logs, metrics, tallies
+from gateway.admin.api import build
+from gateway.admin.ports import AdminPorts
+from gateway.admin.server import Listening, listen
+from gateway.background.flusher import Failed, Flushed, Flusher
+from gateway.background.late import Poster
+from gateway.background.pusher import Pusher
+from gateway.background.reclaimer import Reclaimer
+from gateway.background.sweeper import Sweeper
+from gateway.background.verifier import Verifier
+from gateway.counters.control import Control
+from gateway.counters.keeping import Keeping
+from gateway.counters.keys import partition_of
+from gateway.counters.outbox import Outbox
+from gateway.counters.verification import Verification
+from gateway.counters.wire import Wire, parse_url
+from gateway.errors import CountersUnavailable
+from gateway.http.tally import SECONDS, Histogram
+from gateway.settings import Settings
+from gateway.stopping import cancel, forever
+from persistence import engine as engines
+from persistence import partitions
+from persistence.pushes import Pushes
+from persistence.store import Store
+from persistence.sweeps import Sweeps
+from persistence.verification import Truths
+from persistence.writer import Writer
+
+REDIS_CALL_S = 10.0
+PARTITIONS_AHEAD_S = 3600.0
+
+
+class Keeper:
+    """Everything the clock and people do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._log = logs.logger("tollkeeper.keeper")
+        self._engine: AsyncEngine = engines.create(settings.database_url)
+        self._wire = Wire(
+            parse_url(settings.redis_url), time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S
+        )
+        self._control = Control(self._wire)
+        keeping = Keeping(self._wire)
+        sweeps = Sweeps(self._engine)
+        self._outbox = Outbox(self._wire)
+        self._writer = Writer(settings.database_url)
+        self._flusher = Flusher(
+            self._outbox, self._writer, self._flushed, flush_interval_s=settings.flush_interval_s
+        )
+        self._pusher = Pusher(Pushes(self._engine), self._control)
+        self._verifier = Verifier(Truths(self._engine, partition_of), Verification(self._wire))
+        self._reclaimer = Reclaimer(keeping)
+        self._sweeper = Sweeper(sweeps, self._control)
+        self._poster = Poster(keeping, sweeps)
+        self._flush_seconds = Histogram()
+        self._flush_rows: dict[str, int] = {}
+        self._listening: Listening | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start every loop, then listen."""
+        self._wire.start()
+        self._flushing = asyncio.create_task(self._flusher.run())
+        loops = {
+            "verifier": self._verifier.run,
+            "pusher": self._pusher.run,
+            "reclaimer": self._reclaimer.run,
+            "sweeper": self._sweeper.run,
+            "late": self._poster.run,
+            "partitions": self._keep_partitions,
+        }
+        self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+        settings = self._settings
+        self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
+        self._log("keeper started", port=self._listening.port)
+
+    async def stop(self) -> None:
+        """Stop people first, then the loops; what waits in the outbox is flushed last."""
+        if self._listening is not None:
+            await self._listening.stop()
+        await cancel(self._loops)
+        self._flusher.stop()
+        if self._flushing is not None:
+            await self._flushing
+        self._writer.close()
+        await self._wire.close()
+        await self._engine.dispose()
+        self._log("keeper stopped")
+
+    def _ports(self) -> AdminPorts:
+        settings = self._settings
+        return AdminPorts(
+            store=Store(self._engine, partition_of),
+            pusher=self._pusher,
+            counters=self._control,
+            digest=lambda credential: hmac.digest(
+                settings.key_pepper.encode(), credential.encode(), "sha256"
+            ).hex(),
+            live=self._live,
+            ready=self._ready,
+            metrics=self._metrics,
+            admin_token=settings.admin_token or None,
+            readonly_token=settings.readonly_token or None,
+            version=version("tollkeeper"),
+        )
+
+    def _flushed(self, outcome: Flushed | Failed) -> None:
+        if isinstance(outcome, Failed):
+            self._log("flush failed", error=str(outcome.error), failures=outcome.failures, level="warning")
+            return
+        self._flush_seconds.observe(outcome.seconds)
+        report = outcome.report
+        for table, rows in report.rows.items():
+            self._flush_rows[table] = self._flush_rows.get(table, 0) + rows
+        for account in report.quarantined:
+            self._log("account quarantined", account=account, level="error")
+        if report.dead_letters:
+            self._log("dead letters", count=report.dead_letters, level="error")
+
+    async def _keep_partitions(self) -> None:
+        while True:
+            await partitions.ensure(self._engine)
+            await asyncio.sleep(PARTITIONS_AHEAD_S)
+
+    async def _live(self) -> tuple[bool, Mapping[str, object]]:
+        return True, {}
+
+    async def _ready(self) -> tuple[bool, Mapping[str, object]]:
+        database = await engines.answers(self._engine)
+        redis = bool(self._control.run_id)
+        verified = self._verifier.ready
+        return database and redis and verified, {
+            "postgresql": database,
+            "redis": redis,
+            "counters_verified": verified,
+        }
+
+    async def _metrics(self, accept: str) -> tuple[bytes, str]:
+        snapshot = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
+        snapshot.setdefault("bounds", list(SECONDS))
+        snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
+        snapshot["flush_seconds"] = self._flush_seconds.snapshot()
+        snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        try:
+            entries, oldest_ms = await self._outbox.depth()
+            snapshot["outbox_entries"] = entries
+            snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
+            snapshot["holds"] = await self._control.holds()
+        except CountersUnavailable:
+            pass
+        return metrics.render(accept, snapshot)

@@ -1,0 +1,39 @@
+"""How processes stop: a signal sets an event, loops are kept going until then, tasks end together."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+RESTART_S = 1.0
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def forever(name: str, run: Callable[[], Awaitable[None]], log: Callable[..., None]) -> None:
+    """Run a loop again after an error nobody foresaw, saying so; until cancelled."""
+    while True:
+        try:
+            await run()
+        except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
+            log("loop failed", loop=name, error=repr(error), level="error")
+        await asyncio.sleep(RESTART_S)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they are gone."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
