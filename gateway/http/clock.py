@@ -1,0 +1,46 @@
+"""One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
+
+A timer for each request would cost more than the request. Whoever has deadlines registers a
+check; all checks run every `tick_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+NEVER = float("inf")
+
+
+class Clock:
+    """The time of the last tick, in seconds of a monotonic clock."""
+
+    __slots__ = ("_checks", "_loop", "_seconds", "_tick_s", "_timer", "now")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float], tick_s: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._tick_s = tick_s
+        self._checks: list[Callable[[float], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.now = seconds()
+
+    def every_tick(self, check: Callable[[float], None]) -> None:
+        """Run `check(now)` at every tick."""
+        self._checks.append(check)
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def stop(self) -> None:
+        """Stop ticking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
+        self.now = now = self._seconds()
+        for check in self._checks:
+            check(now)

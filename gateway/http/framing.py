@@ -1,0 +1,103 @@
+"""Where a message ends: the blank line after a head, the bytes of a length, the last chunk.
+
+llhttp judges the syntax of every head; the extent of bodies is decided here, because llhttp
+gives no position of a message's end and stops at the head of an `Upgrade` request. Nothing
+here knows routes, callers or meters.
+"""
+
+from __future__ import annotations
+
+import re
+
+HEAD_END = b"\r\n\r\n"
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
+
+
+class Malformed(Exception):
+    """The bytes are not a message of HTTP/1.1."""
+
+
+class ChunkedBody:
+    """Decode one chunked body (RFC 9112, 7.1), strictly and within bounds.
+
+    After the last chunk `done` is set and `rest` holds the bytes behind the body. Chunk
+    extensions and trailers are checked, counted and dropped.
+    """
+
+    __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_trailer_max", "done", "rest")
+
+    def __init__(self, line_max: int, extension_max: int, trailer_max: int) -> None:
+        self._line_max = line_max
+        self._extension_max = extension_max
+        self._trailer_max = trailer_max
+        self._left = _AT_SIZE
+        self._pending = b""
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes, give the payload in them; `Malformed` if they are not chunks."""
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        parts: list[bytes] = []
+        at, size = 0, len(data)
+        while at < size and not self.done:
+            if self._left > 0:
+                end = at + self._left
+                if end > size:
+                    parts.append(data[at:])
+                    self._left = end - size
+                    break
+                parts.append(data[at:end])
+                at = end
+                self._left = _AT_CHUNK_END
+            else:
+                at = self._line(data, at)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _line(self, data: bytes, at: int) -> int:
+        """Read what stands between payloads; the position behind it."""
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            if len(data) - at > self._line_max or (
+                self._left == _AT_CHUNK_END and data[at : at + 1] != b"\r"
+            ):
+                raise Malformed("a chunk's frame is too long or broken")
+            self._pending = data[at:]
+            return len(data)
+        if self._left == _AT_CHUNK_END:
+            if end != at:
+                raise Malformed("a chunk is longer than its size")
+            self._left = _AT_SIZE
+        elif self._left == _AT_SIZE:
+            self._left = self._size(data[at:end]) or _AT_TRAILER
+        elif end == at:
+            self.done = True
+            self.rest = data[end + 2 :]
+        else:
+            self._trailer_max -= end - at
+            if self._trailer_max < 0 or _TRAILER_LINE.fullmatch(data, at, end) is None:
+                raise Malformed("a trailer is too long or not a field")
+        return end + 2
+
+    def _size(self, line: bytes) -> int:
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None or len(line) > self._line_max:
+            raise Malformed("a chunk size is not a hexadecimal number")
+        extension = match[2]
+        if extension is not None:
+            self._extension_max -= len(extension)
+            if self._extension_max < 0:
+                raise Malformed("chunk extensions are too long")
+        return int(match[1], 16)
+
+
+def chunk(payload: bytes) -> bytes:
+    """Frame a payload as one chunk; it must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+LAST_CHUNK = b"0\r\n\r\n"

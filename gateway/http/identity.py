@@ -1,0 +1,50 @@
+"""The credential of a request, found in its head and turned into the digest it is known by.
+
+A credential never leaves this file: what goes on is its HMAC-SHA-256 under the pepper.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import InvalidApiKey, InvalidRequest
+from gateway.http.request import RequestHead
+
+CREDENTIAL_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+_QUERY_NAMES = frozenset({b"key", b"api_key", b"access_token"})
+_CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
+
+
+def credential_digest(head: RequestHead, pepper: bytes) -> str:
+    """Hex digest of the request's credential.
+
+    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are
+    two that differ or one is in the query.
+    """
+    for pair in head.query[1:].split(b"&"):
+        name = pair.partition(b"=")[0]
+        if (unquote_to_bytes(name.replace(b"+", b" ")) if b"%" in name else name) in _QUERY_NAMES:
+            raise InvalidRequest(
+                "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
+            )
+    found = {
+        _bearer(value) if name == b"authorization" else value
+        for name, value in zip(head.names, head.values, strict=True)
+        if name in CREDENTIAL_FIELDS and value
+    }
+    if len(found) > 1:
+        raise InvalidRequest("The request carries two different credentials.")
+    if not found:
+        raise InvalidApiKey("The request carries no API key.")
+    credential = found.pop()
+    if _CREDENTIAL.fullmatch(credential) is None:
+        raise InvalidApiKey("The API key is malformed.")
+    return hmac.digest(pepper, credential, "sha256").hex()
+
+
+def _bearer(value: bytes) -> bytes:
+    """The token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
+    scheme, _, token = value.partition(b" ")
+    return token.strip(b" ") if scheme.lower() == b"bearer" else b" "

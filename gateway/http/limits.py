@@ -1,0 +1,45 @@
+"""Every maximum and every deadline of the data plane, with its unit in its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one worker accepts and how long it waits. Nothing in this door is unlimited.
+
+    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
+    """
+
+    request_line_bytes_max: int = 8 * 1024
+    header_bytes_max: int = 64 * 1024
+    header_count_max: int = 100
+    body_bytes_max: int = 32 * 1024 * 1024
+    discarded_bytes_max: int = 256 * 1024
+    pipelined_bytes_max: int = 64 * 1024
+    chunk_line_bytes_max: int = 256
+    chunk_extension_bytes_max: int = 16 * 1024
+    trailer_bytes_max: int = 16 * 1024
+    connections_max: int = 20_000
+    pool_connections_max: int = 2_000
+    pool_idle_max: int = 256
+    interim_answers_max: int = 16
+    answer_header_bytes_max: int = 64 * 1024
+    answer_held_bytes_max: int = 256 * 1024
+    relay_buffer_bytes_max: int = 64 * 1024
+    usage_units_max: int = 100_000_000
+    drain_tokens_max: int = 200_000
+    head_s: float = 10.0
+    body_s: float = 120.0
+    keepalive_s: float = 75.0
+    linger_s: float = 2.0
+    client_write_s: float = 120.0
+    upstream_connect_s: float = 5.0
+    upstream_first_byte_s: float = 120.0
+    upstream_idle_s: float = 120.0
+    upstream_idle_pool_s: float = 30.0
+    counters_s: float = 5.0
+    drain_s: float = 120.0
+    watch_after_s: float = 2.0
+    tick_s: float = 0.1

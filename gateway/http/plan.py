@@ -1,0 +1,182 @@
+"""What one request head asks for, derived from its bytes alone and remembered by them.
+
+A client sends the same head again and again, apart from the length of the body: its route,
+the digest of its credential and the head its upstream will get are worked out once. A plan
+that is a refusal is never remembered, so that a flood of bad heads displaces nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from gateway.core.model import Attribution, Family, Route, UpstreamTarget
+from gateway.errors import InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.http.attribution import read_attribution, read_units
+from gateway.http.headers import forwarded_lines
+from gateway.http.identity import credential_digest
+from gateway.http.limits import HttpLimits
+from gateway.http.request import MalformedRequest, RequestHead, read_request_head
+from gateway.http.routes import UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
+
+PLANS_MAX = 2048
+PLAN_HEAD_BYTES_MAX = 4096
+_COMPRESSION = frozenset({b"accept-encoding"})
+_USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
+
+
+@dataclass(slots=True)
+class Plan:
+    """One head, understood.
+
+    `refusal` is what this head earns at once (404, 405, or bytes that are not HTTP, and then
+    `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
+    `opening` is the upstream request's head without the fields of one request, `plain_opening`
+    the same asking for an uncompressed answer.
+    """
+
+    family: Family
+    label: str = "unknown"
+    refusal: Refusal | None = None
+    fatal: bool = False
+    allow: tuple[str, ...] = ()
+    route: Route | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    service_key: str = ""
+    digest: str = ""
+    identity_refusal: Refusal | None = None
+    field_refusal: Refusal | None = None
+    attribution: Attribution = field(default_factory=Attribution)
+    attribution_text: str = ""
+    units: int = 1
+    method: bytes = b""
+    minor: int = 1
+    length: int | None = None
+    chunked: bool = False
+    keep_alive: bool = False
+    expects: bool = False
+    upstream: str = ""
+    opening: bytes = b""
+    plain_opening: bytes = b""
+    buffered: bool = False
+
+    @property
+    def metered(self) -> bool:
+        """Whether the route charges anything."""
+        return self.route is not None and self.route.meter != "none"
+
+
+class Planner:
+    """Make plans and remember them."""
+
+    def __init__(
+        self,
+        routes: tuple[Route, ...],
+        targets: Mapping[str, UpstreamTarget],
+        service_upstreams: Mapping[str, str],
+        pepper: bytes,
+        limits: HttpLimits,
+    ) -> None:
+        self._table = RouteTable(routes)
+        self._targets = targets
+        self._service_upstreams = service_upstreams
+        self._pepper = pepper
+        self._limits = limits
+        self.known: dict[bytes, Plan] = {}
+
+    def plan(self, head: bytes) -> Plan:
+        """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
+        try:
+            read = read_request_head(head, self._limits)
+        except (MalformedRequest, Refusal) as refusal:
+            return Plan(family_of_head(head), refusal=_bare(refusal), fatal=True)
+        plan = self._routed(read)
+        if plan.refusal is None and plan.identity_refusal is None and plan.field_refusal is None:
+            self._remember(head, plan)
+        return plan
+
+    def _remember(self, head: bytes, plan: Plan) -> None:
+        if len(head) <= PLAN_HEAD_BYTES_MAX:
+            if len(self.known) >= PLANS_MAX:
+                self.known.clear()
+            self.known[head] = plan
+
+    def _routed(self, head: RequestHead) -> Plan:
+        path = head.path.decode("ascii")
+        is_anthropic = head.value(b"anthropic-version") is not None
+        plan = Plan(
+            family_of(path, is_anthropic),
+            method=head.method,
+            minor=head.minor,
+            length=head.length,
+            chunked=head.chunked,
+            keep_alive=head.keep_alive,
+            expects=head.expects,
+        )
+        match = self._match(head.method.decode("ascii"), path)
+        if match is None:
+            plan.refusal = UnknownRoute()
+        elif match.route is None:
+            plan.refusal, plan.allow = MethodNotAllowed(), match.allow
+        else:
+            self._accept(plan, head, match, match.route, is_anthropic)
+        return plan
+
+    def _match(self, method: str, path: str) -> Match | None:
+        if path == USAGE_PATH:
+            return Match(_USAGE_ROUTE) if method in ("GET", "HEAD") else Match(None, allow=("GET", "HEAD"))
+        match = self._table.match(method, path)
+        if match is not None and match.params.get("service_key") in self._table.reserved_services:
+            return None
+        return match
+
+    def _accept(self, plan: Plan, head: RequestHead, match: Match, route: Route, is_anthropic: bool) -> None:
+        plan.route, plan.params, plan.label = route, match.params, route.path
+        plan.service_key = match.params.get("service_key") or route.service
+        plan.buffered = route.meter not in UNREAD_METERS
+        upstream = self._service_upstreams.get(plan.service_key, route.upstream)
+        if not (route.family is Family.OPENAI and route.meter == "none" and is_anthropic):
+            plan.family = route.family
+        elif self._table.anthropic_upstream:
+            upstream = self._table.anthropic_upstream
+        plan.upstream = upstream
+        try:
+            plan.digest = credential_digest(head, self._pepper)
+        except Refusal as refusal:
+            plan.identity_refusal = _bare(refusal)
+        try:
+            plan.attribution, plan.attribution_text = read_attribution(head)
+            plan.units = read_units(head, route)
+            if plan.buffered and (head.value(b"content-encoding") or b"identity").lower() != b"identity":
+                raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
+        except Refusal as refusal:
+            plan.field_refusal = _bare(refusal)
+        if upstream in self._targets:
+            path = head.path if match.rest is None else b"/" + match.rest
+            self._open(plan, head, self._targets[upstream], path)
+
+    def _open(self, plan: Plan, head: RequestHead, target: UpstreamTarget, path: bytes) -> None:
+        parts = urlsplit(target.base_url)
+        request_line = b"%b %b%b%b HTTP/1.1" % (
+            head.method,
+            parts.path.rstrip("/").encode(),
+            path,
+            head.query,
+        )
+        first = [request_line, b"host: " + parts.netloc.rpartition("@")[2].encode()]
+        lines = forwarded_lines(head, target, frozenset())
+        plan.opening = b"\r\n".join([*first, *lines, b""])
+        lines = [*forwarded_lines(head, target, _COMPRESSION), b"accept-encoding: identity"]
+        plan.plain_opening = b"\r\n".join([*first, *lines, b""])
+
+
+def family_of_head(head: bytes) -> Family:
+    """The family of a head that could not be read, as far as its request line tells."""
+    parts = head.split(b"\r\n", 1)[0].split(b" ")
+    return family_of(parts[1].decode("latin-1"), False) if len(parts) > 1 else Family.GENERIC
+
+
+def _bare(refusal: Refusal) -> Refusal:
+    """The refusal without the frames it came through: it may be raised again."""
+    return refusal.with_traceback(None)

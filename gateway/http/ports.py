@@ -1,0 +1,65 @@
+"""What the data plane needs from others. `gateway/app.py` hands it over; no door is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.core.estimate import Estimator
+from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
+from gateway.http.tally import Tally
+
+
+class Directory(Protocol):
+    """Who calls and what may be called. Bounded caches; never more than a second old."""
+
+    def cached(self, digest: str) -> Caller | None:
+        """The caller of a credential's digest, if it is known and fresh."""
+
+    def identify(self, digest: str) -> Awaitable[Caller]:
+        """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
+
+    def service(self, key: str) -> Service | None:
+        """The service of this key, if the catalogue has it."""
+
+
+class Counters(Protocol):
+    """The limits and the ledger."""
+
+    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+        """Take a hold on every limit or on none. Fails with `CountersUnavailable`."""
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """Replace a hold by the actual use. Fails with `CountersUnavailable`."""
+
+    def watch(self, observed: Observed) -> None:
+        """Keep a long call's hold alive until `unwatch`."""
+
+    def unwatch(self, observed: Observed) -> None:
+        """The call is about to settle."""
+
+
+class Log(Protocol):
+    """Record one event. Never given a credential, a body or a caller's metadata."""
+
+    def __call__(self, event: str, /, **facts: object) -> None:
+        """Write one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything the story of a request talks to, apart from its two sockets.
+
+        `usage` answers `GET /.tollkeeper/usage` with a JSON body. `wall_ms` is the time since the
+    , `seconds` a monotonic clock. `access_log` turns on one line a request.
+    """
+
+    directory: Directory
+    counters: Counters
+    estimator: Estimator
+    tally: Tally
+    usage: Callable[[Caller], Awaitable[bytes]]
+    log: Log
+    seconds: Callable[[], float]
+    access_log: bool = False

@@ -1,0 +1,99 @@
+"""The allow-list: which route a method and a path are, and whose errors an unknown path gets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from gateway.core.model import Family, Route
+
+USAGE_PATH = "/.tollkeeper/usage"
+UNREAD_METERS = frozenset({"none", "generic", "units"})
+_ANY = frozenset({"ANY", "*"})
+_FAMILY_PREFIXES = (
+    ("/v1/messages", Family.ANTHROPIC),
+    ("/v1beta/", Family.GEMINI),
+    ("/v1/", Family.OPENAI),
+)
+_GEMINI_ACTION = re.compile(r"/v1/models/[^/]+:")
+_PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A path on the allow-list. `route` is None where the path is known and the method is not."""
+
+    route: Route | None
+    params: dict[str, str] = field(default_factory=dict)
+    rest: bytes | None = None
+    allow: tuple[str, ...] = ()
+
+
+class RouteTable:
+    """Routes in the order of the configuration; the first path that matches decides."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._entries: list[tuple[re.Pattern[str], list[Route]]] = []
+        by_pattern: dict[str, list[Route]] = {}
+        for route in routes:
+            pattern = _pattern(route.path)
+            if pattern not in by_pattern:
+                by_pattern[pattern] = []
+                self._entries.append((re.compile(pattern), by_pattern[pattern]))
+            by_pattern[pattern].append(route)
+        anthropic = next((route for route in routes if route.family is Family.ANTHROPIC), None)
+        self.anthropic_upstream = anthropic.upstream if anthropic is not None else ""
+        # A service another route meters by its answers must not be had by the request instead.
+        self.reserved_services = frozenset(
+            route.service for route in routes if route.service and route.meter not in UNREAD_METERS
+        )
+
+    def match(self, method: str, path: str) -> Match | None:
+        """Find the route of a request; None for a path that is not on the list."""
+        for pattern, routes in self._entries:
+            found = pattern.fullmatch(path)
+            if found is None:
+                continue
+            groups = found.groupdict()
+            rest = groups.pop("rest_of_path", None)
+            params = {name: unquote(value) for name, value in groups.items()}
+            for route in routes:
+                if _takes(route, method):
+                    return Match(route, params, rest.encode() if rest is not None else None)
+            return Match(None, allow=_allow(routes))
+        return None
+
+
+def family_of(path: str, is_anthropic: bool) -> Family:
+    """Whose shape an answer to an unknown path takes."""
+    if _GEMINI_ACTION.match(path):
+        return Family.GEMINI
+    for prefix, family in _FAMILY_PREFIXES:
+        if path.startswith(prefix):
+            return Family.ANTHROPIC if is_anthropic and path.startswith("/v1/models") else family
+    return Family.GENERIC
+
+
+def _takes(route: Route, method: str) -> bool:
+    if method in route.methods or not _ANY.isdisjoint(route.methods):
+        return True
+    return method == "HEAD" and "GET" in route.methods
+
+
+def _allow(routes: list[Route]) -> tuple[str, ...]:
+    methods = dict.fromkeys(method for route in routes for method in route.methods)
+    if "GET" in methods:
+        methods.setdefault("HEAD")
+    return tuple(methods)
+
+
+def _pattern(template: str) -> str:
+    """A regular expression of a path template; `{name…}` at the end takes the rest."""
+    parts: list[str] = []
+    at = 0
+    for match in _PARAMETER.finditer(template):
+        parts.append(re.escape(template[at : match.start()]))
+        parts.append("(?P<rest_of_path>.*)" if match[2] else f"(?P<{match[1]}>[^/]+)")
+        at = match.end()
+    return "".join(parts) + re.escape(template[at:])

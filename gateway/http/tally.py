@@ -1,0 +1,138 @@
+"""The worker's numbers: plain integers that the hot path adds to and a scrape reads.
+
+Names and labels are given to them in `gateway/metrics.py`; nothing here knows Prometheus.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TypedDict
+
+# Upper bounds in seconds; one more bucket is everything above.
+SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+SERIES_MAX = 4096
+
+
+class HistogramSnapshot(TypedDict):
+    """Counts per bucket (not cumulative, the last one is everything above) and the sum in seconds."""
+
+    buckets: list[int]
+    sum: float
+
+
+class TallySnapshot(TypedDict):
+    """What one worker counted since it started; JSON-able."""
+
+    bounds: list[float]
+    requests: list[tuple[str, int, str, int]]
+    tokens: list[tuple[str, str, int]]
+    units: list[tuple[str, int]]
+    credits: list[tuple[str, int]]
+    request_seconds: HistogramSnapshot
+    overhead_seconds: HistogramSnapshot
+    upstream_seconds: HistogramSnapshot
+    settlements_estimated: int
+    settlements_failed: int
+    upstream_connections: int
+    upstream_failures: int
+    client_disconnects: int
+    connections_refused: int
+
+
+class Histogram:
+    """Observations in seconds, by bucket."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def snapshot(self) -> HistogramSnapshot:
+        """A copy of the counts."""
+        return {"buckets": list(self.counts), "sum": self.total}
+
+
+class Tally:
+    """All numbers of one worker. `requests` is keyed by (route, status, reason)."""
+
+    __slots__ = (
+        "client_disconnects",
+        "connections_refused",
+        "credits",
+        "overhead_seconds",
+        "request_seconds",
+        "requests",
+        "settlements_estimated",
+        "settlements_failed",
+        "tokens",
+        "units",
+        "upstream_connections",
+        "upstream_failures",
+        "upstream_seconds",
+    )
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int, str], int] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.units: dict[str, int] = {}
+        self.credits: dict[str, int] = {}
+        self.request_seconds = Histogram()
+        self.overhead_seconds = Histogram()
+        self.upstream_seconds = Histogram()
+        self.settlements_estimated = 0
+        self.settlements_failed = 0
+        self.upstream_connections = 0
+        self.upstream_failures = 0
+        self.client_disconnects = 0
+        self.connections_refused = 0
+
+    def request(self, route: str, status: int, reason: str) -> None:
+        """Count one answered request; `reason` is empty unless it was refused."""
+        series = (route, status, reason)
+        requests = self.requests
+        if series in requests:
+            requests[series] += 1
+        elif len(requests) < SERIES_MAX:
+            requests[series] = 1
+
+    def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
+        """Count the tokens one settled call was charged for."""
+        kinds = self.tokens.get(service)
+        if kinds is None:
+            kinds = self.tokens[service] = [0, 0, 0]
+        kinds[0] += tokens_in
+        kinds[1] += tokens_out
+        kinds[2] += total
+
+    def snapshot(self) -> TallySnapshot:
+        """Everything counted so far."""
+        tokens = [
+            (service, kind, count)
+            for service, kinds in self.tokens.items()
+            for kind, count in zip(("input", "output", "total"), kinds, strict=True)
+        ]
+        return {
+            "bounds": list(SECONDS),
+            "requests": [(*series, count) for series, count in self.requests.items()],
+            "tokens": tokens,
+            "units": list(self.units.items()),
+            "credits": list(self.credits.items()),
+            "request_seconds": self.request_seconds.snapshot(),
+            "overhead_seconds": self.overhead_seconds.snapshot(),
+            "upstream_seconds": self.upstream_seconds.snapshot(),
+            "settlements_estimated": self.settlements_estimated,
+            "settlements_failed": self.settlements_failed,
+            "upstream_connections": self.upstream_connections,
+            "upstream_failures": self.upstream_failures,
+            "client_disconnects": self.client_disconnects,
+            "connections_refused": self.connections_refused,
+        }

@@ -1,0 +1,158 @@
+"""The pools of upstream connections, one a target, and how a connection is opened.
+
+A pooled connection that its upstream has closed is never written to. Once a byte of a request
+was written it is not sent again elsewhere: a second POST would be a second charge upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from urllib.parse import urlsplit
+
+from gateway.core.model import UpstreamTarget
+from gateway.core.wait import Wait
+from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from gateway.http.clock import Clock
+from gateway.http.limits import HttpLimits
+from gateway.http.link import Link
+from gateway.http.tally import Tally
+
+FRESH_S = 0.25
+
+
+class Upstream:
+    """All connections to one target."""
+
+    __slots__ = (
+        "_clock",
+        "_connecting",
+        "_context",
+        "_host",
+        "_idle",
+        "_limits",
+        "_links",
+        "_port",
+        "_tally",
+        "name",
+    )
+
+    def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
+        parts = urlsplit(target.base_url)
+        tls = parts.scheme == "https"
+        self.name = target.name
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if tls else 80)
+        self._context = _context(target.ca_file) if tls else None
+        self._clock = clock
+        self._limits = limits
+        self._tally = tally
+        self._idle: list[Link] = []
+        self._links: set[Link] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """Connections open or being opened."""
+        return len(self._links) + len(self._connecting)
+
+    def idle(self) -> Link | None:
+        """A pooled connection that is still open, the one used last first."""
+        while self._idle:
+            link = self._idle.pop()
+            if self._clock.now - link.idle_since < FRESH_S or not _is_readable(link):
+                return link
+            link.abandon()
+        return None
+
+    def connect(self) -> Wait[Link]:
+        """Open a connection. Fails with `UpstreamUnreachable`, `UpstreamTimeout` or `Overloaded`."""
+        wait: Wait[Link] = Wait()
+        if self.connections >= self._limits.pool_connections_max:
+            wait.fail(Overloaded(f"The upstream {self.name} has no connection to spare."))
+            return wait
+        task = asyncio.get_running_loop().create_task(self._connect(wait))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return wait
+
+    async def _connect(self, wait: Wait[Link]) -> None:
+        loop = asyncio.get_running_loop()
+        limits = self._limits
+        try:
+            async with asyncio.timeout(limits.upstream_connect_s):
+                _, link = await loop.create_connection(
+                    lambda: Link(self._clock, limits, self._gone),
+                    self._host,
+                    self._port,
+                    ssl=self._context,
+                    server_hostname=self._host if self._context else None,
+                )
+        except TimeoutError:
+            wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
+            return
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            wait.fail(UpstreamUnreachable(_told(self.name, error)))
+            return
+        self._links.add(link)
+        self._tally.upstream_connections += 1
+        if wait.done:  # whoever asked is gone
+            link.release(self._clock.now)
+            self._idle.append(link)
+        else:
+            wait.set(link)
+
+    def give_back(self, link: Link) -> None:
+        """Keep a connection whose exchange is over, or drop it where it cannot be used again."""
+        if link.reusable and len(self._idle) < self._limits.pool_idle_max:
+            link.release(self._clock.now)
+            self._idle.append(link)
+        else:
+            link.abandon()
+
+    def check(self, now: float) -> None:
+        """End what is over its deadline and what was idle for too long."""
+        for link in [link for link in self._links if link.deadline < now]:
+            link.expire()
+        oldest = now - self._limits.upstream_idle_pool_s
+        for link in [link for link in self._idle if link.idle_since < oldest]:
+            self._idle.remove(link)
+            link.abandon()
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for task in self._connecting:
+            task.cancel()
+        for link in list(self._links):
+            link.abandon()
+        self._idle.clear()
+
+    def _gone(self, link: Link) -> None:
+        self._links.discard(link)
+        if link in self._idle:
+            self._idle.remove(link)
+
+
+def _context(ca_file: str | None) -> ssl.SSLContext:
+    """Verification of certificate and name, as everywhere; only the authority may be named."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _is_readable(link: Link) -> bool:
+    """Whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
+    descriptor = link.transport.get_extra_info("socket").fileno()
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _told(name: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"The certificate of the upstream {name} cannot be verified."
+    return f"The upstream {name} cannot be reached."
