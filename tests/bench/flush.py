@@ -1,0 +1,168 @@
+"""Rows flushed per second, end to end: stream read, decoded, copied, rolled up, committed, deleted.
+
+A real Valkey (append-only file on) and the embedded PostgreSQL as `up` configures it (fsync on).
+Prints one line of JSON. Usage: python -m tests.bench.flush [--entries N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import redis
+
+from gateway.background.flusher import Failed, Flushed, Flusher
+from gateway.core.outbox import FlushReport
+from gateway.counters import keys
+from gateway.counters.outbox import Outbox
+from gateway.counters.wire import Wire, parse_url
+from gateway.local.postgres import OPTIONS
+from persistence import engine, invariants, migrate
+from persistence.writer import Writer
+from tests.conftest import ValkeyServer, free_port, postgres_bin, unprivileged, wait_until
+from tests.persistence.scenario import Account, settle_in
+
+ORGANIZATIONS = 20
+USERS = 50
+METADATA = (
+    b'{"model":"gpt-4o-mini","streamed":true,"status":200,"duration_ms":812,"input":913,"output":221,'
+    b'"cached":0,"reasoning":0,"estimated":false}'
+)
+
+
+def main() -> int:
+    """Fill, flush, print; 1 if a row is missing or an invariant broken."""
+    parser = argparse.ArgumentParser(prog="flush")
+    parser.add_argument("--entries", type=int, default=300_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-flush-") as folder, postgres() as url:
+        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
+        server.start()
+        try:
+            migrate.upgrade(url)
+            _fill(server.url, url, options.entries)
+            figures = asyncio.run(_measure(server, url))
+        finally:
+            server.stop()
+    print(json.dumps(figures))
+    return 0 if figures["rows"] == options.entries and not figures["violations"] else 1
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The embedded PostgreSQL with the options `up` gives it."""
+    folder = Path(tempfile.mkdtemp(prefix="tollkeeper-flush-pg-"))
+    who = unprivileged()
+    if who:
+        os.chown(folder, who["user"], who["group"])
+    port, data, tools = free_port(), folder / "data", postgres_bin()
+    settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
+    subprocess.run(
+        [str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"],
+        check=True, stdout=subprocess.DEVNULL, cwd=folder, **who,  # type: ignore[call-overload]  # user and group
+    )  # fmt: skip
+    server = subprocess.Popen(
+        [str(tools / "postgres"), "-D", str(data), "-p", str(port), *settings],
+        cwd=folder, stderr=subprocess.DEVNULL, **who,
+    )  # fmt: skip
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    def answers() -> bool:
+        try:
+            psycopg.connect(url, connect_timeout=1).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    try:
+        wait_until(answers)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(valkey: str, url: str, entries: int) -> None:
+    """Put `entries` settled calls into the streams, as `settle` would."""
+    accounts = settle_in(url, *[10**12] * ORGANIZATIONS)
+    for account in accounts:
+        account.at_ms = int(time.time() * 1000) - 1_000_000
+        account.reset()
+    with redis.Redis.from_url(valkey) as client:
+        for number in range(entries - len(accounts)):
+            account = accounts[number % len(accounts)]
+            user = f"user-{number % USERS}"
+            account.consume(1 + number % 2000, user=user, request_id=str(uuid.uuid4()), metadata=METADATA)
+            if number % 20_000 == 0:
+                _append(client, accounts)
+        _append(client, accounts)
+
+
+def _append(client: redis.Redis, accounts: list[Account]) -> None:
+    with client.pipeline(transaction=False) as pipe:
+        for account in accounts:
+            for _, packed in account.take():
+                pipe.xadd(keys.outbox(account.partition), {"e": packed})
+        pipe.execute()
+
+
+async def _measure(server: ValkeyServer, url: str) -> dict[str, object]:
+    wire = Wire(parse_url(server.url), time.monotonic)
+    await wire.open()
+    writer = Writer(url)
+    reports: list[FlushReport] = []
+
+    def observe(fact: Flushed | Failed) -> None:
+        if isinstance(fact, Failed):
+            raise fact.error
+        reports.append(fact.report)
+
+    flusher = Flusher(Outbox(wire), writer, observe)
+    own, children = _cpu_s(), _cpu_of(server)
+    started = time.perf_counter()
+    stored = await flusher.flush()
+    seconds = time.perf_counter() - started
+    figures: dict[str, object] = {
+        "rows": sum(sum(report.rows.values()) for report in reports),
+        "rows_per_second": round(stored / seconds),
+        "seconds": round(seconds, 2),
+        "batches": len(reports),
+        "flusher_cpu_us_per_row": round((_cpu_s() - own) / stored * 1e6, 1),
+        "valkey_cpu_us_per_row": round((_cpu_of(server) - children) / stored * 1e6, 1),
+    }
+    await wire.close()
+    writer.close()
+    pool = engine.create(url)
+    async with pool.connect() as connection:
+        figures["violations"] = len(await invariants.violations(connection))
+    await pool.dispose()
+    return figures
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu_of(server: ValkeyServer) -> float:
+    assert server.process is not None
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
