@@ -6,6 +6,8 @@ import asyncio
 import errno
 import socket
 
+import psutil
+
 from gateway.errors import StartError
 
 
@@ -62,6 +64,15 @@ async def answers(host: str, port: int, within_s: float) -> bool:
         return False
     writer.close()
     return True
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this very process listens on the port; others may share it."""
+    try:
+        found = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
 
 
 def reachable_host(host: str) -> str:

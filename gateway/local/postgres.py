@@ -175,6 +175,8 @@ def _reason(said: str) -> str | None:
     if not found:
         return None
     reason = found[-1].strip()
-    if re.search(r"corrupt|invalid|could not (read|open|locate)|does not exist|bogus|checksum", reason):
+    if re.search(
+        r"corrupt|incompatible|invalid|could not (read|open|locate)|does not exist|bogus|checksum", reason
+    ):
         return f"its cluster is damaged ({reason}); restore it from a backup or choose another data directory"
     return str(reason)

@@ -81,10 +81,8 @@ async def _start(children: list[Child]) -> None:
 
 
 def _program(serving: Serving, number: int, port: int) -> Program:
-    host = ports.reachable_host(serving.host)
-
-    async def ready(_pid: int) -> bool:
-        return await ports.answers(host, port, 1.0)
+    async def ready(pid: int) -> bool:
+        return ports.listens(pid, port)
 
     return Program(
         f"gateway worker {number + 1}",

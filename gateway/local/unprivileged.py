@@ -22,6 +22,8 @@ USERS = ("postgres", "nobody", "daemon")
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 CAPABILITY_VERSION_3 = 0x20080522
@@ -122,6 +124,9 @@ class _Sets(ctypes.Structure):
 def become(uid: int, gid: int, capability: int | None) -> None:
     """Give up root for good, keeping one capability across `exec` if asked."""
     libc = ctypes.CDLL(None, use_errno=True)
+    if capability is not None:
+        # Without this bit access(2), by which PostgreSQL looks for its own programs, ignores capabilities.
+        _demand(libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     if capability is not None:

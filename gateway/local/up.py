@@ -114,7 +114,8 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
             with contextlib.suppress(asyncio.CancelledError, StartError):
                 await starting
             await house.stop()
-            voice.say("stopped")
+            if stop.is_set():
+                voice.say("stopped")
 
 
 async def _start(house: House, options: Options, parts: Parts, voice: Voice, locks: ExitStack) -> None:
@@ -252,10 +253,8 @@ def _keeper(options: Options, parts: Parts, endpoints: Endpoints, settings: byte
 
 
 def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: bytes, number: int) -> Program:
-    host = ports.reachable_host(options.gateway_host)
-
-    async def ready(_pid: int) -> bool:
-        return await ports.answers(host, endpoints.gateway_port, 1.0)
+    async def ready(pid: int) -> bool:
+        return ports.listens(pid, endpoints.gateway_port)
 
     return Program(
         f"gateway worker {number + 1}",

@@ -1,0 +1,123 @@
+"""Running `up` for real, with stand-ins for gateway and keeper, each step bounded in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+STEP_MAX_S = 60.0
+
+
+def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:
+    """Wait for a condition; what it answered."""
+    end = time.monotonic() + within_s
+    while not (found := true()):
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+    return found
+
+
+class Up:
+    """One `up` process."""
+
+    def __init__(self, data_dir: Path, stderr: Path, options: dict[str, Any], path: str) -> None:
+        self.data_dir = data_dir
+        self._stderr = stderr
+        words = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+        with stderr.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "up_with_stand_ins.py"), str(data_dir), *words],
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, str(ROOT)]))},
+            )
+
+    def ready(self) -> dict[str, Any]:
+        """The line it prints once everything answers."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        readable, _, _ = select.select([stdout], [], [], STEP_MAX_S)
+        line = stdout.readline() if readable else b""
+        assert line, self.said()
+        facts: dict[str, Any] = json.loads(line)
+        return facts
+
+    def pids(self) -> dict[str, Any]:
+        """The process ids it has noted now."""
+        noted: dict[str, Any] = json.loads((self.data_dir / "pids.json").read_text())
+        return noted
+
+    def said(self) -> str:
+        """Everything on its standard error so far."""
+        return self._stderr.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Ask it to stop; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(STEP_MAX_S)
+
+    def refused(self) -> str:
+        """It does not start: exit 1, nothing on standard output, one line saying why."""
+        assert self.process.wait(STEP_MAX_S) == 1, self.said()
+        assert self.process.stdout is not None
+        assert self.process.stdout.read() == b""
+        lines = [line for line in self.said().splitlines() if not line.startswith("tollkeeper [")]
+        assert len(lines) == 1, self.said()
+        return lines[0]
+
+
+class Starter:
+    """Starts `up` on data directories below one place and leaves nothing running."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._started: list[Up] = []
+
+    def __call__(self, name: str = "data", *, path: str = "", **options: Any) -> Up:
+        stderr = self.place / f"{name.replace('/', '_')}.{len(self._started)}.stderr"
+        up = Up(self.place / name, stderr, options, path)
+        self._started.append(up)
+        return up
+
+    def close(self) -> None:
+        for up in self._started:
+            if up.process.poll() is None:
+                up.process.terminate()
+                try:
+                    up.process.wait(STEP_MAX_S)
+                except subprocess.TimeoutExpired:
+                    up.process.kill()
+            if up.process.stdout is not None:
+                up.process.stdout.close()
+            _kill_those_in(up.data_dir)
+
+
+def _kill_those_in(data_dir: Path) -> None:
+    """End databases that a failed test left at work in its own directory."""
+    for pid_file in (data_dir / "redis" / "valkey.pid", data_dir / "postgres" / "postmaster.pid"):
+        try:
+            process = psutil.Process(int(pid_file.read_text().split()[0]))
+            if process.cwd() == str(pid_file.parent):
+                process.kill()
+        except (OSError, ValueError, IndexError, psutil.Error):
+            continue
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    starter = Starter(tmp_path)
+    yield starter
+    starter.close()
