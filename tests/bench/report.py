@@ -26,7 +26,7 @@ class Measured:
     cut: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     ready_s: tuple[float, ...] = ()
-    flushed: str = ""
+    flushed: dict[str, object] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def lost(self, name: str) -> int:
@@ -76,7 +76,8 @@ def as_markdown(measured: Measured, about: Mapping[str, object]) -> str:
         first, second = measured.ready_s
         notes.append(f"- `tollkeeper up`: ready in {second:.1f} s ({first:.1f} s on an empty data directory)")
     if measured.flushed:
-        notes.append(f"- flusher: {measured.flushed}")
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.flushed.items())
+        notes.append(f"- flusher, outbox to rows: {shown}")
     notes += [f"- left out: {TITLES[name]}: {why}" for name, why in measured.missing.items()]
     shown = "; ".join(f"{name} {value}" for name, value in about.items())
     head = (
