@@ -24,12 +24,15 @@ from persistence import (
     control_writes,
     idempotency,
     keys,
+    offers,
     organizations,
     plans,
     quotas,
+    services,
     subject,
     tenants,
     token_ledger,
+    uses,
 )
 from persistence.subject import Change, Subject
 
@@ -47,6 +50,12 @@ SUBJECTS: dict[str, Subject] = {
     "token-plans": plans.SUBJECT,
     "tenant-quotas": quotas.SUBJECT,
     "token-ledger": token_ledger.SUBJECT,
+    "business-models": services.BUSINESS_MODELS,
+    "services": services.SERVICES,
+    "organization-services": offers.ORGANIZATION_SERVICES,
+    "subscription-plans": offers.SUBSCRIPTION_PLANS,
+    "credit-transactions": uses.CREDIT_TRANSACTIONS,
+    "feature-usage": uses.FEATURE_USAGE,
 }
 
 

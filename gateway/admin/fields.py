@@ -30,6 +30,7 @@ LONG_TEXT_CHARS_MAX = 4000
 EXTERNAL_ID_CHARS_MAX = 128
 MODELS_MAX = 100
 FRACTION_DIGITS_MAX = 6
+MICRO = 1_000_000  # the counters keep money in millionths
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -109,6 +110,12 @@ def _decimal(value: object) -> object:
     return Decimal(value)
 
 
+def _countable(value: Decimal) -> Decimal:
+    if value > INTEGER_MAX // MICRO or value != round(value, 6):
+        raise ValueError(f"must be at most {INTEGER_MAX // MICRO} with at most 6 decimals")
+    return value
+
+
 def _fraction(value: Decimal) -> Decimal:
     if value > 1 or value != round(value, FRACTION_DIGITS_MAX):
         raise ValueError('must be a fraction from "0" to "1" with at most 6 decimals')
@@ -163,6 +170,7 @@ Money = Annotated[
     PlainSerializer(show_decimal, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["12.50"]}),
 ]
+Cap = Annotated[Money, AfterValidator(_countable)]
 Fraction = Annotated[
     Decimal,
     BeforeValidator(_decimal),

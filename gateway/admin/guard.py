@@ -12,6 +12,8 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.admin.problem import of_error, problem
 from gateway.errors import TollkeeperError
 
+REQUEST_ID = web.RequestKey("request_id", str)
+
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -31,9 +33,10 @@ def guard(*, request_timeout_s: float) -> Middleware:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request["request_id"] = str(uuid4())
+        request[REQUEST_ID] = str(uuid4())
         response = await _answer(request, handler, request_timeout_s)
-        response.headers["x-request-id"] = request["request_id"]
+        response.headers["x-request-id"] = request[REQUEST_ID]
+        response.headers["Server"] = "tollkeeper"
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         return response
@@ -71,5 +74,5 @@ async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> w
             headers={"Retry-After": "1"},
         )  # fmt: skip
     except Exception:  # noqa: BLE001  # the last line of defence: logged, answered, never a torn connection
-        _log.exception("admin request failed", extra={"request_id": request["request_id"], "path": path})
+        _log.exception("admin request failed", extra={"request_id": request[REQUEST_ID], "path": path})
         return problem(500, "internal_error", "Something went wrong; the log says what.", instance=path)

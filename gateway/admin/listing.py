@@ -29,7 +29,7 @@ FILTER_CHARS_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a filter's value must be: `kind` is id, text, uuid or flag; `choices` narrow a text."""
+    """What a filter's value must be: `kind` is id, count, text, uuid or flag; `choices` narrow a text."""
 
     kind: str = "id"
     choices: tuple[str, ...] = ()
@@ -117,6 +117,8 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
 def _read_filter(wanted: Filter, text: str) -> object:
     if wanted.kind == "id":
         return _whole(text, 1, INTEGER_MAX)
+    if wanted.kind == "count":
+        return _whole(text, 0, INTEGER_MAX)
     if wanted.kind == "uuid":
         return UUID(text)
     if wanted.kind == "flag":

@@ -50,6 +50,7 @@ READ_REFUSALS = ("401", "404", "422", "503")
 
 _FILTER_SCHEMAS: Mapping[str, Json] = {
     "id": {"type": "integer", "minimum": 1},
+    "count": {"type": "integer", "minimum": 0},
     "text": {"type": "string"},
     "uuid": {"type": "string", "format": "uuid"},
     "flag": {"type": "boolean"},

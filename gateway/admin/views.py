@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Mapping
-from uuid import uuid4
 
 from aiohttp import web
 
 from gateway.admin import body, credentials, live
 from gateway.admin.auth import identify, require_write
+from gateway.admin.guard import REQUEST_ID
 from gateway.admin.listing import encode_cursor, fingerprint, read_query
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
 from gateway.core.administration import Actor, Claim, Command, Replay, Row, Written
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import AdminRefusal, Conflict, NotFound, TollkeeperError, Unprocessable
+from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
 
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
+
+_log = logging.getLogger("tollkeeper.admin")
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -74,7 +77,7 @@ class Views:
             values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
             once[resource.secret.field] = minted.secret
         command = Command(
-            resource.name, "create", actor, _request_id(request), resource.render, None, values, claim
+            resource.name, "create", actor, request[REQUEST_ID], resource.render, None, values, claim
         )
         return await self._do(command, resource, 201, once)
 
@@ -85,7 +88,7 @@ class Views:
         assert resource.patch is not None
         values = body.check(resource.patch, body.parse(await request.read()), known=resource.known)
         command = Command(
-            resource.name, "change", actor, _request_id(request), resource.render, _row_id(request), values
+            resource.name, "change", actor, request[REQUEST_ID], resource.render, _row_id(request), values
         )
         return await self._do(command, resource, 200)
 
@@ -93,7 +96,7 @@ class Views:
         """`DELETE /<resource>/{id}`."""
         actor = await self._writer(request)
         resource = self._resource
-        row_id, request_id = _row_id(request), _request_id(request)
+        row_id, request_id = _row_id(request), request[REQUEST_ID]
         if resource.settle_first is not None:
             first = Command(resource.name, resource.settle_first, actor, request_id, resource.render, row_id)
             settled = await self._do(first, resource, 200)
@@ -118,7 +121,7 @@ class Views:
             self._resource.name,
             action.name,
             actor,
-            _request_id(request),
+            request[REQUEST_ID],
             answers.render,
             _row_id(request),
             values,
@@ -160,7 +163,8 @@ class Views:
             async with asyncio.timeout(self._ports.push_timeout_s):
                 for account in accounts[:INLINE_PUSHES_MAX]:
                     applied = await self._ports.pusher.push(account) and applied
-        except (TollkeeperError, OSError, TimeoutError):
+        except Exception:  # noqa: BLE001  # the intent is committed: whatever fails here is done later
+            _log.warning("control writes wait", exc_info=True, extra={"accounts": accounts[:8]})
             return False
         if accounts:
             refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
@@ -179,12 +183,6 @@ def _row_id(request: web.Request) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 16 and 0 < int(text) <= INTEGER_MAX:
         return int(text)
     raise NotFound
-
-
-def _request_id(request: web.Request) -> str:
-    if "request_id" not in request:
-        request["request_id"] = str(uuid4())
-    return str(request["request_id"])
 
 
 def _claim(request: web.Request, actor: Actor, sent: body.Body) -> Claim | None:

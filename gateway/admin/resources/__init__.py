@@ -1,8 +1,12 @@
 """Every resource of the Admin API, by name."""
 
-from gateway.admin.resources import access, people, quota
+from gateway.admin.resources import access, catalogue, people, quota, uses
 from gateway.admin.resources.resource import Action, Resource, Secret
 
-RESOURCES = {resource.name: resource for resource in (*people.RESOURCES, *access.RESOURCES, *quota.RESOURCES)}
+RESOURCES = {
+    resource.name: resource
+    for part in (people, access, quota, catalogue, uses)
+    for resource in part.RESOURCES
+}
 
 __all__ = ["RESOURCES", "Action", "Resource", "Secret"]

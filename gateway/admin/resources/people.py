@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gateway.admin.fields import (
     Amount,
+    Cap,
     Currency,
     ExternalId,
     Fraction,
@@ -32,7 +33,7 @@ class OrganizationCreate(In):
     name: Text
     currency: Currency = Field(default="USD", description="ISO 4217; what its money is in.")
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
-    spend_cap: Money | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
+    spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     limits: LimitsIn | None = None
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
 

@@ -1,0 +1,210 @@
+"""Services, business models, negotiated prices and subscription plans: what is sold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainSerializer, model_validator
+
+from gateway.admin.fields import (
+    Amount,
+    Flag,
+    Id,
+    In,
+    Instant,
+    LongText,
+    Money,
+    Out,
+    PositiveAmount,
+    ServiceKey,
+    Text,
+    patch_of,
+)
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Resource
+
+TIERS_MAX = 100
+PRICED_MODELS_MAX = 1_000
+FEATURES_MAX = 1_000
+METERS = ("consumption", "subscription", "pay_per_use")
+
+
+class Tier(In):
+    """Units up to and including `up_to` (null: without end) cost `unit_price` each."""
+
+    up_to: PositiveAmount | None
+    unit_price: Money
+
+
+class TokenPrice(In):
+    """Credits a million tokens cost."""
+
+    input: Amount = 0
+    output: Amount = 0
+    cached: Amount = 0
+
+
+class Pricing(In):
+    """Either graduated tiers (Pay-Per-Use) or credits by token and model (Consumption)."""
+
+    tiers: Annotated[list[Tier], Field(min_length=1, max_length=TIERS_MAX)] | None = None
+    per_million: (
+        Annotated[dict[Text, TokenPrice], Field(min_length=1, max_length=PRICED_MODELS_MAX)] | None
+    ) = Field(default=None, description='By model; "*" is any other.')
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.tiers is None) == (self.per_million is None):
+            raise ValueError("must hold either tiers or per_million")
+        ends = [tier.up_to for tier in self.tiers or ()]
+        whole = [end for end in ends if end is not None]
+        if ends and (ends[-1] is not None or len(whole) != len(ends) - 1 or whole != sorted(set(whole))):
+            raise ValueError("tiers must rise in up_to, and only the last must have null")
+        return self
+
+
+def _stored(pricing: Pricing) -> dict[str, Any]:
+    return pricing.model_dump(mode="json", exclude_none=False, exclude_defaults=True)
+
+
+PricingField = Annotated[Pricing, PlainSerializer(_stored)]
+
+
+class BusinessModelCreate(In):
+    """A new business model."""
+
+    name: Text
+    meter: Literal["consumption", "subscription", "pay_per_use"]
+    display_name: Text | None = None
+    description: LongText | None = None
+
+
+class BusinessModel(Out):
+    """How a service is paid for."""
+
+    id: Id
+    name: str
+    display_name: str | None
+    description: str | None
+    meter: str
+    created_at: Instant
+
+
+class ServiceCreate(In):
+    """A new service."""
+
+    name: Text
+    key: ServiceKey
+    credits: Amount = Field(description="What one unit costs in credits.")
+    service_type: Literal["Pay-As-You-Go", "One-Time"]
+    business_model_id: Id
+    description: LongText | None = None
+    counts_tokens: Flag = Field(default=False, description="Debit the tenant's tokens as well.")
+    pricing: PricingField | None = None
+
+
+class Service(Out):
+    """Something that can be used and is metered."""
+
+    id: Id
+    name: str
+    description: str | None
+    key: str
+    credits: int
+    service_type: str
+    business_model_id: Id
+    counts_tokens: bool
+    pricing: dict[str, Any] | None
+    created_at: Instant
+
+
+class OrganizationServiceCreate(In):
+    """What an organization negotiated for a service."""
+
+    organization_id: Id
+    service_id: Id
+    negotiated_credits: Amount
+    business_model_id: Id | None = Field(default=None, description="Instead of the service's own.")
+    pricing: PricingField | None = None
+
+
+class OrganizationService(Out):
+    """What an organization negotiated for a service; one per pair."""
+
+    id: Id
+    organization_id: Id
+    service_id: Id
+    negotiated_credits: int
+    business_model_id: Id | None
+    pricing: dict[str, Any] | None
+    created_at: Instant
+
+
+class SubscriptionPlanCreate(In):
+    """A new subscription plan."""
+
+    name: Text
+    monthly_cost: Money
+    annual_cost: Money
+    feature_access: Annotated[list[ServiceKey], Field(max_length=FEATURES_MAX)] = Field(
+        description="Keys of the services it includes."
+    )
+    token_plan_id: Id | None = None
+
+
+class SubscriptionPlan(Out):
+    """What a subscription includes and costs."""
+
+    id: Id
+    name: str
+    monthly_cost: Money
+    annual_cost: Money
+    feature_access: list[str]
+    token_plan_id: Id | None
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="business-models",
+        title="BusinessModel",
+        description="How services are paid for.",
+        out=BusinessModel,
+        create=BusinessModelCreate,
+        patch=patch_of("BusinessModelPatch", BusinessModelCreate),
+        deletable=True,
+        filters={"name": Filter("text"), "meter": Filter("text", METERS)},
+    ),
+    Resource(
+        name="services",
+        title="Service",
+        description="What can be used and is metered.",
+        out=Service,
+        create=ServiceCreate,
+        patch=patch_of("ServicePatch", ServiceCreate, without=("key",)),
+        deletable=True,
+        filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
+    ),
+    Resource(
+        name="organization-services",
+        title="OrganizationService",
+        description="Prices negotiated by an organization.",
+        out=OrganizationService,
+        create=OrganizationServiceCreate,
+        patch=patch_of(
+            "OrganizationServicePatch", OrganizationServiceCreate, without=("organization_id", "service_id")
+        ),
+        deletable=True,
+        filters={"organization_id": Filter(), "service_id": Filter(), "business_model_id": Filter()},
+    ),
+    Resource(
+        name="subscription-plans",
+        title="SubscriptionPlan",
+        description="Subscriptions on offer.",
+        out=SubscriptionPlan,
+        create=SubscriptionPlanCreate,
+        patch=patch_of("SubscriptionPlanPatch", SubscriptionPlanCreate),
+        deletable=True,
+        filters={"token_plan_id": Filter(), "name": Filter("text")},
+    ),
+)

@@ -1,0 +1,78 @@
+"""Credit transactions and feature usage: what was used, read only."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field
+
+from gateway.admin.fields import Id, Instant, Out
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Resource
+
+FILTERS = {
+    "organization_id": Filter(),
+    "feature_id": Filter(),
+    "tenant_id": Filter(),
+    "user_id": Filter(),
+    "content_id": Filter("count"),
+    "project_id": Filter("count"),
+    "request_id": Filter("uuid"),
+}
+
+
+class CreditTransaction(Out):
+    """One use paid with an organization's credits."""
+
+    id: int
+    organization_id: Id
+    feature_id: int | None = Field(description="A service.")
+    user_id: int | None
+    timestamp: Instant
+    credits_used: int
+    content_id: int | None
+    feature_version: str | None
+    project_id: int | None
+    metadata: dict[str, Any] | None
+    request_id: UUID | None
+    balance_after: int
+    seq: int
+
+
+class FeatureUsage(Out):
+    """One use that the next invoice bills."""
+
+    id: int
+    organization_id: Id
+    feature_id: int | None = Field(description="A service.")
+    content_id: int | None
+    user_id: int | None
+    timestamp: Instant
+    usage_amount: int
+    project_id: int | None
+    metadata: dict[str, Any] | None
+    request_id: UUID | None
+    seq: int
+
+
+RESOURCES = (
+    Resource(
+        name="credit-transactions",
+        title="CreditTransaction",
+        description="Uses paid with credits. Append-only.",
+        out=CreditTransaction,
+        readable=False,
+        order="by organization_id, then seq, ascending",
+        filters=FILTERS,
+    ),
+    Resource(
+        name="feature-usage",
+        title="FeatureUsage",
+        description="Uses that invoices bill. Append-only.",
+        out=FeatureUsage,
+        readable=False,
+        order="by organization_id, then seq, ascending",
+        filters=FILTERS,
+    ),
+)
