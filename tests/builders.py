@@ -1,0 +1,273 @@
+"""Short words for tests: one organization with a tenant and a key, on a real Valkey.
+
+`World` speaks to the scripts exactly as the doors do (the packing is theirs), one call at a time:
+`call = world.reserve(need=100)`, `call.settle(tokens=70)`, `world.tenant.remaining`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import redis
+
+from gateway.core.definitions import (
+    Definition,
+    KeyDefinition,
+    OrganizationDefinition,
+    PlanTerms,
+    TenantDefinition,
+    UserDefinition,
+)
+from gateway.core.ledger import Event, decode
+from gateway.core.model import Caller, Decision, HoldRequest, Limits, Service, Settled, Settlement, Verdict
+from gateway.counters import keys, packing, states
+from gateway.counters.scripts import script
+
+CHAT = Service(id=1, key="chat")
+CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
+ONE_TIME = Service(id=3, key="setup", meter="consumption", counts_tokens=False, credits=50, one_time=True)
+UNITS = Service(id=4, key="search", meter="pay_per_use", counts_tokens=False)
+EVERYTHING = Service(id=5, key="all", meter="consumption", counts_tokens=True)
+
+TTL_MS = 30_000
+TOMBSTONE_MS = 60_000
+NO_LIMITS = Limits()
+
+
+def new_id() -> str:
+    """A request or control-write id."""
+    return str(uuid.uuid4())
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: what was asked and what `reserve` said."""
+
+    world: World
+    request: HoldRequest
+    decision: Decision
+
+    @property
+    def id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.decision.verdict
+
+    @property
+    def hold(self) -> states.HoldState | None:
+        raw = self.world.get(keys.hold(self.request.caller.partition, self.id))
+        return states.unpack_hold(raw)[0] if raw else None
+
+    def settle(self, tokens: int = 0, *, mode: int = packing.MODE_CHARGE, **used: Any) -> Settled:
+        """Charge what was used; `used` may name credits, units, attribution, metadata."""
+        return self.world.settle(self.request, tokens, mode=mode, **used)
+
+    def release(self) -> Settled:
+        return self.settle(mode=packing.MODE_RELEASE)
+
+    def reclaim(self, tokens: int = 0, **used: Any) -> Settled:
+        return self.settle(tokens, mode=packing.MODE_RECLAIM, **used)
+
+    def post(self, tokens: int = 0, **used: Any) -> Settled:
+        """Charge through the late lane's door: no hold needed."""
+        return self.settle(tokens, mode=packing.MODE_POST, **used)
+
+    def extend(self, observed: int, margin: int = 0) -> tuple[int, int]:
+        """(hold in tokens or -1, exhausted) after renewing this call alone."""
+        return self.world.extend([self], observed, margin)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The answer of `grant`."""
+
+    code: int
+    now_ms: int = 0
+    seq: int = 0
+    remaining: int = 0
+    balance: int = 0
+
+
+class World:
+    """One organization (1), tenant (7) and key (3) in a verified partition, without limits or plan."""
+
+    def __init__(self, url: str, *, organization_id: int = 1, tenant_id: int = 7, key_id: int = 3) -> None:
+        self.client: redis.Redis = redis.Redis.from_url(url)
+        self.p = keys.partition_of(organization_id)
+        self.caller = Caller(organization_id, tenant_id, key_id, self.p)
+        self.run_id = str(cast("dict[str, Any]", self.client.info("server"))["run_id"]).encode()
+        self.catalogue = 1
+        self.version = 0
+        self.mark(epoch=1)
+        self.define_organization()
+        self.define_tenant()
+        self.define_key()
+
+    # --- scripts ------------------------------------------------------------------------
+
+    def run(self, verb: str, call: packing.Call) -> Any:
+        """Run one script as packed; a ResponseError where it raises."""
+        names, arguments = call
+        return self.client.eval(script(verb).text, len(names), *names, *arguments)
+
+    def reserve(
+        self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
+        credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS,
+    ) -> Call:  # fmt: skip
+        ceiling = need if ceiling is None else ceiling
+        request = HoldRequest(
+            self.caller, request_id or new_id(), user, service, need, ceiling, credits_, units
+        )
+        answer = self.run("reserve", packing.reserve(self.run_id, self.catalogue, ttl_ms, request))
+        return Call(self, request, packing.decision(answer))
+
+    def settle(self, request: HoldRequest, tokens: int, *, mode: int, **used: Any) -> Settled:
+        settlement = Settlement(
+            request.caller, request.request_id, request.user, request.service,
+            charge=mode != packing.MODE_RELEASE, tokens=tokens, **used,
+        )  # fmt: skip
+        answer = self.run("settle", packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode))
+        return Settled(packing.code_of(answer))
+
+    def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
+        live = [(call.id, call.request.caller.tenant_id, observed, margin) for call in calls]
+        return packing.extended(self.run("extend", packing.extend(self.run_id, TTL_MS, self.p, live)))
+
+    def grant(
+        self, verb: str, amount: int = 0, *, write_id: str = "", metadata: bytes = b"",
+        terms: PlanTerms | None = None, tenant_id: int | None = None,
+    ) -> Granted:  # fmt: skip
+        call = packing.grant(
+            self.run_id, verb, amount, write_id or new_id(),
+            tenant_id=self.caller.tenant_id if tenant_id is None else tenant_id,
+            organization_id=self.caller.organization_id, metadata=metadata, terms=terms,
+        )  # fmt: skip
+        answer = self.run("grant", call)
+        return Granted(*(int(packing.code_of(answer[at : at + 8])) for at in range(0, len(answer), 8)))
+
+    def plan(self, total: int | None, **terms: Any) -> Granted:
+        """Give the tenant a plan; `terms` are those of `PlanTerms`."""
+        return self.grant("plan", terms=PlanTerms(**{"plan_id": 1, **terms}, total=total))
+
+    def sweep(self) -> Granted:
+        return self.grant("sweep", write_id="0" * 36)
+
+    def define(self, definition: Definition, version: int | None = None, *, create: bool = True) -> int:
+        """The answer code of `load`; every definition is newer than the last unless a version is named."""
+        self.version += 1
+        call = packing.define(self.run_id, version or self.version, definition, create=create)
+        return packing.code_of(self.run("load", call))
+
+    def define_organization(self, limits: Limits = NO_LIMITS, **more: Any) -> int:
+        return self.define(OrganizationDefinition(self.caller.organization_id, limits, **more))
+
+    def define_tenant(
+        self, limits: Limits = NO_LIMITS, *, users: Limits = NO_LIMITS, terms: PlanTerms | None = None
+    ) -> int:
+        caller = self.caller
+        return self.define(
+            TenantDefinition(caller.tenant_id, caller.organization_id, limits, users, terms or PlanTerms())
+        )
+
+    def define_key(self, limits: Limits = NO_LIMITS, **more: Any) -> int:
+        caller = self.caller
+        return self.define(
+            KeyDefinition(caller.key_id, caller.tenant_id, caller.organization_id, "", limits, **more)
+        )
+
+    def define_user(self, user: str, limits: Limits) -> int:
+        return self.define(UserDefinition(self.caller.tenant_id, self.caller.organization_id, user, limits))
+
+    def mark(self, epoch: int = 1, catalogue: int = 1) -> int:
+        """Vouch for the partition under this server's run id."""
+        marker = self.get(keys.marker(self.p))
+        new = packing.marker(self.run_id, epoch, catalogue)
+        return self.rebuild(keys.marker(self.p), new, marker)
+
+    def rebuild(self, name: str, packed: bytes, marker: bytes | None = None) -> int:
+        """Write a whole state under the marker as it is (or as given)."""
+        before = self.get(keys.marker(self.p)) if marker is None else marker
+        return packing.code_of(self.run("load", packing.rebuild(self.run_id, self.p, name, packed, before)))
+
+    def peek(self, kind: int, *names: str) -> list[Any]:
+        return cast(
+            "list[Any]", self.run("peek", ((keys.marker(self.p), *names), (self.run_id, b"%d" % kind)))
+        )
+
+    # --- what is there ------------------------------------------------------------------
+
+    @property
+    def tenant_key(self) -> str:
+        return keys.tenant_state(self.p, self.caller.tenant_id)
+
+    @property
+    def organization_key(self) -> str:
+        return keys.organization_state(self.p, self.caller.organization_id)
+
+    @property
+    def api_key(self) -> str:
+        return keys.key_state(self.p, self.caller.key_id)
+
+    def user_key(self, user: str) -> str:
+        return keys.user_state(self.p, self.caller.tenant_id, user)
+
+    @property
+    def tenant(self) -> states.TenantState:
+        return states.unpack_tenant(self.get(self.tenant_key))
+
+    @property
+    def organization(self) -> states.OrganizationState:
+        return states.unpack_organization(self.get(self.organization_key))
+
+    @property
+    def key(self) -> states.KeyState:
+        return states.unpack_key(self.get(self.api_key))
+
+    def user(self, user: str) -> states.UserState:
+        return states.unpack_user(self.get(self.user_key(user)))
+
+    def put_tenant(self, **fields: Any) -> states.TenantState:
+        """Rebuild the tenant's state with these fields changed."""
+        changed = replace(self.tenant, **fields)
+        assert self.rebuild(self.tenant_key, states.pack(changed)) == 1
+        return changed
+
+    def put_organization(self, **fields: Any) -> None:
+        changed = replace(self.organization, **fields)
+        assert self.rebuild(self.organization_key, states.pack(changed)) == 1
+
+    def put_key(self, **fields: Any) -> None:
+        assert self.rebuild(self.api_key, states.pack(replace(self.key, **fields))) == 1
+
+    def get(self, name: str) -> bytes:
+        return cast("bytes", self.client.get(name)) or b""
+
+    def events(self) -> list[Event]:
+        """The outbox, decoded, oldest first."""
+        entries = cast("list[Any]", self.client.xrange(keys.outbox(self.p)))
+        return [decode(fields[b"e"]) for _, fields in entries]
+
+    def late(self) -> list[dict[bytes, bytes]]:
+        """The late lane's entries."""
+        return [fields for _, fields in cast("list[Any]", self.client.xrange(keys.late(self.p)))]
+
+    def deadlines(self) -> dict[str, int]:
+        found = cast("list[Any]", self.client.zrange(keys.deadlines(self.p), 0, -1, withscores=True))
+        return {name.decode(): int(score) for name, score in found}
+
+    def now_ms(self) -> int:
+        """The server's own clock."""
+        seconds, micros = cast("tuple[int, int]", self.client.time())
+        return seconds * 1000 + micros // 1000
+
+    def everything(self) -> dict[bytes, tuple[bytes | None, int]]:
+        """Every key as the server would dump it, and when it ends: equal means nothing changed."""
+        names = sorted(cast("list[bytes]", self.client.keys("*")))
+        return {
+            name: (cast("bytes | None", self.client.dump(name)), cast("int", self.client.pexpiretime(name)))
+            for name in names
+        }
