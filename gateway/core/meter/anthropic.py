@@ -32,6 +32,7 @@ class _Delta(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     type: str | None = None
+    index: int | None = None
     delta: _Delta | None = None
     message: _Message | None = None
     usage: _Usage | None = None
@@ -65,6 +66,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if text:
             meter.saw(text)
             meter.content_events += 1
+    if read.type == "content_block_start" and read.index is not None:
+        meter.position = read.index
+    elif read.type == "content_block_stop":
+        meter.position = -1
     if read.message is not None and read.message.usage is not None:
         _report(meter, read.message.usage, False)
     if read.usage is not None:
@@ -107,10 +112,9 @@ def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> Non
 
 def _closing(meter: Meter) -> bytes:
     """Close the open block and end the message as if its maximum had been reached."""
-    last = loose_document(meter.last_event)
     events: list[dict[str, object]] = []
-    if last.get("type") in ("content_block_start", "content_block_delta"):
-        events.append({"type": "content_block_stop", "index": last.get("index", 0)})
+    if meter.position >= 0:
+        events.append({"type": "content_block_stop", "index": meter.position})
     events.append(
         {
             "type": "message_delta",

@@ -30,12 +30,14 @@ class Meter:
     """Count one answer: the arithmetic every meter shares.
 
     `ended` says the answer came to its end; `final` that the report covers all of it;
-    `failed` that the answer itself says it failed.
+    `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
+    first event (empty where that is long) and `position` where it stands: the open block or
+    the last sequence number, as the API counts, -1 for none.
     """
 
     __slots__ = (
-        "bounds", "cached", "call", "content_events", "ended", "failed", "final", "input", "last_event",
-        "marked", "output", "reasoning", "reported", "status", "text_bytes", "total",
+        "bounds", "cached", "call", "content_events", "ended", "failed", "final", "input", "marked",
+        "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -45,7 +47,8 @@ class Meter:
         self.input = self.output = self.cached = self.reasoning = self.total = 0
         self.text_bytes = self.content_events = 0
         self.reported = self.marked = self.final = self.ended = self.failed = False
-        self.last_event = b""
+        self.opening: bytes | None = None
+        self.position = -1
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; return those to pass on now."""

@@ -139,7 +139,7 @@ def _report_loose(meter: Meter, document: bytes) -> bool:
 
 def _closing(meter: Meter) -> bytes:
     """End every choice by length, as if its maximum had been reached."""
-    last = loose_document(meter.last_event)
+    last = loose_document(meter.opening or b"")
     event: dict[str, object] = {
         name: last[name] for name in ("id", "object", "created", "model") if name in last
     }

@@ -32,6 +32,7 @@ class _Response(msgspec.Struct):
 class _Event(msgspec.Struct):
     type: str | None = None
     delta: str | None = None
+    sequence_number: int | None = None
     response: _Response | None = None
 
 
@@ -60,6 +61,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if read.delta:
         meter.saw(read.delta)
         meter.content_events += 1
+    if read.sequence_number is not None:
+        meter.position = read.sequence_number
     if read.type == "error":
         meter.failed = True
     if read.response is not None:
@@ -96,9 +99,7 @@ def _report_loose(meter: Meter, response: dict[str, object]) -> None:
 
 def _closing(meter: Meter) -> bytes:
     """End the response as incomplete, as if its maximum had been reached."""
-    last = loose_document(meter.last_event)
-    number = integer(last.get("sequence_number"))
-    known = last.get("response")
+    known = loose_document(meter.opening or b"").get("response")
     response = dict(known) if isinstance(known, dict) else {"object": "response", "output": []}
     counted = meter.usage()
     response["status"] = "incomplete"
@@ -110,7 +111,7 @@ def _closing(meter: Meter) -> bytes:
     }
     event = {
         "type": "response.incomplete",
-        "sequence_number": 0 if number is None else number + 1,
+        "sequence_number": meter.position + 1,
         "response": response,
     }
     return b"event: response.incomplete\ndata: " + msgspec.json.encode(event) + b"\n\n"

@@ -10,6 +10,8 @@ from gateway.core.call import Bounds, Call
 from gateway.core.meter.meter import Dialect, Meter
 from gateway.core.sse import Splitter, data_of
 
+OPENING_BYTES_MAX = 4096
+
 
 class StreamMeter(Meter):
     """Read each event once it is complete."""
@@ -45,7 +47,7 @@ class StreamMeter(Meter):
         self.ended = True
         rest = self._splitter.take()
         left_out = bool(rest) and self._read(rest)
-        if not self.last_event and not self.reported:
+        if self.opening is None and not self.reported:
             self.failed = True
         return rest if self._strip and not left_out else b""
 
@@ -65,10 +67,9 @@ class StreamMeter(Meter):
         data = data_of(event)
         if not data:
             return False
-        if self._dialect.read_event(self, data):
-            return self._strip
-        self.last_event = data
-        return False
+        if self.opening is None:
+            self.opening = data if len(data) <= OPENING_BYTES_MAX else b""
+        return self._dialect.read_event(self, data) and self._strip
 
     def _give_up_event(self) -> bytes:
         """Stop keeping an event that is too long; its bytes count as text."""

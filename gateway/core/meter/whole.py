@@ -75,9 +75,8 @@ class WholeMeter(Meter):
 
     def _keep_windows(self, chunk: bytes) -> None:
         if not self._tail:
-            passed = b"".join(self._kept)
-            self._kept = [passed[:WINDOW_BYTES]]
-            self._tail = passed[-WINDOW_BYTES:]
+            chunk = b"".join((*self._kept, chunk))
+            self._kept = [chunk[:WINDOW_BYTES]]
         self._tail = (self._tail + chunk)[-WINDOW_BYTES:]
 
     def _read_windows(self) -> None:
