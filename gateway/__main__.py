@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Coroutine
 
 from gateway.errors import TollkeeperError
 
@@ -55,8 +57,20 @@ def _worker(role: str) -> int:
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 
-    uvloop.run(run_gateway(settings) if role == "serve" else run_keeper(settings))
+    uvloop.run(_to_its_end(run_gateway(settings) if role == "serve" else run_keeper(settings)))
     return 0
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Run it; end the process at once if it fails, whatever else is still going on in it."""
+    try:
+        await work
+    except TollkeeperError as error:
+        os._exit(_failed(error.message))
+    except Exception:  # noqa: BLE001  # the supervisor starts a new one
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _demo_upstream(port: int) -> int:

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from gateway import cli_admin, tallies
 from gateway import settings as settings_module
-from gateway import tallies
 from gateway.configuration import default_table
 from gateway.local import ports
 from gateway.local.announce import PlainVoice
@@ -48,6 +48,7 @@ def run(arguments: list[str]) -> int:
     """Parse and run; the exit status. Raises what the command raises."""
     # Workers are started from this very checkout or installation, wherever the person stands.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
+    cli_admin.mount(app)
     command = typer.main.get_command(app)
     result = command.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
