@@ -51,9 +51,9 @@ async def run_gateway(settings: Settings) -> None:
         ),
         settings.routes,
         settings.upstreams,
-        dict(settings.service_upstreams),
         http_limits(settings),
         settings.key_pepper.encode(),
+        dict(settings.service_upstreams),
     )
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
@@ -62,7 +62,7 @@ async def run_gateway(settings: Settings) -> None:
             tallies.publish(settings.metrics_dir, lambda: _snapshot(tally, counters.live, scripts))
         ),
     ]
-    await plane.start(settings.gateway_host, settings.gateway_port)
+    await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
