@@ -19,10 +19,10 @@ bench: ## The long measurements, printed as tables
 	@.ci/environment requirements-dev.lock
 	@exec .venv/bin/python -m tests.bench.run $(ARGS)
 
-lock: ## Resolve the dependencies anew; needs uv
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones. Needs uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
 		--generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml --extra dev \
 		-c requirements.lock -o requirements-dev.lock
 
