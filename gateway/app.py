@@ -77,9 +77,11 @@ async def run_keeper(settings: Settings) -> None:
 
     stop = stop_signal()
     keeper = Keeper(settings)
-    await keeper.start()
-    await stop.wait()
-    await keeper.stop()
+    try:
+        await keeper.start()
+        await stop.wait()
+    finally:
+        await keeper.stop()
 
 
 def http_limits(settings: Settings) -> HttpLimits:
