@@ -35,14 +35,14 @@ local u = s.with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, ra
 local a_key = KEYS[s.with_user and 11 or 10]
 local a = s.one_time and activation(raw[s.with_user and 7 or 6])
 
-local events = {due(t, now, epoch)}
-give(t, now, h[H_TENANT_TPM], s.tokens)
-give(o, now, h[H_ORG_TPM], s.tokens)
-if k then give(k, now, h[H_KEY_TPM], s.tokens) end
-if u then give(u, now, h[H_USER_TPM], s.tokens) end
+local events, slots = {due(t, now, epoch)}, h == NO_HOLD and 0 or 1
+give(t, now, slots, h[H_TENANT_TPM], s.tokens)
+give(o, now, slots, h[H_ORG_TPM], s.tokens)
+if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
+if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
 t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
 if not a then o[CHELD] = math.max(0, o[CHELD] - h[H_CREDITS]) end
-local activates = a and leave(a, o, s)
+local activates = a and leave(a, o, s, slots)
 if not s.free then events[#events + 1] = charge(s, t, o, now, epoch, activates) end
 
 local err = append(s, events, h, KEYS)

@@ -99,7 +99,7 @@ class World:
         self.client: redis.Redis = redis.Redis.from_url(url)
         self.p = keys.partition_of(organization_id)
         self.caller = Caller(organization_id, tenant_id, key_id, self.p)
-        self.run_id = str(cast("dict[str, Any]", self.client.info("server"))["run_id"]).encode()
+        self.run_id = str(self.client.info("server")["run_id"]).encode()
         self.catalogue = 1
         self.version = 0
         self.mark(epoch=1)
@@ -230,6 +230,12 @@ class World:
     def user(self, user: str) -> states.UserState:
         return states.unpack_user(self.get(self.user_key(user)))
 
+    def slots(self, user: str) -> list[int]:
+        """Requests in flight on key, user, tenant and organization."""
+        return [
+            self.key.inflight, self.user(user).inflight, self.tenant.inflight, self.organization.inflight,
+        ]  # fmt: skip
+
     def put_tenant(self, **fields: Any) -> states.TenantState:
         """Rebuild the tenant's state with these fields changed."""
         changed = replace(self.tenant, **fields)
@@ -261,13 +267,10 @@ class World:
 
     def now_ms(self) -> int:
         """The server's own clock."""
-        seconds, micros = cast("tuple[int, int]", self.client.time())
+        seconds, micros = self.client.time()
         return seconds * 1000 + micros // 1000
 
     def everything(self) -> dict[bytes, tuple[bytes | None, int]]:
         """Every key as the server would dump it, and when it ends: equal means nothing changed."""
         names = sorted(cast("list[bytes]", self.client.keys("*")))
-        return {
-            name: (cast("bytes | None", self.client.dump(name)), cast("int", self.client.pexpiretime(name)))
-            for name in names
-        }
+        return {name: (self.client.dump(name), int(self.client.pexpiretime(name.decode()))) for name in names}

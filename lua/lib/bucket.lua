@@ -41,9 +41,9 @@ local function take(a, need)
   return taken
 end
 
--- gives the slot back and replaces the tokens taken by the tokens used
-local function give(a, now, taken, used)
+-- gives back the slots held (1, or 0 where there is no hold) and replaces the tokens taken by the tokens used
+local function give(a, now, slots, taken, used)
   drain(a, now)
-  a[INFLIGHT] = math.max(0, a[INFLIGHT] - 1)
+  a[INFLIGHT] = math.max(0, a[INFLIGHT] - slots)
   if a[TPM] > 0 then a[TUSED] = math.max(0, a[TUSED] + (used - taken) * UNIT) end
 end

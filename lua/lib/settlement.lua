@@ -15,19 +15,16 @@ local function settlement_of(argv)
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
-local function leave(a, o, s)
-  a[2] = math.max(0, a[2] - 1)
-  if a[1] ~= PENDING then return false end
-  if not s.free then
+local function leave(a, o, s, slots)
+  a[2] = math.max(0, a[2] - slots)
+  if a[1] == ACTIVE or (s.free and a[2] > 0) then return false end
+  if a[1] == PENDING then
     o[CHELD] = math.max(0, o[CHELD] - a[3])
-    s.credits, a[1] = a[3], ACTIVE
-    return true
+    s.credits = a[3]
   end
-  if a[2] == 0 then
-    o[CHELD] = math.max(0, o[CHELD] - a[3])
-    a[1], a[3] = 0, 0
-  end
-  return false
+  a[1] = s.free and 0 or ACTIVE
+  a[3] = s.free and 0 or s.credits
+  return not s.free
 end
 
 -- moves the accounts a call touches; answers its one outbox entry

@@ -17,8 +17,7 @@ def test_reserve_holds_tokens_and_a_slot_on_every_scope(world: World) -> None:
     assert call.verdict is Verdict.ADMITTED
     assert (call.decision.held_tokens, call.decision.tokens_remaining) == (100, 900)
     assert (world.tenant.remaining, world.tenant.held, world.tenant.used) == (1000, 100, 0)
-    inflight = [world.key, world.user("ann"), world.tenant, world.organization]
-    assert [state.inflight for state in inflight] == [1, 1, 1, 1]
+    assert world.slots("ann") == [1, 1, 1, 1]
 
 
 def test_reserve_notes_the_hold_and_its_deadline(world: World) -> None:
