@@ -23,6 +23,7 @@ def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEng
         max_overflow=0,
         pool_timeout=POOL_WAIT_S,
         pool_pre_ping=True,
+        hide_parameters=True,  # values must not reach a log through an error's text
         connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
     )
 

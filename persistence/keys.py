@@ -14,7 +14,8 @@ from persistence.tables import api_key, control_write, tenant
 def create(change: Change) -> Row:
     """Keep a new key and have it loaded."""
     require(change, {"tenant_id": tenant})
-    row = fetch(change.connection, SUBJECT, add(change, api_key))
+    name = change.command.values.get("name") or "API key"
+    row = fetch(change.connection, SUBJECT, add(change, api_key, name=name))
     _define(change, row)
     return row
 

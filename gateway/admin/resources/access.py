@@ -29,7 +29,7 @@ class ApiKeyCreate(In):
     """A new API key of a tenant."""
 
     tenant_id: Id
-    name: Text = "API key"
+    name: Text | None = None
     user: ExternalId | None = Field(
         default=None, description="The tenant's own user id that the key's requests act for."
     )
