@@ -53,7 +53,8 @@ class Call:
     `output_max` is the stated maximum of one choice in tokens, None where none is stated.
     `input_bytes` is text, `blob_tokens` stands for images, sound and files. With
     `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
-    estimator sets `output_bytes_per_token` to what it learned of the model.
+    estimator sets `output_bytes_per_token` to what it learned of the model, a meter sets
+    `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -68,6 +69,7 @@ class Call:
     strip_usage: bool = False
     output_bytes_per_token: float = 4.0
     units_pointer: str = ""
+    text_bytes: int = 0
 
     @property
     def input_estimate(self) -> int:
@@ -109,7 +111,7 @@ class _Completions(msgspec.Struct):
     n: int | None = None
     best_of: int | None = None
     max_tokens: int | None = None
-    prompt: msgspec.Raw | None = None
+    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Responses(msgspec.Struct):
@@ -193,7 +195,7 @@ def _read_completions(route: Route, path_params: Mapping[str, str], body: bytes,
         1 if read.n is None else _choices(read.n, "n", bounds),
         1 if read.best_of is None else _choices(read.best_of, "best_of", bounds),
     )
-    if read.prompt is not None:
+    if read.prompt is not msgspec.UNSET:
         choices *= _prompts(bytes(read.prompt))
     call = Call(route.meter, route.family, body, model, bool(read.stream), read.max_tokens, choices)
     if read.stream:

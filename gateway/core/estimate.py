@@ -65,8 +65,8 @@ class Estimator:
         need = min(used + math.ceil(learned.output) * call.choices, INTEGER_MAX)
         return need, max(need, min(used + learned.ceiling * call.choices, INTEGER_MAX))
 
-    def learn(self, call: Call, service_key: str, usage: Usage, text_bytes: int = 0) -> None:
-        """Learn from a complete answer that reported its use; `text_bytes` is its produced text."""
+    def learn(self, call: Call, service_key: str, usage: Usage) -> None:
+        """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
         learned = self._of(call, service_key)
@@ -76,8 +76,8 @@ class Estimator:
         if usage.output > 0:
             learned.output = _quantile(learned.output, usage.output / call.choices)
             visible = usage.output - usage.reasoning
-            if text_bytes > 0 and visible > 0:
-                step = text_bytes / visible - learned.bytes_per_output_token
+            if call.text_bytes > 0 and visible > 0:
+                step = call.text_bytes / visible - learned.bytes_per_output_token
                 learned.bytes_per_output_token = max(1.0, learned.bytes_per_output_token + step / 16)
 
     def _of(self, call: Call, service_key: str) -> _Learned:

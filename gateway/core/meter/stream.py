@@ -49,6 +49,7 @@ class StreamMeter(Meter):
         left_out = bool(rest) and self._read(rest)
         if self.opening is None and not self.reported:
             self.failed = True
+        self.call.text_bytes = self.text_bytes
         return rest if self._strip and not left_out else b""
 
     def cut(self) -> bytes:

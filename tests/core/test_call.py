@@ -1,0 +1,307 @@
+"""What a request asks for is read from it exactly, or the request is refused by field."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.call import BLOB_TOKENS, Bounds, Call, read_call
+from gateway.core.model import Family, Route
+from gateway.errors import InvalidRequest
+
+METERS = [
+    "openai_chat",
+    "openai_completions",
+    "openai_responses",
+    "openai_embeddings",
+    "anthropic_messages",
+    "gemini_generate",
+    "gemini_stream",
+    "gemini_embed",
+]
+
+
+def read(meter: str, body: object, bounds: Bounds | None = None, model: str = "gemini-x") -> Call:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
+    params = {"model": model} if meter.startswith("gemini") else {}
+    return read_call(route, params, raw, bounds or Bounds())
+
+
+def refused(meter: str, body: object) -> str | None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(meter, body)
+    return caught.value.param
+
+
+def test_chat() -> None:
+    call = read("openai_chat", {"model": "m", "messages": [], "max_tokens": 5, "n": 3})
+    assert (call.model, call.output_max, call.choices, call.streamed) == ("m", 5, 3, False)
+    assert not call.strip_usage
+    assert read("openai_chat", {"model": "m", "max_completion_tokens": 7}).output_max == 7
+    assert read("openai_chat", {"model": "m", "max_completion_tokens": 7, "max_tokens": 9}).output_max == 9
+    assert read("openai_chat", {"model": "m"}).output_max is None
+    nulls = read("openai_chat", {"model": "m", "n": None, "max_tokens": None, "stream": None})
+    assert (nulls.output_max, nulls.choices, nulls.streamed) == (None, 1, False)
+
+
+def test_completions() -> None:
+    call = read("openai_completions", {"model": "m", "prompt": "x", "n": 2, "best_of": 5, "max_tokens": 4})
+    assert (call.output_max, call.choices) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices"),
+    [
+        ("a", 1),
+        (["a"], 1),
+        (["a", "b", "c"], 3),
+        ([1, 2, 3], 1),
+        ([[1, 2], [3]], 2),
+        ([], 1),
+        (None, 1),
+        (7, 1),
+    ],
+)
+def test_every_prompt_makes_its_choices(prompt: object, choices: int) -> None:
+    assert read("openai_completions", {"model": "m", "prompt": prompt}).choices == choices
+    assert read("openai_completions", {"model": "m", "prompt": prompt, "n": 2}).choices == 2 * choices
+
+
+def test_a_huge_batch_of_prompts_is_not_undercounted() -> None:
+    assert read("openai_completions", {"model": "m", "prompt": ["x" * 100] * 20_000}).choices >= 20_000
+
+
+def test_responses() -> None:
+    call = read("openai_responses", {"model": "m", "input": "x", "max_output_tokens": 9, "stream": True})
+    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
+    assert read("openai_responses", {"model": "m", "background": False}).model == "m"
+    assert refused("openai_responses", {"model": "m", "background": True}) == "background"
+
+
+def test_embeddings_make_no_output() -> None:
+    call = read("openai_embeddings", {"model": "m", "input": "some text"})
+    assert call.output_max == 0
+    assert call.input_estimate > 0
+
+
+def test_messages() -> None:
+    call = read("anthropic_messages", {"model": "m", "max_tokens": 9, "stream": True})
+    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
+    assert call.body == b'{"model": "m", "max_tokens": 9, "stream": true}'
+
+
+@pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("most", ["maxOutputTokens", "max_output_tokens"])
+@pytest.mark.parametrize("count", ["candidateCount", "candidate_count"])
+def test_gemini_in_both_spellings(config: str, most: str, count: str) -> None:
+    call = read("gemini_stream", {"contents": [], config: {most: 6, count: 2}})
+    assert (call.model, call.output_max, call.choices, call.streamed) == ("gemini-x", 6, 2, True)
+    assert not read("gemini_generate", {}).streamed
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"generationConfig": {}, "generation_config": {}}, "generationConfig"),
+        (
+            {"generationConfig": {"maxOutputTokens": 1, "max_output_tokens": 2}},
+            "generationConfig.maxOutputTokens",
+        ),
+        (
+            {"generationConfig": {"candidateCount": 1, "candidate_count": 2}},
+            "generationConfig.candidateCount",
+        ),
+        ({"GenerationConfig": {}}, "generationConfig"),
+        ({"generationConfig": {"MaxOutputTokens": 1}}, "generationConfig.maxOutputTokens"),
+        ({"generationConfig": {"maxOutputTokens": -1}}, "generationConfig.maxOutputTokens"),
+        ({"generationConfig": {"candidateCount": 10**9}}, "generationConfig.candidateCount"),
+        ({"generationConfig": []}, "generationConfig"),
+        (
+            b'{"generationConfig":{"maxOutputTokens":1,"maxOutputTokens":2}}',
+            "generationConfig.maxOutputTokens",
+        ),
+    ],
+)
+def test_gemini_refuses(body: object, param: str) -> None:
+    assert refused("gemini_generate", body) == param
+
+
+@pytest.mark.parametrize(
+    ("meter", "field"),
+    [
+        ("openai_chat", "max_tokens"),
+        ("openai_chat", "max_completion_tokens"),
+        ("openai_completions", "max_tokens"),
+        ("openai_responses", "max_output_tokens"),
+        ("anthropic_messages", "max_tokens"),
+    ],
+)
+@pytest.mark.parametrize("value", [-1, 1.5, 1.0, "5", True, [5], {}, 10**9, 10**30])
+def test_a_wrong_maximum_is_named(meter: str, field: str, value: object) -> None:
+    assert refused(meter, {"model": "m", field: value}) == field
+
+
+@pytest.mark.parametrize("field", ["n", "best_of"])
+@pytest.mark.parametrize("value", [0, -1, 129, 10**9, 10**40, 1.0, "1", False])
+def test_a_wrong_number_of_choices_is_named(field: str, value: object) -> None:
+    assert refused("openai_completions", {"model": "m", field: value}) == field
+    if field == "n":
+        assert refused("openai_chat", {"model": "m", field: value}) == field
+
+
+@pytest.mark.parametrize("meter", [meter for meter in METERS if not meter.startswith("gemini")])
+@pytest.mark.parametrize("model", [None, "", 7, ["m"], "m" * 257, "a\nb", "a\x00b", "a\u2028b"])
+def test_a_model_is_required_and_must_be_a_name(meter: str, model: object) -> None:
+    assert refused(meter, {"model": model}) == "model"
+    assert refused(meter, {}) == "model"
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xef\xbb\xbf{}", '{"model":"m"}'.encode("utf-16"), b"null"]
+)
+def test_what_is_no_object_is_refused_by_every_meter(meter: str, body: bytes) -> None:
+    refused(meter, body)
+
+
+def test_a_bound_may_be_lower() -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 100"):
+        read("openai_chat", {"model": "m", "max_tokens": 101}, Bounds(usage_tokens_max=100))
+
+
+@pytest.mark.parametrize("meter", ["generic", "none"])
+def test_a_body_that_is_not_metered_is_not_read(meter: str) -> None:
+    route = Route(("POST",), "/x", "u", "s", Family.GENERIC, meter, units_pointer="/units")
+    call = read_call(route, {}, b"\xff\x00 anything")
+    assert call.body == b"\xff\x00 anything"
+    assert call.units_pointer == "/units"
+    assert call.input_estimate == 0
+
+
+# --- the request for usage --------------------------------------------------------------
+
+
+def chat(**fields: object) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "stream_options: {"}], **fields}
+
+
+@pytest.mark.parametrize("meter", ["openai_chat", "openai_completions"])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n", "\t:\r\n ")])
+@pytest.mark.parametrize(
+    "options",
+    [..., None, {}, {"include_usage": False}, {"include_usage": None}, {"include_obfuscation": False}],
+)
+def test_usage_is_asked_for_and_nothing_else_changes(
+    meter: str, separators: tuple[str, str], options: object
+) -> None:
+    asked = chat(stream=True, seed=7) if options is ... else chat(stream=True, stream_options=options, seed=7)
+    raw = b" \n" + json.dumps(asked, separators=separators).encode()
+    call = read(meter, raw)
+    assert call.strip_usage
+    kept = options if isinstance(options, dict) else {}
+    assert json.loads(call.body) == {**asked, "stream_options": {**kept, "include_usage": True}}
+    if options is ...:
+        assert call.body.replace(b'"stream_options":{"include_usage":true},', b"") == raw
+    else:
+        before, _, after = raw.partition(json.dumps(options, separators=separators).encode())
+        assert call.body.startswith(before)
+        assert call.body.endswith(after)
+
+
+def test_a_client_that_asks_itself_gets_its_bytes_through() -> None:
+    raw = json.dumps(chat(stream=True, stream_options={"include_usage": True})).encode()
+    call = read("openai_chat", raw)
+    assert call.body is raw
+    assert not call.strip_usage
+
+
+@pytest.mark.parametrize("stream", [False, None, ...])
+def test_without_a_stream_nothing_is_asked_for(stream: object) -> None:
+    asked = chat() if stream is ... else chat(stream=stream)
+    raw = json.dumps({**asked, "stream_options": None}).encode()
+    call = read("openai_chat", raw)
+    assert call.body is raw
+    assert not call.strip_usage
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ([], "stream_options"),
+        ("x", "stream_options"),
+        (7, "stream_options"),
+        ({"include_usage": "true"}, "stream_options.include_usage"),
+        ({"include_usage": 1}, "stream_options.include_usage"),
+        ({"Include_usage": True}, "stream_options.include_usage"),
+    ],
+)
+def test_wrong_stream_options_are_named(options: object, param: str) -> None:
+    assert refused("openai_chat", chat(stream=True, stream_options=options)) == param
+
+
+def test_stream_options_spelled_with_escapes_are_still_found() -> None:
+    raw = b'{"model":"m","x":{"stream_options":1},"stream\\u005foptions" : {"a":[1, 2]} ,"stream":true}'
+    call = read("openai_chat", raw)
+    assert call.strip_usage
+    assert json.loads(call.body)["stream_options"] == {"a": [1, 2], "include_usage": True}
+    assert json.loads(call.body)["x"] == {"stream_options": 1}
+
+
+_KEYS = st.sampled_from(["a", "stream_option", "messages", "ünïcode", 'quo"te', "back\\slash"])
+_LEAVES = st.sampled_from(
+    [1, None, "{", '"}', "stream_options", '\\"stream_options\\":', [], {}, {"stream": 1}]
+)
+
+
+@given(
+    st.dictionaries(_KEYS, _LEAVES),
+    st.booleans(),
+    st.sampled_from([..., None, {}, {"x": "}"}]),
+    st.booleans(),
+)
+def test_splicing_keeps_every_other_member(
+    more: dict[str, object], ascii_only: bool, options: object, last: bool
+) -> None:
+    ours = {"model": "m", "stream": True} | ({} if options is ... else {"stream_options": options})
+    asked = {**more, **ours} if last else {**ours, **more}
+    call = read("openai_chat", json.dumps(asked, ensure_ascii=ascii_only).encode())
+    kept = options if isinstance(options, dict) else {}
+    assert json.loads(call.body) == {**asked, "stream_options": {**kept, "include_usage": True}}
+    again = read("openai_chat", call.body)
+    assert again.body == call.body
+    assert not again.strip_usage
+
+
+# --- the input estimate -----------------------------------------------------------------
+
+
+def test_text_is_estimated_by_its_size() -> None:
+    raw = json.dumps(chat()).encode()
+    assert read("openai_chat", raw).input_estimate == -(-len(raw) // 3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda blob: {"messages": [{"content": [{"image_url": {"url": f"data:image/png;base64,{blob}"}}]}]},
+        lambda blob: {"messages": [{"content": [{"input_audio": {"data": blob, "format": "wav"}}]}]},
+        lambda blob: {"messages": [{"content": [{"source": {"type": "base64", "data": blob}}]}]},
+        lambda blob: {"contents": [{"parts": [{"inline_data": {"data": blob}}]}]},
+    ],
+)
+def test_an_image_is_not_taken_for_text(wrap: Any) -> None:
+    blob = base64.b64encode(bytes(range(256)) * 4096).decode()
+    call = read("openai_chat", {"model": "m", **wrap(blob)})
+    assert BLOB_TOKENS <= call.blob_tokens <= 4000
+    assert call.input_estimate < 5000
+
+
+def test_a_large_prompt_is_read() -> None:
+    call = read("openai_chat", {"model": "m", "messages": [{"content": 'say "hi" \\ \u00fc ' * 600_000}]})
+    assert call.input_estimate > 3_000_000

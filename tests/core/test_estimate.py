@@ -1,0 +1,110 @@
+"""A hold is what the call states, else what was learned, and memory is bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.core.call import Call
+from gateway.core.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimator
+from gateway.core.model import INTEGER_MAX, Family, Usage
+
+
+def call(model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300) -> Call:
+    return Call("openai_chat", Family.OPENAI, b"", model, False, output_max, choices, input_bytes)
+
+
+def used(tokens_in: int, tokens_out: int) -> Usage:
+    return Usage(tokens_in, tokens_out, 0, 0, tokens_in + tokens_out, 1, True)
+
+
+def test_a_stated_maximum_is_the_hold() -> None:
+    assert Estimator().hold(call(output_max=50), "chat") == (150, 150)
+    assert Estimator().hold(call(output_max=50, choices=4), "chat") == (300, 300)
+    assert Estimator().hold(call(output_max=0), "embeddings") == (100, 100)
+
+
+def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
+    assert Estimator().hold(call(), "chat") == (100 + OUTPUT_TOKENS_FIRST, 100 + CEILING)
+    assert Estimator().hold(call("gpt-4o-mini-2024"), "chat")[1] == 100 + 16_384
+    assert Estimator().hold(call("gpt-4-0613", choices=2), "chat")[1] == 100 + 2 * 8_192
+    assert Estimator({"m": 10}).hold(call(), "chat") == (110, 110)
+
+
+def test_a_call_without_tokens_needs_none() -> None:
+    assert Estimator().hold(Call("generic", Family.GENERIC, b""), "x") == (0, 0)
+
+
+def test_absurd_maxima_stay_exact_in_lua() -> None:
+    assert Estimator().hold(call(output_max=2**53, choices=128), "chat") == (INTEGER_MAX, INTEGER_MAX)
+
+
+def test_the_output_hold_settles_at_a_high_quantile() -> None:
+    estimator = Estimator()
+    samples = random.Random(7)
+    outputs = [int(samples.gammavariate(2, 100)) + 1 for _ in range(5000)]
+    covered = 0
+    for output in outputs:
+        need, _ = estimator.hold(call(), "chat")
+        covered += need >= 100 + output
+        estimator.learn(call(), "chat", used(100, output))
+    assert 0.85 < covered / len(outputs) < 0.999
+    need, _ = estimator.hold(call(), "chat")
+    assert need < 100 + OUTPUT_TOKENS_FIRST
+
+
+def test_input_tokens_per_byte_are_learned() -> None:
+    estimator = Estimator()
+    for _ in range(300):
+        estimator.learn(call(), "chat", used(60, 5))
+    need, _ = estimator.hold(call(output_max=0), "chat")
+    assert 60 <= need <= 70
+    estimator.learn(call(), "chat", used(250, 5))
+    assert estimator.hold(call(output_max=0), "chat")[0] > 100
+
+
+def test_text_per_token_is_learned_for_counting() -> None:
+    estimator = Estimator()
+    for _ in range(200):
+        answered = call()
+        answered.text_bytes = 200
+        estimator.learn(answered, "chat", used(100, 100))
+    asked = call()
+    estimator.hold(asked, "chat")
+    assert asked.output_bytes_per_token == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])
+def test_what_was_counted_or_not_reported_teaches_nothing(usage: Usage) -> None:
+    estimator = Estimator()
+    before = estimator.hold(call(), "chat")
+    for _ in range(50):
+        estimator.learn(call(), "chat", usage)
+    assert estimator.hold(call(), "chat") == before
+
+
+def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
+    estimator = Estimator(models_max=2)
+    first = estimator.hold(call("a"), "chat")
+    for _ in range(100):
+        estimator.learn(call("a"), "chat", used(100, 1))
+    learned = estimator.hold(call("a"), "chat")
+    assert learned < first
+    assert estimator.hold(call("a"), "other") == first
+    assert estimator.hold(call("a"), "chat") == learned
+    estimator.hold(call("b"), "chat")
+    assert estimator.hold(call("a"), "chat") == learned
+    estimator.hold(call("c"), "chat")
+    estimator.hold(call("d"), "chat")
+    assert estimator.hold(call("a"), "chat") == first
+
+
+def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
+    estimator = Estimator()
+    asked = call(output_max=0)
+    asked.blob_tokens = 1600
+    assert estimator.hold(asked, "chat") == (1700, 1700)
+    for _ in range(300):
+        estimator.learn(asked, "chat", used(1000, 1))
+    assert estimator.hold(call(output_max=0), "chat") == (100, 100)

@@ -1,0 +1,95 @@
+"""What is left is said in the draft's structured fields and in OpenAI's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.limits import duration, limit_headers
+from gateway.core.model import Decision, Scope, Verdict, Window
+
+NOW = 1_700_000_000_000
+
+
+def decision(requests: Window | None = None, tokens: Window | None = None, **more: int | None) -> Decision:
+    return Decision(Verdict.ADMITTED, now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type]
+
+
+def test_all_limits() -> None:
+    headers = dict(
+        limit_headers(
+            decision(
+                Window(Scope.KEY, 60, 3, 2100),
+                Window(Scope.TENANT, 60_000, 300, 120),
+                limit=100_000,
+                until_ms=NOW + 90_500,
+                tokens_remaining=99_000,
+                credits_remaining=12,
+            )
+        )
+    )
+    assert headers == {
+        b"ratelimit-policy": (
+            b'"requests";q=60;w=60, "tokens";q=60000;qu="tokens";w=60, "quota";q=100000;qu="tokens"'
+        ),
+        b"ratelimit": b'"requests";r=57;t=3, "tokens";r=59700;t=1, "quota";r=99000;t=91',
+        b"x-ratelimit-limit-requests": b"60",
+        b"x-ratelimit-remaining-requests": b"57",
+        b"x-ratelimit-reset-requests": b"2.1s",
+        b"x-ratelimit-limit-tokens": b"60000",
+        b"x-ratelimit-remaining-tokens": b"59700",
+        b"x-ratelimit-reset-tokens": b"120ms",
+        b"x-tollkeeper-tokens-remaining": b"99000",
+        b"x-tollkeeper-credits-remaining": b"12",
+    }
+
+
+def test_nothing_limits() -> None:
+    assert limit_headers(decision()) == []
+
+
+def test_unlimited_tokens_say_nothing_of_what_remains() -> None:
+    names = [
+        name for name, _ in limit_headers(decision(Window(Scope.KEY, 5, 1, 12_000), credits_remaining=0))
+    ]
+    assert b"x-tollkeeper-tokens-remaining" not in names
+    assert b"x-tollkeeper-credits-remaining" in names
+    assert b"x-ratelimit-limit-tokens" not in names
+
+
+def test_debt_is_nothing_left() -> None:
+    headers = dict(limit_headers(decision(tokens=Window(Scope.KEY, 100, 250, 150_000))))
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"0"
+    assert headers[b"x-ratelimit-reset-tokens"] == b"2m30s"
+    assert headers[b"ratelimit"] == b'"tokens";r=0;t=150'
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (-5, b"0s"),
+        (0, b"0s"),
+        (1, b"1ms"),
+        (999, b"999ms"),
+        (1000, b"1s"),
+        (1500, b"1.5s"),
+        (8640, b"8.64s"),
+        (59_999, b"59.999s"),
+        (60_000, b"1m0s"),
+        (360_000, b"6m0s"),
+        (3_600_000, b"1h0m0s"),
+        (90_061_001, b"25h1m1.001s"),
+    ],
+)
+def test_duration(ms: int, text: bytes) -> None:
+    assert duration(ms) == text
+
+
+@given(st.integers(0, 10**10))
+def test_a_duration_is_read_back_exactly(ms: int) -> None:
+    units = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+    parts = re.findall(r"([\d.]+)(ms|[hms])", duration(ms).decode())
+    assert sum(round(float(number) * units[unit]) for number, unit in parts) == ms
