@@ -226,6 +226,13 @@ class Conflict(AdminRefusal):
     status = 409
 
 
+class UnsupportedEncoding(AdminRefusal):
+    """The body must be sent as it is, without a Content-Encoding."""
+
+    reason = "unsupported_encoding"
+    status = 415
+
+
 class Unprocessable(AdminRefusal):
     """Some fields are wrong."""
 
@@ -245,3 +252,10 @@ class LedgerUnavailable(TollkeeperError):
 
     reason = "ledger_unavailable"
     status = 503
+
+
+class OutOfRange(TollkeeperError):
+    """This would take the account past 9007199254740991, beyond which numbers are not exact."""
+
+    reason = "out_of_range"
+    status = 409

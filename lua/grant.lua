@@ -9,7 +9,7 @@
 -- ARGV[3] the plan, for verb 6, packed: plan id (0 none), interval, policy, admission, exhausted,
 --   store failure, rollover, total (-1 unlimited), anchor
 -- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance
---   | 0 unverified | -2 unknown account
+--   | 0 unverified | -2 unknown account | -3 out of range: the account would pass 2^53 - 1
 -- Example: recharge 50 on remaining -20 -> remaining 30, one outbox entry whose source is the id
 if #KEYS ~= 5 or #ARGV ~= 3 then return redis.error_reply('ERR grant takes 5 keys and 3 arguments') end
 local run_id, verb, amount, id = struct.unpack('<c40Bdc36', ARGV[1])
@@ -25,11 +25,12 @@ local function answer(code)
 end
 if verb ~= SWEEP and redis.call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
 
-local events = {t and due(t, now, epoch)}
+local events, before = {t and due(t, now, epoch) or nil}, t and t[REMAINING] or 0
 local f = {source = id, metadata = ARGV[2]}
 if verb == CREDITS_VERB then events[#events + 1] = credit(o, t, now, epoch, amount, f)
 elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb, amount, ARGV[3], f) end
 if #events == 0 then return answer(2) end
+if out_of_range(t, before, o) then return struct.pack('<d', -3) end
 
 local err = append_all(KEYS[3], events, verb ~= SWEEP and KEYS[2], id)
 if err then return err end

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from gateway.core.definitions import ControlWrite
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, OutOfRange
 
 INTERVAL_S = 0.25
 ACCOUNTS_MAX = 1_000
@@ -28,6 +28,9 @@ class Waiting(Protocol):
 
     async def applied(self, write: ControlWrite) -> None:
         """Note that the counters have it."""
+
+    async def refused(self, write: ControlWrite, reason: str) -> None:
+        """Note that the counters will never take it."""
 
 
 class Source(Protocol):
@@ -44,7 +47,7 @@ class Target(Protocol):
     """The counters."""
 
     async def apply(self, write: ControlWrite) -> bool:
-        """False where the account is not known yet; may raise CountersUnavailable."""
+        """False where the account is not known yet; may raise CountersUnavailable and OutOfRange."""
 
 
 class Pusher:
@@ -63,7 +66,10 @@ class Pusher:
                         return False
                 except CountersUnavailable:
                     return False
-                await waiting.applied(write)
+                except OutOfRange as refusal:
+                    await waiting.refused(write, refusal.message)
+                else:
+                    await waiting.applied(write)
         return True
 
     async def push_all(self) -> int:

@@ -17,10 +17,10 @@ from gateway.core.wait import in_task
 from gateway.counters import keys, packing, states
 from gateway.counters.directory import encode_catalogue, encode_identity
 from gateway.counters.wire import Reply, Wire, encode, encode_script
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, OutOfRange
 
 PEEK_BATCH_MAX = 256
-APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT = 1, 2, 0, -2
+APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
 
 class Control:
@@ -43,7 +43,10 @@ class Control:
         return await in_task(self._wire.send(encode_script(verb, *call)))
 
     async def apply(self, write: ControlWrite) -> bool:
-        """Bring one control write into the counters; False where its account is not known yet."""
+        """Bring one control write into the counters; False where its account is not known yet.
+
+        OutOfRange where the account would pass what is counted exactly.
+        """
         if write.verb == "define":
             for definition in write.definitions:
                 if not await self.define(definition, write.position):
@@ -63,6 +66,8 @@ class Control:
         code = packing.code_of(cast("bytes", await self.run("grant", call)))
         if code == UNVERIFIED:
             raise CountersUnavailable
+        if code == OUT_OF_RANGE:
+            raise OutOfRange
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:

@@ -55,7 +55,7 @@ local function renew(t, now, epoch, passed, next_reset, f)
   local before, left = t[TOTAL] < 0 and 0 or t[REMAINING], t[REMAINING]
   local carried = 0
   if t[TOTAL] >= 0 then
-    if left > 0 then carried = math.min(left, t[ROLLOVER]) elseif t[POLICY] == POLICY_CARRY then carried = left end
+    if left > 0 then carried = math.min(left, t[ROLLOVER], INTEGER_MAX - math.max(0, t[PLAN_TOTAL])) elseif t[POLICY] == POLICY_CARRY then carried = left end
   end
   t[TOTAL] = t[PLAN_TOTAL]
   t[REMAINING] = t[TOTAL] < 0 and 0 or t[TOTAL] + carried

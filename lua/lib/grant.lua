@@ -48,6 +48,13 @@ local function tenant_grant(t, now, epoch, verb, amount, plan, f)
   return movement(t, now, epoch, verb == VERB_RECHARGE and RECHARGE or ADJUST, amount, f)
 end
 
+-- numbers past 2^53 - 1 would no longer be exact
+local function out_of_range(t, before, o)
+  local largest = math.abs(o[BALANCE])
+  if t then largest = math.max(largest, math.abs(t[REMAINING]), math.abs(t[REMAINING] - before)) end
+  return largest > INTEGER_MAX
+end
+
 -- the fallible writes, undone together
 local function append_all(stream, events, ids_key, id)
   local added = {}

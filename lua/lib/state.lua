@@ -13,6 +13,7 @@ local USER_FORM, USER_SIZE = '<Bdddddddd', 9
 local TENANT_FORM, TENANT_SIZE = '<Bddddddddddddddddddddddddddddddd', 32
 local ORG_FORM, ORG_SIZE = '<Bdddddddddddddddddddd', 21
 local REVOKED, OVERRIDE, MANUAL_BLOCK, HAS_PLAN = 1, 1, 1, 2
+local INTEGER_MAX = 9007199254740991
 local POLICY_CARRY, POLICY_BILL, STRICT = 1, 2, 1
 
 -- hold: see reserve.lua for who fills it

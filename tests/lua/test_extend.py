@@ -1,0 +1,115 @@
+"""extend: keep many live calls, and take more where a stream outgrew its hold."""
+
+from __future__ import annotations
+
+from gateway.core.model import Settled
+from gateway.counters import keys
+from tests.builders import CREDITS, TTL_MS, World, new_id
+
+
+def test_extend_renews_the_deadline_and_notes_what_was_seen(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=50, ttl_ms=1000)
+    assert call.extend(observed=20) == (50, 0)
+    hold = call.hold
+    assert hold is not None
+    assert (hold.observed, hold.tokens) == (20, 50)
+    assert hold.deadline >= call.decision.now_ms + TTL_MS
+    assert world.deadlines() == {call.id: hold.deadline}
+
+
+def test_what_was_seen_never_goes_back(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=50)
+    call.extend(observed=20)
+    call.extend(observed=5)
+    hold = call.hold
+    assert hold is not None
+    assert hold.observed == 20
+
+
+def test_extend_takes_more_where_a_stream_outgrew_its_hold(world: World) -> None:
+    world.plan(1000)
+    call = world.reserve(need=100)
+    assert call.extend(observed=90, margin=50) == (140, 0)
+    assert world.tenant.held == 140
+
+
+def test_extend_takes_no_more_than_is_free_and_says_so(world: World) -> None:
+    world.plan(130)
+    call = world.reserve(need=100)
+    assert call.extend(observed=100, margin=50) == (130, 1)
+    assert call.extend(observed=130, margin=50) == (130, 1)
+    assert world.tenant.held == 130
+
+
+def test_unlimited_and_bill_always_extend(world: World) -> None:
+    world.plan(None)
+    assert world.reserve(need=10).extend(observed=10**6) == (10**6, 0)
+    world.plan(1, overage_policy="bill")
+    assert world.reserve(need=10).extend(observed=10**6) == (10**6, 0)
+
+
+def test_what_does_not_count_tokens_is_renewed_only(world: World) -> None:
+    world.plan(100)
+    world.grant("credits", 10)
+    call = world.reserve(need=10, service=CREDITS, credits_=10)
+    assert call.extend(observed=500) == (0, 0)
+    assert world.tenant.held == 0
+
+
+def test_extend_keeps_many_calls_of_several_tenants_at_once(world: World) -> None:
+    other = World.__new__(World)
+    for name, value in vars(world).items():
+        setattr(other, name, value)
+    other.caller = type(world.caller)(1, 8, 3, world.p)
+    other.define_tenant()
+    world.plan(100)
+    other.plan(100)
+    calls = [world.reserve(need=10), other.reserve(need=10), world.reserve(need=10)]
+    gone = world.reserve(need=10)
+    gone.release()
+    assert world.extend([*calls, gone], observed=30) == [(30, 0), (30, 0), (30, 0), (-1, 0)]
+    assert (world.tenant.held, other.tenant.held) == (60, 30)
+
+
+def test_two_calls_of_one_tenant_share_what_is_free(world: World) -> None:
+    world.plan(100)
+    calls = [world.reserve(need=40) for _ in range(2)]
+    assert world.extend(calls, observed=55) == [(55, 0), (45, 1)]
+    assert world.tenant.held == 100
+
+
+def test_an_extended_hold_settles_to_zero(world: World) -> None:
+    world.plan(1000)
+    call = world.reserve(need=100, user="ann")
+    call.extend(observed=300, margin=100)
+    assert call.settle(tokens=333) is Settled.DONE
+    assert (world.tenant.held, world.tenant.remaining, world.slots("ann")) == (0, 667, [0, 0, 0, 0])
+
+
+def test_a_gone_hold_gets_no_deadline(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=10)
+    world.client.delete(keys.hold(world.p, call.id))
+    world.client.delete(keys.deadlines(world.p))
+    assert call.extend(observed=1) == (-1, 0)
+    assert world.deadlines() == {}
+
+
+def test_a_deadline_that_was_taken_off_stays_off(world: World) -> None:
+    """The reclaimer may have removed it: extend renews deadlines, it never invents one."""
+    world.plan(100)
+    call = world.reserve(need=10)
+    world.client.delete(keys.deadlines(world.p))
+    call.extend(observed=1)
+    assert world.deadlines() == {}
+
+
+def test_unverified_extends_nothing(world: World) -> None:
+    world.plan(100)
+    call = world.reserve(need=10)
+    before = world.everything()
+    world.run_id = new_id().encode()[:36] + b"zzzz"
+    assert world.extend([call], observed=99) == []
+    assert world.everything() == before
