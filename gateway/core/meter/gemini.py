@@ -97,9 +97,7 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
 
 def _report_loose(meter: Meter, document: bytes) -> None:
     """Take what can be read of a usage that is not of the documented types."""
-    read = loose_document(document)
-    meter.failed = meter.failed or not read
-    usage = read.get("usageMetadata")
+    usage = loose_document(document).get("usageMetadata")
     if isinstance(usage, dict):
         names = _Usage.__struct_encode_fields__
         _report(meter, _Usage(*(integer(usage.get(name)) for name in names)), True)

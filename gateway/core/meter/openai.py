@@ -22,6 +22,7 @@ class _Details(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
 
@@ -113,7 +114,9 @@ def _see(meter: Meter, choice: _Choice) -> None:
 def _report(meter: Meter, usage: _Usage) -> None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None and completion is None:
-        return
+        prompt = usage.total_tokens  # some embedding servers say no more
+        if prompt is None:
+            return
     prompt, completion = prompt or 0, completion or 0
     details = usage.prompt_tokens_details
     cached = 0 if details is None else details.cached_tokens or 0
@@ -125,7 +128,6 @@ def _report(meter: Meter, usage: _Usage) -> None:
 def _report_loose(meter: Meter, document: bytes) -> bool:
     """Take what can be read of a usage that is not of the documented types."""
     read = loose_document(document)
-    meter.failed = meter.failed or not read
     usage = read.get("usage")
     if not isinstance(usage, dict):
         return False

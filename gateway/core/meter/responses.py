@@ -86,7 +86,6 @@ def _take(meter: Meter, response: _Response) -> None:
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
     """Take what can be read of a usage that is not of the documented types."""
-    meter.failed = meter.failed or not response
     usage = response.get("usage")
     if not isinstance(usage, dict):
         return

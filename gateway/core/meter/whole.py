@@ -47,9 +47,11 @@ class WholeMeter(Meter):
         if self._tail:
             self._read_windows()
         else:
-            self._dialect.read_whole(self, kept[0] if len(kept) == 1 else b"".join(kept))
-        if not self.reported:
-            self._examine()
+            document = kept[0] if len(kept) == 1 else b"".join(kept)
+            self._dialect.read_whole(self, document)
+            if not self.reported:
+                self._examine()
+                self.failed = self.failed or document.lstrip()[:1] != b"{"
         self._kept = []
         return b""
 

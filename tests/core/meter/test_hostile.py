@@ -1,0 +1,126 @@
+"""No bytes an upstream may send make a meter fail, alter what passes, or charge a negative number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.call import Bounds
+from gateway.core.meter import make_meter
+from gateway.core.model import INTEGER_MAX
+from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
+
+METERS = [
+    "openai_chat", "openai_completions", "openai_embeddings", "openai_responses", "anthropic_messages",
+    "gemini_generate", "gemini_stream", "gemini_embed",
+]  # fmt: skip
+SMALL = Bounds(usage_tokens_max=1000, decoded_bytes_max=4096, kept_bytes_max=256, event_bytes_max=128)
+PIECES = st.sampled_from(
+    [
+        b"data: ",
+        b"\n\n",
+        b"\r\n",
+        b"\r",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b"\\",
+        b":",
+        b",",
+        b"null",
+        b"1e400",
+        b"-1",
+        b'"usage":{',
+        b'"prompt_tokens":',
+        b'"completion_tokens":',
+        b'"output_tokens":',
+        b'"input_tokens":',
+        b'"usageMetadata":{',
+        b'"totalTokenCount":',
+        b'"choices":[',
+        b'"delta":',
+        b'"type":',
+        b'"response":{',
+        b'"message_delta"',
+        b'"content":"',
+        b"99999999999999999999",
+        b"\xff",
+        b"\x00",
+        b"[DONE]",
+        b"\xef\xbb\xbf",
+        b" ",
+    ]
+)
+
+
+def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: Bounds) -> None:
+    for finished in (False, True):
+        made = make_meter(call(meter, streamed=content_type == SSE), 200, content_type, coding, bounds)
+        passed = []
+        for part in parts:
+            passed.append(made.feed(part))
+            assert 0 <= made.observed() <= bounds.usage_tokens_max
+        if finished:
+            passed.append(made.finish())
+        assert b"".join(passed) == b"".join(parts)
+        usage = made.usage()
+        for tokens in (usage.input, usage.output, usage.cached, usage.reasoning, usage.total):
+            assert 0 <= tokens <= INTEGER_MAX
+        assert usage.total <= bounds.usage_tokens_max
+        assert isinstance(made.produced, bool)
+        made.cut()
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(METERS),
+    st.lists(PIECES | st.binary(max_size=6), max_size=40),
+    st.sampled_from([SSE, JSON, b""]),
+    st.sampled_from([b"", b"gzip", b"deflate", b"br"]),
+    st.sampled_from([Bounds(), SMALL]),
+)
+def test_any_bytes(
+    meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: Bounds
+) -> None:
+    run(meter, parts, content_type, coding, bounds)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(RECORDED), st.data())
+def test_recorded_streams_with_wounds(recorded: Recorded, data: st.DataObject) -> None:
+    stream = bytearray(recorded.stream)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(stream) - 1))
+        end = min(len(stream), at + data.draw(st.integers(0, 9)))
+        stream[at:end] = data.draw(PIECES | st.binary(max_size=3))
+    run(recorded.call.meter, [bytes(stream[:40]), bytes(stream[40:])], recorded.content_type, b"", Bounds())
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize("content_type", [SSE, JSON])
+def test_deep_nesting_and_huge_numbers(meter: str, content_type: bytes) -> None:
+    for document in (
+        b"[" * 20_000,
+        b'{"usage":' * 20_000,
+        b'{"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}",
+        b'{"usage":{"prompt_tokens":1e400}}',
+        b'{"usageMetadata":{"totalTokenCount":NaN}}',
+    ):
+        run(
+            meter,
+            [b"data: " + document + b"\n\n"] if content_type == SSE else [document],
+            content_type,
+            b"",
+            Bounds(),
+        )
+
+
+def test_an_unreadable_report_is_a_missing_one() -> None:
+    made = make_meter(call("openai_embeddings", streamed=False), 200, JSON)
+    made.feed(b'{"data":[],"usage":{"prompt_tokens":1e400}}')
+    made.finish()
+    assert made.usage().total == 100
+    assert made.usage().estimated
