@@ -4,7 +4,7 @@ local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdd', 1, 2
 -- a user's state; absent means never seen: the tenant's user limits, nothing used
 local function user_state(raw, t, now)
   local u = raw and open(USER_FORM, raw) or {0, 0, 0, 0, 0, 0, 0, now, 0}
-  if not has(u[FLAGS], OVERRIDE) then u[RPM], u[TPM], u[CONC] = t[URPM], t[UTPM], t[UCONC] end
+  if not has(u[FLAGS], OVERRIDE) then limit(u, t[URPM], t[UTPM], t[UCONC]) end
   return u
 end
 

@@ -3,6 +3,13 @@
 -- so one unit drains in 60000 / limit ms. A full bucket is level 0; debt is level > limit * UNIT.
 local UNIT, FUTURE_MS = 60000, 2000
 
+-- sets limits; where one changes, what was used before fills the new one at most
+local function limit(a, rpm, tpm, concurrency)
+  if rpm ~= a[RPM] then a[RUSED] = math.min(a[RUSED], rpm * UNIT) end
+  if tpm ~= a[TPM] then a[TUSED] = math.min(a[TUSED], tpm * UNIT) end
+  a[RPM], a[TPM], a[CONC] = rpm, tpm, concurrency
+end
+
 local function drain(a, now)
   local at = a[AT]
   if now <= at and at <= now + FUTURE_MS then return end

@@ -71,7 +71,7 @@ local function due(t, now, epoch)
   if at <= 0 or now < at then return nil end
   local boundary, cycles_between = calendar()
   local next_reset = boundary(t[INTERVAL], t[ANCHOR], now)
-  local passed = next_reset > 0 and cycles_between(t[INTERVAL], at, next_reset) or 1
+  local passed = next_reset > 0 and math.max(1, cycles_between(t[INTERVAL], at, next_reset)) or 1
   local f = {}
   if passed > 1 then f.metadata = string.format('{"cycles":%.0f}', passed) end
   return renew(t, now, epoch, passed, next_reset, f)

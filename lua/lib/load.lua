@@ -31,8 +31,8 @@ local function define_tenant(a, packed, from, now)
 end
 
 local function define(a, kind, packed, now)
-  local from
-  a[RPM], a[TPM], a[CONC], from = struct.unpack('<ddd', packed)
+  local rpm, tpm, concurrency, from = struct.unpack('<ddd', packed)
+  limit(a, rpm, tpm, concurrency)
   if kind == KIND_KEY then
     a[FLAGS], a[EXPIRES], a[KEY_ID] = struct.unpack('<ddd', packed, from)
   elseif kind == KIND_USER then
