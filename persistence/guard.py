@@ -16,7 +16,7 @@ from gateway.core.outbox import Batch, Entry
 
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 MOVEMENTS = TOKENS | CREDITS | USAGE
-UNKNOWN = "unknown_account"
+UNKNOWN, QUARANTINED = "unknown_account", "quarantined"
 # The last millisecond of the year 9999.
 TIME_MS_MAX = 253_402_300_799_999
 STANDINGS = (EventKind.BLOCK, EventKind.UNBLOCK)
@@ -199,4 +199,4 @@ def _stop(
     partition, (entry_id, _, event) = placed
     assert event is not None
     out.faults.append(Fault(kind, head.account, partition, entry_id, event, head.seq, seq, reason, behind))
-    head.stopped = kind
+    head.stopped = QUARANTINED

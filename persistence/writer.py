@@ -24,7 +24,18 @@ from gateway.errors import LedgerUnavailable
 from persistence import accounts, rows, statements
 from persistence.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
-from persistence.guard import CREDITS, TOKENS, USAGE, Fault, Heads, Placed, Sorted, sort_out, storable
+from persistence.guard import (
+    CREDITS,
+    QUARANTINED,
+    TOKENS,
+    USAGE,
+    Fault,
+    Heads,
+    Placed,
+    Sorted,
+    sort_out,
+    storable,
+)
 from persistence.rollup import add_up
 
 STATEMENT_TIMEOUT_S = 60
@@ -274,7 +285,7 @@ def _stop(heads: Heads, names: set[str]) -> None:
     for of_kind in (heads.tenants, heads.credits, heads.spends):
         for head in of_kind.values():
             if head.account in names:
-                head.stopped = "quarantined"
+                head.stopped = QUARANTINED
 
 
 def _clash(placed: Placed, part: int, reason: str) -> Fault:

@@ -1,5 +1,5 @@
 """Fixtures of these tests: see `tests.persistence.migrated`."""
 
-from tests.persistence.migrated import migrated, template
+from tests.persistence.migrated import cloned, migrated, shared, template
 
-__all__ = ["migrated", "template"]
+__all__ = ["cloned", "migrated", "shared", "template"]

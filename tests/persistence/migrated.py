@@ -1,4 +1,7 @@
-"""A migrated database a test, cloned from one template a session."""
+"""Migrated databases: one for the session, emptied before each test; or a clone of its own.
+
+`migrated` keeps the schema and what is always there; `cloned` is for tests that change the schema.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import psycopg
 import pytest
 
 from persistence import migrate
+from persistence.tables import metadata
+
+ALWAYS_THERE = ("business_model", "service")
 
 _numbers = itertools.count(1)
 
@@ -23,11 +29,34 @@ def template(postgres: str) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def shared(postgres: str, template: str) -> str:
+    name = f"shared_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {template}")
+    return postgres.rsplit("/", 1)[0] + "/" + name
+
+
 @pytest.fixture
-def migrated(postgres: str, template: str) -> Iterator[str]:
+def migrated(shared: str) -> str:
+    empty(shared)
+    return shared
+
+
+@pytest.fixture
+def cloned(postgres: str, template: str) -> Iterator[str]:
     name = f"m{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"create database {name} template {template}")
     yield postgres.rsplit("/", 1)[0] + "/" + name
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"drop database if exists {name} with (force)")
+
+
+def empty(url: str) -> None:
+    """Delete every row but those always there; a superuser may pass the append-only triggers by."""
+    with psycopg.connect(url) as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
+        for table in metadata.sorted_tables:
+            if table.name not in ALWAYS_THERE:
+                connection.execute(f"DELETE FROM {table.name}")

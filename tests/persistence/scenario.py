@@ -152,14 +152,18 @@ def settle_in(url: str, *totals: int | None) -> list[Account]:
     accounts = []
     with psycopg.connect(url, autocommit=True) as connection:
         for total in totals:
-            plan = one(connection, "INSERT INTO token_plan (name, total_amount) VALUES ('p', %s) RETURNING id", total)
+            plan = one(
+                connection, "INSERT INTO token_plan (name, total_amount) VALUES ('p', %s) RETURNING id", total
+            )
             organization = one(connection, "INSERT INTO organization (name) VALUES ('o') RETURNING id")
             tenant = one(
                 connection,
                 "INSERT INTO tenant (name, organization_id, plan_id) VALUES ('t', %s, %s) RETURNING id",
                 organization, plan,
             )  # fmt: skip
-            connection.execute("INSERT INTO tenant_quota (tenant_id, plan_id) VALUES (%s, %s)", (tenant, plan))
+            connection.execute(
+                "INSERT INTO tenant_quota (tenant_id, plan_id) VALUES (%s, %s)", (tenant, plan)
+            )
             accounts.append(Account(organization, tenant, total))
     return accounts
 

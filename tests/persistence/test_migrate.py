@@ -38,25 +38,27 @@ def test_migrating_from_three_places_at_once(database: str) -> None:
     assert rows_of(database, "SELECT count(*) FROM business_model") == [(3,)]
 
 
-def test_migrated_schema_is_the_one_the_program_was_written_for(migrated: str) -> None:
+def test_migrated_schema_is_the_one_the_program_was_written_for(cloned: str) -> None:
     def ours(_object: object, name: str | None, type_: str, _reflected: bool, _to: object) -> bool:
-        return not (type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in LEDGERS)))
+        return not (
+            type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in LEDGERS))
+        )
 
-    with create_engine(engine.dialect_url(migrated)).connect() as connection:
+    with create_engine(engine.dialect_url(cloned)).connect() as connection:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": False, "include_object": ours}
         )
         assert compare_metadata(context, metadata) == []
 
 
-def test_business_models_and_services_are_always_there(migrated: str) -> None:
-    assert rows_of(migrated, "SELECT name, meter FROM business_model ORDER BY id") == [
+def test_business_models_and_services_are_always_there(cloned: str) -> None:
+    assert rows_of(cloned, "SELECT name, meter FROM business_model ORDER BY id") == [
         ("Consumption", "consumption"),
         ("Subscription", "subscription"),
         ("Pay-Per-Use", "pay_per_use"),
     ]
     services = rows_of(
-        migrated,
+        cloned,
         "SELECT s.key, s.credits, m.name, s.counts_tokens FROM service AS s"
         " JOIN business_model AS m ON m.id = s.business_model_id ORDER BY s.id",
     )
@@ -64,41 +66,41 @@ def test_business_models_and_services_are_always_there(migrated: str) -> None:
     assert services == [(key, 0, "Subscription", True) for key in keys]
 
 
-async def test_partitions_are_made_ahead_and_only_once(migrated: str) -> None:
-    pool = engine.create(migrated)
+async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
+    pool = engine.create(cloned)
     made = await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(LEDGERS)
     assert await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2) == []
     await pool.dispose()
 
 
-def test_months_begin_at_midnight_utc(migrated: str) -> None:
-    with psycopg.connect(migrated, autocommit=True) as connection:
+def test_months_begin_at_midnight_utc(cloned: str) -> None:
+    with psycopg.connect(cloned, autocommit=True) as connection:
         connection.execute("SET timezone = 'Asia/Kolkata'")
         connection.execute("SELECT ensure_partitions('2031-02-10Z', 1)")
         connection.execute(TOKEN_ROW, (datetime(2031, 1, 31, 23, 59, 59, 999_000, UTC), 1))
         connection.execute(TOKEN_ROW, (datetime(2031, 2, 1, tzinfo=UTC), 2))
-    assert rows_of(migrated, "SELECT tableoid::regclass::text, seq FROM token_ledger ORDER BY seq") == [
+    assert rows_of(cloned, "SELECT tableoid::regclass::text, seq FROM token_ledger ORDER BY seq") == [
         ("token_ledger_y2031m01", 1),
         ("token_ledger_y2031m02", 2),
     ]
 
 
-def test_a_row_of_any_month_is_taken_and_its_partition_may_come_too_late(migrated: str) -> None:
-    with psycopg.connect(migrated, autocommit=True) as connection:
+def test_a_row_of_any_month_is_taken_and_its_partition_may_come_too_late(cloned: str) -> None:
+    with psycopg.connect(cloned, autocommit=True) as connection:
         connection.execute(TOKEN_ROW, (datetime(2041, 5, 2, tzinfo=UTC), 1))
         made = connection.execute("SELECT ensure_partitions('2041-05-10Z', 1)").fetchall()
         connection.execute(TOKEN_ROW, (datetime(2041, 5, 3, tzinfo=UTC), 2))
     assert ("token_ledger_y2041m05",) not in made
     assert ("token_ledger_y2041m06",) in made
-    assert rows_of(migrated, "SELECT DISTINCT tableoid::regclass::text FROM token_ledger") == [
+    assert rows_of(cloned, "SELECT DISTINCT tableoid::regclass::text FROM token_ledger") == [
         ("token_ledger_default",)
     ]
 
 
 @pytest.mark.parametrize("ledger", [*LEDGERS, "audit_log"])
-def test_ledgers_are_append_only(migrated: str, ledger: str) -> None:
-    [account] = settle_in(migrated, 10)
+def test_ledgers_are_append_only(cloned: str, ledger: str) -> None:
+    [account] = settle_in(cloned, 10)
     rows = {
         "token_ledger": TOKEN_ROW.replace("%s, 1, %s", "now(), 1, 1"),
         "credit_posting": "INSERT INTO credit_posting (organization_id, kind, amount, balance_after, created_at,"
@@ -110,7 +112,7 @@ def test_ledgers_are_append_only(migrated: str, ledger: str) -> None:
         "audit_log": "INSERT INTO audit_log (actor, action, resource) VALUES ('a', 'b', 'c')",
     }
     assert account.seq == 0
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with psycopg.connect(cloned, autocommit=True) as connection:
         connection.execute(rows[ledger])
         [(partition,)] = connection.execute(f"SELECT tableoid::regclass::text FROM {ledger}").fetchall()
         for table in {ledger, partition}:
@@ -120,9 +122,9 @@ def test_ledgers_are_append_only(migrated: str, ledger: str) -> None:
         assert connection.execute(f"SELECT count(*) FROM {ledger}").fetchone() == (1,)
 
 
-def test_a_finalized_invoice_can_only_become_void(migrated: str) -> None:
-    [account] = settle_in(migrated, 10)
-    with psycopg.connect(migrated, autocommit=True) as connection:
+def test_a_finalized_invoice_can_only_become_void(cloned: str) -> None:
+    [account] = settle_in(cloned, 10)
+    with psycopg.connect(cloned, autocommit=True) as connection:
         invoice = one(
             connection,
             "INSERT INTO invoice (organization_id, currency, period_start, period_end)"
@@ -152,6 +154,6 @@ def test_a_finalized_invoice_can_only_become_void(migrated: str) -> None:
             connection.execute("UPDATE invoice SET status = 'finalized'")
 
 
-def test_counts_stay_below_two_to_the_53(migrated: str) -> None:
-    with psycopg.connect(migrated, autocommit=True) as connection, pytest.raises(errors.CheckViolation):
+def test_counts_stay_below_two_to_the_53(cloned: str) -> None:
+    with psycopg.connect(cloned, autocommit=True) as connection, pytest.raises(errors.CheckViolation):
         connection.execute("INSERT INTO token_plan (name, total_amount) VALUES ('p', 9007199254740992)")
