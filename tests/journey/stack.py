@@ -1,0 +1,148 @@
+"""A whole Tollkeeper as a user starts it, and a small hand for its Admin API."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import psycopg
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S_MAX = 90.0
+Body = dict[str, Any]
+
+
+def eventually(check: Callable[[], Any], within_s: float = 10.0) -> Any:
+    """What `check` answers once it is true; an AssertionError where it never is in time."""
+    end = time.monotonic() + within_s
+    while True:
+        found = check()
+        if found:
+            return found
+        assert time.monotonic() < end, f"not within {within_s} s; last answer: {found!r}"
+        time.sleep(0.02)
+
+
+class Stack:
+    """One `tollkeeper up`. Attributes as its JSON line names them."""
+
+    gateway_url: str
+    admin_url: str
+    admin_token: str
+    api_key: str
+    database_url: str
+    redis_url: str
+    pids: dict[str, Any]
+
+    def __init__(self, data_dir: Path, *options: str, **environ: str) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        self._command = [
+            sys.executable, "-m", "gateway", "up", "--json", "--gateway-port", "0", "--admin-port", "0",
+            "--data-dir", str(data_dir), *options,
+        ]  # fmt: skip
+        self._environ = {k: v for k, v in os.environ.items() if not k.startswith("TOLLKEEPER_")}
+        self._environ |= {"PYTHONPATH": str(ROOT)} | environ
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait for the line."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=log, env=self._environ, cwd=ROOT
+            )
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_S_MAX)
+        line = self.process.stdout.readline() if ready else b""
+        assert line, self.log.read_text()[-3000:]
+        self.__dict__.update(json.loads(line))
+
+    def stop(self) -> int:
+        """Ctrl-C, and its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def admin(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """One call of the Admin API: status and JSON."""
+        request = urllib.request.Request(
+            f"{self.admin_url}/admin/v1{path}",
+            method=method,
+            data=json.dumps(body).encode() if body is not None else None,
+            headers={"authorization": f"Bearer {self.admin_token}", "content-type": "application/json"}
+            | {name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def make(self, resource: str, **fields: Any) -> Body:
+        """Create and return a resource."""
+        status, body = self.admin("POST", f"/{resource}", fields)
+        assert status == 201, body
+        made: Body = body
+        return made
+
+    def act(self, tenant_id: int, action: str, **fields: Any) -> Body:
+        """An action on a tenant; its quota as it is then."""
+        status, body = self.admin("POST", f"/tenants/{tenant_id}/{action}", fields or None)
+        assert status == 200, body
+        quota: Body = body
+        return quota
+
+    def quota(self, tenant_id: int) -> Body:
+        """A tenant's live quota."""
+        status, body = self.admin("GET", f"/tenant-quotas/{tenant_id}")
+        assert status == 200, body
+        quota: Body = body
+        return quota
+
+    def ledger(self, tenant_id: int) -> list[Body]:
+        """A tenant's ledger, oldest first."""
+        status, body = self.admin("GET", f"/token-ledger?tenant_id={tenant_id}&limit=1000")
+        assert status == 200, body
+        rows: list[Body] = body["items"]
+        return rows
+
+    def settled(self, tenant_id: int, rows: int) -> list[Body]:
+        """The ledger once it has so many rows."""
+        found: list[Body] = eventually(lambda: (r := self.ledger(tenant_id)) if len(self.ledger(tenant_id)) >= rows else [])
+        return found
+
+    def tenant(self, total: int | None = 1000, **plan: Any) -> tuple[int, str]:
+        """A new tenant on a plan of its own: its id and an API key."""
+        token_plan = self.make("token-plans", name=f"plan {time.monotonic_ns()}", total_amount=total, **plan)
+        tenant = self.make("tenants", name=f"tenant {time.monotonic_ns()}", plan_id=token_plan["id"])
+        key = self.make("api-keys", tenant_id=tenant["id"])
+        return tenant["id"], key["key"]
+
+    def chat(self, key: str, usage: str = "", **fields: Any) -> httpx.Response:
+        """One chat call; `usage` dictates what the upstream reports, `x_…` fields are header fields."""
+        headers = {name.replace("_", "-"): fields.pop(name) for name in list(fields) if name.startswith("x_")}
+        if usage:
+            headers["x-demo-usage"] = usage
+        body = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
+        return httpx.post(
+            f"{self.gateway_url}/v1/chat/completions",
+            json=body | fields,
+            headers={"authorization": f"Bearer {key}"} | headers,
+            timeout=30,
+        )
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows straight from PostgreSQL."""
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(query).fetchall()

@@ -1,0 +1,167 @@
+"""From an SDK call to a ledger row, as README promises it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import httpx2 as httpx
+import pytest
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
+
+from tests.journey.stack import ROOT, Stack, eventually
+
+
+def client(stack: Stack, key: str) -> OpenAI:
+    return OpenAI(base_url=f"{stack.gateway_url}/v1", api_key=key, max_retries=0)
+
+
+def test_sdk_chat_is_in_the_ledger_within_two_seconds(stack: Stack) -> None:
+    tenant, key = stack.tenant()
+    answer = client(stack, key).chat.completions.create(
+        model="demo-small",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=64,
+        extra_headers={"x-demo-usage": "17,25"},
+    )
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 42
+    rows = eventually(lambda: [r for r in stack.ledger(tenant) if r["transaction_type"] == "consume"], 2.0)
+    assert [(r["amount"], r["direction"], r["total_remaining"]) for r in rows] == [(42, "OUT", 958)]
+    assert rows[0]["metadata"]["model"] == "demo-small"
+    assert (rows[0]["metadata"]["input"], rows[0]["metadata"]["output"]) == (17, 25)
+    assert rows[0]["metadata"]["estimated"] is False
+    stored = stack.rows(f"select amount, total_remaining, seq from token_ledger where tenant_id = {tenant} order by seq")
+    assert stored == [(1000, 1000, 1), (42, 958, 2)]
+    assert stack.quota(tenant)["tokens_used"] == 42
+
+
+def test_sdk_stream_is_charged_and_its_usage_frame_kept_only_if_asked_for(stack: Stack) -> None:
+    tenant, key = stack.tenant()
+    chunks = list(
+        client(stack, key).chat.completions.create(
+            model="demo-small",
+            messages=[{"role": "user", "content": "hello"}],
+            stream=True,
+            extra_headers={"x-demo-usage": "11,7"},
+        )
+    )
+    assert all(chunk.usage is None for chunk in chunks)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    asked = list(
+        client(stack, key).chat.completions.create(
+            model="demo-small",
+            messages=[{"role": "user", "content": "hello"}],
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_headers={"x-demo-usage": "3,4"},
+        )
+    )
+    assert asked[-1].usage is not None
+    assert asked[-1].usage.total_tokens == 7
+    rows = stack.settled(tenant, 3)
+    assert [r["amount"] for r in rows] == [1000, 18, 7]
+    assert rows[1]["metadata"]["streamed"] is True
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_is_the_upstreams_byte_for_byte(stack: Stack, stream: bool) -> None:
+    _, key = stack.tenant()
+    body = {
+        "model": "demo-small",
+        "messages": [{"role": "user", "content": "the same words"}],
+        "stream": stream,
+        **({"stream_options": {"include_usage": True}} if stream else {}),
+    }
+    direct = httpx.post(f"{stack.upstream_url}/v1/chat/completions", json=body)  # type: ignore[attr-defined]  # from the JSON line
+    through = httpx.post(
+        f"{stack.gateway_url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
+    )
+    assert through.status_code == direct.status_code == 200
+    assert through.headers["content-type"] == direct.headers["content-type"]
+    assert _timeless(through.content) == _timeless(direct.content)
+
+
+def _timeless(content: bytes) -> bytes:
+    """Without what the demo upstream makes anew for each answer."""
+    text = content.decode()
+    for line in text.replace("data: ", "").split("\n"):
+        if line.startswith("{"):
+            parsed = json.loads(line)
+            text = text.replace(str(parsed["id"]), "ID").replace(str(parsed["created"]), "CREATED")
+    return text.encode()
+
+
+def test_request_id_of_the_answer_is_the_ledgers(stack: Stack) -> None:
+    tenant, key = stack.tenant()
+    answer = stack.chat(key, "1,1")
+    row = stack.settled(tenant, 2)[1]
+    assert row["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["x-tollkeeper-tokens-remaining"] is not None
+
+
+def test_usage_command_shows_the_tokens(stack: Stack) -> None:
+    tenant, key = stack.tenant()
+    stack.chat(key, "30,12")
+    stack.settled(tenant, 2)
+    shown = subprocess.run(
+        [sys.executable, "-m", "gateway", "usage", "--json"],
+        cwd=ROOT,
+        env=os.environ
+        | {"TOLLKEEPER_ADMIN_URL": stack.admin_url, "TOLLKEEPER_ADMIN_TOKEN": stack.admin_token},
+        capture_output=True,
+        check=True,
+    )
+    assert f'"tenant_id": {tenant}' in shown.stdout.decode() or f'"tenant_id":{tenant}' in shown.stdout.decode()
+    assert "42" in shown.stdout.decode()
+
+
+def test_key_holder_sees_what_is_left(stack: Stack) -> None:
+    tenant, key = stack.tenant()
+    stack.chat(key, "30,12")
+    seen = httpx.get(f"{stack.gateway_url}/.tollkeeper/usage", headers={"authorization": f"Bearer {key}"}).json()
+    assert (seen["tenant"], seen["tokens_used"], seen["tokens_remaining"]) == (tenant, 42, 958)
+    assert seen["next_reset_at"].endswith("T00:00:00.000Z")
+
+
+def test_no_key_wrong_key_and_revoked_key_are_401(stack: Stack) -> None:
+    with pytest.raises(AuthenticationError):
+        client(stack, "tk_" + "x" * 32).chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "x"}]
+        )
+    assert httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}).status_code == 401
+    tenant = stack.make("tenants", name="revoked", plan_id=stack.make("token-plans", name="r", total_amount=9)["id"])
+    key = stack.make("api-keys", tenant_id=tenant["id"], name="k")
+    assert stack.chat(key["key"], "1,1").status_code == 200
+    assert stack.admin("POST", f"/api-keys/{key['id']}/revoke")[0] == 200
+    refused = eventually(lambda: (r := stack.chat(key["key"], "1,1")) if r.status_code != 200 else None, 1.0)
+    assert refused.status_code == 401
+    assert refused.headers["x-tollkeeper-reason"] == "invalid_api_key"
+
+
+def test_invalid_json_unknown_path_and_wrong_method(stack: Stack) -> None:
+    _, key = stack.tenant()
+    with pytest.raises(BadRequestError):
+        client(stack, key).chat.completions.create(model="m", messages=[], max_tokens=-1)
+    with pytest.raises(NotFoundError):
+        client(stack, key).get("/nothing", cast_to=object)
+    headers = {"authorization": f"Bearer {key}"}
+    bad = httpx.post(f"{stack.gateway_url}/v1/chat/completions", content=b"{", headers=headers)
+    assert (bad.status_code, bad.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
+    wrong = httpx.get(f"{stack.gateway_url}/v1/chat/completions", headers=headers)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_exceeding_is_delivered_then_refused_as_the_sdks_rate_limit_error(stack: Stack) -> None:
+    tenant, key = stack.tenant(50, reset_interval="daily")
+    assert stack.chat(key, "30,40").status_code == 200
+    quota = stack.quota(tenant)
+    assert (quota["tokens_remaining"], quota["is_blocked"]) == (-20, True)
+    with pytest.raises(RateLimitError) as refused:
+        client(stack, key).chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert refused.value.code == "insufficient_quota"
+    headers = refused.value.response.headers
+    assert headers["x-tollkeeper-reason"] == "quota_exceeded"
+    assert 0 < int(headers["retry-after"]) <= 86400

@@ -1,0 +1,117 @@
+"""What a user sees while a part is away, and that nothing is lost or doubled by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.conftest import free_port
+from tests.journey.stack import Stack, eventually
+
+Start = Callable[..., Stack]
+
+
+def test_refusing_and_hanging_upstreams_charge_nothing_and_release_the_hold(own_stack: Start) -> None:
+    stack = own_stack("--upstream", f"http://127.0.0.1:{free_port()}")
+    tenant, key = stack.tenant()
+    answer = stack.chat(key)
+    assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (502, "upstream_unreachable")
+    quota = stack.quota(tenant)
+    assert (quota["tokens_remaining"], quota["tokens_held"]) == (1000, 0)
+    assert len(stack.ledger(tenant)) == 1
+
+
+def test_hanging_upstream_is_504_and_charges_nothing(own_stack: Start) -> None:
+    stack = own_stack(TOLLKEEPER_UPSTREAM_FIRST_BYTE_S="0.5")
+    tenant, key = stack.tenant()
+    answer = stack.chat(key, x_demo_delay_s="5")
+    assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (504, "upstream_timeout")
+    quota = stack.quota(tenant)
+    assert (quota["tokens_remaining"], quota["tokens_held"]) == (1000, 0)
+
+
+def test_everything_is_kept_over_a_restart_and_served_again(own_stack: Start) -> None:
+    stack = own_stack()
+    tenant, key = stack.tenant()
+    stack.chat(key, "10,10")
+    first = stack.api_key
+    assert stack.stop() == 0
+    stack.start()
+    assert stack.api_key == first
+    assert stack.quota(tenant)["tokens_remaining"] == 980
+    assert stack.chat(key, "1,1").status_code == 200
+    assert [row["amount"] for row in stack.settled(tenant, 3)] == [1000, 20, 2]
+
+
+def test_traffic_goes_on_without_postgresql_and_rows_arrive_later(own_stack: Start) -> None:
+    stack = own_stack()
+    tenant, key = stack.tenant()
+    postgres = stack.pids["postgres"]
+    children = _tree(postgres)
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert [stack.chat(key, "3,4").status_code for _ in range(5)] == [200] * 5
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
+    assert [row["amount"] for row in stack.settled(tenant, 6)] == [1000, 7, 7, 7, 7, 7]
+
+
+def test_frozen_redis_is_503_quickly_and_killed_redis_comes_back_verified(own_stack: Start) -> None:
+    stack = own_stack()
+    tenant, key = stack.tenant()
+    assert stack.chat(key, "1,1").status_code == 200
+    redis = stack.pids["redis"]
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        refused = stack.chat(key, "1,1")
+        assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (503, "counters_unavailable")
+        assert time.monotonic() - started < 5
+    finally:
+        os.kill(redis, signal.SIGCONT)
+    assert eventually(lambda: stack.chat(key, "1,1").status_code == 200, 15)
+    time.sleep(1.2)  # the append-only file is synced once a second: what came before is safe now
+    os.kill(redis, signal.SIGKILL)
+    assert eventually(lambda: stack.chat(key, "1,1").status_code == 200, 30)
+    rows = eventually(lambda: (r := stack.ledger(tenant)) if r[-1]["total_remaining"] == stack.quota(tenant)["tokens_remaining"] else None)
+    assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_killed_workers_and_keeper_are_restarted_and_lose_nothing(own_stack: Start) -> None:
+    stack = own_stack("--workers", "2")
+    tenant, key = stack.tenant(1_000_000)
+
+    def call(_: int) -> int:
+        try:
+            return stack.chat(key, "3,4").status_code
+        except Exception:  # noqa: BLE001  # a killed worker breaks its connections, in any way it likes
+            return 0
+
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(call, range(200))
+        time.sleep(0.2)
+        os.kill(stack.pids["gateway"][0], signal.SIGKILL)
+        os.kill(stack.pids["keeper"], signal.SIGKILL)
+        complete = sum(status == 200 for status in results)
+    assert complete > 100
+
+    def consumed() -> list[int]:
+        return [row["amount"] for row in stack.ledger(tenant) if row["transaction_type"] == "consume"]
+
+    eventually(lambda: stack.admin("GET", f"/tenant-quotas/{tenant}")[0] == 200, 20)
+    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0, 60)
+    amounts = eventually(lambda: (a := consumed()) if sum(a) == stack.quota(tenant)["tokens_used"] else None, 20)
+    assert len(amounts) >= complete
+    assert 1_000_000 - stack.quota(tenant)["tokens_remaining"] == sum(amounts)
+
+
+def _tree(pid: int) -> list[int]:
+    import psutil
+
+    process = psutil.Process(pid)
+    return [pid, *(child.pid for child in process.children(recursive=True))]
