@@ -62,6 +62,8 @@ async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> w
         )
     except web.HTTPRequestEntityTooLarge:
         return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)
+    except web.RequestPayloadError:
+        return problem(400, "invalid_request", "The body did not arrive in one piece.", instance=path)
     except web.HTTPNotFound:
         return problem(404, "not_found", "There is nothing at this address.", instance=path)
     except web.HTTPException as error:

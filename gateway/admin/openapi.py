@@ -43,6 +43,7 @@ REFUSALS = {
     "404": "There is no such row.",
     "409": "Contradicts what is stored, or the Idempotency-Key was used for something else.",
     "413": "The body is too large.",
+    "415": "The body has a Content-Encoding.",
     "422": "Some fields are wrong; `errors` names them.",
     "503": "PostgreSQL does not answer.",
 }

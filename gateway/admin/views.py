@@ -22,7 +22,7 @@ from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
 from gateway.core.administration import Actor, Claim, Command, Replay, Row, Written
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
+from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable, UnsupportedEncoding
 
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
 
@@ -67,7 +67,7 @@ class Views:
         """`POST /<resource>`; a secret made here is in this answer only."""
         actor = await self._writer(request)
         resource = self._resource
-        sent = body.parse(await request.read())
+        sent = await _read(request)
         assert resource.create is not None
         values = body.check(resource.create, sent, known=resource.known)
         claim = _claim(request, actor, sent)
@@ -86,7 +86,7 @@ class Views:
         actor = await self._writer(request)
         resource = self._resource
         assert resource.patch is not None
-        values = body.check(resource.patch, body.parse(await request.read()), known=resource.known)
+        values = body.check(resource.patch, await _read(request), known=resource.known)
         command = Command(
             resource.name, "change", actor, request[REQUEST_ID], resource.render, _row_id(request), values
         )
@@ -109,7 +109,7 @@ class Views:
     async def act(self, request: web.Request, action: Action) -> web.Response:
         """`POST /<resource>/{id}/<action>`."""
         actor = await self._writer(request)
-        sent = body.parse(await request.read())
+        sent = await _read(request)
         values: Row = {}
         if action.body is not None:
             values = body.check(action.body, sent)
@@ -176,6 +176,12 @@ class Views:
         if resource.live:
             [row] = await live.overlay(self._ports, [row])
         return resource.render(row)
+
+
+async def _read(request: web.Request) -> body.Body:
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    return body.parse(await request.read())
 
 
 def _row_id(request: web.Request) -> int:

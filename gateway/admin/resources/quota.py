@@ -114,7 +114,7 @@ RESOURCES = (
     ),
     Resource(
         name="token-ledger",
-        title="TokenLedger",
+        title="TokenLedgerRow",
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
         readable=False,

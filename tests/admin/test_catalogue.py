@@ -1,0 +1,134 @@
+"""Services, business models, negotiated prices and subscription plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Api
+
+SERVICE = {"name": "Search", "key": "search", "credits": 3, "service_type": "Pay-As-You-Go"}
+
+
+async def model(api: Api, name: str = "Consumption") -> int:
+    return int((await api.get(f"business-models?name={name}")).json["items"][0]["id"])
+
+
+async def test_three_business_models_are_always_there(api: Api) -> None:
+    found = (await api.get("business-models")).json["items"]
+    assert [(row["name"], row["meter"]) for row in found] == [
+        ("Consumption", "consumption"),
+        ("Subscription", "subscription"),
+        ("Pay-Per-Use", "pay_per_use"),
+    ]
+    for row in found:
+        assert (await api.delete(f"business-models/{row['id']}")).status == 409
+        assert (await api.patch(f"business-models/{row['id']}", {"meter": "consumption"})).status == 409
+        assert (await api.patch(f"business-models/{row['id']}", {"description": "x"})).status == 200
+
+
+async def test_more_business_models_may_be_added(api: Api) -> None:
+    made = await api.make("business-models", name="Prepaid", meter="consumption")
+    assert (await api.post("business-models", {"name": "Prepaid", "meter": "consumption"})).status == 409
+    service = await api.make("services", **SERVICE, business_model_id=made["id"])
+    assert (await api.delete(f"business-models/{made['id']}")).status == 409
+    assert (await api.delete(f"services/{service['id']}")).status == 204
+    assert (await api.delete(f"business-models/{made['id']}")).status in {204, 409}
+
+
+async def test_a_service_is_a_new_catalogue(api: Api) -> None:
+    made = await api.make("services", **SERVICE, business_model_id=await model(api))
+    assert api.counters.pushed == ["catalogue"]
+    await api.patch(f"services/{made['id']}", {"name": "Find"})
+    assert api.counters.pushed == ["catalogue"]
+    await api.patch(f"services/{made['id']}", {"credits": 4})
+    assert api.counters.pushed == ["catalogue"] * 2
+    assert api.rows("select distinct partition from control_write") == [(None,)]
+
+
+async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) -> None:
+    sent = {**SERVICE, "business_model_id": await model(api)}
+    first = await api.make("services", **sent)
+    assert (await api.post("services", sent)).status == 409
+    assert (await api.delete(f"services/{first['id']}")).status == 204
+    second = await api.make("services", **sent)
+    assert second["id"] != first["id"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("key", "Has Space", "key"),
+        ("key", "a~1", "key"),
+        ("credits", -1, "credits"),
+        ("credits", 2**53, "credits"),
+        ("service_type", "Weekly", "service_type"),
+        ("business_model_id", 99, "business_model_id"),
+        ("counts_tokens", "yes", "counts_tokens"),
+        ("pricing", {}, "pricing"),
+        ("pricing", {"tiers": []}, "pricing.tiers"),
+        ("pricing", {"tiers": [{"up_to": 5, "unit_price": "1"}]}, "pricing"),
+        (
+            "pricing",
+            {"tiers": [{"up_to": None, "unit_price": "1"}, {"up_to": 5, "unit_price": "1"}]},
+            "pricing",
+        ),
+        ("pricing", {"per_million": {"*": {"input": 1.5}}}, "pricing.per_million.*.input"),
+    ],
+)
+async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, named: str) -> None:
+    refused = await api.post("services", {**SERVICE, "business_model_id": await model(api), field: value})
+    assert refused.status == 422
+    assert [error["field"] for error in refused.json["errors"]] == [named]
+
+
+@pytest.mark.parametrize(
+    "pricing",
+    [
+        {"tiers": [{"up_to": 1000, "unit_price": "0.001"}, {"up_to": None, "unit_price": "0.50"}]},
+        {"per_million": {"*": {"input": 1, "output": 2, "cached": 3}}},
+        None,
+    ],
+)
+async def test_pricing_comes_back_as_it_was_sent(api: Api, pricing: dict[str, Any] | None) -> None:
+    made = await api.make("services", **SERVICE, business_model_id=await model(api), pricing=pricing)
+    assert made["pricing"] == pricing
+
+
+async def test_one_negotiated_price_a_pair(api: Api) -> None:
+    organization = await api.make("organizations", name="Acme")
+    service = await api.make("services", **SERVICE, business_model_id=await model(api))
+    sent = {"organization_id": organization["id"], "service_id": service["id"], "negotiated_credits": 1}
+    made = await api.make("organization-services", **sent)
+    assert (await api.post("organization-services", sent)).status == 409
+    assert (await api.delete(f"services/{service['id']}")).status == 409
+    changed = await api.patch(f"organization-services/{made['id']}", {"negotiated_credits": 0})
+    assert changed.json["negotiated_credits"] == 0
+    assert (await api.patch(f"organization-services/{made['id']}", {"service_id": 1})).status == 422
+    assert (await api.delete(f"organization-services/{made['id']}")).status == 204
+    assert (await api.delete(f"services/{service['id']}")).status == 204
+
+
+async def test_a_subscription_plan_includes_services_that_are_there(api: Api) -> None:
+    sent = {"name": "Gold", "monthly_cost": "10.00", "annual_cost": "99.00", "feature_access": ["chat"]}
+    made = await api.make("subscription-plans", **sent)
+    assert {name: made[name] for name in sent} == sent
+    refused = await api.post("subscription-plans", {**sent, "feature_access": ["chat", "teleport"]})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "feature_access")
+    chat = (await api.get("services?key=chat")).json["items"][0]
+    assert (await api.delete(f"services/{chat['id']}")).status == 409
+    plan = await api.make("token-plans", name="t")
+    await api.patch(f"subscription-plans/{made['id']}", {"token_plan_id": plan["id"]})
+    assert (await api.delete(f"token-plans/{plan['id']}")).status == 409
+    assert (await api.delete(f"subscription-plans/{made['id']}")).status == 204
+    assert (await api.delete(f"token-plans/{plan['id']}")).status == 204
+
+
+async def test_uses_are_read_only_lists(api: Api) -> None:
+    for resource in ("credit-transactions", "feature-usage"):
+        assert (await api.get(f"{resource}?organization_id=1&project_id=0")).json == {
+            "items": [],
+            "next_cursor": None,
+        }
+        assert (await api.post(resource, {})).status == 405

@@ -1,0 +1,140 @@
+"""Lists: pages that neither skip nor repeat, filters, spans of time, the ledger in the order of its seq."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Api
+
+
+async def walk(api: Api, path: str, limit: int) -> list[Any]:
+    found: list[Any] = []
+    cursor = ""
+    while True:
+        sign = "&" if "?" in path else "?"
+        page = (await api.get(f"{path}{sign}limit={limit}{cursor}")).json
+        assert len(page["items"]) <= limit
+        found += page["items"]
+        if page["next_cursor"] is None:
+            return found
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+async def fill_ledger(api: Api, tenants: int, rows: int) -> None:
+    api.rows(
+        "insert into token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
+        " created_at, epoch, seq, cycle, request_id, metadata)"
+        " select t, case when s = 1 then 'reset' else 'consume' end, 1, 100 - s,"
+        " case when s = 1 then 'IN' else 'OUT' end, now() - interval '1 hour' + s * interval '1 second',"
+        ' 1, s, 1, gen_random_uuid(), \'{"model": "m"}\''
+        " from generate_series(1, %s) as t, generate_series(1, %s) as s",
+        tenants,
+        rows,
+    )
+
+
+async def test_pages_neither_skip_nor_repeat_while_rows_are_added(api: Api) -> None:
+    made = [(await api.make("organizations", name=f"o{n}"))["id"] for n in range(5)]
+    first = (await api.get("organizations?limit=2")).json
+    await api.make("organizations", name="late")
+    rest = (await api.get(f"organizations?limit=1000&cursor={first['next_cursor']}")).json
+    ids = [row["id"] for row in first["items"] + rest["items"]]
+    assert ids[:5] == made
+    assert len(ids) == len(set(ids)) == 6
+    assert rest["next_cursor"] is None
+
+
+async def test_exactly_full_pages_end(api: Api) -> None:
+    for n in range(4):
+        await api.make("organizations", name=f"o{n}")
+    assert len(await walk(api, "organizations", 2)) == 4
+    assert len(await walk(api, "organizations", 4)) == 4
+    assert [row["name"] for row in await walk(api, "organizations?order=desc", 3)] == ["o3", "o2", "o1", "o0"]
+
+
+async def test_filters_by_foreign_key_and_name(api: Api) -> None:
+    one = await api.make("tenants", name="one")
+    two = await api.make("tenants", name="two", organization_id=one["organization_id"])
+    await api.make("tenants", name="three")
+    found = (await api.get(f"tenants?organization_id={one['organization_id']}")).json["items"]
+    assert found == [one, two]
+    assert (await api.get("tenants?name=two")).json["items"] == [two]
+    key = await api.make("api-keys", tenant_id=two["id"], name="k")
+    found = (await api.get(f"api-keys?organization_id={one['organization_id']}&tenant_id={two['id']}")).json[
+        "items"
+    ]
+    assert [row["id"] for row in found] == [key["id"]]
+    quotas = (await api.get(f"tenant-quotas?organization_id={one['organization_id']}")).json["items"]
+    assert [row["tenant_id"] for row in quotas] == [one["id"], two["id"]]
+
+
+async def test_the_ledger_comes_by_seq(api: Api) -> None:
+    await fill_ledger(api, tenants=3, rows=12)
+    rows = await walk(api, "token-ledger?tenant_id=2", 5)
+    assert [row["seq"] for row in rows] == list(range(1, 13))
+    assert {row["tenant_id"] for row in rows} == {2}
+    assert rows[0]["transaction_type"] == "reset"
+    assert rows[0]["metadata"] == {"model": "m"}
+    everything = await walk(api, "token-ledger", 7)
+    assert [(row["tenant_id"], row["seq"]) for row in everything] == [
+        (tenant, seq) for tenant in (1, 2, 3) for seq in range(1, 13)
+    ]
+    newest = (await api.get("token-ledger?tenant_id=2&order=desc&limit=2")).json["items"]
+    assert [row["seq"] for row in newest] == [12, 11]
+
+
+async def test_the_ledger_by_request_kind_and_time(api: Api) -> None:
+    await fill_ledger(api, tenants=2, rows=4)
+    row = (await api.get("token-ledger?tenant_id=1")).json["items"][2]
+    assert (await api.get(f"token-ledger?request_id={row['request_id']}")).json["items"] == [row]
+    resets = (await api.get("token-ledger?transaction_type=reset&direction=IN")).json["items"]
+    assert [found["seq"] for found in resets] == [1, 1]
+    since = (await api.get(f"token-ledger?tenant_id=1&from={row['created_at']}")).json["items"]
+    assert [found["seq"] for found in since] == [3, 4]
+    until = (await api.get(f"token-ledger?tenant_id=1&to={row['created_at']}")).json["items"]
+    assert [found["seq"] for found in until] == [1, 2]
+
+
+async def test_the_ledger_is_read_only(api: Api) -> None:
+    assert (await api.post("token-ledger", {})).status == 405
+    assert (await api.get("token-ledger/1")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=x", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("colour=red", "colour"),
+        ("name=", "name"),
+        ("name=%00", "name"),
+        ("from=yesterday", "from"),
+        ("to=2026-01-01", "to"),
+        ("cursor=", "cursor"),
+        ("cursor=abc", "cursor"),
+        ("cursor=WzFd", "cursor"),
+        ("order=up", "order"),
+    ],
+)
+async def test_wrong_parameters_are_named(api: Api, query: str, field: str) -> None:
+    refused = await api.get(f"organizations?{query}")
+    assert refused.status == 422
+    assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+async def test_a_cursor_belongs_to_its_list(api: Api) -> None:
+    for n in range(2):
+        await api.make("tenants", name=f"t{n}")
+    cursor = (await api.get("tenants?limit=1")).json["next_cursor"]
+    assert (await api.get(f"tenants?cursor={cursor}")).status == 200
+    for elsewhere in (f"organizations?cursor={cursor}", f"tenants?name=t0&cursor={cursor}"):
+        assert (await api.get(elsewhere)).status == 422
+
+
+async def test_from_and_to_accept_an_unescaped_plus(api: Api) -> None:
+    await api.make("organizations", name="x")
+    assert len((await api.get("organizations?from=2020-01-01T00:00:00+02:00")).json["items"]) == 1

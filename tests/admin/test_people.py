@@ -1,0 +1,142 @@
+"""Organizations, tenants and users: what may be made, changed and deleted, and what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.admin.conftest import Api
+
+
+async def test_an_organization_answers_as_it_was_made(api: Api) -> None:
+    sent = {
+        "name": "Acme",
+        "currency": "EUR",
+        "credit_limit": 500,
+        "spend_cap": "100.50",
+        "limits": {"requests_per_minute": 10, "concurrency": 2},
+        "tax_rate": "0.20",
+    }
+    made = await api.make("organizations", **sent)
+    assert {name: made[name] for name in sent} == sent
+    assert made["credit_balance"] == 0
+    assert (await api.get(f"organizations/{made['id']}")).json == made
+
+
+async def test_defaults_of_an_organization(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    assert (made["currency"], made["credit_limit"], made["spend_cap"], made["limits"], made["tax_rate"]) == (
+        "USD", 0, None, {}, "0.00",
+    )  # fmt: skip
+
+
+async def test_a_change_touches_only_the_fields_sent(api: Api) -> None:
+    made = await api.make("organizations", name="Acme", limits={"concurrency": 2}, spend_cap="5.00")
+    changed = await api.patch(f"organizations/{made['id']}", {"spend_cap": None})
+    assert changed.status == 200
+    assert changed.json == {**made, "spend_cap": None}
+    assert (await api.patch(f"organizations/{made['id']}", {})).json == changed.json
+    cleared = await api.patch(f"organizations/{made['id']}", {"limits": None})
+    assert cleared.json["limits"] == {}
+
+
+async def test_a_created_row_says_where_it_is(api: Api) -> None:
+    answer = await api.post("organizations", {"name": "Acme"})
+    assert answer.headers["Location"] == f"/admin/v1/organizations/{answer.json['id']}"
+    assert (await api.get(answer.headers["Location"])).status == 200
+
+
+async def test_an_organization_with_tenants_or_users_stays(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    tenant = await api.make("tenants", name="web", organization_id=made["id"])
+    user = await api.make("users", external_id="ann", organization_id=made["id"])
+    where = f"organizations/{made['id']}"
+    assert (await api.delete(where)).status == 409
+    assert (await api.delete(f"tenants/{tenant['id']}")).status == 204
+    assert (await api.delete(where)).status == 409
+    assert (await api.delete(f"users/{user['id']}")).status == 204
+    assert (await api.delete(where)).status == 204
+    assert (await api.get(where)).status == 404
+    assert (await api.delete(where)).status == 404
+    assert (await api.patch(where, {"name": "x"})).status == 404
+    assert (await api.get("organizations")).json["items"] == []
+
+
+async def test_a_tenant_without_organization_gets_one_of_its_name(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    organization = (await api.get(f"organizations/{tenant['organization_id']}")).json
+    assert organization["name"] == "web"
+    assert api.counters.pushed == [f"organization:{organization['id']}", f"tenant:{tenant['id']}"]
+
+
+async def test_a_tenant_never_changes_organization(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    other = await api.make("organizations", name="Other")
+    refused = await api.patch(f"tenants/{tenant['id']}", {"organization_id": other["id"]})
+    assert refused.status == 422
+    assert refused.json["errors"] == [{"field": "organization_id", "message": "cannot be set here"}]
+
+
+@pytest.mark.parametrize("field", ["organization_id", "plan_id"])
+async def test_a_tenant_refers_only_to_what_is_there(api: Api, field: str) -> None:
+    refused = await api.post("tenants", {"name": "web", field: 99})
+    assert refused.status == 422
+    assert refused.json["errors"][0]["field"] == field
+    assert (await api.get("tenants")).json["items"] == []
+    assert api.rows("select * from control_write") == []
+
+
+async def test_a_deleted_organization_takes_no_tenants(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    await api.delete(f"organizations/{made['id']}")
+    assert (await api.post("tenants", {"name": "web", "organization_id": made["id"]})).status == 422
+
+
+async def test_a_tenant_with_working_keys_stays(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    key = await api.make("api-keys", tenant_id=tenant["id"], name="k")
+    assert (await api.delete(f"tenants/{tenant['id']}")).status == 409
+    await api.post(f"api-keys/{key['id']}/revoke")
+    assert (await api.delete(f"tenants/{tenant['id']}")).status == 204
+    assert (await api.get(f"tenant-quotas/{tenant['id']}")).status == 404
+
+
+async def test_limits_are_loaded_anew_when_they_change_and_only_then(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    api.counters.pushed.clear()
+    await api.patch(f"tenants/{tenant['id']}", {"name": "www"})
+    assert api.counters.pushed == []
+    await api.patch(f"tenants/{tenant['id']}", {"user_limits": {"concurrency": 1}})
+    assert api.counters.pushed == [f"tenant:{tenant['id']}"]
+
+
+async def test_users_are_unique_within_their_organization(api: Api) -> None:
+    one = await api.make("organizations", name="One")
+    two = await api.make("organizations", name="Two")
+    await api.make("users", external_id="ann", organization_id=one["id"])
+    await api.make("users", external_id="ann", organization_id=two["id"])
+    await api.make("users", external_id="ann")
+    for organization_id in (one["id"], None):
+        refused = await api.post("users", {"external_id": "ann", "organization_id": organization_id})
+        assert refused.status == 409
+
+
+async def test_a_deleted_user_can_come_back(api: Api) -> None:
+    organization = await api.make("organizations", name="One")
+    sent = {"external_id": "ann", "organization_id": organization["id"]}
+    made = await api.make("users", **sent, limits={"concurrency": 4}, name="Ann")
+    assert (await api.delete(f"users/{made['id']}")).status == 204
+    again = await api.make("users", **sent)
+    assert (again["id"], again["limits"], again["name"]) == (made["id"], {}, None)
+
+
+async def test_a_users_limits_reach_each_tenant_of_the_organization(api: Api) -> None:
+    organization = await api.make("organizations", name="One")
+    tenants = [await api.make("tenants", name=name, organization_id=organization["id"]) for name in "ab"]
+    api.counters.pushed.clear()
+    user = await api.make(
+        "users", external_id="a:b", organization_id=organization["id"], limits={"concurrency": 1}
+    )
+    expected = [f"user:{tenant['id']}:a:b" for tenant in tenants]
+    assert api.counters.pushed == expected
+    await api.patch(f"users/{user['id']}", {"limits": {"concurrency": 2}})
+    assert api.counters.pushed == expected * 2

@@ -1,0 +1,276 @@
+"""Plans, quotas and the tenant's actions: what is written, what is pushed, what is answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.counters.keys import partition_of
+from tests.admin.conftest import Api
+
+PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollover_max": 50}
+
+
+async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    writes = api.rows("select account, verb, payload, partition from control_write order by position")
+    account, partition = f"tenant:{tenant['id']}", partition_of(tenant["organization_id"])
+    assert writes == [
+        (f"organization:{tenant['organization_id']}", "define", {}, partition),
+        (account, "define", {}, partition),
+        (
+            account,
+            "plan",
+            {
+                "plan_id": plan["id"],
+                "total": 1000,
+                "interval": "daily",
+                "policy": "block",
+                "rollover_max": 50,
+                "admission": "available",
+                "on_exhausted": "finish",
+                "on_store_failure": "deny",
+                "anchor": 1,
+            },
+            partition,
+        ),
+    ]
+
+
+async def test_the_quota_is_the_counters(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    quota = (await api.get(f"tenant-quotas/{tenant['id']}")).json
+    assert quota == {
+        "id": tenant["id"],
+        "tenant_id": tenant["id"],
+        "plan_id": plan["id"],
+        "tokens_used": 0,
+        "tokens_remaining": 1000,
+        "tokens_held": 0,
+        "is_blocked": False,
+        "manual_block": False,
+        "last_reset": None,
+        "next_reset_at": None,
+    }
+    assert api.counters.peeked[-1] == (partition_of(tenant["organization_id"]), tenant["id"])
+
+
+async def test_without_counters_the_quota_is_what_was_flushed(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    api.counters.away = True
+    where = f"tenant-quotas/{tenant['id']}"
+    assert (await api.get(where)).json["tokens_remaining"] == 1000
+    api.rows(
+        "update tenant_quota set last_seq = 4, tokens_used = 30, tokens_remaining = -7, is_blocked = true,"
+        " next_reset_at = '2026-02-01T00:00:00Z' where tenant_id = %s",
+        tenant["id"],
+    )
+    found = (await api.get(where)).json
+    assert (found["tokens_used"], found["tokens_remaining"], found["is_blocked"]) == (30, -7, True)
+    assert found["next_reset_at"] == "2026-02-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "remaining"),
+    [
+        ("recharge", {"amount": 5}, 1005),
+        ("adjust", {"amount": 5, "direction": "OUT", "reason": "refund"}, 995),
+        ("adjust", {"amount": 5, "direction": "IN", "reason": "gift"}, 1005),
+        ("reset", {}, 1000),
+        ("reset", None, 1000),
+    ],
+)
+async def test_an_action_answers_with_the_quota_after_it(
+    api: Api, action: str, body: dict[str, object] | None, remaining: int
+) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    answer = await api.post(f"tenants/{tenant['id']}/{action}", body)
+    assert answer.status == 200
+    assert answer.json["tokens_remaining"] == remaining
+    [(verb, payload)] = api.rows("select verb, payload from control_write order by position desc limit 1")
+    assert (verb, payload) == (action, body or {})
+
+
+async def test_block_and_unblock(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    for action, blocked in (("block", True), ("block", True), ("unblock", False)):
+        answer = await api.post(f"tenants/{tenant['id']}/{action}")
+        assert (answer.status, answer.json["manual_block"], answer.json["is_blocked"]) == (
+            200,
+            blocked,
+            blocked,
+        )
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "field"),
+    [
+        ("recharge", {}, "amount"),
+        ("recharge", {"amount": 0}, "amount"),
+        ("recharge", {"amount": -5}, "amount"),
+        ("recharge", {"amount": 2**53}, "amount"),
+        ("recharge", {"amount": 1.0}, "amount"),
+        ("recharge", {"amount": "5"}, "amount"),
+        ("recharge", {"amount": True}, "amount"),
+        ("recharge", {"amount": None}, "amount"),
+        ("recharge", {"amount": 5, "reason": "x"}, "reason"),
+        ("adjust", {"amount": 5, "direction": "UP", "reason": "x"}, "direction"),
+        ("adjust", {"amount": 5, "direction": "IN"}, "reason"),
+        ("adjust", {"amount": 5, "direction": "IN", "reason": " "}, "reason"),
+        ("reset", {"amount": 5}, "amount"),
+        ("block", {"x": 1}, "x"),
+    ],
+)
+async def test_a_wrong_action_moves_nothing(
+    api: Api, action: str, body: dict[str, object], field: str
+) -> None:
+    tenant = await api.make("tenants", name="web")
+    refused = await api.post(f"tenants/{tenant['id']}/{action}", body)
+    assert refused.status == 422
+    assert [error["field"] for error in refused.json["errors"]] == [field]
+    assert api.rows("select count(*) from control_write where verb <> 'define'") == [(0,)]
+
+
+async def test_an_action_on_an_unknown_tenant_is_not_found(api: Api) -> None:
+    for action in ("reset", "block"):
+        assert (await api.post(f"tenants/99/{action}")).status == 404
+    assert api.rows("select count(*) from control_write") == [(0,)]
+
+
+async def test_moving_to_another_plan(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    bigger = await api.make("token-plans", **{**PLAN, "name": "Bigger", "total_amount": 5000})
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    moved = await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": bigger["id"]})
+    assert (moved.status, moved.json["plan_id"], moved.json["tokens_remaining"]) == (200, bigger["id"], 5000)
+    assert (await api.get(f"tenants/{tenant['id']}")).json["plan_id"] == bigger["id"]
+    back = await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})
+    assert (back.status, back.json["plan_id"]) == (200, plan["id"])
+    gone = await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": None})
+    assert (gone.json["plan_id"], gone.json["tokens_remaining"]) == (None, None)
+    verbs = api.rows("select count(*) from control_write where verb = 'plan'")
+    assert verbs == [(4,)]
+
+
+async def test_the_same_plan_again_moves_nothing(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": plan["id"]})
+    await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})
+    assert api.rows("select count(*) from control_write where verb = 'plan'") == [(1,)]
+
+
+async def test_a_plan_that_is_not_there(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    refused = await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": 77})
+    assert refused.status == 422
+    assert refused.json["errors"][0]["field"] == "plan_id"
+    assert (await api.patch("tenant-quotas/77", {"plan_id": None})).status == 404
+
+
+async def test_a_plans_change_is_loaded_for_its_tenants_only(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    other = await api.make("token-plans", name="Other")
+    tenants = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in "ab"]
+    await api.make("tenants", name="c", plan_id=other["id"])
+    api.counters.pushed.clear()
+    assert (await api.patch(f"token-plans/{plan['id']}", {"name": "Renamed"})).status == 200
+    assert api.counters.pushed == []
+    changed = await api.patch(f"token-plans/{plan['id']}", {"total_amount": None})
+    assert (changed.status, changed.json["total_amount"]) == (200, None)
+    assert sorted(api.counters.pushed) == [f"tenant:{tenant['id']}" for tenant in tenants]
+
+
+async def test_a_plan_with_more_tenants_than_are_pushed_inline_is_applied_later(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    api.rows(
+        "with o as (insert into organization (name) values ('many') returning id)"
+        " insert into tenant (name, organization_id, plan_id)"
+        " select 'tenant ' || n, o.id, %s from o, generate_series(1, 1500) as n",
+        plan["id"],
+    )
+    changed = await api.patch(f"token-plans/{plan['id']}", {"total_amount": 7})
+    assert changed.status == 202
+    assert changed.json["total_amount"] == 7
+    assert api.rows("select count(*) from control_write where verb = 'define'") == [(1500,)]
+    assert len(api.counters.pushed) == 64
+
+
+async def test_a_plan_in_use_stays(api: Api) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    assert (await api.delete(f"token-plans/{plan['id']}")).status == 409
+    await api.patch(f"tenants/{tenant['id']}", {"plan_id": None})
+    assert (await api.delete(f"token-plans/{plan['id']}")).status == 204
+    assert (await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})).status == 422
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_amount", -1),
+        ("total_amount", 2**53),
+        ("total_amount", 10**400),
+        ("total_amount", "1000"),
+        ("total_amount", 1e3),
+        ("reset_interval", "hourly"),
+        ("reset_interval", None),
+        ("overage_policy", ""),
+        ("overage_unit_price", "1e3"),
+        ("overage_unit_price", "-1"),
+        ("overage_unit_price", 1.5),
+        ("rollover_max", -1),
+        ("rollover_max", None),
+        ("admission", 1),
+        ("name", ""),
+        ("name", "   "),
+        ("name", "x" * 201),
+        ("name", "a\x00b"),
+        ("name", 5),
+        ("anchor", 3),
+        ("id", 3),
+    ],
+)
+async def test_wrong_fields_of_a_plan_are_named(api: Api, field: str, value: object) -> None:
+    refused = await api.post("token-plans", {**PLAN, field: value})
+    assert refused.status == 422
+    assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+async def test_counters_away_means_stored_and_applied_later(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    api.counters.away = True
+    made = await api.post("api-keys", {"tenant_id": tenant["id"], "name": "k"})
+    assert made.status == 202
+    assert made.json["key"].startswith("tk_")
+    charged = await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 5})
+    assert charged.status == 202
+    assert charged.json["tenant_id"] == tenant["id"]
+    waiting = api.rows("select verb from control_write where state = 'pending' order by position")
+    assert waiting == [("define",), ("recharge",)]
+    api.counters.away = False
+    assert (await api.post(f"tenants/{tenant['id']}/block")).status == 200
+    assert api.rows("select verb from control_write where state = 'pending'") == [("define",)]
+
+
+async def test_a_push_that_breaks_is_a_push_that_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenant = await api.make("tenants", name="web")
+
+    async def break_down(account: str) -> bool:
+        raise RuntimeError(account)
+
+    monkeypatch.setattr(api.counters, "push", break_down)
+    assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 5})).status == 202
+
+
+async def test_what_the_counters_refuse_is_a_conflict(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    api.counters.refuses = "the amount is too large"
+    for _ in range(2):
+        refused = await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 2**53 - 1}, key="once")
+        assert refused.status == 409
+        assert "the amount is too large" in refused.json["detail"]
+    assert api.rows("select count(*) from control_write where verb = 'recharge'") == [(1,)]

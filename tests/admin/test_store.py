@@ -1,0 +1,77 @@
+"""Writes as transactions: all of it or none, tried again where that helps, told apart where not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from persistence import audit
+from tests.admin.conftest import Api
+
+
+async def test_a_write_that_breaks_leaves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(audit, "record", break_down)
+        answer = await api.post("tenants", {"name": "web"}, key="k")
+    assert answer.status == 500
+    assert answer.json["detail"] == "Something went wrong; the log says what."
+    for table in ("tenant", "organization", "control_write", "audit_log", "idempotency_key", "tenant_quota"):
+        assert api.rows(f"select count(*) from {table}") == [(0,)], table
+    assert (await api.post("tenants", {"name": "web"}, key="k")).status == 201
+
+
+async def test_every_write_is_audited_and_no_read_is(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    await api.get(f"tenants/{tenant['id']}")
+    await api.patch(f"tenants/{tenant['id']}", {"name": "www"})
+    recharged = await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 3})
+    await api.delete(f"tenants/{tenant['id']}")
+    rows = api.rows(
+        "select action, resource, resource_id, before, after, request_id from audit_log order by id"
+    )
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        (action, "tenants", str(tenant["id"])) for action in ("create", "change", "recharge", "delete")
+    ]
+    assert rows[0][4] == tenant
+    assert (rows[1][3]["name"], rows[1][4]["name"]) == ("web", "www")
+    assert rows[2][4] == {"amount": 3}
+    assert rows[2][5] == recharged.headers["x-request-id"]
+
+
+async def test_a_deadlock_is_tried_again(api: Api) -> None:
+    plan = await api.make("token-plans", name="p")
+    tenant = await api.make("tenants", name="web")
+    with psycopg.connect(api.url) as other:
+        # The other transaction holds the plan and will ask for the tenant; ours takes them the other way.
+        other.execute("set deadlock_timeout = '10s'")
+        other.execute("select 1 from token_plan where id = %s for update", (plan["id"],))
+        ours = asyncio.create_task(api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]}))
+        await api.until_locked()
+        await asyncio.to_thread(
+            other.execute, "select 1 from tenant where id = %s for update", (tenant["id"],)
+        )
+        other.rollback()
+        assert (await ours).status == 200
+    assert api.rows("select count(*) from control_write where verb = 'plan'") == [(1,)]
+
+
+async def test_without_postgres_the_answer_is_503(api: Api, postgres: str) -> None:
+    await api.get("organizations")
+    name = api.url.rsplit("/", 1)[1]
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"alter database {name} with allow_connections false")
+        try:
+            admin.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+            )
+            answer = await api.get("organizations")
+        finally:
+            admin.execute(f"alter database {name} with allow_connections true")
+    assert (answer.status, answer.json["type"]) == (503, "urn:tollkeeper:problem:store_unavailable")
+    assert answer.headers["Retry-After"]
+    assert (await api.get("organizations")).status == 200
