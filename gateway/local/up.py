@@ -26,6 +26,9 @@ from gateway.local.data_directory import DataDirectory, opened
 
 KEEPER_READY_MAX_S = 90.0
 EXTERNAL_WAIT_S = 5.0
+SERVING_TRIES_MAX = 500
+PROBES_PER_WORKER = 6
+NO_SUCH_SERVICE = "/services/no-such-service/"
 DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432}
 
 
@@ -157,7 +160,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         )
     )
     gateway_url = _url(options.gateway_host, gateway_port)
-    await _until_serving(gateway_url, key)
+    await _until_serving(gateway_url, key, options.workers)
     facts: dict[str, Any] = {
         "gateway_url": gateway_url,
         "admin_url": _url(options.admin_host, admin_port),
@@ -265,16 +268,24 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
     )
 
 
-async def _until_serving(gateway_url: str, key: str) -> None:
-    """Wait until a call with the key is really answered, verified counters included."""
+async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
+    """Wait until calls with the key are really decided: counters verified, services known.
+
+    A service that does not exist is asked for: it costs nothing, and only a worker that knows
+    the services can say so. Each attempt is a new connection, which the kernel gives to any
+    worker, so a run of answers stands for all of them.
+    """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    status = None
-    for _ in range(300):
-        status = await asyncio.to_thread(demo.status_of, f"{gateway_url}/.tollkeeper/usage", headers)
-        if status == 200 or (status == 401 and not key):
+    wanted = {404} if key else {401}
+    in_a_row, status = 0, None
+    for _ in range(SERVING_TRIES_MAX):
+        status = await asyncio.to_thread(demo.status_of, f"{gateway_url}{NO_SUCH_SERVICE}", headers)
+        in_a_row = in_a_row + 1 if status in wanted else 0
+        if in_a_row == PROBES_PER_WORKER * workers:
             return
-        await asyncio.sleep(0.1)
-    raise StartError(f"the gateway does not serve: its usage page answers {status or 'nothing'}")
+        if status not in wanted:
+            await asyncio.sleep(0.2)
+    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'} to the demo key")
 
 
 def _reserve(locks: ExitStack, host: str, port: int, what: str) -> int:

@@ -36,8 +36,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         if "api-keys" in head.split()[1]:
             made["key"] = "tk_stand_in"
         status, body = 201, made
-    elif head.split()[1] == "/.tollkeeper/usage" and "authorization" not in fields:
-        status, body = 401, {}
+    elif head.split()[1].startswith("/services/"):
+        status, body = (404 if "authorization" in fields else 401), {}
     else:
         status, body = 200, {"items": []}
     data = json.dumps(body).encode()
