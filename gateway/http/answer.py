@@ -7,13 +7,24 @@ connection is dropped. Pure functions on bytes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
 
 from gateway.http.framing import Malformed
-from gateway.http.headers import Kind, kind_of
+from gateway.http.headers import (
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    DROP,
+    LENGTH,
+    PASS,
+    PLAIN_REQUEST_ID,
+    REQUEST_ID,
+    USAGE_AMOUNT,
+    kind_of,
+    known_kinds,
+)
 
 STATUS_LINES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
@@ -21,46 +32,59 @@ _LENGTH_DIGITS_MAX = 15
 _status_lines: dict[bytes, tuple[int, int, bytes]] = {}
 
 
-@dataclass(slots=True)
 class AnswerHead:
     """One final or interim answer head.
 
-    `status_line` is ours, for HTTP/1.1. `lines` are the fields that pass. `length` is None
-    where none is stated; with neither `length` nor `chunked` the body ends with the connection.
+    `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
+    None where none is stated; with neither `length` nor `chunked` the body ends with the
+    connection.
     """
 
-    status: int
-    status_line: bytes
-    lines: list[bytes]
     length: int | None = None
-    chunked: bool = False
-    keep_alive: bool = True
-    content_type: bytes = b""
-    content_encoding: bytes = b""
-    request_id: bytes = b""
-    plain_request_id: bytes = b""
-    usage_amount: bytes = b""
-    nominated: frozenset[bytes] = field(default=frozenset())
+    chunked = False
+    content_type = b""
+    content_encoding = b""
+    request_id = b""
+    plain_request_id = b""
+    usage_amount = b""
+
+    def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
+        self.status = status
+        self.lines = lines
+        self.keep_alive = keep_alive
 
 
 def read_answer_head(head: bytes) -> AnswerHead:
     """Read a head that ends in its blank line; `Malformed` says what is wrong with it."""
-    _judge(head)
+    parser: Any = httptools.HttpResponseParser(_SILENT)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        raise Malformed(str(error)) from error
     lines = head[:-4].split(b"\r\n")
-    minor, status, status_line = _status(lines[0])
-    kept: list[bytes] = []
-    answer = AnswerHead(status, status_line, kept)
-    if minor == 0:
-        answer.keep_alive = False
+    minor, status, status_line = _status_lines.get(lines[0]) or _status(lines[0])
+    kept = [status_line]
+    answer = AnswerHead(status, kept, minor == 1)
     del lines[0]
+    nominated: set[bytes] = set()
     for line in lines:
-        kind = kind_of(line[: line.find(b":")])
-        if kind is Kind.PASS:
+        name, _, value = line.partition(b":")
+        kind = known_kinds.get(name)
+        if kind is None:
+            kind = kind_of(name)
+        if kind == PASS:
             kept.append(line)
-        elif kind is not Kind.DROP:
-            _note(answer, kind, line, minor)
-    if answer.nominated:
-        answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in answer.nominated]
+        elif kind == CONTENT_TYPE:
+            answer.content_type = value.strip(b" \t")
+            kept.append(line)
+        elif kind == LENGTH:
+            answer.length = _length(answer, value.strip(b" \t"))
+        elif kind == CONNECTION:
+            nominated |= _connection(answer, value, minor)
+        elif kind != DROP:
+            _note(answer, kind, line, value.strip(b" \t"), minor)
+    if nominated:
+        answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
     return answer
 
 
@@ -71,59 +95,46 @@ class _Silent:
 _SILENT = _Silent()
 
 
-def _judge(head: bytes) -> None:
-    parser: Any = httptools.HttpResponseParser(_SILENT)
-    try:
-        parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-        raise Malformed(str(error)) from error
-
-
 def _status(line: bytes) -> tuple[int, int, bytes]:
     """Minor version, status and our status line; lines seen are remembered, within bounds."""
-    known = _status_lines.get(line)
-    if known is None:
-        match = _STATUS_LINE.fullmatch(line)
-        if match is None:
-            raise Malformed("the status line is not one of HTTP/1.1")
-        known = (int(match[1]), int(match[2]), b"HTTP/1.1 %b %b" % (match[2], match[3] or b""))
-        if len(_status_lines) < STATUS_LINES_MAX:
-            _status_lines[line] = known
-    return known
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise Malformed("the status line is not one of HTTP/1.1")
+    read = (int(match[1]), int(match[2]), b"HTTP/1.1 %b %b" % (match[2], match[3] or b""))
+    if len(_status_lines) < STATUS_LINES_MAX:
+        _status_lines[line] = read
+    return read
 
 
-def _note(answer: AnswerHead, kind: Kind, line: bytes, minor: int) -> None:
-    """Take in a field that means something here."""
-    value = line[line.find(b":") + 1 :].strip(b" \t")
-    if kind is Kind.LENGTH:
-        if answer.length is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
-            raise Malformed("the content-length is not one decimal number")
-        answer.length = int(value)
-    elif kind is Kind.CONTENT_TYPE:
-        answer.content_type = value
-        answer.lines.append(line)
-    elif kind is Kind.CONTENT_ENCODING:
+def _length(answer: AnswerHead, value: bytes) -> int:
+    if answer.length is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+        raise Malformed("the content-length is not one decimal number")
+    return int(value)
+
+
+def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
+    """Take in a field that means something here, but for the most usual ones."""
+    if kind == REQUEST_ID:
+        answer.request_id = value
+    elif kind == PLAIN_REQUEST_ID:
+        answer.plain_request_id = value
+    elif kind == CONTENT_ENCODING:
         answer.content_encoding = value
         answer.lines.append(line)
-    elif kind is Kind.REQUEST_ID:
-        answer.request_id = value
-    elif kind is Kind.PLAIN_REQUEST_ID:
-        answer.plain_request_id = value
-    elif kind is Kind.USAGE_AMOUNT:
+    elif kind == USAGE_AMOUNT:
         answer.usage_amount = value
         answer.lines.append(line)
-    elif kind is Kind.CODING:
+    else:
         if answer.chunked or value.lower() != b"chunked" or minor == 0:
             raise Malformed("the transfer-encoding is not chunked, once, in HTTP/1.1")
         answer.chunked = True
-    else:
-        _connection(answer, value, minor)
 
 
-def _connection(answer: AnswerHead, value: bytes, minor: int) -> None:
+def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
+    """Honour `close` and `keep-alive`; the names that end here."""
     tokens = {token.strip(b" \t").lower() for token in value.split(b",")}
     if b"close" in tokens:
         answer.keep_alive = False
     elif minor == 0 and b"keep-alive" in tokens:
         answer.keep_alive = True
-    answer.nominated |= tokens - {b"", b"close", b"keep-alive"}
+    return tokens - {b"", b"close", b"keep-alive"}

@@ -46,8 +46,11 @@ class Host(Protocol):
     def closed(self, connection: ClientConnection) -> None:
         """The connection is gone."""
 
-    def begin(self, connection: ClientConnection, plan: Plan) -> Exchange:
+    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
         """Make the exchange of a request whose head has arrived."""
+
+    def tell(self, exchange: Exchange) -> None:
+        """Begin the story of a request."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -116,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
         if phase == _IDLE:
             self._buffer = self._buffer + data if self._buffer else data
             self._advance()
-        elif phase == _BODY or phase == _DISCARD:
+        elif phase in (_BODY, _DISCARD):
             self._take_body(data)
         elif phase == _BUSY:
             self._buffer += data
@@ -140,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
         self._sink = None
         self._host.closed(self)
         if self.exchange is not None:
-            self.exchange.client_gone()
+            self.exchange.client_gone(self._host.clock, self._limits)
         for wait in (self._write_wait, self._body_wait):
             if wait is not None:
                 wait.fail(ClientGone())
@@ -330,7 +333,7 @@ class ClientConnection(asyncio.Protocol):
         self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
 
     def _begin(self, plan: Plan, length: int | None) -> None:
-        self.exchange = exchange = self._host.begin(self, plan)
+        self.exchange = exchange = self._host.exchange(self, plan)
         self.deadline = NEVER
         self._phase = _BUSY
         if plan.fatal:
@@ -357,7 +360,7 @@ class ClientConnection(asyncio.Protocol):
                 self._begin_body(length)
         else:
             exchange.body_length = length
-        exchange.story.start()
+        self._host.tell(exchange)
 
     # bodies
 
@@ -432,7 +435,7 @@ class ClientConnection(asyncio.Protocol):
         if wait is not None:
             wait.fail(refusal)
         elif self.exchange is not None:
-            self.exchange.story.interrupt(refusal)
+            self.exchange.interrupt(refusal)
         else:
             self._linger()
 

@@ -33,7 +33,8 @@ class Plan:
     `refusal` is what this head earns at once (404, 405, or bytes that are not HTTP, and then
     `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
     `opening` is the upstream request's head without the fields of one request, `plain_opening`
-    the same asking for an uncompressed answer.
+    the same asking for an uncompressed answer. A `metered` route charges something, and a
+    `buffered` one reads its body before anything is decided.
     """
 
     family: Family
@@ -59,12 +60,8 @@ class Plan:
     upstream: str = ""
     opening: bytes = b""
     plain_opening: bytes = b""
+    metered: bool = False
     buffered: bool = False
-
-    @property
-    def metered(self) -> bool:
-        """Whether the route charges anything."""
-        return self.route is not None and self.route.meter != "none"
 
 
 class Planner:
@@ -134,6 +131,7 @@ class Planner:
     def _accept(self, plan: Plan, head: RequestHead, match: Match, route: Route, is_anthropic: bool) -> None:
         plan.route, plan.params, plan.label = route, match.params, route.path
         plan.service_key = match.params.get("service_key") or route.service
+        plan.metered = route.meter != "none"
         plan.buffered = route.meter not in UNREAD_METERS
         upstream = self._service_upstreams.get(plan.service_key, route.upstream)
         if not (route.family is Family.OPENAI and route.meter == "none" and is_anthropic):

@@ -7,43 +7,49 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-from gateway.core.model import Family
+from gateway.core.limits import limit_headers
+from gateway.core.model import Decision, Family
 from gateway.core.refusal import render
 from gateway.errors import Refusal
 from gateway.http.answer import AnswerHead
 from gateway.http.exchange import Exchange
 
-_PHRASES = {status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus}
-Field = tuple[bytes, bytes]
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+_ANTHROPIC = Family.ANTHROPIC
 
 
-def answer_head(exchange: Exchange, answer: AnswerHead, limits: list[Field], framing: bytes) -> bytes:
+def answer_head(
+    exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
+) -> bytes:
     """An upstream's head for our client: what passes of it, then ours. `framing` is a field line or empty."""
-    lines = [answer.status_line, *answer.lines]
-    if exchange.plan.family is Family.ANTHROPIC:
-        upstream_id = answer.request_id or answer.plain_request_id
-    else:
-        upstream_id = answer.request_id
-        if answer.plain_request_id:
+    lines = answer.lines
+    upstream_id = answer.request_id
+    if answer.plain_request_id:
+        if exchange.plan.family is _ANTHROPIC:
+            upstream_id = upstream_id or answer.plain_request_id
+        else:
             lines.append(b"request-id: " + answer.plain_request_id)
     if upstream_id:
         lines.append(b"x-upstream-request-id: " + upstream_id)
     if framing:
         lines.append(framing)
-    return _finished(exchange, lines, limits)
+    if decision is not None:
+        lines += [b"%b: %b" % field for field in limit_headers(decision)]
+    return _finished(exchange, lines, keep_alive)
 
 
-def own_answer(exchange: Exchange, status: int, fields: list[Field], body: bytes) -> None:
+def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
     """Send a whole answer of the gateway itself."""
     exchange.status = status
-    exchange.decide_keep_alive()
     lines = [
-        _PHRASES.get(status) or b"HTTP/1.1 %d Refused" % status,
+        _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status,
         b"date: " + _date(int(time.time())),
         b"content-length: %d" % len(body),
     ]
-    head = _finished(exchange, lines, fields)
-    exchange.opened = True
+    lines += [b"%b: %b" % field for field in fields]
+    head = _finished(exchange, lines, exchange.decide_keep_alive())
     exchange.write(head if exchange.plan.method == b"HEAD" else head + body)
 
 
@@ -57,22 +63,21 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     own_answer(exchange, rendered.status, fields, rendered.body)
 
 
-@lru_cache(2)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
-
-
-def _finished(exchange: Exchange, lines: list[bytes], fields: list[Field]) -> bytes:
-    for field in fields:
-        lines.append(b"%b: %b" % field)
+def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:
+    """The head with what every answer carries."""
     plan = exchange.plan
     request_id = exchange.request_id.encode()
     lines.append(b"x-request-id: " + request_id)
-    if plan.family is Family.ANTHROPIC:
+    if plan.family is _ANTHROPIC:
         lines.append(b"request-id: " + request_id)
-    if not exchange.keep_alive:
+    if not keep_alive:
         lines.append(b"connection: close")
     elif plan.minor == 0:
         lines.append(b"connection: keep-alive")
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+@lru_cache(2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

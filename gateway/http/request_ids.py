@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 BATCH = 256
-VARIANT = "89ab"
+_VERSION = bytes(0x40 | byte & 0x0F for byte in range(256))
+_VARIANT = bytes(0x80 | byte & 0x3F for byte in range(256))
 
 
 class RequestIds:
@@ -24,8 +25,12 @@ class RequestIds:
         return self._ready.pop()
 
     def _refill(self) -> None:
-        digits = self._random(16 * BATCH).hex()
+        drawn = bytearray(self._random(16 * BATCH))
+        drawn[6::16] = drawn[6::16].translate(_VERSION)
+        drawn[8::16] = drawn[8::16].translate(_VARIANT)
+        digits = drawn.hex()
         self._ready = [
-            f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{VARIANT[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
-            for h in (digits[at : at + 32] for at in range(0, 32 * BATCH, 32))
+            f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-{digits[at + 12 : at + 16]}-"
+            f"{digits[at + 16 : at + 20]}-{digits[at + 20 : at + 32]}"
+            for at in range(0, 32 * BATCH, 32)
         ]

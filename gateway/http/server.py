@@ -15,11 +15,11 @@ from gateway.http.exchange import Exchange
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Plan, Planner
 from gateway.http.ports import Ports
-from gateway.http.proxy import Worker, proxy
+from gateway.http.proxy import proxy
 from gateway.http.reply import refuse
 from gateway.http.request_ids import RequestIds
-from gateway.http.story import Story
 from gateway.http.upstream import Upstream
+from gateway.http.worker import Worker
 
 BACKLOG = 4096
 
@@ -132,13 +132,13 @@ class DataPlane:
         if not self._connections:
             self._empty.set()
 
-    def begin(self, connection: ClientConnection, plan: Plan) -> Exchange:
-        """Make the exchange of a request; its story starts once its body is set up."""
-        exchange = Exchange(
-            connection, plan, self._ids.next(), self._ports.seconds(), self.clock, self.limits
-        )
-        exchange.story = Story(proxy(exchange, self._worker), exchange, self._ended)
-        return exchange
+    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
+        """Make the exchange of a request; its story is told once its body is set up."""
+        return Exchange(connection, plan, self._ids.next(), self._ports.seconds(), self._ended)
+
+    def tell(self, exchange: Exchange) -> None:
+        """Begin the story of a request."""
+        exchange.tell(proxy(exchange, self._worker))
 
     def _protocol(self) -> ClientConnection:
         return ClientConnection(self)
@@ -172,7 +172,6 @@ class DataPlane:
                 reason=exchange.reason,
                 duration_ms=round(took * 1000, 3),
             )
-        exchange.finish()
 
     def _check(self, now: float) -> None:
         """One look at every connection: deadlines, and long calls whose hold must be renewed."""

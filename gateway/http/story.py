@@ -7,91 +7,83 @@ up to its next `Wait`. A rare path may await an asyncio future too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine
+from typing import Any
 
 from gateway.core.wait import Wait
 
-T = TypeVar("T")
 
+class Story:
+    """Run a coroutine that awaits `Wait`s; `ended` is called once, with the error or None.
 
-class Story(Generic[T]):
-    """Run a coroutine that awaits `Wait`s. `on_end` is called once, with `subject` and the error or None.
-
-    `interrupt` throws into the coroutine where it waits, unless `shielded` is set: what is
-    being charged is never interrupted, it only waits for a bounded time.
+    `interrupt` throws into the coroutine where it waits, unless it is `shielded`: what is
+    being charged is never interrupted, it only waits for a bounded time (`expire_wait`).
     """
 
-    __slots__ = ("_awaited", "_coroutine", "_on_end", "_pending", "_running", "_subject", "ended", "shielded")
+    shielded = False
+    over = False
+    _awaited: Any = None
+    _pending: BaseException | None = None
+    _running = False
+    _coroutine: Coroutine[Any, None, None]
 
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, None, None],
-        subject: T,
-        on_end: Callable[[T, BaseException | None], None],
-    ) -> None:
+    def tell(self, coroutine: Coroutine[Any, None, None]) -> None:
+        """Begin, and run up to the first wait."""
         self._coroutine = coroutine
-        self._subject = subject
-        self._on_end = on_end
-        self._awaited: Any = None
-        self._pending: BaseException | None = None
-        self._running = False
-        self.ended = False
-        self.shielded = False
-
-    def start(self) -> None:
-        """Run up to the first wait."""
         self._step(None)
 
     def interrupt(self, error: BaseException) -> None:
         """End the present wait with an error; remembered until there is one, lost when shielded."""
-        if self.ended or self.shielded:
+        if self.over or self.shielded:
             return
         if self._running:
             self._pending = error
         else:
             self._step(error)
 
-    def expire(self, error: BaseException) -> None:
+    def expire_wait(self, error: BaseException) -> None:
         """End the present wait, shielded or not: its own bound has passed."""
-        if not self.ended and not self._running:
+        if not self.over and not self._running:
             self._step(error)
 
-    def _resume(self, _: object = None) -> None:
+    def ended(self, error: BaseException | None) -> None:
+        """Take over once the story is over."""
+        raise NotImplementedError
+
+    def _resume(self) -> None:
         awaited = self._awaited
-        if awaited is None or self._running or not _is_done(awaited):
-            return  # an earlier wait that was given up
-        self._step(None)
+        if awaited is not None and awaited.done:  # else an earlier wait that was given up
+            self._step(None)
+
+    def _resume_after(self, future: asyncio.Future[Any]) -> None:
+        if self._awaited is future:
+            self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
-        self._running = True
         self._awaited = None
+        self._running = True
         try:
-            while True:
-                awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            while self._pending is not None:
                 error, self._pending = self._pending, None
-                if error is None or self.shielded:
-                    break
+                if not self.shielded:
+                    awaited = self._coroutine.throw(error)
         except StopIteration:
             self._end(None)
-            return
+        except Exception as failure:  # noqa: BLE001  # whatever it is, its client is told
+            self._end(failure)
         except BaseException as failure:
             self._end(failure)
-            if not isinstance(failure, Exception):
-                raise
-            return
-        self._running = False
-        self._awaited = awaited
-        if type(awaited) is Wait:
-            awaited.then(self._resume)
+            raise
         else:
-            awaited.add_done_callback(self._resume)
+            self._running = False
+            self._awaited = awaited
+            if type(awaited) is Wait:
+                awaited.then(self._resume)
+            else:
+                awaited.add_done_callback(self._resume_after)
 
     def _end(self, error: BaseException | None) -> None:
         self._running = False
-        self.ended = True
-        self._on_end(self._subject, error)
-
-
-def _is_done(awaited: Any) -> bool:
-    return bool(awaited.done() if isinstance(awaited, asyncio.Future) else awaited.done)
+        self.over = True
+        self.ended(error)

@@ -26,17 +26,8 @@ class Upstream:
     """All connections to one target."""
 
     __slots__ = (
-        "_clock",
-        "_connecting",
-        "_context",
-        "_host",
-        "_idle",
-        "_limits",
-        "_links",
-        "_port",
-        "_tally",
-        "name",
-    )
+        "_clock", "_connecting", "_context", "_host", "_idle", "_limits", "_links", "_port", "_tally", "name",
+    )  # fmt: skip
 
     def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
         parts = urlsplit(target.base_url)
@@ -66,24 +57,26 @@ class Upstream:
             link.abandon()
         return None
 
-    def connect(self) -> Wait[Link]:
-        """Open a connection. Fails with `UpstreamUnreachable`, `UpstreamTimeout` or `Overloaded`."""
-        wait: Wait[Link] = Wait()
+    async def connect(self) -> Link:
+        """Open a connection, or raise `UpstreamUnreachable`, `UpstreamTimeout` or `Overloaded`."""
         if self.connections >= self._limits.pool_connections_max:
-            wait.fail(Overloaded(f"The upstream {self.name} has no connection to spare."))
-            return wait
-        task = asyncio.get_running_loop().create_task(self._connect(wait))
+            raise Overloaded(f"The upstream {self.name} has no connection to spare.", retry_after_s=1)
+        wait: Wait[Link] = Wait()
+        task = asyncio.get_running_loop().create_task(self._open(wait))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
-        return wait
-
-    async def _connect(self, wait: Wait[Link]) -> None:
-        loop = asyncio.get_running_loop()
-        limits = self._limits
         try:
-            async with asyncio.timeout(limits.upstream_connect_s):
-                _, link = await loop.create_connection(
-                    lambda: Link(self._clock, limits, self._gone),
+            return await wait
+        except BaseException as error:
+            wait.fail(error)  # whoever asked is gone; what is opened goes to the pool
+            raise
+
+    async def _open(self, wait: Wait[Link]) -> None:
+        link = Link(self._clock, self._limits, self._gone)
+        try:
+            async with asyncio.timeout(self._limits.upstream_connect_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
                     self._host,
                     self._port,
                     ssl=self._context,
@@ -92,21 +85,20 @@ class Upstream:
         except TimeoutError:
             wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
             return
-        except (OSError, ssl.SSLError, UnicodeError) as error:
+        except (OSError, UnicodeError) as error:
             wait.fail(UpstreamUnreachable(_told(self.name, error)))
             return
-        self._links.add(link)
         self._tally.upstream_connections += 1
-        if wait.done:  # whoever asked is gone
-            link.release(self._clock.now)
-            self._idle.append(link)
-        else:
-            wait.set(link)
+        if link.open:
+            self._links.add(link)
+            if wait.done:
+                link.idle_since = self._clock.now
+                self._idle.append(link)
+        wait.set(link)
 
-    def give_back(self, link: Link) -> None:
-        """Keep a connection whose exchange is over, or drop it where it cannot be used again."""
-        if link.reusable and len(self._idle) < self._limits.pool_idle_max:
-            link.release(self._clock.now)
+    def give_back(self, link: Link, sent: bool) -> None:
+        """Keep a connection whose exchange is over and whose request was `sent` in full; drop any other."""
+        if sent and len(self._idle) < self._limits.pool_idle_max and link.release(self._clock.now):
             self._idle.append(link)
         else:
             link.abandon()

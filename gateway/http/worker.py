@@ -1,0 +1,21 @@
+"""What every story of one worker shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.http.clock import Clock
+from gateway.http.limits import HttpLimits
+from gateway.http.ports import Ports
+from gateway.http.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The ports, the limits, the clock, and the upstreams by name."""
+
+    ports: Ports
+    limits: HttpLimits
+    clock: Clock
+    upstreams: Mapping[str, Upstream]
