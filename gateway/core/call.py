@@ -14,8 +14,17 @@ from typing import TypeVar
 
 import msgspec
 
+from gateway.core.controlled import (
+    CHAT,
+    COMPLETIONS,
+    EMBED,
+    EMBEDDINGS,
+    GENERATE,
+    MESSAGES,
+    RESPONSES,
+)
 from gateway.core.model import Family, Route
-from gateway.core.strict_json import StrictReader, members
+from gateway.core.strict_json import members
 from gateway.errors import InvalidRequest
 
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
@@ -95,82 +104,8 @@ def read_call(
     return call
 
 
-class _Chat(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-
-
-class _Completions(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    n: int | None = None
-    best_of: int | None = None
-    max_tokens: int | None = None
-    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Responses(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = None
-    background: bool | None = None
-    max_output_tokens: int | None = None
-
-
-class _Embeddings(msgspec.Struct):
-    model: str | None = None
-
-
-class _Messages(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: int | None = None
-
-
-class _GenerationConfig(msgspec.Struct):
-    """proto3 JSON takes every field in two spellings."""
-
-    camel_output: int | None = msgspec.field(name="maxOutputTokens", default=None)
-    snake_output: int | None = msgspec.field(name="max_output_tokens", default=None)
-    camel_count: int | None = msgspec.field(name="candidateCount", default=None)
-    snake_count: int | None = msgspec.field(name="candidate_count", default=None)
-
-
-class _Generate(msgspec.Struct):
-    camel_config: _GenerationConfig | None = msgspec.field(name="generationConfig", default=None)
-    snake_config: _GenerationConfig | None = msgspec.field(name="generation_config", default=None)
-
-
-class _Embed(msgspec.Struct):
-    pass
-
-
-_USAGE = {"stream_options": ("include_usage",)}
-_CONFIG = ("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
-
-_chat = StrictReader(
-    _Chat, ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"), _USAGE
-)
-_completions = StrictReader(
-    _Completions, ("model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt"), _USAGE
-)
-_responses = StrictReader(_Responses, ("model", "stream", "background", "max_output_tokens"))
-_embeddings = StrictReader(_Embeddings, ("model",))
-_messages = StrictReader(_Messages, ("model", "stream", "max_tokens"))
-_generate = StrictReader(
-    _Generate,
-    ("generationConfig", "generation_config"),
-    {"generationConfig": _CONFIG, "generation_config": _CONFIG},
-)
-_embed = StrictReader(_Embed, ("model",))
-
-
 def _read_chat(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = _chat.read(body)
+    read = CHAT.read(body)
     model = _model(read.model)
     output_max = read.max_tokens
     if output_max is not None:
@@ -187,7 +122,7 @@ def _read_chat(route: Route, path_params: Mapping[str, str], body: bytes, bounds
 
 
 def _read_completions(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = _completions.read(body)
+    read = COMPLETIONS.read(body)
     model = _model(read.model)
     if read.max_tokens is not None:
         _check_maximum(read.max_tokens, "max_tokens", bounds)
@@ -204,7 +139,7 @@ def _read_completions(route: Route, path_params: Mapping[str, str], body: bytes,
 
 
 def _read_responses(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = _responses.read(body)
+    read = RESPONSES.read(body)
     model = _model(read.model)
     if read.background:
         raise InvalidRequest("background: its use could not be metered.", param="background")
@@ -214,11 +149,11 @@ def _read_responses(route: Route, path_params: Mapping[str, str], body: bytes, b
 
 
 def _read_embeddings(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    return Call(route.meter, route.family, body, _model(_embeddings.read(body).model), False, 0)
+    return Call(route.meter, route.family, body, _model(EMBEDDINGS.read(body).model), False, 0)
 
 
 def _read_messages(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = _messages.read(body)
+    read = MESSAGES.read(body)
     model = _model(read.model)
     if read.max_tokens is not None:
         _check_maximum(read.max_tokens, "max_tokens", bounds)
@@ -226,7 +161,7 @@ def _read_messages(route: Route, path_params: Mapping[str, str], body: bytes, bo
 
 
 def _read_generate(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = _generate.read(body)
+    read = GENERATE.read(body)
     model = _model(path_params.get("model"))
     config = _one(read.camel_config, read.snake_config, "generationConfig")
     output_max, choices = None, 1
@@ -243,7 +178,7 @@ def _read_generate(route: Route, path_params: Mapping[str, str], body: bytes, bo
 
 
 def _read_embed(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    _embed.read(body)
+    EMBED.read(body)
     return Call(route.meter, route.family, body, _model(path_params.get("model")), False, 0)
 
 

@@ -100,15 +100,22 @@ def _see(meter: Meter, choice: _Choice) -> None:
         meter.saw(choice.text)
     delta = choice.delta
     if delta is not None:
-        for text in (delta.content, delta.reasoning_content, delta.reasoning, delta.refusal):
-            if text:
-                meter.saw(text)
-        functions = [tool_call.function for tool_call in delta.tool_calls or ()]
-        for function in (delta.function_call, *functions):
-            if function is not None:
-                meter.saw((function.name or "") + (function.arguments or ""))
+        if delta.content:
+            meter.saw(delta.content)
+        if delta.tool_calls is not None or not delta.content:
+            _see_rest(meter, delta)
     if meter.text_bytes > before:
         meter.content_events += 1
+
+
+def _see_rest(meter: Meter, delta: _Delta) -> None:
+    for text in (delta.reasoning_content, delta.reasoning, delta.refusal):
+        if text:
+            meter.saw(text)
+    functions = [tool_call.function for tool_call in delta.tool_calls or ()]
+    for function in (delta.function_call, *functions):
+        if function is not None:
+            meter.saw((function.name or "") + (function.arguments or ""))
 
 
 def _report(meter: Meter, usage: _Usage) -> None:
