@@ -1,0 +1,221 @@
+"""Settings: where they come from, who wins, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.configuration import DEFAULT_ROUTES
+from gateway.core.model import Family, Route
+from gateway.errors import SettingError
+from gateway.settings import Settings, from_json, load, to_json, without_password
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(environ: dict[str, str], path: Path | None = None) -> str:
+    with pytest.raises(SettingError) as caught:
+        load(environ, path)
+    return caught.value.message
+
+
+def test_defaults_are_the_published_ones() -> None:
+    settings = load({})
+    assert settings.hold_ttl_s == 30
+    assert settings.upstream_connect_s == 5
+    assert settings.upstream_first_byte_s == 120
+    assert settings.upstream_idle_s == 120
+    assert settings.body_bytes_max == 32 * 1024 * 1024
+    assert settings.usage_tokens_max == 10**8
+    assert (settings.gateway_port, settings.admin_port) == (8080, 8081)
+    assert settings.routes == DEFAULT_ROUTES
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    path = config(tmp_path, "settings: {hold_ttl_s: 10, workers: 3}")
+    settings = load({"TOLLKEEPER_HOLD_TTL_S": "20", "PATH": "/bin"}, path)
+    assert settings.hold_ttl_s == 20
+    assert settings.workers == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HOLD_TTL_S", "soon", "'soon' is not valid: expected a number from 1 to 3600 seconds"),
+        ("HOLD_TTL_S", "nan", "'nan' is not valid"),
+        ("BODY_BYTES_MAX", "-1", "'-1' is not valid: expected a whole number from 1024 to 4294967296 bytes"),
+        ("WORKERS", "0", "'0' is not valid: expected a whole number from 1 to 256"),
+        ("GATEWAY_PORT", "70000", "'70000' is not valid: expected a whole number from 0 to 65535"),
+        ("LOG_LEVEL", "loud", "'loud' is not valid: expected one of debug, info, warning, error"),
+        ("REDIS_URL", "http://x", "'http://x' is not valid: expected a URL beginning with redis://"),
+        ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
+        ("QQQQ", "3", "'3' is not a setting; known are TOLLKEEPER_REDIS_URL, "),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(
+    name: str, value: str, said: str
+) -> None:
+    message = refused({f"TOLLKEEPER_{name}": value})
+    assert message.startswith(f"TOLLKEEPER_{name}=")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ADMIN_TOKEN", "hush"),
+        ("KEY_PEPPER", "hush"),
+        ("ADMIN_TOKN", "hushhushhushhush"),
+        ("MY_SECRET", "hush"),
+        ("REDIS_URL", "http://user:hush@host"),
+    ],
+)
+def test_the_value_of_a_secret_is_never_shown(name: str, value: str) -> None:
+    assert "hush" not in refused({f"TOLLKEEPER_{name}": value})
+
+
+def test_links_that_kubernetes_injects_are_nobodys_settings() -> None:
+    settings = load(
+        {
+            "TOLLKEEPER_SERVICE_HOST": "10.0.0.1",
+            "TOLLKEEPER_SERVICE_PORT": "8080",
+            "TOLLKEEPER_SERVICE_PORT_HTTP": "8080",
+            "TOLLKEEPER_PORT": "tcp://10.0.0.1:8080",
+            "TOLLKEEPER_PORT_8080_TCP_ADDR": "10.0.0.1",
+            "TOLLKEEPER_GATEWAY_PORT": "tcp://10.0.0.1:80",
+        }
+    )
+    assert settings.gateway_port == 8080
+
+
+def test_what_the_command_line_reads_is_known() -> None:
+    load({"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:8081"})
+
+
+def test_workers_receive_exactly_the_same_settings(tmp_path: Path) -> None:
+    path = config(tmp_path, "upstreams: {a: {base_url: https://a.example, headers: {X-Key: k}}}")
+    settings = load({"TOLLKEEPER_ADMIN_TOKEN": "a-token-long-enough"}, path)
+    assert from_json(to_json(settings)) == settings
+
+
+def test_required_settings_are_named() -> None:
+    with pytest.raises(
+        SettingError, match="TOLLKEEPER_REDIS_URL is not set: expected a URL beginning with redis://"
+    ):
+        load({}).require("redis_url")
+
+
+def test_credentials_of_upstreams_come_from_the_usual_variables() -> None:
+    settings = load({"OPENAI_API_KEY": "sk-1", "ANTHROPIC_API_KEY": "a-1", "GEMINI_API_KEY": "g-1"})
+    headers = {target.name: dict(target.headers) for target in settings.upstreams}
+    assert headers == {
+        "openai": {"authorization": "Bearer sk-1"},
+        "anthropic": {"x-api-key": "a-1"},
+        "gemini": {"x-goog-api-key": "g-1"},
+    }
+    assert "sk-1" not in repr(settings)
+
+
+def test_one_upstream_for_everything_keeps_credentials_and_adds_services() -> None:
+    settings = load({"OPENAI_API_KEY": "sk-1"}).with_upstream("http://127.0.0.1:9/")
+    assert {target.base_url for target in settings.upstreams} == {"http://127.0.0.1:9"}
+    assert any("{service_key}" in route.path and route.meter == "generic" for route in settings.routes)
+
+
+@pytest.mark.parametrize(
+    "url", ["example.com", "ftp://x", "http://", "http://h:99999", "http://u:p@h", "http://h?x"]
+)
+def test_an_upstream_must_be_a_base_url(url: str) -> None:
+    with pytest.raises(SettingError, match="--upstream"):
+        load({}).with_upstream(url)
+
+
+def routes_of(settings: Settings) -> dict[str, Route]:
+    return {route.path: route for route in settings.routes}
+
+
+def test_routes_of_a_file_replace_the_built_in_ones_unless_they_are_included(tmp_path: Path) -> None:
+    text = "routes: [{path: '/x/{id}', methods: [GET, POST], upstream: openai, service: x, meter: generic}]\n"
+    assert list(routes_of(load({}, config(tmp_path, text)))) == ["/x/{id}"]
+    both = routes_of(load({}, config(tmp_path, text + "include_default_routes: true\n")))
+    assert next(iter(both)) == "/x/{id}"
+    assert both["/v1/messages"].family is Family.ANTHROPIC
+
+
+def test_services_have_upstreams_of_their_own(tmp_path: Path) -> None:
+    text = "upstreams: {s: {base_url: https://s.example}}\nservices: {search: {upstream: s}}\n"
+    settings = load({}, config(tmp_path, text))
+    assert settings.service_upstreams == (("search", "s"),)
+    assert "/services/{service_key}/{path…}" in routes_of(settings)
+
+
+def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) -> None:
+    text = "upstreams: {s: {base_url: 'https://${HOST:-s.example}', headers: {X-Key: 'a$${b}-${KEY}'}}}"
+    (target,) = [each for each in load({"KEY": "k"}, config(tmp_path, text)).upstreams if each.name == "s"]
+    assert target.base_url == "https://s.example"
+    assert target.headers == (("x-key", "a${b}-k"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "upstreams: {s: {base_url: '${NOWHERE}'}}",
+            "upstreams: s: base_url: the environment variable NOWHERE is not set",
+        ),
+        ("upstreams: {s: {base_url: x.example}}", "upstreams.s.base_url: not a base URL"),
+        ("upstreams: {s: {base_url: https://x, header: {}}}", "unknown field `header`"),
+        (
+            "upstreams: {s: {base_url: https://x, headers: {'a b': c}}}",
+            "upstreams.s.headers.a b: not a valid header",
+        ),
+        (
+            'upstreams: {s: {base_url: https://x, headers: {a: "b\\r\\nc: d"}}}',
+            "upstreams.s.headers.a: not a valid",
+        ),
+        (
+            "routes: [{path: /x, upstream: nobody}]",
+            "routes /x: upstream 'nobody' is not one of anthropic, gemini",
+        ),
+        ("routes: [{path: x, upstream: openai}]", "$.routes[0].path"),
+        ("routes: [{path: /x, upstream: openai, meter: guess}]", "$.routes[0].meter"),
+        (
+            "routes: [{path: /x, upstream: openai, meter: generic}]",
+            "routes /x: a metered route needs a service",
+        ),
+        ("services: {s: {upstream: nobody}}", "upstream 'nobody'"),
+        ("settings: {hold_ttl: 3}", "settings.hold_ttl='3' is not a setting; did you mean hold_ttl_s?"),
+        ("settings: {hold_ttl_s: never}", "settings.hold_ttl_s='never' is not valid"),
+        ("colour: blue", "unknown field `colour`"),
+        ("a: [", "line 1: not valid YAML"),
+        ("- 1", "Expected `object`"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said: str) -> None:
+    path = config(tmp_path, text)
+    message = refused({}, path)
+    assert message.startswith((str(path), "upstreams", "routes", "services"))
+    assert said in message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "cannot be read" in refused({}, tmp_path / "none.yaml")
+
+
+def test_the_example_is_valid() -> None:
+    settings = load({}, ROOT / "deploy" / "config.example.yaml")
+    assert "/v1/reports/{id}/render" in routes_of(settings)
+    assert "/v1/chat/completions" in routes_of(settings)
+
+
+def test_passwords_are_cut_out_of_urls() -> None:
+    assert without_password("redis://:secret@host:1/0") == "redis://:***@host:1/0"
+    assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert without_password("redis://host:1/0") == "redis://host:1/0"
