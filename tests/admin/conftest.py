@@ -157,7 +157,7 @@ class Api:
             "select count(*) from pg_stat_activity"
             " where datname = current_database() and wait_event_type = 'Lock'"
         )
-        while self.rows(waiting) == [(0,)]:  # noqa: ASYNC110  # PostgreSQL does not tell
+        while self.rows(waiting) == [(0,)]:  # PostgreSQL does not tell
             await asyncio.sleep(0.01)
 
     def acting_as(self, token: str | None) -> Api:

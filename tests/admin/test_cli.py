@@ -1,0 +1,165 @@
+"""The administration commands against the real Admin API: tables, JSON, and failures that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from gateway.cli_admin import mount
+from tests.admin.conftest import ADMIN, READONLY, Api
+
+program = typer.Typer()
+mount(program)
+
+Run = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+def run(api: Api, tmp_path: Path) -> Run:
+    async def invoke(*arguments: str, **environ: str) -> Result:
+        where = {
+            "TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")),
+            "TOLLKEEPER_ADMIN_TOKEN": ADMIN,
+            "TOLLKEEPER_DATA_DIR": str(tmp_path),
+            **environ,
+        }
+        return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where)
+
+    return invoke
+
+
+async def from_json(run: Run, *arguments: str) -> Any:
+    result = await run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+async def test_a_day_of_administration(run: Run, api: Api) -> None:
+    organization = await from_json(run, "org", "create", "Acme", "--currency", "EUR", "--rpm", "5")
+    assert (organization["currency"], organization["limits"]) == ("EUR", {"requests_per_minute": 5})
+    plan = await from_json(run, "plan", "create", "Basic", "--total", "1_000", "--reset", "daily")
+    assert (plan["total_amount"], plan["reset_interval"]) == (1000, "daily")
+    tenant = await from_json(run, "tenant", "create", "web", "--org", "Acme", "--plan", "Basic")
+    assert (tenant["organization_id"], tenant["plan_id"]) == (organization["id"], plan["id"])
+    assert (await from_json(run, "tenant", "recharge", "web", "50"))["tokens_remaining"] == 1050
+    adjusted = await from_json(run, "tenant", "adjust", "web", "25", "OUT", "--reason", "typo")
+    assert adjusted["tokens_remaining"] == 1025
+    assert (await from_json(run, "tenant", "block", "web"))["is_blocked"] is True
+    assert (await from_json(run, "tenant", "unblock", "web"))["is_blocked"] is False
+    assert (await from_json(run, "tenant", "reset", "web"))["tokens_remaining"] == 1000
+    shown = await from_json(run, "tenant", "show", "web")
+    assert (shown["name"], shown["quota"]["tokens_remaining"]) == ("web", 1000)
+    assert (await from_json(run, "tenant", "plan", "web", "none"))["tokens_remaining"] is None
+    changed = await from_json(run, "plan", "update", "Basic", "--total", "unlimited", "--overage", "bill")
+    assert (changed["total_amount"], changed["overage_policy"]) == (None, "bill")
+    key = await from_json(run, "key", "create", "web", "laptop", "--model", "a", "--model", "b")
+    assert key["key"].startswith("tk_")
+    assert key["models"] == ["a", "b"]
+    listed = (await from_json(run, "key", "list", "--tenant", "web"))["items"]
+    assert [row["id"] for row in listed] == [key["id"]]
+    assert (await from_json(run, "key", "revoke", str(key["id"])))["revoked_at"]
+    for path, arguments in (
+        (f"tenants/{tenant['id']}", ("tenant", "delete", "web")),
+        (f"organizations/{organization['id']}", ("org", "delete", "Acme")),
+        (f"token-plans/{plan['id']}", ("plan", "delete", "Basic")),
+    ):
+        assert (await run(*arguments)).exit_code == 0
+        assert (await api.get(path)).status == 404
+
+
+async def test_people_get_tables(run: Run, api: Api) -> None:
+    plan = await api.make("token-plans", name="Basic [1]", total_amount=1234567)
+    await api.make("tenants", name="web", plan_id=plan["id"])
+    for arguments, expected in (
+        (("tenant", "list"), "web"),
+        (("org", "list"), "web"),
+        (("org", "show", "web"), "credit_balance"),
+        (("plan", "list"), "Basic [1]"),
+        (("tenant", "show", "web"), "1,234,567"),
+        (("usage",), "1,234,567"),
+        (("key", "list"), "None yet."),
+    ):
+        result = await run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert expected in result.stdout
+
+
+async def test_a_new_key_is_shown_to_people_with_a_warning(run: Run, api: Api) -> None:
+    await api.make("tenants", name="web")
+    result = await run("key", "create", "web", "laptop")
+    assert "tk_" in result.stdout
+    assert "not shown again" in result.stdout
+
+
+async def test_usage_and_ledger_show_the_movements(run: Run, api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    api.rows(
+        "insert into token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
+        " created_at, epoch, seq, cycle)"
+        " select %s, 'consume', s, null, 'OUT', now() + s * interval '1 ms', 1, s, 1"
+        " from generate_series(1, 1500) as s",
+        tenant["id"],
+    )
+    rows = (await from_json(run, "tenant", "ledger", "web", "--limit", "1200"))["items"]
+    assert [row["seq"] for row in rows] == list(range(1, 1201))
+    newest = (await from_json(run, "tenant", "ledger", "web", "--newest", "--limit", "2"))["items"]
+    assert [row["seq"] for row in newest] == [1500, 1499]
+    [usage] = (await from_json(run, "usage", "--tenant", "web", "--recent", "3"))["items"]
+    assert [row["seq"] for row in usage["ledger"]] == [1500, 1499, 1498]
+    assert "1,500" in (await run("usage")).stdout
+
+
+async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, tmp_path: Path) -> None:
+    noted = {"admin_url": str(api.client.make_url("")), "admin_token": ADMIN}
+    (tmp_path / "up.json").write_text(json.dumps(noted))
+    result = await run("org", "list", TOLLKEEPER_ADMIN_URL="", TOLLKEEPER_ADMIN_TOKEN="")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "expected"),
+    [
+        (("org", "list"), {"TOLLKEEPER_ADMIN_TOKEN": "wrong"}, "TOLLKEEPER_ADMIN_TOKEN"),
+        (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "", "TOLLKEEPER_ADMIN_TOKEN": ""}, "TOLLKEEPER_DATA_DIR"),
+        (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:1"}, "tollkeeper up"),
+        (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "ftp://x"}, "http://"),
+        (("org", "create", "x"), {"TOLLKEEPER_ADMIN_TOKEN": READONLY}, "read"),
+        (("org", "create", "x", "--currency", "euro"), {}, "currency: must be an ISO 4217 code"),
+        (("tenant", "show", "nobody"), {}, "none of tenants"),
+        (("tenant", "show", "99"), {}, "nothing at this address"),
+        (("tenant", "recharge", "1", "0"), {}, "equal to 1"),
+        (("plan", "create", "x", "--total", "many"), {}, "--total"),
+        (("plan", "update", "1"), {}, "Nothing to change"),
+    ],
+)
+async def test_failures_say_what_to_do(
+    run: Run, arguments: tuple[str, ...], environ: dict[str, str], expected: str
+) -> None:
+    result = await run(*arguments, **environ)
+    assert result.exit_code != 0
+    assert expected in result.stderr
+    assert "Traceback" not in result.output
+
+
+async def test_what_waits_for_redis_is_said(run: Run, api: Api) -> None:
+    await api.make("tenants", name="web")
+    api.counters.away = True
+    result = await run("tenant", "block", "web", "--json")
+    assert result.exit_code == 0
+    assert "as soon as Redis is back" in result.stderr
+    assert json.loads(result.stdout)["tenant_id"]
+
+
+async def test_a_damaged_note_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text("{")
+    result = await run("org", "list", TOLLKEEPER_ADMIN_URL="")
+    assert result.exit_code == 1
+    assert "up.json" in result.stderr
