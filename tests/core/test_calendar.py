@@ -43,7 +43,7 @@ def test_none_never_resets_and_others_are_refused() -> None:
         next_reset_ms("yearly", 0)
 
 
-MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2199, 1, 1)).map(  # noqa: DTZ001 - made UTC below
+MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2199, 1, 1)).map(  # noqa: DTZ001 # made UTC below
     lambda at: int(at.replace(tzinfo=UTC).timestamp() * 1000)
 )
 

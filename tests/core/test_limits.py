@@ -15,7 +15,7 @@ NOW = 1_700_000_000_000
 
 
 def decision(requests: Window | None = None, tokens: Window | None = None, **more: int | None) -> Decision:
-    return Decision(Verdict.ADMITTED, now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type]
+    return Decision(Verdict.ADMITTED, now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type] # every field here is a number
 
 
 def test_all_limits() -> None:
