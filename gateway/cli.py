@@ -21,8 +21,9 @@ from gateway.local import ports
 from gateway.local.announce import PlainVoice
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.ops import Ops
+from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.serve import Serving, run_serve
-from gateway.local.up import Endpoints, Options, Parts, run_up
+from gateway.local.up import run_up
 from gateway.settings import Settings, load
 
 HOME = str(Path(__file__).resolve().parent.parent)
@@ -138,7 +139,7 @@ def keeper(
     database_url: DatabaseOption = None,
 ) -> None:
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
-    import uvloop  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415  # each command loads what it needs
 
     from gateway import logs  # noqa: PLC0415
     from gateway.app import run_keeper  # noqa: PLC0415

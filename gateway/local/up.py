@@ -11,83 +11,22 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 from gateway.errors import StartError
-from gateway.local import demo, leftovers, ports, postgres, valkey
+from gateway.local import demo, leftovers, ports
 from gateway.local.announce import Voice
-from gateway.local.child import Child, Program
-from gateway.local.data_directory import DataDirectory, opened
+from gateway.local.child import Program
+from gateway.local.data_directory import opened
+from gateway.local.house import House
+from gateway.local.plan import Endpoints, Options, Parts
+from gateway.local.servers import start_servers
 
 KEEPER_READY_MAX_S = 90.0
-EXTERNAL_WAIT_S = 5.0
 SERVING_TRIES_MAX = 500
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
-DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a person asked for. Empty URLs mean "embedded"; port 0 is any free one.
-
-    `demo_upstream` starts one unless `upstream` is given; `grace_s` is how long a gateway may
-    take to finish its calls.
-    """
-
-    data_dir: Path
-    gateway_host: str
-    gateway_port: int
-    admin_host: str
-    admin_port: int
-    workers: int
-    redis_url: str
-    database_url: str
-    upstream: str
-    admin_token: str
-    readonly_token: str
-    key_pepper: str
-    demo: bool
-    demo_upstream: bool
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What the started parts are reached by, secrets included."""
-
-    redis_url: str
-    database_url: str
-    upstream_url: str | None
-    admin_token: str
-    readonly_token: str
-    key_pepper: str
-    gateway_port: int
-    admin_port: int
-    data_dir: Path
-
-    def __repr__(self) -> str:
-        return f"Endpoints(gateway_port={self.gateway_port}, admin_port={self.admin_port})"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What `up` runs but does not know: command lines, the settings line, the schema.
-
-    `settings_line` is what a gateway worker or keeper reads first from its standard input.
-    `migrate` blocks and may raise anything.
-    """
-
-    gateway: Sequence[str]
-    keeper: Sequence[str]
-    demo_upstream: Callable[[int], Sequence[str]]
-    settings_line: Callable[[Endpoints], bytes]
-    migrate: Callable[[str], object]
 
 
 async def up(options: Options, parts: Parts, voice: Voice) -> None:
@@ -129,7 +68,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
     if data.read("processes.json"):
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
-    redis_url, database_url, upstream_url = await _start_servers(house, options, parts, secrets)
+    redis_url, database_url, upstream_url = await start_servers(house, options, parts, secrets)
     endpoints = Endpoints(
         redis_url=redis_url,
         database_url=database_url,
@@ -176,66 +115,6 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         "up.json", {name: facts[name] for name in ("gateway_url", "admin_url", "admin_token", "api_key")}
     )
     voice.ready(facts)
-
-
-async def _start_servers(
-    house: House, options: Options, parts: Parts, secrets: dict[str, str]
-) -> tuple[str, str, str | None]:
-    """Redis, PostgreSQL and the demo upstream side by side; their URLs."""
-    data = house.data
-    async with asyncio.TaskGroup() as group:
-        redis = group.create_task(_start_redis(house, options, secrets["redis_password"]))
-        database = group.create_task(_start_postgres(house, options, secrets["database_password"]))
-        upstream = group.create_task(_start_upstream(house, options, parts))
-    house.voice.step(f"databases are up in {data.path}")
-    return redis.result(), database.result(), upstream.result()
-
-
-async def _start_redis(house: House, options: Options, password: str) -> str:
-    if options.redis_url:
-        await _reachable(options.redis_url, "Redis", "--redis-url")
-        return options.redis_url
-    data = house.data
-    house.voice.step("starting Valkey")
-    port = ports.free(int(data.read("ports.json").get("redis", 0)))
-    await house.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password))
-    data.write("ports.json", data.read("ports.json") | {"redis": port})
-    return valkey.url(port, password)
-
-
-async def _start_postgres(house: House, options: Options, password: str) -> str:
-    if options.database_url:
-        await _reachable(options.database_url, "PostgreSQL", "--database-url")
-        return options.database_url
-    data = house.data
-    house.voice.step("starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster")
-    await asyncio.to_thread(postgres.initialise, data.postgres, password)
-    port = ports.free(int(data.read("ports.json").get("postgres", 0)))
-    await house.run("postgres", postgres.program(data.postgres, data.logs / "postgres.log", port))
-    data.write("ports.json", data.read("ports.json") | {"postgres": port})
-    return postgres.url(port, password)
-
-
-async def _start_upstream(house: House, options: Options, parts: Parts) -> str | None:
-    if options.upstream or not options.demo_upstream:
-        return options.upstream or None
-    port = ports.free(int(house.data.read("ports.json").get("demo_upstream", 0)))
-
-    async def ready(_pid: int) -> bool:
-        return await ports.answers("127.0.0.1", port, 1.0)
-
-    argv = tuple(parts.demo_upstream(port))
-    await house.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
-    return f"http://127.0.0.1:{port}"
-
-
-async def _reachable(url: str, what: str, option: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme == "unix" or not parts.hostname:
-        return
-    port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
-    if not await ports.answers(parts.hostname, port, EXTERNAL_WAIT_S):
-        raise StartError(f"{what} at {parts.hostname}:{port} ({option}) does not answer")
 
 
 async def _migrate(parts: Parts, database_url: str) -> None:
@@ -297,52 +176,6 @@ def _reserve(locks: ExitStack, host: str, port: int, what: str) -> int:
 def _url(host: str, port: int) -> str:
     host = ports.reachable_host(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-class House:
-    """The running children of one data directory, in the order they are stopped."""
-
-    STOP_ORDER = ("gateway", "demo upstream", "keeper", "redis", "postgres")
-
-    def __init__(self, data: DataDirectory, voice: Voice) -> None:
-        self.data = data
-        self.voice = voice
-        self._children: list[tuple[str, Child]] = []
-        self._complete = False
-
-    async def run(self, role: str, program: Program) -> None:
-        """Start a program and keep it running until `stop`."""
-        child = Child(program, self.voice.say, self._note)
-        self._children.append((role, child))
-        await child.start()
-
-    def pids(self) -> dict[str, Any]:
-        """Current process ids by role; None for what is not run here or is just starting again."""
-
-        def of(role: str) -> list[int]:
-            return [child.pid for each, child in self._children if each == role and child.pid is not None]
-
-        return {
-            "gateway": of("gateway"),
-            **{role: next(iter(of(role)), None) for role in ("keeper", "redis", "postgres")},
-        }
-
-    async def stop(self) -> None:
-        """Stop all children, role by role."""
-        for role in self.STOP_ORDER:
-            async with AsyncExitStack() as stack:
-                for each, child in self._children:
-                    if each == role:
-                        stack.push_async_callback(child.stop)
-        for name in ("pids.json", "processes.json"):
-            self.data.forget(name)
-
-    def _note(self) -> None:
-        self.data.write("pids.json", self.pids())
-        ours = [
-            leftovers.noted(child.pid) for role, child in self._children if role not in {"redis", "postgres"}
-        ]
-        self.data.write("processes.json", {"programs": [note for note in ours if note]})
 
 
 def run_up(options: Options, parts: Parts, voice: Voice) -> int:

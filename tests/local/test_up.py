@@ -93,7 +93,7 @@ def test_sigint_stops_gateways_then_keeper_then_databases(start: Starter, again:
 def test_a_killed_child_is_started_again_and_said_so(start: Starter, role: str) -> None:
     up = start()
     facts = up.ready()
-    of = lambda pids: pids["gateway"][0] if role == "gateway" else pids[role]  # noqa: E731
+    of = lambda pids: pids["gateway"][0] if role == "gateway" else pids[role]  # noqa: E731  # a table of one line
     old = of(up.pids())
     os.kill(old, signal.SIGKILL)
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.local.announce import PlainVoice
-from gateway.local.up import Endpoints, Options, Parts, run_up
+from gateway.local.plan import Endpoints, Options, Parts
+from gateway.local.up import run_up
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,0 +1,57 @@
+"""The running children of one data directory: who they are, and the order in which they stop."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+from gateway.local import leftovers
+from gateway.local.announce import Voice
+from gateway.local.child import Child, Program
+from gateway.local.data_directory import DataDirectory
+
+
+class House:
+    """The running children of one data directory, in the order they are stopped."""
+
+    STOP_ORDER = ("gateway", "demo upstream", "keeper", "redis", "postgres")
+
+    def __init__(self, data: DataDirectory, voice: Voice) -> None:
+        self.data = data
+        self.voice = voice
+        self._children: list[tuple[str, Child]] = []
+        self._complete = False
+
+    async def run(self, role: str, program: Program) -> None:
+        """Start a program and keep it running until `stop`."""
+        child = Child(program, self.voice.say, self._note)
+        self._children.append((role, child))
+        await child.start()
+
+    def pids(self) -> dict[str, Any]:
+        """Current process ids by role; None for what is not run here or is just starting again."""
+
+        def of(role: str) -> list[int]:
+            return [child.pid for each, child in self._children if each == role and child.pid is not None]
+
+        return {
+            "gateway": of("gateway"),
+            **{role: next(iter(of(role)), None) for role in ("keeper", "redis", "postgres")},
+        }
+
+    async def stop(self) -> None:
+        """Stop all children, role by role."""
+        for role in self.STOP_ORDER:
+            async with AsyncExitStack() as stack:
+                for each, child in self._children:
+                    if each == role:
+                        stack.push_async_callback(child.stop)
+        for name in ("pids.json", "processes.json"):
+            self.data.forget(name)
+
+    def _note(self) -> None:
+        self.data.write("pids.json", self.pids())
+        ours = [
+            leftovers.noted(child.pid) for role, child in self._children if role not in {"redis", "postgres"}
+        ]
+        self.data.write("processes.json", {"programs": [note for note in ours if note]})

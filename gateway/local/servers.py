@@ -1,0 +1,75 @@
+"""The servers everything else needs: Redis, PostgreSQL, the demo upstream; embedded or somebody's own."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+from gateway.errors import StartError
+from gateway.local import ports, postgres, valkey
+from gateway.local.child import Program
+from gateway.local.house import House
+from gateway.local.plan import Options, Parts
+
+EXTERNAL_WAIT_S = 5.0
+DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432}
+
+
+async def start_servers(
+    house: House, options: Options, parts: Parts, secrets: dict[str, str]
+) -> tuple[str, str, str | None]:
+    """Redis, PostgreSQL and the demo upstream side by side; their URLs."""
+    data = house.data
+    async with asyncio.TaskGroup() as group:
+        redis = group.create_task(_redis(house, options, secrets["redis_password"]))
+        database = group.create_task(_postgres(house, options, secrets["database_password"]))
+        upstream = group.create_task(_upstream(house, options, parts))
+    house.voice.step(f"databases are up in {data.path}")
+    return redis.result(), database.result(), upstream.result()
+
+
+async def _redis(house: House, options: Options, password: str) -> str:
+    if options.redis_url:
+        await _reachable(options.redis_url, "Redis", "--redis-url")
+        return options.redis_url
+    data = house.data
+    house.voice.step("starting Valkey")
+    port = ports.free(int(data.read("ports.json").get("redis", 0)))
+    await house.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password))
+    data.write("ports.json", data.read("ports.json") | {"redis": port})
+    return valkey.url(port, password)
+
+
+async def _postgres(house: House, options: Options, password: str) -> str:
+    if options.database_url:
+        await _reachable(options.database_url, "PostgreSQL", "--database-url")
+        return options.database_url
+    data = house.data
+    house.voice.step("starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster")
+    await asyncio.to_thread(postgres.initialise, data.postgres, password)
+    port = ports.free(int(data.read("ports.json").get("postgres", 0)))
+    await house.run("postgres", postgres.program(data.postgres, data.logs / "postgres.log", port))
+    data.write("ports.json", data.read("ports.json") | {"postgres": port})
+    return postgres.url(port, password)
+
+
+async def _upstream(house: House, options: Options, parts: Parts) -> str | None:
+    if options.upstream or not options.demo_upstream:
+        return options.upstream or None
+    port = ports.free(int(house.data.read("ports.json").get("demo_upstream", 0)))
+
+    async def ready(_pid: int) -> bool:
+        return await ports.answers("127.0.0.1", port, 1.0)
+
+    argv = tuple(parts.demo_upstream(port))
+    await house.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
+    return f"http://127.0.0.1:{port}"
+
+
+async def _reachable(url: str, what: str, option: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or not parts.hostname:
+        return
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
+    if not await ports.answers(parts.hostname, port, EXTERNAL_WAIT_S):
+        raise StartError(f"{what} at {parts.hostname}:{port} ({option}) does not answer")
