@@ -84,6 +84,7 @@ class Deployment:
 
     def rows(self, tenant_id: int) -> int:
         """Calls of a tenant that are in the ledger."""
+        self.thaw()
         query = "SELECT count(*) FROM token_ledger WHERE tenant_id = %s AND transaction_type = 'consume'"
         address = self.facts["database_url"].replace("postgresql+psycopg://", "postgresql://")
         with psycopg.connect(address) as connection:
@@ -128,8 +129,8 @@ def _up(stage: Stage) -> Deployment:
     answered, _, _ = select.select([program.stdout], [], [], START_S_MAX)
     line = program.stdout.readline() if answered else b""
     if not line:
-        tail = log.read_text(encoding="utf-8", errors="replace")[-600:].strip()
-        raise BenchError(f"`tollkeeper up` does not start: {tail}")
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise BenchError(f"`tollkeeper up` does not start: {said[-1][:300] if said else 'it says nothing'}")
     facts = json.loads(line)
     address = urlsplit(facts["redis_url"])
     counters = redis.Redis.from_url(address.geturl())
@@ -144,7 +145,7 @@ def _contender(running: Deployment, name: str, plan_id: int) -> Contender:
     organization_id = tenant["organization_id"]
     if limited:
         running.admin("PATCH", f"/organizations/{organization_id}", {"limits": LIMITS})
-    key: dict[str, Any] = {"tenant_id": tenant["id"]} | ({"limits": LIMITS} if limited else {})
+    key: dict[str, Any] = {"tenant_id": tenant["id"], "name": name} | ({"limits": LIMITS} if limited else {})
     credential = running.admin("POST", "/api-keys", key)["key"]
     stream = keys.outbox(keys.partition_of(int(organization_id)))
 
