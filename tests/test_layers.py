@@ -1,0 +1,44 @@
+"""The shape of the house: import-linter's contracts, and that every module has its place in them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_contract_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    said = capsys.readouterr()
+    assert status == 0, said.out + said.err
+
+
+def test_every_module_has_its_layer() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    placed = {name for layer in layers for name in re.findall(r"[\w.]+", layer)}
+    found = {
+        f"gateway.{path.stem}"
+        for path in (ROOT / "gateway").iterdir()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
+    }
+    assert found - placed == set()
+
+
+@pytest.mark.parametrize(
+    "library", ["hiredis", "sqlalchemy", "psycopg", "alembic", "aiohttp", "httptools", "prometheus_client"]
+)
+def test_every_outside_library_has_one_door(library: str) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    doors = [
+        contract["allowed_importers"]
+        for contract in contracts
+        if contract["type"] == "protected" and library in contract["protected_modules"]
+    ]
+    assert len(doors) == 1
+    assert len(doors[0]) == 1

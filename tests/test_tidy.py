@@ -1,0 +1,319 @@
+"""What a machine can check of the house rules; CONTRIBUTING.md says what they are for.
+
+A rule may be broken where that makes better code. Then the place stands in a table here, with
+its own bound and its reason, so that it cannot grow unnoticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+from gateway import metrics, settings
+from gateway.counters.scripts import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("gateway", "persistence", "lua", "tests", "docs", "deploy", ".ci")
+GENERATED = frozenset({"requirements.lock", "requirements-dev.lock", "LICENSE"})
+
+MODULE_LINES_MAX = 300
+TEST_LINES_MAX = 500  # a test file tells one module's story, examples included
+FUNCTION_LINES_MAX = 60
+SCRIPT_LINES_MAX = 60
+
+# Modules that are better whole, each with the bound it keeps instead.
+LONGER_MODULES: dict[str, tuple[int, str]] = {
+    "gateway/http/connection.py": (500, "one state machine a socket: its phases are read side by side"),
+    "gateway/local/demo_shapes.py": (340, "a table of three APIs' answers, written out to be compared"),
+}
+# Parts of scripts that are better whole.
+LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
+    "lua/lib/cycle.lua": (70, "the calendar is made on demand, all of it or nothing"),
+    "lua/lib/settlement.lua": (75, "what is charged and how it is undone belong on one screen"),
+}
+# Packages whose tests live in another package's folder.
+TESTED_IN = {"gateway/cli_admin": "tests/admin"}
+
+EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base", "common", "misc"})
+
+
+# --- the tree ---------------------------------------------------------------------------
+
+
+@cache
+def texts() -> dict[str, str]:
+    """Every text file of the project by its path, but for caches and what is generated."""
+    places = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in FOLDERS:
+        places += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found = {}
+    for path in sorted(places):
+        name = path.relative_to(ROOT).as_posix()
+        if "__pycache__" in name or name in GENERATED:
+            continue
+        try:
+            found[name] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+def named(*suffixes: str) -> list[str]:
+    return [name for name in texts() if name.endswith(suffixes)]
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(texts()[name]) for name in named(".py")}
+
+
+def offenders(found: Iterator[str]) -> None:
+    """Fail with every place that breaks the rule, one a line."""
+    places = sorted(found)
+    assert not places, "\n" + "\n".join(places)
+
+
+def code_lines(script: str) -> int:
+    return sum(1 for line in script.splitlines() if line.strip() and not line.strip().startswith("--"))
+
+
+# --- sizes ------------------------------------------------------------------------------
+
+
+def test_modules_stay_small() -> None:
+    def found() -> Iterator[str]:
+        for name in trees():
+            usual = TEST_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX
+            most, _ = LONGER_MODULES.get(name, (usual, ""))
+            lines = texts()[name].count("\n")
+            if lines >= most:
+                yield f"{name}: {lines} lines, under {most} wanted"
+
+    offenders(found())
+
+
+def test_functions_stay_small() -> None:
+    def found() -> Iterator[str]:
+        for name, tree in trees().items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines >= FUNCTION_LINES_MAX:
+                        yield f"{name}:{node.lineno} {node.name}: {lines} lines"
+
+    offenders(found())
+
+
+def test_scripts_stay_small() -> None:
+    def found() -> Iterator[str]:
+        for name in named(".lua"):
+            if name.startswith("lua/"):
+                most, _ = LONGER_SCRIPTS.get(name, (SCRIPT_LINES_MAX, ""))
+                lines = code_lines(texts()[name])
+                if lines >= most:
+                    yield f"{name}: {lines} lines of code, under {most} wanted"
+
+    offenders(found())
+
+
+def test_exceptions_are_needed() -> None:
+    """An exception outlives its reason only until someone looks: this test looks."""
+
+    def found() -> Iterator[str]:
+        for name in LONGER_MODULES:
+            if name not in texts() or texts()[name].count("\n") < MODULE_LINES_MAX:
+                yield name
+        for name in LONGER_SCRIPTS:
+            if name not in texts() or code_lines(texts()[name]) < SCRIPT_LINES_MAX:
+                yield name
+
+    offenders(found())
+
+
+# --- words ------------------------------------------------------------------------------
+
+
+def test_modules_open_with_their_law() -> None:
+    offenders(name for name, tree in trees().items() if not ast.get_docstring(tree))
+
+
+def test_names_say_what_things_are() -> None:
+    def found() -> Iterator[str]:
+        for name, tree in trees().items():
+            if EMPTY_NAMES & set(Path(name).stem.split("_")):
+                yield name
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    words = {word.lower() for word in re.findall(r"[A-Z][a-z]+", node.name)}
+                    if EMPTY_NAMES & words:
+                        yield f"{name}:{node.lineno} {node.name}"
+
+    offenders(found())
+
+
+def test_nothing_is_left_for_later() -> None:
+    marks = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+    offenders(
+        f"{name}:{number}"
+        for name, text in texts().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if marks.search(line)
+    )
+
+
+def test_the_tree_knows_no_machine() -> None:
+    """Neither somebody's directories nor where packages were fetched from."""
+    places = re.compile(r"/(?:home|Users|root|work|workspace)/[\w.-]|/tmp/[\w.-]")
+    hosts = re.compile(r"pypi\." + r"org|python" + r"hosted|artifact" + r"ory|index-" + r"url", re.IGNORECASE)
+
+    def found() -> Iterator[str]:
+        locks = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock")}
+        for name, text in {**texts(), **locks}.items():
+            for number, line in enumerate(text.splitlines(), 1):
+                if places.search(line) or (hosts.search(line) and name != "Makefile"):
+                    yield f"{name}:{number}"
+
+    offenders(found())
+
+
+def test_silenced_rules_say_why() -> None:
+    """Each `noqa` and `ignore` names its rule; a file says why the first time it silences one."""
+    silenced = re.compile(r"#\s*(noqa|type: ignore)(?::\s*|\[)?([A-Za-z0-9, -]*)\]?\s*(#\s*\S.*)?$")
+
+    def found() -> Iterator[str]:
+        for name in trees():
+            explained: set[str] = set()
+            for number, line in enumerate(texts()[name].splitlines(), 1):
+                match = silenced.search(line)
+                if match is None:
+                    continue
+                rules = {rule.strip() for rule in match[2].split(",") if rule.strip()}
+                if match[3]:
+                    explained |= rules
+                if not rules or not rules <= explained:
+                    yield f"{name}:{number}"
+
+    offenders(found())
+
+
+# --- scripts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_scripts_open_with_their_specification(verb: str) -> None:
+    script = texts()[f"lua/{verb}.lua"]
+    head, _, body = script.partition("\nif #KEYS ")
+    assert head.startswith(f"-- {verb}: ")
+    for part in ("-- KEYS[1]", "-- ARGV[1]", "-- Returns", "-- Example"):
+        assert part in head, f"lua/{verb}.lua says nothing of {part}"
+    assert all(line.startswith("--") for line in head.splitlines()), "code stands above the arity assertion"
+    assert re.match(rf".*#ARGV .*then\s+return redis\.error_reply\('ERR {verb} takes ", body)
+
+
+def test_script_libraries_say_what_they_are() -> None:
+    for name in named(".lua"):
+        if name.startswith("lua/lib/"):
+            assert texts()[name].startswith(f"-- {Path(name).stem}: "), name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_one_verb_has_its_places(verb: str) -> None:
+    """A verb is a script, a heading, a row of the catalogue, and a file of tests."""
+    assert (ROOT / f"tests/lua/test_{verb}.py").exists()
+    assert re.search(rf"^#+ `?{verb}`?\b", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert f"`{verb}`" in (ROOT / "lua/README.md").read_text()
+
+
+# --- shape ------------------------------------------------------------------------------
+
+
+def test_tests_mirror_the_source() -> None:
+    packages = {Path(name).parent.as_posix() for name in named("/__init__.py")}
+    doors = {name for name in packages if re.fullmatch(r"gateway/\w+", name)} | {"persistence", "lua"}
+    tested = {Path(name).parent.as_posix() for name in texts() if re.search(r"/test_\w+\.py$", name)}
+
+    def found() -> Iterator[str]:
+        for package in doors:
+            wanted = TESTED_IN.get(package, f"tests/{package.rpartition('/')[2]}")
+            if not any(folder == wanted or folder.startswith(f"{wanted}/") for folder in tested):
+                yield f"{package} has no tests in {wanted}"
+
+    offenders(found())
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = grimp.build_graph("gateway", "persistence", exclude_type_checking_imports=True, cache_dir=None)
+    order = TopologicalSorter(
+        {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    )
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+# --- documents --------------------------------------------------------------------------
+
+ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """The tables of a document by the name in their first column."""
+    text = (ROOT / document).read_text()
+    return {match[1]: [cell.strip() for cell in match[2].split(" | ")] for match in ROW.finditer(text)}
+
+
+def test_every_setting_is_documented() -> None:
+    documented = {
+        name: cells for name, cells in rows("docs/settings.md").items() if name.startswith(settings.PREFIX)
+    }
+    defaults = settings.Settings()
+    known = {f"{settings.PREFIX}{name.upper()}": getattr(defaults, name) for name in settings.NAMES}
+    assert documented.keys() == known.keys()
+    for name, default in known.items():
+        shown, meaning = documented[name]
+        assert shown == (f"`{default}`" if default != "" else "none"), name
+        assert meaning, name
+
+
+def test_every_metric_is_documented() -> None:
+    documented = rows("docs/metrics.md")
+    known = {}
+    for fact in metrics.FACTS:
+        name = f"{metrics.PREFIX}{fact.name}{'_total' if fact.kind == 'counter' else ''}"
+        known[name] = [fact.kind, ", ".join(f"`{label}`" for label in fact.labels) or "none"]
+    known[f"{metrics.PREFIX}build_info"] = ["info", "`version`, `python`"]
+    assert {name: cells[:2] for name, cells in documented.items()} == known
+    assert all(len(cells) == 3 and cells[2] for cells in documented.values())
+
+
+PATH = re.compile(r"`((?:gateway|persistence|lua|tests|docs|deploy|\.ci)/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("document", named(".md"))
+def test_documents_name_files_that_exist(document: str) -> None:
+    here = (ROOT / document).parent
+
+    def found() -> Iterator[str]:
+        for match in PATH.finditer(texts()[document]):
+            if not (ROOT / match[1]).exists():
+                yield f"{document}: {match[1]}"
+        for match in LINK.finditer(texts()[document]):
+            if not (here / match[1]).exists():
+                yield f"{document}: {match[1]}"
+
+    offenders(found())
+
+
+def test_the_readme_answers_in_a_minute() -> None:
+    table = re.findall(r"^\| .+\? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(table) >= 6
+    assert all(PATH.search(answer) for answer in table)
