@@ -119,7 +119,7 @@ class Stack:
 
     def settled(self, tenant_id: int, rows: int) -> list[Body]:
         """The ledger once it has so many rows."""
-        found: list[Body] = eventually(lambda: (r := self.ledger(tenant_id)) if len(self.ledger(tenant_id)) >= rows else [])
+        found: list[Body] = eventually(lambda: len(r := self.ledger(tenant_id)) >= rows and r)
         return found
 
     def tenant(self, total: int | None = 1000, **plan: Any) -> tuple[int, str]:
