@@ -47,6 +47,47 @@ def limit_headers(decision: Decision) -> list[Header]:
     return headers
 
 
+def limit_lines(decision: Decision) -> bytes:
+    """Return the same fields as lines joined by CRLF: one formatting where all limits are there."""
+    requests, tokens = decision.requests, decision.tokens
+    quota, remaining = decision.limit, decision.tokens_remaining
+    if requests is None or tokens is None or not quota or remaining is None:
+        return b"\r\n".join([b"%b: %b" % header for header in limit_headers(decision)])
+    requests_limit, requests_ms = requests.limit, requests.reset_ms
+    requests_left = requests_limit - requests.used if requests.used < requests_limit else 0
+    tokens_limit, tokens_ms = tokens.limit, tokens.reset_ms
+    tokens_left = tokens_limit - tokens.used if tokens.used < tokens_limit else 0
+    wait_ms = decision.until_ms - decision.now_ms
+    lines = _ALL_LINES % (
+        _policy(requests_limit, tokens_limit, quota),
+        requests_left, -(-requests_ms // 1000), tokens_left, -(-tokens_ms // 1000),
+        remaining, b";t=%d" % -(-wait_ms // 1000) if wait_ms > 0 else b"",
+        requests_limit, requests_left,
+        b"%gs" % (requests_ms / 1000) if 1000 <= requests_ms < 60_000 else duration(requests_ms),
+        tokens_limit, tokens_left,
+        b"%gs" % (tokens_ms / 1000) if 1000 <= tokens_ms < 60_000 else duration(tokens_ms),
+        remaining,
+    )  # fmt: skip
+    if decision.credits_remaining is not None:
+        return b"%b\r\nx-tollkeeper-credits-remaining: %d" % (lines, decision.credits_remaining)
+    return lines
+
+
+_ALL_LINES = b"\r\n".join(
+    (
+        b"ratelimit-policy: %b",
+        b'ratelimit: "requests";r=%d;t=%d, "tokens";r=%d;t=%d, "quota";r=%d%b',
+        b"x-ratelimit-limit-requests: %d",
+        b"x-ratelimit-remaining-requests: %d",
+        b"x-ratelimit-reset-requests: %b",
+        b"x-ratelimit-limit-tokens: %d",
+        b"x-ratelimit-remaining-tokens: %d",
+        b"x-ratelimit-reset-tokens: %b",
+        b"x-tollkeeper-tokens-remaining: %d",
+    )
+)
+
+
 @lru_cache(CACHED_MAX)
 def duration(ms: int) -> bytes:
     """Write milliseconds as OpenAI does: `120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""

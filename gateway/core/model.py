@@ -191,7 +191,7 @@ class UpstreamTarget:
     ca_file: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HoldRequest:
     """What `reserve` is asked for.
 
@@ -209,7 +209,7 @@ class HoldRequest:
     units: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """What a call really used, replacing its hold. A release carries zeros.
 

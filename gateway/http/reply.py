@@ -7,7 +7,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-from gateway.core.limits import limit_headers
+from gateway.core.limits import limit_lines
 from gateway.core.model import Decision, Family
 from gateway.core.refusal import render
 from gateway.errors import Refusal
@@ -36,7 +36,9 @@ def answer_head(
     if framing:
         lines.append(framing)
     if decision is not None:
-        lines += [b"%b: %b" % field for field in limit_headers(decision)]
+        told = limit_lines(decision)
+        if told:
+            lines.append(told)
     return _finished(exchange, lines, keep_alive)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.limits import duration, limit_headers
+from gateway.core.limits import duration, limit_headers, limit_lines
 from gateway.core.model import Decision, Scope, Verdict, Window
 
 NOW = 1_700_000_000_000
@@ -93,3 +93,27 @@ def test_a_duration_is_read_back_exactly(ms: int) -> None:
     units = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
     parts = re.findall(r"([\d.]+)(ms|[hms])", duration(ms).decode())
     assert sum(round(float(number) * units[unit]) for number, unit in parts) == ms
+
+
+_numbers = st.integers(0, 10**6)
+_windows = st.none() | st.builds(Window, st.just(Scope.KEY), _numbers, _numbers, st.integers(0, 10**7))
+
+
+@given(_windows, _windows, _numbers, st.none() | _numbers, st.none() | _numbers, st.integers(0, 10**6))
+def test_lines_say_what_the_fields_say(  # noqa: PLR0917  # one strategy a number
+    requests: Window | None,
+    tokens: Window | None,
+    limit: int,
+    tokens_remaining: int | None,
+    credits_remaining: int | None,
+    wait_ms: int,
+) -> None:
+    made = decision(
+        requests,
+        tokens,
+        limit=limit,
+        tokens_remaining=tokens_remaining,
+        credits_remaining=credits_remaining,
+        until_ms=NOW + wait_ms,
+    )
+    assert limit_lines(made) == b"\r\n".join(b"%b: %b" % header for header in limit_headers(made))
