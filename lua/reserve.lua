@@ -8,7 +8,7 @@
 --         16 usage, 32 credits), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 bytes
 -- Returns packed: verdict, now, then
---   admitted (1): tokens held, tokens free, next reset, credits free (free -1: unlimited),
+--   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
 --     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none)
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
@@ -17,6 +17,7 @@ if #KEYS < 7 or #ARGV ~= 2 then return redis.error_reply('ERR reserve takes 7 to
 local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
   struct.unpack('<c40dddddddBc36', ARGV[1])
 local with_user, one_time, counts = has(flags, 1), has(flags, 2), has(flags, 4)
+if #KEYS ~= 7 + flags % 2 + (one_time and 1 or 0) then return redis.error_reply('ERR reserve takes a key for each flag') end
 local raw = redis.call('MGET', unpack(KEYS, 4))
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end

@@ -96,6 +96,7 @@ class World:
     """One organization (1), tenant (7) and key (3) in a verified partition, without limits or plan."""
 
     def __init__(self, url: str, *, organization_id: int = 1, tenant_id: int = 7, key_id: int = 3) -> None:
+        self.url = url
         self.client: redis.Redis = redis.Redis.from_url(url)
         self.p = keys.partition_of(organization_id)
         self.caller = Caller(organization_id, tenant_id, key_id, self.p)
@@ -123,7 +124,7 @@ class World:
             self.caller, request_id or new_id(), user, service, need, ceiling, credits_, units
         )
         answer = self.run("reserve", packing.reserve(self.run_id, self.catalogue, ttl_ms, request))
-        return Call(self, request, packing.decision(answer))
+        return Call(self, request, packing.decision(answer, request.service))
 
     def settle(self, request: HoldRequest, tokens: int, *, mode: int, **used: Any) -> Settled:
         settlement = Settlement(

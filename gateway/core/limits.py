@@ -40,6 +40,13 @@ def limit_headers(decision: Decision) -> list[Header]:
             (b"x-ratelimit-remaining-tokens", b"%d" % max(0, left)),
             (b"x-ratelimit-reset-tokens", duration(tokens.reset_ms)),
         )
+    elif quota and decision.tokens_remaining is not None:
+        # No tokens a minute: the cycle's quota is the limit on tokens that there is.
+        headers += (
+            (b"x-ratelimit-limit-tokens", b"%d" % quota),
+            (b"x-ratelimit-remaining-tokens", b"%d" % decision.tokens_remaining),
+            (b"x-ratelimit-reset-tokens", duration(max(0, decision.until_ms - decision.now_ms))),
+        )
     if decision.tokens_remaining is not None:
         headers.append((b"x-tollkeeper-tokens-remaining", b"%d" % decision.tokens_remaining))
     if decision.credits_remaining is not None:

@@ -23,6 +23,7 @@ from gateway.core.model import (
     HoldRequest,
     Limits,
     Scope,
+    Service,
     Settlement,
     Verdict,
     Window,
@@ -37,7 +38,7 @@ FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS =
 _RESERVE = struct.Struct("<40s7dB36s")
 _SETTLE = struct.Struct("<40sB8dBd36s")
 _EXTEND = struct.Struct("<dd36s")
-_ADMITTED = struct.Struct("<14d")
+_ADMITTED = struct.Struct("<15d")
 _REFUSED = struct.Struct("<7d")
 _ONE = struct.Struct("<d")
 _PAIR = struct.Struct("<dd")
@@ -142,19 +143,20 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[str, int
     return tuple(names), tuple(arguments)
 
 
-def decision(answer: bytes) -> Decision:
-    """The answer of `reserve` as a fact."""
+def decision(answer: bytes, service: Service) -> Decision:
+    """The answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) == _ADMITTED.size:
         v = _ADMITTED.unpack(answer)
         return Decision(
             Verdict.ADMITTED,
             now_ms=int(v[1]),
             held_tokens=int(v[2]),
-            tokens_remaining=None if v[3] < 0 else int(v[3]),
-            until_ms=int(v[4]),
-            credits_remaining=int(v[5]),
-            requests=_window(v, 6),
-            tokens=_window(v, 10),
+            limit=max(0, int(v[3])) if service.counts_tokens else 0,
+            tokens_remaining=int(v[4]) if v[4] >= 0 and service.counts_tokens else None,
+            until_ms=int(v[5]),
+            credits_remaining=int(v[6]) if service.meter == "consumption" else None,
+            requests=_window(v, 7),
+            tokens=_window(v, 11),
         )
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until = map(int, _REFUSED.unpack(answer))

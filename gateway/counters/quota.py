@@ -69,10 +69,10 @@ class Counters:
     async def reserve(self, request: HoldRequest) -> Decision:
         """Take a hold on every limit or on none; CountersUnavailable where that cannot be known."""
         frame = self._frame(request.caller, request.user, request.service)
-        decision = packing.decision(await self._reserve(frame, request))
+        decision = packing.decision(await self._reserve(frame, request), request.service)
         if decision.verdict is Verdict.STALE:
             await self._directory.refresh()
-            decision = packing.decision(await self._reserve(frame, request))
+            decision = packing.decision(await self._reserve(frame, request), request.service)
         if decision.verdict is Verdict.UNVERIFIED or decision.verdict is Verdict.STALE:
             raise CountersUnavailable
         return decision

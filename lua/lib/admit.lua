@@ -51,6 +51,6 @@ end
 
 local function admitted(now, tokens, t, o, scopes)
   local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
-  return struct.pack('<dddddddddddddd', 1, now, tokens, t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]), t[NEXT],
-    o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, tightest(scopes, TPM, TUSED))
+  return struct.pack('<ddddddddddddddd', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
+    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, tightest(scopes, TPM, TUSED))
 end
