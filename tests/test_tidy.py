@@ -9,19 +9,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import grimp
 import pytest
 
-from gateway import metrics, settings
 from gateway.counters.scripts import VERBS
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("gateway", "persistence", "lua", "tests", "docs", "deploy", ".ci")
-GENERATED = frozenset({"requirements.lock", "requirements-dev.lock", "LICENSE"})
+from tests.tree import ROOT, named, offenders, texts, trees
 
 MODULE_LINES_MAX = 300
 TEST_LINES_MAX = 500  # a test file tells one module's story, examples included
@@ -42,46 +37,6 @@ LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
 TESTED_IN = {"gateway/cli_admin": "tests/admin"}
 
 EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base", "common", "misc"})
-
-
-# --- the tree ---------------------------------------------------------------------------
-
-
-@cache
-def texts() -> dict[str, str]:
-    """Every text file of the project by its path, but for caches and what is generated."""
-    places = [path for path in ROOT.iterdir() if path.is_file()]
-    for folder in FOLDERS:
-        places += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
-    found = {}
-    for path in sorted(places):
-        name = path.relative_to(ROOT).as_posix()
-        if "__pycache__" in name or name in GENERATED:
-            continue
-        try:
-            found[name] = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-    return found
-
-
-def named(*suffixes: str) -> list[str]:
-    return [name for name in texts() if name.endswith(suffixes)]
-
-
-@cache
-def trees() -> dict[str, ast.Module]:
-    return {name: ast.parse(texts()[name]) for name in named(".py")}
-
-
-def offenders(found: Iterator[str]) -> None:
-    """Fail with every place that breaks the rule, one a line."""
-    places = sorted(found)
-    assert not places, "\n" + "\n".join(places)
-
-
-def code_lines(script: str) -> int:
-    return sum(1 for line in script.splitlines() if line.strip() and not line.strip().startswith("--"))
 
 
 # --- sizes ------------------------------------------------------------------------------
@@ -259,61 +214,5 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-# --- documents --------------------------------------------------------------------------
-
-ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)
-
-
-def rows(document: str) -> dict[str, list[str]]:
-    """The tables of a document by the name in their first column."""
-    text = (ROOT / document).read_text()
-    return {match[1]: [cell.strip() for cell in match[2].split(" | ")] for match in ROW.finditer(text)}
-
-
-def test_every_setting_is_documented() -> None:
-    documented = {
-        name: cells for name, cells in rows("docs/settings.md").items() if name.startswith(settings.PREFIX)
-    }
-    defaults = settings.Settings()
-    known = {f"{settings.PREFIX}{name.upper()}": getattr(defaults, name) for name in settings.NAMES}
-    assert documented.keys() == known.keys()
-    for name, default in known.items():
-        shown, meaning = documented[name]
-        assert shown == (f"`{default}`" if default != "" else "none"), name
-        assert meaning, name
-
-
-def test_every_metric_is_documented() -> None:
-    documented = rows("docs/metrics.md")
-    known = {}
-    for fact in metrics.FACTS:
-        name = f"{metrics.PREFIX}{fact.name}{'_total' if fact.kind == 'counter' else ''}"
-        known[name] = [fact.kind, ", ".join(f"`{label}`" for label in fact.labels) or "none"]
-    known[f"{metrics.PREFIX}build_info"] = ["info", "`version`, `python`"]
-    assert {name: cells[:2] for name, cells in documented.items()} == known
-    assert all(len(cells) == 3 and cells[2] for cells in documented.values())
-
-
-PATH = re.compile(r"`((?:gateway|persistence|lua|tests|docs|deploy|\.ci)/[\w./-]*)`")
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
-
-
-@pytest.mark.parametrize("document", named(".md"))
-def test_documents_name_files_that_exist(document: str) -> None:
-    here = (ROOT / document).parent
-
-    def found() -> Iterator[str]:
-        for match in PATH.finditer(texts()[document]):
-            if not (ROOT / match[1]).exists():
-                yield f"{document}: {match[1]}"
-        for match in LINK.finditer(texts()[document]):
-            if not (here / match[1]).exists():
-                yield f"{document}: {match[1]}"
-
-    offenders(found())
-
-
-def test_the_readme_answers_in_a_minute() -> None:
-    table = re.findall(r"^\| .+\? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(table) >= 6
-    assert all(PATH.search(answer) for answer in table)
+def code_lines(script: str) -> int:
+    return sum(1 for line in script.splitlines() if line.strip() and not line.strip().startswith("--"))

@@ -1,0 +1,106 @@
+"""Documents say what is so: files, commands, settings, metrics and resources they name are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import typer
+
+from gateway import cli, cli_admin, metrics, settings
+from gateway.admin.resources import RESOURCES
+from tests.tree import ROOT, named, offenders, texts
+
+ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """The tables of a document by the name in their first column."""
+    text = (ROOT / document).read_text()
+    return {match[1]: [cell.strip() for cell in match[2].split(" | ")] for match in ROW.finditer(text)}
+
+
+def test_every_setting_is_documented() -> None:
+    documented = {
+        name: cells for name, cells in rows("docs/settings.md").items() if name.startswith(settings.PREFIX)
+    }
+    defaults = settings.Settings()
+    known = {f"{settings.PREFIX}{name.upper()}": getattr(defaults, name) for name in settings.NAMES}
+    assert documented.keys() == known.keys()
+    for name, default in known.items():
+        shown, meaning = documented[name]
+        assert shown == (f"`{default}`" if default != "" else "none"), name
+        assert meaning, name
+
+
+def test_every_metric_is_documented() -> None:
+    documented = rows("docs/metrics.md")
+    known = {}
+    for fact in metrics.FACTS:
+        name = f"{metrics.PREFIX}{fact.name}{'_total' if fact.kind == 'counter' else ''}"
+        known[name] = [fact.kind, ", ".join(f"`{label}`" for label in fact.labels) or "none"]
+    known[f"{metrics.PREFIX}build_info"] = ["info", "`version`, `python`"]
+    assert {name: cells[:2] for name, cells in documented.items()} == known
+    assert all(len(cells) == 3 and cells[2] for cells in documented.values())
+
+
+def test_every_resource_is_documented() -> None:
+    assert rows("docs/api.md").keys() == RESOURCES.keys()
+
+
+COMMAND = re.compile(r"(?:`|^ {4}(?:\.venv/bin/)?)tollkeeper ([a-z-]+)(?: ([a-z-]+))?", re.MULTILINE)
+
+
+@cache
+def commands() -> dict[str, frozenset[str]]:
+    """Every command of the program, with its own commands if it has any."""
+    administration = typer.Typer()
+    cli_admin.mount(administration)
+    found: dict[str, frozenset[str]] = {}
+    for part in (cli.app, administration):
+        for name, command in typer.main.get_group(part).commands.items():
+            found[name] = frozenset(getattr(command, "commands", ()))
+    return found
+
+
+@pytest.mark.parametrize("document", named(".md"))
+def test_documents_name_commands_that_exist(document: str) -> None:
+    offenders(
+        f"{document}: tollkeeper {command} {inner}"
+        for command, inner in COMMAND.findall(texts()[document])
+        if command not in commands() or (inner and commands()[command] and inner not in commands()[command])
+    )
+
+
+PATH = re.compile(r"`((?:gateway|persistence|lua|tests|docs|deploy|\.ci)/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+
+
+def anchors(document: str) -> set[str]:
+    """What a heading is linked by: lower case, without punctuation, dashes for blanks."""
+    headings = re.findall(r"^#+ (.+)$", document, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", named(".md"))
+def test_documents_name_files_that_exist(document: str) -> None:
+    here = (ROOT / document).parent
+
+    def found() -> Iterator[str]:
+        for match in PATH.finditer(texts()[document]):
+            if not (ROOT / match[1]).exists():
+                yield f"{document}: {match[1]}"
+        for match in LINK.finditer(re.sub(r"\n *", " ", texts()[document])):
+            target = here / match[1] if match[1] else ROOT / document
+            if not target.exists() or (match[2] and match[2] not in anchors(target.read_text())):
+                yield f"{document}: {match[0]}"
+
+    offenders(found())
+
+
+def test_the_readme_answers_in_a_minute() -> None:
+    table = re.findall(r"^\| .+\? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(table) >= 6
+    assert all(PATH.search(answer) for answer in table)

@@ -1,0 +1,45 @@
+"""The tree as the tests of the house rules read it: every text file of the project, once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("gateway", "persistence", "lua", "tests", "docs", "deploy", ".ci")
+GENERATED = frozenset({"requirements.lock", "requirements-dev.lock", "LICENSE"})
+
+
+@cache
+def texts() -> dict[str, str]:
+    """Every text file of the project by its path, but for caches and what is generated."""
+    places = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in FOLDERS:
+        places += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found = {}
+    for path in sorted(places):
+        name = path.relative_to(ROOT).as_posix()
+        if "__pycache__" in name or name in GENERATED:
+            continue
+        try:
+            found[name] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+def named(*suffixes: str) -> list[str]:
+    return [name for name in texts() if name.endswith(suffixes)]
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(texts()[name]) for name in named(".py")}
+
+
+def offenders(found: Iterator[str]) -> None:
+    """Fail with every place that breaks the rule, one a line."""
+    places = sorted(found)
+    assert not places, "\n" + "\n".join(places)
