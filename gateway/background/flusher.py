@@ -67,6 +67,11 @@ class Failed:
     failures: int
 
 
+def back_off_s(failures: int) -> float:
+    """How long to wait after so many failures in a row: twice as long each time, up to a bound."""
+    return min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
+
+
 class Pass:
     """One pass over the streams: how far each was read, and which wait for the next pass.
 
@@ -123,7 +128,7 @@ class Flusher:
                 failures = 0
             except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
                 failures += 1
-                delay_s = min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2 ** min(failures, 16))
+                delay_s = back_off_s(failures)
                 self._observe(Failed(error, failures))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)

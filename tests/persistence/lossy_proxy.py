@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 
@@ -26,7 +27,7 @@ class LossyProxy:
         """Cut the client off behind the next statement that holds this word."""
         self._word = word
 
-    def __enter__(self) -> LossyProxy:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import psycopg
 import pytest
@@ -22,19 +23,12 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
-    name = f"template_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-    migrate.upgrade(postgres.rsplit("/", 1)[0] + "/" + name)
-    return name
+    return _template(postgres)
 
 
 @pytest.fixture(scope="session")
-def shared(postgres: str, template: str) -> str:
-    name = f"shared_{os.getpid()}"
-    with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {template}")
-    return postgres.rsplit("/", 1)[0] + "/" + name
+def shared(postgres: str) -> str:
+    return _shared(postgres)
 
 
 @pytest.fixture
@@ -60,3 +54,21 @@ def empty(url: str) -> None:
         for table in metadata.sorted_tables:
             if table.name not in ALWAYS_THERE:
                 connection.execute(f"DELETE FROM {table.name}")
+
+
+# Two folders of tests use these fixtures; the databases are made once a process all the same.
+@cache
+def _template(postgres: str) -> str:
+    name = f"template_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name}")
+    migrate.upgrade(postgres.rsplit("/", 1)[0] + "/" + name)
+    return name
+
+
+@cache
+def _shared(postgres: str) -> str:
+    name = f"shared_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {_template(postgres)}")
+    return postgres.rsplit("/", 1)[0] + "/" + name

@@ -113,7 +113,8 @@ class Account:
                 self.spend_month, self.spent = month, 0
             self.spend_seq, self.spent = self.spend_seq + 1, self.spent + spend
         return self.emit(
-            EventKind.CONSUME, flags, amount=tokens or 0, credit_seq=self.credit_seq if credits_ is not None else 0,
+            EventKind.CONSUME, flags, amount=tokens or 0,
+            credit_seq=self.credit_seq if credits_ is not None else 0,
             credits=credits_ or 0, balance=self.balance if credits_ is not None else 0,
             spend_seq=self.spend_seq if units is not None else 0, units=units or 0, spend=spend,
             spent=self.spent if units is not None else 0, key_id=5, service_id=self.service_id, user=user,
@@ -137,7 +138,8 @@ class Account:
         self.credit_seq, self.balance = self.credit_seq + 1, self.balance + amount
         flags = EventFlag.CREDITS | (EventFlag.IN if amount >= 0 else EventFlag(0))
         return self.emit(
-            EventKind.CREDIT, flags, tenant_id=0, seq=0, cycle=0, remaining=0, used=0, credit_seq=self.credit_seq,
+            EventKind.CREDIT, flags, tenant_id=0, seq=0, cycle=0, remaining=0, used=0,
+            credit_seq=self.credit_seq,
             credits=abs(amount), balance=self.balance, source=source or str(uuid.uuid4()), metadata=metadata,
         )  # fmt: skip
 

@@ -103,8 +103,8 @@ def test_ledgers_are_append_only(cloned: str, ledger: str) -> None:
     [account] = settle_in(cloned, 10)
     rows = {
         "token_ledger": TOKEN_ROW.replace("%s, 1, %s", "now(), 1, 1"),
-        "credit_posting": "INSERT INTO credit_posting (organization_id, kind, amount, balance_after, created_at,"
-        " epoch, seq) VALUES (1, 'addition', 1, 1, now(), 1, 1)",
+        "credit_posting": "INSERT INTO credit_posting (organization_id, kind, amount, balance_after,"
+        " created_at, epoch, seq) VALUES (1, 'addition', 1, 1, now(), 1, 1)",
         "credit_transaction": 'INSERT INTO credit_transaction (organization_id, "timestamp", credits_used,'
         " balance_after, epoch, seq) VALUES (1, now(), 1, 1, 1, 1)",
         "feature_usage": 'INSERT INTO feature_usage (organization_id, "timestamp", usage_amount, spend,'

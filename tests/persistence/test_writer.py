@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import uuid
@@ -76,7 +77,9 @@ async def test_every_movement_becomes_its_row(migrated: str, writer: Writer) -> 
     assert sorted(report.acknowledged[account.partition]) == [e[0] for e in batch[account.partition]]
     assert len(report.control_ids[account.partition]) == 6
     assert rows_of(
-        migrated, "SELECT transaction_type, direction, amount, total_remaining, seq, cycle FROM token_ledger ORDER BY seq"
+        migrated,
+        "SELECT transaction_type, direction, amount, total_remaining, seq, cycle"
+        " FROM token_ledger ORDER BY seq",
     ) == [
         ("reset", "IN", 1000, 1000, 1, 1),
         ("consume", "OUT", 10, 990, 2, 1),
@@ -87,7 +90,8 @@ async def test_every_movement_becomes_its_row(migrated: str, writer: Writer) -> 
     ]  # fmt: skip
     assert rows_of(
         migrated,
-        "SELECT total, tokens_used, tokens_remaining, is_blocked, manual_block, cycle, last_seq FROM tenant_quota",
+        "SELECT total, tokens_used, tokens_remaining, is_blocked, manual_block, cycle, last_seq"
+        " FROM tenant_quota",
     ) == [(1000, 2015, -985, True, False, 1, 6)]
     assert rows_of(
         migrated,
@@ -115,13 +119,14 @@ async def test_a_row_says_who_used_what(migrated: str, writer: Writer) -> None:
     at = datetime.fromtimestamp((account.at_ms - 1) / 1000, UTC)
     assert rows_of(
         migrated,
-        "SELECT request_id::text, service_id, api_key_id, user_id, metadata, created_at FROM token_ledger WHERE seq = 2",
+        "SELECT request_id::text, service_id, api_key_id, user_id, metadata, created_at"
+        " FROM token_ledger WHERE seq = 2",
     ) == [(request, 1, 5, user_id, {"model": "m", "input": 3}, at)]
     for table in ("credit_transaction", "feature_usage"):
         assert rows_of(
             migrated,
-            "SELECT request_id::text, feature_id, user_id, tenant_id, content_id, project_id, feature_version,"
-            f' metadata, "timestamp" FROM {table}',
+            "SELECT request_id::text, feature_id, user_id, tenant_id, content_id, project_id,"
+            f' feature_version, metadata, "timestamp" FROM {table}',
         ) == [(request, 1, user_id, account.tenant_id, 11, 12, "v1", {"model": "m", "input": 3}, at)]
 
 
@@ -314,10 +319,9 @@ async def test_bytes_that_say_nothing_go_to_the_dead_letters_raw(migrated: str, 
     report = await writer.write(fan_out({account.partition: [*bad, *good]}))
     assert (report.dead_letters, report.rows) == (2, {"token_ledger": 1})
     assert set(report.acknowledged[account.partition]) == {e[0] for e in (*bad, *good)}
-    assert rows_of(migrated, "SELECT partition, entry_id, raw, reason FROM dead_letter ORDER BY id") == [
-        (account.partition, bad[0][0].decode(), b"\x09not an event", rows_of(migrated, "SELECT reason FROM dead_letter")[0][0]),
-        (account.partition, bad[1][0].decode(), b"", rows_of(migrated, "SELECT reason FROM dead_letter")[1][0]),
-    ]  # fmt: skip
+    rows = rows_of(migrated, "SELECT partition, entry_id, raw, reason FROM dead_letter ORDER BY id")
+    assert [row[:3] for row in rows] == [(account.partition, id_.decode(), raw) for id_, raw in bad]
+    assert all(row[3] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -369,8 +373,8 @@ async def test_a_row_that_is_there_without_its_balance_is_a_conflict(migrated: s
     at = datetime.fromtimestamp((account.at_ms - 1) / 1000, UTC)
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO token_ledger (tenant_id, transaction_type, amount, direction, created_at, epoch, seq, cycle)"
-            " VALUES (%s, 'consume', 1, 'OUT', %s, 1, 1, 1)",
+            "INSERT INTO token_ledger (tenant_id, transaction_type, amount, direction, created_at, epoch,"
+            " seq, cycle) VALUES (%s, 'consume', 1, 'OUT', %s, 1, 1, 1)",
             (account.tenant_id, at),
         )
     report = await writer.write(batch_of(account, other))
@@ -613,7 +617,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(migrated: st
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             ).fetchall():
-                time.sleep(0.01)
+                await asyncio.sleep(0.01)
         thread.join(10)
     assert len(failed) == 1
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(0,)]
@@ -631,9 +635,10 @@ async def test_a_deadlock_is_retried(migrated: str, writer: Writer) -> None:
         writing = pool.submit(writer.write_now, batch)
         with psycopg.connect(migrated, autocommit=True) as admin:
             while not admin.execute(
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                "SELECT 1 FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             ).fetchall():
-                time.sleep(0.01)
+                await asyncio.sleep(0.01)
         rival.execute("UPDATE tenant_quota SET anchor = 1")  # waits for the writer, which waits for us
         rival.commit()
         report = writing.result(10)

@@ -1,0 +1,206 @@
+"""The flusher's loop, against fakes: what it reads, when it deletes, how it waits and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from gateway.background.flusher import (
+    BACK_OFF_MAX_S,
+    BACK_OFF_MIN_S,
+    BATCH_ENTRIES_MAX,
+    ENTRIES_A_PARTITION_MIN,
+    Failed,
+    Flushed,
+    Flusher,
+    back_off_s,
+)
+from gateway.core.outbox import Batch, FlushReport
+from gateway.errors import CountersUnavailable, LedgerUnavailable
+
+
+class Streams:
+    """An outbox in memory."""
+
+    def __init__(self, **sizes: int) -> None:
+        self.entries = {
+            int(name[1:]): [b"%08d" % n for n in range(1, size + 1)] for name, size in sizes.items()
+        }
+        self.control_ids: dict[int, list[str]] = {}
+        self.reads: list[dict[int, int]] = []
+        self.away = False
+
+    async def read(
+        self, after: Mapping[int, bytes], count: int
+    ) -> Mapping[int, Sequence[tuple[bytes, bytes]]]:
+        await asyncio.sleep(0)
+        if self.away:
+            raise CountersUnavailable
+        found = {}
+        for partition, last in after.items():
+            behind = [id_ for id_ in self.entries.get(partition, []) if id_ > last][:count]
+            if behind:
+                found[partition] = [(id_, b"") for id_ in behind]
+        self.reads.append({partition: len(entries) for partition, entries in found.items()})
+        return found
+
+    async def acknowledge(
+        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        await asyncio.sleep(0)
+        for partition, ids in entries.items():
+            gone = set(ids)
+            self.entries[partition] = [id_ for id_ in self.entries[partition] if id_ not in gone]
+        for partition, names in control_ids.items():
+            self.control_ids.setdefault(partition, []).extend(names)
+
+    def left(self) -> int:
+        return sum(map(len, self.entries.values()))
+
+
+class Store:
+    """A writer in memory that can be away, keep some accounts waiting, or find partitions taken."""
+
+    def __init__(self, outbox: Streams) -> None:
+        self.outbox = outbox
+        self.stored: dict[int, list[bytes]] = {}
+        self.failures = 0
+        self.taken: list[frozenset[int]] = []
+        self.held: set[bytes] = set()
+        self.batches: list[int] = []
+
+    async def write(self, batch: Batch) -> FlushReport:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise LedgerUnavailable
+        taken = self.taken.pop(0) if self.taken else frozenset()
+        report = FlushReport(left_over=taken & batch.keys())
+        self.batches.append(sum(map(len, batch.values())))
+        for partition, entries in batch.items():
+            assert all(entry[0] in self.outbox.entries[partition] for entry in entries), (
+                "deleted before its commit"
+            )
+            if partition in taken:
+                continue
+            ids = [entry[0] for entry in entries if entry[0] not in self.held]
+            self.stored.setdefault(partition, []).extend(ids)
+            report.acknowledged[partition] = ids
+            report.control_ids[partition] = [f"control-{partition}"]
+            report.held += len(entries) - len(ids)
+        return report
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.flushed: list[FlushReport] = []
+        self.failed: list[Failed] = []
+
+    def __call__(self, fact: Flushed | Failed) -> None:
+        if isinstance(fact, Failed):
+            self.failed.append(fact)
+        else:
+            self.flushed.append(fact.report)
+
+
+def flusher(outbox: Streams, store: Store, seen: Seen | None = None, **options: float) -> Flusher:
+    return Flusher(outbox, store, seen or Seen(), **options)
+
+
+async def test_a_pass_stores_everything_in_order_and_deletes_it() -> None:
+    outbox = Streams(p1=5, p7=300, p63=1)
+    store = Store(outbox)
+    assert await flusher(outbox, store).flush() == 306
+    assert outbox.left() == 0
+    assert all(ids == sorted(ids) for ids in store.stored.values())
+    assert {partition: len(ids) for partition, ids in store.stored.items()} == {1: 5, 7: 300, 63: 1}
+    assert outbox.control_ids[1] == ["control-1"]
+
+
+async def test_one_busy_partition_fills_whole_batches() -> None:
+    outbox = Streams(p3=3 * BATCH_ENTRIES_MAX)
+    store = Store(outbox)
+    assert await flusher(outbox, store).flush() == 3 * BATCH_ENTRIES_MAX
+    assert store.stored[3] == sorted(set(store.stored[3]))
+    assert len(store.batches) <= 4
+    assert max(store.batches) <= BATCH_ENTRIES_MAX + ENTRIES_A_PARTITION_MIN
+
+
+async def test_an_empty_outbox_costs_one_read_and_no_transaction() -> None:
+    outbox = Streams()
+    store = Store(outbox)
+    assert await flusher(outbox, store).flush() == 0
+    assert (len(outbox.reads), store.batches) == (1, [])
+
+
+async def test_entries_kept_waiting_stay_and_do_not_stop_those_behind() -> None:
+    outbox = Streams(p3=2 * BATCH_ENTRIES_MAX)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3][:BATCH_ENTRIES_MAX])
+    assert await flusher(outbox, store).flush() == BATCH_ENTRIES_MAX
+    assert set(outbox.entries[3]) == store.held
+
+
+async def test_a_partition_another_flusher_holds_waits_for_the_next_pass() -> None:
+    outbox = Streams(p3=2 * BATCH_ENTRIES_MAX, p4=10)
+    store = Store(outbox)
+    store.taken = [frozenset({3})]
+    once = flusher(outbox, store)
+    assert await once.flush() == 10
+    assert 3 not in store.stored
+    assert await once.flush() == 2 * BATCH_ENTRIES_MAX
+    assert outbox.left() == 0
+
+
+async def test_nothing_is_deleted_while_the_ledger_is_away_and_it_recovers() -> None:
+    outbox, seen = Streams(p1=10), Seen()
+    store = Store(outbox)
+    store.failures = 3
+    loop = flusher(outbox, store, seen, flush_interval_s=0.001)
+    running = asyncio.create_task(loop.run())
+    while outbox.left():
+        await asyncio.sleep(0.005)
+    loop.stop()
+    await running
+    assert [failed.failures for failed in seen.failed] == [1, 2, 3]
+    assert store.stored == {1: [b"%08d" % n for n in range(1, 11)]}
+
+
+def test_the_wait_between_failures_doubles_up_to_a_bound() -> None:
+    waits = [back_off_s(failures) for failures in range(1, 1_000)]
+    assert waits[:3] == [BACK_OFF_MIN_S, 2 * BACK_OFF_MIN_S, 4 * BACK_OFF_MIN_S]
+    assert waits == sorted(waits)
+    assert waits[-1] == BACK_OFF_MAX_S
+
+
+async def test_stopping_drains_what_is_there() -> None:
+    outbox = Streams(p1=10, p2=20)
+    loop = flusher(outbox, Store(outbox), flush_interval_s=60)
+    loop.stop()
+    await loop.run()
+    assert outbox.left() == 0
+
+
+async def test_a_drain_that_cannot_finish_ends_in_time() -> None:
+    outbox, seen = Streams(p1=10), Seen()
+    store = Store(outbox)
+
+    async def never(_batch: Batch) -> FlushReport:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    store.write = never  # type: ignore[method-assign]  # a writer that hangs
+    loop = flusher(outbox, store, seen, drain_timeout_s=0.05)
+    loop.stop()
+    await loop.run()
+    assert isinstance(seen.failed[0].error, TimeoutError)
+    assert outbox.left() == 10
+
+
+async def test_a_drain_without_redis_ends_at_once() -> None:
+    outbox, seen = Streams(p1=10), Seen()
+    outbox.away = True
+    loop = flusher(outbox, Store(outbox), seen)
+    loop.stop()
+    await loop.run()
+    assert isinstance(seen.failed[0].error, CountersUnavailable)
