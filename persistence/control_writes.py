@@ -20,5 +20,5 @@ def refusal(connection: Connection, ids: Sequence[str]) -> str | None:
     ).first()
     if row is None:
         return None
-    reason = row.result.get("reason") if isinstance(row.result, dict) else None
-    return f"The counters refused {row.verb}: {reason or 'no reason was given'}."
+    reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
+    return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."

@@ -11,7 +11,7 @@ from gateway.core.administration import Row
 from gateway.core.model import LiveQuota
 from gateway.errors import TollkeeperError
 
-PEEK_TIMEOUT_S = 2.0
+PEEK_TIMEOUT_S = 1.0
 
 
 async def overlay(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:

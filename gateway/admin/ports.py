@@ -11,7 +11,7 @@ from gateway.core.model import LiveQuota
 
 BODY_BYTES_MAX = 256 * 1024
 REQUEST_TIMEOUT_S = 30.0
-PUSH_TIMEOUT_S = 5.0
+PUSH_TIMEOUT_S = 3.0
 INLINE_PUSHES_MAX = 64
 
 Health = Callable[[], Awaitable[tuple[bool, Mapping[str, object]]]]

@@ -152,7 +152,8 @@ class Views:
         content = await self._render(answers, done.row)
         if command.claim is not None:
             await self._ports.store.finish(command.claim, status, content)
-        headers = {"Location": f"/admin/v1/{answers.name}/{content['id']}"} if status == 201 else None
+        made = command.verb == "create"
+        headers = {"Location": f"/admin/v1/{answers.name}/{content['id']}"} if made else None
         return answer(status, {**content, **(once or {})}, headers)
 
     async def _push(self, written: Written) -> bool:
