@@ -40,18 +40,19 @@ class AnswerHead:
     connection.
     """
 
-    length: int | None = None
-    chunked = False
-    content_type = b""
-    content_encoding = b""
-    request_id = b""
-    plain_request_id = b""
-    usage_amount = b""
+    __slots__ = (
+        "chunked", "content_encoding", "content_type", "keep_alive", "length", "lines", "plain_request_id",
+        "request_id", "status", "usage_amount",
+    )  # fmt: skip
 
     def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
         self.status = status
         self.lines = lines
         self.keep_alive = keep_alive
+        self.length: int | None = None
+        self.chunked = False
+        self.content_type = self.content_encoding = b""
+        self.request_id = self.plain_request_id = self.usage_amount = b""
 
 
 def read_answer_head(head: bytes) -> AnswerHead:

@@ -34,8 +34,9 @@ _UNUSED = Usage(units=0)
 class Charge:
     """One call's claim on its limits. `decision` is set by `reserve`, `meter` once an answer is metered."""
 
+    __slots__ = ("_call", "_caller", "_exchange", "_service", "_user", "_worker", "decision", "meter")
+
     decision: Decision
-    meter: AnswerMeter | None = None
 
     def __init__(
         self, exchange: Exchange, worker: Worker, caller: Caller, service: Service, call: Call
@@ -46,6 +47,7 @@ class Charge:
         self._service = service
         self._call = call
         self._user = caller.user or exchange.plan.attribution.user
+        self.meter: AnswerMeter | None = None
 
     async def reserve(self) -> None:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
@@ -59,7 +61,7 @@ class Charge:
         request = HoldRequest(
             self._caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units
         )
-        exchange.shield(clock, limits)
+        exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             decision = await ports.counters.reserve(request)
         finally:
@@ -82,7 +84,7 @@ class Charge:
         if exchange.observed is not None:
             ports.counters.unwatch(exchange.observed)
             exchange.observed = None
-        exchange.shield(clock, limits)
+        exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             settled = await ports.counters.settle(
                 self._settlement(usage, status) if used else self._release()

@@ -1,8 +1,6 @@
 """One request and its answer: what the story knows about its client.
 
 An exchange outlives its client where the route says that what was begun is drained and charged.
-It lives for one request only: what most requests never change is a class attribute, since
-setting it for each would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -36,20 +34,11 @@ class Exchange(Story):
     says that a head was sent, `broken` that what was begun cannot be completed.
     """
 
-    began_upstream = 0.0
-    ended_upstream = 0.0
-    deadline = NEVER
-    too_large = False
-    gone = False
-    opened = False
-    broken = False
-    until_close = False
-    keep_alive = False
-    status = 0
-    reason = ""
-    body_length: int | None = None
-    charge: Charge | None = None
-    observed: Observed | None = None
+    __slots__ = (
+        "_on_end", "began_upstream", "body_length", "broken", "charge", "connection", "deadline",
+        "ended_upstream", "gone", "keep_alive", "observed", "opened", "plan", "reason", "request_id", "started",
+        "status", "too_large", "until_close",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,11 +48,20 @@ class Exchange(Story):
         started: float,
         on_end: Callable[[Exchange, BaseException | None], None],
     ) -> None:
+        super().__init__()
         self.connection = connection
         self.plan = plan
         self.request_id = request_id
         self.started = started
         self._on_end = on_end
+        self.began_upstream = self.ended_upstream = 0.0
+        self.deadline = NEVER
+        self.too_large = self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.status = 0
+        self.reason = ""
+        self.body_length: int | None = None
+        self.charge: Charge | None = None
+        self.observed: Observed | None = None
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
@@ -103,11 +101,6 @@ class Exchange(Story):
             self.connection.write(data)
 
     # interruptions
-
-    def shield(self, clock: Clock, limits: HttpLimits) -> None:
-        """What follows asks the counters: it is not interrupted, only bounded in time."""
-        self.shielded = True
-        self.deadline = clock.now + limits.counters_s
 
     def unshield(self, clock: Clock, limits: HttpLimits) -> None:
         """Interruptions count again."""

@@ -157,10 +157,7 @@ class DataPlane:
         took = now - exchange.started
         upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
         tally.request(exchange.plan.label, exchange.status, exchange.reason)
-        tally.request_seconds.observe(took)
-        if upstream > 0.0:
-            tally.upstream_seconds.observe(upstream)
-            tally.overhead_seconds.observe(took - upstream)
+        tally.took(took, upstream)
         if exchange.gone:
             tally.client_disconnects += 1
         if ports.access_log:

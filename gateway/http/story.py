@@ -20,12 +20,16 @@ class Story:
     being charged is never interrupted, it only waits for a bounded time (`expire_wait`).
     """
 
-    shielded = False
-    over = False
-    _awaited: Any = None
-    _pending: BaseException | None = None
-    _running = False
+    __slots__ = ("_awaited", "_coroutine", "_pending", "_running", "over", "shielded")
+
     _coroutine: Coroutine[Any, None, None]
+
+    def __init__(self) -> None:
+        self.shielded = False
+        self.over = False
+        self._awaited: Any = None
+        self._pending: BaseException | None = None
+        self._running = False
 
     def tell(self, coroutine: Coroutine[Any, None, None]) -> None:
         """Begin, and run up to the first wait."""
@@ -52,8 +56,23 @@ class Story:
 
     def _resume(self) -> None:
         awaited = self._awaited
-        if awaited is not None and awaited.done:  # else an earlier wait that was given up
-            self._step(None)
+        if awaited is None or not awaited.done:
+            return  # an earlier wait that was given up
+        self._awaited = None
+        self._running = True
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration:
+            self._end(None)
+        except Exception as failure:  # noqa: BLE001  # whatever it is, its client is told
+            self._end(failure)
+        else:
+            if self._pending is None and type(awaited) is Wait:
+                self._running = False
+                self._awaited = awaited
+                awaited.then(self._resume)
+            else:
+                self._wait_for(awaited)
 
     def _resume_after(self, future: asyncio.Future[Any]) -> None:
         if self._awaited is future:
@@ -64,24 +83,25 @@ class Story:
         self._running = True
         try:
             awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
-            while self._pending is not None:
-                error, self._pending = self._pending, None
-                if not self.shielded:
-                    awaited = self._coroutine.throw(error)
         except StopIteration:
             self._end(None)
         except Exception as failure:  # noqa: BLE001  # whatever it is, its client is told
             self._end(failure)
-        except BaseException as failure:
-            self._end(failure)
-            raise
         else:
-            self._running = False
-            self._awaited = awaited
-            if type(awaited) is Wait:
-                awaited.then(self._resume)
-            else:
-                awaited.add_done_callback(self._resume_after)
+            self._wait_for(awaited)
+
+    def _wait_for(self, awaited: Any) -> None:
+        """Be resumed by what the coroutine waits for, unless it was interrupted while it ran."""
+        self._running = False
+        pending, self._pending = self._pending, None
+        if pending is not None and not self.shielded:
+            self._step(pending)
+            return
+        self._awaited = awaited
+        if type(awaited) is Wait:
+            awaited.then(self._resume)
+        else:
+            awaited.add_done_callback(self._resume_after)
 
     def _end(self, error: BaseException | None) -> None:
         self._running = False

@@ -51,11 +51,6 @@ class Histogram:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one observation."""
-        self.counts[bisect_left(SECONDS, seconds)] += 1
-        self.total += seconds
-
     def snapshot(self) -> HistogramSnapshot:
         """A copy of the counts."""
         return {"buckets": list(self.counts), "sum": self.total}
@@ -103,6 +98,20 @@ class Tally:
             requests[series] += 1
         elif len(requests) < SERIES_MAX:
             requests[series] = 1
+
+    def took(self, request_s: float, upstream_s: float) -> None:
+        """Observe how long a request took and how much of that was its upstream's (0: never asked)."""
+        histogram = self.request_seconds
+        histogram.counts[bisect_left(SECONDS, request_s)] += 1
+        histogram.total += request_s
+        if upstream_s > 0.0:
+            histogram = self.upstream_seconds
+            histogram.counts[bisect_left(SECONDS, upstream_s)] += 1
+            histogram.total += upstream_s
+            overhead_s = request_s - upstream_s
+            histogram = self.overhead_seconds
+            histogram.counts[bisect_left(SECONDS, overhead_s)] += 1
+            histogram.total += overhead_s
 
     def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
         """Count the tokens one settled call was charged for."""

@@ -35,17 +35,20 @@ class Meter:
     the last sequence number, as the API counts, -1 for none.
     """
 
-    # Where every answer begins: one made for each request sets only what differs.
-    input = output = cached = reasoning = total = 0
-    text_bytes = content_events = 0
-    reported = marked = final = ended = failed = False
-    opening: bytes | None = None
-    position = -1
+    __slots__ = (
+        "bounds", "cached", "call", "content_events", "ended", "failed", "final", "input", "marked",
+        "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
+    )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
         self.call = call
         self.status = status
         self.bounds = bounds
+        self.input = self.output = self.cached = self.reasoning = self.total = 0
+        self.text_bytes = self.content_events = 0
+        self.reported = self.marked = self.final = self.ended = self.failed = False
+        self.opening: bytes | None = None
+        self.position = -1
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; return those to pass on now."""
