@@ -51,6 +51,11 @@ class Histogram:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
 
+    def observe(self, seconds: float) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.total += seconds
+
     def snapshot(self) -> HistogramSnapshot:
         """A copy of the counts."""
         return {"buckets": list(self.counts), "sum": self.total}
