@@ -1,6 +1,6 @@
 -- extend: keep many live calls of one partition: renew deadlines, note what was observed,
 -- and take more where a stream outgrew its hold.
--- needs: state event cycle extend
+-- needs: state event cycle append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant (the same t may come twice)
 -- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: observed, margin, request id (36)
@@ -46,8 +46,8 @@ for at = 4, #KEYS, 2 do
     answer[#answer + 1] = struct.pack('<dd', h[H_TOKENS], exhausted)
   end
 end
-local failed = renewed(KEYS[3], events, KEYS[2], renewals)
-if failed then return failed end
+local err = append(KEYS[3], events, #renewals > 0 and {'ZADD', KEYS[2], 'XX', unpack(renewals)})
+if err then return err end
 for _, name in ipairs(order) do
   writes[#writes + 1] = name
   writes[#writes + 1] = write(TENANT_FORM, TENANT_SIZE, tenants[name])

@@ -1,5 +1,5 @@
 -- grant: one control write on an account, once by its id.
--- needs: state event cycle grant
+-- needs: state event cycle append grant
 -- allows: oom
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
 -- KEYS[4] t tenant  KEYS[5] o organization
@@ -32,7 +32,7 @@ elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb
 if #events == 0 then return answer(2) end
 if out_of_range(t, before, o) then return struct.pack('<d', -3) end
 
-local err = append_all(KEYS[3], events, verb ~= SWEEP and KEYS[2], id)
+local err = append(KEYS[3], events, verb ~= SWEEP and {'HSET', KEYS[2], id, '1'})
 if err then return err end
 local writes = {KEYS[5], write(ORG_FORM, ORG_SIZE, o)}
 if t then writes[3], writes[4] = KEYS[4], write(TENANT_FORM, TENANT_SIZE, t) end

@@ -1,5 +1,5 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- needs: state bucket event cycle admit
+-- needs: state bucket event cycle admit append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
@@ -56,11 +56,8 @@ local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (count
   + (has(flags, 16) and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
 local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
-redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
-if reset then
-  local added = redis.pcall('XADD', KEYS[3], '*', 'e', reset)
-  if added.err then redis.call('ZREM', KEYS[2], request) return added end
-end
+local err = append(KEYS[3], {reset}, {'ZADD', KEYS[2], string.format('%.0f', now + ttl), request})
+if err then return err end
 local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
   KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold}
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end

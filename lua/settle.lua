@@ -1,5 +1,5 @@
 -- settle: replace a hold by what was really used, once.
--- needs: state bucket event cycle admit settlement
+-- needs: state bucket event cycle admit append settlement
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
@@ -13,6 +13,7 @@
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV ~= 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 arguments') end
 local s = settlement_of(ARGV)
+if #KEYS ~= s.keys then return redis.error_reply('ERR settle takes a key for each flag') end
 local raw = redis.call('MGET', unpack(KEYS, 5))
 local epoch = verified(raw[1], s.run_id)
 if not epoch then return struct.pack('<d', 0) end
@@ -45,8 +46,9 @@ if not a then o[CHELD] = math.max(0, o[CHELD] - h[H_CREDITS]) end
 local activates = a and leave(a, o, s, slots)
 if not s.free then events[#events + 1] = charge(s, t, o, now, epoch, activates) end
 
-local err = append(s, events, h, KEYS)
+local err = append(KEYS[2], events, {'ZREM', KEYS[1], s.request})
 if err then return err end
+if s.mode == POST then redis.call('HSET', KEYS[4], s.request, '1') end
 if s.mode == RECLAIM and h ~= NO_HOLD then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
   redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', s.tombstone))

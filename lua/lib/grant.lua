@@ -54,19 +54,3 @@ local function out_of_range(t, before, o)
   if t then largest = math.max(largest, math.abs(t[REMAINING]), math.abs(t[REMAINING] - before)) end
   return largest > INTEGER_MAX
 end
-
--- the fallible writes, undone together
-local function append_all(stream, events, ids_key, id)
-  local added = {}
-  local function undo() for _, entry in ipairs(added) do redis.call('XDEL', stream, entry) end end
-  for i = 1, #events do
-    local entry = redis.pcall('XADD', stream, '*', 'e', events[i])
-    if type(entry) == 'table' and entry.err then undo() return entry end
-    added[i] = entry
-  end
-  if ids_key then
-    local noted = redis.pcall('HSET', ids_key, id, '1')
-    if type(noted) == 'table' and noted.err then undo() return noted end
-  end
-  return nil
-end

@@ -8,7 +8,7 @@ local function settlement_of(argv)
   s.run_id, s.mode, s.tokens, s.credits, s.units, s.spend, s.service, s.tenant, s.organization, s.key, flags, s.tombstone, s.request =
     struct.unpack('<c40BddddddddBdc36', argv[1])
   s.with_user, s.one_time, s.counts = has(flags, 1), has(flags, 2), has(flags, 4)
-  s.uses, s.pays = has(flags, 16), has(flags, 32)
+  s.uses, s.pays, s.keys = has(flags, 16), has(flags, 32), 9 + flags % 2 + (s.one_time and 1 or 0)
   -- a call that went silent before anything was seen of it costs nothing
   s.free = s.mode == RELEASE or (s.mode == RECLAIM and s.tokens == 0 and s.credits == 0)
   return s
@@ -52,25 +52,4 @@ local function charge(s, t, o, now, epoch, activates)
   end
   f.kind, f.at, f.epoch = CONSUME, math.max(now, o[CREDIT_AT]), epoch
   return event(t, o[ORG], f)
-end
-
--- the fallible writes, undone together: deadline, outbox entries, the id of a posted call
-local function append(s, events, h, keys)
-  local removed = redis.pcall('ZREM', keys[1], s.request)
-  if type(removed) == 'table' and removed.err then return removed end
-  local ids = {}
-  local function undo()
-    for _, id in ipairs(ids) do redis.call('XDEL', keys[2], id) end
-    if removed == 1 then redis.call('ZADD', keys[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
-  end
-  for i = 1, #events do
-    local id = redis.pcall('XADD', keys[2], '*', 'e', events[i])
-    if type(id) == 'table' and id.err then undo() return id end
-    ids[#ids + 1] = id
-  end
-  if s.mode == POST then
-    local noted = redis.pcall('HSET', keys[4], s.request, '1')
-    if type(noted) == 'table' and noted.err then undo() return noted end
-  end
-  return nil
 end

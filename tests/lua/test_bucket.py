@@ -62,8 +62,8 @@ class Model:
         return self.requests * UNIT, self.tokens * UNIT
 
 
-def levels(state: KeyState) -> tuple[int, int]:
-    return state.requests_used, state.tokens_used
+def levels(state: KeyState) -> tuple[Fraction, Fraction]:
+    return Fraction(state.requests_used), Fraction(state.tokens_used)
 
 
 STEPS = st.lists(
@@ -97,7 +97,7 @@ def test_buckets_follow_the_model_exactly(
             assert (call.verdict, call.decision.kind) == (Verdict.RATE_LIMITED, kind)
             assert call.decision.until_ms == call.decision.now_ms + wait
             model.at = world.key.at
-            model.requests, model.tokens = (Fraction(level, UNIT) for level in levels(world.key))
+            model.requests, model.tokens = (level / UNIT for level in levels(world.key))
             continue
         taken = model.take(need)
         assert call.verdict is Verdict.ADMITTED

@@ -1,0 +1,211 @@
+"""Due resets: every script that touches a tenant runs them first, under the plan in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.core.calendar import cycles_between, next_reset_ms
+from gateway.core.definitions import PlanTerms
+from gateway.core.ledger import EventFlag, EventKind
+from gateway.core.model import INTEGER_MAX, Verdict
+from gateway.counters import keys, packing
+from tests.builders import World
+
+DAY_MS = 86_400_000
+
+
+def midnight(world: World) -> int:
+    """The last daily boundary: a reset that is due."""
+    return world.now_ms() // DAY_MS * DAY_MS
+
+
+# --- every script runs it first ---------------------------------------------------------
+
+
+def reserve(world: World) -> None:
+    assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+def define(world: World) -> None:
+    assert world.define_tenant(terms=PlanTerms(plan_id=1, total=100, reset_interval="daily")) == 1
+
+
+def sweep(world: World) -> None:
+    assert world.sweep().code == 1
+
+
+def grant(verb: str, **more: Any) -> Callable[[World], None]:
+    def run(world: World) -> None:
+        assert world.grant(verb, 1, **more).code == 1
+
+    run.__name__ = verb
+    return run
+
+
+SCRIPTS: list[Callable[[World], None]] = [
+    reserve,
+    define,
+    sweep,
+    *(grant(verb) for verb in ("recharge", "reset", "adjust", "block", "unblock", "credits")),
+    grant("plan", terms=PlanTerms(plan_id=2, total=9, reset_interval="daily")),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.__name__))
+def test_a_due_reset_runs_first_in_every_script(world: World, script: Callable[[World], None]) -> None:
+    world.plan(100, reset_interval="daily")
+    world.reserve(need=10).settle(tokens=130)
+    entries = len(world.events())
+    world.put_tenant(next_reset=midnight(world))
+    script(world)
+    reset = world.events()[entries]
+    assert (reset.kind, reset.seq, reset.source) == (EventKind.RESET, 3, "")
+    assert (reset.amount, reset.remaining, reset.used) == (130, 100, 0)
+    assert reset.flags == EventFlag.TOKENS | EventFlag.IN
+    moved = [event.seq for event in world.events() if event.flags & EventFlag.TOKENS]
+    assert moved == list(range(1, world.tenant.seq + 1))
+
+
+def test_use_belongs_to_the_cycle_in_which_it_settles(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    call = world.reserve(need=60)
+    world.put_tenant(next_reset=midnight(world))
+    call.settle(tokens=70)
+    _, reset, use = world.events()
+    assert (reset.kind, reset.cycle, use.kind, use.cycle) == (EventKind.RESET, 2, EventKind.CONSUME, 2)
+    assert (use.remaining, use.used, world.tenant.held) == (30, 70, 0)
+
+
+@pytest.mark.parametrize("mode", [packing.MODE_RELEASE, packing.MODE_RECLAIM, packing.MODE_POST])
+def test_a_due_reset_runs_however_a_call_ends(world: World, mode: int) -> None:
+    world.plan(100, reset_interval="daily")
+    call = world.reserve(need=60)
+    world.put_tenant(next_reset=midnight(world))
+    call.settle(mode=mode)
+    assert [event.kind for event in world.events()[:2]] == [EventKind.RESET, EventKind.RESET]
+    assert world.tenant.held == 0
+
+
+def test_a_due_reset_runs_when_streams_are_extended(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    calls = [world.reserve(need=30) for _ in range(2)]
+    world.put_tenant(next_reset=midnight(world), remaining=-20, used=120)
+    assert world.extend(calls, observed=40) == [(40, 0), (40, 0)]
+    assert [event.kind for event in world.events()] == [EventKind.RESET, EventKind.RESET]
+    assert world.tenant.remaining == 100
+
+
+def test_a_refusal_does_not_run_a_due_reset(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    world.grant("block")
+    world.put_tenant(next_reset=midnight(world))
+    before = world.everything()
+    assert world.reserve(need=1).verdict is Verdict.TENANT_BLOCKED
+    assert world.everything() == before
+
+
+# --- under the plan in force ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", ["daily", "weekly", "monthly"])
+@pytest.mark.parametrize("anchor", [1, 15, 31])
+@pytest.mark.parametrize("days", [1, 40, 400])
+def test_several_missed_cycles_are_one_row_with_their_number(
+    world: World, interval: str, anchor: int, days: int
+) -> None:
+    world.plan(100, reset_interval=interval, anchor=anchor)
+    missed = next_reset_ms(interval, world.now_ms() - days * DAY_MS, anchor)
+    assert missed is not None
+    world.put_tenant(next_reset=missed, remaining=3, used=97)
+    is_due = missed <= world.now_ms()
+    world.sweep()
+    tenant, events = world.tenant, world.events()
+    assert tenant.next_reset == next_reset_ms(interval, world.now_ms(), anchor)
+    if is_due:
+        passed = cycles_between(interval, missed, tenant.next_reset)
+        assert (tenant.cycle, events[-1].cycle, len(events)) == (1 + passed, 1 + passed, 2)
+        assert events[-1].metadata == (b'{"cycles":%d}' % passed if passed > 1 else b"")
+    else:
+        assert (tenant.cycle, len(events)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "rollover", "left", "then"),
+    [
+        ("block", 0, 30, 100),
+        ("block", 0, -30, 100),
+        ("block", 20, 30, 120),
+        ("block", 50, 30, 130),
+        ("carry", 0, 30, 100),
+        ("carry", 0, -30, 70),
+        ("carry", 50, -30, 70),
+        ("carry", 0, -130, -30),
+        ("carry", 20, 30, 120),
+        ("bill", 0, -30, 100),
+        ("bill", 10, 5, 105),
+    ],
+)
+def test_what_a_reset_forgives_keeps_and_rolls_over(
+    world: World, policy: str, rollover: int, left: int, then: int
+) -> None:
+    world.plan(100, reset_interval="daily", overage_policy=policy, rollover_max=rollover)
+    world.reserve(need=1).settle(tokens=100 - left)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    reset = world.events()[-1]
+    assert (reset.remaining, reset.used, reset.amount) == (then, 0, abs(then - left))
+    assert bool(reset.flags & EventFlag.IN) is (then >= left)
+    assert bool(reset.flags & EventFlag.BLOCKED) is (then <= 0)
+
+
+def test_rollover_stops_at_what_a_double_counts(world: World) -> None:
+    world.plan(INTEGER_MAX - 5, reset_interval="daily", rollover_max=INTEGER_MAX)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert world.tenant.remaining == INTEGER_MAX
+
+
+def test_an_unlimited_tenants_use_starts_again(world: World) -> None:
+    world.plan(None, reset_interval="daily")
+    world.reserve(need=1).settle(tokens=70)
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    reset = world.events()[-1]
+    assert (reset.amount, reset.used, world.tenant.total) == (0, 0, -1)
+    assert EventFlag.UNLIMITED in EventFlag(reset.flags)
+
+
+def test_a_plans_new_total_comes_with_the_reset(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    world.define_tenant(terms=PlanTerms(plan_id=1, total=None, reset_interval="daily"))
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert (world.tenant.total, world.events()[-1].amount) == (-1, 100)
+    assert not world.events()[-1].flags & EventFlag.IN
+
+
+def test_holds_live_on_through_a_reset(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    call = world.reserve(need=80)
+    world.put_tenant(next_reset=midnight(world))
+    assert world.reserve(need=50).decision.held_tokens == 20
+    call.settle(tokens=80)
+    assert (world.tenant.remaining, world.tenant.held) == (20, 20)
+
+
+def test_a_tenant_without_an_interval_is_never_reset(world: World) -> None:
+    world.plan(100, reset_interval="none")
+    world.put_tenant(last_reset=1)
+    assert (world.tenant.next_reset, world.sweep().code) == (0, 2)
+
+
+def test_a_sweep_changes_one_tenant_and_the_outbox(world: World) -> None:
+    world.plan(100, reset_interval="daily")
+    world.put_tenant(next_reset=midnight(world))
+    before = world.everything()
+    world.sweep()
+    changed = {name for name, kept in world.everything().items() if before.get(name) != kept}
+    assert changed == {world.tenant_key.encode(), keys.outbox(world.p).encode()}

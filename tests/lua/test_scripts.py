@@ -1,0 +1,250 @@
+"""What holds for every script: one slot, its arity, wrong types, full memory, the text itself."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from gateway.core.definitions import PlanTerms, TenantDefinition
+from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement
+from gateway.counters import keys, packing, scripts, states
+from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
+from tests.conftest import ValkeyServer, wait_until
+
+LUA = Path(__file__).parents[2] / "lua"
+VERBS = list(scripts.VERBS)
+SERVICE = type(ONE_TIME)(id=9, key="every", meter="consumption", counts_tokens=True, one_time=True)
+
+
+def calls(world: World) -> dict[str, packing.Call]:
+    """One call of every script and mode, with every key it can take and a reset that is due."""
+    world.plan(100, reset_interval="daily")
+    world.grant("credits", 100)
+    world.define_user("ann", Limits(concurrency=9))
+    request = HoldRequest(world.caller, new_id(), "ann", SERVICE, 5, 5, 1, 1)
+    holds = {mode: world.reserve(need=5, user="ann", service=SERVICE, credits_=1) for mode in (1, 2, 3, 4)}
+    live = [world.reserve(need=5, user="ann") for _ in range(2)]
+    world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
+    made = {"reserve": packing.reserve(world.run_id, 1, TTL_MS, request)}
+    for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post")):
+        settlement = Settlement(
+            world.caller, holds[mode].id, "ann", SERVICE, charge=mode != 2, tokens=7, credits=1
+        )
+        made[f"settle {name}"] = packing.settle(world.run_id, TOMBSTONE_MS, settlement, mode)
+    made["settle unknown"] = packing.settle(
+        world.run_id, TOMBSTONE_MS, Settlement(world.caller, new_id(), "ann", SERVICE, charge=True), 1
+    )
+    made["extend"] = packing.extend(world.run_id, TTL_MS, world.p, [(one.id, 7, 9, 9) for one in live])
+    terms = PlanTerms(plan_id=2, total=50, reset_interval="daily")
+    for verb in packing.VERBS:
+        made[f"grant {verb}"] = packing.grant(
+            world.run_id, verb, 1, new_id(), tenant_id=7, organization_id=1, terms=terms
+        )
+    definition = TenantDefinition(7, 1, NO_LIMITS, NO_LIMITS, terms)
+    made["load define"] = packing.define(world.run_id, 10**6, definition)
+    marker = world.get(keys.marker(world.p))
+    made["load rebuild"] = packing.rebuild(
+        world.run_id, world.p, world.tenant_key, states.pack(world.tenant), marker
+    )
+    made["load verify"] = packing.rebuild(world.run_id, world.p, keys.marker(world.p), marker, marker)
+    made["load forget"] = packing.forget(world.run_id, world.p, world.user_key("ann"))
+    made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
+    return made
+
+
+CALLS = [
+    "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle unknown", "extend",
+    *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify", "load forget",
+    "peek",
+]  # fmt: skip
+
+
+def run(world: World, name: str, call: packing.Call) -> Any:
+    return world.run(name.partition(" ")[0], call)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_runs(world: World, name: str) -> None:
+    """The ground for the tests below: undisturbed, each of these calls does its work."""
+    before = world.everything()
+    answer = run(world, name, calls(world)[name])
+    assert isinstance(answer, list) or packing.code_of(answer) > 0 or name in {"settle unknown", "extend"}
+    assert world.everything() != before
+
+
+# --- one slot ---------------------------------------------------------------------------
+
+
+def test_every_script_runs_in_cluster_mode_on_its_one_slot(own_valkey: Callable[..., ValkeyServer]) -> None:
+    server = own_valkey("--cluster-enabled", "yes")
+    with redis.Redis(port=server.port) as client:
+        cluster(client, "ADDSLOTSRANGE", "0", "16383")
+        wait_until(lambda: cluster(client, "INFO")["cluster_state"] == "ok")
+        world = World(server.url)
+        for name, call in calls(world).items():
+            slots = {cluster(client, "KEYSLOT", key) for key in call[0]}
+            assert len(slots) == 1, name
+            run(world, name, call)
+        world.client.close()
+
+
+def cluster(client: redis.Redis, *words: str) -> Any:
+    return client.execute_command(f"CLUSTER {words[0]}", *words[1:])  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_scripts_touch_only_the_keys_they_declare(world: World, name: str) -> None:
+    """Every key written is one of KEYS: seen by what changed in the whole database."""
+    call = calls(world)[name]
+    before = world.everything()
+    run(world, name, call)
+    changed = {key for key, kept in world.everything().items() if before.get(key) != kept}
+    changed |= before.keys() - world.everything().keys()
+    assert changed <= {key.encode() for key in call[0]}
+
+
+def test_all_keys_of_a_partition_share_a_tag() -> None:
+    for p in (0, 7, PARTITIONS - 1):
+        names = [
+            keys.marker(p), keys.key_state(p, 1), keys.user_state(p, 1, "x{y}z"), keys.tenant_state(p, 1),
+            keys.organization_state(p, 1), keys.hold(p, new_id()), keys.deadlines(p), keys.outbox(p),
+            keys.late(p), keys.activation(p, 1, 2), keys.control(p),
+        ]  # fmt: skip
+        assert {re.findall(r"\{.*?\}", name)[0] for name in names} == {f"{{p{p:02d}}}"}
+
+
+# --- arity ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(("more_keys", "more_arguments"), [(-1, 0), (1, 0), (0, -1), (0, 1)])
+def test_wrong_arity_is_refused_before_anything_is_read(
+    world: World, verb: str, more_keys: int, more_arguments: int
+) -> None:
+    names, arguments = next(call for name, call in calls(world).items() if name.startswith(verb))
+    if verb == "peek":  # takes any number of states, but at least one
+        names, more_keys = names[:2], -1 if not more_arguments else 0
+    names = (*names, "tk:{p00}:more")[: len(names) + more_keys]
+    arguments = (*arguments, b"more")[: len(arguments) + more_arguments]
+    before = world.everything()
+    with pytest.raises(redis.ResponseError, match=f"{verb} takes"):
+        world.run(verb, (names, arguments))
+    assert world.everything() == before
+
+
+# --- wrong types ------------------------------------------------------------------------
+
+TYPES: dict[str, Callable[[redis.Redis, str], Any]] = {
+    "hash": lambda client, name: client.hset(name, "f", "v"),
+    "string": lambda client, name: client.set(name, "not packed"),
+    "list": lambda client, name: client.rpush(name, "v"),
+    "stream": lambda client, name: client.xadd(name, {"other": "v"}),
+    "set": lambda client, name: client.sadd(name, "v"),
+    "zset": lambda client, name: client.zadd(name, {"v": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_key_of_a_wrong_type_leaves_nothing_half_written(world: World, name: str, kind: str) -> None:
+    """Each key in turn is spoilt: the call either does nothing at all or all of its work."""
+    for at in range(len(calls(world)[name][0])):
+        world.client.flushdb()
+        world.__init__(str(world.url))  # type: ignore[misc]  # the same world, made anew
+        call = calls(world)[name]
+        world.client.delete(call[0][at])
+        TYPES[kind](world.client, call[0][at])
+        before = contents(world)
+        try:
+            run(world, name, call)
+        except redis.ResponseError:
+            assert contents(world) == before, call[0][at]
+        else:
+            assert balanced(world), call[0][at]
+
+
+def contents(world: World) -> dict[bytes, Any]:
+    """What every key holds; a stream by its entries."""
+    client = world.client
+    found: dict[bytes, Any] = {}
+    for name in world.everything():
+        if client.type(name) == b"stream":
+            entries = client.xrange(name)
+            if entries:
+                found[name] = entries
+        else:
+            found[name] = client.dump(name)
+    return found
+
+
+def balanced(world: World) -> bool:
+    """Whether the tenant's account is what its entries say (where both can be read)."""
+    try:
+        tenant, events = world.tenant, [one for one in world.events() if one.flags & 1]
+    except (KeyError, ValueError, redis.ResponseError, struct.error):
+        return True
+    return (
+        not events
+        or tenant.seq == 0
+        or (events[-1].seq, events[-1].remaining) == (tenant.seq, tenant.remaining)
+    )
+
+
+# --- memory -----------------------------------------------------------------------------
+
+
+def test_full_memory_refuses_reserve_and_nothing_else(own_valkey: Callable[..., ValkeyServer]) -> None:
+    world = World(own_valkey().url)
+    made = calls(world)
+    world.client.config_set("maxmemory", 1)
+    before = world.everything()
+    with pytest.raises(redis.ResponseError, match="maxmemory"):
+        run(world, "reserve", made["reserve"])
+    assert world.everything() == before
+    for name, call in made.items():
+        if name not in {"reserve", "load rebuild"}:
+            run(world, name, call)
+    assert world.tenant.inflight == 2
+    world.client.config_set("maxmemory", 0)
+    run(world, "reserve", made["reserve"])
+    world.client.close()
+
+
+# --- the texts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_script_opens_with_its_specification(verb: str) -> None:
+    text = (LUA / f"{verb}.lua").read_text()
+    assert text.startswith(f"-- {verb}: ")
+    for word in ("-- needs: ", "KEYS[1]", "ARGV[1]", "-- Returns ", "-- Example"):
+        assert word in text
+    assert f"{verb} takes" in text
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((LUA / "lib").glob("*.lua"))])
+def test_a_library_opens_with_its_law(name: str) -> None:
+    assert (LUA / "lib" / f"{name}.lua").read_text().startswith(f"-- {name}: ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_constant_is_left_unnamed(verb: str) -> None:
+    """A constant whose library a script does not name would be read as a global: nil."""
+    text = re.sub(r"'[^']*'", "''", scripts.script(verb).text)
+    assert set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", text)) <= {"KEYS", "ARGV", "ERR"} | _locals(text)
+
+
+def _locals(text: str) -> set[str]:
+    lists = re.findall(r"\blocal ([A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*)\b", text)
+    return {name for names in lists for name in names.split(", ")}
+
+
+def test_a_constant_list_of_different_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="differ in number"):
+        scripts._fold("local ONE, TWO = 1\n")
