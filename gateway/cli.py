@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from gateway import settings as settings_module
 from gateway.configuration import default_table
 from gateway.local import ports
 from gateway.local.announce import PlainVoice
+from gateway.local.data_directory import known_values
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.ops import Ops
 from gateway.local.plan import Endpoints, Options, Parts
@@ -158,6 +160,37 @@ def migrate(*, config: ConfigOption = None, database_url: DatabaseOption = None)
     typer.echo(f"schema version {_migrate(settings.database_url)}")
 
 
+@app.command()
+def doctor(
+    *,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
+    import asyncio  # noqa: PLC0415
+
+    from gateway.doctor import examine  # noqa: PLC0415
+
+    settings = _settings(
+        config, data_dir=str(data_dir) if data_dir else None, redis_url=redis_url, database_url=database_url
+    )
+    known = known_values(Path(settings.data_dir), settings.named())
+    if upstream := known.pop("upstream_url", ""):
+        settings = settings.with_upstream(upstream)
+    settings = settings.with_values(**known)
+
+    async def look() -> bool:
+        well = True
+        async for finding in examine(settings):
+            typer.echo(f"{'ok   ' if finding.well else 'WRONG'} {finding.subject}: {finding.says}")
+            well = well and finding.well
+        return well
+
+    raise typer.Exit(0 if asyncio.run(look()) else 1)
+
+
 @app.command("demo-upstream")
 def demo_upstream(
     *,
@@ -202,6 +235,7 @@ def _parts(settings: Settings) -> Parts:
         keeper=_command("keeper", "--worker"),
         demo_upstream=lambda port: _command("demo-upstream", str(port), "--worker"),
         settings_line=settings_line,
+        prepare=lambda: import_module("persistence.migrate"),
         migrate=_migrate,
     )
 

@@ -94,6 +94,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Where the workers of this machine leave their tallies."""
         return Path(self.data_dir) / "metrics"
 
+    def named(self) -> dict[str, Any]:
+        """Every setting by its name, without routes and upstreams."""
+        return {name: getattr(self, name) for name in NAMES}
+
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""

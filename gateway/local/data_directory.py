@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,3 +128,19 @@ def opened(path: Path) -> Iterator[DataDirectory]:
 
 def _holder(lock: int) -> str:
     return os.pread(lock, 20, 0).decode(errors="replace") or "unknown"
+
+
+def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """What the `up` of this directory runs with, for settings that were not given otherwise."""
+    data = DataDirectory(path.absolute())
+    if not (data.path / "up.json").exists():
+        return {}
+    try:
+        kept = {
+            name: str(value or "")
+            for name, value in (data.read("secrets.json") | data.read("up.json")).items()
+        }
+    except StartError:
+        return {}
+    wanted = ("redis_url", "database_url", "upstream_url", "admin_token", "key_pepper")
+    return {name: kept[name] for name in wanted if kept.get(name) and not given.get(name)}

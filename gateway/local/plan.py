@@ -55,11 +55,13 @@ class Parts:
     """What `up` runs but does not know: command lines, the settings line, the schema.
 
     `settings_line` is what a gateway worker or keeper reads first from its standard input.
-    `migrate` blocks and may raise anything.
+    `prepare` loads what `migrate` needs while the databases start; both block, and `migrate` may
+    raise anything.
     """
 
     gateway: Sequence[str]
     keeper: Sequence[str]
     demo_upstream: Callable[[int], Sequence[str]]
     settings_line: Callable[[Endpoints], bytes]
+    prepare: Callable[[], object]
     migrate: Callable[[str], object]

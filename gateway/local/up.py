@@ -8,7 +8,6 @@ keeper flushes, the databases close. What the gateway and the keeper do is not k
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import sys
 from contextlib import ExitStack
@@ -24,6 +23,10 @@ from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.servers import start_servers
 
 KEEPER_READY_MAX_S = 90.0
+# What `up.json` says to the commands run beside this data directory.
+NOTED = (
+    "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
+)  # fmt: skip
 SERVING_TRIES_MAX = 500
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
@@ -53,8 +56,7 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
         finally:
             stopping.cancel()
             starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StartError):
-                await starting
+            await asyncio.wait({starting})
             await house.stop()
             if stop.is_set():
                 voice.say("stopped")
@@ -68,7 +70,9 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
     if data.read("processes.json"):
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
+    warming = asyncio.create_task(asyncio.to_thread(parts.prepare))
     redis_url, database_url, upstream_url = await start_servers(house, options, parts, secrets)
+    await warming
     endpoints = Endpoints(
         redis_url=redis_url,
         database_url=database_url,
@@ -83,21 +87,19 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
     voice.step("bringing the schema up to date")
     await _migrate(parts, database_url)
     settings = parts.settings_line(endpoints)
-    voice.step("starting the keeper")
-    await house.run("keeper", _keeper(options, parts, endpoints, settings))
+    voice.step(
+        f"starting the keeper and {options.workers} gateway worker{'s' if options.workers > 1 else ''}"
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(house.run("keeper", _keeper(options, parts, endpoints, settings)))
+        for number in range(options.workers):
+            group.create_task(house.run("gateway", _gateway(options, parts, endpoints, settings, number)))
     key = ""
     if options.demo:
-        voice.step("making the demo organization")
+        voice.step("looking after the demo organization")
         key = await asyncio.to_thread(
             demo.seed, data, _url(options.admin_host, admin_port), endpoints.admin_token
         )
-    voice.step(f"starting {options.workers} gateway worker{'s' if options.workers > 1 else ''}")
-    await asyncio.gather(
-        *(
-            house.run("gateway", _gateway(options, parts, endpoints, settings, n))
-            for n in range(options.workers)
-        )
-    )
     gateway_url = _url(options.gateway_host, gateway_port)
     await _until_serving(gateway_url, key, options.workers)
     facts: dict[str, Any] = {
@@ -111,9 +113,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         "data_dir": str(data.path),
         "pids": house.pids(),
     }
-    data.write(
-        "up.json", {name: facts[name] for name in ("gateway_url", "admin_url", "admin_token", "api_key")}
-    )
+    data.write("up.json", {name: facts[name] for name in NOTED})
     voice.ready(facts)
 
 

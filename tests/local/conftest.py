@@ -30,6 +30,18 @@ def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:
     return found
 
 
+def at_work_in(directory: Path) -> list[psutil.Process]:
+    """Processes whose working directory is below this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd().startswith(f"{directory}/"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 class Up:
     """One `up` process."""
 
@@ -69,13 +81,14 @@ class Up:
         self.process.send_signal(number)
         return self.process.wait(STEP_MAX_S)
 
-    def refused(self) -> str:
-        """It does not start: exit 1, nothing on standard output, one line saying why."""
+    def refused(self, *, alone: bool = True) -> str:
+        """It does not start: exit 1, nothing on standard output, one line saying why, nothing left."""
         assert self.process.wait(STEP_MAX_S) == 1, self.said()
         assert self.process.stdout is not None
         assert self.process.stdout.read() == b""
         lines = [line for line in self.said().splitlines() if not line.startswith("tollkeeper [")]
         assert len(lines) == 1, self.said()
+        assert not alone or not at_work_in(self.data_dir)
         return lines[0]
 
 

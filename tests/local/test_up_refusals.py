@@ -16,7 +16,7 @@ from tests.local.conftest import Starter
 def test_a_data_directory_in_use(start: Starter) -> None:
     first = start()
     first.ready()
-    line = start().refused()
+    line = start().refused(alone=False)
     assert "in use" in line
     assert str(first.process.pid) in line
     assert first.stop() == 0

@@ -50,6 +50,7 @@ def main() -> int:
         keeper=(*stand_in, "keeper"),
         demo_upstream=lambda port: (sys.executable, "-m", "gateway", "demo-upstream", str(port), "--worker"),
         settings_line=settings_line,
+        prepare=lambda: None,
         migrate=lambda url: None,
     )
     return run_up(options, parts, PlainVoice(json_line=True))

@@ -1,0 +1,112 @@
+"""`tollkeeper doctor`: is everything Tollkeeper needs there, and set as it must be?
+
+Part of the composition root: it asks each outside system through that system's door and answers
+with one finding a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gateway.core.wait import in_task
+from gateway.counters.scripts import VERBS, script
+from gateway.counters.wire import Wire, encode, parse_url
+from gateway.errors import TollkeeperError
+from gateway.local import ports
+from gateway.settings import Settings, without_password
+
+REDIS_VERSION_MIN = (7, 0)
+ANSWER_MAX_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    well: bool
+    subject: str
+    says: str
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at Redis, PostgreSQL and every upstream; settings were read already."""
+    routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
+    yield Finding(True, "settings", f"read and valid: {routes}")
+    for name in ("admin_token", "key_pepper"):
+        if not getattr(settings, name):
+            yield Finding(False, "settings", f"TOLLKEEPER_{name.upper()} is not set")
+    if settings.redis_url:
+        async for finding in _redis(settings.redis_url):
+            yield finding
+    else:
+        yield Finding(False, "redis", "TOLLKEEPER_REDIS_URL is not set")
+    if settings.database_url:
+        yield await _postgresql(settings.database_url)
+    else:
+        yield Finding(False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (a lone `serve` needs none)")
+    for target in settings.upstreams:
+        url = urlsplit(target.base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        there = await ports.answers(url.hostname or "", port, ANSWER_MAX_S)
+        says = "accepts connections" if there else "does not accept connections"
+        yield Finding(there, f"upstream {target.name}", f"{target.base_url} {says}")
+
+
+async def _redis(url: str) -> AsyncIterator[Finding]:
+    shown = without_password(url)
+    wire: Wire | None = None
+    try:
+        wire = Wire(parse_url(url), time.monotonic, call_s=ANSWER_MAX_S)
+        await wire.open()
+        info = await _info(wire)
+        known = await in_task(
+            wire.send(encode(b"SCRIPT", b"EXISTS", *(script(v).sha.encode() for v in VERBS)))
+        )
+    except (TollkeeperError, OSError, TimeoutError) as error:
+        yield Finding(False, "redis", f"{shown}: {error}")
+        return
+    finally:
+        if wire is not None:
+            await wire.close()
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    yield Finding(
+        numbers >= REDIS_VERSION_MIN, "redis", f"{shown} is {name} {version} (7.0 or newer is needed)"
+    )
+    policy = info.get("maxmemory_policy", "unknown")
+    yield Finding(policy == "noeviction", "redis", f"maxmemory-policy is {policy} (noeviction is needed)")
+    durable = info.get("aof_enabled") == "1"
+    yield Finding(durable, "redis", f"append-only file is {'on' if durable else 'off (it is needed)'}")
+    loaded = isinstance(known, list) and all(known)
+    yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
+
+
+async def _info(wire: Wire) -> dict[str, str]:
+    answer = await in_task(wire.send(encode(b"INFO")))
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+
+
+async def _postgresql(url: str) -> Finding:
+    from persistence.migrate import newest_version, schema_version  # noqa: PLC0415  # heavy to load
+
+    shown = without_password(url)
+    try:
+        async with asyncio.timeout(ANSWER_MAX_S * 2):
+            found = await asyncio.to_thread(schema_version, url)
+    except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Finding(False, "postgresql", f"{shown}: {first}")
+    wanted = newest_version()
+    if found == wanted:
+        return Finding(True, "postgresql", f"{shown} has schema version {found}")
+    return Finding(
+        False,
+        "postgresql",
+        f"{shown} has schema version {found or 'none'}, {wanted} is needed: tollkeeper migrate",
+    )
