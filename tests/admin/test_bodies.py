@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multidict import MultiDict
+from yarl import URL
 
 from gateway.admin.body import check, parse
 from gateway.admin.listing import LIMIT_MAX, read_query
 from gateway.admin.resources import RESOURCES
 from gateway.errors import AdminRefusal, Unprocessable
-from tests.admin.conftest import Api
+from tests.admin.conftest import ADMIN, Api
 
 MALFORMED = [
     b"{",
@@ -178,3 +179,22 @@ async def test_no_body_gives_a_500(api: Api) -> None:
 def test_no_query_is_beyond_the_checks(name: str, sent: list[tuple[str, str]]) -> None:
     with suppress(Unprocessable):
         assert 1 <= read_query(name, RESOURCES[name].filters, MultiDict(sent)).limit <= LIMIT_MAX
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("organizations?name=%ff", "organizations?name=%ed%a0%80", "organizations?limit=%D9%A1"),
+        *("organizations?cursor=%F0%9F%92%A9", "organizations?%ff=1", "organizations?from=%00"),
+        *("organizations/%ff", "organizations/%D9%A1", "organizations/1%2F2", "%2e%2e/v1/organizations"),
+        *("token-ledger?request_id=1", "token-ledger?request_id=" + "f" * 150),
+        "organizations?name=" + "x" * 300,
+    ],
+)
+async def test_strange_targets_are_refused(api: Api, target: str) -> None:
+    async with api.client.session.get(
+        URL(str(api.client.make_url("/admin/v1/")) + target, encoded=True),
+        headers={"Authorization": f"Bearer {ADMIN}"},
+    ) as response:
+        assert response.status in {200, 400, 404, 422}
+        assert b"Traceback" not in await response.read()
