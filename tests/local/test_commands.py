@@ -1,0 +1,132 @@
+"""The commands as a person types them: one line and exit status 1 for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import ROOT, STEP_MAX_S, until
+
+
+def environment(**settings: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    return (
+        clean | {"PYTHONPATH": str(ROOT)} | {f"TOLLKEEPER_{name}": value for name, value in settings.items()}
+    )
+
+
+def run(*words: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *words],
+        capture_output=True,
+        text=True,
+        timeout=STEP_MAX_S,
+        check=False,
+        cwd=cwd,
+        env=environment(**settings),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "said"),
+    [
+        (
+            ["up"],
+            {"HOLD_TTL": "3"},
+            "TOLLKEEPER_HOLD_TTL='3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?",
+        ),
+        (
+            ["up"],
+            {"WORKERS": "many"},
+            "TOLLKEEPER_WORKERS='many' is not valid: expected a whole number from 1 to 256",
+        ),
+        (["up", "--upstream", "nowhere"], {}, "--upstream: not a base URL"),
+        (["up", "--config", "none.yaml"], {}, "none.yaml: cannot be read"),
+        (["serve"], {}, "TOLLKEEPER_REDIS_URL is not set"),
+        (["serve"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, "TOLLKEEPER_KEY_PEPPER is not set"),
+        (["keeper"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, "TOLLKEEPER_DATABASE_URL is not set"),
+        (["migrate"], {"DATABASE_URL": "mysql://x"}, "TOLLKEEPER_DATABASE_URL='mysql://x' is not valid"),
+    ],
+)
+def test_what_is_wrong_is_said_on_one_line(
+    tmp_path: Path, words: list[str], settings: dict[str, str], said: str
+) -> None:
+    done = run(*words, cwd=tmp_path, **settings)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
+
+
+def test_migrate_may_be_repeated(tmp_path: Path, database: str) -> None:
+    first = run("migrate", cwd=tmp_path, DATABASE_URL=database)
+    again = run("migrate", cwd=tmp_path, DATABASE_URL=database)
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("schema version ")
+
+
+def test_doctor_says_what_is_wrong_and_what_is_well(tmp_path: Path, valkey: str, database: str) -> None:
+    secrets = {"ADMIN_TOKEN": "an-admin-token-here", "KEY_PEPPER": "a-pepper-long-enough"}
+    done = run("doctor", cwd=tmp_path, REDIS_URL=valkey, DATABASE_URL=database, **secrets)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert any(line.startswith("ok    settings: ") for line in lines)
+    assert any(line.startswith("ok    redis: ") and "Valkey" in line for line in lines)
+    assert any(line.startswith("WRONG postgresql: ") and "tollkeeper migrate" in line for line in lines)
+    assert all(line.startswith(("ok    ", "WRONG ")) for line in lines)
+
+
+def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gateway",
+            "serve",
+            "--gateway-port",
+            "0",
+            "--ops-port",
+            "0",
+            "--workers",
+            "2",
+        ],
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+        env=environment(
+            REDIS_URL=valkey, KEY_PEPPER="a-pepper-long-enough", DATA_DIR=str(tmp_path), OPS_HOST="127.0.0.1"
+        ),
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "serving on " in line)
+        gateway, ops = line.split("serving on ")[1].split(", health and metrics on ")
+        assert get(f"http://{gateway.strip()}/v1/models")[0] == 401
+        assert get(f"http://{ops.strip()}/livez")[0] == 200
+        status, body = get(f"http://{ops.strip()}/readyz")
+        assert status == 200
+        assert json.loads(body)["dependencies"] == {"gateway": "ok", "redis": "ok"}
+        until(lambda: 'status="401"' in get(f"http://{ops.strip()}/metrics")[1])
+        assert get(f"http://{ops.strip()}/other")[0] == 404
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STEP_MAX_S) == 0
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
