@@ -6,7 +6,7 @@ connection it writes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -37,6 +37,11 @@ class Control:
     async def ask(self, *parts: bytes) -> Reply:
         """Send one plain command."""
         return await in_task(self._wire.send(encode(*parts)))
+
+    async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
+        """Send plain commands together; their answers in order."""
+        waits = [self._wire.send(encode(*command)) for command in commands]
+        return [await in_task(wait) for wait in waits]
 
     async def run(self, verb: str, call: packing.Call) -> Reply:
         """Run one script."""
@@ -144,11 +149,10 @@ class Control:
 
     async def holds(self) -> int:
         """Holds of calls in flight, over all partitions."""
-        total = 0
-        for partition in range(PARTITIONS):
-            count = await self.ask(b"ZCARD", keys.deadlines(partition).encode())
-            total += count if isinstance(count, int) else 0
-        return total
+        counts = await self.ask_each(
+            (b"ZCARD", keys.deadlines(partition).encode()) for partition in range(PARTITIONS)
+        )
+        return sum(count for count in counts if isinstance(count, int))
 
     # --- verification -------------------------------------------------------------------
 

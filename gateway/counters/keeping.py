@@ -28,17 +28,18 @@ class Keeping(Control):
         seconds, micros = (int(cast("bytes", part)) for part in time)
         now_ms = seconds * 1000 + micros // 1000
         found: list[ExpiredHold] = []
-        for partition in range(PARTITIONS):
-            names = await self.ask(
-                b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms,
-                b"BYSCORE", b"LIMIT", b"0", b"%d" % count,
-            )  # fmt: skip
+        due = await self.ask_each(
+            (
+                *(b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms),
+                *(b"BYSCORE", b"LIMIT", b"0", b"%d" % count),
+            )
+            for partition in range(PARTITIONS)
+        )
+        for partition, names in enumerate(due):
             for name in names if isinstance(names, list) else ():
                 hold = await self._hold(partition, cast("bytes", name).decode())
                 if hold is not None:
                     found.append(hold)
-            if len(found) >= count:
-                break
         return found
 
     async def reclaim(self, hold: ExpiredHold) -> bool:
@@ -59,10 +60,11 @@ class Keeping(Control):
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Late settlements before which nothing waits in their partition's outbox."""
         found: list[LateSettlement] = []
-        for partition in range(PARTITIONS):
-            entries = await self.ask(
-                b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count
-            )
+        lanes = await self.ask_each(
+            (b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count)
+            for partition in range(PARTITIONS)
+        )
+        for partition, entries in enumerate(lanes):
             if not isinstance(entries, list) or not entries:
                 continue
             first = await self.ask(b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"1")

@@ -7,6 +7,7 @@ full (`-- allows: oom`); nothing else in the project knows how a script is put t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
@@ -37,12 +38,17 @@ class Script:
 @cache
 def script(verb: str) -> Script:
     """The script of a verb; `FileNotFoundError` for a verb that has none."""
-    body = _read(f"{verb}.lua")
+    return assemble(verb, _read)
+
+
+def assemble(verb: str, read: Callable[[str], str]) -> Script:
+    """The script of a verb from the files `read` finds by their place below `lua/`."""
+    body = read(f"{verb}.lua")
     needs = _NEEDS.search(body)
     libraries = needs.group(1).split() if needs else []
     allows = _ALLOWS.search(body)
     head = "#!lua" + (_FLAGS[allows.group(1)] if allows else "")
-    parts = [*(_read(f"lib/{name}.lua") for name in libraries), body]
+    parts = [*(read(f"lib/{name}.lua") for name in libraries), body]
     text = head + "\n" + _fold("\n".join(parts))
     return Script(verb, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 

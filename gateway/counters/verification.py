@@ -18,8 +18,9 @@ class Verification(Control):
     async def unverified(self) -> list[tuple[int, bytes, int]]:
         """Partitions not verified under the present run id: (partition, marker, epoch)."""
         found = []
-        for partition in range(PARTITIONS):
-            marker = await self.marker(partition)
+        markers = await self.ask_each((b"GET", keys.marker(one).encode()) for one in range(PARTITIONS))
+        for partition, raw in enumerate(markers):
+            marker = raw if isinstance(raw, bytes) else b""
             run_id, epoch, _ = packing.read_marker(marker)
             if run_id != self.run_id:
                 found.append((partition, marker, epoch))
