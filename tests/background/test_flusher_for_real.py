@@ -148,7 +148,7 @@ async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, 
 
 
 async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str, migrated: str) -> None:
-    account, other = settle_in(migrated, 10_000, 10_000)
+    account, other = settle_in(migrated, 10_000, 10_000, together=True)
     account.reset()
     account.take()
     for _ in range(10):

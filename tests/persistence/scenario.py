@@ -149,15 +149,18 @@ class Account:
         return entries
 
 
-def settle_in(url: str, *totals: int | None) -> list[Account]:
-    """One organization, tenant and plan for each total, as the Admin API would make them."""
-    accounts = []
+def settle_in(url: str, *totals: int | None, together: bool = False) -> list[Account]:
+    """One organization, tenant and plan for each total, as the Admin API would make them.
+
+    Each lives in a partition of its own, or all `together` in one.
+    """
+    accounts: list[Account] = []
     with psycopg.connect(url, autocommit=True) as connection:
         for total in totals:
             plan = one(
                 connection, "INSERT INTO token_plan (name, total_amount) VALUES ('p', %s) RETURNING id", total
             )
-            organization = one(connection, "INSERT INTO organization (name) VALUES ('o') RETURNING id")
+            organization = _organization(connection, {a.partition for a in accounts}, together=together)
             tenant = one(
                 connection,
                 "INSERT INTO tenant (name, organization_id, plan_id) VALUES ('t', %s, %s) RETURNING id",
@@ -168,6 +171,16 @@ def settle_in(url: str, *totals: int | None) -> list[Account]:
             )
             accounts.append(Account(organization, tenant, total))
     return accounts
+
+
+def _organization(
+    connection: psycopg.Connection[tuple[object, ...]], taken: set[int], *, together: bool
+) -> int:
+    while True:
+        id_ = one(connection, "INSERT INTO organization (name) VALUES ('o') RETURNING id")
+        if not taken or (partition_of(id_) in taken) == together:
+            return id_
+        connection.execute("DELETE FROM organization WHERE id = %s", (id_,))
 
 
 def one(connection: psycopg.Connection[tuple[object, ...]], sql: str, *values: object) -> int:

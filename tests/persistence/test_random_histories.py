@@ -64,19 +64,23 @@ def play(account: Account, step: tuple[object, ...]) -> None:
             account.epoch += 1
 
 
-@given(history=HISTORY, cuts=CUTS)
+@given(history=HISTORY, cuts=CUTS, together=st.booleans())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_histories_keep_every_invariant(
-    shared: str, history: list[tuple[int, tuple[object, ...]]], cuts: list[tuple[int, int]]
+    shared: str, history: list[tuple[int, tuple[object, ...]]], cuts: list[tuple[int, int]], together: bool
 ) -> None:
     empty(shared)
-    accounts = settle_in(shared, 1000, 300, None)
+    accounts = settle_in(shared, 1000, 300, None, together=together)
     for account in accounts:
         account.at_ms = int(datetime(2026, 10, 30, tzinfo=UTC).timestamp() * 1000)
         account.reset()
     for which, step in history:
         play(accounts[which], step)
-    streams = {account.partition: account.take() for account in accounts}
+    streams: dict[int, list[tuple[bytes, bytes]]] = {}
+    for account in accounts:
+        streams.setdefault(account.partition, []).extend(account.take())
+    for entries in streams.values():
+        entries.sort()
     writer = Writer(shared)
     try:
         at = 0
