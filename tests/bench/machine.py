@@ -89,6 +89,14 @@ def pin(pids: Iterable[int], core: int) -> None:
                 os.sched_setaffinity(int(task.name), {core})
 
 
+def prefer(pids: Iterable[int], nice: int) -> None:
+    """Give processes a priority that also counts between sessions, which the kernel weighs as groups."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, nice)
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
+
+
 def family(pid: int) -> list[int]:
     """A process and all its descendants."""
     children: dict[int, list[int]] = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.bench.contenders import OURS, PEER_STARTS, TITLES, Contender, Stage, Start, upstream
 from tests.bench.figures import Window
 from tests.bench.load import ANSWER, Loaded, ask, pace, saturate
-from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, rss_mib
+from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, prefer, rss_mib
 from tests.bench.report import Measured, about_this_run, as_json, as_markdown, failed
 from tests.bench.tollkeeper import tollkeeper
 
@@ -68,10 +68,11 @@ def say(line: str) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one window under load")
+    parser.add_argument("--seconds", type=int, default=4, help="length of one window under load")
     parser.add_argument("--paced-seconds", type=float, default=3.0, help="length of one window at 100/s")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--attempts", type=int, default=3, help="tries for a window others disturb")
+    parser.add_argument("--nice", type=int, default=0, help="priority of all programs, -20 (root) to 19")
     parser.add_argument("--only", default="", help="comma-separated contenders: " + ", ".join(TITLES))
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (a large installation)")
     parser.add_argument("--skip-flush", action="store_true", help="leave out the flusher's rows a second")
@@ -93,6 +94,9 @@ def _measure(stage: Stage, options: argparse.Namespace, measured: Measured) -> N
             if one.gateway:
                 measured.idle_rss[one.name] = max(map(rss_mib, one.gateway))
             measured.ready_s = one.ready_s or measured.ready_s
+        if options.nice:
+            everyone = [pid for program in stage.programs for pid in family(program.pid)]
+            prefer([os.getpid(), *everyone], options.nice)
         _rounds(stage, contenders, options, measured)
         for one in contenders:
             if one.rows:
