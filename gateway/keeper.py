@@ -12,8 +12,6 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from gateway import logs, metrics, tallies
 from gateway.admin.api import build
 from gateway.admin.ports import AdminPorts
@@ -52,7 +50,7 @@ class Keeper:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = logs.logger("tollkeeper.keeper")
-        self._engine: AsyncEngine = engines.create(settings.database_url)
+        self._engine = engines.create(settings.database_url)
         self._wire = Wire(
             parse_url(settings.redis_url), time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S
         )

@@ -45,9 +45,10 @@ _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
-SELECT t.id AS tenant_id, t.organization_id, u.external_id, u.limits
+SELECT t.id AS tenant_id, t.organization_id, u.external_id,
+       CASE WHEN u.deleted_at IS NULL THEN u.limits ELSE '{{}}' END AS limits
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
- WHERE u.deleted_at IS NULL AND {where} ORDER BY u.id, t.id"""
+ WHERE {where} ORDER BY u.id, t.id"""
 _SERVICES = """
 SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id

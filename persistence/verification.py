@@ -72,7 +72,7 @@ class Truths:
                     known.definitions.setdefault(partition, []).append(tenant.definition)
             others: list[KeyDefinition | UserDefinition] = []
             others += await definitions.keys(connection, "k.revoked_at IS NULL", {})
-            others += await definitions.users(connection, "u.limits <> '{}'", {})
+            others += await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {})
             for one in others:
                 partition = self._partition_of(one.organization_id)
                 if partition in wanted:

@@ -36,7 +36,8 @@ local function define(a, kind, packed, now)
   if kind == KIND_KEY then
     a[FLAGS], a[EXPIRES], a[KEY_ID] = struct.unpack('<ddd', packed, from)
   elseif kind == KIND_USER then
-    a[FLAGS] = OVERRIDE
+    -- without limits of its own a user falls back to its tenant's user limits
+    a[FLAGS] = a[RPM] + a[TPM] + a[CONC] > 0 and OVERRIDE or 0
   elseif kind == KIND_TENANT then
     define_tenant(a, packed, from, now)
   else
