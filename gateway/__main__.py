@@ -8,6 +8,7 @@ as one JSON line on standard input, which stays open as a lifeline. Everything e
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Coroutine
 from gateway.errors import TollkeeperError
 
 LIFELINE_LOST_MAX_S = 45.0
+OPEN_FILES_MAX = 1_000_000
 LIBRARY_MISSING = "cannot open shared object file"
 
 
@@ -54,6 +56,7 @@ def _worker(role: str) -> int:
         return _failed("the supervisor went away before it said the settings")
     settings = from_json(line)
     _hold_lifeline(settings.shutdown_grace_s + 10.0)
+    _allow_many_sockets()
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 
@@ -96,6 +99,14 @@ def _hold_lifeline(grace_s: float) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _allow_many_sockets() -> None:
+    """Raise the soft limit of open files as far as we may: every stream is two sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _failed(sentence: str) -> int:

@@ -53,7 +53,7 @@ FACTS = (
     Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
     Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
     Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),
-    Fact("upstream_connections", "gauge", "Connections to upstreams open now."),
+    Fact("upstream_connections", "counter", "Connections made to upstreams."),
     Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),

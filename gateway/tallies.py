@@ -23,7 +23,7 @@ PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 FILES_MAX = 1_000
 # Facts about now, not sums since the start: they end with their worker.
-GAUGES = frozenset({"upstream_connections", "connections", "holds", "streams", "spool_entries"})
+GAUGES = frozenset({"connections", "holds", "streams", "spool_entries"})
 
 Snapshot = Mapping[str, Any]
 

@@ -41,7 +41,7 @@ def run_serve(serving: Serving, voice: Voice) -> int:
 
 async def _serve(serving: Serving, voice: Voice) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with ports.reserved(serving.host, serving.port, "gateway (--gateway-port)") as socket:
         port: int = socket.getsockname()[1]

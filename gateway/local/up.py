@@ -41,7 +41,7 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
         voice.say("still stopping, in order" if stop.is_set() else "stopping: calls first, databases last")
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, asked_to_stop)
     with ExitStack() as locks:
         data = locks.enter_context(opened(options.data_dir))

@@ -163,6 +163,13 @@ def test_a_stop_during_the_start_leaves_nothing_running(start: Starter) -> None:
     start().ready()
 
 
+def test_a_data_directory_may_have_an_awkward_name(start: Starter) -> None:
+    up = start('it\'s a "näme" \\ with # and spaces')
+    facts = up.ready()
+    assert _answers(facts["redis_url"])
+    assert up.stop(signal.SIGHUP) == 0
+
+
 def test_without_the_demo_there_is_no_key(start: Starter) -> None:
     facts = start(demo=False).ready()
     assert facts["api_key"] is None

@@ -1,0 +1,139 @@
+"""The real `tollkeeper up`: what its parts must be like on a running machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.local.conftest import ROOT, STEP_MAX_S, until
+
+WORKER_BYTES_MAX = 50_000_000
+BODY = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
+    """`tollkeeper up --workers 2`, its facts and the file of its standard error."""
+    place = tmp_path_factory.mktemp("real")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    words = [
+        "up",
+        "--json",
+        "--gateway-port",
+        "0",
+        "--admin-port",
+        "0",
+        "--workers",
+        "2",
+        "--data-dir",
+        "data",
+    ]
+    with (place / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", *words],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd=place,
+            env=clean | {"PYTHONPATH": str(ROOT)},
+        )
+    assert process.stdout is not None
+    try:
+        readable, _, _ = select.select([process.stdout], [], [], STEP_MAX_S * 2)
+        line = process.stdout.readline() if readable else b""
+        assert line, (place / "stderr").read_text()
+        yield json.loads(line), place / "stderr"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(STEP_MAX_S) == 0
+        process.stdout.close()
+
+
+def pids(facts: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(facts["data_dir"]) / "pids.json").read_text())
+    return found
+
+
+def call(url: str, key: str, body: Any = None) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        url, headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    )
+    if body is not None:
+        request.data = json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, None
+
+
+def chats(facts: dict[str, Any]) -> int:
+    return call(f"{facts['gateway_url']}/v1/chat/completions", facts["api_key"], BODY)[0]
+
+
+def test_the_demo_key_works_at_once_on_every_worker(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    assert [chats(facts) for _ in range(12)] == [200] * 12
+
+
+def test_a_service_without_an_upstream_of_its_own_goes_to_the_demo_upstream(
+    running: tuple[dict[str, Any], Path],
+) -> None:
+    facts, _ = running
+    status, echoed = call(f"{facts['gateway_url']}/services/echo/some/path?a=1", facts["api_key"], {"x": 1})
+    assert status == 200
+    assert echoed["target"] == "/some/path?a=1"
+    assert facts["api_key"] not in json.dumps(echoed)
+
+
+def test_workers_are_small(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    for pid in pids(facts)["gateway"]:
+        assert psutil.Process(pid).memory_info().rss < WORKER_BYTES_MAX
+
+
+def test_health_and_metrics_of_all_workers(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    assert chats(facts) == 200
+    assert call(f"{facts['admin_url']}/readyz", "")[0] == 200
+
+    def scraped() -> bool:
+        with urllib.request.urlopen(f"{facts['admin_url']}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return 'tollkeeper_tokens_total{kind="total",service="chat"}' in text and "flush_rows_total{" in text
+
+    until(scraped)
+
+
+@pytest.mark.parametrize("role", ["gateway", "keeper"])
+def test_a_killed_process_is_replaced_and_serves(running: tuple[dict[str, Any], Path], role: str) -> None:
+    facts, stderr = running
+    old = pids(facts)
+    os.kill(old["gateway"][0] if role == "gateway" else old[role], signal.SIGKILL)
+    until(lambda: len(pids(facts)["gateway"]) == 2 and pids(facts)["keeper"] and pids(facts) != old)
+    until(lambda: all(chats(facts) == 200 for _ in range(6)))
+    until(lambda: call(f"{facts['admin_url']}/readyz", "")[0] == 200)
+    assert "started again" in stderr.read_text()
+
+
+def test_logs_are_json_lines_without_the_secrets(running: tuple[dict[str, Any], Path]) -> None:
+    facts, stderr = running
+    said = stderr.read_text()
+    lines = [line for line in said.splitlines() if not line.startswith("tollkeeper")]
+    assert lines
+    assert all("event" in json.loads(line) for line in lines)
+    for secret in (facts["admin_token"], facts["api_key"], facts["redis_url"], facts["database_url"]):
+        assert secret not in said
