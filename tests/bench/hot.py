@@ -79,17 +79,8 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
         return
     worker = one.gateway[0]
     if shutil.which("perf"):
-        data = stage.folder / "perf.data"
-        recorder = subprocess.Popen(
-            ["perf", "record", "-q", "-o", str(data), "-p", str(worker)], stderr=subprocess.DEVNULL
-        )
-        _load(stage, one, options, options.seconds)
-        recorder.send_signal(signal.SIGINT)
-        recorder.wait()
-        for sort in ("dso", "dso,sym"):
-            report = ["perf", "report", "-i", str(data), "--stdio", "-q", "--sort", sort, "-g", "none"]
-            found = subprocess.run(report, capture_output=True, text=True, check=False).stdout
-            print(f"\nperf by {sort}\n" + "\n".join(found.strip().splitlines()[: options.top]))
+        _perf(stage, one, options, worker, ("dso", "dso,sym"))
+        _perf(stage, one, options, one.redis_pids[0], ("sym",))
     os.kill(worker, signal.SIGUSR1)
     print("\nprofiled:", _load(stage, one, options, options.seconds))
     os.kill(worker, signal.SIGUSR2)
@@ -100,6 +91,24 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     stats = pstats.Stats(str(result))
     stats.strip_dirs().sort_stats("tottime").print_stats(options.top)
     stats.sort_stats("cumtime").print_stats(options.top)
+
+
+def _perf(
+    stage: Stage, one: Contender, options: argparse.Namespace, pid: int, sorts: tuple[str, ...]
+) -> None:
+    """Record one process under load and print where its time went, down to the kernel."""
+    data = stage.folder / f"perf.{pid}"
+    recorder = subprocess.Popen(
+        ["perf", "record", "-q", "-o", str(data), "-p", str(pid)], stderr=subprocess.DEVNULL
+    )
+    _load(stage, one, options, options.seconds)
+    recorder.send_signal(signal.SIGINT)
+    recorder.wait()
+    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    for sort in sorts:
+        report = ["perf", "report", "-i", str(data), "--stdio", "-q", "--sort", sort, "-g", "none"]
+        found = subprocess.run(report, capture_output=True, text=True, check=False).stdout
+        print(f"\nperf of {name} by {sort}\n" + "\n".join(found.strip().splitlines()[: options.top]))
 
 
 def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
