@@ -31,7 +31,6 @@ LONGER_MODULES: dict[str, tuple[int, str]] = {
 # Parts of scripts that are better whole.
 LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
     "lua/lib/cycle.lua": (70, "the calendar is made on demand, all of it or nothing"),
-    "lua/lib/settlement.lua": (75, "what is charged and how it is undone belong on one screen"),
 }
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli_admin": "tests/admin"}
