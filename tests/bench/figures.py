@@ -162,7 +162,7 @@ def ratios(windows: Sequence[Window], ours: Sequence[str], titles: dict[str, str
         for mine in ours:
             for value in (_rate, _per_core, _gateway_us, _both_us):
                 found = paired(of[mine], of[name], value)
-                cells.append("–" if found is None else f"{found:.2f} ×")
+                cells.append("–" if found is None else f"{found:.2f} ×" if found >= 0.1 else f"{found:.2g} ×")
         lines.append(cells)
     return _markdown(head, lines) if ours else ""
 
