@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Any
 
+from gateway.errors import StartError
 from gateway.local import leftovers
 from gateway.local.announce import Voice
 from gateway.local.child import Child, Program
@@ -26,7 +27,11 @@ class House:
         """Start a program and keep it running until `stop`."""
         child = Child(program, self.voice.say, self._note)
         self._children.append((role, child))
-        await child.start()
+        try:
+            await child.start()
+        except StartError:
+            self._children.remove((role, child))
+            raise
 
     def pids(self) -> dict[str, Any]:
         """Current process ids by role; None for what is not run here or is just starting again."""

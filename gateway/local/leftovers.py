@@ -1,13 +1,14 @@
 """Processes that a killed `up` left behind: found for certain, then stopped.
 
 A process id alone proves nothing, it may belong to somebody else by now. A process is ours
-when its start time is the one we noted, or when it works in our own data directory.
+when its start time is the one we noted, or when it was started on our own data directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,14 +33,17 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
     processes = data.read("processes.json")
     ours = [found for note in processes.get("programs", []) if (found := _same(note))]
     _stop(ours, say, interrupt=False)
-    valkey = _named(data.redis / "valkey.pid", "valkey-server", data.redis)
-    postmaster = _named(data.postgres / "postmaster.pid", "postgres", data.postgres)
-    _stop([valkey] if valkey else [], say, interrupt=False)
-    _stop([postmaster] if postmaster else [], say, interrupt=True)
-    if postmaster is None or not postmaster.is_running():
-        # The lock is ours and nobody works in there: a pid file with somebody else's pid is stale.
+    valkey = _named(data.redis / "valkey.pid")
+    if valkey is not None and _works_on(valkey, "valkey-server", data.redis):
+        _stop([valkey], say, interrupt=False)
+    lock = data.postgres / "postmaster.pid"
+    postmaster = _named(lock)
+    if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):
+        _stop([postmaster], say, interrupt=True)
+    elif postmaster is not None and _works_on(postmaster, "", data.postgres) is False:
+        # Somebody else has the process id by now, and PostgreSQL would take him for one of its own.
         with contextlib.suppress(OSError):
-            (data.postgres / "postmaster.pid").unlink()
+            lock.unlink()
 
 
 def _same(note: Any) -> psutil.Process | None:
@@ -52,15 +56,29 @@ def _same(note: Any) -> psutil.Process | None:
     return None
 
 
-def _named(pid_file: Any, name: str, directory: Any) -> psutil.Process | None:
-    """The process a pid file names, if it is that program working in that directory."""
+def _named(pid_file: Path) -> psutil.Process | None:
+    """The process that has the id in this file, whoever it is."""
     try:
-        process = psutil.Process(int(pid_file.read_text().split()[0]))
-        if process.name().startswith(name[:15]) and process.cwd() == str(directory.resolve()):
-            return process
+        return psutil.Process(int(pid_file.read_text().split()[0]))
     except (psutil.Error, OSError, ValueError, IndexError):
-        pass
-    return None
+        return None
+
+
+def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
+    """Whether it is that program, started on that directory; None where that cannot be seen.
+
+    The command line is asked, not the working directory: in a container even root may not see
+    the latter of a process of another user.
+    """
+    try:
+        words = process.cmdline()
+        return process.name().startswith(name) and any(
+            word == str(directory) or word.startswith(f"{directory}/") for word in words
+        )
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return None
 
 
 def _stop(processes: list[psutil.Process], say: Callable[[str], None], *, interrupt: bool) -> None:

@@ -12,6 +12,8 @@ from gateway.local.house import House
 from gateway.local.plan import Options, Parts
 
 EXTERNAL_WAIT_S = 5.0
+SHARED_MEMORY_TRIES = 20
+SHARED_MEMORY_WAIT_S = 0.5
 DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432}
 
 
@@ -48,7 +50,16 @@ async def _postgres(house: House, options: Options, password: str) -> str:
     house.voice.step("starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster")
     await asyncio.to_thread(postgres.initialise, data.postgres, password)
     port = ports.free(int(data.read("ports.json").get("postgres", 0)))
-    await house.run("postgres", postgres.program(data.postgres, data.logs / "postgres.log", port))
+    program = postgres.program(data.postgres, data.logs / "postgres.log", port)
+    for left in reversed(range(SHARED_MEMORY_TRIES)):
+        try:
+            await house.run("postgres", program)
+            break
+        except StartError as error:
+            # Sessions of a server that was killed need a moment to notice.
+            if "shared memory block" not in error.message or not left:
+                raise
+            await asyncio.sleep(SHARED_MEMORY_WAIT_S)
     data.write("ports.json", data.read("ports.json") | {"postgres": port})
     return postgres.url(port, password)
 

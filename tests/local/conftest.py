@@ -31,14 +31,15 @@ def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:
 
 
 def at_work_in(directory: Path) -> list[psutil.Process]:
-    """Processes whose working directory is below this one."""
+    """Processes started on something below this directory, as their command lines tell."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.cwd().startswith(f"{directory}/"):
-                found.append(process)
+            words = process.cmdline()
         except psutil.Error:
             continue
+        if process.pid != os.getpid() and any(word.startswith(f"{directory}/") for word in words):
+            found.append(process)
     return found
 
 
@@ -115,18 +116,8 @@ class Starter:
                     up.process.kill()
             if up.process.stdout is not None:
                 up.process.stdout.close()
-            _kill_those_in(up.data_dir)
-
-
-def _kill_those_in(data_dir: Path) -> None:
-    """End databases that a failed test left at work in its own directory."""
-    for pid_file in (data_dir / "redis" / "valkey.pid", data_dir / "postgres" / "postmaster.pid"):
-        try:
-            process = psutil.Process(int(pid_file.read_text().split()[0]))
-            if process.cwd() == str(pid_file.parent):
+            for process in at_work_in(up.data_dir):  # what a failed test left
                 process.kill()
-        except (OSError, ValueError, IndexError, psutil.Error):
-            continue
 
 
 @pytest.fixture

@@ -146,6 +146,22 @@ def test_a_start_after_kill_9_finds_and_stops_what_was_left(start: Starter) -> N
     assert after["api_key"] == facts["api_key"]
 
 
+def test_a_pid_file_with_somebody_elses_process_id_is_stale(start: Starter) -> None:
+    up = start()
+    up.ready()
+    noted = (up.data_dir / "postgres" / "postmaster.pid").read_text()
+    assert up.stop() == 0
+    stranger = str(os.getpid())
+    (up.data_dir / "postgres" / "postmaster.pid").write_text(
+        "\n".join([stranger, *noted.splitlines()[1:]]) + "\n"
+    )
+    (up.data_dir / "redis" / "valkey.pid").write_text(stranger)
+    (up.data_dir / "processes.json").write_text(
+        json.dumps({"programs": [{"pid": os.getpid(), "started": 1.0}]})
+    )
+    start().ready()
+
+
 def test_children_of_ours_end_when_up_is_killed(start: Starter) -> None:
     up = start()
     up.ready()
