@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg import Connection
@@ -170,6 +170,19 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]]) -> Non
     ):
         if skipped:
             connection.execute(sql, _columns([(id_, *at) for id_, at in sorted(skipped.items())]))
+
+
+def set_aside(
+    connection: Connection[Any], fresh: Iterable[Placed], unreadable: Mapping[tuple[int, bytes], str]
+) -> int:
+    """Keep, raw, the entries stored without their metadata; they are no gap. Answers how many."""
+    kept = 0
+    for partition, (entry_id, packed, _) in fresh if unreadable else ():
+        reason = unreadable.get((partition, entry_id))
+        if reason is not None:
+            connection.execute(statements.BURY, (partition, entry_id.decode(), packed, reason, *[None] * 6))
+            kept += 1
+    return kept
 
 
 def _quota(tenant_id: int, event: Event, reset_ms: int | None) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ then each field's length (-1 is null) and bytes, big-endian.
 from __future__ import annotations
 
 import json
+import re
 from struct import Struct
 
 from gateway.core.ledger import Event, EventFlag, EventKind
@@ -41,6 +42,7 @@ KINDS = {
 _TYPES = {kind: len(word).to_bytes(4) + word for kind, word in KINDS.items()}
 # Plain integers: arithmetic on flags builds an object a row.
 _INWARD, _UNLIMITED, _CONSUMED = int(EventFlag.IN), int(EventFlag.UNLIMITED), int(EventKind.CONSUME)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _IN, _OUT = b"\0\0\0\2IN", b"\0\0\0\3OUT"
 _UUID_LENGTH = (16).to_bytes(4)
 
@@ -92,7 +94,7 @@ def token_row(event: Event, user_id: int | None) -> bytes:
     )
 
 
-def transaction_row(event: Event, user_id: int | None) -> bytes:
+def credit_row(event: Event, user_id: int | None) -> bytes:
     """The `credit_transaction` row of a use with the credits part."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
@@ -139,15 +141,16 @@ def posting_row(event: Event, credit_addition_id: int | None) -> bytes:
     )
 
 
+def is_uuid(text: str) -> bool:
+    """Whether PostgreSQL takes the text as a UUID in its usual spelling."""
+    return _UUID.fullmatch(text) is not None
+
+
 def corrects(metadata: bytes) -> str:
     """The request an adjustment makes good, by its metadata; empty if it names none."""
     if b'"corrects"' not in metadata:
         return ""
-    try:
-        document = json.loads(metadata)
-    except RecursionError:
-        return ""
-    named = document.get("corrects") if isinstance(document, dict) else None
+    named = _facts(metadata).get("corrects")
     return named if isinstance(named, str) else ""
 
 
@@ -173,9 +176,17 @@ def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
 
 
 def _posting_kind(metadata: bytes) -> str:
-    document = json.loads(metadata) if metadata else {}
-    kind = document.get("kind") if isinstance(document, dict) else None
-    return kind if kind in ("addition", "expiry") else "correction"
+    kind = _facts(metadata).get("kind")
+    return str(kind) if kind in ("addition", "expiry") else "correction"
+
+
+def _facts(metadata: bytes) -> dict[str, object]:
+    """The metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
+    try:
+        facts = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _uuid(text: str) -> bytes:

@@ -15,10 +15,9 @@ from gateway.core.outbox import FlushReport
 from gateway.counters import keys
 from gateway.counters.outbox import Outbox
 from gateway.counters.wire import Wire, parse_url
-from persistence import engine, invariants
 from persistence.writer import Writer
 from tests.persistence.lossy_proxy import LossyProxy
-from tests.persistence.scenario import Account, rows_of, settle_in
+from tests.persistence.scenario import Account, broken, rows_of, settle_in
 
 
 @asynccontextmanager
@@ -53,14 +52,6 @@ def waiting(valkey: str, *accounts: Account) -> int:
         return sum(int(client.xlen(name)) for name in {keys.outbox(a.partition) for a in accounts})
 
 
-async def unbroken(database: str) -> bool:
-    pool = engine.create(database)
-    async with pool.connect() as connection:
-        found = await invariants.violations(connection)
-    await pool.dispose()
-    return found == []
-
-
 async def until(done: Callable[[], bool]) -> None:
     for _ in range(2_000):
         if done():
@@ -80,7 +71,7 @@ async def test_streams_become_rows_and_are_emptied(valkey: str, migrated: str) -
         assert await flusher.flush() == count
     assert waiting(valkey, *accounts) == 0
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(1503,)]
-    assert await unbroken(migrated)
+    assert await broken(migrated) == []
 
 
 async def test_ids_of_stored_control_writes_are_forgotten(valkey: str, migrated: str) -> None:
@@ -113,7 +104,7 @@ async def test_two_flushers_at_once_store_each_entry_once(valkey: str, migrated:
         await asyncio.gather(*runs)
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(8 * 201,)]
     assert rows_of(migrated, "SELECT count(*) FROM quarantine") == [(0,)]
-    assert await unbroken(migrated)
+    assert await broken(migrated) == []
 
 
 async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, migrated: str) -> None:
@@ -144,7 +135,7 @@ async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, 
     assert any(isinstance(fact, Failed) for fact in seen)
     assert sum(report.repeated for report in reports) > 0
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(4 * 151,)]
-    assert await unbroken(migrated)
+    assert await broken(migrated) == []
 
 
 async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str, migrated: str) -> None:
@@ -159,4 +150,4 @@ async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str,
         assert await flusher.flush() == 10
         assert await flusher.flush() == 0
     assert waiting(valkey, account) == 10
-    assert await unbroken(migrated)
+    assert await broken(migrated) == []

@@ -1,5 +1,19 @@
-"""Fixtures of these tests: see `tests.persistence.migrated`."""
+"""Fixtures of these tests; databases: see `tests.persistence.migrated`."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from persistence.writer import Writer
 from tests.persistence.migrated import cloned, migrated, shared, template
 
 __all__ = ["cloned", "migrated", "shared", "template"]
+
+
+@pytest.fixture
+def writer(migrated: str) -> Iterator[Writer]:
+    writer = Writer(migrated)
+    yield writer
+    writer.close()

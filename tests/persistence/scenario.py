@@ -13,6 +13,7 @@ import psycopg
 from gateway.core.ledger import Event, EventFlag, EventKind, encode
 from gateway.core.outbox import Batch, fan_out
 from gateway.counters.keys import partition_of
+from persistence import engine, invariants
 
 NOW_MS = 1_790_000_000_000
 BLANK = Event(
@@ -189,6 +190,30 @@ def one(connection: psycopg.Connection[tuple[object, ...]], sql: str, *values: o
     assert row is not None
     assert isinstance(row[0], int)
     return row[0]
+
+
+def busy(account: Account) -> None:
+    """One of everything."""
+    account.reset()
+    account.consume(10, user="ada")
+    account.consume(5, credits_=3, user="bob")
+    account.consume(None, units=2, spend=7)
+    account.grant(EventKind.RECHARGE, 50)
+    account.grant(EventKind.ADJUST, -20)
+    account.credit(100)
+    account.mark(blocked=True)
+    account.mark(blocked=False)
+    account.credit(-10)
+    account.consume(2000, credits_=1, units=1, spend=2)
+
+
+async def broken(url: str) -> list[invariants.Violation]:
+    """Every invariant these rows violate."""
+    pool = engine.create(url)
+    async with pool.connect() as connection:
+        found = await invariants.violations(connection)
+    await pool.dispose()
+    return found
 
 
 def batch_of(*accounts: Account) -> Batch:

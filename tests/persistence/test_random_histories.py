@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.core.ledger import EventFlag, EventKind
 from gateway.core.outbox import fan_out
-from persistence import engine, invariants
 from persistence.writer import Writer
 from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, rows_of, settle_in
+from tests.persistence.scenario import Account, broken, rows_of, settle_in
 
 DAY_MS = 86_400_000
 SEVEN_HOURS_MS = 7 * 3_600_000
@@ -47,7 +46,7 @@ def play(account: Account, step: tuple[object, ...]) -> None:
             if tokens is None and credits_ is None and units is None:
                 return
             spend = units * 3 if isinstance(units, int) else 0
-            account.consume(tokens, credits_=credits_, units=units, spend=spend, user=user)  # type: ignore[arg-type]
+            account.consume(tokens, credits_=credits_, units=units, spend=spend, user=user)  # type: ignore[arg-type]  # as drawn above
         case ("reset",):
             account.reset()
         case ("recharge", int(amount)):
@@ -108,11 +107,3 @@ def test_random_histories_keep_every_invariant(
                 account.seq, account.cycle, account.balance, account.spent,
             )
         ]  # fmt: skip
-
-
-async def broken(url: str) -> list[invariants.Violation]:
-    pool = engine.create(url)
-    async with pool.connect() as connection:
-        found = await invariants.violations(connection)
-    await pool.dispose()
-    return found
