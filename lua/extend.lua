@@ -46,8 +46,10 @@ for at = 4, #KEYS, 2 do
     answer[#answer + 1] = struct.pack('<dd', h[H_TOKENS], exhausted)
   end
 end
-local err = append(KEYS[3], events, #renewals > 0 and {'ZADD', KEYS[2], 'XX', unpack(renewals)})
+redis.call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
+local err = append(KEYS[3], events)
 if err then return err end
+if #renewals > 0 then redis.call('ZADD', KEYS[2], 'XX', unpack(renewals)) end
 for _, name in ipairs(order) do
   writes[#writes + 1] = name
   writes[#writes + 1] = write(TENANT_FORM, TENANT_SIZE, tenants[name])

@@ -32,8 +32,9 @@ elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb
 if #events == 0 then return answer(2) end
 if out_of_range(t, before, o) then return struct.pack('<d', -3) end
 
-local err = append(KEYS[3], events, verb ~= SWEEP and {'HSET', KEYS[2], id, '1'})
+local err = append(KEYS[3], events)
 if err then return err end
+if verb ~= SWEEP then redis.call('HSET', KEYS[2], id, '1') end
 local writes = {KEYS[5], write(ORG_FORM, ORG_SIZE, o)}
 if t then writes[3], writes[4] = KEYS[4], write(TENANT_FORM, TENANT_SIZE, t) end
 redis.call('MSET', unpack(writes))

@@ -26,27 +26,26 @@ if not (raw[2] and raw[3] and raw[4]) then return struct.pack('<d', -2) end
 local now = clock()
 local t, o, k = open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3]), open(KEY_FORM, raw[4])
 local u = with_user and user_state(raw[5], t, now)
-local function refuse(code, ...) return struct.pack('<ddddddd', code, now, ...) end
 
-if has(k[FLAGS], REVOKED) or (k[EXPIRES] > 0 and now >= k[EXPIRES]) then return refuse(-3, 1, 0, 0, 0, 0) end
+if has(k[FLAGS], REVOKED) or (k[EXPIRES] > 0 and now >= k[EXPIRES]) then return refused(-3, now, 1, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
-if has(t[FLAGS], MANUAL_BLOCK) then return refuse(-4, 3, 0, 0, 0, 0) end
-if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refuse(-5, 4, 0, 0, 0, 0) end
+if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
+if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
 local scopes = {k, u or false, t, o}
 for scope = 1, 4 do
   local a = scopes[scope]
   if a then
     drain(a, now)
     local kind, used, limit, till = full(a, now)
-    if kind then return refuse(kind == 3 and -7 or -6, scope, kind, used, limit, till) end
+    if kind then return refused(kind == 3 and -7 or -6, now, scope, kind, used, limit, till) end
   end
 end
 local tokens, code = quota_hold(t, counts, need, ceiling)
-if code then return refuse(code, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
+if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
 local a = one_time and activation(raw[with_user and 6 or 5])
 if a then credits = join(a, credits) end
 if credits > 0 and credits > o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD] then
-  return refuse(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, 4, 5, o[CHELD], o[BALANCE], 0)
+  return refused(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, now, 4, 5, o[CHELD], o[BALANCE], 0)
 end
 
 local taken = {0, 0, 0, 0}
@@ -56,10 +55,11 @@ local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (count
   + (has(flags, 16) and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
 local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
-local err = append(KEYS[3], {reset}, {'ZADD', KEYS[2], string.format('%.0f', now + ttl), request})
-if err then return err end
+redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
+local err = reset and append(KEYS[3], {reset})
+if err then redis.call('ZREM', KEYS[2], request) return err end
 local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
-  KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold}
+  KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a)) end
 redis.call('MSET', unpack(writes))

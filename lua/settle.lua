@@ -46,8 +46,12 @@ if not a then o[CHELD] = math.max(0, o[CHELD] - h[H_CREDITS]) end
 local activates = a and leave(a, o, s, slots)
 if not s.free then events[#events + 1] = charge(s, t, o, now, epoch, activates) end
 
-local err = append(KEYS[2], events, {'ZREM', KEYS[1], s.request})
-if err then return err end
+local removed = redis.call('ZREM', KEYS[1], s.request)
+local err = append(KEYS[2], events)
+if err then
+  if removed == 1 then redis.call('ZADD', KEYS[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
+  return err
+end
 if s.mode == POST then redis.call('HSET', KEYS[4], s.request, '1') end
 if s.mode == RECLAIM and h ~= NO_HOLD then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
@@ -55,7 +59,8 @@ if s.mode == RECLAIM and h ~= NO_HOLD then
 else
   redis.call('DEL', KEYS[6])
 end
-local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_FORM, ORG_SIZE, o)}
+local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_FORM, ORG_SIZE, o),
+  nil, nil, nil, nil, nil, nil} -- with room for the rest: a table that grows is copied
 if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 3)) end

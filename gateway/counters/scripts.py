@@ -23,6 +23,7 @@ _CONSTANTS = re.compile(
 )
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _WORD = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\b[A-Z]\b")
+_FUNCTION = re.compile(r"^local function (?P<name>\w+)\((?:[^\n]*\bend|.*?^end)$", re.MULTILINE | re.DOTALL)
 _FLAGS = {"oom": " flags=allow-oom", "nothing": " flags=no-writes"}
 
 
@@ -49,7 +50,7 @@ def assemble(verb: str, read: Callable[[str], str]) -> Script:
     allows = _ALLOWS.search(body)
     head = "#!lua" + (_FLAGS[allows.group(1)] if allows else "")
     parts = [*(read(f"lib/{name}.lua") for name in libraries), body]
-    text = head + "\n" + _fold("\n".join(parts))
+    text = head + "\n" + _prune(_fold("\n".join(parts)))
     return Script(verb, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -72,6 +73,16 @@ def _fold(text: str) -> str:
 
     text = _COMMENT.sub("", _CONSTANTS.sub(take, text))
     return _WORD.sub(lambda match: values.get(match[0], match[0]), text)
+
+
+def _prune(text: str) -> str:
+    """Leave out library functions nobody calls: Lua makes a closure of each on every call."""
+    while True:
+        idle = [one for one in _FUNCTION.finditer(text) if len(re.findall(rf"\b{one['name']}\b", text)) == 1]
+        if not idle:
+            return text
+        for one in idle:
+            text = text.replace(one[0], "", 1)
 
 
 def _read(name: str) -> str:

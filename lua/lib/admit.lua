@@ -49,6 +49,10 @@ local function tightest(scopes, limit_at, used_at)
   return found, limit, math.ceil(used / UNIT), math.ceil(used / limit)
 end
 
+local function refused(code, now, scope, kind, used, limit, till)
+  return struct.pack('<ddddddd', code, now, scope, kind, used, limit, till)
+end
+
 local function admitted(now, tokens, t, o, scopes)
   local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
   return struct.pack('<ddddddddddddddd', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),

@@ -1,17 +1,14 @@
--- append: the writes that may fail, before any that may not: all of them or none. Needs nothing.
+-- append: entries to the outbox, all of them or none. Needs nothing.
 
--- appends events to the stream, then runs one more command; on a failure takes the entries back and answers it
-local function append(stream, events, last)
-  local added = {}
-  for i = 1, #events + 1 do
-    local reply
-    if i <= #events then reply = redis.pcall('XADD', stream, '*', 'e', events[i])
-    elseif last then reply = redis.pcall(unpack(last)) end
-    if type(reply) == 'table' and reply.err then
-      for _, id in ipairs(added) do redis.call('XDEL', stream, id) end
-      return reply
+-- on a failure takes back what it appended and answers the error
+local function append(stream, events)
+  for i = 1, #events do
+    local id = redis.pcall('XADD', stream, '*', 'e', events[i])
+    if type(id) == 'table' then
+      for j = 1, i - 1 do redis.call('XDEL', stream, events[j]) end
+      return id
     end
-    added[i] = reply
+    events[i] = id
   end
   return nil
 end

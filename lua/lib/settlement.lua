@@ -3,15 +3,18 @@ local CHARGE, RELEASE, RECLAIM, POST = 1, 2, 3, 4
 local NO_HOLD = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 local function settlement_of(argv)
-  local s = {user = argv[2], attribution = argv[3], metadata = argv[4]}
-  local flags
-  s.run_id, s.mode, s.tokens, s.credits, s.units, s.spend, s.service, s.tenant, s.organization, s.key, flags, s.tombstone, s.request =
+  local run_id, mode, tokens, credits, units, spend, service, _, _, key, flags, tombstone, request =
     struct.unpack('<c40BddddddddBdc36', argv[1])
-  s.with_user, s.one_time, s.counts = has(flags, 1), has(flags, 2), has(flags, 4)
-  s.uses, s.pays, s.keys = has(flags, 16), has(flags, 32), 9 + flags % 2 + (s.one_time and 1 or 0)
-  -- a call that went silent before anything was seen of it costs nothing
-  s.free = s.mode == RELEASE or (s.mode == RECLAIM and s.tokens == 0 and s.credits == 0)
-  return s
+  local one_time = has(flags, 2)
+  return {
+    run_id = run_id, mode = mode, tokens = tokens, credits = credits, units = units, spend = spend,
+    service = service, key = key, tombstone = tombstone, request = request,
+    user = argv[2], attribution = argv[3], metadata = argv[4],
+    with_user = has(flags, 1), one_time = one_time, counts = has(flags, 4), uses = has(flags, 16), pays = has(flags, 32),
+    keys = 9 + flags % 2 + (one_time and 1 or 0),
+    -- a call that went silent before anything was seen of it costs nothing
+    free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0),
+  }
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
@@ -29,8 +32,8 @@ end
 
 -- moves the accounts a call touches; answers its one outbox entry
 local function charge(s, t, o, now, epoch, activates)
-  local f = {flags = 0, key = s.key, service = s.service, source = s.request, user = s.user,
-    attribution = s.attribution, metadata = s.metadata,
+  local f = {kind = CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key, service = s.service,
+    source = s.request, user = s.user, attribution = s.attribution, metadata = s.metadata,
     note = (s.mode == POST and NOTE_LATE) or (s.mode == RECLAIM and NOTE_RECLAIMED) or 0}
   if activates then f.flags = f.flags + ACTIVATES end
   if (s.pays and not s.one_time) or activates then
@@ -50,6 +53,6 @@ local function charge(s, t, o, now, epoch, activates)
     if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
     return movement(t, now, epoch, CONSUME, -s.tokens, f)
   end
-  f.kind, f.at, f.epoch = CONSUME, math.max(now, o[CREDIT_AT]), epoch
+  f.at = math.max(now, o[CREDIT_AT])
   return event(t, o[ORG], f)
 end

@@ -248,3 +248,20 @@ def _locals(text: str) -> set[str]:
 def test_a_constant_list_of_different_lengths_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in number"):
         scripts._fold("local ONE, TWO = 1\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_script_carries_no_function_it_does_not_call(verb: str) -> None:
+    text = scripts.script(verb).text
+    for name in re.findall(r"local function (\w+)", text):
+        assert len(re.findall(rf"\b{name}\b", text)) > 1
+
+
+def test_pruning_keeps_what_is_called_and_drops_what_only_the_dropped_called() -> None:
+    text = (
+        "local function one(a) return a end\n"
+        "local function two(a)\n  return one(a)\nend\n"
+        "local function three() return 3 end\n"
+        "return three()\n"
+    )
+    assert scripts._prune(text).split() == "local function three() return 3 end return three()".split()

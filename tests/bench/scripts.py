@@ -1,0 +1,178 @@
+"""What reserve + settle cost the Redis core: CPU microseconds a call, next to an empty script.
+
+`python -m tests.bench.scripts [--against REVISION] [--runs N]`. A server of its own, append-only
+file on as shipped; key, user, tenant and organization limits, a token quota and a ledger entry a
+call. Pipelined in batches of 4 and 16. Variants take turns within every run, so what slows the
+machine for a moment slows them alike; minimum and median over the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import redis
+
+from gateway.core.model import HoldRequest, Limits, Settlement
+from gateway.counters import keys, packing, scripts
+from tests.builders import CHAT, TTL_MS, World
+from tests.conftest import ValkeyServer
+
+BATCHES = (4, 16)
+CALLS_A_RUN = 800
+WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
+Commands = list[tuple[Any, ...]]
+
+
+@dataclass(slots=True)
+class Cost:
+    """One variant's runs: CPU and script time a pair, in microseconds."""
+
+    cpu_us: list[float]
+    script_us: list[float]
+
+    def __str__(self) -> str:
+        return (
+            f"CPU {min(self.cpu_us):6.1f} {median(self.cpu_us):6.1f}   "
+            f"script {min(self.script_us):6.1f} {median(self.script_us):6.1f}"
+        )
+
+
+class Variant:
+    """A pair of commands a call: first all of a batch's first ones, then all the second ones."""
+
+    def __init__(self, name: str, pair: Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+        self.name = name
+        self._pair = pair
+
+    def batches(self, size: int) -> list[tuple[Commands, Commands]]:
+        """The commands of one run, made before its clock starts."""
+        made = []
+        for _ in range(CALLS_A_RUN // size):
+            pairs = [self._pair() for _ in range(size)]
+            made.append(([first for first, _ in pairs], [second for _, second in pairs]))
+        return made
+
+
+def of_scripts(world: World, name: str, read: Callable[[str], str] | None) -> Variant:
+    """reserve and settle as `read` finds them; as they are in this tree for None."""
+    texts = [scripts.assemble(verb, read) if read else scripts.script(verb) for verb in ("reserve", "settle")]
+    for one in texts:
+        world.client.script_load(one.text)
+    reserve_sha, settle_sha = (one.sha for one in texts)
+
+    def pair() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", CHAT, 300, 300)
+        used = Settlement(
+            world.caller, request.request_id, "ann", CHAT, charge=True, tokens=270,
+            metadata=b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}',
+        )  # fmt: skip
+        first = packing.reserve(world.run_id, 1, TTL_MS, request)
+        second = packing.settle(world.run_id, 0, used, packing.MODE_CHARGE)
+        return _evalsha(reserve_sha, first), _evalsha(settle_sha, second)
+
+    return Variant(name, pair)
+
+
+def empty(world: World) -> Variant:
+    """Two scripts that do nothing: what calling any script costs."""
+    sha = world.client.script_load("return 1")
+    return Variant("return 1, twice", lambda: (("EVALSHA", sha, 0), ("EVALSHA", sha, 0)))
+
+
+def _evalsha(sha: str, call: packing.Call) -> tuple[Any, ...]:
+    names, arguments = call
+    return ("EVALSHA", sha, len(names), *names, *arguments)
+
+
+def measure(world: World, variants: list[Variant], size: int, runs: int) -> dict[str, Cost]:
+    """Take turns `runs` times; the first turn warms up and is not counted."""
+    costs = {variant.name: Cost([], []) for variant in variants}
+    for run in range(runs + 1):
+        for variant in variants:
+            batches = variant.batches(size)
+            cpu, script = _spent(world.client)
+            for first, second in batches:
+                _send(world.client, first)
+                _send(world.client, second)
+            cpu_after, script_after = _spent(world.client)
+            if run:
+                costs[variant.name].cpu_us.append((cpu_after - cpu) / CALLS_A_RUN)
+                costs[variant.name].script_us.append((script_after - script) / CALLS_A_RUN)
+            world.client.delete(keys.outbox(world.p))
+    return costs
+
+
+def _send(client: redis.Redis, commands: Commands) -> None:
+    with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped in redis-py
+        answers = pipeline.execute()
+    assert all(answer == 1 or packing.code_of(answer) == 1 for answer in answers)
+
+
+def _spent(client: redis.Redis) -> tuple[float, float]:
+    """CPU and script microseconds of the server so far."""
+    cpu = client.info("cpu")
+    stats = client.info("commandstats")
+    return (
+        1e6 * (float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])),
+        float(stats.get("cmdstat_evalsha", {}).get("usec", 0)),
+    )
+
+
+@contextmanager
+def bench_world() -> Iterator[World]:
+    """A server as shipped, with one caller limited at every scope."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
+        server.start()
+        try:
+            world = World(server.url)
+            world.define_organization(WIDE)
+            world.define_tenant(WIDE, users=WIDE)
+            world.define_key(WIDE)
+            world.plan(10**15, reset_interval="monthly")
+            yield world
+            world.client.close()
+        finally:
+            server.stop()
+
+
+def at_revision(revision: str) -> Callable[[str], str]:
+    """Reads the scripts of a git revision."""
+
+    def read(name: str) -> str:
+        shown = subprocess.run(
+            ["git", "show", f"{revision}:lua/{name}"], capture_output=True, text=True, check=True
+        )
+        return shown.stdout
+
+    return read
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", metavar="REVISION", help="scripts of this git revision take turns too")
+    parser.add_argument("--runs", type=int, default=15)
+    options = parser.parse_args()
+    with bench_world() as world:
+        variants = [empty(world), of_scripts(world, "reserve + settle", None)]
+        if options.against:
+            variants.append(of_scripts(world, options.against, at_revision(options.against)))
+        print("Redis microseconds a pair: minimum and median")
+        for size in BATCHES:
+            for name, cost in measure(world, variants, size, options.runs).items():
+                print(f"batch of {size:2}  {name:20} {cost}")
+
+
+if __name__ == "__main__":
+    main()
