@@ -36,7 +36,7 @@ async def run_gateway(settings: Settings) -> None:
         directory,
         int(settings.hold_ttl_s * 1000),
         time.monotonic,
-        lambda verb, seconds: scripts[verb].observe(seconds),
+        {verb: histogram.observe for verb, histogram in scripts.items()},
     )
     tally = Tally()
     plane = DataPlane(

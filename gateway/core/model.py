@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
@@ -119,11 +120,10 @@ class Usage:
     estimated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One limit as it stands after a hold: `used` may exceed `limit` (debt)."""
+class Window(NamedTuple):
+    """One limit as it stands after a hold: `used` may exceed `limit` (debt), `scope` is a `Scope`."""
 
-    scope: Scope
+    scope: int
     limit: int
     used: int
     reset_ms: int

@@ -75,6 +75,7 @@ class Directory:
         self.version = 0
         self._wire = wire
         self._clock = clock
+        self._raw = b""
         self._services: dict[str, Service] = {}
         self._known: dict[str, tuple[Caller | None, float]] = {}
 
@@ -133,12 +134,15 @@ class Directory:
             await asyncio.sleep(CATALOGUE_S)
 
     def _load(self, raw: bytes) -> None:
+        if raw == self._raw:
+            return
         catalogue = _CATALOGUE.decode(raw)
         self._services = {
             key: Service(one.id, one.key, one.meter, one.counts_tokens, one.credits, one.one_time)
             for key, one in catalogue.services.items()
         }
         self.version = catalogue.version
+        self._raw = raw
 
     def _remember(self, digest: str, caller: Caller | None) -> None:
         if len(self._known) >= IDENTITIES_MAX:

@@ -22,7 +22,6 @@ from gateway.core.model import (
     Decision,
     HoldRequest,
     Limits,
-    Scope,
     Service,
     Settlement,
     Verdict,
@@ -36,10 +35,13 @@ MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
 FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
 
 _RESERVE = struct.Struct("<40s7dB36s")
-_SETTLE = struct.Struct("<40sB8dBd36s")
+reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
+_SETTLE_USED = struct.Struct("<40sB4d")
+_SETTLE_WHO = struct.Struct("<4dBd")
+settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units, spend
 _EXTEND = struct.Struct("<dd36s")
-_ADMITTED = struct.Struct("<15d")
-_REFUSED = struct.Struct("<7d")
+_ADMITTED = struct.Struct("<15q")
+_REFUSED = struct.Struct("<7q")
 _ONE = struct.Struct("<d")
 _PAIR = struct.Struct("<dd")
 
@@ -120,12 +122,21 @@ def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) 
 
 def settle_argument(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
     """The packed argument of `settle`."""
+    used = settle_used(run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0)
+    return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
+
+
+def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
+    """The part of `settle`'s argument that is the same for every call of a caller."""
     caller = settlement.caller
-    return _SETTLE.pack(
-        run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0,
-        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
-        service_flags(settlement), tombstone_ms, settlement.request_id.encode(),
-    )  # fmt: skip
+    return _SETTLE_WHO.pack(
+        settlement.service.id,
+        caller.tenant_id,
+        caller.organization_id,
+        caller.key_id,
+        service_flags(settlement),
+        tombstone_ms,
+    )
 
 
 def extended(answer: bytes) -> list[tuple[int, int]]:
@@ -147,27 +158,20 @@ def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) == _ADMITTED.size:
         v = _ADMITTED.unpack(answer)
+        counts, total, free = service.counts_tokens, v[3], v[4]
         return Decision(
-            Verdict.ADMITTED,
-            now_ms=int(v[1]),
-            held_tokens=int(v[2]),
-            limit=max(0, int(v[3])) if service.counts_tokens else 0,
-            tokens_remaining=int(v[4]) if v[4] >= 0 and service.counts_tokens else None,
-            until_ms=int(v[5]),
-            credits_remaining=int(v[6]) if service.meter == "consumption" else None,
-            requests=_window(v, 7),
-            tokens=_window(v, 11),
-        )
+            Verdict.ADMITTED, 0, 0, 0,
+            total if counts and total > 0 else 0,
+            v[5], v[1], v[2],
+            free if counts and free >= 0 else None,
+            v[6] if service.meter == "consumption" else None,
+            Window._make(v[7:11]) if v[7] else None,
+            Window._make(v[11:]) if v[11] else None,
+        )  # fmt: skip
     if len(answer) == _REFUSED.size:
-        code, now, scope, kind, used, limit, until = map(int, _REFUSED.unpack(answer))
+        code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)
         return Decision(Verdict(code), scope, kind, used, limit, until, now)
     return Decision(Verdict(int(_ONE.unpack(answer)[0])))
-
-
-def _window(values: tuple[float, ...], at: int) -> Window | None:
-    if values[at] == 0:
-        return None
-    return Window(Scope(int(values[at])), int(values[at + 1]), int(values[at + 2]), int(values[at + 3]))
 
 
 def code_of(answer: bytes) -> int:

@@ -8,7 +8,8 @@ have happened or its time is up: settling twice is settling once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
@@ -20,26 +21,32 @@ from gateway.errors import CountersUnavailable
 
 FRAMES_MAX = 20_000
 EXTEND_BATCH_MAX = 64
+RESERVE_TRIES = 2
 SETTLE_TRIES_MAX = 3
 TOMBSTONE_MS = 3_600_000
 EXTEND_MARGIN_TOKENS = 256
 _NO_ID = "0" * 36
+_ADMITTED = Verdict.ADMITTED
+_SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
 
 
 class _Frame:
     """The wire bytes of one caller's calls, cut where request id and packed arguments go."""
 
-    __slots__ = ("reserve", "settle")
+    __slots__ = ("flags", "reserve", "service", "settle", "who")
 
     def __init__(self, caller: Caller, user: str, service: Service) -> None:
         request = HoldRequest(caller, _NO_ID, user, service, 0, 0)
+        self.service = service
+        self.flags = packing.service_flags(request)
         keys, (packed, name) = packing.reserve(b"0" * 40, 0, 0, request)
         whole = encode_script("reserve", keys, (packed, name))
         head, tail = whole.split(_NO_ID.encode(), 1)
         middle, end = tail.split(packed, 1)
         self.reserve = head, middle, end
         release = Settlement(caller, _NO_ID, user, service, charge=False)
-        keys, (packed, name, _, _) = packing.settle(b"0" * 40, 0, release, packing.MODE_RELEASE)
+        self.who = packing.settle_who(release, TOMBSTONE_MS)
+        keys, (packed, name, _, _) = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
         whole = encode_script("settle", keys, (packed, name, b"", b""))
         head, tail = whole.split(_NO_ID.encode(), 1)
         middle, end = tail.split(packed, 1)
@@ -48,7 +55,7 @@ class _Frame:
 
 
 class Counters:
-    """Limits and accounts in Redis, for one worker."""
+    """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb."""
 
     def __init__(
         self,
@@ -56,41 +63,67 @@ class Counters:
         directory: Directory,
         hold_ttl_ms: int,
         clock: Callable[[], float],
-        took: Callable[[str, float], None],
+        took: Mapping[str, Callable[[float], None]],
     ) -> None:
         self._wire = wire
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
-        self._frames: dict[tuple[Caller, str, int], _Frame] = {}
+        self._frames: dict[tuple[int, str, int], _Frame] = {}
         self._live: dict[str, Observed] = {}
-        self._took = took
+        self._reserve_took, self._settle_took, self._extend_took = (
+            took["reserve"],
+            took["settle"],
+            took["extend"],
+        )
 
     async def reserve(self, request: HoldRequest) -> Decision:
         """Take a hold on every limit or on none; CountersUnavailable where that cannot be known."""
-        frame = self._frame(request.caller, request.user, request.service)
-        decision = packing.decision(await self._reserve(frame, request), request.service)
-        if decision.verdict is Verdict.STALE:
+        service, wire = request.service, self._wire
+        frame = self._frames.get((request.caller.key_id, request.user, service.id))
+        if frame is None or frame.service is not service:
+            frame = self._frame(request.caller, request.user, service)
+        head, middle, end = frame.reserve
+        request_id = request.request_id.encode()
+        for _ in range(RESERVE_TRIES):
+            packed = packing.reserve_packed(
+                wire.run_id, self._directory.version, request.need, request.ceiling, request.credits,
+                request.units, self._ttl_ms, service.id, frame.flags, request_id,
+            )  # fmt: skip
+            started = self._clock()
+            answer = await wire.send(b"".join((head, request_id, middle, packed, end)))
+            self._reserve_took(self._clock() - started)
+            decision = packing.decision(cast("bytes", answer), service)
+            verdict = decision.verdict
+            if verdict is _ADMITTED:
+                return decision
+            if verdict is not Verdict.STALE:
+                break
             await self._directory.refresh()
-            decision = packing.decision(await self._reserve(frame, request), request.service)
-        if decision.verdict is Verdict.UNVERIFIED or decision.verdict is Verdict.STALE:
+        if verdict is Verdict.UNVERIFIED or verdict is Verdict.STALE:
             raise CountersUnavailable
         return decision
 
     async def settle(self, settlement: Settlement) -> Settled:
         """Replace the hold by what was used; answered only when it happened, once, whatever was lost."""
-        frame = self._frame(settlement.caller, settlement.user, settlement.service)
-        mode = packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE
+        service = settlement.service
+        frame = self._frames.get((settlement.caller.key_id, settlement.user, service.id))
+        if frame is None or frame.service is not service:
+            frame = self._frame(settlement.caller, settlement.user, service)
+        command = self._settle_command(frame, settlement)
         for attempt in range(SETTLE_TRIES_MAX):
+            started = self._clock()
             try:
-                answer = await self._settle(frame, settlement, mode)
+                answer = await self._wire.send(command)
             except CountersUnavailable:
                 if attempt + 1 == SETTLE_TRIES_MAX:
                     raise
                 continue
-            settled = Settled(packing.code_of(answer))
+            self._settle_took(self._clock() - started)
+            settled = _SETTLED[cast("bytes", answer)[:8]]
             if settled is not Settled.UNVERIFIED:
                 return settled
+            command = self._settle_command(frame, settlement)
         raise CountersUnavailable
 
     @property
@@ -124,44 +157,27 @@ class Counters:
     # --- one method a script ------------------------------------------------------------
 
     def _frame(self, caller: Caller, user: str, service: Service) -> _Frame:
-        name = caller, user, service.id
-        frame = self._frames.get(name)
-        if frame is None:
-            if len(self._frames) >= FRAMES_MAX:
-                del self._frames[next(iter(self._frames))]
-            frame = self._frames[name] = _Frame(caller, user, service)
+        if len(self._frames) >= FRAMES_MAX:
+            del self._frames[next(iter(self._frames))]
+        frame = self._frames[caller.key_id, user, service.id] = _Frame(caller, user, service)
         return frame
 
-    async def _reserve(self, frame: _Frame, request: HoldRequest) -> bytes:
-        head, middle, end = frame.reserve
-        packed = packing.reserve_argument(self._wire.run_id, self._directory.version, self._ttl_ms, request)
-        started = self._clock()
-        answer = await self._wire.send(b"".join((head, request.request_id.encode(), middle, packed, end)))
-        self._took("reserve", self._clock() - started)
-        return cast("bytes", answer)
-
-    async def _settle(self, frame: _Frame, settlement: Settlement, mode: int) -> bytes:
+    def _settle_command(self, frame: _Frame, settlement: Settlement) -> bytes:
         head, middle, end = frame.settle
-        packed = packing.settle_argument(self._wire.run_id, TOMBSTONE_MS, settlement, mode)
-        attribution = settlement.attribution.encode()
+        request_id, attribution = settlement.request_id.encode(), settlement.attribution.encode()
         metadata = settlement.metadata
-        started = self._clock()
-        answer = await self._wire.send(
-            b"%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
-            % (
-                head,
-                settlement.request_id.encode(),
-                middle,
-                packed,
-                end,
-                len(attribution),
-                attribution,
-                len(metadata),
-                metadata,
-            )
+        used = packing.settle_used(
+            self._wire.run_id,
+            packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
+            settlement.tokens,
+            settlement.credits,
+            settlement.units,
+            0,
         )
-        self._took("settle", self._clock() - started)
-        return cast("bytes", answer)
+        return b"%b%b%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            head, request_id, middle, used, frame.who, request_id, end,
+            len(attribution), attribution, len(metadata), metadata,
+        )  # fmt: skip
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
         calls = [(one.request_id, one.caller.tenant_id, one.tokens, EXTEND_MARGIN_TOKENS) for one in live]
@@ -171,7 +187,7 @@ class Counters:
             answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
         except CountersUnavailable:
             return
-        self._took("extend", self._clock() - started)
+        self._extend_took(self._clock() - started)
         for one, (held, exhausted) in zip(live, packing.extended(cast("bytes", answer)), strict=False):
             if held >= 0:
                 one.held, one.exhausted = held, bool(exhausted)

@@ -130,7 +130,11 @@ class Wire(asyncio.Protocol):
         if not self.connected or len(self._pending) >= PENDING_MAX:
             wait.fail(CountersUnavailable())
             return wait
-        self._queue(wait, command)
+        self._pending.append((wait, command, self._clock()))
+        self._out.append(command)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return wait
 
     # --- asyncio.Protocol ---------------------------------------------------------------
@@ -147,7 +151,7 @@ class Wire(asyncio.Protocol):
         try:
             while (reply := reader.gets()) is not False:
                 wait, command, _ = pending.popleft()
-                if isinstance(reply, hiredis.ReplyError):
+                if type(reply) is not bytes and isinstance(reply, hiredis.ReplyError):
                     self._refused(wait, command, str(reply))
                 else:
                     wait.set(reply)

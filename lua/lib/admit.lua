@@ -50,11 +50,11 @@ local function tightest(scopes, limit_at, used_at)
 end
 
 local function refused(code, now, scope, kind, used, limit, till)
-  return struct.pack('<ddddddd', code, now, scope, kind, used, limit, till)
+  return struct.pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
 end
 
 local function admitted(now, tokens, t, o, scopes)
   local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
-  return struct.pack('<ddddddddddddddd', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
+  return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
     t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, tightest(scopes, TPM, TUSED))
 end
