@@ -229,7 +229,8 @@ class World:
         return states.unpack_key(self.get(self.api_key))
 
     def user(self, user: str) -> states.UserState:
-        return states.unpack_user(self.get(self.user_key(user)))
+        raw = self.get(self.user_key(user))
+        return states.unpack_user(raw) if raw else states.UserState()
 
     def slots(self, user: str) -> list[int]:
         """Requests in flight on key, user, tenant and organization."""
