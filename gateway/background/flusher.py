@@ -7,6 +7,7 @@ what it stored is recognised when it is delivered again. Knows neither Redis nor
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ FLUSH_INTERVAL_S = 0.1
 BACK_OFF_MIN_S = 0.1
 BACK_OFF_MAX_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
+# Objects made between two runs of the cycle collector: more than a batch has.
+YOUNG_OBJECTS_MAX = 100_000
 
 
 # Entries (id, packed) by partition, in stream order.
@@ -70,6 +73,16 @@ class Failed:
 def back_off_s(failures: int) -> float:
     """How long to wait after so many failures in a row: twice as long each time, up to a bound."""
     return min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
+
+
+def calm_collector() -> None:
+    """Have the cycle collector of this process look at a batch once, not hundreds of times.
+
+    A batch is tens of thousands of objects without a cycle; at the default pace of one run every
+    700 objects, looking for some took 40 % of the flusher's time.
+    """
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
 
 
 class Pass:
@@ -120,6 +133,7 @@ class Flusher:
 
     async def run(self) -> None:
         """Flush until stopped, then drain what is there within the drain timeout."""
+        calm_collector()
         failures = 0
         while not self._stopping.is_set():
             delay_s = self._flush_interval_s

@@ -37,6 +37,7 @@ from tests.persistence.scenario import Account, settle_in
 
 ORGANIZATIONS = 20
 USERS = 50
+POLL_S = 0.005
 METADATA = (
     b'{"model":"gpt-4o-mini","streamed":true,"status":200,"duration_ms":812,"input":913,"output":221,'
     b'"cached":0,"reasoning":0,"estimated":false}'
@@ -54,7 +55,7 @@ def main() -> int:
         try:
             migrate.upgrade(url)
             _fill(server.url, url, options.entries)
-            figures = asyncio.run(_measure(server, url))
+            figures = asyncio.run(_measure(server, url, options.entries))
         finally:
             server.stop()
     print(json.dumps(figures))
@@ -120,7 +121,7 @@ def _append(client: redis.Redis, accounts: list[Account]) -> None:
         pipe.execute()
 
 
-async def _measure(server: ValkeyServer, url: str) -> dict[str, object]:
+async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, object]:
     wire = Wire(parse_url(server.url), time.monotonic)
     await wire.open()
     writer = Writer(url)
@@ -132,17 +133,21 @@ async def _measure(server: ValkeyServer, url: str) -> dict[str, object]:
         reports.append(fact.report)
 
     flusher = Flusher(Outbox(wire), writer, observe)
-    own, children = _cpu_s(), _cpu_of(server)
+    own, theirs = _cpu_s(), _cpu_of(server)
     started = time.perf_counter()
-    stored = await flusher.flush()
+    running = asyncio.create_task(flusher.run())
+    while (stored := sum(report.entries() for report in reports)) < entries:
+        await asyncio.sleep(POLL_S)
     seconds = time.perf_counter() - started
+    flusher.stop()
+    await running
     figures: dict[str, object] = {
         "rows": sum(sum(report.rows.values()) for report in reports),
         "rows_per_second": round(stored / seconds),
         "seconds": round(seconds, 2),
         "batches": len(reports),
         "flusher_cpu_us_per_row": round((_cpu_s() - own) / stored * 1e6, 1),
-        "valkey_cpu_us_per_row": round((_cpu_of(server) - children) / stored * 1e6, 1),
+        "valkey_cpu_us_per_row": round((_cpu_of(server) - theirs) / stored * 1e6, 1),
     }
     await wire.close()
     writer.close()
