@@ -1,0 +1,151 @@
+"""What use costs: money rounded as currencies are, graduated tiers, credits by token.
+
+Pure and exact: money is `Decimal`, tokens and credits are integers. Nothing here knows who
+pays, when, or on which invoice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, localcontext
+
+MICRO = 1_000_000
+ANY_MODEL = "*"
+
+# Decimals of a currency's minor unit where they are not two (ISO 4217, table A.1).
+MINOR_DIGITS: Mapping[str, int] = {
+    **dict.fromkeys(
+        ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV",
+         "XAF", "XOF", "XPF"),
+        0,
+    ),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+    **dict.fromkeys(("CLF", "UYW"), 4),
+}  # fmt: skip
+MINOR_DIGITS_USUAL = 2
+
+# 2**53 units at a price of 12 decimals have 28 digits and more: never round on the way.
+EXACT = Context(prec=100)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Units up to and including `up_to` (None: without end) cost `unit_price` each."""
+
+    up_to: int | None
+    unit_price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Units that fell into one tier, counted from 0."""
+
+    tier: int
+    quantity: int
+    unit_price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrice:
+    """Credits a million tokens cost; `cached` None is the price of input."""
+
+    input: int = 0
+    output: int = 0
+    cached: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """The price of a service as it is stored: tiers, or credits by model and token kind; or neither."""
+
+    tiers: tuple[Tier, ...] = ()
+    per_million: Mapping[str, TokenPrice] | None = None
+
+
+def minor_digits(currency: str) -> int:
+    """Decimals of a currency's minor unit."""
+    return MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)
+
+
+def rounded(amount: Decimal, currency: str) -> Decimal:
+    """Round half-up (away from zero) to the currency's minor unit: what a person pays."""
+    return amount.quantize(Decimal(1).scaleb(-minor_digits(currency)), ROUND_HALF_UP, EXACT)
+
+
+def times(quantity: int, unit_price: Decimal) -> Decimal:
+    """Multiply without rounding."""
+    return EXACT.multiply(Decimal(quantity), unit_price)
+
+
+def read_pricing(document: Mapping[str, object] | None) -> Pricing:
+    """Read the `pricing` of a service or of an organization's override; None has no price."""
+    document = document or {}
+    tiers, prices = document.get("tiers"), document.get("per_million")
+    return Pricing(
+        tuple(Tier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
+        if isinstance(tiers, list)
+        else (),
+        {model: TokenPrice(**price) for model, price in prices.items()} if isinstance(prices, dict) else None,
+    )
+
+
+def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:
+    """Spread `quantity` units over tiers, `already` units of the same month lying below them.
+
+    Units beyond the last tier's end cost what the last tier costs. Spreading 0 to a and then
+    a to b comes to the same as spreading 0 to b.
+    """
+    assert already >= 0
+    assert quantity >= 0
+    portions: list[Portion] = []
+    at, end = already, already + quantity
+    for number, tier in enumerate(tiers):
+        last = tier.up_to is None or number == len(tiers) - 1
+        until = end if last else min(end, tier.up_to or 0)
+        if until > at:
+            portions.append(Portion(number, until - at, tier.unit_price))
+            at = until
+    return portions
+
+
+def spend_micro(tiers: Sequence[Tier], already: int, quantity: int) -> int:
+    """What `quantity` more units cost, in millionths of the currency.
+
+    The cost of all units so far is rounded up, and the difference taken: however units are cut
+    into requests, the sum is the cost of the whole, at most one millionth above the exact one.
+    """
+    return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
+
+
+def token_credits(
+    prices: Mapping[str, TokenPrice],
+    model: str,
+    *,
+    input_tokens: int,
+    output_tokens: int,
+    cached_tokens: int = 0,
+) -> int | None:
+    """Credits of one request by tokens, rounded up once; None where the model has no price.
+
+    A price of p credits a million is p micro-credits a token, so everything up to the last
+    rounding is an integer. `cached_tokens` are part of `input_tokens`.
+    """
+    price = prices.get(model, prices.get(ANY_MODEL))
+    if price is None:
+        return None
+    cached = min(cached_tokens, input_tokens)
+    cached_price = price.input if price.cached is None else price.cached
+    micro = (input_tokens - cached) * price.input + cached * cached_price + output_tokens * price.output
+    return -(-micro // MICRO)
+
+
+def unit_credits(units: int, credits_each: int, negotiated: int | None = None) -> int:
+    """Credits of `units`: at the negotiated price where there is one, 0 included."""
+    return units * (credits_each if negotiated is None else negotiated)
+
+
+def _whole_micro(tiers: Sequence[Tier], units: int) -> int:
+    with localcontext(EXACT):
+        cost = sum((part.quantity * part.unit_price for part in graduated(tiers, 0, units)), Decimal(0))
+        return int((cost * MICRO).to_integral_value(ROUND_CEILING))

@@ -1,0 +1,207 @@
+"""A subscription through time: cycles from its anchor day, segments of what was in force at which cost.
+
+Days are UTC days and spans are half-open: a subscription that starts on the 1st and ends on the
+16th was in force for 15 days. Pure: today is an argument.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+
+from gateway.errors import Conflict
+
+MONTHS = {"monthly": 1, "annual": 12}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A plan in force from `start` to `end` (not included); `anchor` is where its cycles count from.
+
+    `cost` is what a whole cycle costs. `id` is 0 until it is stored.
+    """
+
+    plan_id: int
+    interval: str
+    cost: Decimal
+    anchor: date
+    start: date
+    end: date
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One organization's subscription: its segments, oldest first, and the change that waits, if any.
+
+    `cancel_at` is the day a cancellation ends it; `end` equals it then.
+    """
+
+    segments: tuple[Segment, ...]
+    next_plan_id: int | None = None
+    change_at: date | None = None
+    cancel_at: date | None = None
+
+    @property
+    def current(self) -> Segment:
+        """The segment that is or was in force last."""
+        return self.segments[-1]
+
+    @property
+    def end(self) -> date:
+        """The first day it is no longer in force."""
+        return self.current.end
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a segment within one cycle; both spans are half-open."""
+
+    start: date
+    end: date
+    cycle_start: date
+    cycle_end: date
+
+    @property
+    def days(self) -> int:
+        """Days of the piece."""
+        return (self.end - self.start).days
+
+    @property
+    def cycle_days(self) -> int:
+        """Days of the whole cycle."""
+        return (self.cycle_end - self.cycle_start).days
+
+
+def boundary(anchor: date, interval: str, cycles: int) -> date:
+    """Return the day the cycle after so many cycles begins: the anchor's day, clamped to the month's end."""
+    months = anchor.year * 12 + anchor.month - 1 + cycles * MONTHS[interval]
+    year, month = divmod(months, 12)
+    return date(year, month + 1, min(anchor.day, monthrange(year, month + 1)[1]))
+
+
+def cycle_of(anchor: date, interval: str, day: date) -> tuple[date, date]:
+    """Return the cycle a day lies in: its first day, and the next one's."""
+    months = (day.year - anchor.year) * 12 + day.month - anchor.month
+    cycles = months // MONTHS[interval]
+    while boundary(anchor, interval, cycles) > day:
+        cycles -= 1
+    while boundary(anchor, interval, cycles + 1) <= day:
+        cycles += 1
+    return boundary(anchor, interval, cycles), boundary(anchor, interval, cycles + 1)
+
+
+def pieces(segment: Segment, since: date, until: date) -> list[Piece]:
+    """Cut the part of a segment from `since` to `until` at its cycles."""
+    at, end = max(segment.start, since), min(segment.end, until)
+    found = []
+    while at < end:
+        first, following = cycle_of(segment.anchor, segment.interval, at)
+        found.append(Piece(at, min(end, following), first, following))
+        at = following
+    return found
+
+
+def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) -> Subscription:
+    """Start a subscription; its cycles count from its first day."""
+    return Subscription((Segment(plan_id, interval, cost, start, start, end),))
+
+
+def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
+    """Move to another plan today: the days from today on are the new plan's. A waiting change is dropped."""
+    _in_force(subscription, today)
+    return replace(
+        subscription,
+        segments=_split(subscription.segments, plan_id, cost, max(today, subscription.current.start)),
+        next_plan_id=None,
+        change_at=None,
+    )
+
+
+def change_at_period_end(subscription: Subscription, plan_id: int, today: date) -> Subscription:
+    """Move to another plan when the running cycle ends; `Conflict` where the subscription ends before."""
+    _in_force(subscription, today)
+    current = subscription.current
+    _, at = cycle_of(current.anchor, current.interval, max(today, current.start))
+    if at >= subscription.end:
+        raise Conflict(f"The subscription ends on {subscription.end}: there is no later period to change.")
+    return replace(subscription, next_plan_id=plan_id, change_at=at)
+
+
+def cancel(subscription: Subscription, today: date, *, now: bool) -> Subscription:
+    """End it today, or when the running cycle ends. A waiting change is dropped."""
+    _in_force(subscription, today)
+    current = subscription.current
+    _, at = cycle_of(current.anchor, current.interval, max(today, current.start))
+    at = max(today, current.start) if now else min(at, subscription.end)
+    return replace(
+        subscription,
+        segments=(*subscription.segments[:-1], replace(current, end=at)),
+        next_plan_id=None,
+        change_at=None,
+        cancel_at=at,
+    )
+
+
+def extend(subscription: Subscription, end: date, today: date) -> Subscription:
+    """Move the end to another day that is still to come; a cancellation is taken back."""
+    current = subscription.current
+    if subscription.end <= today:
+        raise Conflict(f"The subscription ended on {subscription.end}; make a new one.")
+    if end <= max(today, current.start):
+        raise Conflict("The end must be a day to come, after the start of what is in force.")
+    waits = subscription.change_at is not None and subscription.change_at < end
+    return replace(
+        subscription,
+        segments=(*subscription.segments[:-1], replace(current, end=end)),
+        next_plan_id=subscription.next_plan_id if waits else None,
+        change_at=subscription.change_at if waits else None,
+        cancel_at=None,
+    )
+
+
+def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscription:
+    """Carry out the change that waits, on its day, if that day has come."""
+    at, plan_id = subscription.change_at, subscription.next_plan_id
+    if at is None or plan_id is None or at > today:
+        return subscription
+    segments = _split(subscription.segments, plan_id, cost, at)
+    return replace(subscription, segments=segments, next_plan_id=None, change_at=None)
+
+
+def covered(spans: Iterable[tuple[date, date, int]]) -> tuple[tuple[date, date], ...]:
+    """Return the days that signed spans (start, end, +1 or -1) leave covered, as spans that do not touch."""
+    changes: dict[date, int] = {}
+    for start, end, sign in spans:
+        changes[start] = changes.get(start, 0) + sign
+        changes[end] = changes.get(end, 0) - sign
+    found: list[tuple[date, date]] = []
+    depth, began = 0, date.min
+    for day in sorted(changes):
+        before, depth = depth, depth + changes[day]
+        if before <= 0 < depth:
+            began = day
+        elif depth <= 0 < before:
+            found.append((began, day))
+    return tuple(found)
+
+
+def standing(start: date, end: date, today: date) -> str:
+    """Say whether a span is still to come, in force, or over."""
+    if today < start:
+        return "future"
+    return "active" if today < end else "over"
+
+
+def _split(segments: tuple[Segment, ...], plan_id: int, cost: Decimal, at: date) -> tuple[Segment, ...]:
+    current = segments[-1]
+    following = replace(current, plan_id=plan_id, cost=cost, start=at, id=0)
+    return (*segments[:-1], replace(current, end=at), following)
+
+
+def _in_force(subscription: Subscription, today: date) -> None:
+    if subscription.end <= today:
+        raise Conflict(f"The subscription ended on {subscription.end}.")
