@@ -133,7 +133,8 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
         reports.append(fact.report)
 
     flusher = Flusher(Outbox(wire), writer, observe)
-    own, theirs = _cpu_s(), _cpu_of(server)
+    postgres_pid = _postmaster(url)
+    own, theirs, stores = _cpu_s(), _cpu_of(server), _cpu_below(postgres_pid)
     started = time.perf_counter()
     running = asyncio.create_task(flusher.run())
     while (stored := sum(report.entries() for report in reports)) < entries:
@@ -147,6 +148,7 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
         "seconds": round(seconds, 2),
         "batches": len(reports),
         "flusher_cpu_us_per_row": round((_cpu_s() - own) / stored * 1e6, 1),
+        "postgres_cpu_us_per_row": round((_cpu_below(postgres_pid) - stores) / stored * 1e6, 1),
         "valkey_cpu_us_per_row": round((_cpu_of(server) - theirs) / stored * 1e6, 1),
     }
     await wire.close()
@@ -165,8 +167,26 @@ def _cpu_s() -> float:
 
 def _cpu_of(server: ValkeyServer) -> float:
     assert server.process is not None
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _cpu_and_parent(server.process.pid)[0]
+
+
+def _cpu_below(parent: int) -> float:
+    """CPU of the sessions and helpers of the PostgreSQL server with this process id."""
+    found = (_cpu_and_parent(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return sum(cpu for cpu, of in found if of == parent)
+
+
+def _postmaster(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        return _cpu_and_parent(connection.info.backend_pid)[1]
+
+
+def _cpu_and_parent(pid: int) -> tuple[float, int]:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0, 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[1])
 
 
 if __name__ == "__main__":
