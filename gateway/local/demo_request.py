@@ -40,6 +40,11 @@ class Asked:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def number(self, name: str) -> int | None:
+        """A whole number a request asks for, None where it asks for none."""
+        value = self.headers.get(name, "")
+        return int(value) if value.isdecimal() else None
+
     def seconds(self, name: str) -> float:
         """A pause a request asks for."""
         try:

@@ -1,9 +1,19 @@
-"""An upstream to try the gateway with: the shapes of three APIs, and an echo for any other.
+"""An upstream to try the gateway with: the shapes of three providers, and an echo for any other API.
 
 A small HTTP/1.1 server of its own on asyncio streams, for demonstrations and tests only. A
-request may dictate what happens: `x-demo-usage` (token counts), `x-demo-status` (answer with
-this status), `x-demo-delay-s` (before the head), `x-demo-pause-s` (between stream pieces),
-`x-demo-cut` (close after this many pieces), `x-demo-units` (sent back as `x-usage-amount`).
+request may dictate what happens, in header fields:
+
+    x-demo-usage       input,output[,cached[,reasoning[,cache creation]]] tokens, or `none`: report no use
+    x-demo-words       this many pieces of output
+    x-demo-thinking    think first       x-demo-tool    call a tool
+    x-demo-end         `incomplete`, `failed` or `error`: how a stream ends
+    x-demo-status      answer with this status
+    x-demo-delay-s     before the head   x-demo-pause-s between the pieces of a stream
+    x-demo-cut         close after this many pieces (0: after the head)
+    x-demo-cut-bytes   close after this many bytes of the body
+    x-demo-encoding    `gzip`            x-demo-units   sent back as `x-usage-amount`
+
+`GET /demo/calls` tells what each of the last calls cost by this upstream's own count.
 """
 
 from __future__ import annotations
@@ -14,11 +24,13 @@ import json
 import re
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import StartError
+from gateway.local import demo_anthropic, demo_gemini, demo_openai, demo_responses
 from gateway.local import demo_shapes as shapes
+from gateway.local.demo_calls import Calls
+from gateway.local.demo_reply import Reply, send, zipped
 from gateway.local.demo_request import Asked, read
 
 HEAD_BYTES_MAX = 65_536
@@ -28,19 +40,14 @@ MODEL_CALL = re.compile(r"^/v1(?:beta)?/models/([^/:]+):(\w+)$")
 MODEL = re.compile(r"^/v1(beta)?/models(?:/([^/:]+))?$")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer: a whole body, or pieces of a stream."""
-
-    status: int
-    content_type: str
-    body: bytes | Iterable[bytes]
-    headers: tuple[tuple[str, str], ...] = ()
-
-
 async def serve(host: str, port: int) -> asyncio.Server:
     """Listen and answer; port 0 is any free one, the server knows which."""
-    return await asyncio.start_server(_connection, host, port, limit=HEAD_BYTES_MAX, backlog=1024)
+    calls = Calls()
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _connection(calls, reader, writer)
+
+    return await asyncio.start_server(connection, host, port, limit=HEAD_BYTES_MAX, backlog=4096)
 
 
 async def serve_until_stopped(host: str, port: int) -> None:
@@ -56,53 +63,44 @@ async def serve_until_stopped(host: str, port: int) -> None:
     server.close()
 
 
-async def _connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _connection(calls: Calls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
         while True:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
             asked = await read(head, reader, writer)
-            if asked is None or not await _answer(asked, writer):
+            if asked is None or not await _answer(calls, asked, writer):
                 break
     writer.close()
 
 
-async def _answer(asked: Asked, writer: asyncio.StreamWriter) -> bool:
+async def _answer(calls: Calls, asked: Asked, writer: asyncio.StreamWriter) -> bool:
     """Write the answer; whether the connection may carry another."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
-    reply = _reply(asked)
+    if asked.method == "GET" and asked.path == "/demo/calls":
+        reply = _json({"calls": calls.told()})
+    else:
+        reply = _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
+    gzip = asked.headers.get("x-demo-encoding") == "gzip"
+    body = zipped(reply.body) if gzip else reply.body
     lines = [
         f"HTTP/1.1 {reply.status} {REASONS.get(reply.status, 'Status')}",
         f"Content-Type: {reply.content_type}",
         "Server: tollkeeper-demo-upstream",
         *(f"{name}: {value}" for name, value in reply.headers),
+        *(["Content-Encoding: gzip"] if gzip else []),
         *([] if keep else ["Connection: close"]),
+        f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked",
     ]
-    if isinstance(reply.body, bytes):
-        lines.append(f"Content-Length: {len(reply.body)}")
-        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        if asked.method != "HEAD":
-            writer.write(reply.body)
-        await writer.drain()
-        return keep
-    writer.write("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode("latin-1"))
-    return await _stream(asked, reply.body, writer) and keep
-
-
-async def _stream(asked: Asked, pieces: Iterable[bytes], writer: asyncio.StreamWriter) -> bool:
-    cut = int(asked.headers.get("x-demo-cut", "0") or 0)
-    pause_s = asked.seconds("x-demo-pause-s")
-    for number, piece in enumerate(pieces, 1):
-        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        await writer.drain()
-        if number == cut:
-            return False
-        if pause_s:
-            await asyncio.sleep(pause_s)
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
-    return True
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    complete = False
+    try:
+        complete = await send(asked, body, writer)
+    finally:
+        if reply.turn is not None:
+            calls.note(asked, reply.turn, complete=complete)
+    return complete and keep
 
 
 def _reply(asked: Asked) -> Reply:
@@ -127,9 +125,7 @@ def _routed(asked: Asked) -> Reply:
 
 
 def _turn(asked: Asked, body: dict[str, Any], model: str = "") -> shapes.Turn:
-    return shapes.turn(
-        body, model or str(body.get("model", "demo-small")), asked.headers.get("x-demo-usage", "")
-    )
+    return shapes.turn(body, model or str(body.get("model", "demo-small")), asked.headers)
 
 
 def _wants_usage(body: dict[str, Any]) -> bool:
@@ -139,32 +135,35 @@ def _wants_usage(body: dict[str, Any]) -> bool:
 def _chat(asked: Asked, body: dict[str, Any]) -> Reply:
     turn = _turn(asked, body)
     if body.get("stream"):
-        return _events(shapes.chat_stream(turn, usage=_wants_usage(body)))
-    return _json(shapes.chat(turn, int(body.get("n") or 1)))
+        return _events(demo_openai.chat_stream(turn, with_usage=_wants_usage(body)), turn)
+    return _json(demo_openai.chat(turn), turn=turn)
 
 
 def _completions(asked: Asked, body: dict[str, Any]) -> Reply:
     turn = _turn(asked, body)
     if body.get("stream"):
-        return _events(shapes.completion_stream(turn, usage=_wants_usage(body)))
-    return _json(shapes.completion(turn))
+        return _events(demo_openai.completion_stream(turn, with_usage=_wants_usage(body)), turn)
+    return _json(demo_openai.completion(turn), turn=turn)
 
 
 def _responses(asked: Asked, body: dict[str, Any]) -> Reply:
     turn = _turn(asked, body)
-    return _events(shapes.response_stream(turn)) if body.get("stream") else _json(shapes.response(turn))
+    if body.get("stream"):
+        return _events(demo_responses.response_stream(turn), turn)
+    return _json(demo_responses.response(turn), turn=turn)
 
 
 def _embeddings(asked: Asked, body: dict[str, Any]) -> Reply:
-    given = body.get("input", "")
-    return _json(
-        shapes.embeddings(_turn(asked, body), len(given) if isinstance(given, list) and given else 1)
-    )
+    turn = _turn(asked, body)
+    encoding = str(body.get("encoding_format", ""))
+    return _json(demo_openai.embeddings(turn, body.get("input", ""), encoding), turn=turn)
 
 
 def _messages(asked: Asked, body: dict[str, Any]) -> Reply:
     turn = _turn(asked, body)
-    return _events(shapes.message_stream(turn)) if body.get("stream") else _json(shapes.message(turn))
+    if body.get("stream"):
+        return _events(demo_anthropic.message_stream(turn), turn)
+    return _json(demo_anthropic.message(turn), turn=turn)
 
 
 def _count_tokens(_: Asked, body: dict[str, Any]) -> Reply:
@@ -183,19 +182,22 @@ POSTS = {
 
 def _gemini(asked: Asked, model: str, action: str) -> Reply:
     body = asked.json()
-    turn = _turn(asked, body, model)
     if action == "countTokens":
         return _json({"totalTokens": shapes.tokens_in(body.get("contents", []))})
+    turn = _turn(asked, body, model)
     if action == "embedContent":
-        return _json({"embedding": {"values": [0.125, -0.5, 0.25]}})
+        turn.input = turn.input or shapes.tokens_in(body.get("content", ""))
+        return _json(demo_gemini.embedded(turn, None), turn=turn)
+    if action == "batchEmbedContents":
+        return _json(demo_gemini.embedded(turn, len(body.get("requests", []))), turn=turn)
     if action == "generateContent":
-        return _json(shapes.generated(turn, turn.text, last=True))
+        return _json(demo_gemini.generated(turn), turn=turn)
     if action != "streamGenerateContent":
         return _json({"error": {"code": 404, "message": "no such method", "status": "NOT_FOUND"}}, 404)
-    pieces = shapes.generated_pieces(turn)
+    pieces = demo_gemini.generated_pieces(turn)
     if asked.query.get("alt") == ["sse"]:
-        return _events(shapes.sse(piece) for piece in pieces)
-    return Reply(200, "application/json", _array(pieces))
+        return _events((shapes.sse(piece).replace(b"\n", b"\r\n") for piece in pieces), turn)
+    return Reply(200, "application/json", _array(pieces), turn=turn)
 
 
 def _array(pieces: Iterable[dict[str, Any]]) -> Iterable[bytes]:
@@ -209,11 +211,11 @@ def _array(pieces: Iterable[dict[str, Any]]) -> Iterable[bytes]:
 
 def _models(asked: Asked, *, gemini: bool, name: str | None) -> Reply:
     if gemini:
-        shape, key = shapes.gemini_model, "models"
+        shape, key = demo_gemini.model, "models"
     elif "anthropic-version" in asked.headers:
-        shape, key = shapes.anthropic_model, "data"
+        shape, key = demo_anthropic.model, "data"
     else:
-        shape, key = shapes.openai_model, "data"
+        shape, key = demo_openai.model, "data"
     if name is not None:
         return _json(shape(name))
     return _json({"object": "list", key: [shape(each) for each in shapes.MODELS]})
@@ -227,15 +229,18 @@ def _echo(asked: Asked) -> Reply:
         "target": asked.target,
         "headers": asked.raw_headers,
         "body": asked.content.decode(errors="replace"),
+        "bytes": len(asked.content),
+        "units": units,
     }
     return Reply(
         200, "application/json", json.dumps(content).encode(), (("x-usage-amount", units),) if units else ()
     )
 
 
-def _json(content: Any, status: int = 200) -> Reply:
-    return Reply(status, "application/json", json.dumps(content, separators=(",", ":")).encode())
+def _json(content: Any, status: int = 200, turn: shapes.Turn | None = None) -> Reply:
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return Reply(status, "application/json", body, turn=turn)
 
 
-def _events(pieces: Iterable[bytes]) -> Reply:
-    return Reply(200, "text/event-stream", pieces)
+def _events(pieces: Iterable[bytes], turn: shapes.Turn) -> Reply:
+    return Reply(200, "text/event-stream", pieces, turn=turn)
