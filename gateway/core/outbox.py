@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.core.ledger import Event, EventFlag, EventKind, EventNote, MalformedEvent, decode
+from gateway.core.ledger import Event, EventKind, EventNote, MalformedEvent, decode
 
 # Stream entry id, its packed value, and what that says; None where it does not follow the layout.
 Entry = tuple[bytes, bytes, Event | None]
@@ -54,11 +54,6 @@ def control_id(event: Event) -> str:
     if event.kind == EventKind.CONSUME and event.note != EventNote.LATE:
         return ""
     return event.source
-
-
-def moves_accounts(event: Event) -> bool:
-    """Whether the entry carries at least one numbered movement."""
-    return bool(event.flags & (EventFlag.TOKENS | EventFlag.CREDITS | EventFlag.USAGE))
 
 
 def _event(packed: bytes) -> Event | None:
