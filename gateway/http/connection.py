@@ -15,7 +15,7 @@ from gateway.core.wait import Wait
 from gateway.errors import Refusal, RequestTooLarge
 from gateway.http.clock import NEVER, Clock
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.framing import HEAD_END, LAST_CHUNK, ChunkedBody, Malformed, chunk
+from gateway.http.framing import HEAD_END, LAST_CHUNK, ChunkedBody, Malformed, chunk, has_bare_newline
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
@@ -321,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(TargetTooLong(), data)
         elif len(data) > limits.header_bytes_max:
             self._refuse(FieldsTooLarge(), data)
-        elif data and not data[:1].isalpha() and data != b"\r":
+        elif (data and not data[:1].isalpha() and data != b"\r") or has_bare_newline(data):
             self._refuse(MalformedRequest(), data)
         else:
             self._buffer = data
@@ -348,7 +348,7 @@ class ClientConnection(asyncio.Protocol):
         elif length:
             exchange.body_length = length
             if length > self._limits.body_bytes_max:
-                exchange.too_large = True
+                exchange.body_failure = RequestTooLarge()
             buffer = self._buffer
             if len(buffer) == length:
                 self._parts.append(buffer)
@@ -400,8 +400,6 @@ class ClientConnection(asyncio.Protocol):
         if self._phase == _DISCARD:
             self._count_discarded(len(data))
         elif self._size > self._limits.body_bytes_max:
-            if self.exchange is not None:
-                self.exchange.too_large = True
             self._fail_body(RequestTooLarge())
         elif self._sink is not None:
             self._sink.send(chunk(data) if self._sink_chunked else data)
@@ -435,7 +433,7 @@ class ClientConnection(asyncio.Protocol):
         if wait is not None:
             wait.fail(refusal)
         elif self.exchange is not None:
-            self.exchange.interrupt(refusal)
+            self.exchange.body_failed(refusal)
         else:
             self._linger()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.core.model import Observed
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER, Clock
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Plan
@@ -35,9 +35,9 @@ class Exchange(Story):
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "body_length", "broken", "charge", "connection", "deadline",
-        "ended_upstream", "gone", "keep_alive", "observed", "opened", "plan", "reason", "request_id", "started",
-        "status", "too_large", "until_close",
+        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "charge", "connection",
+        "deadline", "ended_upstream", "gone", "keep_alive", "observed", "opened", "plan", "reason",
+        "request_id", "started", "status", "until_close",
     )  # fmt: skip
 
     def __init__(
@@ -56,10 +56,11 @@ class Exchange(Story):
         self._on_end = on_end
         self.began_upstream = self.ended_upstream = 0.0
         self.deadline = NEVER
-        self.too_large = self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
         self.status = 0
         self.reason = ""
         self.body_length: int | None = None
+        self.body_failure: Refusal | None = None
         self.charge: Charge | None = None
         self.observed: Observed | None = None
 
@@ -101,6 +102,12 @@ class Exchange(Story):
             self.connection.write(data)
 
     # interruptions
+
+    def body_failed(self, refusal: Refusal) -> None:
+        """The rest of the body cannot be had: the story says so when it comes to it, or at once if it has."""
+        self.body_failure = refusal
+        if self.began_upstream:
+            self.interrupt(refusal)
 
     def unshield(self, clock: Clock, limits: HttpLimits) -> None:
         """Interruptions count again."""

@@ -19,6 +19,11 @@ class Malformed(Exception):
     """The bytes are not a message of HTTP/1.1."""
 
 
+def has_bare_newline(data: bytes) -> bool:
+    """Whether a line ends in LF alone: the blank line that ends a head would never come."""
+    return data.count(b"\n") != data.count(b"\r\n")
+
+
 class ChunkedBody:
     """Decode one chunked body (RFC 9112, 7.1), strictly and within bounds.
 
@@ -78,7 +83,7 @@ class ChunkedBody:
             self.done = True
             self.rest = data[end + 2 :]
         else:
-            self._trailer_max -= end - at
+            self._trailer_max -= end + 2 - at
             if self._trailer_max < 0 or _TRAILER_LINE.fullmatch(data, at, end) is None:
                 raise Malformed("a trailer is too long or not a field")
         return end + 2

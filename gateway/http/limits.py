@@ -17,7 +17,6 @@ class HttpLimits:
     header_count_max: int = 100
     body_bytes_max: int = 32 * 1024 * 1024
     discarded_bytes_max: int = 256 * 1024
-    pipelined_bytes_max: int = 64 * 1024
     chunk_line_bytes_max: int = 256
     chunk_extension_bytes_max: int = 16 * 1024
     trailer_bytes_max: int = 16 * 1024
@@ -28,7 +27,6 @@ class HttpLimits:
     answer_header_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
     relay_buffer_bytes_max: int = 64 * 1024
-    usage_units_max: int = 100_000_000
     drain_tokens_max: int = 200_000
     head_s: float = 10.0
     body_s: float = 120.0

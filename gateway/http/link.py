@@ -15,7 +15,7 @@ from gateway.core.wait import Wait
 from gateway.errors import Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.answer import AnswerHead, read_answer_head
 from gateway.http.clock import NEVER, Clock
-from gateway.http.framing import HEAD_END, ChunkedBody, Malformed
+from gateway.http.framing import HEAD_END, ChunkedBody, Malformed, has_bare_newline
 from gateway.http.limits import HttpLimits
 
 NO_BODY = frozenset({204, 304})
@@ -207,6 +207,8 @@ class Link(asyncio.Protocol):
         if at < 0 or at > limits.answer_header_bytes_max:
             if len(data) > limits.answer_header_bytes_max:
                 raise Malformed("its header fields are too large")
+            if has_bare_newline(data):
+                raise Malformed("a line ends without CR")
             self._buffer = data
             return
         at += 4

@@ -14,7 +14,6 @@ from gateway.errors import (
     CountersUnavailable,
     ModelNotAllowed,
     Refusal,
-    RequestTooLarge,
     ServiceNotIncluded,
     UnknownRoute,
     UpstreamUnreachable,
@@ -45,10 +44,10 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             own_answer(exchange, 200, _JSON, await ports.usage(caller))
             return
         body = b""
-        if plan.buffered and not exchange.too_large:
+        if plan.buffered and exchange.body_failure is None:
             connection = exchange.connection
             body = connection.body() if connection.body_complete else await exchange.late_body()
-        call = _read_call(exchange, caller, body)
+        call = _read_call(exchange, worker, caller, body)
         if service is None:
             await _forward(exchange, worker, call, None)
         else:
@@ -77,15 +76,15 @@ def _route(exchange: Exchange, worker: Worker) -> Service | None:
     return service
 
 
-def _read_call(exchange: Exchange, caller: Caller, body: bytes) -> Call:
+def _read_call(exchange: Exchange, worker: Worker, caller: Caller, body: bytes) -> Call:
     """What is asked for: 413, 400 or 403 where that cannot be, cannot be known, or may not be."""
     plan = exchange.plan
-    if exchange.too_large:
-        raise RequestTooLarge
+    if exchange.body_failure is not None:
+        raise exchange.body_failure
     if plan.field_refusal is not None:
         raise plan.field_refusal
     assert plan.route is not None
-    call = read_call(plan.route, plan.params, body)
+    call = read_call(plan.route, plan.params, body, worker.bounds)
     if caller.models is not None and call.model and call.model not in caller.models:
         raise ModelNotAllowed(f"This API key may not use the model {call.model}.")
     return call
@@ -123,7 +122,12 @@ async def _relay(exchange: Exchange, worker: Worker, link: Link, call: Call, cha
     assert answer is not None
     status = exchange.status = answer.status
     meter = make_meter(
-        call, status, answer.content_type, answer.content_encoding, usage_amount=answer.usage_amount
+        call,
+        status,
+        answer.content_type,
+        answer.content_encoding,
+        bounds=worker.bounds,
+        usage_amount=answer.usage_amount,
     )
     if charge is None:
         outlet = Outlet(exchange, answer, None, call.strip_usage)
@@ -149,6 +153,8 @@ async def _relay(exchange: Exchange, worker: Worker, link: Link, call: Call, cha
 def _upstream(exchange: Exchange, worker: Worker) -> Upstream:
     if exchange.gone:
         raise ClientGone
+    if exchange.body_failure is not None:
+        raise exchange.body_failure
     upstream = worker.upstreams.get(exchange.plan.upstream)
     if upstream is None:
         raise UpstreamUnreachable(f"No upstream {exchange.plan.upstream} is configured.")

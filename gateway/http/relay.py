@@ -78,7 +78,7 @@ class Outlet:
             exchange.write(data)
 
 
-async def relay_body(
+async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     exchange: Exchange, limits: HttpLimits, link: Link, call: Call, meter: AnswerMeter, outlet: Outlet
 ) -> bytes:
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off."""

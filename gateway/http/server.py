@@ -7,11 +7,12 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 
+from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.model import Route, UpstreamTarget
 from gateway.errors import Overloaded, Refusal, StartError
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection
-from gateway.http.exchange import Exchange
+from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Plan, Planner
 from gateway.http.ports import Ports
@@ -28,10 +29,11 @@ class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
     `service_upstreams` maps a service key to the name of its target; a service without an
-    entry goes to the target of its route. `pepper` is the key of every credential's digest.
+    entry goes to the target of its route. `pepper` is the key of every credential's digest,
+    `bounds` what meters believe at most.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order of its story
         self,
         ports: Ports,
         routes: Sequence[Route],
@@ -39,6 +41,7 @@ class DataPlane:
         limits: HttpLimits,
         pepper: bytes,
         service_upstreams: Mapping[str, str] | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
@@ -53,9 +56,10 @@ class DataPlane:
         self._upstreams = {
             name: Upstream(target, self.clock, limits, ports.tally) for name, target in by_name.items()
         }
-        self._worker = Worker(ports, limits, self.clock, self._upstreams)
+        self._worker = Worker(ports, limits, self.clock, self._upstreams, bounds)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
+        self._orphans: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self.clock.every_tick(self._check)
@@ -75,7 +79,8 @@ class DataPlane:
     @property
     def calls(self) -> int:
         """Requests in progress now."""
-        return sum(connection.exchange is not None for connection in self._connections)
+        serving = sum(connection.exchange is not None for connection in self._connections)
+        return serving + len(self._orphans)
 
     async def start(
         self,
@@ -103,17 +108,26 @@ class DataPlane:
             self._server.close()
         for connection in list(self._connections):
             connection.shut()
-        if self._connections:
-            self._empty.clear()
-            try:
-                await asyncio.wait_for(self._empty.wait(), grace_s)
-            except TimeoutError:
-                for connection in list(self._connections):
-                    connection.transport.abort()
-                await asyncio.sleep(0)
+        if not await self._emptied(grace_s):
+            for connection in [*self._connections, *self._orphans]:
+                if connection.exchange is not None:
+                    connection.exchange.interrupt(ClientGone())
+                connection.transport.abort()
+            if not await self._emptied(self.limits.counters_s):
+                self._ports.log("drain_incomplete", calls=self.calls)
         for upstream in self._upstreams.values():
             upstream.close()
         self.clock.stop()
+
+    async def _emptied(self, within_s: float) -> bool:
+        """Whether every connection and every call without a client is over in time."""
+        if self._connections or self._orphans:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), within_s)
+            except TimeoutError:
+                return False
+        return True
 
     # what connections ask of their worker
 
@@ -127,9 +141,11 @@ class DataPlane:
         return False
 
     def closed(self, connection: ClientConnection) -> None:
-        """A connection is gone."""
+        """A connection is gone; its request may still be drained and charged."""
         self._connections.discard(connection)
-        if not self._connections:
+        if connection.exchange is not None:
+            self._orphans.add(connection)
+        elif not self._connections and not self._orphans:
             self._empty.set()
 
     def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
@@ -160,6 +176,9 @@ class DataPlane:
         tally.took(took, upstream)
         if exchange.gone:
             tally.client_disconnects += 1
+            self._orphans.discard(exchange.connection)
+            if not self._connections and not self._orphans:
+                self._empty.set()
         if ports.access_log:
             ports.log(
                 "request",
@@ -173,7 +192,7 @@ class DataPlane:
     def _check(self, now: float) -> None:
         """One look at every connection: deadlines, and long calls whose hold must be renewed."""
         watched = now - self.limits.watch_after_s
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._orphans]:
             if connection.deadline < now:
                 connection.expire()
             exchange = connection.exchange

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.core.call import Bounds
 from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
@@ -13,9 +14,10 @@ from gateway.http.upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The ports, the limits, the clock, and the upstreams by name."""
+    """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe."""
 
     ports: Ports
     limits: HttpLimits
     clock: Clock
     upstreams: Mapping[str, Upstream]
+    bounds: Bounds

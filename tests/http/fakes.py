@@ -1,23 +1,12 @@
-"""Both ends of the data plane and its ports, to be scripted by a test.
+"""The ports of the data plane, to be scripted by a test, and the messages tests send.
 
-The upstream is a raw socket that says whatever bytes a test wants; h11 reads every byte the
-gateway sends it and every byte the gateway sends a client, and an error there fails the test.
+Every class here keeps to what its real counterpart promises: answers come later, never twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import ssl
-import struct
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 
-import h11
-
-from gateway.core.estimate import Estimator
 from gateway.core.model import (
     Caller,
     Decision,
@@ -29,16 +18,11 @@ from gateway.core.model import (
     Service,
     Settled,
     Settlement,
-    UpstreamTarget,
     Verdict,
     Window,
 )
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from gateway.http.limits import HttpLimits
-from gateway.http.ports import Ports
-from gateway.http.server import DataPlane
-from gateway.http.tally import Tally
 
 PEPPER = b"a pepper of the tests"
 KEY = "tk_0123456789abcdef"
@@ -63,7 +47,9 @@ ROUTES = (
     Route(("GET",), "/v1/models", "up", "", Family.OPENAI),
     Route(("GET",), "/v1/models/{id}", "up", "", Family.OPENAI),
     Route(("POST",), "/v1/messages", "up", "messages", Family.ANTHROPIC, "anthropic_messages"),
-    Route(("POST",), "/v1beta/models/{model}:generateContent", "up", "gemini", Family.GEMINI, "gemini_generate"),
+    Route(
+        ("POST",), "/v1beta/models/{model}:generateContent", "up", "gemini", Family.GEMINI, "gemini_generate"
+    ),
     Route(("GET",), "/v1beta/models/{id}", "up", "", Family.GEMINI),
     Route(("POST",), "/trusted", "up", "search", meter="generic", trust_client_units=True),
     Route(("ANY",), "/services/{service_key}/{path…}", "up", meter="generic"),
@@ -197,318 +183,3 @@ class FakeCounters:
     @property
     def releases(self) -> list[Settlement]:
         return [settlement for settlement in self.settlements if not settlement.charge]
-
-
-@dataclass
-class Received:
-    """One request as an upstream saw it."""
-
-    method: bytes
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes = b""
-
-    def all(self, name: bytes) -> list[bytes]:
-        return [value for each, value in self.headers if each == name]
-
-
-class Close:
-    """A step of an upstream's script: close, with a reset where `reset`."""
-
-    def __init__(self, reset: bool = False) -> None:
-        self.reset = reset
-
-
-Step = bytes | float | asyncio.Event | Close
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class FakeUpstream:
-    """A server that answers each request by the next script, or by `answer()`.
-
-    Steps: bytes are sent, a number of seconds or an event is waited for, `Close` closes.
-    """
-
-    def __init__(self) -> None:
-        self.scripts: list[list[Step]] = []
-        self.received: list[Received] = []
-        self.connections = 0
-        self.open = 0
-        self.handler: Handler | None = None
-        self.errors: list[BaseException] = []
-        self.lost = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    async def start(self, tls: ssl.SSLContext | None = None) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls, limit=1 << 20)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.open += 1
-        try:
-            if self.handler is not None:
-                await self.handler(reader, writer)
-            else:
-                await self._requests(reader, writer)
-        except (ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
-            pass
-        except BaseException as error:
-            self.errors.append(error)
-        finally:
-            self.open -= 1
-            self.lost.set()
-            writer.close()
-
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        oracle = h11.Connection(h11.SERVER)
-        while (received := await self._request(oracle, reader)) is not None:
-            self.received.append(received)
-            script = self.scripts.pop(0) if self.scripts else [answer()]
-            if not await self._play(script, writer):
-                return
-            oracle = self._next(oracle)
-
-    @staticmethod
-    def _next(oracle: h11.Connection) -> h11.Connection:
-        left, _ = oracle.trailing_data
-        fresh = h11.Connection(h11.SERVER)
-        if left:
-            fresh.receive_data(left)
-        return fresh
-
-    async def _request(self, oracle: h11.Connection, reader: asyncio.StreamReader) -> Received | None:
-        received: Received | None = None
-        while True:
-            event = oracle.next_event()
-            if event is h11.NEED_DATA:
-                data = await reader.read(65536)
-                if not data and received is None and not oracle.trailing_data[0]:
-                    return None
-                oracle.receive_data(data)
-            elif isinstance(event, h11.Request):
-                received = Received(event.method, event.target, list(event.headers))
-            elif isinstance(event, h11.Data):
-                assert received is not None
-                received.body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                return received
-            else:
-                return None
-
-    async def _play(self, script: list[Step], writer: asyncio.StreamWriter) -> bool:
-        for step in script:
-            if isinstance(step, bytes):
-                writer.write(step)
-                await writer.drain()
-            elif isinstance(step, asyncio.Event):
-                await step.wait()
-            elif isinstance(step, Close):
-                if step.reset:
-                    reset(writer)
-                return False
-            else:
-                await asyncio.sleep(step)
-        return True
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    """Make the next close a reset."""
-    raw: socket.socket = writer.get_extra_info("socket")
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-@dataclass
-class Answer:
-    """One answer as a client saw it; header names in lower case."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes = b""
-    interim: list[int] = field(default_factory=list)
-    complete: bool = True
-
-    def all(self, name: bytes) -> list[bytes]:
-        return [value for each, value in self.headers if each == name]
-
-    def one(self, name: bytes) -> bytes:
-        (value,) = self.all(name)
-        return value
-
-    @property
-    def reason(self) -> str:
-        return self.one(b"x-tollkeeper-reason").decode()
-
-
-class Client:
-    """A raw client; h11 reads what comes back."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self._left = b""
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def ask(self, data: bytes, method: str = "POST") -> Answer:
-        await self.send(data)
-        return await self.answer(method)
-
-    async def answer(self, method: str = "POST") -> Answer:
-        """Read one answer; `complete` is False where the connection broke in the middle of it."""
-        oracle = h11.Connection(h11.CLIENT)
-        oracle.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
-        oracle.send(h11.EndOfMessage())
-        if self._left:
-            oracle.receive_data(self._left)
-        self._left = b""
-        interim: list[int] = []
-        seen: Answer | None = None
-        while True:
-            try:
-                event = oracle.next_event()
-                if event is h11.NEED_DATA:
-                    oracle.receive_data(await asyncio.wait_for(self.reader.read(65536), 10))
-                    continue
-            except (h11.RemoteProtocolError, ConnectionError):
-                if seen is None:
-                    raise
-                seen.complete = False
-                return seen
-            if isinstance(event, h11.InformationalResponse):
-                interim.append(event.status_code)
-            elif isinstance(event, h11.Response):
-                seen = Answer(event.status_code, list(event.headers), interim=interim)
-            elif isinstance(event, h11.Data):
-                assert seen is not None
-                seen.body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                assert seen is not None
-                self._left = oracle.trailing_data[0]
-                return seen
-            else:
-                raise AssertionError(event)
-
-    async def until_close(self) -> bytes:
-        """All bytes up to the end of the connection, however it ends."""
-        received = self._left
-        with contextlib.suppress(ConnectionError):
-            while data := await asyncio.wait_for(self.reader.read(65536), 10):
-                received += data
-        return received
-
-    async def read_until(self, mark: bytes) -> bytes:
-        """Bytes up to and with a mark."""
-        return await asyncio.wait_for(self.reader.readuntil(mark), 10)
-
-    async def is_closed(self) -> bool:
-        """Whether the gateway closes without a further byte."""
-        return await self.until_close() == b""
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        reset(self.writer)
-
-
-class Stage:
-    """A data plane between a fake upstream and raw clients."""
-
-    def __init__(self, upstream: FakeUpstream) -> None:
-        self.upstream = upstream
-        self.directory = FakeDirectory()
-        self.counters = FakeCounters()
-        self.tally = Tally()
-        self.logged: list[tuple[str, dict[str, object]]] = []
-        self.plane: DataPlane
-        self.port = 0
-        self._clients: list[Client] = []
-
-    def ports(self) -> Ports:
-        return Ports(
-            self.directory,
-            self.counters,
-            Estimator(),
-            self.tally,
-            self._usage,
-            self._log,
-            time.monotonic,
-            access_log=True,
-        )
-
-    async def _usage(self, caller: Caller) -> bytes:
-        assert caller == self.directory.caller
-        return USAGE_BODY
-
-    def _log(self, event: str, /, **facts: object) -> None:
-        self.logged.append((event, facts))
-
-    def events(self, name: str) -> list[dict[str, object]]:
-        return [facts for event, facts in self.logged if event == name]
-
-    async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
-        self._clients.append(client)
-        return client
-
-    async def ask(self, data: bytes, method: str = "POST") -> Answer:
-        """One request on a connection of its own."""
-        client = await self.client()
-        return await client.ask(data, method)
-
-    async def settled(self, count: int = 1) -> None:
-        """Wait for so many settlements."""
-        await eventually(lambda: len(self.counters.settlements) >= count)
-
-    async def close(self) -> None:
-        for client in self._clients:
-            client.close()
-        await self.plane.drain(1)
-        await self.upstream.stop()
-        assert not self.upstream.errors, self.upstream.errors
-        assert not self.events("story_failed")
-        assert len(self.counters.settlements) <= len(self.counters.holds)
-        assert {one.request_id for one in self.counters.settlements} <= {
-            one.request_id for one in self.counters.holds
-        }
-
-
-async def eventually(done: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not come true"
-        await asyncio.sleep(0.005)
-
-
-@contextlib.asynccontextmanager
-async def staged(
-    routes: tuple[Route, ...] = ROUTES,
-    base_url: str = "",
-    headers: tuple[tuple[str, str], ...] = (("authorization", "Bearer upstream-secret"),),
-    upstream_tls: ssl.SSLContext | None = None,
-    ca_file: str | None = None,
-    **limits: float,
-) -> AsyncIterator[Stage]:
-    """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
-    upstream = FakeUpstream()
-    await upstream.start(upstream_tls)
-    stage = Stage(upstream)
-    url = base_url or f"http{'s' if upstream_tls else ''}://localhost:{upstream.port}"
-    target = UpstreamTarget("up", url.replace("localhost", "127.0.0.1") if not upstream_tls else url, headers, ca_file)
-    limits.setdefault("tick_s", 0.01)
-    stage.plane = DataPlane(stage.ports(), routes, [target], HttpLimits(**limits), PEPPER)  # type: ignore[arg-type] # counts are integers
-    stage.port = await stage.plane.start(host="127.0.0.1")
-    try:
-        yield stage
-    finally:
-        await stage.close()

@@ -19,13 +19,12 @@ from tests.http.fakes import (
     STREAM_HEAD,
     USAGE_BODY,
     USAGE_EVENT,
-    Close,
     answer,
     chunks,
     get,
     post,
-    staged,
 )
+from tests.http.stage import Close, staged
 
 
 async def test_an_answer_passes_byte_for_byte_and_is_charged_as_reported() -> None:
