@@ -6,6 +6,7 @@ half-way makes nothing twice. The key is kept with the secrets and printed again
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import urllib.error
@@ -33,13 +34,17 @@ SERVICES = {
 }
 
 
-def seed(data: DataDirectory, admin_url: str, admin_token: str) -> str:
-    """The demo API key, made with its organization, plan, tenant and services at the first start."""
+def seed(data: DataDirectory, admin_url: str, admin_token: str, database: str) -> str:
+    """The demo API key, made with its organization, plan, tenant and services at the first start.
+
+    `database` names the database they are in: another one gets a demo organization of its own.
+    """
     kept = data.secrets()
-    if kept.get("demo_api_key"):
+    place = hashlib.sha256(database.encode()).hexdigest()
+    if kept.get("demo_api_key") and kept.get("demo_database") == place:
         return kept["demo_api_key"]
-    if not kept.get("demo_run"):
-        data.remember(demo_run=str(uuid4()))
+    if not kept.get("demo_run") or kept.get("demo_database") != place:
+        data.remember(demo_run=str(uuid4()), demo_database=place, demo_api_key="")
     admin = _Admin(admin_url, admin_token, data.secrets()["demo_run"])
     plan = admin.make(
         "token-plans",

@@ -27,7 +27,7 @@ KEEPER_READY_MAX_S = 90.0
 NOTED = (
     "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
 )  # fmt: skip
-SERVING_TRIES_MAX = 500
+SERVING_TRIES_MAX = 200
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
 
@@ -98,7 +98,11 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
     if options.demo:
         voice.step("looking after the demo organization")
         key = await asyncio.to_thread(
-            demo.seed, data, _url(options.admin_host, admin_port), endpoints.admin_token
+            demo.seed,
+            data,
+            _url(options.admin_host, admin_port),
+            endpoints.admin_token,
+            options.database_url or "embedded",
         )
     gateway_url = _url(options.gateway_host, gateway_port)
     await _until_serving(gateway_url, key, options.workers)
@@ -164,7 +168,8 @@ async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
             return
         if status not in wanted:
             await asyncio.sleep(0.2)
-    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'} to the demo key")
+    hint = "; was TOLLKEEPER_KEY_PEPPER changed?" if status == 401 else ""
+    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'} to the demo key{hint}")
 
 
 def _reserve(locks: ExitStack, host: str, port: int, what: str) -> int:

@@ -204,6 +204,15 @@ def test_databases_of_ones_own_are_used_and_left_alone(start: Starter) -> None:
     assert _connects(facts["database_url"])
 
 
+def test_another_database_gets_a_demo_organization_of_its_own(start: Starter) -> None:
+    theirs = start("theirs").ready()
+    first = start("ours")
+    run = json.loads((first.data_dir / "secrets.json").read_text())["demo_run"] if first.ready() else ""
+    assert first.stop() == 0
+    start("ours", database_url=theirs["database_url"]).ready()
+    assert json.loads((first.data_dir / "secrets.json").read_text())["demo_run"] != run
+
+
 def test_the_demo_upstream_is_started_when_asked(start: Starter) -> None:
     facts = start(upstream="", demo_upstream=True).ready()
     assert facts["upstream_url"].startswith("http://127.0.0.1:")
