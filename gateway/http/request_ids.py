@@ -1,12 +1,15 @@
-"""Request ids: random UUIDs (version 4) as text, cut from one large draw of randomness at a time."""
+"""Request ids: random UUIDs (version 4) as text, made a batch at a time.
+
+The ids of a batch share their first 74 random bits and differ in the last 48, which are drawn
+for each: making one costs a fraction of a microsecond, and none tells how many there were.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-BATCH = 256
-_VERSION = bytes(0x40 | byte & 0x0F for byte in range(256))
-_VARIANT = bytes(0x80 | byte & 0x3F for byte in range(256))
+BATCH = 64
+TAIL_DIGITS = 12
 
 
 class RequestIds:
@@ -25,12 +28,11 @@ class RequestIds:
         return self._ready.pop()
 
     def _refill(self) -> None:
-        drawn = bytearray(self._random(16 * BATCH))
-        drawn[6::16] = drawn[6::16].translate(_VERSION)
-        drawn[8::16] = drawn[8::16].translate(_VARIANT)
-        digits = drawn.hex()
-        self._ready = [
-            f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-{digits[at + 12 : at + 16]}-"
-            f"{digits[at + 16 : at + 20]}-{digits[at + 20 : at + 32]}"
-            for at in range(0, 32 * BATCH, 32)
-        ]
+        drawn = bytearray(self._random(10 + BATCH * TAIL_DIGITS // 2))
+        drawn[6] = 0x40 | drawn[6] & 0x0F
+        drawn[8] = 0x80 | drawn[8] & 0x3F
+        head = drawn[:10].hex()
+        prefix = f"{head[:8]}-{head[8:12]}-{head[12:16]}-{head[16:]}-"
+        tails = drawn[10:].hex()
+        whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
+        self._ready = list({prefix + tails[at : at + TAIL_DIGITS] for at in whole})

@@ -24,12 +24,15 @@ class Story:
 
     _coroutine: Coroutine[Any, None, None]
 
+    _awaited: Any
+    _pending: BaseException | None
+    _running: bool
+    over: bool
+    shielded: bool
+
     def __init__(self) -> None:
-        self.shielded = False
-        self.over = False
-        self._awaited: Any = None
-        self._pending: BaseException | None = None
-        self._running = False
+        self.shielded = self.over = self._running = False
+        self._awaited = self._pending = None
 
     def tell(self, coroutine: Coroutine[Any, None, None]) -> None:
         """Begin, and run up to the first wait."""
