@@ -16,11 +16,12 @@ class Outbox:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._read_under = b""
+        self._replaced = False
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start."""
         limit = b"%d" % count
-        self._read_under = self._wire.run_id
+        self._begin_read()
         waits = {
             partition: self._wire.send(
                 encode(
@@ -40,6 +41,14 @@ class Outbox:
             if isinstance(entries, list) and entries:
                 found[partition] = [_entry(entry) for entry in entries]
         return found
+
+    def _begin_read(self) -> None:
+        """Note the server that is read from; a new one first ends the pass over the old one's entries."""
+        if self._wire.run_id != self._read_under and self._read_under and not self._replaced:
+            self._replaced = True
+            raise CountersUnavailable("Redis was restarted in the middle of a pass")
+        self._replaced = False
+        self._read_under = self._wire.run_id
 
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
