@@ -140,9 +140,10 @@ class Wire(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with an empty reader."""
+        """Begin with an empty reader and nobody waiting."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
         self._reader = hiredis.Reader()
+        self._fail_pending()
 
     def data_received(self, data: bytes) -> None:
         """Answer calls in the order they were sent."""

@@ -1,0 +1,37 @@
+"""Wires to real servers, closed after each test, and a verified world."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gateway.counters.wire import Wire, parse_url
+from tests.builders import World
+
+Connect = Callable[..., Awaitable[Wire]]
+
+
+@pytest.fixture
+def world(valkey: str) -> Iterator[World]:
+    made = World(valkey)
+    yield made
+    made.client.close()
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Opens a wire to a URL or address; more keywords are the wire's own."""
+    wires: list[Wire] = []
+
+    async def opened(where: Any, **more: Any) -> Wire:
+        wire = Wire(parse_url(where) if isinstance(where, str) else where, time.monotonic, **more)
+        wires.append(wire)
+        await wire.open()
+        return wire
+
+    yield opened
+    for wire in wires:
+        await wire.close()

@@ -1,0 +1,66 @@
+"""A server that speaks RESP as badly as a test wants: it greets properly, then says what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import hiredis
+
+RUN_ID = b"a" * 40
+Answer = Callable[[list[bytes]], bytes | None]
+
+
+class FakeRedis:
+    """`chunks` are the reads of the last connection after its greeting; `connections` counts them."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.chunks: list[list[list[bytes]]] = []
+        self.connections = 0
+        self.url = ""
+        self._answer = answer
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        parser = hiredis.Reader()
+        while data := await reader.read(1 << 20):
+            parser.feed(data)
+            commands: list[list[bytes]] = []
+            while (command := parser.gets()) is not False:
+                commands.append(cast("list[bytes]", command))
+            if any(command[0] not in (b"INFO", b"SCRIPT", b"AUTH", b"SELECT") for command in commands):
+                self.chunks.append(commands)
+            for command in commands:
+                answer = greeting(command) or self._answer(command)
+                if answer is None:
+                    continue
+                writer.write(answer)
+        writer.close()
+
+
+def greeting(command: list[bytes]) -> bytes | None:
+    if command[0] == b"INFO":
+        return bulk(b"# Server\r\nrun_id:" + RUN_ID + b"\r\n")
+    if command[0] == b"SCRIPT":
+        return bulk(hashlib.sha1(command[2]).hexdigest().encode())
+    return None
+
+
+def bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+@asynccontextmanager
+async def fake_redis(answer: Answer) -> AsyncIterator[FakeRedis]:
+    """Serve on a free port until the block ends."""
+    fake = FakeRedis(answer)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    port: Any = server.sockets[0].getsockname()[1]
+    fake.url = f"redis://127.0.0.1:{port}"
+    try:
+        yield fake
+    finally:
+        server.close()

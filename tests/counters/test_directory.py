@@ -1,0 +1,166 @@
+"""Identities and the catalogue: cached for a second, unknown only where everything is verified."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import pytest
+import redis
+
+from gateway.core.model import Caller, Service
+from gateway.core.wait import in_task
+from gateway.counters import directory as directory_module
+from gateway.counters import keys
+from gateway.counters.directory import IDENTITY_S, Directory, encode_catalogue, encode_identity
+from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable, InvalidApiKey
+from tests.counters.conftest import Connect
+
+CALLER = Caller(1, 7, 3, keys.partition_of(1), "ann", frozenset({"m2", "m1"}))
+DIGEST = "d" * 64
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that pass when told."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(slots=True)
+class Desk:
+    """A directory, the clock it goes by and the server it reads."""
+
+    directory: Directory
+    wire: Wire
+    clock: Clock
+    client: redis.Redis
+
+    async def identify(self, digest: str = DIGEST) -> Caller:
+        return await asyncio.create_task(self._identify(digest))
+
+    async def _identify(self, digest: str) -> Caller:
+        coroutine = self.directory.identify(digest).__await__()
+        try:
+            while True:
+                wait = next(coroutine)
+                await in_task(wait)
+        except StopIteration as done:
+            caller: Caller = done.value
+            return caller
+
+    def know(self, caller: Caller = CALLER) -> None:
+        self.client.set(keys.identity(DIGEST), encode_identity(caller))
+
+    def verify(self) -> None:
+        self.client.set(keys.VERIFIED, self.wire.run_id)
+
+
+@pytest.fixture
+async def desk(valkey: str, connect: Connect) -> Desk:
+    wire, clock = await connect(valkey), Clock()
+    return Desk(Directory(wire, clock), wire, clock, redis.Redis.from_url(valkey))
+
+
+async def test_a_known_credential_stands_for_its_caller(desk: Desk) -> None:
+    desk.know()
+    assert await desk.identify() == CALLER
+    assert desk.directory.cached(DIGEST) == CALLER
+
+
+@pytest.mark.parametrize("models", [None, frozenset(), frozenset({"m"})])
+async def test_callers_survive_the_way(desk: Desk, models: frozenset[str] | None) -> None:
+    desk.know(replace(CALLER, user="", models=models))
+    assert await desk.identify() == replace(CALLER, user="", models=models)
+
+
+async def test_an_identity_lives_a_second_and_not_longer(desk: Desk) -> None:
+    desk.know()
+    desk.verify()
+    first = await desk.identify()
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += IDENTITY_S
+    assert await desk.identify() is first
+    desk.clock.now += 0.001
+    assert desk.directory.cached(DIGEST) is None
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+
+
+async def test_that_there_is_none_lives_a_second_too(desk: Desk) -> None:
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    desk.know()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    assert desk.directory.cached(DIGEST) is None
+    desk.clock.now += IDENTITY_S + 0.001
+    assert await desk.identify() == CALLER
+
+
+async def test_the_same_caller_stays_the_same_object(desk: Desk) -> None:
+    """What is cached by caller elsewhere is found again."""
+    desk.know()
+    first = await desk.identify()
+    desk.clock.now += 2
+    assert await desk.identify() is first
+
+
+@pytest.mark.parametrize("verified", [None, b"another server's run id"])
+async def test_nobody_is_unknown_before_everything_is_verified(desk: Desk, verified: bytes | None) -> None:
+    if verified is not None:
+        desk.client.set(keys.VERIFIED, verified)
+    for _ in range(2):
+        with pytest.raises(CountersUnavailable):
+            await desk.identify()
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+
+
+async def test_nothing_is_known_without_a_connection(desk: Desk) -> None:
+    await desk.wire.close()
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_the_cache_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+    desk.verify()
+    for n in range(10):
+        with pytest.raises(InvalidApiKey):
+            await desk.identify(f"{n:064d}")
+    assert len(desk.directory._known) == 3
+
+
+# --- catalogue --------------------------------------------------------------------------
+
+CHAT = Service(1, "chat")
+IMAGES = Service(2, "images", "consumption", counts_tokens=False, credits=9, one_time=True)
+
+
+async def test_there_is_no_service_before_the_first_catalogue(desk: Desk) -> None:
+    with pytest.raises(CountersUnavailable):
+        desk.directory.service("chat")
+
+
+async def test_the_catalogue_is_followed(desk: Desk) -> None:
+    desk.client.set(keys.CATALOGUE, encode_catalogue(4, [CHAT]))
+    task = asyncio.create_task(desk.directory.keep_fresh())
+    async with asyncio.timeout(10):
+        while desk.directory.version != 4:
+            await asyncio.sleep(0.01)
+        assert (desk.directory.service("chat"), desk.directory.service("images")) == (CHAT, None)
+        desk.client.set(keys.CATALOGUE, encode_catalogue(5, [CHAT, IMAGES]))
+        while desk.directory.version != 5:
+            await asyncio.sleep(0.01)
+        assert desk.directory.service("images") == IMAGES
+        desk.client.delete(keys.CATALOGUE)
+        await asyncio.sleep(directory_module.CATALOGUE_S * 1.2)
+    assert desk.directory.service("chat") == CHAT
+    task.cancel()

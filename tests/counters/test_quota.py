@@ -1,0 +1,320 @@
+"""The counters as a worker uses them, over a real wire to a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from gateway.core.model import Decision, HoldRequest, Limits, Observed, Service, Settled, Settlement, Verdict
+from gateway.counters import keys, packing
+from gateway.counters import quota as quota_module
+from gateway.counters.directory import Directory, encode_catalogue
+from gateway.counters.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, SETTLE_TRIES_MAX, Counters
+from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable
+from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, new_id
+from tests.conftest import ValkeyServer
+from tests.counters.conftest import Connect
+
+
+async def driven(coroutine: Any) -> Any:
+    """Drive a data-plane coroutine as the server does: it awaits waits, not futures."""
+    steps = coroutine.__await__()
+    try:
+        while True:
+            wait = next(steps)
+            if not wait.done:
+                done = asyncio.get_running_loop().create_future()
+                wait.then(lambda done=done: None if done.done() else done.set_result(None))
+                await done
+    except StopIteration as stop:
+        return stop.value
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker's counters in a world."""
+
+    world: World
+    wire: Wire
+    directory: Directory
+    counters: Counters
+    took: list[str] = field(default_factory=list)
+
+    def request(
+        self, need: int = 0, *, service: Service = CHAT, user: str = "", credits_: int = 0
+    ) -> HoldRequest:
+        return HoldRequest(self.world.caller, new_id(), user, service, need, need, credits_)
+
+    async def reserve(self, request: HoldRequest) -> Decision:
+        decision: Decision = await driven(self.counters.reserve(request))
+        return decision
+
+    async def settle(self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any) -> Settled:
+        settlement = Settlement(
+            request.caller,
+            request.request_id,
+            request.user,
+            request.service,
+            charge=charge,
+            tokens=tokens,
+            **used,
+        )
+        settled: Settled = await driven(self.counters.settle(settlement))
+        return settled
+
+
+def noted(took: list[str], verb: str) -> Callable[[float], None]:
+    return lambda _seconds: took.append(verb)
+
+
+Hire = Callable[..., Any]
+
+
+@pytest.fixture
+def hire(connect: Connect) -> Hire:
+    """A worker with its own wire, directory and counters."""
+
+    async def hired(world: World, **more: Any) -> Worker:
+        wire = await connect(world.url, **more)
+        directory = Directory(wire, time.monotonic)
+        took: list[str] = []
+        counters = Counters(
+            wire, directory, TTL_MS, time.monotonic,
+            {verb: noted(took, verb) for verb in ("reserve", "settle", "extend")},
+        )  # fmt: skip
+        world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT, CREDITS, ONE_TIME, UNITS]))
+        await driven(directory.refresh())
+        return Worker(world, wire, directory, counters, took)
+
+    return hired
+
+
+async def test_reserve_and_settle_move_the_account(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(100)
+    request = worker.request(40, user="ann")
+    decision = await worker.reserve(request)
+    assert (decision.verdict, decision.held_tokens, decision.tokens_remaining) == (Verdict.ADMITTED, 40, 60)
+    metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
+    assert await worker.settle(request, 55, metadata=metadata, attribution=attribution) is Settled.DONE
+    event = world.events()[-1]
+    assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
+    assert (event.metadata, event.attribution) == (metadata, attribution)
+    assert worker.took == ["reserve", "settle"]
+
+
+@pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
+@pytest.mark.parametrize("user", ["", "ann", "ünï¢ode\r\n$5"])
+async def test_the_kept_wire_bytes_say_what_packing_says(
+    world: World, hire: Hire, service: Service, user: str
+) -> None:
+    """A caller's frame is cut and filled; the script must see the call as `packing` makes it."""
+    worker = await hire(world)
+    world.plan(100)
+    world.grant("credits", 100)
+    for _ in range(2):
+        request = worker.request(3, service=service, user=user, credits_=5)
+        assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
+        assert await worker.settle(request, 4, credits=5, units=2) is Settled.DONE
+    assert world.slots(user) == [0, 0, 0, 0]
+    assert {event.user for event in world.events() if event.source == request.request_id} == {user}
+
+
+async def test_a_refusal_is_an_answer_not_an_error(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10)
+    world.define_key(Limits(concurrency=1))
+    await worker.reserve(worker.request(5))
+    refused = await worker.reserve(worker.request(5))
+    assert refused.verdict is Verdict.CONCURRENCY_LIMITED
+
+
+async def test_release_gives_everything_back(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10)
+    request = worker.request(5)
+    await worker.reserve(request)
+    assert await worker.settle(request, 0, charge=False) is Settled.DONE
+    assert (world.tenant.held, world.tenant.used) == (0, 0)
+
+
+async def test_a_stale_catalogue_is_read_again_and_the_call_served(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10)
+    world.mark(catalogue=3)
+    world.client.set(keys.CATALOGUE, encode_catalogue(3, [CHAT]))
+    assert (await worker.reserve(worker.request(5))).verdict is Verdict.ADMITTED
+    assert worker.directory.version == 3
+
+
+async def test_a_catalogue_that_stays_stale_is_unavailable(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10)
+    world.mark(catalogue=3)
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(worker.request(5))
+    assert world.tenant.inflight == 0
+
+
+async def test_an_unverified_partition_is_unavailable(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10)
+    request = worker.request(5)
+    await worker.reserve(request)
+    world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(worker.request(5))
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(request, 5)
+
+
+async def test_full_memory_refuses_reserve_and_still_settles(own_valkey: Any, hire: Hire) -> None:
+    world = World(own_valkey().url)
+    worker = await hire(world)
+    world.plan(10)
+    request = worker.request(5)
+    await worker.reserve(request)
+    world.client.config_set("maxmemory", 1)
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(worker.request(5))
+    assert await worker.settle(request, 5) is Settled.DONE
+
+
+async def test_a_script_cache_that_was_flushed_is_not_noticed(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(100)
+    world.client.script_flush()
+    request = worker.request(5)
+    assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
+    world.client.script_flush()
+    assert await worker.settle(request, 5) is Settled.DONE
+    assert world.tenant.used == 5
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again_and_charged_once(
+    own_valkey: Callable[..., ValkeyServer], hire: Hire
+) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    worker = await hire(world, call_s=0.2, stall_s=30)
+    world.plan(100)
+    request = worker.request(5)
+    await worker.reserve(request)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    settling = asyncio.create_task(worker.settle(request, 7))
+    await asyncio.sleep(0.3)
+    server.process.send_signal(signal.SIGCONT)
+    assert await settling in {Settled.DONE, Settled.UNKNOWN}
+    assert (world.tenant.used, world.tenant.held) == (7, 0)
+    assert [event.amount for event in world.events()[1:]] == [7]
+
+
+async def test_settling_gives_up_after_its_tries(own_valkey: Any, hire: Hire) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    worker = await hire(world)
+    world.plan(100)
+    request = worker.request(5)
+    await worker.reserve(request)
+    server.stop()
+    async with asyncio.timeout(10):
+        with pytest.raises(CountersUnavailable):
+            await worker.settle(request, 7)
+        with pytest.raises(CountersUnavailable):
+            await worker.reserve(worker.request(1))
+    assert SETTLE_TRIES_MAX == 3
+
+
+# --- extend -----------------------------------------------------------------------------
+
+
+async def test_live_calls_are_renewed_and_their_holds_follow(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(1000)
+    request, other = worker.request(10), worker.request(10)
+    await worker.reserve(request)
+    await worker.reserve(other)
+    observed = Observed(world.caller, request.request_id, held=10, tokens=50)
+    gone = Observed(world.caller, new_id(), held=3)
+    worker.counters.watch(observed)
+    worker.counters.watch(gone)
+    before = world.deadlines()
+    await asyncio.sleep(0.002)
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (50 + EXTEND_MARGIN_TOKENS, False)
+    assert (gone.held, gone.exhausted) == (3, False)
+    after = world.deadlines()
+    assert after[request.request_id] > before[request.request_id]
+    assert after[other.request_id] == before[other.request_id]
+    assert worker.counters.live == 2
+    worker.counters.unwatch(observed)
+    worker.counters.unwatch(gone)
+    assert worker.counters.live == 0
+
+
+async def test_an_account_with_nothing_left_says_exhausted(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(30)
+    request = worker.request(10)
+    await worker.reserve(request)
+    observed = Observed(world.caller, request.request_id, held=10, tokens=50)
+    worker.counters.watch(observed)
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (30, True)
+
+
+async def test_many_live_calls_go_in_batches(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.plan(10**6)
+    count = EXTEND_BATCH_MAX * 2 + 1
+    for _ in range(count):
+        request = worker.request(1)
+        await worker.reserve(request)
+        worker.counters.watch(Observed(world.caller, request.request_id, held=1, tokens=9))
+    await worker.counters.extend_all()
+    assert worker.took.count("extend") == 3
+    assert world.tenant.held == count * (9 + EXTEND_MARGIN_TOKENS)
+
+
+async def test_extending_without_redis_keeps_what_is_known(own_valkey: Any, hire: Hire) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    worker = await hire(world)
+    observed = Observed(world.caller, new_id(), held=10, tokens=50)
+    worker.counters.watch(observed)
+    server.stop()
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (10, False)
+
+
+# --- frames -----------------------------------------------------------------------------
+
+
+async def test_frames_are_bounded(world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota_module, "FRAMES_MAX", 2)
+    worker = await hire(world)
+    world.plan(100)
+    for user in ("a", "b", "c", "a"):
+        assert (await worker.reserve(worker.request(1, user=user))).verdict is Verdict.ADMITTED
+    assert len(worker.counters._frames) == 2
+
+
+async def test_a_service_that_changed_is_charged_as_it_is_now(world: World, hire: Hire) -> None:
+    """A frame belongs to a service as it was resolved; another resolution makes another frame."""
+    worker = await hire(world)
+    world.plan(100)
+    world.grant("credits", 10)
+    changed = replace(CHAT, meter="consumption", counts_tokens=False)
+    for service in (CHAT, changed):
+        request = worker.request(5, service=service, credits_=0)
+        await worker.reserve(request)
+        await worker.settle(request, 5, credits=5)
+    assert (world.tenant.used, world.organization.balance) == (5, 5)
