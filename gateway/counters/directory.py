@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -19,6 +20,7 @@ from gateway.errors import CountersUnavailable, InvalidApiKey
 
 IDENTITY_S = 1.0
 CATALOGUE_S = 0.5
+FIRST_CATALOGUE_S = 0.02
 IDENTITIES_MAX = 50_000
 
 
@@ -122,16 +124,25 @@ class Directory:
             raise CountersUnavailable
         self._load(raw)
 
+    async def first_catalogue(self, within_s: float) -> bool:
+        """Wait, bounded, until there is a catalogue; called before anything is served."""
+        give_up = self._clock() + within_s
+        while not self.version and self._clock() < give_up:
+            await self._read_catalogue()
+            await asyncio.sleep(FIRST_CATALOGUE_S)
+        return self.version > 0
+
     async def keep_fresh(self) -> None:
         """Read the catalogue twice a second, until cancelled; what cannot be read stays as it was."""
         while True:
-            try:
-                raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
-                if isinstance(raw, bytes):
-                    self._load(raw)
-            except CountersUnavailable:
-                pass
+            await self._read_catalogue()
             await asyncio.sleep(CATALOGUE_S)
+
+    async def _read_catalogue(self) -> None:
+        with suppress(CountersUnavailable):
+            raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+            if isinstance(raw, bytes):
+                self._load(raw)
 
     def _load(self, raw: bytes) -> None:
         if raw == self._raw:

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote, urlsplit
@@ -99,6 +100,7 @@ class Wire(asyncio.Protocol):
         self._out: list[bytes] = []
         self._scheduled = False
         self._closing = False
+        self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -113,6 +115,12 @@ class Wire(asyncio.Protocol):
     def start(self) -> None:
         """Connect in the background, trying until closed."""
         self._reconnect()
+
+    async def connected_within(self, seconds: float) -> bool:
+        """Wait, bounded, for the connection that `start` makes; whether there is one."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._opened.wait(), seconds)
+        return self.connected
 
     async def close(self) -> None:
         """Close for good."""
@@ -249,6 +257,7 @@ class Wire(asyncio.Protocol):
                 self._drop()
                 raise
         self.connected = True
+        self._opened.set()
         if self._sweeper is None:
             self._sweep()
         if self.on_connect is not None:
