@@ -66,6 +66,7 @@ class ClientConnection(asyncio.Protocol):
         "_ended",
         "_host",
         "_left",
+        "_left_s",
         "_limits",
         "_parts",
         "_pauses",
@@ -96,6 +97,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._left = 0
+        self._left_s = 0.0
         self._chunked: ChunkedBody | None = None
         self._parts: list[bytes] = []
         self._size = 0
@@ -144,10 +146,12 @@ class ClientConnection(asyncio.Protocol):
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone(self._host.clock, self._limits)
-        for wait in (self._write_wait, self._body_wait):
-            if wait is not None:
-                wait.fail(ClientGone())
+        write_wait, body_wait = self._write_wait, self._body_wait
         self._write_wait = self._body_wait = None
+        if write_wait is not None:
+            write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on
+        if body_wait is not None:
+            body_wait.fail(ClientGone())
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -170,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write(data)
 
     def writable(self) -> Wait[None]:
-        """Wait until the client has caught up. Fails with `ClientGone`."""
+        """Wait until the client has caught up or is gone."""
         wait: Wait[None] = Wait()
         if self._phase == _CLOSED or not self.blocked:
             wait.set(None)
@@ -212,11 +216,16 @@ class ClientConnection(asyncio.Protocol):
         self._resume(_UNWANTED)
 
     def pause_body(self) -> None:
-        """The upstream reads slowly."""
+        """The upstream reads slowly, which costs its client no time."""
         self._pause(_SLOW_UPSTREAM)
+        if self._phase == _BODY:
+            self._left_s = self.deadline - self._host.clock.now
+            self.deadline = NEVER
 
     def resume_body(self) -> None:
         """The upstream has caught up."""
+        if self._phase == _BODY and self.deadline == NEVER:
+            self.deadline = self._host.clock.now + self._left_s
         self._resume(_SLOW_UPSTREAM)
 
     def finish(self, keep_alive: bool) -> None:
@@ -347,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
             self._begin_body(0)
         elif length:
             exchange.body_length = length
-            if length > self._limits.body_bytes_max:
+            if plan.buffered and length > self._limits.body_bytes_max:
                 exchange.body_failure = RequestTooLarge()
             buffer = self._buffer
             if len(buffer) == length:
@@ -399,10 +408,12 @@ class ClientConnection(asyncio.Protocol):
         self._size += len(data)
         if self._phase == _DISCARD:
             self._count_discarded(len(data))
-        elif self._size > self._limits.body_bytes_max:
-            self._fail_body(RequestTooLarge())
         elif self._sink is not None:
+            # A body that is streamed has no limit, but it has to keep coming.
+            self.deadline += len(data) / self._limits.body_bytes_per_s_min
             self._sink.send(chunk(data) if self._sink_chunked else data)
+        elif self._size > self._limits.body_bytes_max and self.exchange is not None and self.exchange.plan.buffered:
+            self._fail_body(RequestTooLarge())
         else:
             self._parts.append(data)
             if self._body_wait is None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.core.call import DEFAULT_BOUNDS, Bounds
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     """What one worker accepts and how long it waits. Nothing in this door is unlimited.
 
-    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
+    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much. `bounds`
+    are those of what is metered.
     """
 
     request_line_bytes_max: int = 8 * 1024
     header_bytes_max: int = 64 * 1024
     header_count_max: int = 100
     body_bytes_max: int = 32 * 1024 * 1024
+    body_bytes_per_s_min: int = 16 * 1024
     discarded_bytes_max: int = 256 * 1024
     chunk_line_bytes_max: int = 256
     chunk_extension_bytes_max: int = 16 * 1024
@@ -41,3 +45,4 @@ class HttpLimits:
     drain_s: float = 120.0
     watch_after_s: float = 2.0
     tick_s: float = 0.1
+    bounds: Bounds = DEFAULT_BOUNDS
