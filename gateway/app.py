@@ -11,6 +11,7 @@ import gc
 import time
 
 from gateway import logs, tallies
+from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.directory import Directory
 from gateway.counters.quota import Counters
@@ -51,7 +52,7 @@ async def run_gateway(settings: Settings) -> None:
             counters=counters,
             estimator=Estimator(),
             tally=tally,
-            usage=lambda caller: usage(wire, caller),
+            usage=lambda caller, user: usage(wire, caller, user),
             log=log,
             seconds=time.monotonic,
         ),
@@ -60,6 +61,7 @@ async def run_gateway(settings: Settings) -> None:
         http_limits(settings),
         settings.key_pepper.encode(),
         dict(settings.service_upstreams),
+        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
@@ -110,6 +112,8 @@ def http_limits(settings: Settings) -> HttpLimits:
         upstream_first_byte_s=settings.upstream_first_byte_s,
         upstream_idle_s=settings.upstream_idle_s,
         upstream_idle_pool_s=settings.upstream_keep_alive_s,
+        drain_s=settings.drain_s,
+        drain_tokens_max=settings.drain_tokens_max,
     )
 
 

@@ -38,6 +38,7 @@ MeterName = Literal[
     "gemini_embed",
 ]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -146,6 +147,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_disconnect: Literal["drain", "abort"] = "drain"
     settle: Literal["before_end", "after_reply"] = "before_end"
     trust_client_units: bool = False
+    units_pointer: Pointer = ""
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,6 +239,8 @@ def _route(written: _Route) -> Route:
     methods = ANY_METHODS if "ANY" in written.methods else tuple(dict.fromkeys(written.methods))
     if written.meter != "none" and not written.service and "{service_key}" not in written.path:
         raise SettingError(f"routes {written.path}: a metered route needs a service")
+    if written.units_pointer and written.meter != "generic":
+        raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
     return Route(
         methods,
         written.path.replace("{path...}", "{path…}"),
@@ -247,6 +251,7 @@ def _route(written: _Route) -> Route:
         written.on_disconnect,
         written.settle,
         written.trust_client_units,
+        written.units_pointer,
     )
 
 

@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_first_byte_s: Seconds = 120.0
     upstream_idle_s: Seconds = 120.0
     upstream_keep_alive_s: Seconds = 30.0
+    drain_s: Seconds = 120.0
 
     head_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 65_536
     head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
@@ -78,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_connections_max: Count = 2_000
     upstream_idle_connections_max: Count = 256
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
+    drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
 
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()

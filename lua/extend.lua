@@ -5,7 +5,8 @@
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant (the same t may come twice)
 -- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: observed, margin, request id (36)
 -- A hold is raised until it covers observed + margin, as far as the account has tokens free.
--- Returns one packed string: now, then per call its hold in tokens (-1: gone), exhausted (0 or 1);
+-- Returns one packed string: now, then per call its hold in tokens (-1: gone), exhausted
+--   (0 no, 1 yes: the plan lets the call finish, 2 yes: the plan cuts it);
 --   only 0 where the partition is unverified
 -- Example: hold 100, observed 90, margin 50, free 30 -> hold 130, exhausted 1
 if #KEYS < 5 or #KEYS % 2 == 0 or #ARGV ~= 2 + (#KEYS - 3) / 2 then

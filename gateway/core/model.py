@@ -234,7 +234,8 @@ class Observed:
     """A live call's hold as `extend` keeps it: renewed while the call lives.
 
     `tokens` is what was seen so far; `held` what the hold covers, raised by `extend`;
-    `exhausted` is set when the account has nothing left to extend it with.
+    `exhausted` is set when the account has nothing left to extend it with, `cut` when its plan
+    then ends the call instead of letting it finish.
     """
 
     caller: Caller
@@ -242,6 +243,7 @@ class Observed:
     held: int
     tokens: int = 0
     exhausted: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ RESERVE_TRIES = 2
 SETTLE_TRIES_MAX = 3
 TOMBSTONE_MS = 3_600_000
 EXTEND_MARGIN_TOKENS = 256
+OUTGROWN_S = 0.02
+CUT = 2
 _NO_ID = "0" * 36
 _ADMITTED = Verdict.ADMITTED
 _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
@@ -71,6 +73,8 @@ class Counters:
         self._clock = clock
         self._frames: dict[tuple[int, str, int], _Frame] = {}
         self._live: dict[str, Observed] = {}
+        self._outgrown: dict[str, Observed] = {}
+        self._extending: asyncio.Task[None] | None = None
         self._reserve_took, self._settle_took, self._extend_took = (
             took["reserve"],
             took["settle"],
@@ -138,6 +142,13 @@ class Counters:
     def unwatch(self, observed: Observed) -> None:
         """The call is over; it settles itself."""
         self._live.pop(observed.request_id, None)
+        self._outgrown.pop(observed.request_id, None)
+
+    def outgrown(self, observed: Observed) -> None:
+        """This watched call has used up its hold: extend it shortly, together with others."""
+        self._outgrown[observed.request_id] = observed
+        if self._extending is None or self._extending.done():
+            self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
 
     async def keep_extending(self) -> None:
         """Renew every live hold three times a lifetime, until cancelled."""
@@ -147,8 +158,17 @@ class Counters:
 
     async def extend_all(self) -> None:
         """Renew every live hold once, in bounded batches by partition."""
+        await self._extend_each(list(self._live.values()))
+
+    async def _extend_outgrown(self) -> None:
+        while self._outgrown:
+            await asyncio.sleep(OUTGROWN_S)
+            outgrown, self._outgrown = self._outgrown, {}
+            await self._extend_each(list(outgrown.values()))
+
+    async def _extend_each(self, observations: list[Observed]) -> None:
         by_partition: dict[int, list[Observed]] = {}
-        for observed in self._live.values():
+        for observed in observations:
             by_partition.setdefault(observed.caller.partition, []).append(observed)
         for partition, live in by_partition.items():
             for start in range(0, len(live), EXTEND_BATCH_MAX):
@@ -190,4 +210,4 @@ class Counters:
         self._extend_took(self._clock() - started)
         for one, (held, exhausted) in zip(live, packing.extended(cast("bytes", answer)), strict=False):
             if held >= 0:
-                one.held, one.exhausted = held, bool(exhausted)
+                one.held, one.exhausted, one.cut = held, exhausted > 0, exhausted == CUT

@@ -107,6 +107,23 @@ class Charge:
         self._exchange.observed = observed
         self._worker.ports.counters.watch(observed)
 
+    def covers(self, tokens: int) -> bool:
+        """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
+        observed = self._exchange.observed
+        if observed is None:
+            if tokens <= self.decision.held_tokens or not self._service.counts_tokens:
+                return True
+            self.watch()
+            observed = self._exchange.observed
+            assert observed is not None
+        observed.tokens = tokens
+        if tokens < observed.held or not self._service.counts_tokens:
+            return True
+        if observed.exhausted:
+            return not observed.cut
+        self._worker.ports.counters.outgrown(observed)
+        return True
+
     @property
     def settles_after_reply(self) -> bool:
         """Whether the route lets a client have its whole answer before it is charged."""

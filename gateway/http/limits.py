@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.core.call import DEFAULT_BOUNDS, Bounds
-
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     """What one worker accepts and how long it waits. Nothing in this door is unlimited.
 
-    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much. `bounds`
-    are those of what is metered.
+    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
     """
 
     request_line_bytes_max: int = 8 * 1024
@@ -45,4 +42,3 @@ class HttpLimits:
     drain_s: float = 120.0
     watch_after_s: float = 2.0
     tick_s: float = 0.1
-    bounds: Bounds = DEFAULT_BOUNDS

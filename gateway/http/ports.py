@@ -39,6 +39,9 @@ class Counters(Protocol):
     def unwatch(self, observed: Observed) -> None:
         """The call is about to settle."""
 
+    def outgrown(self, observed: Observed) -> None:
+        """A watched call has used up its hold: take more for it, soon."""
+
 
 class Log(Protocol):
     """Record one event. Never given a credential, a body or a caller's metadata."""
@@ -51,15 +54,15 @@ class Log(Protocol):
 class Ports:
     """Everything the story of a request talks to, apart from its two sockets.
 
-        `usage` answers `GET /.tollkeeper/usage` with a JSON body. `wall_ms` is the time since the
-    , `seconds` a monotonic clock. `access_log` turns on one line a request.
+    `usage` answers `GET /.tollkeeper/usage` for a caller and its user (empty for none) with a
+    JSON body. `seconds` is a monotonic clock. `access_log` turns on one line a request.
     """
 
     directory: Directory
     counters: Counters
     estimator: Estimator
     tally: Tally
-    usage: Callable[[Caller], Awaitable[bytes]]
+    usage: Callable[[Caller, str], Awaitable[bytes]]
     log: Log
     seconds: Callable[[], float]
     access_log: bool = False

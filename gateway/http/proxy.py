@@ -41,7 +41,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             raise plan.identity_refusal
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
         if plan.label == USAGE_PATH:
-            own_answer(exchange, 200, _JSON, await ports.usage(caller))
+            own_answer(exchange, 200, _JSON, await ports.usage(caller, caller.user or plan.attribution.user))
             return
         body = b""
         if plan.buffered and exchange.body_failure is None:
@@ -137,7 +137,7 @@ async def _relay(exchange: Exchange, worker: Worker, link: Link, call: Call, cha
     if link.complete:
         tail = meter.feed(link.take()) + meter.finish()
     else:
-        tail = await relay_body(exchange, worker.limits, link, call, meter, outlet)
+        tail = await relay_body(exchange, worker, link, call, meter, outlet)
     exchange.ended_upstream = worker.ports.seconds()
     if charge is None:
         outlet.end(tail)

@@ -12,12 +12,13 @@ from gateway.core.call import Call
 from gateway.core.meter import AnswerMeter
 from gateway.core.model import Decision
 from gateway.http.answer import AnswerHead
+from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import LAST_CHUNK, chunk
-from gateway.http.limits import HttpLimits
 from gateway.http.link import NO_BODY, Link
 from gateway.http.reply import answer_head
 from gateway.http.routes import UNREAD_METERS
+from gateway.http.worker import Worker
 
 _CLOSING_EVENTS = {
     "openai_chat": (b"data: [DONE]",),
@@ -79,9 +80,14 @@ class Outlet:
 
 
 async def relay_body(  # noqa: PLR0917  # everything an answer passes through
-    exchange: Exchange, limits: HttpLimits, link: Link, call: Call, meter: AnswerMeter, outlet: Outlet
+    exchange: Exchange, worker: Worker, link: Link, call: Call, meter: AnswerMeter, outlet: Outlet
 ) -> bytes:
-    """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off."""
+    """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
+
+    A stream that has used up its hold has it extended; where nothing is left and the plan says
+    so, the stream is ended here and the rest of the upstream's is not read.
+    """
+    limits = worker.limits
     held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
     held = b""
     drained_max = 0
@@ -102,8 +108,10 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             held, held_max = b"", 0
             if passed or not exchange.opened:
                 outlet.write(passed)
-        if exchange.observed is not None and call.streamed:
-            exchange.observed.tokens = meter.observed()
+        if call.streamed and exchange.charge is not None and not held:
+            end = _keep_hold(exchange.charge, meter)
+            if end:
+                return end
         if exchange.gone:
             seen = meter.observed() if call.streamed else 0
             drained_max = drained_max or seen + limits.drain_tokens_max
@@ -112,6 +120,14 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         elif exchange.connection.blocked:
             await exchange.connection.writable()
         await link.arrival()
+
+
+def _keep_hold(charge: Charge, meter: AnswerMeter) -> bytes:
+    """Tell how much the stream has used; bytes that end it where its plan cuts it."""
+    tokens = meter.observed()
+    if not charge.covers(tokens):
+        return meter.cut()
+    return b""
 
 
 def _closes(call: Call, passed: bytes) -> bool:

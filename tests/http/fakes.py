@@ -134,6 +134,8 @@ class FakeCounters:
         self.settlements: list[Settlement] = []
         self.watched: list[Observed] = []
         self.unwatched: list[Observed] = []
+        self.outgrowths: list[int] = []
+        self.extension = (1 << 20, False, False)
         self.decision: Decision | None = Decision(
             Verdict.ADMITTED,
             held_tokens=20,
@@ -175,6 +177,11 @@ class FakeCounters:
 
     def unwatch(self, observed: Observed) -> None:
         self.unwatched.append(observed)
+
+    def outgrown(self, observed: Observed) -> None:
+        """Extend at once, by what `extension` says: the hold, and whether the account is exhausted."""
+        self.outgrowths.append(observed.tokens)
+        observed.held, observed.exhausted, observed.cut = self.extension
 
     @property
     def charges(self) -> list[Settlement]:

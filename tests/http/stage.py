@@ -275,8 +275,8 @@ class Stage:
             access_log=True,
         )
 
-    async def _usage(self, caller: Caller) -> bytes:
-        assert caller == self.directory.caller
+    async def _usage(self, caller: Caller, user: str) -> bytes:
+        assert (caller, user) == (self.directory.caller, "")
         return USAGE_BODY
 
     def _log(self, event: str, /, **facts: object) -> None:
