@@ -7,6 +7,7 @@ The body is sent as it came, except that a stream whose client did not ask for i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,8 +63,8 @@ class Call:
     `output_max` is the stated maximum of one choice in tokens, None where none is stated.
     `input_bytes` is text, `blob_tokens` stands for images, sound and files. With
     `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
-    estimator sets `output_bytes_per_token` to what it learned of the model, a meter sets
-    `text_bytes` to the text it saw produced.
+    estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the
+    model, a meter sets `text_bytes` to the text it saw produced.
     """
 
     meter: str
@@ -77,13 +78,14 @@ class Call:
     blob_tokens: int = 0
     strip_usage: bool = False
     output_bytes_per_token: float = 4.0
+    input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN
     units_pointer: str = ""
     text_bytes: int = 0
 
     @property
     def input_estimate(self) -> int:
-        """Input tokens by size, on the careful side."""
-        return -(-self.input_bytes // BYTES_PER_TOKEN) + self.blob_tokens
+        """Input tokens by size: by the mean that was learned, on the careful side before that."""
+        return math.ceil(round(self.input_bytes * self.input_tokens_per_byte, 6)) + self.blob_tokens
 
 
 def read_call(

@@ -1,6 +1,7 @@
 """How many tokens to hold for a call before it is made, learned from calls before it.
 
-A hold should cover its call: every estimate leans to the high side, and what a call states
+What an answer that reports nothing is counted by is learned here too: means, where holds are
+high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
 itself is never second-guessed.
 """
 
@@ -17,6 +18,7 @@ OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything w
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
+MEAN_OVER = 32  # calls a mean looks back over
 CEILING = 65_536
 
 # The most one answer of a model can hold, by the longest prefix of its name, as the
@@ -32,11 +34,12 @@ MODEL_CEILINGS: dict[str, int] = {
 class _Learned:
     """What was seen of one model behind one service."""
 
-    __slots__ = ("bytes_per_output_token", "ceiling", "input_ratio", "output")
+    __slots__ = ("answers", "bytes_per_output_token", "ceiling", "input_mean", "input_ratio", "output", "texts")
 
     def __init__(self, ceiling: int) -> None:
         self.output = float(min(OUTPUT_TOKENS_FIRST, ceiling))
-        self.input_ratio = INPUT_RATIO_FIRST
+        self.input_ratio = self.input_mean = INPUT_RATIO_FIRST
+        self.answers = self.texts = 0
         self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
         self.ceiling = ceiling
 
@@ -58,6 +61,7 @@ class Estimator:
             return 0, 0
         learned = self._of(call, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
+        call.input_tokens_per_byte = learned.input_mean
         used = math.ceil(call.input_bytes * learned.input_ratio) + call.blob_tokens
         if call.output_max is not None:
             most = min(used + call.output_max * call.choices, INTEGER_MAX)
@@ -73,12 +77,15 @@ class Estimator:
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)
+            learned.answers = min(learned.answers + 1, MEAN_OVER)
+            learned.input_mean += (min(ratio, 1.0) - learned.input_mean) / learned.answers
         if usage.output > 0:
             learned.output = _quantile(learned.output, usage.output / call.choices)
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
-                step = call.text_bytes / visible - learned.bytes_per_output_token
-                learned.bytes_per_output_token = max(1.0, learned.bytes_per_output_token + step / 16)
+                learned.texts = min(learned.texts + 1, MEAN_OVER)
+                step = max(1.0, call.text_bytes / visible) - learned.bytes_per_output_token
+                learned.bytes_per_output_token += step / learned.texts
 
     def _of(self, call: Call, service_key: str) -> _Learned:
         name = (service_key, call.model)

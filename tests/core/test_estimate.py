@@ -75,6 +75,14 @@ def test_text_per_token_is_learned_for_counting() -> None:
     assert asked.output_bytes_per_token == pytest.approx(2.0, abs=0.1)
 
 
+def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:
+    estimator = Estimator()
+    for tokens in (10, 30, 20):
+        estimator.learn(call(), "chat", used(tokens, 5))
+    asked = call()
+    assert estimator.hold(asked, "chat")[0] > asked.input_estimate == 20
+
+
 @pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])
 def test_what_was_counted_or_not_reported_teaches_nothing(usage: Usage) -> None:
     estimator = Estimator()
