@@ -60,6 +60,7 @@ class ClientConnection(asyncio.Protocol):
         "_advancing",
         "_body_wait",
         "_buffer",
+        "_buffered",
         "_chunked",
         "_closing",
         "_discarded",
@@ -91,6 +92,7 @@ class ClientConnection(asyncio.Protocol):
         self.blocked = False
         self._phase = _IDLE
         self._buffer = b""
+        self._buffered = False
         self._scanned = 0
         self._pauses = 0
         self._advancing = False
@@ -376,6 +378,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin_body(self, length: int) -> None:
         self._phase = _BODY
         self._size = 0
+        self._buffered = self.exchange is not None and self.exchange.plan.buffered
         self._left = length
         self.deadline = self._host.clock.now + self._limits.body_s
         data, self._buffer = self._buffer, b""
@@ -412,7 +415,7 @@ class ClientConnection(asyncio.Protocol):
             # A body that is streamed has no limit, but it has to keep coming.
             self.deadline += len(data) / self._limits.body_bytes_per_s_min
             self._sink.send(chunk(data) if self._sink_chunked else data)
-        elif self._size > self._limits.body_bytes_max and self.exchange is not None and self.exchange.plan.buffered:
+        elif self._size > self._limits.body_bytes_max and self._buffered:
             self._fail_body(RequestTooLarge())
         else:
             self._parts.append(data)

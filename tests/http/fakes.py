@@ -135,7 +135,7 @@ class FakeCounters:
         self.watched: list[Observed] = []
         self.unwatched: list[Observed] = []
         self.outgrowths: list[int] = []
-        self.extension = (1 << 20, False, False)
+        self.extension: tuple[int, bool, bool] | None = None
         self.decision: Decision | None = Decision(
             Verdict.ADMITTED,
             held_tokens=20,
@@ -181,7 +181,8 @@ class FakeCounters:
     def outgrown(self, observed: Observed) -> None:
         """Extend at once, by what `extension` says: the hold, and whether the account is exhausted."""
         self.outgrowths.append(observed.tokens)
-        observed.held, observed.exhausted, observed.cut = self.extension
+        if self.extension is not None:
+            observed.held, observed.exhausted, observed.cut = self.extension
 
     @property
     def charges(self) -> list[Settlement]:
