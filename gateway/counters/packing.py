@@ -140,7 +140,7 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
 
 
 def extended(answer: bytes) -> list[tuple[int, int]]:
-    """The answer of `extend`, (hold or -1, exhausted 0, 1 or 2) a call; empty where unverified."""
+    """The answer of `extend`: (hold in tokens or -1, exhausted) a call; empty where unverified."""
     return [(int(held), int(exhausted)) for held, exhausted in _PAIR.iter_unpack(answer[8:])]
 
 
