@@ -93,9 +93,14 @@ class Granted:
 
 
 class World:
-    """One organization (1), tenant (7) and key (3) in a verified partition, without limits or plan."""
+    """One organization (1), tenant (7) and key (3) in a verified partition, without limits or plan.
 
-    def __init__(self, url: str, *, organization_id: int = 1, tenant_id: int = 7, key_id: int = 3) -> None:
+    With `made` somebody else has verified and defined them.
+    """
+
+    def __init__(
+        self, url: str, *, organization_id: int = 1, tenant_id: int = 7, key_id: int = 3, made: bool = False
+    ) -> None:
         self.url = url
         self.client: redis.Redis = redis.Redis.from_url(url)
         self.p = keys.partition_of(organization_id)
@@ -103,6 +108,8 @@ class World:
         self.run_id = str(self.client.info("server")["run_id"]).encode()
         self.catalogue = 1
         self.version = 0
+        if made:
+            return
         self.mark(epoch=1)
         self.define_organization()
         self.define_tenant()

@@ -59,7 +59,7 @@ class Poster:
             if charged is None:
                 if not await self._lane.post(one):
                     continue
-            elif one.charged and charged != one.tokens:
+            elif one.charged and one.service.counts_tokens and charged != one.tokens:
                 await self._lane.correct(one, correction_id(one.request_id))
             await self._lane.drop(one)
         return len(late)

@@ -240,22 +240,22 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
             cap = -1 if definition.cap is None else definition.cap
             packed = _ORGANIZATION.pack(
-                *_limits(definition.limits), definition.credit_limit, cap, definition.organization_id
+                *limits(definition.limits), definition.credit_limit, cap, definition.organization_id
             )
         case TenantDefinition():
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
             packed = _TENANT.pack(
-                *_limits(definition.limits), *_limits(definition.user_limits),
+                *limits(definition.limits), *limits(definition.user_limits),
                 definition.tenant_id, definition.organization_id,
             ) + plan(definition.terms)  # fmt: skip
         case KeyDefinition():
             kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
             packed = _KEY.pack(
-                *_limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
+                *limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
             )
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
-            packed = _LIMITS.pack(*_limits(definition.limits))
+            packed = _LIMITS.pack(*limits(definition.limits))
     return (
         (keys.marker(p), state, keys.outbox(p)),
         (_LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
@@ -279,12 +279,9 @@ def forget(run_id: bytes, partition: int, state: str) -> Call:
     )
 
 
-def _limits(limits: Limits) -> tuple[int, int, int]:
-    return (
-        limits.requests_per_minute or 0,
-        limits.tokens_per_minute or 0,
-        limits.concurrency or 0,
-    )
+def limits(of: Limits) -> tuple[int, int, int]:
+    """Requests and tokens a minute, and concurrency, as states hold them: 0 is none."""
+    return of.requests_per_minute or 0, of.tokens_per_minute or 0, of.concurrency or 0
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:

@@ -88,7 +88,15 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
     started = account.seq > 0
     total = -1 if account.total is None else account.total
     has_plan = terms.plan_id > 0 and started
+    rpm, tpm, concurrency = packing.limits(definition.limits)
+    user_rpm, user_tpm, user_concurrency = packing.limits(definition.user_limits)
     return states.TenantState(
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        user_rpm=user_rpm,
+        user_tpm=user_tpm,
+        user_concurrency=user_concurrency,
         flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
         total=total if started else -1,
         remaining=account.remaining or 0,
@@ -115,7 +123,11 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
 def organization_state(account: OrganizationAccount) -> states.OrganizationState:
     """An organization's whole state from its accounts."""
     definition = account.definition
+    rpm, tpm, concurrency = packing.limits(definition.limits)
     return states.OrganizationState(
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
         balance=account.balance,
         credit_limit=definition.credit_limit,
         credit_seq=account.credit_seq,

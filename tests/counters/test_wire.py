@@ -167,9 +167,10 @@ async def test_start_connects_when_the_server_comes(own_valkey: START) -> None:
     server.stop()
     wire = Wire(parse_url(server.url), asyncio.get_running_loop().time)
     wire.start()
+    assert await wire.connected_within(0.05) is False
     assert await failed(wire.send(encode(b"PING")))
     server.start()
-    await eventually(lambda: wire.connected)
+    assert await wire.connected_within(15) is True
     await wire.close()
 
 
