@@ -1,0 +1,148 @@
+"""The keeper's parts over a real Valkey and a migrated PostgreSQL, moved by hand, step by step.
+
+People write through the Admin API's own store; `push`, `verify`, `flush` and the rest do one round.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+import redis
+from psycopg.rows import dict_row
+
+from gateway.background.flusher import Flusher
+from gateway.background.late import Poster
+from gateway.background.pusher import Pusher
+from gateway.background.reclaimer import Reclaimer
+from gateway.background.sweeper import Sweeper
+from gateway.background.verifier import Verified, Verifier
+from gateway.core.administration import Actor, Command, Row, Written
+from gateway.counters.keeping import Keeping
+from gateway.counters.keys import partition_of
+from gateway.counters.outbox import Outbox
+from gateway.counters.verification import Verification
+from gateway.counters.wire import Wire, parse_url
+from persistence import engine as engines
+from persistence.pushes import Pushes
+from persistence.store import Store
+from persistence.sweeps import Sweeps
+from persistence.verification import Truths
+from persistence.writer import Writer
+from tests.builders import World
+
+STAFF = Actor("builtin:admin", "admin")
+DIGEST = "d" * 64
+
+
+def _rendered(row: Row) -> Row:
+    plain: Row = msgspec.to_builtins(dict(row))
+    return plain
+
+
+class House:
+    """One keeper, each part by itself."""
+
+    def __init__(self, valkey: str, database: str) -> None:
+        self.valkey, self.database = valkey, database
+        self.engine = engines.create(database)
+        self.wire = Wire(parse_url(valkey), time.monotonic)
+        self.keeping = Keeping(self.wire)
+        self.verification = Verification(self.wire)
+        sweeps = Sweeps(self.engine)
+        self.writer = Writer(database)
+        self.flusher = Flusher(Outbox(self.wire), self.writer, lambda _: None)
+        self.pusher = Pusher(Pushes(self.engine), self.keeping)
+        self.verifier = Verifier(Truths(self.engine, partition_of), self.verification)
+        self.reclaimer = Reclaimer(self.keeping)
+        self.sweeper = Sweeper(sweeps, self.keeping)
+        self.poster = Poster(self.keeping, sweeps)
+        self.store = Store(self.engine, partition_of)
+
+    async def close(self) -> None:
+        self.writer.close()
+        await self.wire.close()
+        await self.engine.dispose()
+
+    # --- what people do -----------------------------------------------------------------
+
+    async def write(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Written:
+        """One write through the store: the row and its control writes."""
+        command = Command(resource, verb, STAFF, str(uuid.uuid4()), _rendered, row_id, values)
+        written = await self.store.write(command)
+        assert isinstance(written, Written)
+        return written
+
+    async def made(self, resource: str, **values: Any) -> int:
+        return int(str((await self.write(resource, "create", **values)).row["id"]))
+
+    async def settle_in(self, total: int | None = 1000, **plan: Any) -> World:
+        """An organization with a tenant on a plan and a key, verified and pushed."""
+        plan_id = await self.made("token-plans", name=f"plan {uuid.uuid4()}", total_amount=total, **plan)
+        tenant = (await self.write("tenants", "create", name="tenant", plan_id=plan_id)).row
+        tenant_id, organization_id = int(str(tenant["id"])), int(str(tenant["organization_id"]))
+        digest = uuid.uuid4().hex * 2
+        key_id = await self.made("api-keys", tenant_id=tenant_id, name="key", digest=digest, prefix="tk_test")
+        await self.verify()
+        await self.push()
+        return World(
+            self.valkey, organization_id=organization_id, tenant_id=tenant_id, key_id=key_id, made=True
+        )
+
+    # --- what the clock does ------------------------------------------------------------
+
+    async def verify(self) -> list[Verified]:
+        return await self.verifier.verify()
+
+    async def push(self) -> int:
+        """How many accounts are left with writes."""
+        return await self.pusher.push_all()
+
+    async def flush(self) -> None:
+        """Until nothing waits."""
+        while await self.flusher.flush():
+            pass
+
+    # --- what is there ------------------------------------------------------------------
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with psycopg.connect(self.database, row_factory=dict_row) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def ledger(self, tenant_id: int) -> list[tuple[int, str, int, int | None]]:
+        """(seq, type, signed amount, remaining) of a tenant's rows."""
+        return [
+            (row["seq"], row["transaction_type"], row["signed"], row["total_remaining"])
+            for row in self.rows(
+                "select seq, transaction_type, total_remaining,"
+                " case direction when 'IN' then amount else -amount end as signed"
+                " from token_ledger where tenant_id = %s order by seq",
+                tenant_id,
+            )
+        ]
+
+    def writes(self) -> list[tuple[str, str, str]]:
+        """(account, verb, state) of every control write, in order."""
+        return [
+            (row["account"], row["verb"], row["state"])
+            for row in self.rows("select account, verb, state from control_write order by position")
+        ]
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.valkey)
+
+
+@asynccontextmanager
+async def house_at(valkey: str, database: str) -> AsyncIterator[House]:
+    """A keeper whose wire is open."""
+    house = House(valkey, database)
+    await house.wire.open()
+    try:
+        yield house
+    finally:
+        await house.close()
