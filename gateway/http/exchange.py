@@ -115,12 +115,12 @@ class Exchange(Story):
         self.deadline = clock.now + limits.drain_s if self.gone else NEVER
 
     def client_gone(self, clock: Clock, limits: HttpLimits) -> None:
-        """The client's connection is gone: end what was not begun, drain or abort the rest."""
+        """The client is gone: drain what is charged, unless the route says abort, and end the rest."""
         self.gone = True
         if self.shielded:
             return
         route = self.plan.route
-        draining = self.began_upstream and route is not None and route.on_disconnect != "abort"
+        draining = self.charge is not None and route is not None and route.on_disconnect != "abort"
         if draining and self.connection.body_complete:
             self.deadline = clock.now + limits.drain_s
         else:

@@ -97,6 +97,8 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
         upstream = _upstream(exchange, worker)
         exchange.began_upstream = worker.ports.seconds()
         link = upstream.idle() or await upstream.connect()
+        if exchange.gone:  # while connecting: nothing was asked for yet
+            raise ClientGone
         _send(exchange, link, call)
         while link.answer is None and link.failure is None:
             await link.arrival()

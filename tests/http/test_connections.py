@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.core.model import Settled
+from gateway.core.model import Decision, HoldRequest, Settled
+from gateway.core.wait import Wait
 from tests.http.fakes import ANSWER, AUTH, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, answer, chunks, get, post
 from tests.http.stage import eventually, staged
 
@@ -380,3 +381,38 @@ async def test_a_settlement_is_never_interrupted_by_the_client() -> None:
         stage.counters.waiting[0].set(Settled.DONE)
         await eventually(lambda: stage.tally.requests)
         assert len(stage.counters.settlements) == 1
+
+
+async def test_what_costs_nothing_is_not_drained() -> None:
+    async with staged() as stage:
+        stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 30.0])
+        client = await stage.client()
+        await client.send(get(b"/v1/models"))
+        await client.read_until(EVENT)
+        client.reset()
+        await eventually(lambda: stage.plane.upstream_connections == 0)
+        assert stage.plane.calls == 0
+
+
+async def test_a_client_gone_while_its_hold_was_taken_or_its_upstream_called_is_released() -> None:
+    async with staged() as stage:
+        real, held = stage.counters.reserve, asyncio.Event()
+
+        async def slow(request: HoldRequest) -> Decision:
+            decision = await real(request)
+            wait: Wait[None] = Wait()
+            waiter = asyncio.ensure_future(held.wait())
+            waiter.add_done_callback(lambda _: wait.set(None))
+            await wait
+            return decision
+
+        stage.counters.reserve = slow  # type: ignore[method-assign] # slower, else the same
+        client = await stage.client()
+        await client.send(post(CHAT))
+        await eventually(lambda: stage.counters.holds)
+        client.reset()
+        await eventually(lambda: stage.plane.connections == 0)
+        held.set()
+        await stage.settled()
+        assert len(stage.counters.releases) == 1
+        assert not stage.upstream.received

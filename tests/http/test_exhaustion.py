@@ -110,7 +110,9 @@ async def test_a_streamed_body_of_any_size_passes_without_being_kept(chunked: bo
     async with staged(body_bytes_max=65_536) as stage:
         client = await stage.client()
         piece, count = b"x" * 65_536, 64
-        framing = b"transfer-encoding: chunked\r\n" if chunked else b"content-length: %d\r\n" % (len(piece) * count)
+        framing = (
+            b"transfer-encoding: chunked\r\n" if chunked else b"content-length: %d\r\n" % (len(piece) * count)
+        )
         await client.send(post(b"", b"/services/search/upload").replace(b"content-length: 0\r\n", framing))
         for _ in range(count):
             await client.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
