@@ -71,7 +71,7 @@ class Truths:
                     known.tenants.setdefault(partition, []).append(tenant)
                     known.definitions.setdefault(partition, []).append(tenant.definition)
             others: list[KeyDefinition | UserDefinition] = []
-            others += await definitions.keys(connection, "k.revoked_at IS NULL", {})
+            others += await definitions.keys(connection, "true", {})
             others += await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {})
             for one in others:
                 partition = self._partition_of(one.organization_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.verification import Verification
 from gateway.counters.wire import Wire, parse_url
+from gateway.errors import CountersUnavailable
 from persistence import engine as engines
 from persistence.pushes import Pushes
 from persistence.store import Store
@@ -104,7 +105,9 @@ class House:
         return await self.pusher.push_all()
 
     async def flush(self) -> None:
-        """Until nothing waits."""
+        """Until nothing waits; the first read after a restart starts over."""
+        with suppress(CountersUnavailable):
+            await self.flusher.flush()
         while await self.flusher.flush():
             pass
 

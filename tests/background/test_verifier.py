@@ -1,0 +1,296 @@
+"""The verifier: nothing is served that it has not vouched for, and nothing is vouched for unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.core.model import PARTITIONS, Verdict
+from gateway.core.wait import in_task
+from gateway.counters import keys, packing
+from gateway.counters.directory import Directory
+from gateway.counters.wire import encode
+from gateway.errors import CountersUnavailable, InvalidApiKey
+from tests.background.house import House, house_at
+from tests.builders import World
+from tests.conftest import ValkeyServer
+
+START = Callable[..., ValkeyServer]
+
+
+async def connected(house: House) -> None:
+    async with asyncio.timeout(15):
+        while not house.wire.connected:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def restarted(server: ValkeyServer, house: House) -> AsyncIterator[None]:
+    """A crash: what happens between it and the new start happens in the block."""
+    server.stop(signal.SIGKILL)
+    async with asyncio.timeout(15):
+        while house.wire.connected:
+            await asyncio.sleep(0.01)
+    yield
+    server.start()
+    await connected(house)
+
+
+def again(world: World) -> World:
+    """The same account as seen on the server of now."""
+    caller = world.caller
+    world.client.close()
+    return World(
+        world.url,
+        organization_id=caller.organization_id,
+        tenant_id=caller.tenant_id,
+        key_id=caller.key_id,
+        made=True,
+    )
+
+
+def ready(house: House) -> bool:
+    return house.verifier.ready
+
+
+async def driven(awaitable: Awaitable[Any]) -> Any:
+    steps = awaitable.__await__()
+    try:
+        while True:
+            await in_task(next(steps))
+    except StopIteration as stop:
+        return stop.value
+
+
+# --- first start ------------------------------------------------------------------------
+
+
+async def test_an_empty_redis_is_verified_whole(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        assert not ready(house)
+        done = await house.verify()
+        assert [one.partition for one in done] == list(range(PARTITIONS))
+        assert {one.epoch for one in done} == {1}
+        assert ready(house)
+        assert await house.verify() == []
+        with house.client() as client:
+            assert client.get(keys.VERIFIED) == house.wire.run_id
+            run_id, epoch, _ = packing.read_marker(client.get(keys.marker(0)) or b"")
+            assert (run_id, epoch) == (house.wire.run_id, 1)
+        rows = house.rows("select count(*) as n, min(epoch) as low, max(epoch) as high from partition_state")
+        assert rows == [{"n": PARTITIONS, "low": 1, "high": 1}]
+
+
+# --- after a restart --------------------------------------------------------------------
+
+
+async def test_after_a_restart_nothing_is_served_until_it_was_compared(
+    own_valkey: START, migrated: str
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with house_at(server.url, migrated) as house:
+        world = await house.settle_in(1000)
+        world.reserve(need=10).settle(tokens=300)
+        before = (world.tenant, world.organization, world.key)
+        async with restarted(server, house):
+            assert not ready(house)
+        world = again(world)
+        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+        directory = Directory(house.wire, asyncio.get_running_loop().time)
+        with pytest.raises(CountersUnavailable):
+            await driven(directory.identify("unknown"))
+        assert not ready(house)
+        done = await house.verify()
+        assert all(one.rebuilt == 0 and one.epoch == 1 for one in done)
+        assert (world.tenant, world.organization, world.key) == before
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+        with pytest.raises(InvalidApiKey):
+            await driven(directory.identify("unknown"))
+
+
+async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(
+    own_valkey: START, migrated: str
+) -> None:
+    server = own_valkey()
+    async with house_at(server.url, migrated) as house:
+        world = await house.settle_in(1000, reset_interval="monthly", rollover_max=7, overage_policy="carry")
+        limits = {"requests_per_minute": 50, "tokens_per_minute": 9000, "concurrency": 4}
+        await house.write(
+            "tenants", "change", world.caller.tenant_id, limits=limits, user_limits={"concurrency": 2}
+        )
+        await house.push()
+        world.reserve(need=10, user="ann").settle(tokens=300)
+        await house.flush()
+        before = world.tenant
+        async with restarted(server, house):
+            pass
+        world = again(world)
+        assert world.client.dbsize() == 0
+        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+        done = {one.partition: one for one in await house.verify()}
+        assert (done[world.p].rebuilt, done[world.p].epoch) == (2, 2)
+        after = world.tenant
+        for name in (
+            "total", "remaining", "used", "cycle", "next_reset", "anchor", "last_reset", "seq", "plan_id",
+            "interval", "policy", "rollover_max", "plan_total", "rpm", "tpm", "concurrency", "flags",
+            "user_concurrency",
+        ):  # fmt: skip
+            assert getattr(after, name) == getattr(before, name), name
+        assert (after.held, after.inflight) == (0, 0)
+        call = world.reserve(need=5)
+        assert call.verdict is Verdict.ADMITTED
+        call.settle(tokens=5)
+        assert (world.events()[-1].epoch, world.events()[-1].seq) == (2, 3)
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id)[-1] == (3, "consume", -5, 695)
+        assert house.rows("select * from quarantine") == []
+
+
+@pytest.mark.parametrize("total", [None, 0, 10])
+async def test_what_remains_is_never_fresh_after_a_loss(
+    own_valkey: START, migrated: str, total: int | None
+) -> None:
+    server = own_valkey()
+    async with house_at(server.url, migrated) as house:
+        world = await house.settle_in(total)
+        call = world.reserve(need=5)
+        if call.verdict is Verdict.ADMITTED:
+            call.settle(tokens=25)
+        await house.write("tenants", "block", world.caller.tenant_id)
+        await house.push()
+        await house.flush()
+        before = world.tenant
+        async with restarted(server, house):
+            pass
+        world = again(world)
+        await house.verify()
+        after = world.tenant
+        assert (after.total, after.remaining, after.used, after.seq) == (
+            before.total,
+            before.remaining,
+            before.used,
+            before.seq,
+        )
+        assert (after.manual_block, world.reserve(need=1).verdict) == (True, Verdict.TENANT_BLOCKED)
+
+
+async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str) -> None:
+    """Another run id with older states: only what is behind is rebuilt, only there the epoch moves."""
+    async with house_at(valkey, migrated) as house:
+        world, other = await house.settle_in(1000), await house.settle_in(1000)
+        assert world.p != other.p
+        old = world.get(world.tenant_key)
+        world.reserve(need=10).settle(tokens=400)
+        await house.flush()
+        world.client.set(world.tenant_key, old)
+        for partition in range(PARTITIONS):
+            world.client.set(keys.marker(partition), packing.marker(b"o" * 40, 1, 1))
+        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+        house.verifier._vouched = b""
+        done = {one.partition: one for one in await house.verify()}
+        assert (done[world.p].rebuilt, done[world.p].epoch) == (1, 2)
+        assert (done[other.p].rebuilt, done[other.p].epoch) == (0, 1)
+        assert (world.tenant.remaining, world.tenant.seq) == (600, 2)
+
+
+async def test_control_writes_that_vanished_are_pushed_again(own_valkey: START, migrated: str) -> None:
+    server = own_valkey()
+    async with house_at(server.url, migrated) as house:
+        world = await house.settle_in(100)
+        await house.flush()
+        await house.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+        await house.push()
+        assert house.writes()[-1][2] == "applied"
+        async with restarted(server, house):
+            pass
+        world = again(world)
+        done = await house.verify()
+        assert sum(one.repushed for one in done) == 1
+        assert (house.writes()[-1][2], world.tenant.remaining) == ("pending", 100)
+        await house.push()
+        assert world.tenant.remaining == 150
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100), (2, "recharge", 50, 150)]
+        assert {state for _, _, state in house.writes()} == {"done"}
+
+
+async def test_control_writes_that_survived_are_not_pushed_twice(own_valkey: START, migrated: str) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with house_at(server.url, migrated) as house:
+        world = await house.settle_in(100)
+        await house.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+        await house.push()
+        async with restarted(server, house):
+            pass
+        world = again(world)
+        done = await house.verify()
+        assert sum(one.repushed for one in done) == 0
+        await house.push()
+        await house.flush()
+        assert world.tenant.remaining == 150
+        assert house.ledger(world.caller.tenant_id)[-1] == (2, "recharge", 50, 150)
+
+
+async def test_a_revocation_that_vanished_is_in_force_again(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        digest = keys.identity(house.rows("select digest from api_key")[0]["digest"])
+        state, identity = world.get(world.api_key), world.get(digest)
+        await house.write("api-keys", "revoke", world.caller.key_id)
+        await house.push()
+        world.client.set(world.api_key, state)
+        world.client.set(digest, identity)
+        for partition in range(PARTITIONS):
+            world.client.delete(keys.marker(partition))
+        house.verifier._vouched = b""
+        await house.verify()
+        assert world.reserve(need=1).verdict is Verdict.REVOKED
+        assert not world.client.exists(digest)
+
+
+# --- several keepers, changing connections ----------------------------------------------
+
+
+async def test_two_verifiers_at_once_do_it_once(own_valkey: START, migrated: str) -> None:
+    server = own_valkey()
+    async with house_at(server.url, migrated) as one, house_at(server.url, migrated) as other:
+        world = await one.settle_in(1000)
+        world.reserve(need=1).settle(tokens=100)
+        await one.flush()
+        async with restarted(server, one):
+            pass
+        await connected(other)
+        first, second = await asyncio.gather(one.verify(), other.verify())
+        partitions = [verified.partition for verified in (*first, *second)]
+        assert sorted(partitions) == list(range(PARTITIONS))
+        for house in (one, other):
+            await house.verify()
+            assert ready(house)
+        world = again(world)
+        assert packing.read_marker(world.get(keys.marker(world.p)))[1] == 2
+        assert (world.tenant.remaining, world.tenant.seq) == (900, 2)
+
+
+async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated: str) -> None:
+    server = own_valkey()
+    async with house_at(server.url, migrated) as house:
+        server.stop()
+        async with asyncio.timeout(15):
+            while house.wire.connected:
+                await asyncio.sleep(0.01)
+        with pytest.raises(CountersUnavailable):
+            await house.verify()
+        running = asyncio.create_task(house.verifier.run())
+        await asyncio.sleep(0.3)
+        assert not ready(house)
+        server.start()
+        async with asyncio.timeout(15):
+            while not ready(house):
+                await asyncio.sleep(0.01)
+        running.cancel()
+        assert await in_task(house.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == house.wire.run_id
