@@ -70,6 +70,7 @@ def _model_routes(prefix: str) -> Iterator[Route]:
         ("generateContent", "gemini_generate"),
         ("streamGenerateContent", "gemini_stream"),
         ("embedContent", "gemini_embed"),
+        ("batchEmbedContents", "gemini_embed"),
         ("countTokens", "none"),
     ):
         yield Route(
@@ -84,7 +85,10 @@ def _model_routes(prefix: str) -> Iterator[Route]:
 
 SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "services", meter="generic")
 
+# The first path that matches decides, so `{model}:action` stands in front of `{id}`.
 DEFAULT_ROUTES: tuple[Route, ...] = (
+    *_model_routes("/v1beta"),
+    *_model_routes("/v1"),
     Route(("POST",), "/v1/chat/completions", "openai", "chat", Family.OPENAI, "openai_chat"),
     Route(("POST",), "/v1/completions", "openai", "completions", Family.OPENAI, "openai_completions"),
     Route(("POST",), "/v1/responses", "openai", "responses", Family.OPENAI, "openai_responses"),
@@ -93,8 +97,6 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
     Route(("GET",), "/v1/models/{id}", "openai", "", Family.OPENAI),
     Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic_messages"),
     Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
-    *_model_routes("/v1beta"),
-    *_model_routes("/v1"),
     Route(("GET",), "/v1beta/models", "gemini", "", Family.GEMINI),
     Route(("GET",), "/v1beta/models/{id}", "gemini", "", Family.GEMINI),
 )

@@ -34,7 +34,15 @@ MODEL_CEILINGS: dict[str, int] = {
 class _Learned:
     """What was seen of one model behind one service."""
 
-    __slots__ = ("answers", "bytes_per_output_token", "ceiling", "input_mean", "input_ratio", "output", "texts")
+    __slots__ = (
+        "answers",
+        "bytes_per_output_token",
+        "ceiling",
+        "input_mean",
+        "input_ratio",
+        "output",
+        "texts",
+    )
 
     def __init__(self, ceiling: int) -> None:
         self.output = float(min(OUTPUT_TOKENS_FIRST, ceiling))
