@@ -26,6 +26,7 @@ from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
+from gateway.counters.standing import Standings
 from gateway.counters.verification import Verification
 from gateway.counters.wire import Wire, parse_url
 from gateway.errors import CountersUnavailable
@@ -56,6 +57,7 @@ class Keeper:
             parse_url(settings.redis_url), time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S
         )
         self._control = Control(self._wire)
+        self._standings = Standings(self._wire)
         keeping = Keeping(self._wire)
         sweeps = Sweeps(self._engine)
         self._outbox = Outbox(self._wire)
@@ -110,7 +112,7 @@ class Keeper:
         return AdminPorts(
             store=Store(self._engine, partition_of),
             pusher=self._pusher,
-            counters=self._control,
+            counters=self._standings,
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),

@@ -8,13 +8,14 @@ from gateway.core.administration import Row
 from persistence.subject import Change
 from persistence.tables import audit_log
 
+PLAIN = (int, str, bool, dict, list, type(None))
 MADE_OR_CHANGED = frozenset({"create", "change"})
 
 
 def record(change: Change, row: Row) -> None:
     """Write the audit row of one change; secrets and their digests are never part of it."""
     command = change.command
-    after = dict(command.render(row)) if command.verb in MADE_OR_CHANGED else dict(command.values)
+    after = dict(command.render(row)) if command.verb in MADE_OR_CHANGED else _plain(command.values)
     change.connection.execute(
         insert(audit_log).values(
             actor=command.actor.scope,
@@ -27,3 +28,8 @@ def record(change: Change, row: Row) -> None:
             request_id=command.request_id,
         )
     )
+
+
+def _plain(values: Row) -> dict[str, object]:
+    """The values as JSON has them: days, instants and money as text."""
+    return {name: value if isinstance(value, PLAIN) else str(value) for name, value in values.items()}

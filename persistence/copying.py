@@ -85,11 +85,12 @@ class Copies:
             return None
         return self._by_table[table][number - 1], _ACCOUNTS[table]
 
-    def _additions(self, connection: Connection[Any]) -> dict[str, int]:
+    def _additions(self, connection: Connection[Any]) -> dict[str, rows.Origin]:
         """Which credit addition each posting comes from, by control write."""
         sources = [event_of(placed).source for placed in self._by_table["credit_posting"]]
         known = [source for source in sources if rows.is_uuid(source)]
-        return dict(connection.execute(statements.ADDITIONS, (known,)).fetchall()) if known else {}
+        found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()
+        return {write_id: (addition_id, kind) for write_id, addition_id, kind in found}
 
 
 def event_of(placed: Placed) -> Event:

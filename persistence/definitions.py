@@ -34,12 +34,12 @@ SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit
        spend_last_seq, spent, spend_month
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
-SELECT t.id, t.organization_id, t.limits, t.user_limits, t.plan_id, p.total_amount, p.reset_interval,
+SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
        p.overage_policy, p.admission, p.on_exhausted, p.on_store_failure, p.rollover_max,
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
        q.tokens_remaining, q.manual_block,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch
-  FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = t.plan_id
+  FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id"""
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from gateway.core.administration import Row
 from gateway.errors import Unprocessable
-from persistence import crud
+from persistence import crud, subscriptions
 from persistence.subject import Change, Subject, Verb, equals
 from persistence.tables import (
     business_model,
@@ -42,6 +42,11 @@ def with_known_features(verb: Verb) -> Verb:
     return checked
 
 
+def tell_subscribers(change: Change, row: Row) -> None:
+    """Have whoever is on the plan follow what it is now."""
+    subscriptions.tell(change, int(str(row["id"])))
+
+
 _plan_verbs = crud.verbs(
     lambda: SUBSCRIPTION_PLANS,
     subscription_plan,
@@ -49,8 +54,16 @@ _plan_verbs = crud.verbs(
     referenced={
         "Organizations still subscribe to this plan.": lambda row_id: select(
             organization_subscription.c.id
-        ).where(organization_subscription.c.plan_id == row_id),
+        ).where(
+            organization_subscription.c.standing != "over",
+            or_(
+                organization_subscription.c.plan_id == row_id,
+                organization_subscription.c.next_plan_id == row_id,
+            ),
+        ),
     },
+    define=tell_subscribers,
+    defining=frozenset({"feature_access", "token_plan_id"}),
 )
 
 ORGANIZATION_SERVICES: Subject = Subject(

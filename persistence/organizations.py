@@ -7,7 +7,7 @@ from sqlalchemy import select
 from gateway.core.administration import Row
 from persistence import crud
 from persistence.subject import Change, Subject, equals
-from persistence.tables import app_user, organization, tenant
+from persistence.tables import app_user, invoice, organization, organization_subscription, tenant
 
 
 def define(change: Change, row: Row) -> None:
@@ -17,7 +17,9 @@ def define(change: Change, row: Row) -> None:
 
 
 SUBJECT: Subject = Subject(
-    source=select(organization).where(organization.c.deleted_at.is_(None)),
+    source=select(organization, organization.c.id.label("organization_id")).where(
+        organization.c.deleted_at.is_(None)
+    ),
     id=organization.c.id,
     time=organization.c.created_at,
     order=(("id", organization.c.id),),
@@ -32,8 +34,18 @@ SUBJECT: Subject = Subject(
             "The organization still has users; delete them first.": lambda row_id: select(
                 app_user.c.id
             ).where(app_user.c.organization_id == row_id, app_user.c.deleted_at.is_(None)),
+            "The organization's subscription is not over; cancel it first.": lambda row_id: select(
+                organization_subscription.c.id
+            ).where(
+                organization_subscription.c.organization_id == row_id,
+                organization_subscription.c.standing != "over",
+            ),
+            "The organization has invoices that are not finalized.": lambda row_id: select(
+                invoice.c.id
+            ).where(invoice.c.organization_id == row_id, invoice.c.status == "draft"),
         },
         define=define,
         defining=frozenset({"limits", "credit_limit", "spend_cap"}),
     ),
+    partitioned=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from gateway.core.administration import Row
 from persistence import crud
@@ -22,13 +22,15 @@ DEFINING = frozenset(
         "on_store_failure",
     }
 )
+# A tenant's own plan, else the one its organization's subscription gives it.
+plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
 def define(change: Change, row: Row) -> None:
     """Have the plan loaded anew for its tenants; nobody else needs to know of it."""
     tenants = change.connection.execute(
         select(tenant.c.id, tenant.c.organization_id)
-        .where(tenant.c.plan_id == row["id"], tenant.c.deleted_at.is_(None))
+        .where(plan_in_force == row["id"], tenant.c.deleted_at.is_(None))
         .order_by(tenant.c.id)
     )
     by_organization: dict[int, list[str]] = defaultdict(list)
@@ -49,7 +51,7 @@ SUBJECT: Subject = Subject(
         token_plan,
         referenced={
             "Tenants still follow this plan; move them first.": lambda row_id: select(tenant.c.id).where(
-                tenant.c.plan_id == row_id, tenant.c.deleted_at.is_(None)
+                plan_in_force == row_id, tenant.c.deleted_at.is_(None)
             ),
             "Subscription plans still name this plan.": lambda row_id: select(subscription_plan.c.id).where(
                 subscription_plan.c.token_plan_id == row_id, subscription_plan.c.deleted_at.is_(None)

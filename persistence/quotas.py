@@ -6,6 +6,7 @@ from sqlalchemy import case, func, insert, literal, select, update
 
 from gateway.core.administration import Row
 from gateway.core.control import plan_payload
+from persistence.plans import plan_in_force
 from persistence.subject import Change, Subject, equals, fetch, lock, require
 from persistence.tables import tenant, tenant_quota, token_plan
 
@@ -13,20 +14,36 @@ _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
 def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: int | None) -> None:
-    """Move a tenant to a plan, now: definition and intent. The difference becomes an `adjust`."""
-    plan = None
-    if plan_id is not None:
-        found = change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id))
-        plan = dict(found.mappings().one())
+    """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it."""
+    _move(change, tenant_id, organization_id, {"plan_id": plan_id})
+
+
+def inherit(
+    change: Change, tenant_id: int, organization_id: int, plan_id: int | None, anchor: int | None
+) -> None:
+    """Give a tenant the plan of a subscription, unless it has its own; `anchor` aligns its cycles."""
+    own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
+    if own is None and anchor is not None:
+        change.connection.execute(
+            update(tenant_quota).where(tenant_quota.c.tenant_id == tenant_id).values(anchor=anchor)
+        )
+    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id})
+
+
+def _move(change: Change, tenant_id: int, organization_id: int, values: Row) -> None:
+    """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`."""
+    here = tenant.c.id == tenant_id
+    before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
+    change.connection.execute(update(tenant).where(here).values({**values, "updated_at": func.now()}))
+    after = change.connection.execute(select(plan_in_force).where(here)).scalar_one()
+    if after == before:
+        return
+    found = change.connection.execute(select(token_plan).where(token_plan.c.id == after)).mappings().first()
     anchor = change.connection.execute(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
-    change.connection.execute(
-        update(tenant).where(tenant.c.id == tenant_id).values(plan_id=plan_id, updated_at=func.now())
-    )
-    change.intend(
-        [f"tenant:{tenant_id}"], "plan", plan_payload(plan, anchor=anchor), organization_id=organization_id
-    )
+    payload = plan_payload(dict(found) if found else None, anchor=anchor)
+    change.intend([f"tenant:{tenant_id}"], "plan", payload, organization_id=organization_id)
 
 
 def open_account(change: Change, tenant_id: int) -> None:
@@ -56,7 +73,7 @@ SUBJECT: Subject = Subject(
             tenant.c.id,
             tenant.c.id.label("tenant_id"),
             tenant.c.organization_id,
-            tenant.c.plan_id,
+            plan_in_force.label("plan_id"),
             func.coalesce(tenant_quota.c.tokens_used, 0).label("tokens_used"),
             case((_never_moved, token_plan.c.total_amount), else_=tenant_quota.c.tokens_remaining).label(
                 "tokens_remaining"
@@ -69,7 +86,7 @@ SUBJECT: Subject = Subject(
         )
         .select_from(tenant)
         .outerjoin(tenant_quota, tenant_quota.c.tenant_id == tenant.c.id)
-        .outerjoin(token_plan, token_plan.c.id == tenant.c.plan_id)
+        .outerjoin(token_plan, token_plan.c.id == plan_in_force)
         .where(tenant.c.deleted_at.is_(None))
     ),
     id=tenant.c.id,
@@ -77,7 +94,7 @@ SUBJECT: Subject = Subject(
     order=(("id", tenant.c.id),),
     filters={
         "tenant_id": equals(tenant.c.id),
-        "plan_id": equals(tenant.c.plan_id),
+        "plan_id": equals(plan_in_force),
         "organization_id": equals(tenant.c.organization_id),
     },
     verbs={"change": change_plan},

@@ -32,6 +32,9 @@ POSTING_COLUMNS = (
     " control_write_id, metadata"
 )
 
+# The addition a posting comes from, and whether it is the addition itself or its expiry.
+Origin = tuple[int, str]
+
 NULL = b"\xff\xff\xff\xff"
 KINDS = {
     EventKind.CONSUME: b"consume",
@@ -123,11 +126,11 @@ def usage_row(event: Event, user_id: int | None) -> bytes:
     )  # fmt: skip
 
 
-def posting_row(event: Event, credit_addition_id: int | None) -> bytes:
-    """The `credit_posting` row of a credit grant: an addition, or what its metadata calls it."""
+def posting_row(event: Event, origin: Origin | None) -> bytes:
+    """The `credit_posting` row of a grant: an addition or its expiry, or what its metadata calls it."""
     at = (event.at_ms - EPOCH_MS) * 1000
     signed = event.credits if event.flags & _INWARD else -event.credits
-    kind = "addition" if credit_addition_id else _posting_kind(event.metadata)
+    credit_addition_id, kind = origin or (None, _posting_kind(event.metadata))
     return b"".join(
         (
             _FOUR(10, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.credit_seq),

@@ -140,4 +140,10 @@ KNOW_USERS = """
 SELECT u.organization_id, u.external_id, u.id
   FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x)
   JOIN app_user AS u ON u.organization_id = k.o AND u.external_id = k.x"""
-ADDITIONS = "SELECT control_write_id::text, id FROM credit_addition WHERE control_write_id = ANY(%s::uuid[])"
+# What a credit posting comes from: an addition, or its expiry.
+ADDITIONS = """
+SELECT control_write_id::text, id, 'addition' FROM credit_addition
+ WHERE control_write_id = ANY(%(ids)s::uuid[])
+UNION ALL
+SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
+ WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""

@@ -7,6 +7,7 @@ refusal it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import psycopg
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.administration import Claim, Command, Page, Query, Replay, Row, StaffToken, Written
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import (
+    additions,
     admin_tokens,
     app_users,
     audit,
@@ -30,6 +32,7 @@ from persistence import (
     quotas,
     services,
     subject,
+    subscriptions,
     tenants,
     token_ledger,
     uses,
@@ -54,17 +57,26 @@ SUBJECTS: dict[str, Subject] = {
     "services": services.SERVICES,
     "organization-services": offers.ORGANIZATION_SERVICES,
     "subscription-plans": offers.SUBSCRIPTION_PLANS,
+    "organization-subscriptions": subscriptions.SUBJECT,
+    "credit-additions": additions.SUBJECT,
     "credit-transactions": uses.CREDIT_TRANSACTIONS,
     "feature-usage": uses.FEATURE_USAGE,
 }
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Store:
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
 
-    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+    def __init__(
+        self, engine: AsyncEngine, partition_of: Callable[[int], int], clock: Callable[[], datetime] = _now
+    ) -> None:
         self._engine = engine
         self._partition_of = partition_of
+        self._clock = clock
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
@@ -97,14 +109,14 @@ class Store:
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        change = Change(connection, command, self._partition_of)
+        change = Change(connection, command, self._partition_of, self._clock())
         row = SUBJECTS[command.resource].verbs[command.verb](change)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
-        # Only quotas are placed, and an action answers with one.
-        placed = self._placed("tenant-quotas", row) if "tokens_held" in row else row
-        return Written(placed, tuple(change.intents))
+        # An action on a tenant answers with its quota.
+        answers = "tenant-quotas" if "tokens_held" in row else command.resource
+        return Written(self._placed(answers, row), tuple(change.intents))
 
     def _placed(self, resource: str, row: Row) -> Row:
         if not SUBJECTS[resource].partitioned:

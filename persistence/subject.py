@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, literal, select, tuple_, update
 
@@ -30,8 +31,14 @@ class Change:
     connection: Connection
     command: Command
     partition_of: Callable[[int], int]
+    now: datetime
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
+
+    @property
+    def today(self) -> date:
+        """The UTC day it is."""
+        return self.now.astimezone(UTC).date()
 
     @property
     def row_id(self) -> int:
@@ -41,8 +48,8 @@ class Change:
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
-    ) -> None:
-        """Write a control write per account; no organization means it concerns every partition."""
+    ) -> list[UUID]:
+        """Write a control write per account, answer their ids; no organization concerns every partition."""
         partition = self.partition_of(organization_id) if organization_id is not None else None
         rows = [
             {
@@ -58,6 +65,7 @@ class Change:
             self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
         room = INTENTS_REPORTED_MAX - len(self.intents)
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in rows[:room]]
+        return [UUID(str(row["id"])) for row in rows]
 
 
 Verb = Callable[[Change], Row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import insert, select
 
 from gateway.core.administration import Row
-from persistence import organizations, quotas
+from persistence import organizations, quotas, subscriptions
 from persistence.subject import (
     Change,
     Subject,
@@ -27,11 +27,12 @@ def create(change: Change) -> Row:
     require(change, {"organization_id": organization, "plan_id": token_plan})
     values = change.command.values
     organization_id = _organization_of(change)
-    tenant_id = add(change, tenant, organization_id=organization_id)
+    tenant_id = add(change, tenant, organization_id=organization_id, plan_id=None)
     quotas.open_account(change, tenant_id)
     change.intend([f"tenant:{tenant_id}"], "define", {}, organization_id=organization_id)
     if values.get("plan_id") is not None:
         quotas.set_plan(change, tenant_id, organization_id, int(str(values["plan_id"])))
+    subscriptions.give_plans(change, organization_id, tenant_id)
     return fetch(change.connection, SUBJECT, tenant_id)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated
 
@@ -34,6 +34,7 @@ MICRO = 1_000_000  # the counters keep money in millionths
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SERVICE_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
@@ -102,6 +103,19 @@ def _instant(value: object) -> object:
     return read_instant(value)
 
 
+def _day(value: object) -> object:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    if isinstance(value, str) and _DATE.fullmatch(value):
+        return date.fromisoformat(value)
+    if not isinstance(value, str) or _INSTANT.fullmatch(value) is None:
+        raise ValueError("must be a day such as 2026-01-31")
+    at = read_instant(value)
+    if at.time() != time():
+        raise ValueError("must be a whole UTC day: a date, or its midnight")
+    return at.date()
+
+
 def _decimal(value: object) -> object:
     if isinstance(value, Decimal):
         return value
@@ -119,6 +133,12 @@ def _countable(value: Decimal) -> Decimal:
 def _fraction(value: Decimal) -> Decimal:
     if value > 1 or value != round(value, FRACTION_DIGITS_MAX):
         raise ValueError('must be a fraction from "0" to "1" with at most 6 decimals')
+    return value
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must not be 0")
     return value
 
 
@@ -141,6 +161,7 @@ def _matches(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
 
 Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
+SignedAmount = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX), AfterValidator(_not_zero)]
 PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_printable)]
@@ -177,6 +198,12 @@ Fraction = Annotated[
     AfterValidator(_fraction),
     PlainSerializer(show_decimal, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^(0(\.\d{1,6})?|1(\.0{1,6})?)$", "examples": ["0.20"]}),
+]
+Day = Annotated[
+    date,
+    BeforeValidator(_day),
+    PlainSerializer(date.isoformat, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date", "examples": ["2026-01-31"]}),
 ]
 Instant = Annotated[
     datetime,

@@ -1,4 +1,4 @@
-"""Quotas as they are now: the counters' word over PostgreSQL's, where the counters can be asked."""
+"""Quotas and balances as they are now: the counters' word over PostgreSQL's, where they can be asked."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ from gateway.errors import TollkeeperError
 PEEK_TIMEOUT_S = 1.0
 
 
-async def overlay(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Replace the stored account in quota rows (they carry `partition`) by the live one."""
-    if not rows:
-        return []
-    pairs = [(int(str(row["partition"])), int(str(row["tenant_id"]))) for row in rows]
+async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row]:
+    """Replace the stored account in rows (they carry `partition`) by the live one.
+
+    `what` is `quota` of tenants, `credits` of organizations, or empty: nothing to replace.
+    """
+    if not rows or not what:
+        return list(rows)
+    owner = "tenant_id" if what == "quota" else "organization_id"
+    pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
         async with asyncio.timeout(PEEK_TIMEOUT_S):
-            live = await ports.counters.peek_tenants(pairs)
+            if what == "quota":
+                quotas = await ports.counters.peek_tenants(pairs)
+                return [_over(row, quotas.get(id_)) for row, (_, id_) in zip(rows, pairs, strict=True)]
+            balances = await ports.counters.peek_balances(pairs)
     except (TollkeeperError, OSError, TimeoutError):
         # The counters are away: what was last flushed is the best that is known.
         return list(rows)
-    return [_over(row, live.get(tenant)) for row, (_, tenant) in zip(rows, pairs, strict=True)]
+    return [
+        row if balances.get(id_) is None else {**row, "credit_balance": balances[id_]}
+        for row, (_, id_) in zip(rows, pairs, strict=True)
+    ]
 
 
 def _over(row: Row, quota: LiveQuota | None) -> Row:

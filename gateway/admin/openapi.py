@@ -123,7 +123,7 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         one["get"] = _operation(resource, "get", f"Read one of {resource.name}", refusals=READ_REFUSALS)
     if resource.patch is not None:
         one["patch"] = _operation(
-            resource, "change", f"Change one of {resource.name}", body=resource.patch, later=True
+            resource, resource.patch_verb, f"Change one of {resource.name}", body=resource.patch, later=True
         )
     if resource.deletable:
         one["delete"] = _operation(resource, "delete", f"Delete one of {resource.name}")

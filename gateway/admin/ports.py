@@ -53,6 +53,9 @@ class Counters(Protocol):
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs; None for a tenant that is not loaded."""
 
+    async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
+        """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdminPorts:

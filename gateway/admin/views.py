@@ -50,7 +50,7 @@ class Views:
         resource = self._resource
         query = read_query(resource.name, resource.filters, request.query)
         page = await self._ports.store.page(resource.name, query)
-        rows = await live.overlay(self._ports, page.rows) if resource.live else page.rows
+        rows = await live.overlay(self._ports, resource.live, page.rows)
         cursor = None
         if page.next_after is not None:
             mark = fingerprint(resource.name, query.filters, descending=query.descending)
@@ -88,7 +88,13 @@ class Views:
         assert resource.patch is not None
         values = body.check(resource.patch, await _read(request), known=resource.known)
         command = Command(
-            resource.name, "change", actor, request[REQUEST_ID], resource.render, _row_id(request), values
+            resource.name,
+            resource.patch_verb,
+            actor,
+            request[REQUEST_ID],
+            resource.render,
+            _row_id(request),
+            values,
         )
         return await self._do(command, resource, 200)
 
@@ -174,8 +180,7 @@ class Views:
         return applied
 
     async def _render(self, resource: Resource, row: Row) -> Row:
-        if resource.live:
-            [row] = await live.overlay(self._ports, [row])
+        [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)
 
 

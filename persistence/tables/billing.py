@@ -27,6 +27,7 @@ from persistence.tables.columns import (
     money,
     one_of,
     refers,
+    signed,
 )
 
 business_model = Table(
@@ -96,9 +97,12 @@ organization_subscription = Table(
     Column("start_date", Date, nullable=False),
     Column("end_date", Date, nullable=False),
     one_of("billing_interval", ("monthly", "annual"), default="monthly"),
-    # A change or cancellation that waits for the period's end.
+    # A change that waits for the period's end; the day a cancellation ends it.
     refers("next_plan_id", "subscription_plan"),
+    Column("change_at", Date),
     Column("cancel_at", Date),
+    # How it stood when gateways and tenants were last told.
+    one_of("standing", ("future", "active", "over"), default="future"),
     moment("created_at", now=True),
     moment("updated_at", now=True),
     CheckConstraint("end_date >= start_date", name="dates"),
@@ -113,8 +117,10 @@ subscription_segment = Table(
     refers("plan_id", "subscription_plan", required=True),
     one_of("billing_interval", ("monthly", "annual")),
     money("cost", required=True),
+    # Where its cycles count from.
+    Column("anchor_date", Date, nullable=False),
     Column("start_date", Date, nullable=False),
-    Column("end_date", Date),
+    Column("end_date", Date, nullable=False),
     moment("created_at", now=True),
     CheckConstraint("end_date >= start_date", name="dates"),
 )
@@ -124,8 +130,13 @@ invoice = Table(
     metadata,
     identity(),
     refers("organization_id", "organization", required=True),
+    # An invoice, or a note that gives back what another billed.
+    one_of("kind", ("invoice", "credit_note"), default="invoice"),
+    refers("corrects_id", "invoice"),
     Column("number", Text, unique=True),
     one_of("status", ("draft", "finalized", "void"), default="draft"),
+    # The organization's name as it was when the invoice was made.
+    Column("customer", Text),
     Column("currency", Text, CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"), nullable=False),
     Column("period_start", Date, nullable=False),
     Column("period_end", Date, nullable=False),
@@ -133,7 +144,8 @@ invoice = Table(
     moment("created_at", now=True),
     moment("finalized_at"),
     moment("voided_at"),
-    CheckConstraint("period_end >= period_start", name="period"),
+    CheckConstraint("period_end > period_start", name="period"),
+    CheckConstraint("(kind = 'credit_note') = (corrects_id IS NOT NULL)", name="corrects"),
     CheckConstraint("status = 'draft' OR number IS NOT NULL", name="number"),
 )
 
@@ -151,6 +163,25 @@ invoice_line = Table(
     Column("unit_price", Numeric(28, 12), nullable=False),
     Column("amount", Numeric(28, 10), nullable=False),
     UniqueConstraint("invoice_id", "position"),
+)
+
+# What finalized invoices billed, so that no other does: days of a segment, tokens of a tenant's cycle,
+# an addition of credits, units and credits of a day. What a void one billed counts as not billed.
+invoice_basis = Table(
+    "invoice_basis",
+    metadata,
+    identity(),
+    refers("invoice_id", "invoice", required=True),
+    one_of("kind", ("subscription", "overage", "credits_purchased", "credits_consumed", "usage")),
+    signed("quantity"),
+    refers("segment_id", "subscription_segment"),
+    Column("start_date", Date),
+    Column("end_date", Date),
+    refers("tenant_id", "tenant"),
+    count("cycle", required=False),
+    refers("credit_addition_id", "credit_addition"),
+    refers("service_id", "service", index=False),
+    Column("day", Date),
 )
 
 # The last number given out, row-locked while the next is taken, so numbers have no gap.

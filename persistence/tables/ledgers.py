@@ -63,6 +63,8 @@ token_ledger = Table(
     document("metadata", default=None),
     PrimaryKeyConstraint("tenant_id", "seq", "created_at"),
     Index(None, "request_id"),
+    # Where cycles begin: the row before a reset says what its cycle came to.
+    Index("token_ledger_reset_idx", "tenant_id", "seq", postgresql_where=text("transaction_type = 'reset'")),
     postgresql_partition_by="RANGE (created_at)",
 )
 
@@ -146,7 +148,6 @@ usage_daily = Table(
     count("credits"),
     count("usage_amount"),
     # What invoices have billed of the amounts above: the rest is billed by the next one.
-    count("billed_tokens"),
     count("billed_credits"),
     count("billed_usage_amount"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
@@ -172,6 +173,9 @@ credit_addition = Table(
     money("unit_cost"),
     moment("timestamp", now=True),
     Column("control_write_id", Uuid, unique=True),
+    # The control write that takes what is left at its expiry.
+    Column("expiry_write_id", Uuid, unique=True),
+    Index("credit_addition_expiry_idx", "expires_at", postgresql_where=text("expiry_write_id IS NULL")),
 )
 
 credit_allocation = Table(

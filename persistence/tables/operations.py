@@ -180,6 +180,19 @@ reconciliation = Table(
     document("items", default="[]"),
 )
 
+# Balances that were found changed by no movement, just behind `seq`, and put right when asked.
+known_drift = Table(
+    "known_drift",
+    metadata,
+    identity(),
+    line("account"),
+    count("seq", default=None),
+    signed("difference"),
+    Column("control_write_id", Uuid),
+    moment("created_at", now=True),
+    UniqueConstraint("account", "seq"),
+)
+
 webhook = Table(
     "webhook",
     metadata,
@@ -207,5 +220,8 @@ webhook_delivery = Table(
     moment("next_attempt_at", now=True),
     moment("created_at", now=True),
     moment("delivered_at"),
+    # What happens once: the same name is not delivered to the same address again.
+    line("occasion"),
+    UniqueConstraint("webhook_id", "occasion"),
     Index("webhook_delivery_due_idx", "next_attempt_at", postgresql_where=text("state = 'pending'")),
 )

@@ -61,6 +61,8 @@ organization = Table(
     count("spend_last_seq"),
     signed("spent"),
     Column("spend_month", Date),
+    # Movements of the credit account up to here are in credit_allocation.
+    count("allocated_seq"),
     moment("created_at", now=True),
     moment("updated_at", now=True),
     moment("deleted_at"),
@@ -72,7 +74,9 @@ tenant = Table(
     identity(),
     refers("organization_id", "organization", required=True),
     line("name"),
+    # Its own token plan; where it has none, the one its organization's subscription gives it.
     refers("plan_id", "token_plan"),
+    refers("inherited_plan_id", "token_plan"),
     document("limits"),
     document("user_limits"),
     moment("created_at", now=True),

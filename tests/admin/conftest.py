@@ -38,6 +38,7 @@ class MemoryCounters:
         self.refuses: str | None = None
         self.quotas: dict[int, LiveQuota] = {}
         self.totals: dict[int, int | None] = {}
+        self.balances: dict[int, int] = {}
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
@@ -61,6 +62,9 @@ class MemoryCounters:
                     continue
                 if account.startswith("tenant:"):
                     self._move(int(account.split(":")[1]), verb, payload)
+                if verb == "credits":
+                    organization = int(account.split(":")[1])
+                    self.balances[organization] = self.balances.get(organization, 0) + payload["amount"]
                 connection.execute(
                     "update control_write set state = %s, applied_at = now() where id = %s",
                     ("done" if verb == "define" else "applied", row_id),
@@ -72,6 +76,11 @@ class MemoryCounters:
             raise CountersUnavailable
         self.peeked += tenants
         return {tenant: self.quotas.get(tenant) for _, tenant in tenants}
+
+    async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
+        if self.away:
+            raise CountersUnavailable
+        return {organization: self.balances.get(organization) for _, organization in organizations}
 
     def _move(self, tenant: int, verb: str, payload: dict[str, Any]) -> None:
         quota = self.quotas.get(tenant, FRESH)

@@ -56,7 +56,11 @@ CONTRADICTIONS = {
     "credits": ["UPDATE organization SET credit_balance = 5 WHERE id = {o}"],
     "request_once": [reset(100), consume(2, 10, 90, request=REQUEST), consume(3, 10, 80, request=REQUEST)],
     "rollup": [ROLL_UP],
-    "allocations": [_filled(CREDIT, used=5, left=-5, seq=1), ALLOCATION],
+    "allocations": [
+        _filled(CREDIT, used=5, left=-5, seq=1),
+        ALLOCATION,
+        "UPDATE organization SET allocated_seq = 1",
+    ],
     "invoice": [INVOICE],
 }
 

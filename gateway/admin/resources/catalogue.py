@@ -41,7 +41,7 @@ class TokenPrice(In):
 
     input: Amount = 0
     output: Amount = 0
-    cached: Amount = 0
+    cached: Amount | None = Field(default=None, description="Null is what input costs.")
 
 
 class Pricing(In):

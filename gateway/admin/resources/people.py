@@ -44,7 +44,7 @@ class Organization(Out):
     id: Id
     name: str
     currency: str
-    credit_balance: int = Field(description="Credits, as of the last settled use.")
+    credit_balance: int = Field(description="Credits as the counters hold them now.")
     credit_limit: int
     spend_cap: Money | None
     limits: LimitsOut
@@ -117,6 +117,7 @@ RESOURCES = (
         create=OrganizationCreate,
         patch=patch_of("OrganizationPatch", OrganizationCreate),
         deletable=True,
+        live="credits",
         filters={"name": Filter("text")},
     ),
     Resource(

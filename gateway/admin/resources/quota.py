@@ -109,7 +109,7 @@ RESOURCES = (
         description="Live token accounts; the id is the tenant's.",
         out=TenantQuota,
         patch=TenantQuotaPatch,
-        live=True,
+        live="quota",
         filters={"tenant_id": Filter(), "plan_id": Filter(), "organization_id": Filter()},
     ),
     Resource(

@@ -36,8 +36,9 @@ class Secret:
 class Resource:
     """One collection of the Admin API; None for a model means it cannot be done.
 
-    `readable` offers `GET …/{id}`; `live` overlays a tenant's quota from the counters;
-    `settle_first` names the action that must be in force before a row may be deleted.
+    `readable` offers `GET …/{id}`; `live` names what the counters know better (`quota` of a
+    tenant, `credits` of an organization); `patch_verb` is what `PATCH` does; `settle_first`
+    names the action that must be in force before a row may be deleted.
     """
 
     name: str
@@ -48,7 +49,8 @@ class Resource:
     patch: type[In] | None = None
     deletable: bool = False
     readable: bool = True
-    live: bool = False
+    live: str = ""
+    patch_verb: str = "change"
     filters: Mapping[str, Filter] = field(default_factory=dict)
     order: str = "by id ascending"
     actions: tuple[Action, ...] = ()

@@ -44,8 +44,10 @@ END $$;
 
 CREATE TRIGGER immutable BEFORE UPDATE OR DELETE ON invoice FOR EACH ROW EXECUTE FUNCTION keep_invoice();
 CREATE TRIGGER immutable BEFORE INSERT OR UPDATE OR DELETE ON invoice_line FOR EACH ROW EXECUTE FUNCTION keep_invoice_line();
+CREATE TRIGGER immutable BEFORE INSERT OR UPDATE OR DELETE ON invoice_basis FOR EACH ROW EXECUTE FUNCTION keep_invoice_line();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON invoice EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON invoice_line EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON invoice_basis EXECUTE FUNCTION refuse_change();
 
 -- Makes the monthly partitions from the month before `at` to `months_ahead` after it and answers
 -- the new ones. A month whose rows already lie in the default partition is left there.

@@ -27,9 +27,11 @@ CREATE VIEW invariant_chain AS
               FROM account_movement WINDOW w AS (PARTITION BY account ORDER BY seq)) AS m
      WHERE (seq = 1 OR previous_seq = seq - 1)
        AND NOT (previous IS NULL AND balance IS NULL)
-       -- spend starts again from zero each month
+       -- spend starts again from zero each month; a drift on file changed the balance just before
        AND coalesce(balance, 0) <> delta + CASE
-           WHEN account LIKE 'spend:%' AND previous_month < month THEN 0 ELSE coalesce(previous, 0) END;
+           WHEN account LIKE 'spend:%' AND previous_month < month THEN 0 ELSE coalesce(previous, 0) END
+           + coalesce((SELECT d.difference FROM known_drift AS d
+                        WHERE d.account = m.account AND d.seq = m.seq - 1), 0);
 
 CREATE VIEW invariant_gapless AS
     SELECT account, seq, format('follows %s', previous) AS detail
@@ -75,12 +77,14 @@ CREATE VIEW invariant_blocked AS
 
 CREATE VIEW invariant_credits AS
     SELECT 'credits:' || o.id AS account, o.credit_last_seq AS seq,
-           format('balance %s, postings %s, uses %s', o.credit_balance, coalesce(p.amount, 0), coalesce(u.amount, 0)) AS detail
+           format('balance %s, postings %s, uses %s, drift %s', o.credit_balance, coalesce(p.amount, 0),
+                  coalesce(u.amount, 0), coalesce(d.amount, 0)) AS detail
       FROM organization AS o
+      LEFT JOIN (SELECT account, sum(difference) AS amount FROM known_drift GROUP BY 1) AS d ON d.account = 'credits:' || o.id
       LEFT JOIN (SELECT organization_id, sum(amount) AS amount FROM credit_posting GROUP BY 1) AS p ON p.organization_id = o.id
       LEFT JOIN (SELECT organization_id, sum(credits_used) AS amount FROM credit_transaction GROUP BY 1) AS u ON u.organization_id = o.id
      WHERE NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = 'credits:' || o.id)
-       AND o.credit_balance <> coalesce(p.amount, 0) - coalesce(u.amount, 0);
+       AND o.credit_balance <> coalesce(p.amount, 0) - coalesce(u.amount, 0) + coalesce(d.amount, 0);
 
 CREATE VIEW invariant_request_once AS
     SELECT 'tenant:' || tenant_id AS account, max(seq) AS seq, format('request %s has %s rows in token_ledger', request_id, count(*)) AS detail
@@ -117,15 +121,41 @@ CREATE VIEW invariant_rollup AS
       FROM counted AS c FULL JOIN usage_daily AS d USING (tenant_id, day, service_id)
      WHERE (d.requests, d.tokens, d.credits, d.usage_amount) IS DISTINCT FROM (c.requests, c.tokens, c.credits, c.units);
 
+-- Every credit that left is allocated once, and no addition gives more than it has.
 CREATE VIEW invariant_allocations AS
-    SELECT 'credits:' || organization_id AS account, seq, format('allocated %s of %s used', a.amount, u.credits_used) AS detail
+    SELECT 'credits:' || organization_id AS account, seq,
+           format('allocated %s of %s used', coalesce(a.amount, 0), coalesce(u.credits_used, 0)) AS detail
       FROM (SELECT organization_id, seq, sum(amount) AS amount FROM credit_allocation GROUP BY 1, 2) AS a
-      LEFT JOIN (SELECT organization_id, seq, credits_used FROM credit_transaction
-                 UNION ALL SELECT organization_id, seq, -amount FROM credit_posting WHERE amount < 0) AS u USING (organization_id, seq)
-     WHERE u.credits_used IS DISTINCT FROM a.amount;
+      FULL JOIN (SELECT t.organization_id, t.seq, t.credits_used FROM credit_transaction AS t
+                   JOIN organization AS o ON o.id = t.organization_id AND t.seq <= o.allocated_seq
+                  WHERE t.credits_used > 0
+                 UNION ALL SELECT p.organization_id, p.seq, -p.amount FROM credit_posting AS p
+                   JOIN organization AS o ON o.id = p.organization_id AND p.seq <= o.allocated_seq
+                  WHERE p.amount < 0) AS u USING (organization_id, seq)
+     WHERE u.credits_used IS DISTINCT FROM a.amount
+    UNION ALL
+    SELECT 'credits:' || c.organization_id, NULL, format('addition %s of %s gave %s', c.id, c.credits_added, sum(a.amount))
+      FROM credit_allocation AS a JOIN credit_addition AS c ON c.id = a.credit_addition_id
+     GROUP BY c.id HAVING sum(a.amount) > c.credits_added;
 
 CREATE VIEW invariant_invoice AS
     SELECT 'invoice:' || i.id AS account, NULL::bigint AS seq, format('total %s, lines %s', i.total_amount, coalesce(l.amount, 0)) AS detail
       FROM invoice AS i LEFT JOIN (SELECT invoice_id, sum(amount) AS amount FROM invoice_line
                                     WHERE kind <> 'credits_consumed' GROUP BY 1) AS l ON l.invoice_id = i.id
-     WHERE i.total_amount <> coalesce(l.amount, 0);
+     WHERE i.total_amount <> coalesce(l.amount, 0)
+    UNION ALL
+    -- what a day is marked as billed is what invoices in force billed of it
+    SELECT 'tenant:' || tenant_id, NULL, format('day %s service %s: billed %s/%s, invoices %s/%s', day, service_id,
+           d.billed_usage_amount, d.billed_credits, coalesce(b.units, 0), coalesce(b.credits, 0))
+      FROM (SELECT * FROM usage_daily WHERE billed_usage_amount > 0 OR billed_credits > 0) AS d
+      FULL JOIN (SELECT b.tenant_id, b.day, b.service_id, sum(b.quantity) FILTER (WHERE b.kind = 'usage') AS units,
+                        sum(b.quantity) FILTER (WHERE b.kind = 'credits_consumed') AS credits
+                   FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id AND i.status = 'finalized'
+                  WHERE b.day IS NOT NULL GROUP BY 1, 2, 3) AS b USING (tenant_id, day, service_id)
+     WHERE (coalesce(d.billed_usage_amount, 0), coalesce(d.billed_credits, 0))
+           <> (coalesce(b.units, 0), coalesce(b.credits, 0))
+    UNION ALL
+    SELECT 'invoice:' || series, NULL, format('%s numbers given out, the last is %s', count(*), max(last_number))
+      FROM (SELECT s.series, s.last_number FROM invoice_sequence AS s
+              LEFT JOIN invoice AS i ON i.number LIKE s.series || '-%') AS numbered
+     GROUP BY series HAVING count(*) <> max(last_number);
