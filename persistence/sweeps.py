@@ -18,7 +18,8 @@ SELECT request, sum(tokens)::bigint AS tokens FROM (
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND transaction_type = 'consume'
     UNION ALL
     SELECT metadata->>'request_id', CASE direction WHEN 'OUT' THEN amount ELSE -amount END FROM token_ledger
-     WHERE tenant_id = ANY(:tenants) AND transaction_type = 'adjust' AND metadata->>'request_id' = ANY(:ids)
+     WHERE tenant_id = ANY(:tenants) AND transaction_type = 'adjust'
+       AND metadata->>'request_id' = ANY(cast(:ids AS text[]))
     UNION ALL
     SELECT request_id::text, 0 FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
     UNION ALL

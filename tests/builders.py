@@ -106,8 +106,8 @@ class World:
         self.p = keys.partition_of(organization_id)
         self.caller = Caller(organization_id, tenant_id, key_id, self.p)
         self.run_id = str(self.client.info("server")["run_id"]).encode()
-        self.catalogue = 10**12 if made else 1  # never stale, whatever somebody else has published
-        self.version = 0
+        # Newer than whatever somebody else has published or defined.
+        self.catalogue, self.version = (10**12, 10**12) if made else (1, 0)
         if made:
             return
         self.mark(epoch=1)

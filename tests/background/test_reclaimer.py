@@ -1,0 +1,142 @@
+"""The reclaimer: what dead calls hold comes back, and only what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.background.reclaimer import Reclaimer
+from gateway.core.holds import ExpiredHold
+from gateway.core.ledger import EventNote
+from gateway.core.model import Caller, Limits, Settled, Verdict
+from gateway.counters import keys
+from tests.background.house import House, house_at
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
+
+# --- alone ------------------------------------------------------------------------------
+
+
+def expired(request_id: str) -> ExpiredHold:
+    return ExpiredHold(request_id, Caller(1, 7, 3, 0), "", CHAT, 5, 0, 1, 0)
+
+
+@dataclass
+class Holds:
+    """Holds that are past their deadline, sweep by sweep."""
+
+    sweeps: list[list[str]]
+    settled: set[str] = field(default_factory=set)
+    reclaimed: list[str] = field(default_factory=list)
+
+    async def expired(self, count: int) -> list[ExpiredHold]:
+        return [expired(one) for one in self.sweeps.pop(0)[:count]]
+
+    async def reclaim(self, hold: ExpiredHold) -> bool:
+        self.reclaimed.append(hold.request_id)
+        return hold.request_id not in self.settled
+
+
+async def test_a_hold_is_taken_back_in_the_second_sweep_that_finds_it() -> None:
+    holds = Holds([["a"], ["a", "b"], ["b"], []])
+    reclaimer = Reclaimer(holds)
+    assert [await reclaimer.sweep() for _ in range(4)] == [0, 1, 1, 0]
+    assert (holds.reclaimed, reclaimer.reclaimed) == (["a", "b"], 2)
+
+
+async def test_a_hold_that_was_renewed_in_between_is_left_alone() -> None:
+    holds = Holds([["a"], [], ["a"], []])
+    reclaimer = Reclaimer(holds)
+    assert [await reclaimer.sweep() for _ in range(4)] == [0, 0, 0, 0]
+    assert holds.reclaimed == []
+
+
+async def test_a_hold_that_settled_meanwhile_is_not_counted() -> None:
+    holds = Holds([["a"], ["a"]], settled={"a"})
+    reclaimer = Reclaimer(holds)
+    await reclaimer.sweep()
+    assert (await reclaimer.sweep(), reclaimer.reclaimed) == (0, 0)
+
+
+# --- with the counters ------------------------------------------------------------------
+
+
+async def sweep_twice(house: House) -> int:
+    return await house.reclaimer.sweep() + await house.reclaimer.sweep()
+
+
+def dead(world: World, need: int = 50, **more: object) -> Call:
+    """A call whose worker died: its deadline is past."""
+    return world.reserve(need=need, ttl_ms=-1, **more)  # type: ignore[arg-type]  # reserve's own keywords
+
+
+async def test_dead_calls_give_back_tokens_slots_and_minutes(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.define_key(Limits(concurrency=2, tokens_per_minute=1000))
+        calls = [dead(world, 30, user="ann") for _ in range(2)]
+        assert world.reserve(need=1).verdict is Verdict.CONCURRENCY_LIMITED
+        assert await sweep_twice(house) == 2
+        assert (world.tenant.held, world.tenant.remaining, world.slots("ann")) == (0, 100, [0, 0, 0, 0])
+        assert (world.deadlines(), world.key.tokens_used) == ({}, 0)
+        assert [call.hold is not None and call.hold.charged for call in calls] == [0, 0]
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100)]
+
+
+async def test_what_was_seen_of_a_dead_call_is_charged(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        call = dead(world)
+        call.extend(observed=20)
+        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+        assert await sweep_twice(house) == 1
+        event = world.events()[-1]
+        assert (event.amount, event.note, event.source) == (20, EventNote.RECLAIMED, call.id)
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -20, 80)
+        assert (
+            house.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"] is True
+        )
+
+
+async def test_a_live_call_is_not_touched(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        live, renewed = world.reserve(need=10), dead(world, 10)
+        await house.reclaimer.sweep()
+        renewed.extend(observed=1)
+        assert await sweep_twice(house) == 0
+        assert world.tenant.held == 20
+        assert [call.settle(tokens=5) for call in (live, renewed)] == [Settled.DONE] * 2
+
+
+async def test_a_deadline_without_a_hold_is_cleared_away(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        call = dead(world)
+        world.client.delete(keys.hold(world.p, call.id))
+        assert await sweep_twice(house) == 0
+        assert world.deadlines() == {}
+
+
+@pytest.mark.parametrize("service", [CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
+async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, service: object) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.grant("credits", 100)
+        entries = len(world.events())
+        call = dead(world, 0, service=service, credits_=30)
+        assert call.verdict is Verdict.ADMITTED
+        assert await sweep_twice(house) == 1
+        assert (world.organization.credits_held, world.organization.balance) == (0, 100)
+        assert (world.organization.inflight, len(world.events())) == (0, entries)
+
+
+async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        worlds = [await house.settle_in(100) for _ in range(4)]
+        for world in worlds:
+            dead(world)
+        assert await sweep_twice(house) == 4
+        assert [world.tenant.held for world in worlds] == [0] * 4
