@@ -23,6 +23,7 @@ from gateway.core.model import (
 )
 from gateway.core.refusal import from_decision
 from gateway.errors import CountersUnavailable
+from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
 from gateway.http.worker import Worker
 
@@ -65,7 +66,7 @@ class Charge:
         try:
             decision = await ports.counters.reserve(request)
         finally:
-            exchange.unshield(clock, limits)
+            exchange.shielded, exchange.deadline = False, NEVER
         if decision.verdict is not _ADMITTED:
             raise from_decision(decision)
         self.decision = decision
@@ -93,7 +94,7 @@ class Charge:
             ports.tally.settlements_failed += 1
             return not used
         finally:
-            exchange.unshield(clock, limits)
+            exchange.shielded, exchange.deadline = False, NEVER
         if settled is _UNVERIFIED:
             ports.tally.settlements_failed += 1
             return not used

@@ -99,7 +99,7 @@ class Exchange(Story):
         """Send a part of the answer; nothing once the client is gone."""
         self.opened = True
         if not self.gone:
-            self.connection.write(data)
+            self.connection.transport.write(data)
 
     # interruptions
 
@@ -108,11 +108,6 @@ class Exchange(Story):
         self.body_failure = refusal
         if self.began_upstream:
             self.interrupt(refusal)
-
-    def unshield(self, clock: Clock, limits: HttpLimits) -> None:
-        """Interruptions count again."""
-        self.shielded = False
-        self.deadline = clock.now + limits.drain_s if self.gone else NEVER
 
     def client_gone(self, clock: Clock, limits: HttpLimits) -> None:
         """The client is gone: drain what is charged, unless the route says abort, and end the rest."""
