@@ -55,7 +55,7 @@ def limit_headers(decision: Decision) -> list[Header]:
 
 
 def limit_lines(decision: Decision) -> bytes:
-    """Return the same fields as lines joined by CRLF: one formatting where all limits are there, or the quota alone."""
+    """Return the same fields as lines joined by CRLF, formatted at once in the two usual cases."""
     requests, tokens = decision.requests, decision.tokens
     quota, remaining = decision.limit, decision.tokens_remaining
     if requests is None and tokens is None and quota and remaining is not None:
@@ -63,9 +63,10 @@ def limit_lines(decision: Decision) -> bytes:
         lines = _QUOTA_LINES % (
             _policy(None, None, quota),
             remaining, b";t=%d" % -(-wait_ms // 1000) if wait_ms > 0 else b"",
+            quota, remaining, duration(wait_ms),
             remaining,
         )  # fmt: skip
-        return lines if decision.credits_remaining is None else _with_credits(lines, decision)
+        return _with_credits(lines, decision.credits_remaining)
     if requests is None or tokens is None or not quota or remaining is None:
         return b"\r\n".join([b"%b: %b" % header for header in limit_headers(decision)])
     requests_limit, requests_ms = requests.limit, requests.reset_ms
@@ -83,14 +84,23 @@ def limit_lines(decision: Decision) -> bytes:
         b"%gs" % (tokens_ms / 1000) if 1000 <= tokens_ms < 60_000 else duration(tokens_ms),
         remaining,
     )  # fmt: skip
-    return lines if decision.credits_remaining is None else _with_credits(lines, decision)
+    return _with_credits(lines, decision.credits_remaining)
 
 
-def _with_credits(lines: bytes, decision: Decision) -> bytes:
-    return b"%b\r\nx-tollkeeper-credits-remaining: %d" % (lines, decision.credits_remaining)
+def _with_credits(lines: bytes, remaining: int | None) -> bytes:
+    return lines if remaining is None else b"%b\r\nx-tollkeeper-credits-remaining: %d" % (lines, remaining)
 
 
-_QUOTA_LINES = b'ratelimit-policy: %b\r\nratelimit: "quota";r=%d%b\r\nx-tollkeeper-tokens-remaining: %d'
+_QUOTA_LINES = b"\r\n".join(
+    (
+        b"ratelimit-policy: %b",
+        b'ratelimit: "quota";r=%d%b',
+        b"x-ratelimit-limit-tokens: %d",
+        b"x-ratelimit-remaining-tokens: %d",
+        b"x-ratelimit-reset-tokens: %b",
+        b"x-tollkeeper-tokens-remaining: %d",
+    )
+)
 _ALL_LINES = b"\r\n".join(
     (
         b"ratelimit-policy: %b",
