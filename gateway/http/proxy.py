@@ -18,6 +18,7 @@ from gateway.errors import (
     UnknownRoute,
     UpstreamUnreachable,
 )
+from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import chunk
@@ -97,14 +98,36 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
         upstream = _upstream(exchange, worker)
         exchange.began_upstream = worker.ports.seconds()
         link = upstream.idle() or await upstream.connect()
-        if exchange.gone:  # while connecting: nothing was asked for yet
-            raise ClientGone
         _send(exchange, link, call)
         while link.answer is None and link.failure is None:
             await link.arrival()
-        if link.failure is not None and link.answer is None:
-            raise link.failure
-        await _relay(exchange, worker, link, call, charge)
+        answer = _answer(link)
+        status = exchange.status = answer.status
+        meter = make_meter(
+            call,
+            status,
+            answer.content_type,
+            answer.content_encoding,
+            worker.bounds,
+            usage_amount=answer.usage_amount,
+        )
+        decision = None
+        if charge is not None:
+            charge.meter, decision = meter, charge.decision
+        outlet = Outlet(exchange, answer, decision, call.strip_usage)
+        if link.complete:
+            tail = meter.feed(link.take()) + meter.finish()
+        else:
+            tail = await relay_body(exchange, worker, link, call, meter, outlet)
+        exchange.ended_upstream = worker.ports.seconds()
+        if charge is None:
+            outlet.end(tail)
+        elif charge.settles_after_reply:
+            outlet.end(tail)
+            await charge.settle(status, True)
+        else:
+            _check_charged(await charge.settle(status, True))
+            outlet.end(tail)
     except Refusal as failure:
         if not exchange.ended_upstream:
             worker.ports.tally.upstream_failures += 1
@@ -118,37 +141,16 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
             upstream.give_back(link, exchange.connection.body_complete)
 
 
-async def _relay(exchange: Exchange, worker: Worker, link: Link, call: Call, charge: Charge | None) -> None:
-    """Bring an answer to the client through its meter, and settle it before its end."""
-    answer = link.answer
-    assert answer is not None
-    status = exchange.status = answer.status
-    meter = make_meter(
-        call,
-        status,
-        answer.content_type,
-        answer.content_encoding,
-        bounds=worker.bounds,
-        usage_amount=answer.usage_amount,
-    )
-    if charge is None:
-        outlet = Outlet(exchange, answer, None, call.strip_usage)
-    else:
-        charge.meter = meter
-        outlet = Outlet(exchange, answer, charge.decision, call.strip_usage)
-    if link.complete:
-        tail = meter.feed(link.take()) + meter.finish()
-    else:
-        tail = await relay_body(exchange, worker, link, call, meter, outlet)
-    exchange.ended_upstream = worker.ports.seconds()
-    if charge is None:
-        outlet.end(tail)
-    elif charge.settles_after_reply:
-        outlet.end(tail)
-        await charge.settle(status, True)
-    elif await charge.settle(status, True):
-        outlet.end(tail)
-    else:
+def _answer(link: Link) -> AnswerHead:
+    """The head that has arrived, or why none will."""
+    if link.answer is None:
+        raise link.failure or UpstreamUnreachable()
+    return link.answer
+
+
+def _check_charged(acknowledged: bool) -> None:
+    """An answer that may not have been charged is never completed."""
+    if not acknowledged:
         raise CountersUnavailable(retry_after_s=1)
 
 
@@ -165,6 +167,8 @@ def _upstream(exchange: Exchange, worker: Worker) -> Upstream:
 
 def _send(exchange: Exchange, link: Link, call: Call) -> None:
     """Send the request in one write; a body that is still arriving follows by itself."""
+    if exchange.gone:  # while connecting: nothing was asked for yet
+        raise ClientGone
     plan = exchange.plan
     opening = plan.plain_opening if call.strip_usage else plan.opening
     request_id = exchange.request_id.encode()
