@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 
@@ -31,9 +33,24 @@ ONE_TIME = Service(id=3, key="setup", meter="consumption", counts_tokens=False, 
 UNITS = Service(id=4, key="search", meter="pay_per_use", counts_tokens=False)
 EVERYTHING = Service(id=5, key="all", meter="consumption", counts_tokens=True)
 
+T = TypeVar("T")
 TTL_MS = 30_000
 TOMBSTONE_MS = 60_000
 NO_LIMITS = Limits()
+
+
+async def driven(awaitable: Awaitable[T]) -> T:
+    """Drive what awaits a `Wait` as the data plane does, without a task of its own."""
+    steps = awaitable.__await__()
+    try:
+        while True:
+            wait = next(steps)
+            if not wait.done:
+                done = asyncio.get_running_loop().create_future()
+                wait.then(lambda done=done: done.done() or done.set_result(None))
+                await done
+    except StopIteration as stop:
+        return cast("T", stop.value)
 
 
 def new_id() -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from gateway.counters.directory import Directory
 from gateway.counters.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.background.house import House, house_at
-from tests.builders import World
+from tests.builders import World, driven
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
@@ -56,15 +55,6 @@ def again(world: World) -> World:
 
 def ready(house: House) -> bool:
     return house.verifier.ready
-
-
-async def driven(awaitable: Awaitable[Any]) -> Any:
-    steps = awaitable.__await__()
-    try:
-        while True:
-            await in_task(next(steps))
-    except StopIteration as stop:
-        return stop.value
 
 
 # --- first start ------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import pytest
 import redis
 
 from gateway.core.model import Caller, Service
-from gateway.core.wait import in_task
 from gateway.counters import directory as directory_module
 from gateway.counters import keys
 from gateway.counters.directory import IDENTITY_S, Directory, encode_catalogue, encode_identity
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
+from tests.builders import driven
 from tests.counters.conftest import Connect
 
 CALLER = Caller(1, 7, 3, keys.partition_of(1), "ann", frozenset({"m2", "m1"}))
@@ -41,17 +41,7 @@ class Desk:
     client: redis.Redis
 
     async def identify(self, digest: str = DIGEST) -> Caller:
-        return await asyncio.create_task(self._identify(digest))
-
-    async def _identify(self, digest: str) -> Caller:
-        coroutine = self.directory.identify(digest).__await__()
-        try:
-            while True:
-                wait = next(coroutine)
-                await in_task(wait)
-        except StopIteration as done:
-            caller: Caller = done.value
-            return caller
+        return await driven(self.directory.identify(digest))
 
     def know(self, caller: Caller = CALLER) -> None:
         self.client.set(keys.identity(DIGEST), encode_identity(caller))

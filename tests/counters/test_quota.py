@@ -18,23 +18,9 @@ from gateway.counters.directory import Directory, encode_catalogue
 from gateway.counters.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, SETTLE_TRIES_MAX, Counters
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable
-from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, new_id
+from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect
-
-
-async def driven(coroutine: Any) -> Any:
-    """Drive a data-plane coroutine as the server does: it awaits waits, not futures."""
-    steps = coroutine.__await__()
-    try:
-        while True:
-            wait = next(steps)
-            if not wait.done:
-                done = asyncio.get_running_loop().create_future()
-                wait.then(lambda done=done: None if done.done() else done.set_result(None))
-                await done
-    except StopIteration as stop:
-        return stop.value
 
 
 @dataclass(slots=True)
