@@ -9,6 +9,7 @@ machine for a moment slows them alike; minimum and median over the runs.
 from __future__ import annotations
 
 import argparse
+import struct
 import subprocess
 import tempfile
 import uuid
@@ -29,6 +30,7 @@ from tests.conftest import ValkeyServer
 BATCHES = (4, 16)
 CALLS_A_RUN = 800
 WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
+DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
 Commands = list[tuple[Any, ...]]
 
 
@@ -116,7 +118,7 @@ def _send(client: redis.Redis, commands: Commands) -> None:
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped in redis-py
         answers = pipeline.execute()
-    assert all(answer == 1 or packing.code_of(answer) == 1 for answer in answers)
+    assert all(answer == 1 or answer[:8] in DONE for answer in answers)
 
 
 def _spent(client: redis.Redis) -> tuple[float, float]:

@@ -50,6 +50,13 @@ def test_extend_says_where_the_plan_cuts_a_call_that_has_nothing_left(world: Wor
     assert call.extend(observed=100, margin=50) == (130, 2)
 
 
+def test_a_plan_that_cuts_says_so(world: World) -> None:
+    world.plan(130, on_exhausted="cut")
+    call = world.reserve(need=100)
+    assert call.extend(observed=100, margin=10) == (110, 0)
+    assert call.extend(observed=100, margin=50) == (130, 2)
+
+
 def test_unlimited_and_bill_always_extend(world: World) -> None:
     world.plan(None)
     assert world.reserve(need=10).extend(observed=10**6) == (10**6, 0)

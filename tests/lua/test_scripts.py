@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from gateway.core.definitions import PlanTerms, TenantDefinition
-from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement
+from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement, Verdict
 from gateway.counters import keys, packing, scripts, states
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer, wait_until
@@ -74,7 +74,10 @@ def test_every_call_runs(world: World, name: str) -> None:
     """The ground for the tests below: undisturbed, each of these calls does its work."""
     before = world.everything()
     answer = run(world, name, calls(world)[name])
-    assert isinstance(answer, list) or packing.code_of(answer) > 0 or name in {"settle unknown", "extend"}
+    if name == "reserve":
+        assert packing.decision(answer).verdict is Verdict.ADMITTED
+    elif name not in {"settle unknown", "extend", "peek"}:
+        assert packing.code_of(answer) == 1
     assert world.everything() != before
 
 
