@@ -75,7 +75,7 @@ def test_every_call_runs(world: World, name: str) -> None:
     before = world.everything()
     answer = run(world, name, calls(world)[name])
     if name == "reserve":
-        assert packing.decision(answer).verdict is Verdict.ADMITTED
+        assert packing.decision(answer, SERVICE).verdict is Verdict.ADMITTED
     elif name not in {"settle unknown", "extend", "peek"}:
         assert packing.code_of(answer) == 1
     assert world.everything() != before
