@@ -10,17 +10,20 @@ import asyncio
 import hmac
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 from gateway import logs, metrics, tallies
 from gateway.admin.api import build
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
+from gateway.background.expirer import Expirer
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.background.late import Poster
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
 from gateway.background.sweeper import Sweeper
+from gateway.background.terms import Calendar
 from gateway.background.verifier import Verifier
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
@@ -35,9 +38,11 @@ from gateway.settings import Settings
 from gateway.stopping import cancel, forever
 from persistence import engine as engines
 from persistence import partitions
+from persistence.allocations import Allocations
 from persistence.pushes import Pushes
 from persistence.store import Store
 from persistence.sweeps import Sweeps
+from persistence.terms import Terms
 from persistence.verification import Truths
 from persistence.writer import Writer
 
@@ -70,6 +75,9 @@ class Keeper:
         self._reclaimer = Reclaimer(keeping)
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
+        self._store = Store(self._engine, partition_of)
+        self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
+        self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
         self._listening: Listening | None = None
@@ -87,6 +95,8 @@ class Keeper:
             "reclaimer": self._reclaimer.run,
             "sweeper": self._sweeper.run,
             "late": self._poster.run,
+            "expirer": self._expirer.run,
+            "calendar": self._calendar.run,
             "partitions": self._keep_partitions,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
@@ -110,7 +120,7 @@ class Keeper:
     def _ports(self) -> AdminPorts:
         settings = self._settings
         return AdminPorts(
-            store=Store(self._engine, partition_of),
+            store=self._store,
             pusher=self._pusher,
             counters=self._standings,
             digest=lambda credential: hmac.digest(

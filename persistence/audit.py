@@ -15,7 +15,7 @@ MADE_OR_CHANGED = frozenset({"create", "change"})
 def record(change: Change, row: Row) -> None:
     """Write the audit row of one change; secrets and their digests are never part of it."""
     command = change.command
-    after = dict(command.render(row)) if command.verb in MADE_OR_CHANGED else _plain(command.values)
+    after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
     change.connection.execute(
         insert(audit_log).values(
             actor=command.actor.scope,
@@ -23,7 +23,7 @@ def record(change: Change, row: Row) -> None:
             action=command.verb,
             resource=command.resource,
             resource_id=str(row["id"]),
-            before=dict(command.render(change.before)) if change.before is not None else None,
+            before=_plain(command.render(change.before)) if change.before is not None else None,
             after=after or None,
             request_id=command.request_id,
         )

@@ -36,6 +36,14 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredGrant:
+    """A grant whose moment of expiry has passed, and whose it is."""
+
+    id: int
+    organization_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outflow:
     """Credits that left at a place of the account. `grant_id` where they are one grant's expiry."""
 

@@ -173,6 +173,8 @@ credit_addition = Table(
     money("unit_cost"),
     moment("timestamp", now=True),
     Column("control_write_id", Uuid, unique=True),
+    # Credits of it that are allocated to uses.
+    count("spent"),
     # The control write that takes what is left at its expiry.
     Column("expiry_write_id", Uuid, unique=True),
     Index("credit_addition_expiry_idx", "expires_at", postgresql_where=text("expiry_write_id IS NULL")),
@@ -189,6 +191,12 @@ credit_allocation = Table(
     count("amount", default=None),
     moment("created_at", now=True),
     Index(None, "organization_id", "seq"),
+    Index(
+        "credit_allocation_debt_idx",
+        "organization_id",
+        "seq",
+        postgresql_where=text("credit_addition_id IS NULL"),
+    ),
 )
 
 service_activation = Table(

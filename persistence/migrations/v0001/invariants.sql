@@ -134,9 +134,11 @@ CREATE VIEW invariant_allocations AS
                   WHERE p.amount < 0) AS u USING (organization_id, seq)
      WHERE u.credits_used IS DISTINCT FROM a.amount
     UNION ALL
-    SELECT 'credits:' || c.organization_id, NULL, format('addition %s of %s gave %s', c.id, c.credits_added, sum(a.amount))
-      FROM credit_allocation AS a JOIN credit_addition AS c ON c.id = a.credit_addition_id
-     GROUP BY c.id HAVING sum(a.amount) > c.credits_added;
+    SELECT 'credits:' || c.organization_id, NULL,
+           format('addition %s of %s gave %s, noted %s', c.id, c.credits_added, coalesce(a.amount, 0), c.spent)
+      FROM credit_addition AS c
+      LEFT JOIN (SELECT credit_addition_id AS id, sum(amount) AS amount FROM credit_allocation GROUP BY 1) AS a USING (id)
+     WHERE coalesce(a.amount, 0) <> c.spent OR c.spent > greatest(c.credits_added, 0);
 
 CREATE VIEW invariant_invoice AS
     SELECT 'invoice:' || i.id AS account, NULL::bigint AS seq, format('total %s, lines %s', i.total_amount, coalesce(l.amount, 0)) AS detail

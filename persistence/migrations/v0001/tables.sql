@@ -459,6 +459,7 @@ CREATE TABLE credit_addition (
     unit_cost NUMERIC(28, 10),
     timestamp TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     control_write_id UUID,
+    spent BIGINT DEFAULT 0 NOT NULL CONSTRAINT credit_addition_spent_check CHECK ("spent" BETWEEN 0 AND 9007199254740991),
     expiry_write_id UUID,
     CONSTRAINT credit_addition_pkey PRIMARY KEY (id),
     CONSTRAINT credit_addition_organization_id_fkey FOREIGN KEY(organization_id) REFERENCES organization (id),
@@ -597,6 +598,7 @@ CREATE TABLE credit_allocation (
     CONSTRAINT credit_allocation_credit_addition_id_fkey FOREIGN KEY(credit_addition_id) REFERENCES credit_addition (id)
 );
 CREATE INDEX credit_allocation_credit_addition_id_idx ON credit_allocation (credit_addition_id);
+CREATE INDEX credit_allocation_debt_idx ON credit_allocation (organization_id, seq) WHERE credit_addition_id IS NULL;
 CREATE INDEX credit_allocation_organization_id_seq_idx ON credit_allocation (organization_id, seq);
 
 CREATE TABLE invoice_basis (
