@@ -28,6 +28,7 @@ def message_stream(turn: Turn) -> Iterator[bytes]:
     """A message as events: input tokens come first, output tokens last."""
     start = {**_envelope(turn), "content": [], "stop_reason": None}
     if turn.reports:
+        turn.announced = 1
         start["usage"] = _usage(turn) | {"output_tokens": 1}
     yield _event("message_start", message=start)
     index = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.local.demo_request import Asked
@@ -11,28 +12,47 @@ from gateway.local.demo_shapes import Turn
 CALLS_MAX = 20_000
 
 
+@dataclass(slots=True)
+class Noted:
+    """One call. It is `over` once nothing more is sent, `complete` if that was everything."""
+
+    asked: Asked
+    turn: Turn
+    over: bool = False
+    complete: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """The call as JSON. A broken one cost its input and what was sent of its output."""
+        asked, turn = self.asked, self.turn
+        cached = turn.cached + turn.created if asked.path == "/v1/messages" else 0
+        sent = max(turn.spoken, turn.announced)
+        output = turn.output if self.complete and not turn.end else sent
+        return {
+            "request_id": asked.headers.get("x-request-id", ""),
+            "path": asked.path,
+            "model": turn.model,
+            "input": turn.input + cached,
+            "output": output,
+            "total": turn.input + cached + output,
+            "sent": sent,
+            "reported": turn.reports,
+            "over": self.over,
+            "complete": self.complete,
+        }
+
+
 class Calls:
-    """The last calls. A call that was broken off cost its input and what was sent of its output."""
+    """The last calls, oldest first."""
 
     def __init__(self) -> None:
-        self._calls: deque[dict[str, Any]] = deque(maxlen=CALLS_MAX)
+        self._calls: deque[Noted] = deque(maxlen=CALLS_MAX)
 
-    def note(self, asked: Asked, turn: Turn, *, complete: bool) -> None:
-        """Keep one call under the id its caller gave it."""
-        cached = turn.cached + turn.created if asked.path == "/v1/messages" else 0
-        output = turn.output if complete and not turn.end else turn.spoken
-        self._calls.append(
-            {
-                "request_id": asked.headers.get("x-request-id", ""),
-                "path": asked.path,
-                "input": turn.input + cached,
-                "output": output,
-                "total": turn.input + cached + output,
-                "reported": turn.reports,
-                "complete": complete,
-            }
-        )
+    def note(self, asked: Asked, turn: Turn) -> Noted:
+        """Keep a call under the id its caller gave it."""
+        noted = Noted(asked, turn)
+        self._calls.append(noted)
+        return noted
 
-    def told(self) -> list[dict[str, Any]]:
-        """Every call kept, oldest first."""
-        return list(self._calls)
+    def told(self, model: str) -> list[dict[str, Any]]:
+        """Every call kept of a model, of any model where it is empty."""
+        return [noted.told() for noted in self._calls if model in ("", noted.turn.model)]

@@ -25,7 +25,9 @@ UNREPORTED = "none"
 
 @dataclass(slots=True)
 class Turn:
-    """One call and its answer. `spoken` counts the output tokens sent so far.
+    """One call and its answer.
+
+    `spoken` counts the output tokens sent so far, `announced` those reported before any was sent.
 
     `end` is empty for a good end, else `incomplete`, `failed` or `error`. `reports` is False
     where the answer says nothing of its use.
@@ -46,6 +48,7 @@ class Turn:
     calls_tool: bool = False
     reports: bool = True
     spoken: int = 0
+    announced: int = 0
 
     @property
     def text(self) -> str:

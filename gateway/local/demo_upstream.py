@@ -13,7 +13,7 @@ request may dictate what happens, in header fields:
     x-demo-cut-bytes   close after this many bytes of the body
     x-demo-encoding    `gzip`            x-demo-units   sent back as `x-usage-amount`
 
-`GET /demo/calls` tells what each of the last calls cost by this upstream's own count.
+`GET /demo/calls[?model=…]` tells what each of the last calls cost by this upstream's own count.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def _answer(calls: Calls, asked: Asked, writer: asyncio.StreamWriter) -> b
     """Write the answer; whether the connection may carry another."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
-        reply = _json({"calls": calls.told()})
+        reply = _json({"calls": calls.told(asked.query.get("model", [""])[0])})
     else:
         reply = _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
@@ -94,12 +94,13 @@ async def _answer(calls: Calls, asked: Asked, writer: asyncio.StreamWriter) -> b
         f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked",
     ]
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    noted = calls.note(asked, reply.turn) if reply.turn is not None else None
     complete = False
     try:
         complete = await send(asked, body, writer)
     finally:
-        if reply.turn is not None:
-            calls.note(asked, reply.turn, complete=complete)
+        if noted is not None:
+            noted.over, noted.complete = True, complete
     return complete and keep
 
 

@@ -1,0 +1,196 @@
+"""What was charged against what the upstream itself counted, call by call.
+
+`python -m tests.journey.exactness` starts a stack of its own and prints the table.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+from tests.journey.apis import DOCUMENTS, STREAMS, Api, Heard, call
+from tests.journey.stack import Stack, eventually
+
+AT_ONCE = 16
+WARMING = 20  # calls that teach both workers what this upstream's tokens are like
+WORDS = "6"
+Noted = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Calls of one kind: what was charged, what the upstream counted, what should be charged.
+
+    `wrong` are the calls charged otherwise than they should be, `heard` what the clients got.
+    """
+
+    calls: int
+    charged: int
+    counted: int
+    expected: int
+    wrong: tuple[tuple[Noted, int, int], ...]
+    heard: tuple[Heard, ...]
+
+    def __str__(self) -> str:
+        if all(heard.status == 502 for heard in self.heard):
+            return f"{self.charged} of at most {self.counted}, each a 502 ({self.calls} calls)"
+        if self.expected == self.counted:
+            return f"{self.charged - self.counted:+d} of {self.counted} ({self.calls} calls)"
+        return f"{self.charged - self.expected:+d} of {self.expected} that came ({self.calls} calls)"
+
+
+def as_counted(noted: Noted) -> int:
+    """All that the upstream counted is charged."""
+    return int(noted["total"])
+
+
+def as_it_came(noted: Noted) -> int:
+    """Before the first output nothing is charged, then all that came."""
+    return int(noted["total"]) if noted["sent"] or noted["complete"] else 0
+
+
+class Comparison:
+    """One tenant without limits, whose calls name a model of their own by which both sides know them."""
+
+    def __init__(self, stack: Stack, api: Api | None = None) -> None:
+        self.stack = stack
+        self.api = api
+        self.model = f"demo-{random.getrandbits(48):x}"
+        self.tenant, self.key = stack.tenant(None)
+        self._heard: list[Heard] = []
+        self._known: set[str] = set()
+
+    def run(self, calls: Iterable[tuple[Api, int | None, dict[str, str]]]) -> None:
+        """Make calls (api, event to leave at, what is dictated), many at once."""
+
+        def one(api: Api, leave_at: int | None, demo: dict[str, str]) -> Heard:
+            request = api.request(self.key, self.model, demo)
+            return call(self.stack.gateway_url, request, leave_at=leave_at, mark=api.mark or b"\0")
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            self._heard += pool.map(lambda asked: one(*asked), calls)
+
+    def warm(self, api: Api) -> Heard:
+        """Let the gateway learn the model from complete answers, and leave those out of the comparison."""
+        self.run([(api, None, {"words": WORDS})] * WARMING)
+        self._settled()
+        self._known = {noted["request_id"] for noted in self._noted()}
+        first = self._heard[0]
+        self._heard.clear()
+        return first
+
+    def compare(self, should: Callable[[Noted], int]) -> Compared:
+        """Compare once everything is settled; `should` says what a call of the upstream is charged as."""
+        self._settled()
+        charged = self._charged()
+        noted = {one["request_id"]: one for one in self._noted()}
+        assert charged.keys() <= noted.keys(), "charged for calls the upstream never had"
+        calls = [one for name, one in noted.items() if name not in self._known]
+        each = [(one, charged.get(one["request_id"], 0), should(one)) for one in calls]
+        return Compared(
+            len(calls),
+            sum(charge for _, charge, _ in each),
+            sum(int(one["total"]) for one in calls),
+            sum(expected for _, _, expected in each),
+            tuple(one for one in each if one[1] != one[2]),
+            tuple(self._heard),
+        )
+
+    def _settled(self) -> None:
+        """Wait until nothing of this tenant is in flight and all of it is in the ledger."""
+
+        def is_settled() -> bool:
+            quota = self.stack.quota(self.tenant)
+            return quota["tokens_held"] == 0 and sum(self._charged().values()) == quota["tokens_used"]
+
+        eventually(lambda: all(one["over"] for one in self._noted()), 30)
+        eventually(is_settled, 30)
+
+    def _charged(self) -> dict[str, int]:
+        query = (
+            "SELECT request_id::text, amount FROM token_ledger "
+            f"WHERE tenant_id = {self.tenant} AND transaction_type = 'consume'"
+        )
+        return {name: int(amount) for name, amount in self.stack.rows(query)}
+
+    def _noted(self) -> list[Noted]:
+        found: list[Noted] = httpx.get(
+            f"{self.stack.upstream_url}/demo/calls", params={"model": self.model}
+        ).json()["calls"]
+        return found
+
+
+def mixed(stack: Stack, calls: int) -> Compared:
+    """Calls over all APIs, each with numbers of its own."""
+    comparison = Comparison(stack)
+    draw = random.Random(7)
+
+    def numbers() -> str:
+        return ",".join(str(draw.randrange(1, 5000)) for _ in range(5))
+
+    comparison.run([(draw.choice(STREAMS + DOCUMENTS), None, {"usage": numbers()}) for _ in range(calls)])
+    return comparison.compare(as_counted)
+
+
+def complete(stack: Stack, api: Api) -> Compared:
+    """Answers that come to their end, read to their end."""
+    comparison = Comparison(stack)
+    comparison.run([(api, None, {"usage": f"{n},{2 * n},3,4,5"}) for n in range(1, 11)])
+    return comparison.compare(as_counted)
+
+
+def leaving(stack: Stack, api: Api) -> Compared:
+    """The client hangs up at every event: the answer is read on to its end and charged as reported."""
+    comparison = Comparison(stack)
+    events = comparison.warm(api).raw.count(api.mark) if api.mark else 0
+    demo = {"usage": "70,30,5,6,7", "words": WORDS, "pause_s": "0.03", "delay_s": "0.25"}
+    comparison.run([(api, at, demo) for at in range(events + 1)] * (1 if api.mark else 5))
+    return comparison.compare(as_counted)
+
+
+def dying(stack: Stack, api: Api) -> Compared:
+    """The upstream dies after every piece of its answer: what came is charged."""
+    comparison = Comparison(stack)
+    whole = comparison.warm(api)
+    if api.mark:
+        ends = [{"cut": str(at)} for at in range(whole.raw.count(api.mark) + 1)]
+    else:
+        size = len(whole.raw.partition(b"\r\n\r\n")[2])
+        ends = [{"cut_bytes": str(at)} for at in range(0, size, 1 + size // 12)]
+    comparison.run([(api, None, {"words": WORDS} | end) for end in ends])
+    return comparison.compare(as_it_came)
+
+
+def table(stack: Stack) -> str:
+    """The whole comparison as Markdown."""
+    cases: dict[str, Callable[[Stack, Api], Compared]] = {
+        "complete": complete, "client hangs up": leaving, "upstream dies": dying,
+    }  # fmt: skip
+    lines = ["| API | " + " | ".join(cases) + " |", "|---|" + "---:|" * len(cases)]
+    for kind, apis in (("JSON", DOCUMENTS), ("stream", STREAMS)):
+        for api in apis:
+            cells = [str(measure(stack, api)) for measure in cases.values()]
+            lines.append(f"| {api.name}, {kind} | " + " | ".join(cells) + " |")
+    lines.append(f"\n1,000 mixed calls over all of them: {mixed(stack, 1000)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, measured on a stack of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Stack(Path(folder) / "data", "--workers", "2")
+        try:
+            print(table(stack))
+        finally:
+            stack.stop()
+
+
+if __name__ == "__main__":
+    main()
