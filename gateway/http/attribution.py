@@ -7,20 +7,21 @@ import re
 
 from gateway.core.model import INTEGER_MAX, Attribution, Route
 from gateway.errors import InvalidRequest
+from gateway.http.fields import OURS_PREFIX
 from gateway.http.request import RequestHead
 
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
 METADATA_BYTES_MAX = 2048
 UNITS_MAX = 1_000_000
-_PREFIX = b"x-tollkeeper-"
+_NOTHING = Attribution()
 _TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
 def read_attribution(head: RequestHead) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
-    if not any(name.startswith(_PREFIX) for name in head.names):
-        return Attribution(), ""
+    if not any(name.startswith(OURS_PREFIX) for name in head.read):
+        return _NOTHING, ""
     user = _text(head, b"user", USER_CHARACTERS_MAX)
     content_id = _integer(head, b"content-id")
     project_id = _integer(head, b"project-id")
@@ -49,9 +50,9 @@ def read_units(head: RequestHead, route: Route) -> int:
 
 
 def _one(head: RequestHead, suffix: bytes) -> bytes | None:
-    values = head.all(_PREFIX + suffix)
+    values = head.all(OURS_PREFIX + suffix)
     if len(values) > 1:
-        name = (_PREFIX + suffix).decode()
+        name = (OURS_PREFIX + suffix).decode()
         raise InvalidRequest(f"The field {name} is there twice.", param=name)
     return values[0] if values else None
 
@@ -60,7 +61,7 @@ def _text(head: RequestHead, suffix: bytes, characters_max: int) -> str:
     value = _one(head, suffix)
     if not value:
         return ""
-    name = (_PREFIX + suffix).decode()
+    name = (OURS_PREFIX + suffix).decode()
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -74,7 +75,7 @@ def _integer(head: RequestHead, suffix: bytes) -> int | None:
     value = _one(head, suffix)
     if value is None:
         return None
-    name = (_PREFIX + suffix).decode()
+    name = (OURS_PREFIX + suffix).decode()
     if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
         raise InvalidRequest(f"{name} must be a whole number, not negative.", param=name)
     return int(value)

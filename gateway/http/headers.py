@@ -1,30 +1,16 @@
 """Which fields pass, in both directions; ours are added last, so nothing can shadow them.
 
-RFC 9110, 7.6.1: hop-by-hop fields and those that `Connection` nominates end here. Credentials,
-forwarded fields and everything of ours never passes to an upstream; an upstream's own limits
-and ids never pass to a client as if they were ours.
+What a request's fields are stands in `fields.py`, what an answer's are here: an upstream's own
+limits and ids never pass to a client as if they were ours. Names that `Connection` nominates
+end here in either direction.
 """
 
 from __future__ import annotations
 
 from gateway.core.model import UpstreamTarget
-from gateway.http.identity import CREDENTIAL_FIELDS
+from gateway.http.fields import HOP_BY_HOP
 from gateway.http.request import RequestHead
 
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    b"transfer-encoding upgrade http2-settings".split()
-)
-_NOT_FORWARDED = (
-    HOP_BY_HOP
-    | CREDENTIAL_FIELDS
-    | frozenset(
-        b"host content-length expect x-request-id forwarded x-real-ip x-client-ip client-ip true-client-ip "
-        b"cf-connecting-ip x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override "
-        b"x-original-host via".split()
-    )
-)
-_NOT_FORWARDED_PREFIXES = (b"x-tollkeeper-", b"x-forwarded-")
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
 _NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-", b"x-tollkeeper-")
 NAMES_MAX = 1024
@@ -47,19 +33,12 @@ _KINDS = {
 known_kinds: dict[bytes, int] = {}
 
 
-def forwarded_lines(head: RequestHead, target: UpstreamTarget, without: frozenset[bytes]) -> list[bytes]:
-    """The fields of a request that its upstream may see, and the upstream's own behind them.
-
-    `without` are further names that must not pass.
-    """
-    ours = [(name.lower().encode(), value.encode("latin-1")) for name, value in target.headers]
-    dropped = _NOT_FORWARDED | head.nominated | without | {name for name, _ in ours}
-    lines = [
-        line
-        for name, line in zip(head.names, head.lines, strict=True)
-        if name not in dropped and not name.startswith(_NOT_FORWARDED_PREFIXES)
-    ]
-    lines += [b"%b: %b" % field for field in ours]
+def forwarded_lines(head: RequestHead, target: UpstreamTarget) -> list[bytes]:
+    """The fields of a request that its upstream may see, and the upstream's own behind them."""
+    ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
+    dropped = head.nominated | ours.keys()
+    lines = [line for kind, line in head.fields if kind.passes and kind.lower not in dropped]
+    lines += [b"%b: %b" % field for field in ours.items()]
     return lines
 
 

@@ -10,9 +10,9 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import InvalidApiKey, InvalidRequest
+from gateway.http.fields import CREDENTIAL_FIELDS
 from gateway.http.request import RequestHead
 
-CREDENTIAL_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 _QUERY_NAMES = frozenset({b"key", b"api_key", b"access_token"})
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
@@ -23,7 +23,7 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
     `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are
     two that differ or one is in the query.
     """
-    for pair in head.query[1:].split(b"&"):
+    for pair in head.query[1:].split(b"&") if head.query else ():
         name = pair.partition(b"=")[0]
         if (unquote_to_bytes(name.replace(b"+", b" ")) if b"%" in name else name) in _QUERY_NAMES:
             raise InvalidRequest(
@@ -31,8 +31,9 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
             )
     found = {
         _bearer(value) if name == b"authorization" else value
-        for name, value in zip(head.names, head.values, strict=True)
-        if name in CREDENTIAL_FIELDS and value
+        for name in CREDENTIAL_FIELDS & head.read.keys()
+        for value in head.all(name)
+        if value
     }
     if len(found) > 1:
         raise InvalidRequest("The request carries two different credentials.")

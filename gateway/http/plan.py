@@ -20,9 +20,8 @@ from gateway.http.limits import HttpLimits
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routes import UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
 
-PLANS_MAX = 2048
+PLANS_MAX = 1024
 PLAN_HEAD_BYTES_MAX = 4096
-_COMPRESSION = frozenset({b"accept-encoding"})
 _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 
 
@@ -32,9 +31,8 @@ class Plan:
 
     `refusal` is what this head earns at once (404, 405, or bytes that are not HTTP, and then
     `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
-    `opening` is the upstream request's head without the fields of one request, `plain_opening`
-    the same asking for an uncompressed answer. A `metered` route charges something, and a
-    `buffered` one reads its body before anything is decided.
+    `opening` is the upstream request's head without the fields of one request. A `metered`
+    route charges something, and a `buffered` one reads its body before anything is decided.
     """
 
     family: Family
@@ -59,7 +57,6 @@ class Plan:
     expects: bool = False
     upstream: str = ""
     opening: bytes = b""
-    plain_opening: bytes = b""
     metered: bool = False
     buffered: bool = False
 
@@ -77,6 +74,7 @@ class Planner:
     ) -> None:
         self._table = RouteTable(routes)
         self._targets = targets
+        self._places = {target.name: _place(target.base_url) for target in targets.values()}
         self._service_upstreams = service_upstreams
         self._pepper = pepper
         self._limits = limits
@@ -101,7 +99,7 @@ class Planner:
 
     def _routed(self, head: RequestHead) -> Plan:
         path = head.path.decode("ascii")
-        is_anthropic = head.value(b"anthropic-version") is not None
+        is_anthropic = b"anthropic-version" in head.read
         plan = Plan(
             family_of(path, is_anthropic),
             method=head.method,
@@ -146,27 +144,31 @@ class Planner:
         try:
             plan.attribution, plan.attribution_text = read_attribution(head)
             plan.units = read_units(head, route)
-            if plan.buffered and (head.value(b"content-encoding") or b"identity").lower() != b"identity":
+            if plan.buffered and any(value.lower() != b"identity" for value in head.all(b"content-encoding")):
                 raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
         except Refusal as refusal:
             plan.field_refusal = _bare(refusal)
         if upstream in self._targets:
             path = head.path if match.rest is None else b"/" + match.rest
-            self._open(plan, head, self._targets[upstream], path)
+            plan.opening = self._opening(head, self._targets[upstream], path)
 
-    def _open(self, plan: Plan, head: RequestHead, target: UpstreamTarget, path: bytes) -> None:
-        parts = urlsplit(target.base_url)
-        request_line = b"%b %b%b%b HTTP/1.1" % (
-            head.method,
-            parts.path.rstrip("/").encode(),
-            path,
-            head.query,
-        )
-        first = [request_line, b"host: " + parts.netloc.rpartition("@")[2].encode()]
-        lines = forwarded_lines(head, target, frozenset())
-        plan.opening = b"\r\n".join([*first, *lines, b""])
-        lines = [*forwarded_lines(head, target, _COMPRESSION), b"accept-encoding: identity"]
-        plan.plain_opening = b"\r\n".join([*first, *lines, b""])
+    def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes) -> bytes:
+        """The head of the upstream's request, but for what differs from one request to the next."""
+        prefix, host = self._places[target.name]
+        request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
+        return b"\r\n".join([request_line, host, *forwarded_lines(head, target), b""])
+
+
+def plain_opening(opening: bytes) -> bytes:
+    """The same opening, asking for an answer that is not compressed."""
+    lines = [line for line in opening.split(b"\r\n") if not line[:16].lower().startswith(b"accept-encoding:")]
+    return b"\r\n".join([*lines[:-1], b"accept-encoding: identity", b""])
+
+
+def _place(base_url: str) -> tuple[bytes, bytes]:
+    """The path in front of every path at this base URL, and its Host line."""
+    parts = urlsplit(base_url)
+    return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()
 
 
 def family_of_head(head: bytes) -> Family:

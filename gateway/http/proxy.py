@@ -23,7 +23,7 @@ from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import chunk
 from gateway.http.link import Link
-from gateway.http.plan import Plan
+from gateway.http.plan import Plan, plain_opening
 from gateway.http.relay import AnswerCut, Outlet, relay_body
 from gateway.http.reply import own_answer, refuse
 from gateway.http.routes import USAGE_PATH
@@ -170,7 +170,7 @@ def _send(exchange: Exchange, link: Link, call: Call) -> None:
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
     plan = exchange.plan
-    opening = plan.plain_opening if call.strip_usage else plan.opening
+    opening = plain_opening(plan.opening) if call.strip_usage else plan.opening
     request_id = exchange.request_id.encode()
     if plan.buffered:
         body = call.body

@@ -13,14 +13,9 @@ from typing import Any
 import httptools
 
 from gateway.errors import InvalidRequest, RequestTooLarge
+from gateway.http.fields import FieldKind, field_kind, known_fields
 from gateway.http.limits import HttpLimits
 
-# Field names that decide something here: an underscore must not smuggle a second spelling in.
-_CONTROLLED = frozenset(
-    b"host connection content-length transfer-encoding expect upgrade te trailer authorization "
-    b"x-api-key api-key x-goog-api-key x-request-id forwarded content-type content-encoding".split()
-)
-_CONTROLLED_PREFIXES = (b"x-tollkeeper-", b"x-forwarded-")
 _METHODS = frozenset(
     b"GET HEAD POST PUT PATCH DELETE OPTIONS QUERY PROPFIND PROPPATCH MKCOL COPY MOVE LOCK UNLOCK "
     b"REPORT SEARCH".split()
@@ -32,6 +27,7 @@ _QUERY = re.compile(rb"[\x21\x24-\x7e]*")
 _BAD_PATH = re.compile(rb"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
 _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _LENGTH_DIGITS_MAX = 15
+_CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 
 
 class MalformedRequest(InvalidRequest):
@@ -76,32 +72,29 @@ class RequestTimeout(MalformedRequest):
 
 @dataclass(slots=True)
 class RequestHead:
-    """One accepted head. Names are in lower case; `lines` are the fields as they came.
+    """One accepted head.
 
-    `length` is None where none is stated (or where it was cut off before: `cut_length`).
-    `nominated` are the names that `Connection` makes hop-by-hop.
+    `fields` are all fields, each with what it is and its line as it came; `read` holds the
+    values of those that are read here, by their names in lower case. `length` is None where
+    none is stated (or where it was cut off before: `cut_length`). `nominated` are the names
+    that `Connection` makes hop-by-hop.
     """
 
     method: bytes
     path: bytes
     query: bytes
     minor: int
-    names: list[bytes]
-    values: list[bytes]
-    lines: list[bytes]
+    fields: list[tuple[FieldKind, bytes]]
+    read: dict[bytes, list[bytes]]
     length: int | None = None
     chunked: bool = False
     keep_alive: bool = True
     expects: bool = False
     nominated: frozenset[bytes] = frozenset()
 
-    def value(self, name: bytes) -> bytes | None:
-        """The value of the first field of this name."""
-        return self.values[self.names.index(name)] if name in self.names else None
-
     def all(self, name: bytes) -> list[bytes]:
-        """Every value of a name, in order."""
-        return [value for each, value in zip(self.names, self.values, strict=True) if each == name]
+        """Every value of a name that is read here, in order."""
+        return self.read.get(name, [])
 
 
 def cut_length(head: bytes) -> tuple[bytes, int]:
@@ -131,10 +124,8 @@ def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
     method, target, minor = _request_line(line)
     _judge(head)
     path, query = _target(target)
-    names = [field[: field.find(b":")].lower() for field in fields]
-    values = [field[field.find(b":") + 1 :].strip(b" \t") for field in fields]
-    read = RequestHead(method, path, query, minor, names, values, fields)
-    _check_names(names)
+    understood, values = _fields(fields)
+    read = RequestHead(method, path, query, minor, understood, values)
     _check_host(read)
     _read_framing(read)
     _read_connection(read)
@@ -200,12 +191,20 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
     return path, mark + query
 
 
-def _check_names(names: list[bytes]) -> None:
-    for name in names:
-        if b"_" in name:
-            plain = name.replace(b"_", b"-")
-            if plain in _CONTROLLED or plain.startswith(_CONTROLLED_PREFIXES):
-                raise MalformedRequest(f"The field {name.decode()} must be written {plain.decode()}.")
+def _fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
+    """Every field with what it is, and the values of those that are read here."""
+    fields: list[tuple[FieldKind, bytes]] = []
+    read: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        kind = known_fields.get(name) or field_kind(name)
+        fields.append((kind, line))
+        if kind.read:
+            read.setdefault(kind.lower, []).append(value.strip(b" \t"))
+        elif kind.shadows:
+            plain = kind.lower.replace(b"_", b"-")
+            raise MalformedRequest(f"The field {kind.lower.decode()} must be written {plain.decode()}.")
+    return fields, read
 
 
 def _check_host(head: RequestHead) -> None:
@@ -236,7 +235,7 @@ def _read_connection(head: RequestHead) -> None:
     tokens = frozenset(
         token.strip(b" \t").lower() for value in head.all(b"connection") for token in value.split(b",")
     )
-    head.nominated = tokens - {b"", b"close", b"keep-alive", b"upgrade"}
+    head.nominated = tokens - _CONNECTION_OPTIONS
     head.keep_alive = b"close" not in tokens and (head.minor == 1 or b"keep-alive" in tokens)
     for value in head.all(b"upgrade"):
         if b"websocket" in value.lower():

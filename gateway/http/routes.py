@@ -31,16 +31,20 @@ class Match:
 
 
 class RouteTable:
-    """Routes in the order of the configuration; the first path that matches decides."""
+    """A path without parameters decides first, then the others in the order of the configuration."""
 
     def __init__(self, routes: tuple[Route, ...]) -> None:
         self._entries: list[tuple[re.Pattern[str], list[Route]]] = []
+        self._exact: dict[str, list[Route]] = {}
         by_pattern: dict[str, list[Route]] = {}
         for route in routes:
             pattern = _pattern(route.path)
             if pattern not in by_pattern:
                 by_pattern[pattern] = []
-                self._entries.append((re.compile(pattern), by_pattern[pattern]))
+                if "{" in route.path:
+                    self._entries.append((re.compile(pattern), by_pattern[pattern]))
+                else:
+                    self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
         anthropic = next((route for route in routes if route.family is Family.ANTHROPIC), None)
         self.anthropic_upstream = anthropic.upstream if anthropic is not None else ""
@@ -51,6 +55,9 @@ class RouteTable:
 
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list."""
+        exact = self._exact.get(path)
+        if exact is not None:
+            return _match(exact, method, {}, None)
         for pattern, routes in self._entries:
             found = pattern.fullmatch(path)
             if found is None:
@@ -58,10 +65,7 @@ class RouteTable:
             groups = found.groupdict()
             rest = groups.pop("rest_of_path", None)
             params = {name: unquote(value) for name, value in groups.items()}
-            for route in routes:
-                if _takes(route, method):
-                    return Match(route, params, rest.encode() if rest is not None else None)
-            return Match(None, allow=_allow(routes))
+            return _match(routes, method, params, rest)
         return None
 
 
@@ -73,6 +77,13 @@ def family_of(path: str, is_anthropic: bool) -> Family:
         if path.startswith(prefix):
             return Family.ANTHROPIC if is_anthropic and path.startswith("/v1/models") else family
     return Family.GENERIC
+
+
+def _match(routes: list[Route], method: str, params: dict[str, str], rest: str | None) -> Match:
+    for route in routes:
+        if _takes(route, method):
+            return Match(route, params, rest.encode() if rest is not None else None)
+    return Match(None, allow=_allow(routes))
 
 
 def _takes(route: Route, method: str) -> bool:
