@@ -7,6 +7,7 @@ that is a refusal is never remembered, so that a flood of bad heads displaces no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ from gateway.http.routes import UNREAD_METERS, USAGE_PATH, Match, RouteTable, fa
 
 PLANS_MAX = 1024
 PLAN_HEAD_BYTES_MAX = 4096
+_GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
+_REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 
 
@@ -151,6 +154,8 @@ class Planner:
         if upstream in self._targets:
             path = head.path if match.rest is None else b"/" + match.rest
             plan.opening = self._opening(head, self._targets[upstream], path)
+            if plan.buffered and head.all(b"accept-encoding"):
+                plan.opening = with_coding(plan.opening, _readable_coding(head))
 
     def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes) -> bytes:
         """The head of the upstream's request, but for what differs from one request to the next."""
@@ -159,10 +164,17 @@ class Planner:
         return b"\r\n".join([request_line, host, *forwarded_lines(head, target), b""])
 
 
-def plain_opening(opening: bytes) -> bytes:
-    """The same opening, asking for an answer that is not compressed."""
+def with_coding(opening: bytes, coding: bytes) -> bytes:
+    """The same opening, asking for an answer in this content coding alone."""
     lines = [line for line in opening.split(b"\r\n") if not line[:16].lower().startswith(b"accept-encoding:")]
-    return b"\r\n".join([*lines[:-1], b"accept-encoding: identity", b""])
+    return b"\r\n".join([*lines[:-1], b"accept-encoding: " + coding, b""])
+
+
+def _readable_coding(head: RequestHead) -> bytes:
+    """A coding that the client takes and a meter can read; an answer in another could only be estimated."""
+    offered = b",".join(head.all(b"accept-encoding")).lower().replace(b" ", b"").split(b",")
+    accepted = {offer.partition(b";")[0] for offer in offered if not _REFUSED.search(offer)}
+    return b"gzip" if _GZIP & accepted else b"identity"
 
 
 def _place(base_url: str) -> tuple[bytes, bytes]:

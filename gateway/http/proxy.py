@@ -16,6 +16,7 @@ from gateway.errors import (
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from gateway.http.answer import AnswerHead
@@ -23,7 +24,7 @@ from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import chunk
 from gateway.http.link import Link
-from gateway.http.plan import Plan, plain_opening
+from gateway.http.plan import Plan, with_coding
 from gateway.http.relay import AnswerCut, Outlet, relay_body
 from gateway.http.reply import own_answer, refuse
 from gateway.http.routes import USAGE_PATH
@@ -114,7 +115,7 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
         decision = None
         if charge is not None:
             charge.meter, decision = meter, charge.decision
-        outlet = Outlet(exchange, answer, decision, call.strip_usage)
+        outlet = Outlet(exchange, answer, decision, call.strip_usage and 200 <= status < 300)
         if link.complete:
             tail = meter.feed(link.take()) + meter.finish()
         else:
@@ -129,8 +130,8 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
             _check_charged(await charge.settle(status, True))
             outlet.end(tail)
     except Refusal as failure:
-        if not exchange.ended_upstream:
-            worker.ports.tally.upstream_failures += 1
+        if isinstance(failure, UpstreamUnreachable | UpstreamTimeout):
+            _note_failure(exchange, worker, failure)
         if exchange.opened:
             raise AnswerCut(failure.message) from failure
         raise
@@ -139,6 +140,16 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
             await exchange.charge.settle(exchange.status, False)
         if link is not None and upstream is not None:
             upstream.give_back(link, exchange.connection.body_complete)
+
+
+def _note_failure(exchange: Exchange, worker: Worker, failure: Refusal) -> None:
+    worker.ports.tally.upstream_failures += 1
+    worker.ports.log(
+        "upstream_failed",
+        request_id=exchange.request_id,
+        upstream=exchange.plan.upstream,
+        why=failure.message,
+    )
 
 
 def _answer(link: Link) -> AnswerHead:
@@ -170,7 +181,7 @@ def _send(exchange: Exchange, link: Link, call: Call) -> None:
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
     plan = exchange.plan
-    opening = plain_opening(plan.opening) if call.strip_usage else plan.opening
+    opening = with_coding(plan.opening, b"identity") if call.strip_usage else plan.opening
     request_id = exchange.request_id.encode()
     if plan.buffered:
         body = call.body

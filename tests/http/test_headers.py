@@ -202,6 +202,25 @@ async def test_models_are_anthropics_when_its_version_is_sent() -> None:
         assert b'"code":"invalid_api_key"' in got.body
 
 
+@pytest.mark.parametrize(
+    ("offered", "asked"),
+    [
+        (b"gzip, deflate, br, zstd", b"gzip"), (b"br;q=1.0, gzip;q=0.5", b"gzip"), (b"br, zstd", b"identity"),
+        (b"gzip;q=0, br", b"identity"), (b"*", b"gzip"), (b"", b"identity"), (b"gzip; q=0.0", b"identity"),
+    ],
+)  # fmt: skip
+async def test_a_metered_answer_is_asked_for_in_a_coding_that_can_be_read(
+    offered: bytes, asked: bytes
+) -> None:
+    async with staged() as stage:
+        fields = b"Accept-Encoding: " + offered + b"\r\n"
+        await stage.ask(post(CHAT, fields=fields))
+        await stage.ask(post(b"x", b"/services/search/x", fields=fields))
+        metered, passed = stage.upstream.received
+        assert metered.all(b"accept-encoding") == [asked]
+        assert passed.all(b"accept-encoding") == [offered]
+
+
 async def test_nothing_secret_is_logged() -> None:
     async with staged() as stage:
         await stage.ask(post(CHAT, fields=b'x-tollkeeper-metadata: {"private":1}\r\n'))

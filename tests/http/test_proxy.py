@@ -197,6 +197,13 @@ async def test_an_upstreams_own_error_passes_and_charges_nothing() -> None:
         assert len(stage.counters.releases) == 1
 
 
+async def test_an_error_to_a_stream_keeps_its_length() -> None:
+    async with staged() as stage:
+        stage.upstream.scripts.append([answer(b'{"error":{}}', b"", b"400 Bad Request")])
+        got = await stage.ask(post(CHAT_STREAM))
+        assert (got.status, got.body, got.one(b"content-length")) == (400, b'{"error":{}}', b"12")
+
+
 async def test_usage_needs_a_key_and_no_upstream() -> None:
     async with staged() as stage:
         got = await stage.ask(get(b"/.tollkeeper/usage"), "GET")
