@@ -48,12 +48,11 @@ if credits > 0 and credits > o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD] then
   return refused(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, now, 4, 5, o[CHELD], o[BALANCE], 0)
 end
 
-local taken = {0, 0, 0, 0}
-for scope = 1, 4 do if scopes[scope] then taken[scope] = take(scopes[scope], need) end end
+local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)
 t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
 local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (counts and HOLD_COUNTS or 0)
   + (has(flags, 16) and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
-local hold = struct.pack(HOLD_FORM, kept, tokens, taken[1], taken[2], taken[3], taken[4], credits, 0,
+local hold = struct.pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
 redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
 local err = reset and append(KEYS[3], {reset})

@@ -12,10 +12,10 @@
 --   -1 and -2 with mode charge append the call to the late lane, where the keeper looks it up
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV ~= 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 arguments') end
-local s = settlement_of(ARGV)
-if #KEYS ~= s.keys then return redis.error_reply('ERR settle takes a key for each flag') end
+local s, run_id, with_user, tombstone = settlement_of(ARGV)
+if #KEYS ~= 9 + (with_user and 1 or 0) + (s.one_time and 1 or 0) then return redis.error_reply('ERR settle takes a key for each flag') end
 local raw = redis.call('MGET', unpack(KEYS, 5))
-local epoch = verified(raw[1], s.run_id)
+local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
 local posted = s.mode == POST and redis.call('HEXISTS', KEYS[4], s.request) == 1
@@ -30,13 +30,14 @@ if gone then
   end
   return struct.pack('<dd', gone, now)
 end
-if not h or has(h[1], HOLD_RECLAIMED) then h = NO_HOLD end
+local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
+if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
 local t, o, k = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[5] and open(KEY_FORM, raw[5])
-local u = s.with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
-local a_key = KEYS[s.with_user and 11 or 10]
-local a = s.one_time and activation(raw[s.with_user and 7 or 6])
+local u = with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
+local a_key = KEYS[with_user and 11 or 10]
+local a = s.one_time and activation(raw[with_user and 7 or 6])
 
-local events, slots = {due(t, now, epoch)}, h == NO_HOLD and 0 or 1
+local events = {due(t, now, epoch)}
 give(t, now, slots, h[H_TENANT_TPM], s.tokens)
 give(o, now, slots, h[H_ORG_TPM], s.tokens)
 if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
@@ -53,9 +54,9 @@ if err then
   return err
 end
 if s.mode == POST then redis.call('HSET', KEYS[4], s.request, '1') end
-if s.mode == RECLAIM and h ~= NO_HOLD then
+if s.mode == RECLAIM and slots == 1 then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
-  redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', s.tombstone))
+  redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', tombstone))
 else
   redis.call('DEL', KEYS[6])
 end

@@ -2,7 +2,6 @@
 local VERSION_1, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVATES = 1, 1, 2, 4, 8, 16, 32, 64, 128
 local CONSUME, RESET, RECHARGE, ADJUST, BLOCK, UNBLOCK, CREDIT = 1, 2, 3, 4, 5, 6, 7
 local NOTE_LATE, NOTE_RECLAIMED = 1, 2
-local NO_CREDITS, NO_SPEND = {0, 0, 0}, {0, 0, 0, 0}
 local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Bc0Bc0Hc0'
 
 local function exceeded(t)
@@ -17,15 +16,14 @@ local function standing(t)
   return flags
 end
 
--- facts: kind, flags, note, at, epoch, key, service, amount, credit {seq, credits, balance},
--- spend {seq, units, amount, spent}, source, user, attribution, metadata
+-- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance,
+-- spend_seq, units, spend, spent, source, user, attribution, metadata
 local function event(t, o_id, f)
-  local c, s = f.credit or NO_CREDITS, f.spend or NO_SPEND
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
   return struct.pack(EVENT_FORM, VERSION_1, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
     t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,
-    c[1], c[2], c[3], s[1], s[2], s[3], s[4],
+    f.credit_seq or 0, f.credits or 0, f.balance or 0, f.spend_seq or 0, f.units or 0, f.spend or 0, f.spent or 0,
     #source, source, #user, user, #attribution, attribution, #metadata, metadata)
 end
 

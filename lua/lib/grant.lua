@@ -5,7 +5,7 @@ local function credit(o, t, now, epoch, amount, f)
   o[BALANCE], o[CSEQ] = o[BALANCE] + amount, o[CSEQ] + 1
   o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
   f.kind, f.flags, f.at, f.epoch = CREDIT, CREDITS + (amount >= 0 and INWARD or 0), o[CREDIT_AT], epoch
-  f.credit = {o[CSEQ], math.abs(amount), o[BALANCE]}
+  f.credit_seq, f.credits, f.balance = o[CSEQ], math.abs(amount), o[BALANCE]
   return event(nil, o[ORG], f)
 end
 

@@ -1,20 +1,18 @@
 -- settlement: what settle charges and appends. Needs state, event, admit.
 local CHARGE, RELEASE, RECLAIM, POST = 1, 2, 3, 4
-local NO_HOLD = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
+-- the packed argument: what is charged, and what only the script itself asks for
 local function settlement_of(argv)
   local run_id, mode, tokens, credits, units, spend, service, _, _, key, flags, tombstone, request =
     struct.unpack('<c40BddddddddBdc36', argv[1])
   local one_time = has(flags, 2)
   return {
-    run_id = run_id, mode = mode, tokens = tokens, credits = credits, units = units, spend = spend,
-    service = service, key = key, tombstone = tombstone, request = request,
-    user = argv[2], attribution = argv[3], metadata = argv[4],
-    with_user = has(flags, 1), one_time = one_time, counts = has(flags, 4), uses = has(flags, 16), pays = has(flags, 32),
-    keys = 9 + flags % 2 + (one_time and 1 or 0),
+    mode = mode, tokens = tokens, credits = credits, units = units, spend = spend, service = service, key = key,
+    request = request, user = argv[2], attribution = argv[3], metadata = argv[4],
+    one_time = one_time, counts = has(flags, 4), uses = has(flags, 16), pays = has(flags, 32),
     -- a call that went silent before anything was seen of it costs nothing
     free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0),
-  }
+  }, run_id, has(flags, 1), tombstone
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
@@ -39,14 +37,14 @@ local function charge(s, t, o, now, epoch, activates)
   if (s.pays and not s.one_time) or activates then
     o[BALANCE], o[CSEQ] = o[BALANCE] - s.credits, o[CSEQ] + 1
     o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
-    f.flags, f.credit = f.flags + CREDITS, {o[CSEQ], s.credits, o[BALANCE]}
+    f.flags, f.credit_seq, f.credits, f.balance = f.flags + CREDITS, o[CSEQ], s.credits, o[BALANCE]
   end
   if s.uses then
     local _, _, civil = calendar()
     local year, month = civil(math.floor(now / DAY_MS))
     if year * 12 + month > o[MONTH] then o[MONTH], o[SPENT] = year * 12 + month, 0 end
     o[SPENT], o[SSEQ] = o[SPENT] + s.spend, o[SSEQ] + 1
-    f.flags, f.spend = f.flags + USAGE, {o[SSEQ], s.units, s.spend, o[SPENT]}
+    f.flags, f.spend_seq, f.units, f.spend, f.spent = f.flags + USAGE, o[SSEQ], s.units, s.spend, o[SPENT]
   end
   if s.counts then
     t[USED] = t[USED] + s.tokens
