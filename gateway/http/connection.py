@@ -242,6 +242,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._phase == _BODY:
             self._phase = _DISCARD
             self._discarded = 0
+            self.deadline = self._host.clock.now + self._limits.body_s
             self._resume(_UNWANTED | _SLOW_UPSTREAM)
         else:
             self._next()
