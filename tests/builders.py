@@ -280,12 +280,15 @@ class World:
 
     def events(self) -> list[Event]:
         """The outbox, decoded, oldest first."""
-        entries = cast("list[Any]", self.client.xrange(keys.outbox(self.p)))
-        return [decode(fields[b"e"]) for _, fields in entries]
+        return [decode(fields[b"e"]) for _, fields in self.entries(keys.outbox(self.p))]
 
     def late(self) -> list[dict[bytes, bytes]]:
         """The late lane's entries."""
-        return [fields for _, fields in cast("list[Any]", self.client.xrange(keys.late(self.p)))]
+        return [fields for _, fields in self.entries(keys.late(self.p))]
+
+    def entries(self, stream: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """A stream as it is, oldest first."""
+        return cast("list[tuple[bytes, dict[bytes, bytes]]]", self.client.xrange(stream))
 
     def deadlines(self) -> dict[str, int]:
         found = cast("list[Any]", self.client.zrange(keys.deadlines(self.p), 0, -1, withscores=True))

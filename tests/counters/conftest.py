@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -12,6 +13,13 @@ from gateway.counters.wire import Wire, parse_url
 from tests.builders import World
 
 Connect = Callable[..., Awaitable[Wire]]
+
+
+async def eventually(done: Callable[[], Any]) -> None:
+    """Wait until it is so."""
+    async with asyncio.timeout(15):
+        while not done():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

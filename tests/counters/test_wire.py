@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -20,7 +19,7 @@ from gateway.counters.wire import PENDING_MAX, Reply, Wire, encode, encode_scrip
 from gateway.errors import CountersUnavailable, SettingError
 from tests.builders import World
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import Connect
+from tests.counters.conftest import Connect, eventually
 from tests.counters.fake_redis import bulk, fake_redis
 
 START = Callable[..., ValkeyServer]
@@ -28,12 +27,6 @@ START = Callable[..., ValkeyServer]
 
 async def ask(wire: Wire, *parts: bytes) -> Reply:
     return await in_task(wire.send(encode(*parts)))
-
-
-async def eventually(done: Callable[[], Any]) -> None:
-    async with asyncio.timeout(15):
-        while not done():
-            await asyncio.sleep(0.01)
 
 
 async def failed(wait: Wait[Reply]) -> bool:
