@@ -15,7 +15,7 @@ from gateway.core.definitions import PlanTerms, TenantDefinition
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement, Verdict
 from gateway.counters import keys, packing, scripts, states
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
-from tests.conftest import ValkeyServer, wait_until
+from tests.conftest import ValkeyServer, free_port, wait_until
 
 LUA = Path(__file__).parents[2] / "lua"
 VERBS = list(scripts.VERBS)
@@ -85,7 +85,7 @@ def test_every_call_runs(world: World, name: str) -> None:
 
 
 def test_every_script_runs_in_cluster_mode_on_its_one_slot(own_valkey: Callable[..., ValkeyServer]) -> None:
-    server = own_valkey("--cluster-enabled", "yes")
+    server = own_valkey("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis.Redis(port=server.port) as client:
         cluster(client, "ADDSLOTSRANGE", "0", "16383")
         wait_until(lambda: cluster(client, "INFO")["cluster_state"] == "ok")
