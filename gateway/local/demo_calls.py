@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ class Noted:
             "request_id": asked.headers.get("x-request-id", ""),
             "path": asked.path,
             "model": turn.model,
+            "body_sha256": hashlib.sha256(asked.content).hexdigest(),
             "input": turn.input + cached,
             "output": output,
             "total": turn.input + cached + output,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import signal
@@ -35,6 +36,7 @@ from gateway.local.demo_request import Asked, read
 
 HEAD_BYTES_MAX = 65_536
 KEEP_ALIVE_S = 75.0
+ECHOED_BYTES_MAX = 65_536
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Server Error"}
 MODEL_CALL = re.compile(r"^/v1(?:beta)?/models/([^/:]+):(\w+)$")
 MODEL = re.compile(r"^/v1(beta)?/models(?:/([^/:]+))?$")
@@ -229,8 +231,9 @@ def _echo(asked: Asked) -> Reply:
         "method": asked.method,
         "target": asked.target,
         "headers": asked.raw_headers,
-        "body": asked.content.decode(errors="replace"),
+        "body": asked.content[:ECHOED_BYTES_MAX].decode(errors="replace"),
         "bytes": len(asked.content),
+        "sha256": hashlib.sha256(asked.content).hexdigest(),
         "units": units,
     }
     return Reply(

@@ -67,7 +67,10 @@ async def test_a_message_that_is_cut_ends_in_its_own_shape() -> None:
         b'{"input_tokens":9,"output_tokens":1}}}\n\n'
     )
     block = b'event: content_block_start\ndata: {"type":"content_block_start","index":0}\n\n'
-    delta = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"text":"word "}}\n\n'
+    delta = (
+        b"event: content_block_delta\n"
+        b'data: {"type":"content_block_delta","index":0,"delta":{"text":"word "}}\n\n'
+    )
     async with staged() as stage:
         stage.counters.extension = (40, True, True)
         stage.upstream.scripts.append(

@@ -81,7 +81,7 @@ class Comparison:
         """Let the gateway learn the model from complete answers, and leave those out of the comparison."""
         self.run([(api, None, {"words": WORDS})] * WARMING)
         self._settled()
-        self._known = {noted["request_id"] for noted in self._noted()}
+        self._known = {noted["request_id"] for noted in self.noted()}
         first = self._heard[0]
         self._heard.clear()
         return first
@@ -90,7 +90,7 @@ class Comparison:
         """Compare once everything is settled; `should` says what a call of the upstream is charged as."""
         self._settled()
         charged = self._charged()
-        noted = {one["request_id"]: one for one in self._noted()}
+        noted = {one["request_id"]: one for one in self.noted()}
         assert charged.keys() <= noted.keys(), "charged for calls the upstream never had"
         calls = [one for name, one in noted.items() if name not in self._known]
         each = [(one, charged.get(one["request_id"], 0), should(one)) for one in calls]
@@ -110,7 +110,7 @@ class Comparison:
             quota = self.stack.quota(self.tenant)
             return quota["tokens_held"] == 0 and sum(self._charged().values()) == quota["tokens_used"]
 
-        eventually(lambda: all(one["over"] for one in self._noted()), 30)
+        eventually(lambda: all(one["over"] for one in self.noted()), 30)
         eventually(is_settled, 30)
 
     def _charged(self) -> dict[str, int]:
@@ -120,7 +120,8 @@ class Comparison:
         )
         return {name: int(amount) for name, amount in self.stack.rows(query)}
 
-    def _noted(self) -> list[Noted]:
+    def noted(self) -> list[Noted]:
+        """What the upstream has counted so far of this comparison's calls."""
         found: list[Noted] = httpx.get(
             f"{self.stack.upstream_url}/demo/calls", params={"model": self.model}
         ).json()["calls"]

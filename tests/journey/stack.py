@@ -43,6 +43,7 @@ class Stack:
     api_key: str
     database_url: str
     redis_url: str
+    upstream_url: str
     pids: dict[str, Any]
 
     def __init__(self, data_dir: Path, *options: str, **environ: str) -> None:
@@ -134,7 +135,11 @@ class Stack:
         headers = {name.replace("_", "-"): fields.pop(name) for name in list(fields) if name.startswith("x_")}
         if usage:
             headers["x-demo-usage"] = usage
-        body = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
+        body = {
+            "model": "demo-small",
+            "messages": [{"role": "user", "content": "hello there"}],
+            "max_tokens": 16,
+        }
         return httpx.post(
             f"{self.gateway_url}/v1/chat/completions",
             json=body | fields,

@@ -33,7 +33,9 @@ def test_sdk_chat_is_in_the_ledger_within_two_seconds(stack: Stack) -> None:
     assert rows[0]["metadata"]["model"] == "demo-small"
     assert (rows[0]["metadata"]["input"], rows[0]["metadata"]["output"]) == (17, 25)
     assert rows[0]["metadata"]["estimated"] is False
-    stored = stack.rows(f"select amount, total_remaining, seq from token_ledger where tenant_id = {tenant} order by seq")
+    stored = stack.rows(
+        f"select amount, total_remaining, seq from token_ledger where tenant_id = {tenant} order by seq"
+    )
     assert stored == [(1000, 1000, 1), (42, 958, 2)]
     assert stack.quota(tenant)["tokens_used"] == 42
 
@@ -75,7 +77,7 @@ def test_answer_is_the_upstreams_byte_for_byte(stack: Stack, stream: bool) -> No
         "stream": stream,
         **({"stream_options": {"include_usage": True}} if stream else {}),
     }
-    direct = httpx.post(f"{stack.upstream_url}/v1/chat/completions", json=body)  # type: ignore[attr-defined]  # from the JSON line
+    direct = httpx.post(f"{stack.upstream_url}/v1/chat/completions", json=body)
     through = httpx.post(
         f"{stack.gateway_url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
     )
@@ -114,14 +116,18 @@ def test_usage_command_shows_the_tokens(stack: Stack) -> None:
         capture_output=True,
         check=True,
     )
-    assert f'"tenant_id": {tenant}' in shown.stdout.decode() or f'"tenant_id":{tenant}' in shown.stdout.decode()
+    assert (
+        f'"tenant_id": {tenant}' in shown.stdout.decode() or f'"tenant_id":{tenant}' in shown.stdout.decode()
+    )
     assert "42" in shown.stdout.decode()
 
 
 def test_key_holder_sees_what_is_left(stack: Stack) -> None:
     tenant, key = stack.tenant()
     stack.chat(key, "30,12")
-    seen = httpx.get(f"{stack.gateway_url}/.tollkeeper/usage", headers={"authorization": f"Bearer {key}"}).json()
+    seen = httpx.get(
+        f"{stack.gateway_url}/.tollkeeper/usage", headers={"authorization": f"Bearer {key}"}
+    ).json()
     assert (seen["tenant"], seen["tokens_used"], seen["tokens_remaining"]) == (tenant, 42, 958)
     assert seen["next_reset_at"].endswith("T00:00:00.000Z")
 
@@ -132,7 +138,9 @@ def test_no_key_wrong_key_and_revoked_key_are_401(stack: Stack) -> None:
             model="m", messages=[{"role": "user", "content": "x"}]
         )
     assert httpx.post(f"{stack.gateway_url}/v1/chat/completions", json={}).status_code == 401
-    tenant = stack.make("tenants", name="revoked", plan_id=stack.make("token-plans", name="r", total_amount=9)["id"])
+    tenant = stack.make(
+        "tenants", name="revoked", plan_id=stack.make("token-plans", name="r", total_amount=9)["id"]
+    )
     key = stack.make("api-keys", tenant_id=tenant["id"], name="k")
     assert stack.chat(key["key"], "1,1").status_code == 200
     assert stack.admin("POST", f"/api-keys/{key['id']}/revoke")[0] == 200

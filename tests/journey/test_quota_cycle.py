@@ -15,8 +15,13 @@ def test_every_movement_is_a_row_with_a_gapless_seq(stack: Stack) -> None:
     tenant, key = stack.tenant(100)
     stack.chat(key, "40,20")
     assert stack.act(tenant, "recharge", amount=500)["tokens_remaining"] == 540
-    assert stack.act(tenant, "adjust", amount=40, direction="OUT", reason="correction")["tokens_remaining"] == 500
-    assert stack.act(tenant, "adjust", amount=10, direction="IN", reason="goodwill")["tokens_remaining"] == 510
+    assert (
+        stack.act(tenant, "adjust", amount=40, direction="OUT", reason="correction")["tokens_remaining"]
+        == 500
+    )
+    assert (
+        stack.act(tenant, "adjust", amount=10, direction="IN", reason="goodwill")["tokens_remaining"] == 510
+    )
     quota = stack.act(tenant, "reset")
     assert (quota["tokens_remaining"], quota["tokens_used"]) == (100, 0)
     rows = stack.settled(tenant, 6)
@@ -115,7 +120,9 @@ def test_read_only_token_reads_and_changes_nothing(stack: Stack) -> None:
     tenant, _ = stack.tenant()
     token = stack.make("admin-tokens", name="auditor", role="readonly")["token"]
     assert stack.admin("GET", f"/tenant-quotas/{tenant}", authorization=f"Bearer {token}")[0] == 200
-    status, _ = stack.admin("POST", f"/tenants/{tenant}/recharge", {"amount": 1}, authorization=f"Bearer {token}")
+    status, _ = stack.admin(
+        "POST", f"/tenants/{tenant}/recharge", {"amount": 1}, authorization=f"Bearer {token}"
+    )
     assert status == 403
     assert stack.quota(tenant)["tokens_remaining"] == 1000
 

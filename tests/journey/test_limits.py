@@ -1,0 +1,214 @@
+"""Every limit on every scope: refused by name, changed within a second, told to who asks, never leaked."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.journey.stack import Body, Stack, eventually
+
+USER = "käthe o'hara / 7"
+SCOPES = ("this API key", "this user", "this tenant", "this organization")
+
+
+class Caller:
+    """A tenant with its organization and key, each of which may be limited."""
+
+    def __init__(self, stack: Stack, **key: Any) -> None:
+        self.stack = stack
+        self.tenant, _ = stack.tenant(None)
+        made = stack.make("api-keys", tenant_id=self.tenant, **key)
+        self.key, self.key_id = made["key"], made["id"]
+        self.organization = stack.admin("GET", f"/tenants/{self.tenant}")[1]["organization_id"]
+
+    def limit(self, scope: str, **limits: int | None) -> None:
+        """Set limits where refusals speak of `scope`."""
+        places = {
+            "this API key": (f"/api-keys/{self.key_id}", "limits"),
+            "this user": (f"/tenants/{self.tenant}", "user_limits"),
+            "this tenant": (f"/tenants/{self.tenant}", "limits"),
+            "this organization": (f"/organizations/{self.organization}", "limits"),
+        }
+        path, field = places[scope]
+        status, body = self.stack.admin("PATCH", path, {field: limits})
+        assert status == 200, body
+
+    def call(self, usage: str = "1,1", user: str = USER, **fields: Any) -> httpx.Response:
+        """One chat call of a user; more than ASCII travels as UTF-8."""
+        body = {"model": "demo-small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        return httpx.post(
+            f"{self.stack.gateway_url}/v1/chat/completions",
+            json=body | fields.pop("body", {}),
+            headers=[
+                (b"authorization", f"Bearer {self.key}".encode()),
+                (b"x-demo-usage", usage.encode()),
+                (b"x-tollkeeper-user", user.encode()),
+                *(
+                    (f"x-demo-{name}".replace("_", "-").encode(), value.encode())
+                    for name, value in fields.items()
+                ),
+            ],
+            timeout=30,
+        )
+
+    def usage(self, user: str = USER) -> Body:
+        """What the key holder is told."""
+        headers = [(b"authorization", f"Bearer {self.key}".encode()), (b"x-tollkeeper-user", user.encode())]
+        told: Body = httpx.get(f"{self.stack.gateway_url}/.tollkeeper/usage", headers=headers).json()
+        return told
+
+
+def refused(answer: httpx.Response) -> tuple[int, str, str]:
+    assert answer.status_code != 200
+    return answer.status_code, answer.headers["x-tollkeeper-reason"], answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_requests_a_minute(stack: Stack, scope: str) -> None:
+    caller = Caller(stack)
+    caller.limit(scope, requests_per_minute=3)
+    answers = [caller.call() for _ in range(4)]
+    assert [answer.status_code for answer in answers[:3]] == [200] * 3
+    assert answers[0].headers["x-ratelimit-remaining-requests"] == "2"
+    status, reason, message = refused(answers[3])
+    assert (status, reason) == (429, "rate_limited")
+    assert message.startswith(f"Rate limit of {scope}: 3 of 3 requests a minute are used until 20")
+    assert 1 <= int(answers[3].headers["retry-after"]) <= 20
+    assert answers[3].headers["x-should-retry"] == "true"
+    assert len(stack.settled(caller.tenant, 4)) == 4  # the reset and three calls: refusals leave no row
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_tokens_a_minute_with_debt(stack: Stack, scope: str) -> None:
+    caller = Caller(stack)
+    caller.limit(scope, tokens_per_minute=100)
+    assert caller.call("150,50").status_code == 200
+    answer = caller.call()
+    assert refused(answer)[:2] == (429, "rate_limited")
+    assert f"Rate limit of {scope}: 200 of 100 tokens a minute are used until" in refused(answer)[2]
+    assert 55 <= int(answer.headers["retry-after"]) <= 61  # 200 drained to 99, at 100 a minute
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_requests_at_once(stack: Stack, scope: str) -> None:
+    caller = Caller(stack)
+    caller.limit(scope, concurrency=2)
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(caller.call, delay_s="0.6") for _ in range(2)]
+        answer = eventually(lambda: (got := caller.call()).status_code == 429 and got, 2)
+        assert refused(answer)[1] == "concurrency_limited"
+        assert f"Concurrency limit of {scope}: 2 of 2 requests at once" in refused(answer)[2]
+        assert [each.result().status_code for each in slow] == [200, 200]
+    assert caller.call().status_code == 200
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_changed_limit_counts_within_a_second_up_and_down_with_calls_in_flight(
+    stack: Stack, scope: str
+) -> None:
+    caller = Caller(stack)
+    caller.limit(scope, concurrency=3)
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(caller.call, delay_s="1.2") for _ in range(3)]
+        time.sleep(0.3)
+        assert caller.call().status_code == 429
+        caller.limit(scope, concurrency=4)
+        assert eventually(lambda: caller.call().status_code == 200, 1.0)
+        caller.limit(scope, concurrency=1)
+        answer = eventually(lambda: (got := caller.call()).status_code == 429 and got, 1.0)
+        assert f"Concurrency limit of {scope}: 3 of 1 requests at once" in refused(answer)[2]
+        assert [each.result().status_code for each in slow] == [200] * 3
+    assert caller.call().status_code == 200
+    caller.limit(scope, requests_per_minute=1)
+    assert eventually(lambda: caller.call().status_code == 429, 1.0)
+    caller.limit(scope)
+    assert eventually(lambda: caller.call().status_code == 200, 1.0)
+
+
+def test_users_have_limits_each_and_their_own_stand_above_the_tenants(stack: Stack) -> None:
+    caller = Caller(stack)
+    caller.limit("this user", requests_per_minute=1)
+    assert [caller.call(user=user).status_code for user in ("ann", "bob", "ann")] == [200, 200, 429]
+    assert caller.call(user="").status_code == 200  # nobody's user has nobody's limits
+
+    def met() -> Any:
+        users = stack.admin("GET", f"/users?organization_id={caller.organization}")[1]["items"]
+        return {user["external_id"]: user["id"] for user in users if user["external_id"] in ("ann", "bob")}
+
+    users = eventually(lambda: len(found := met()) == 2 and found)  # made on first sight
+    assert stack.admin("PATCH", f"/users/{users['ann']}", {"limits": {"requests_per_minute": 5}})[0] == 200
+    assert eventually(lambda: caller.call(user="ann").status_code == 200, 1.0)
+    assert caller.call(user="bob").status_code == 429
+    limits = {limit["scope"]: limit for limit in caller.usage("ann")["limits"]}
+    assert (limits["user"]["limit"], limits["user"]["used"]) == (5, 2)
+    rows = [row for row in stack.settled(caller.tenant, 5) if row["user_id"] == users["ann"]]
+    assert len(rows) == 2
+
+
+def test_a_keys_own_user_cannot_be_replaced_by_the_requests(stack: Stack) -> None:
+    caller = Caller(stack, user="bound")
+    caller.limit("this user", requests_per_minute=2)
+    assert [caller.call(user=user).status_code for user in ("ann", "bob", "eve")] == [200, 200, 429]
+    assert caller.usage("ann")["limits"][0]["used"] == 2
+
+
+def test_model_lists(stack: Stack) -> None:
+    caller = Caller(stack, models=["demo-small", "demo-large"])
+    assert caller.call().status_code == 200
+    status, reason, message = refused(caller.call(body={"model": "demo-huge"}))
+    assert (status, reason) == (403, "model_not_allowed")
+    assert "demo-huge" in message
+    gemini = f"{stack.gateway_url}/v1beta/models/%s:generateContent"
+    headers = {"x-goog-api-key": caller.key}
+    body = {"contents": [{"parts": [{"text": "hi"}]}]}
+    assert httpx.post(gemini % "demo-large", json=body, headers=headers).status_code == 200
+    assert httpx.post(gemini % "demo-huge", json=body, headers=headers).status_code == 403
+    assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"models": ["demo-huge"]})[0] == 200
+    assert eventually(lambda: caller.call(body={"model": "demo-huge"}).status_code == 200, 1.5)
+    assert caller.call().status_code == 403
+
+
+def test_keys_expire(stack: Stack) -> None:
+    caller = Caller(stack, expires_at=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())
+    assert caller.call().status_code == 200
+    answer = eventually(lambda: (got := caller.call()).status_code != 200 and got, 4)
+    assert refused(answer)[:2] == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({"requests_per_minute": 5}, ("requests_per_minute", 5, 1, 4)),
+        ({"tokens_per_minute": 50}, ("tokens_per_minute", 50, 20, 30)),
+        ({"concurrency": 4}, ("concurrency", 4, 0, 4)),
+    ],
+)
+def test_a_key_holder_is_told_what_is_left_of_each_limit(
+    stack: Stack, limits: dict[str, int], left: tuple[Any, ...]
+) -> None:
+    caller = Caller(stack)
+    for scope in SCOPES:
+        caller.limit(scope, **limits)
+    assert caller.call("10,10").status_code == 200
+    told = caller.usage()
+    assert [limit["scope"] for limit in told["limits"]] == ["key", "user", "tenant", "organization"]
+    for limit in told["limits"]:
+        assert limit["limit"] == left[1]
+        assert left[2] - 1 <= limit["used"] <= left[2]  # it drains meanwhile
+        assert limit["remaining"] == limit["limit"] - limit["used"]
+
+
+def test_the_tightest_limit_speaks_first_and_a_refusal_takes_nothing_anywhere(stack: Stack) -> None:
+    caller = Caller(stack)
+    for scope in SCOPES:
+        caller.limit(scope, requests_per_minute=50)
+    caller.limit("this organization", requests_per_minute=2)
+    outcomes = [caller.call().status_code for _ in range(6)]
+    assert outcomes == [200, 200, 429, 429, 429, 429]
+    used = {limit["scope"]: limit["used"] for limit in caller.usage()["limits"]}
+    assert used == {"key": 2, "user": 2, "tenant": 2, "organization": 2}

@@ -1,0 +1,183 @@
+"""What routes, plans and a stopping worker do with calls that are under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.journey.apis import STREAMS, Api, Heard, call
+from tests.journey.exactness import Comparison, as_counted
+from tests.journey.stack import Stack, eventually
+from tests.journey.test_services import Client
+
+CHAT = STREAMS[0]
+ROUTE = "  - {{path: {}, upstream: {}, service: {}, family: {}, meter: {}, on_disconnect: abort}}\n"
+CONFIG = """
+include_default_routes: true
+upstreams:
+  services:
+    base_url: http://services.example
+routes:
+  - path: /services/ocr/{path...}
+    methods: [ANY]
+    upstream: services
+    service: ocr
+    meter: generic
+    units_pointer: /bytes
+""" + "".join(
+    ROUTE.format(*fields)
+    for fields in (
+        ("/v1/chat/completions", "openai", "chat", "openai", "openai_chat"),
+        ("/v1/completions", "openai", "completions", "openai", "openai_completions"),
+        ("/v1/responses", "openai", "responses", "openai", "openai_responses"),
+        ("/v1/messages", "anthropic", "messages", "anthropic", "anthropic_messages"),
+        ('"/v1beta/models/{model}:streamGenerateContent"', "gemini", "gemini", "gemini", "gemini_stream"),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def other_stack(stack: Stack) -> Iterator[Stack]:
+    """A stack whose routes abort, whose grace is short and whose draining is bounded tightly."""
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-journey-") as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(CONFIG)
+        one = Stack(
+            Path(folder) / "data", "--config", str(config), "--upstream", stack.upstream_url,
+            TOLLKEEPER_SHUTDOWN_GRACE_S="1", TOLLKEEPER_HOLD_TTL_S="3",
+        )  # fmt: skip
+        yield one
+        assert one.stop() == 0
+
+
+@pytest.mark.parametrize("api", STREAMS, ids=lambda api: api.name.replace(" ", "_"))
+def test_a_route_that_aborts_charges_what_was_seen(other_stack: Stack, api: Api) -> None:
+    comparison = Comparison(other_stack)
+    events = comparison.warm(api).raw.count(api.mark)
+    demo = {"words": "6", "pause_s": "0.1"}
+    comparison.run([(api, at, demo) for at in range(1, events)])
+    compared = comparison.compare(as_counted)
+    assert compared.calls == events - 1
+    # What the upstream had sent and nobody had read yet, an event or two, is not charged.
+    assert all(counted - 3 <= charged <= counted for _, charged, counted in compared.wrong if charged)
+
+
+def test_units_by_a_pointer_into_the_answer(other_stack: Stack) -> None:
+    client = Client(other_stack, key="ocr")
+    assert [client.units(client.call("POST", "/scan", b"x" * size)) for size in (1, 40, 700)] == [1, 40, 700]
+
+
+@pytest.mark.parametrize("api", STREAMS, ids=lambda api: api.name.replace(" ", "_"))
+def test_a_plan_that_cuts_ends_an_exhausted_stream_well(stack: Stack, api: Api) -> None:
+    tenant, key = stack.tenant(600, on_exhausted="cut")
+    heard = call(
+        stack.gateway_url, _unstated(api).request(key, "demo-small", {"words": "4000", "pause_s": "0.001"})
+    )
+    assert heard.complete
+    _check_end(api, heard)
+    row = stack.settled(tenant, 2)[1]
+    assert 600 <= row["amount"] < 2000
+    assert row["metadata"]["estimated"] is True
+    assert stack.quota(tenant)["tokens_held"] == 0
+
+
+def test_a_plan_that_finishes_lets_the_stream_end_and_charges_all_of_it(stack: Stack) -> None:
+    tenant, key = stack.tenant(600)
+    heard = call(
+        stack.gateway_url, _unstated(CHAT).request(key, "demo-small", {"words": "2000", "usage": "10,2000"})
+    )
+    assert heard.complete
+    assert stack.settled(tenant, 2)[1]["amount"] == 2010
+    assert stack.quota(tenant)["tokens_remaining"] == 600 - 2010
+
+
+def test_a_long_stream_keeps_its_hold_and_grows_it(other_stack: Stack) -> None:
+    tenant, key = other_stack.tenant(100_000)
+    request = _unstated(CHAT).request(key, "demo-small", {"words": "3000", "pause_s": "0.0016"})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(call, other_stack.gateway_url, request)
+        held = [eventually(lambda: other_stack.quota(tenant)["tokens_held"])]
+        while not running.done():
+            held.append(other_stack.quota(tenant)["tokens_held"])
+            time.sleep(0.05)
+        assert running.result().complete
+    assert max(held) > 2 * held[0]  # it outgrew what was held at first, and lived longer than a hold
+    rows = other_stack.settled(tenant, 2)
+    assert [row["transaction_type"] for row in rows] == ["reset", "consume"]
+    assert rows[1]["metadata"]["estimated"] is False
+
+
+def test_sigterm_finishes_what_ends_in_the_grace_and_settles_the_rest(other_stack: Stack) -> None:
+    comparison = Comparison(other_stack)
+    comparison.warm(CHAT)
+    url, (worker,) = other_stack.gateway_url, other_stack.pids["gateway"]
+    requests: list[Callable[[], bytes]] = [
+        lambda: CHAT.request(comparison.key, comparison.model, {"words": "8", "pause_s": "0.05"}),
+        lambda: CHAT.request(comparison.key, comparison.model, {"words": "200", "pause_s": "0.05"}),
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        quick, slow = ([pool.submit(call, url, request()) for _ in range(4)] for request in requests)
+        eventually(lambda: len([one for one in comparison.noted() if not one["over"]]) == 8)
+        time.sleep(0.2)
+        os.kill(worker, signal.SIGTERM)
+        assert all(each.result().complete for each in quick)
+        assert not any(each.result().complete for each in slow)
+    compared = comparison.compare(as_counted)
+    assert compared.calls == 8
+    assert all(0 < charged <= counted and counted - charged <= 3 for _, charged, counted in compared.wrong)
+    assert eventually(lambda: _answers(other_stack, comparison.key))  # a new worker took its place
+
+
+def _answers(stack: Stack, key: str) -> bool:
+    try:
+        return stack.chat(key, "1,1").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def _unstated(api: Api) -> Api:
+    """The same call without a stated maximum."""
+    return Api(
+        api.name,
+        api.path,
+        {name: value for name, value in api.body.items() if name != "max_tokens"},
+        api.mark,
+    )
+
+
+def _check_end(api: Api, heard: Heard) -> None:
+    """The stream ends as the API's own do when a maximum is reached."""
+    body = b"".join(_chunks(heard.raw.partition(b"\r\n\r\n")[2]))
+    if api.name == "gemini (array)":
+        assert json.loads(body)[-1]["candidates"][0]["finishReason"] == "MAX_TOKENS"
+        return
+    events = [line[6:] for line in body.splitlines() if line.startswith(b"data: ")]
+    if api.name in ("chat", "completions"):
+        assert events[-1] == b"[DONE]"
+        assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    elif api.name == "responses":
+        last = json.loads(events[-1])
+        assert (last["type"], last["response"]["status"]) == ("response.incomplete", "incomplete")
+    elif api.name == "messages":
+        kinds = [json.loads(event)["type"] for event in events[-3:]]
+        assert kinds == ["content_block_stop", "message_delta", "message_stop"]
+        assert json.loads(events[-2])["delta"]["stop_reason"] == "max_tokens"
+    else:
+        assert json.loads(events[-1])["candidates"][0]["finishReason"] == "MAX_TOKENS"
+
+
+def _chunks(body: bytes) -> Iterator[bytes]:
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        yield body[:length]
+        body = body[length + 2 :]

@@ -1,0 +1,142 @@
+"""Any HTTP API under `/services/{key}/…`: whatever it sends passes, and is charged by the unit."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import pytest
+
+from tests.journey.stack import Stack, eventually
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+LARGE_BYTES = 48 << 20  # more than BODY_BYTES_MAX
+
+
+class Client:
+    """A tenant that calls one Pay-Per-Use service of its own."""
+
+    def __init__(self, stack: Stack, **service: Any) -> None:
+        self.stack = stack
+        self.tenant, key = stack.tenant(None)
+        self.organization = stack.admin("GET", f"/tenants/{self.tenant}")[1]["organization_id"]
+        self.headers = {"authorization": f"Bearer {key}"}
+        models = stack.admin("GET", "/business-models?limit=100")[1]["items"]
+        meter = next(model["id"] for model in models if model["name"] == "Pay-Per-Use")
+        name = service.pop("key", f"svc-{os.urandom(4).hex()}")
+        made = stack.make(
+            "services", key=name, name=name, credits=0, service_type="Pay-As-You-Go", business_model_id=meter,
+            counts_tokens=False, **service,
+        )  # fmt: skip
+        self.url = f"{stack.gateway_url}/services/{made['key']}"
+        # Each worker learns of it by itself; a connection of its own reaches any of them.
+        eventually(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)), 5)
+
+    def call(self, method: str, path: str, content: Any = b"", **fields: str) -> httpx.Response:
+        headers = self.headers | {name.replace("_", "-"): value for name, value in fields.items()}
+        return httpx.request(method, self.url + path, content=content, headers=headers, timeout=60)
+
+    def units(self, answer: httpx.Response) -> int:
+        """What the ledger says this call used."""
+
+        def row() -> Any:
+            status, body = self.stack.admin(
+                "GET", f"/feature-usage?organization_id={self.organization}&limit=100"
+            )
+            assert status == 200, body
+            wanted = answer.headers["x-request-id"]
+            return [one for one in body["items"] if one["request_id"] == wanted]
+
+        (found,) = eventually(row)
+        return int(found["usage_amount"])
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Client:
+    return Client(stack)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_is_forwarded_by_the_rest_of_its_path(client: Client, method: str) -> None:
+    answer = client.call(method, "/deep/er?q=%20a&b", b"" if method in ("GET", "HEAD") else b"\x00\xffany")
+    assert answer.status_code == 200
+    if method != "HEAD":
+        said = answer.json()
+        assert (said["method"], said["target"]) == (method, "/deep/er?q=%20a&b")
+        assert not {"authorization", "x-forwarded-for"} & {name.lower() for name, _ in said["headers"]}
+    assert client.units(answer) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "text/csv", "multipart/form-data; boundary=x", ""]
+)
+def test_any_type_of_body(client: Client, kind: str) -> None:
+    content = os.urandom(5000)
+    answer = client.call("POST", "/x", content, **({"content_type": kind} if kind else {}))
+    assert answer.json()["bytes"] == 5000
+
+
+@pytest.mark.parametrize("known_length", [True, False])
+def test_bodies_larger_than_any_buffer_are_streamed(client: Client, known_length: bool) -> None:
+    piece = os.urandom(1 << 20)
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(LARGE_BYTES >> 20):
+            yield piece
+
+    fields = {"content_length": str(LARGE_BYTES)} if known_length else {}
+    answer = client.call("POST", "/large", pieces(), **fields)
+    assert answer.json()["bytes"] == LARGE_BYTES
+    digest = hashlib.sha256()
+    for part in pieces():
+        digest.update(part)
+    assert answer.json()["sha256"] == digest.hexdigest()
+
+
+def test_units_are_the_upstreams(client: Client) -> None:
+    assert client.units(client.call("POST", "/x", x_demo_units="7")) == 7
+    assert client.units(client.call("POST", "/x", x_demo_units="0007")) == 7
+    assert client.units(client.call("POST", "/x", x_demo_units="-3")) == 1
+    assert client.units(client.call("POST", "/x", x_demo_units="many")) == 1
+
+
+def test_an_error_of_the_upstream_costs_nothing(client: Client) -> None:
+    answer = client.call("POST", "/x", x_demo_status="500")
+    assert answer.status_code == 500
+    later = client.call("POST", "/x")
+    client.units(later)
+    body = client.stack.admin("GET", f"/feature-usage?organization_id={client.organization}&limit=100")[1]
+    assert answer.headers["x-request-id"] not in {one["request_id"] for one in body["items"]}
+
+
+def test_unknown_services_are_not_found(client: Client) -> None:
+    answer = httpx.get(f"{client.stack.gateway_url}/services/no-such/x", headers=client.headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert json.loads(answer.content)["reason"] == "unknown_route"
+
+
+def test_websockets_are_refused(client: Client) -> None:
+    parts = urlsplit(client.url)
+    with socket.create_connection((parts.hostname, parts.port), 10) as raw:
+        lines = (
+            f"GET {parts.path}/live HTTP/1.1",
+            "host: x",
+            f"authorization: {client.headers['authorization']}",
+            "connection: Upgrade",
+            "upgrade: websocket",
+            "sec-websocket-version: 13",
+            f"sec-websocket-key: {base64.b64encode(os.urandom(16)).decode()}",
+        )
+        raw.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = http.client.HTTPResponse(raw)
+        answer.begin()
+        assert 400 <= answer.status < 500
+        assert b"101" not in answer.read()[:12]
