@@ -2,8 +2,9 @@
 
 A partition is served under the run id the keeper verified it under. Under another run id, each
 account's seq is compared with PostgreSQL; what is missing or behind is rebuilt under the next
-epoch; control writes that vanished wait again; every identity is written anew; then the marker is
-set. The marker is compared before each write, so of several keepers one does it.
+epoch; control writes that vanished wait again; then the marker is set. The marker is compared
+before each write, so of several keepers one does it. Definitions and identities are written anew
+behind the markers, and only then is it said that whatever is not there does not exist.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.core.definitions import CatalogueDefinition, Definition, OrganizationAccount, TenantAccount
+from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
+WATCH_S = 1.0
 
 
 class Truth(Protocol):
@@ -93,6 +96,9 @@ class Target(Protocol):
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
 
+    async def said_verified(self, run_id: bytes) -> bool:
+        """Whether a keeper has said so under this run id."""
+
 
 class Verifier:
     """Compares, rebuilds and vouches."""
@@ -113,29 +119,35 @@ class Verifier:
         if not run_id:
             raise CountersUnavailable
         open_partitions = await self._target.unverified()
-        if not open_partitions and self._vouched == run_id:
+        said = await self._target.said_verified(run_id)
+        if said and not open_partitions and self._vouched == run_id:
             return []
-        truth = await self._source.truth([partition for partition, _, _ in open_partitions])
+        self._vouched = b""
+        opened = [partition for partition, _, _ in open_partitions]
+        # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
+        truth = await self._source.truth(opened if said else range(PARTITIONS))
         await self._target.publish(truth.catalogue, truth.version)
         done = [
             verified
             for partition, marker, epoch in open_partitions
             if (verified := await self._partition(truth, partition, marker, epoch)) is not None
         ]
+        for definitions in truth.definitions.values():
+            for definition in definitions:
+                await self._target.define(definition, truth.version)
         if len(done) == len(open_partitions) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
 
     async def run(self) -> None:
-        """Look for a new run id five times a second, until cancelled."""
+        """Look for a new run id, and whether what was vouched for is still there, until cancelled."""
         while True:
-            if not self.ready:
-                try:
-                    await self.verify()
-                except CountersUnavailable:
-                    self._vouched = b""
-            await asyncio.sleep(INTERVAL_S)
+            try:
+                await self.verify()
+            except CountersUnavailable:
+                self._vouched = b""
+            await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
     async def _partition(self, truth: Truth, partition: int, marker: bytes, epoch: int) -> Verified | None:
         organizations = truth.organizations.get(partition, [])
@@ -151,7 +163,5 @@ class Verifier:
         next_epoch = known + 1 if rebuilt or epoch == 0 or epoch < known else epoch
         if not await self._target.mark(partition, marker, next_epoch, truth.version):
             return None
-        for definition in truth.definitions.get(partition, []):
-            await self._target.define(definition, truth.version)
         await self._source.note(self._target.run_id, partition, next_epoch)
         return Verified(partition, next_epoch, rebuilt, len(lost))

@@ -81,6 +81,10 @@ class Verification(Control):
         """Say that whatever is not here does not exist."""
         await self.ask(b"SET", keys.VERIFIED.encode(), run_id)
 
+    async def said_verified(self, run_id: bytes) -> bool:
+        """Whether a keeper has said so under this run id."""
+        return await self.ask(b"GET", keys.VERIFIED.encode()) == run_id
+
 
 def tenant_state(account: TenantAccount) -> states.TenantState:
     """A tenant's whole state from its account; nothing held, buckets full."""

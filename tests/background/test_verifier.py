@@ -284,3 +284,39 @@ async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated
                 await asyncio.sleep(0.01)
         running.cancel()
         assert await in_task(house.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == house.wire.run_id
+
+
+async def test_a_keeper_that_died_before_the_keys_left_nobody_unknown(valkey: str, migrated: str) -> None:
+    """All markers stand, but nobody said that everything is there: then it is not."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        digest = house.rows("select digest from api_key")[0]["digest"]
+        world.client.delete(keys.VERIFIED, world.api_key, keys.identity(digest))
+        async with house_at(valkey, migrated) as other:
+            directory = Directory(other.wire, asyncio.get_running_loop().time)
+            with pytest.raises(CountersUnavailable):
+                await driven(directory.identify(digest))
+            assert await other.verify() == []
+            assert ready(other)
+            assert (await driven(directory.identify(digest))).key_id == world.caller.key_id
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_a_redis_emptied_while_it_runs_is_noticed_and_rebuilt(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.reserve(need=1).settle(tokens=30)
+        await house.flush()
+        world.client.flushall()
+        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+        done = {one.partition: one for one in await house.verify()}
+        assert (done[world.p].rebuilt, done[world.p].epoch) == (2, 2)
+        assert (world.tenant.remaining, world.reserve(need=1).verdict) == (70, Verdict.ADMITTED)
+
+
+async def test_a_keeper_started_again_finds_everything_said(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        await house.settle_in(100)
+    async with house_at(valkey, migrated) as house:
+        assert await house.verify() == []
+        assert ready(house)
