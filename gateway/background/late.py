@@ -22,7 +22,7 @@ class Lane(Protocol):
     """The counters' late lane."""
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements before which nothing waits in their partition's outbox."""
+        """Late settlements before which nothing of their organization waits in the outbox."""
 
     async def post(self, late: LateSettlement) -> bool:
         """Charge one without a hold, once by its request id; False where its account is not known."""

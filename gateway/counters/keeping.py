@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
+from math import inf
 from typing import cast
 
 import msgspec
 
 from gateway.core.holds import ExpiredHold, LateSettlement
+from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS, Caller, Service, Settlement
 from gateway.counters import keys, packing, states
 from gateway.counters.control import APPLIED, Control
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.errors import CountersUnavailable
+
+WAITING_MAX = 1_000
 
 _SETTLE = struct.Struct("<40sB8dBd36s")
 
@@ -58,7 +63,7 @@ class Keeping(Control):
         return await self._settle(settlement, packing.MODE_RECLAIM)
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements before which nothing waits in their partition's outbox."""
+        """Late settlements before which nothing of their organization waits in the outbox."""
         found: list[LateSettlement] = []
         lanes = await self.ask_each(
             (b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count)
@@ -67,15 +72,30 @@ class Keeping(Control):
         for partition, entries in enumerate(lanes):
             if not isinstance(entries, list) or not entries:
                 continue
-            first = await self.ask(b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"1")
-            waiting = _entry_id(first[0]) if isinstance(first, list) and first else None
+            oldest, all_seen_until = await self._waiting(partition)
             for entry in entries:
                 entry_id = _entry_id(entry)
-                # Two streams number the entries of one millisecond each by itself.
-                if waiting is not None and _ms(waiting) <= _ms(entry_id):
+                if _ms(entry_id) >= all_seen_until:
                     break
-                found.append(_late(partition, entry_id, cast("list[object]", entry)[1]))
+                late = _late(partition, entry_id, cast("list[object]", entry)[1])
+                # Two streams number the entries of one millisecond each by itself.
+                if oldest.get(late.caller.organization_id, all_seen_until) > _ms(entry_id):
+                    found.append(late)
         return found
+
+    async def _waiting(self, partition: int) -> tuple[dict[int, float], float]:
+        """Each organization's oldest entry in the outbox (ms), and the ms before which all were seen."""
+        entries = await self.ask(
+            b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"%d" % WAITING_MAX
+        )
+        oldest: dict[int, float] = {}
+        if not isinstance(entries, list):
+            return oldest, inf
+        for entry in entries:
+            with suppress(MalformedEvent):  # dead, and in nobody's way
+                event = decode(cast("list[list[bytes]]", entry)[1][1])
+                oldest.setdefault(event.organization_id, _ms(_entry_id(entry)))
+        return oldest, _ms(_entry_id(entries[-1])) if len(entries) == WAITING_MAX else inf
 
     async def post(self, late: LateSettlement) -> bool:
         """Charge one without a hold, once by its request id; False where its account is not known."""

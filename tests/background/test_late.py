@@ -11,7 +11,9 @@ import pytest
 
 from gateway.background.late import Poster, correction_id
 from gateway.core.holds import LateSettlement
+from gateway.core.ledger import HEAD, decode, encode
 from gateway.core.model import Caller, Settled
+from gateway.counters import keeping as keeping_module
 from gateway.counters import keys
 from tests.background.house import House, house_at
 from tests.builders import CHAT, CREDITS, UNITS
@@ -237,3 +239,29 @@ async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None
             await one.flush()
         assert (world.tenant.used, world.tenant.remaining) == (10 * 8, 1000 - 10 * 10)
         assert world.late() == []
+
+
+async def test_another_accounts_waiting_entries_are_in_nobodys_way(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account in quarantine keeps its entries in the outbox until somebody looks."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await house.flush()
+        stranger = replace(decode(BLANK), organization_id=999_999)
+        world.client.xadd(keys.outbox(world.p), {"e": encode(stranger)})
+        world.client.xadd(keys.outbox(world.p), {"e": b"malformed"})
+        call = world.reserve(need=10)
+        world.client.delete(keys.hold(world.p, call.id))
+        call.settle(tokens=7)
+        assert await house.poster.drain() == 1
+        assert world.tenant.used == 7
+        call.settle(tokens=7)  # behind the post, which waits itself
+        assert await house.poster.drain() == 0
+        world.client.xtrim(keys.late(world.p), maxlen=0)
+        monkeypatch.setattr(keeping_module, "WAITING_MAX", 1)
+        call.settle(tokens=7)  # and behind more than is looked at
+        assert await house.poster.drain() == 0
+
+
+BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
