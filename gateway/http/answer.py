@@ -27,9 +27,12 @@ from gateway.http.headers import (
 )
 
 STATUS_LINES_MAX = 256
+JUDGED_LINES_MAX = 4096
+JUDGED_LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _LENGTH_DIGITS_MAX = 15
 _status_lines: dict[bytes, tuple[int, int, bytes]] = {}
+_judged: set[bytes] = set()
 
 
 class AnswerHead:
@@ -57,16 +60,13 @@ class AnswerHead:
 
 def read_answer_head(head: bytes) -> AnswerHead:
     """Read a head that ends in its blank line; `Malformed` says what is wrong with it."""
-    parser: Any = httptools.HttpResponseParser(_SILENT)
-    try:
-        parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-        raise Malformed(str(error)) from error
     lines = head[:-4].split(b"\r\n")
-    minor, status, status_line = _status_lines.get(lines[0]) or _status(lines[0])
+    first = lines.pop(0)
+    if not _judged.issuperset(lines):
+        _judge(head, lines)
+    minor, status, status_line = _status_lines.get(first) or _status(first)
     kept = [status_line]
     answer = AnswerHead(status, kept, minor == 1)
-    del lines[0]
     nominated: set[bytes] = set()
     for line in lines:
         name, _, value = line.partition(b":")
@@ -84,9 +84,27 @@ def read_answer_head(head: bytes) -> AnswerHead:
             nominated |= _connection(answer, value, minor)
         elif kind != DROP:
             _note(answer, kind, line, value.strip(b" \t"), minor)
+    if answer.chunked and answer.length is not None:
+        raise Malformed("it states a length beside its transfer-encoding")
     if nominated:
         answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
     return answer
+
+
+def _judge(head: bytes, lines: list[bytes]) -> None:
+    """Have llhttp judge a head; its fields need no judging again, since each stands for itself.
+
+    What depends on several fields at once (a length stated twice, or beside a coding) is read,
+    and refused, by `read_answer_head`.
+    """
+    parser: Any = httptools.HttpResponseParser(_SILENT)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        raise Malformed(str(error)) from error
+    if len(_judged) >= JUDGED_LINES_MAX:
+        _judged.clear()
+    _judged.update(line for line in lines if len(line) <= JUDGED_LINE_BYTES_MAX)
 
 
 class _Silent:

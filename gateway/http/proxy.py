@@ -95,6 +95,7 @@ def _read_call(exchange: Exchange, worker: Worker, caller: Caller, body: bytes) 
 async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charge | None) -> None:
     """Ask the upstream and bring its answer back; a hold is settled or released on every way out."""
     upstream = link = None
+    failure: BaseException | None = None
     try:
         upstream = _upstream(exchange, worker)
         exchange.began_upstream = worker.ports.seconds()
@@ -129,17 +130,25 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
         else:
             _check_charged(await charge.settle(status, True))
             outlet.end(tail)
-    except Refusal as failure:
-        if isinstance(failure, UpstreamUnreachable | UpstreamTimeout):
-            _note_failure(exchange, worker, failure)
-        if exchange.opened:
-            raise AnswerCut(failure.message) from failure
-        raise
-    finally:
-        if exchange.charge is not None:
-            await exchange.charge.settle(exchange.status, False)
-        if link is not None and upstream is not None:
-            upstream.give_back(link, exchange.connection.body_complete)
+    except BaseException as error:  # noqa: BLE001  # raised again below, once the hold is settled
+        failure = error
+    if exchange.charge is not None:
+        await exchange.charge.settle(exchange.status, False)
+    if link is not None and upstream is not None:
+        upstream.give_back(link, exchange.connection.body_complete)
+    if failure is not None:
+        raise _told(exchange, worker, failure)
+
+
+def _told(exchange: Exchange, worker: Worker, failure: BaseException) -> BaseException:
+    """What the client is told of a failure: once an answer is begun, only that it is cut."""
+    if isinstance(failure, UpstreamUnreachable | UpstreamTimeout):
+        _note_failure(exchange, worker, failure)
+    if exchange.opened and isinstance(failure, Refusal):
+        cut = AnswerCut(failure.message)
+        cut.__cause__ = failure
+        return cut
+    return failure
 
 
 def _note_failure(exchange: Exchange, worker: Worker, failure: Refusal) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.model import Route, UpstreamTarget
@@ -99,7 +100,8 @@ class DataPlane:
                 self._protocol, host, port, reuse_port=reuse_port, backlog=BACKLOG
             )
         self.clock.start()
-        return int(self._server.sockets[0].getsockname()[1])
+        server: Any = self._server  # its sockets are a tuple in asyncio, a list in uvloop
+        return int(server.sockets[0].getsockname()[1])
 
     async def drain(self, grace_s: float) -> None:
         """Stop accepting, let requests in progress end within the grace, then close everything."""
