@@ -17,11 +17,13 @@ from gateway import logs, metrics, tallies
 from gateway.admin.api import build
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
+from gateway.background.closing import Closer
 from gateway.background.expirer import Expirer
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.background.late import Poster
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
+from gateway.background.reconciler import Reconciler
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
 from gateway.background.verifier import Verifier
@@ -40,6 +42,8 @@ from persistence import engine as engines
 from persistence import partitions
 from persistence.allocations import Allocations
 from persistence.pushes import Pushes
+from persistence.reconciliation_results import Results
+from persistence.reconciliations import Accounts
 from persistence.store import Store
 from persistence.sweeps import Sweeps
 from persistence.terms import Terms
@@ -77,6 +81,15 @@ class Keeper:
         self._poster = Poster(keeping, sweeps)
         self._store = Store(self._engine, partition_of)
         self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
+        accounts = Accounts(self._engine)
+        self._reconciler = Reconciler(
+            self._standings,
+            accounts,
+            Results(self._engine, partition_of),
+            partition_of,
+            lambda: datetime.now(UTC),
+        )
+        self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
@@ -97,6 +110,7 @@ class Keeper:
             "late": self._poster.run,
             "expirer": self._expirer.run,
             "calendar": self._calendar.run,
+            "reconciler": self._reconciler.run,
             "partitions": self._keep_partitions,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
@@ -123,6 +137,7 @@ class Keeper:
             store=self._store,
             pusher=self._pusher,
             counters=self._standings,
+            books=self._closer,
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),
@@ -170,6 +185,8 @@ class Keeper:
         snapshot.setdefault("bounds", list(SECONDS))
         snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
         snapshot["flush_seconds"] = self._flush_seconds.snapshot()
+        snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
+        snapshot["drift_credits"] = self._reconciler.latest.drift_credits
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
         try:
             entries, oldest_ms = await self._outbox.depth()

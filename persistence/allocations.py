@@ -1,7 +1,7 @@
 """Which additions paid for which uses, kept: pages of an account's movements in the order of their seq.
 
 An account is allocated by one keeper at a time. What was allocated stays, except debt, which the
-next addition covers.
+next addition covers. A correction of the balance itself is nobody's use and pays for nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ UNION ALL
 SELECT p.seq, p.created_at, p.amount, p.kind, p.credit_addition_id, a.priority, a.expires_at, a.category
   FROM credit_posting AS p LEFT JOIN credit_addition AS a ON a.id = p.credit_addition_id
  WHERE p.organization_id = :organization AND p.seq > :cursor AND p.seq <= :until
+   AND p.kind <> 'correction'
  ORDER BY seq""")
 _KEEP = text("""
 INSERT INTO credit_allocation (organization_id, seq, credit_addition_id, amount)
@@ -129,12 +130,12 @@ async def _allocate(connection: AsyncConnection, organization_id: int) -> bool:
         (_grant(row.id, row), row.amount - row.spent) for row in await connection.execute(_GRANTS, here)
     ]
     debts = []
-    if any(row.amount > 0 and row.addition for row in movements):
+    if any(row.amount > 0 for row in movements):
         debts = [(row.seq, row.amount) for row in await connection.execute(_DEBTS, here)]
     allocator, found = Allocator.resume(grants, debts), []
     for row in movements:
         if row.amount > 0:
-            found += allocator.give(_grant(row.addition, row)) if row.addition else []
+            found += allocator.give(_grant(row.addition, row))
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
             found += allocator.take(Outflow(row.seq, _ms(row.at), -row.amount, grant_id))

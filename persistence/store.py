@@ -25,6 +25,7 @@ from persistence import (
     audit,
     control_writes,
     idempotency,
+    invoices,
     keys,
     offers,
     organizations,
@@ -59,6 +60,7 @@ SUBJECTS: dict[str, Subject] = {
     "subscription-plans": offers.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": additions.SUBJECT,
+    "invoices": invoices.SUBJECT,
     "credit-transactions": uses.CREDIT_TRANSACTIONS,
     "feature-usage": uses.FEATURE_USAGE,
 }

@@ -30,6 +30,7 @@ LONG_TEXT_CHARS_MAX = 4000
 EXTERNAL_ID_CHARS_MAX = 128
 MODELS_MAX = 100
 FRACTION_DIGITS_MAX = 6
+YEAR_MIN, YEAR_MAX = 1970, 2999
 MICRO = 1_000_000  # the counters keep money in millionths
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
@@ -107,13 +108,19 @@ def _day(value: object) -> object:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str) and _DATE.fullmatch(value):
-        return date.fromisoformat(value)
+        return _plausible(date.fromisoformat(value))
     if not isinstance(value, str) or _INSTANT.fullmatch(value) is None:
         raise ValueError("must be a day such as 2026-01-31")
     at = read_instant(value)
     if at.time() != time():
         raise ValueError("must be a whole UTC day: a date, or its midnight")
-    return at.date()
+    return _plausible(at.date())
+
+
+def _plausible(day: date) -> date:
+    if not YEAR_MIN <= day.year <= YEAR_MAX:
+        raise ValueError(f"must be in the years {YEAR_MIN} to {YEAR_MAX}")
+    return day
 
 
 def _decimal(value: object) -> object:
@@ -190,6 +197,11 @@ Money = Annotated[
     BeforeValidator(_decimal),
     PlainSerializer(show_decimal, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["12.50"]}),
+]
+Paid = Annotated[
+    Decimal,
+    PlainSerializer("{:f}".format, when_used="json"),
+    WithJsonSchema({"type": "string", "description": "In the decimals of its currency."}),
 ]
 Cap = Annotated[Money, AfterValidator(_countable)]
 Fraction = Annotated[

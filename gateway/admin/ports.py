@@ -57,6 +57,13 @@ class Counters(Protocol):
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
 
 
+class Books(Protocol):
+    """The accounts of an organization, brought to a close before an invoice is final."""
+
+    async def close(self, organization_id: int) -> None:
+        """Wait until its accounts are swept, stored and agree; `Conflict` says what does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
     """Everything the Admin API is made of.
@@ -69,6 +76,7 @@ class AdminPorts:
     store: Store
     pusher: Pusher
     counters: Counters
+    books: Books
     digest: Callable[[str], str]
     live: Health
     ready: Health

@@ -123,13 +123,17 @@ class Views:
             raise _no_fields(sent)
         answers = RESOURCES["tenant-quotas"] if action.quota else self._resource
         claim = _claim(request, actor, sent)
+        row_id = _row_id(request)
+        if action.settles:
+            row = await self._ports.store.get(self._resource.name, row_id)
+            await self._ports.books.close(int(str(row["organization_id"])))
         command = Command(
             self._resource.name,
             action.name,
             actor,
             request[REQUEST_ID],
             answers.render,
-            _row_id(request),
+            row_id,
             values,
             claim,
         )

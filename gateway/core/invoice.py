@@ -265,9 +265,9 @@ def _uses(facts: Facts) -> Iterator[tuple[Line, None]]:
 
 
 def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:
-    if not facts.tax_rate:
-        return []
     exact = EXACT.multiply(subtotal, facts.tax_rate)
+    if not exact:
+        return []
     percent = f"{(facts.tax_rate * 100).normalize():f}"
     return [Line("tax", f"Tax {percent} %", QUANTITY_ONE, exact, rounded(exact, facts.currency))]
 

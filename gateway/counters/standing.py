@@ -29,8 +29,13 @@ class Standings(Control):
     ) -> dict[str, Standing | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
 
-        Pairs are (partition, id); None where the counters have no such account.
+        Pairs are (partition, id); None where the counters have no such account. CountersUnavailable
+        where a partition is not verified: what is not there may only not be there yet.
         """
+        run_id = self.run_id
+        for partition in {partition for partition, _ in (*tenants, *organizations)}:
+            if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
+                raise CountersUnavailable
         found: dict[str, Standing | None] = {}
         for (_, tenant_id), packed in await self._read(tenants, keys.tenant_state):
             if packed is None:

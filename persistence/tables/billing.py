@@ -140,6 +140,8 @@ invoice = Table(
     Column("currency", Text, CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"), nullable=False),
     Column("period_start", Date, nullable=False),
     Column("period_end", Date, nullable=False),
+    # Which movements it billed: those from the day `since` on, up to a seq of each account.
+    document("covers", default=None),
     Column("total_amount", Numeric(28, 10), nullable=False, server_default=text("0")),
     moment("created_at", now=True),
     moment("finalized_at"),

@@ -63,8 +63,10 @@ token_ledger = Table(
     document("metadata", default=None),
     PrimaryKeyConstraint("tenant_id", "seq", "created_at"),
     Index(None, "request_id"),
-    # Where cycles begin: the row before a reset says what its cycle came to.
-    Index("token_ledger_reset_idx", "tenant_id", "seq", postgresql_where=text("transaction_type = 'reset'")),
+    # Where cycles begin and plans change, among a million uses.
+    Index(
+        "token_ledger_turn_idx", "tenant_id", "seq", postgresql_where=text("transaction_type <> 'consume'")
+    ),
     postgresql_partition_by="RANGE (created_at)",
 )
 

@@ -17,7 +17,7 @@ from gateway.admin.api import build
 from gateway.admin.ports import AdminPorts
 from gateway.core.model import LiveQuota
 from gateway.counters.keys import partition_of
-from gateway.errors import CountersUnavailable
+from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
 from persistence import migrate
 from persistence.store import Store
@@ -39,6 +39,8 @@ class MemoryCounters:
         self.quotas: dict[int, LiveQuota] = {}
         self.totals: dict[int, int | None] = {}
         self.balances: dict[int, int] = {}
+        self.unsettled: str | None = None
+        self.closed: list[int] = []
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
@@ -81,6 +83,11 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         return {organization: self.balances.get(organization) for _, organization in organizations}
+
+    async def close(self, organization_id: int) -> None:
+        if self.unsettled is not None:
+            raise Conflict(self.unsettled)
+        self.closed.append(organization_id)
 
     def _move(self, tenant: int, verb: str, payload: dict[str, Any]) -> None:
         quota = self.quotas.get(tenant, FRESH)
@@ -237,6 +244,7 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
         store=Store(engine, partition_of),
         pusher=counters,
         counters=counters,
+        books=counters,
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,
         ready=unwell,

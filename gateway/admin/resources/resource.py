@@ -16,12 +16,16 @@ from gateway.core.administration import Row
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`."""
+    """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`.
+
+    Where `settles`, the organization's accounts are closed first: all that happened is stored.
+    """
 
     name: str
     summary: str
     body: type[In] | None = None
     quota: bool = False
+    settles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

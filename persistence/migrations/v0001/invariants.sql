@@ -131,7 +131,7 @@ CREATE VIEW invariant_allocations AS
                   WHERE t.credits_used > 0
                  UNION ALL SELECT p.organization_id, p.seq, -p.amount FROM credit_posting AS p
                    JOIN organization AS o ON o.id = p.organization_id AND p.seq <= o.allocated_seq
-                  WHERE p.amount < 0) AS u USING (organization_id, seq)
+                  WHERE p.amount < 0 AND p.kind <> 'correction') AS u USING (organization_id, seq)
      WHERE u.credits_used IS DISTINCT FROM a.amount
     UNION ALL
     SELECT 'credits:' || c.organization_id, NULL,

@@ -1,0 +1,86 @@
+"""Invoices and credit notes: what is to be paid."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PlainSerializer
+
+from gateway.admin.fields import Day, Id, In, Instant, Out, Paid, show_decimal
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource
+
+STATUSES = ("draft", "finalized", "void")
+KINDS = ("invoice", "credit_note")
+
+UnitPrice = Annotated[Paid, PlainSerializer(show_decimal, when_used="json")]
+
+
+class InvoiceCreate(In):
+    """A draft over whole UTC days that no other invoice of the organization has."""
+
+    organization_id: Id
+    period_start: Day = Field(description="The first day.")
+    period_end: Day = Field(description="The day after the last.")
+
+
+class InvoiceLine(Out):
+    """One line; `quantity` counts days or periods, tokens, credits or units."""
+
+    position: int
+    kind: str = Field(
+        description="subscription, overage, credits_purchased, credits_consumed (information), usage or tax."
+    )
+    description: str
+    service_id: Id | None
+    tenant_id: Id | None
+    quantity: int
+    unit_price: UnitPrice
+    amount: Paid
+
+
+class Invoice(Out):
+    """What an organization owes for a period, or (a credit note) gets back of an invoice."""
+
+    id: Id
+    organization_id: Id
+    kind: str
+    corrects_id: Id | None = Field(description="The invoice a credit note gives back.")
+    number: str | None = Field(description="Given when it is finalized, without gaps in a year.")
+    status: str
+    customer: str | None
+    currency: str
+    period_start: Day
+    period_end: Day = Field(description="The day after the last.")
+    subtotal: Paid
+    tax: Paid
+    total_amount: Paid
+    lines: list[InvoiceLine]
+    created_at: Instant
+    finalized_at: Instant | None
+    voided_at: Instant | None
+
+
+RESOURCES = (
+    Resource(
+        name="invoices",
+        title="Invoice",
+        description="Invoices and credit notes.",
+        out=Invoice,
+        create=InvoiceCreate,
+        deletable=True,
+        filters={
+            "organization_id": Filter(),
+            "status": Filter("text", STATUSES),
+            "kind": Filter("text", KINDS),
+            "corrects_id": Filter(),
+            "number": Filter("text"),
+        },
+        actions=(
+            Action("recompute", "Make a draft's lines anew from what is settled now"),
+            Action("finalize", "Give it its number; nothing changes it from then on", settles=True),
+            Action("void", "Take a finalized one back; what it billed may be billed again"),
+            Action("credit-note", "Make a draft that gives a finalized one back; answers with the draft"),
+        ),
+    ),
+)
