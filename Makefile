@@ -1,6 +1,6 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
-.PHONY: run test check bench lock clean
+.PHONY: run test check compile run-compiled bench lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -14,6 +14,13 @@ check: ## Style, types and layers
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
+	@.ci/environment requirements-dev.lock
+	@.venv/bin/python deploy/compile.py build/compiled
+
+run-compiled: compile ## `make run` with the compiled hot path
+	@PYTHONPATH="$(CURDIR)/build/compiled" exec .venv/bin/python -P -m gateway up $(ARGS)
 
 bench: ## The long measurements, printed as tables
 	@.ci/environment requirements-dev.lock

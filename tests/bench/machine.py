@@ -167,7 +167,7 @@ def await_port(
             return
         time.sleep(0.05)
     tail = log.read_text(encoding="utf-8", errors="replace")[-800:].strip() if log.exists() else ""
-    raise BenchError(f"{Path(str(process.args[3])).name} does not answer on its port: {tail}")  # type: ignore[index]
+    raise BenchError(f"{Path(str(process.args[3])).name} does not answer on its port: {tail}")  # type: ignore[index]  # our own command lines are lists
 
 
 def install_tools(say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from tests.bench.figures import Window
 from tests.bench.load import ANSWER, Loaded, ask, pace, saturate
 from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, prefer, rss_mib
 from tests.bench.report import Measured, about_this_run, as_json, as_markdown, failed
-from tests.bench.tollkeeper import tollkeeper
+from tests.bench.tollkeeper import compile_hot_path, tollkeeper
 
 FLUSH = Path(__file__).parent / "flush.py"
 OUT = Path("build/bench")
@@ -40,6 +40,7 @@ def main() -> int:
     measured = Measured()
     try:
         install_tools(say)
+        compiled = not options.interpreted and compile_hot_path(say)
         placement = Placement.of_this_machine()
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {placement.client})
@@ -52,6 +53,7 @@ def main() -> int:
     if not options.skip_flush:
         measured.flushed = _flushed(cores)
     about = about_this_run(placement, options.rounds, options.seconds, options.connections)
+    about["our hot path"] = "compiled" if compiled else "interpreted"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
     (OUT / "bench.md").write_text(markdown, encoding="utf-8")
@@ -76,6 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="comma-separated contenders: " + ", ".join(TITLES))
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (a large installation)")
     parser.add_argument("--skip-flush", action="store_true", help="leave out the flusher's rows a second")
+    parser.add_argument("--interpreted", action="store_true", help="do not compile our own hot path")
     return parser.parse_args()
 
 

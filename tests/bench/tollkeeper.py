@@ -9,6 +9,7 @@ leaves them running, to show what that costs on the same cores.
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -109,10 +111,23 @@ def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
     return found
 
 
+def compile_hot_path(say: Callable[[str], None]) -> bool:
+    """Have the gateway run with its hot path compiled, where this machine can; whether it does."""
+    target = Path("build/compiled").resolve()
+    say("compiling the hot path (about a minute)")
+    built = subprocess.run(
+        [sys.executable, "deploy/compile.py", str(target)], capture_output=True, text=True, check=False
+    )
+    if built.returncode:
+        say(f"interpreted: {built.stderr.strip().splitlines()[-1] if built.stderr else 'no reason given'}")
+    os.environ["PYTHONPATH"] = str(Path.cwd() if built.returncode else target)
+    return not built.returncode
+
+
 def _up(stage: Stage) -> Deployment:
     """Start `tollkeeper up` and read its one line."""
-    command = [sys.executable, "-m", "gateway", "up", "--json", "--gateway-port", "0", "--admin-port", "0",
-               "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
+    command = [sys.executable, "-P", "-m", "gateway", "up", "--json",
+               "--gateway-port", "0", "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
                "--data-dir", str(stage.folder / "tollkeeper")]  # fmt: skip
     log = stage.folder / "tollkeeper.err"
     began = time.monotonic()
