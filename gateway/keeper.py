@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from gateway import logs, metrics, tallies
+from gateway import logs, metrics, stationery, tallies
 from gateway.admin.api import build
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
@@ -138,6 +138,7 @@ class Keeper:
             pusher=self._pusher,
             counters=self._standings,
             books=self._closer,
+            paper=stationery.paper(settings),
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),

@@ -63,6 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_grace_s: Seconds = 30.0
     flush_interval_s: Seconds = 0.25
 
+    invoice_issuer: str = ""
+    invoice_logo: str = ""
+    invoice_notes: str = ""
+    invoice_addresses: str = ""
+    invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
+    webhook_private_addresses: bool = False
+
     head_s: Seconds = 10.0
     body_s: Seconds = 120.0
     keep_alive_s: Seconds = 75.0

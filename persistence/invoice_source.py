@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy import ColumnElement, Text, case, cast, func, literal_column, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from persistence.subject import equals
@@ -31,7 +31,9 @@ _line = func.jsonb_build_object(
 _of_invoice = invoice_line.c.invoice_id == invoice.c.id
 _lines = (
     select(
-        func.coalesce(func.jsonb_agg(aggregate_order_by(_line, invoice_line.c.position)), cast("[]", JSONB))
+        func.coalesce(
+            func.jsonb_agg(aggregate_order_by(_line, invoice_line.c.position)), literal_column("'[]'::jsonb")
+        )
     )
     .where(_of_invoice)
     .scalar_subquery()

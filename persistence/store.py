@@ -6,7 +6,7 @@ refusal it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -38,6 +38,7 @@ from persistence import (
     token_ledger,
     uses,
 )
+from persistence.invoice_usage import InvoiceUsage
 from persistence.subject import Change, Subject
 
 T = TypeVar("T")
@@ -101,6 +102,10 @@ class Store:
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
         return await self._run(lambda connection: control_writes.refusal(connection, intents))
+
+    def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
+        """Read every use behind an invoice, in batches; `NotFound` if there is no such invoice."""
+        return InvoiceUsage(self._engine).rows(invoice_id)
 
     async def staff_token(self, digest: str) -> StaffToken | None:
         """Find a named admin token that is neither expired nor revoked."""

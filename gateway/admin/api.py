@@ -9,6 +9,7 @@ from functools import partial
 
 from aiohttp import web
 
+from gateway.admin.documents import mount_invoices
 from gateway.admin.guard import guard
 from gateway.admin.openapi import document
 from gateway.admin.pages import mount_docs
@@ -24,6 +25,7 @@ def build(ports: AdminPorts) -> web.Application:
     app = web.Application(
         middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
     )
+    mount_invoices(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"

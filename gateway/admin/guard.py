@@ -13,6 +13,8 @@ from gateway.admin.problem import of_error, problem
 from gateway.errors import TollkeeperError
 
 REQUEST_ID = web.RequestKey("request_id", str)
+# The bound on a request's time; a long answer moves it on with each piece.
+DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -47,7 +49,8 @@ def guard(*, request_timeout_s: float) -> Middleware:
 async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> web.StreamResponse:
     path = request.path
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as deadline:
+            request[DEADLINE] = deadline
             return await handler(request)
     except TollkeeperError as error:
         return of_error(error, instance=path)

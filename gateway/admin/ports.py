@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,6 +36,9 @@ class Store(Protocol):
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
 
+    def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
+        """Read every use behind an invoice, in batches."""
+
     async def staff_token(self, digest: str) -> StaffToken | None:
         """Find a named admin token that is neither expired nor revoked."""
 
@@ -64,6 +67,13 @@ class Books(Protocol):
         """Wait until its accounts are swept, stored and agree; `Conflict` says what does not."""
 
 
+class Paper(Protocol):
+    """Makes documents that are sent to customers."""
+
+    def pdf(self, invoice: Row) -> bytes:
+        """Set an invoice, as the API answers it, on paper."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
     """Everything the Admin API is made of.
@@ -77,6 +87,7 @@ class AdminPorts:
     pusher: Pusher
     counters: Counters
     books: Books
+    paper: Paper
     digest: Callable[[str], str]
     live: Health
     ready: Health

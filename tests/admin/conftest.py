@@ -14,6 +14,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.api import build
+from gateway.admin.paper import Paper
 from gateway.admin.ports import AdminPorts
 from gateway.core.model import LiveQuota
 from gateway.counters.keys import partition_of
@@ -185,6 +186,11 @@ class Api:
             return found.fetchall() if found.description else []
 
 
+# Tables that refer to no other.
+LEDGERS_AND_LISTS = (
+    "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily",
+    "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
+)  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service")
 
@@ -214,10 +220,11 @@ def admin_database(migrated: str) -> str:
         connection.execute("set session_replication_role = replica")
         connection.execute(
             "truncate organization, tenant, app_user, admin_token, api_key, token_plan, tenant_quota,"
-            " subscription_plan, organization_service, control_write, idempotency_key, audit_log,"
+            " subscription_plan, organization_service, webhook, control_write, idempotency_key, audit_log,"
             " business_model, service restart identity cascade"
         )
-        connection.execute("delete from token_ledger")
+        for table in LEDGERS_AND_LISTS:
+            connection.execute(f"delete from {table}")
         for table in SEEDED:
             connection.execute(f"insert into {table} overriding system value table seed.{table}")
             connection.execute(
@@ -245,6 +252,7 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
         pusher=counters,
         counters=counters,
         books=counters,
+        paper=Paper(("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,
         ready=unwell,

@@ -1,0 +1,111 @@
+"""Documents of invoices: PDF, lines as CSV, and every use behind them as CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import Iterable, Mapping
+
+from aiohttp import web
+
+from gateway.admin.auth import identify
+from gateway.admin.fields import show_instant
+from gateway.admin.guard import DEADLINE
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import RESOURCES, Resource
+from gateway.core.administration import Row
+from gateway.core.model import INTEGER_MAX
+from gateway.errors import NotFound
+
+LINE_COLUMNS = (
+    "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price", "amount",
+    "currency",
+)  # fmt: skip
+USAGE_COLUMNS = (
+    "kind", "timestamp", "tenant_id", "service", "quantity", "seq", "request_id", "user", "content_id",
+    "project_id", "feature_version", "model",
+)  # fmt: skip
+# A cell that begins so is a formula to a spreadsheet.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def mount_invoices(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the documents below an invoice's address; before the resources, whose paths are wider."""
+    resource: Resource = RESOURCES["invoices"]
+
+    async def read(request: web.Request) -> Row:
+        await identify(ports, request)
+        return resource.render(await ports.store.get("invoices", _row_id(request)))
+
+    async def pdf(request: web.Request) -> web.Response:
+        invoice = await read(request)
+        made = await asyncio.to_thread(ports.paper.pdf, invoice)
+        return web.Response(body=made, headers=_named(invoice, "pdf", "application/pdf"))
+
+    async def lines(request: web.Request) -> web.Response:
+        invoice = await read(request)
+        rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
+        return web.Response(
+            body=_csv(LINE_COLUMNS, rows, head=True),
+            headers=_named(invoice, "csv", "text/csv; charset=utf-8"),
+        )
+
+    async def usage(request: web.Request) -> web.StreamResponse:
+        invoice = await read(request)
+        response = web.StreamResponse(headers=_named(invoice, "usage.csv", "text/csv; charset=utf-8"))
+        await response.prepare(request)
+        whole = False
+        try:
+            await response.write(_csv(USAGE_COLUMNS, (), head=True))
+            async for batch in ports.store.usage(_row_id(request)):
+                await response.write(_csv(USAGE_COLUMNS, map(_use, batch)))
+                request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
+            await response.write_eof()
+            whole = True
+        finally:
+            # A file that breaks off must not look whole.
+            if not whole and request.transport is not None:
+                request.transport.abort()
+        return response
+
+    one = f"{root}/invoices/{{id:[0-9]+}}"
+    app.router.add_get(f"{one}.pdf", pdf)
+    app.router.add_get(f"{one}.csv", lines)
+    app.router.add_get(f"{one}/usage.csv", usage)
+
+
+def _use(row: Row) -> dict[str, object]:
+    return {**row, "timestamp": show_instant(row["at"])}  # type: ignore[arg-type]  # a time
+
+
+def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, object]], *, head: bool = False) -> bytes:
+    """Write rows as RFC 4180 has them."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if head:
+        writer.writerow(columns)
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def _is_number(text: str) -> bool:
+    return text[1:].replace(".", "", 1).isdigit()
+
+
+def _named(invoice: Mapping[str, object], suffix: str, kind: str) -> dict[str, str]:
+    name = f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")
+    return {"Content-Type": kind, "Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _row_id(request: web.Request) -> int:
+    digits = request.match_info["id"]
+    if len(digits) > 16 or not 0 < int(digits) <= INTEGER_MAX:
+        raise NotFound
+    return int(digits)

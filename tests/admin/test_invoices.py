@@ -1,0 +1,252 @@
+"""Invoices through the API: drafts, finalized ones, documents, and everything that is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.admin.conftest import READONLY, Api
+
+APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
+USES = """
+INSERT INTO feature_usage (organization_id, tenant_id, feature_id, "timestamp", usage_amount, spend,
+                           spent_after, epoch, seq, request_id, feature_version)
+SELECT %(organization)s, %(tenant)s, %(service)s, '2026-04-10T12:00:00Z', 100, 0,
+       0, 1, n, gen_random_uuid(), '=1+1'
+  FROM generate_series(1, %(count)s) AS n"""
+NEW_LINE = """
+INSERT INTO invoice_line (invoice_id, position, kind, description, quantity, unit_price, amount)
+SELECT id, 99, 'usage', 'x', 1, 1, 1 FROM invoice"""
+ROLL_UP = """
+INSERT INTO usage_daily (organization_id, tenant_id, service_id, day, requests, usage_amount)
+VALUES (%(organization)s, %(tenant)s, %(service)s, '2026-04-10', %(count)s, %(count)s * 100)"""
+
+
+async def acme(api: Api, **more: Any) -> dict[str, int]:
+    """An organization that used 1,200 Pay-Per-Use units in April."""
+    organization = await api.make("organizations", name="Acme", tax_rate="0.20", **more)
+    tenant = await api.make("tenants", name="web", organization_id=organization["id"])
+    model = (await api.get("business-models?name=Pay-Per-Use")).json["items"][0]["id"]
+    service = await api.make(
+        "services", name="Rerank", key="rerank", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=model,
+        pricing={"tiers": [{"up_to": 1000, "unit_price": "0.05"}, {"up_to": None, "unit_price": "0.04"}]},
+    )  # fmt: skip
+    ids = {"organization": organization["id"], "tenant": tenant["id"], "service": service["id"]}
+    with psycopg.connect(api.url) as connection:
+        for statement in (USES, ROLL_UP):
+            connection.execute(statement, ids | {"count": 12})
+        connection.execute("UPDATE organization SET spend_last_seq = 12 WHERE id = %s", (organization["id"],))
+    return ids
+
+
+async def draft(api: Api, ids: dict[str, int], **period: Any) -> dict[str, Any]:
+    return await api.make("invoices", organization_id=ids["organization"], **(APRIL | period))
+
+
+async def test_a_draft_has_lines_and_no_number(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    assert (made["status"], made["number"], made["kind"], made["customer"]) == (
+        "draft",
+        None,
+        "invoice",
+        "Acme",
+    )
+    assert [(line["quantity"], line["unit_price"], line["amount"]) for line in made["lines"]] == [
+        (1000, "0.05", "50.00"), (200, "0.04", "8.00"), (1, "11.60", "11.60"),
+    ]  # fmt: skip
+    assert (made["subtotal"], made["tax"], made["total_amount"]) == ("58.00", "11.60", "69.60")
+    assert (made["period_start"], made["period_end"]) == ("2026-04-01", "2026-05-01")
+    listed = (await api.get(f"invoices?organization_id={ids['organization']}&status=draft")).json["items"]
+    assert listed == [made]
+
+
+async def test_amounts_are_in_the_decimals_of_the_currency(api: Api) -> None:
+    made = await draft(api, await acme(api, currency="JPY"))
+    assert (made["currency"], made["total_amount"]) == ("JPY", "70")
+    assert [line["amount"] for line in made["lines"]] == ["50", "8", "12"]
+
+
+async def test_finalizing_closes_the_accounts_and_gives_a_number(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    done = await api.post(f"invoices/{made['id']}/finalize")
+    assert done.status == 200
+    assert api.counters.closed == [ids["organization"]]
+    year = done.json["finalized_at"][:4]
+    assert (done.json["number"], done.json["status"]) == (f"{year}-000001", "finalized")
+    again = await api.post(f"invoices/{made['id']}/finalize")
+    assert again.status == 409
+    for action in ("recompute", "finalize"):
+        assert (await api.post(f"invoices/{made['id']}/{action}")).status == 409
+    assert (await api.delete(f"invoices/{made['id']}")).status == 409
+    assert (await api.get(f"invoices?number={year}-000001")).json["items"] == [done.json]
+
+
+async def test_accounts_that_do_not_agree_are_not_invoiced(api: Api) -> None:
+    made = await draft(api, await acme(api))
+    api.counters.unsettled = "The accounts do not agree."
+    refused = await api.post(f"invoices/{made['id']}/finalize")
+    assert (refused.status, refused.json["detail"]) == (409, "The accounts do not agree.")
+    assert (await api.get(f"invoices/{made['id']}")).json["status"] == "draft"
+
+
+async def test_a_finalized_invoice_is_immutable_even_to_sql(api: Api) -> None:
+    made = await draft(api, await acme(api))
+    await api.post(f"invoices/{made['id']}/finalize")
+    with psycopg.connect(api.url, autocommit=True) as connection:
+        for statement in (
+            "UPDATE invoice SET total_amount = 0",
+            "UPDATE invoice SET status = 'draft'",
+            "DELETE FROM invoice",
+            "UPDATE invoice_line SET amount = 0",
+            "DELETE FROM invoice_line",
+            NEW_LINE,
+            "DELETE FROM invoice_basis",
+            "TRUNCATE invoice_line",
+        ):
+            with pytest.raises(errors.RestrictViolation):
+                connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "status"),
+    [
+        ("2026-04-30", "2026-05-31", 409),
+        ("2026-03-01", "2026-04-02", 409),
+        ("2026-04-01", "2026-05-01", 409),
+        ("2026-05-01", "2026-06-01", 201),
+        ("2026-03-01", "2026-04-01", 201),
+    ],
+)
+async def test_periods_never_overlap(api: Api, start: str, end: str, status: int) -> None:
+    ids = await acme(api)
+    await draft(api, ids)
+    sent = {"organization_id": ids["organization"], "period_start": start, "period_end": end}
+    assert (await api.post("invoices", sent)).status == status
+
+
+async def test_other_organizations_have_periods_of_their_own(api: Api) -> None:
+    ids = await acme(api)
+    await draft(api, ids)
+    other = await api.make("organizations", name="Other")
+    made = await api.make("invoices", organization_id=other["id"], **APRIL)
+    assert (made["lines"], made["total_amount"]) == ([], "0.00")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"organization_id": 999}, "organization_id"),
+        ({"period_end": "2026-04-01"}, "period_end"),
+        ({"period_end": "2030-04-01"}, "period_end"),
+        ({"period_start": "2026-04-01T12:00:00Z"}, "period_start"),
+        ({"period_start": "0001-01-01"}, "period_start"),
+        ({"period_end": "2026-02-30"}, "period_end"),
+        ({"total_amount": "1.00"}, "total_amount"),
+    ],
+)
+async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> None:
+    ids = await acme(api)
+    refused = await api.post("invoices", {"organization_id": ids["organization"]} | APRIL | fields)
+    assert refused.status == 422, refused.raw
+    assert [error["field"] for error in refused.json["errors"]] == [named]
+
+
+async def test_a_draft_follows_the_facts_until_it_is_deleted(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    await api.patch(
+        f"services/{ids['service']}", {"pricing": {"tiers": [{"up_to": None, "unit_price": "1"}]}}
+    )
+    assert (await api.get(f"invoices/{made['id']}")).json["total_amount"] == "69.60"
+    again = await api.post(f"invoices/{made['id']}/recompute")
+    assert again.json["total_amount"] == "1440.00"
+    assert (await api.delete(f"invoices/{made['id']}")).status == 204
+    await draft(api, ids)
+
+
+async def test_void_and_credit_note(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    assert (await api.post(f"invoices/{made['id']}/void")).status == 409
+    assert (await api.post(f"invoices/{made['id']}/credit-note")).status == 409
+    await api.post(f"invoices/{made['id']}/finalize")
+    note = (await api.post(f"invoices/{made['id']}/credit-note")).json
+    assert (note["kind"], note["corrects_id"], note["total_amount"]) == ("credit_note", made["id"], "-69.60")
+    assert (await api.post(f"invoices/{made['id']}/void")).status == 409
+    assert (await api.delete(f"invoices/{note['id']}")).status == 204
+    void = await api.post(f"invoices/{made['id']}/void")
+    assert (void.json["status"], void.json["total_amount"]) == ("void", "69.60")
+    assert (await draft(api, ids))["total_amount"] == "69.60"
+
+
+async def test_unknown_invoices(api: Api) -> None:
+    for path in ("9", "9.pdf", "9.csv", "9/usage.csv", "99999999999999999999.pdf", "0.pdf"):
+        assert (await api.get(f"invoices/{path}")).status == 404
+    for action in ("finalize", "void", "recompute", "credit-note"):
+        assert (await api.post(f"invoices/9/{action}")).status == 404
+
+
+async def test_documents(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    where = f"invoices/{made['id']}"
+    done = (await api.post(f"{where}/finalize")).json
+    pdf = await api.get(f"{where}.pdf")
+    assert (pdf.status, pdf.headers["Content-Type"]) == (200, "application/pdf")
+    assert pdf.raw.startswith(b"%PDF-")
+    assert f'invoice-{done["number"]}.pdf"' in pdf.headers["Content-Disposition"]
+    lines = list(csv.DictReader(io.StringIO((await api.get(f"{where}.csv")).raw.decode())))
+    assert [(row["kind"], row["quantity"], row["amount"], row["currency"]) for row in lines] == [
+        ("usage", "1000", "50.00", "USD"), ("usage", "200", "8.00", "USD"), ("tax", "1", "11.60", "USD"),
+    ]  # fmt: skip
+    reader = api.acting_as(READONLY)
+    assert (await reader.get(f"{where}.pdf")).status == 200
+    assert (await api.acting_as(None).get(f"{where}.pdf")).status == 401
+
+
+async def test_every_use_behind_an_invoice(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    await api.post(f"invoices/{made['id']}/finalize")
+    answer = await api.get(f"invoices/{made['id']}/usage.csv")
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    uses = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    assert sum(int(use["quantity"]) for use in uses) == 1_200
+    assert {use["service"] for use in uses} == {"rerank"}
+    assert uses[0]["timestamp"] == "2026-04-10T12:00:00Z"
+    known = api.rows("SELECT request_id::text FROM feature_usage")
+    assert {use["request_id"] for use in uses} == {request_id for (request_id,) in known}
+    # What callers wrote is never a formula.
+    assert {use["feature_version"] for use in uses} == {"'=1+1"}
+
+
+async def test_a_late_use_stands_behind_the_next_invoice_only(api: Api) -> None:
+    ids = await acme(api)
+    first = await draft(api, ids)
+    await api.post(f"invoices/{first['id']}/finalize")
+    with psycopg.connect(api.url) as connection:
+        late = USES.replace("generate_series(1, %(count)s)", "generate_series(13, 14)")
+        connection.execute(late, ids)
+        connection.execute("UPDATE usage_daily SET usage_amount = usage_amount + 200")
+        connection.execute("UPDATE organization SET spend_last_seq = 14")
+    second = await draft(api, ids, period_start="2026-05-01", period_end="2026-06-01")
+    assert [line["amount"] for line in second["lines"]] == ["8.00", "1.60"]
+    for made, seqs in ((first, range(1, 13)), (second, range(13, 15))):
+        answer = await api.get(f"invoices/{made['id']}/usage.csv")
+        uses = csv.DictReader(io.StringIO(answer.raw.decode()))
+        assert [int(use["seq"]) for use in uses] == list(seqs)
+
+
+async def test_a_reader_makes_nothing(api: Api) -> None:
+    made = await draft(api, await acme(api))
+    reader = api.acting_as(READONLY)
+    assert (await reader.post(f"invoices/{made['id']}/finalize")).status == 403
+    assert api.counters.closed == []
