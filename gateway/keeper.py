@@ -101,6 +101,7 @@ class Keeper:
         """Start every loop, then listen."""
         self._wire.start()
         await self._wire.connected_within(REDIS_START_S_MAX)
+        self._wire.refuse_eviction()
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {
             "verifier": self._verifier.run,
@@ -138,6 +139,7 @@ class Keeper:
             pusher=self._pusher,
             counters=self._standings,
             books=self._closer,
+            reconciler=self._reconciler,
             paper=stationery.paper(settings),
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"

@@ -9,15 +9,24 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.admin.documents import mount_invoices
+from gateway.admin import documents, reconciliation
 from gateway.admin.guard import guard
-from gateway.admin.openapi import document
+from gateway.admin.openapi import More, document
 from gateway.admin.pages import mount_docs
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources import RESOURCES
 from gateway.admin.views import Views, answer
 
 ROOT = "/admin/v1"
+MORE = (
+    More(partial(documents.paths, ROOT)),
+    More(
+        partial(reconciliation.paths, ROOT),
+        reconciliation.MODELS,
+        "reconciliation",
+        "Whether counters and ledger say the same.",
+    ),
+)
 
 
 def build(ports: AdminPorts) -> web.Application:
@@ -25,7 +34,8 @@ def build(ports: AdminPorts) -> web.Application:
     app = web.Application(
         middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
     )
-    mount_invoices(app, ports, ROOT)
+    documents.mount_invoices(app, ports, ROOT)
+    reconciliation.mount_reconciliation(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)
         collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id}}"
@@ -46,7 +56,7 @@ def build(ports: AdminPorts) -> web.Application:
 
 
 def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
-    described = document(RESOURCES, version=ports.version)
+    described = document(RESOURCES, version=ports.version, more=MORE)
 
     async def openapi(_: web.Request) -> web.Response:
         return answer(200, described)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,9 +59,21 @@ _FILTER_SCHEMAS: Mapping[str, Json] = {
 }
 
 
-def document(resources: Mapping[str, Resource], *, version: str) -> Json:
-    """Describe every resource; the answer is JSON, ready to be sent."""
+@dataclass(frozen=True, slots=True)
+class More:
+    """Routes beside the resources: `paths` describes them, given the responses every route may give."""
+
+    paths: Callable[[Json], Json]
+    models: tuple[tuple[type[BaseModel], Any], ...] = ()
+    tag: str = ""
+    description: str = ""
+
+
+def document(resources: Mapping[str, Resource], *, version: str, more: Sequence[More] = ()) -> Json:
+    """Describe every resource, and what there is besides; the answer is JSON, ready to be sent."""
     paths: Json = {}
+    for part in more:
+        paths |= part.paths({code: {"$ref": f"#/components/responses/{code}"} for code in READ_REFUSALS})
     for resource in resources.values():
         paths |= _paths(resource, resources)
     return {
@@ -72,11 +85,14 @@ def document(resources: Mapping[str, Resource], *, version: str) -> Json:
             "Amounts are integers below 2^53, money is a decimal in a string, times are RFC 3339 UTC.",
         },
         "security": [{"token": []}],
-        "tags": [{"name": item.name, "description": item.description} for item in resources.values()],
+        "tags": [
+            *({"name": item.name, "description": item.description} for item in resources.values()),
+            *({"name": part.tag, "description": part.description} for part in more if part.tag),
+        ],
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(resources),
+            "schemas": _schemas(resources, [model for part in more for model in part.models]),
             "responses": {
                 code: {
                     "description": text,
@@ -88,8 +104,7 @@ def document(resources: Mapping[str, Resource], *, version: str) -> Json:
     }
 
 
-def _schemas(resources: Mapping[str, Resource]) -> Json:
-    models: list[tuple[type[BaseModel], Any]] = []
+def _schemas(resources: Mapping[str, Resource], models: list[tuple[type[BaseModel], Any]]) -> Json:
     for resource in resources.values():
         models.append((resource.out, "serialization"))
         bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))

@@ -74,6 +74,16 @@ class Paper(Protocol):
         """Set an invoice, as the API answers it, on paper."""
 
 
+class Reconciler(Protocol):
+    """Compares the counters with the ledger."""
+
+    async def last(self) -> Row | None:
+        """The last kept result."""
+
+    async def run_now(self, *, repair: bool = False) -> Row:
+        """Compare everything, keep and answer the result; make drifts good only if asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
     """Everything the Admin API is made of.
@@ -88,6 +98,7 @@ class AdminPorts:
     counters: Counters
     books: Books
     paper: Paper
+    reconciler: Reconciler
     digest: Callable[[str], str]
     live: Health
     ready: Health

@@ -19,10 +19,11 @@ from gateway.admin.auth import identify, require_write
 from gateway.admin.guard import REQUEST_ID
 from gateway.admin.listing import encode_cursor, fingerprint, read_query
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
+from gateway.admin.reading import read_body
 from gateway.admin.resources import RESOURCES, Action, Resource
 from gateway.core.administration import Actor, Claim, Command, Replay, Row, Written
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable, UnsupportedEncoding
+from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
 
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
 
@@ -67,14 +68,17 @@ class Views:
         """`POST /<resource>`; a secret made here is in this answer only."""
         actor = await self._writer(request)
         resource = self._resource
-        sent = await _read(request)
+        sent = await read_body(request)
         assert resource.create is not None
         values = body.check(resource.create, sent, known=resource.known)
         claim = _claim(request, actor, sent)
         once: dict[str, object] = {}
         if resource.secret is not None:
             minted = credentials.mint(resource.secret.prefix)
-            values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
+            if resource.secret.kept:
+                values[resource.secret.field] = minted.secret
+            else:
+                values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
             once[resource.secret.field] = minted.secret
         command = Command(
             resource.name, "create", actor, request[REQUEST_ID], resource.render, None, values, claim
@@ -86,7 +90,7 @@ class Views:
         actor = await self._writer(request)
         resource = self._resource
         assert resource.patch is not None
-        values = body.check(resource.patch, await _read(request), known=resource.known)
+        values = body.check(resource.patch, await read_body(request), known=resource.known)
         command = Command(
             resource.name,
             resource.patch_verb,
@@ -115,7 +119,7 @@ class Views:
     async def act(self, request: web.Request, action: Action) -> web.Response:
         """`POST /<resource>/{id}/<action>`."""
         actor = await self._writer(request)
-        sent = await _read(request)
+        sent = await read_body(request)
         values: Row = {}
         if action.body is not None:
             values = body.check(action.body, sent)
@@ -186,12 +190,6 @@ class Views:
     async def _render(self, resource: Resource, row: Row) -> Row:
         [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)
-
-
-async def _read(request: web.Request) -> body.Body:
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedEncoding
-    return body.parse(await request.read())
 
 
 def _row_id(request: web.Request) -> int:

@@ -30,10 +30,14 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A credential made on create, answered once in `field`, kept as its digest."""
+    """A credential made on create, answered once in `field`, kept as its digest.
+
+    `kept` keeps it as it is: what signs cannot be a digest.
+    """
 
     field: str
     prefix: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,26 @@
+"""The last comparison, and a new one on demand."""
+
+from __future__ import annotations
+
+from tests.admin.conftest import READONLY, Api
+
+
+async def test_runs_and_the_last_result(api: Api) -> None:
+    assert (await api.get("reconciliation")).status == 404
+    found = await api.post("reconciliation")
+    assert (found.status, found.json["checked"], found.json["drift_tokens"]) == (200, 3, 7)
+    assert found.json["items"] == []
+    assert (await api.get("reconciliation")).json == found.json
+    assert (await api.post("reconciliation", {"repair": True})).json["drift_tokens"] == 0
+
+
+async def test_who_may_run_it(api: Api) -> None:
+    reader = api.acting_as(READONLY)
+    assert (await reader.post("reconciliation")).status == 403
+    assert (await api.acting_as(None).post("reconciliation")).status == 401
+    assert (await api.acting_as(None).get("reconciliation")).status == 401
+
+
+async def test_wrong_fields(api: Api) -> None:
+    for sent in ({"repair": "yes"}, {"fix": True}):
+        assert (await api.post("reconciliation", sent)).status == 422
