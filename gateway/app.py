@@ -36,6 +36,7 @@ async def run_gateway(settings: Settings) -> None:
     wire = Wire(parse_url(settings.redis_url), time.monotonic, call_s=settings.redis_wait_s)
     wire.start()
     await wire.connected_within(FIRST_CATALOGUE_S_MAX)
+    wire.refuse_eviction()
     directory = Directory(wire, time.monotonic)
     scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend")}
     counters = Counters(

@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 
 from gateway.core.wait import Wait, in_task
-from gateway.counters.scripts import VERBS, script
-from gateway.errors import CountersUnavailable, SettingError
+from gateway.counters.scripts import VERBS, as_eval, script
+from gateway.errors import CountersUnavailable, SettingError, StartError
 
 CALL_S = 1.0
 STALL_S = 3.0
@@ -76,7 +76,7 @@ def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]
 
 
 class Wire(asyncio.Protocol):
-    """The connection. `run_id` is the server's own since the last connect; empty before."""
+    """The connection. `run_id` and `eviction` (its policy) are as of the last connect; empty before."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         self.run_id = b""
         self.connected = False
+        self.eviction = ""
         self.on_connect: Callable[[], None] | None = None
         self._address = address
         self._clock = clock
@@ -121,6 +122,13 @@ class Wire(asyncio.Protocol):
         with suppress(TimeoutError):
             await asyncio.wait_for(self._opened.wait(), seconds)
         return self.connected
+
+    def refuse_eviction(self) -> None:
+        """StartError where this Redis would throw counters away when its memory is full."""
+        if self.eviction not in ("", "noeviction"):
+            raise StartError(
+                f"Redis has maxmemory-policy {self.eviction}, which deletes counters: set it to noeviction"
+            )
 
     async def close(self) -> None:
         """Close for good."""
@@ -192,7 +200,7 @@ class Wire(asyncio.Protocol):
 
     def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
         if message.startswith("NOSCRIPT"):
-            self._queue(wait, _as_eval(command))
+            self._queue(wait, as_eval(command))
         elif message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             wait.fail(CountersUnavailable())
             self._drop()
@@ -274,6 +282,9 @@ class Wire(asyncio.Protocol):
         if not isinstance(info, bytes) or b"run_id:" not in info:
             raise CountersUnavailable("Redis does not tell its run_id")
         self.run_id = info.partition(b"run_id:")[2][:40]
+        memory = await self._ask(b"INFO", b"memory")
+        if isinstance(memory, bytes):
+            self.eviction = memory.partition(b"maxmemory_policy:")[2].partition(b"\r")[0].decode()
         for verb in VERBS:
             await self._ask(b"SCRIPT", b"LOAD", script(verb).text.encode())
 
@@ -281,15 +292,3 @@ class Wire(asyncio.Protocol):
         wait: Wait[Reply] = Wait()
         self._queue(wait, encode(*parts))
         return await in_task(wait)
-
-
-def _as_eval(command: bytes) -> bytes:
-    """The same call by its text, for a server that lost its script cache."""
-    for verb in VERBS:
-        known = script(verb)
-        sha = known.sha.encode()
-        if sha in command[:80]:
-            text = known.text.encode()
-            head = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % sha
-            return command.replace(head, b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(text), text), 1)
-    raise AssertionError("NOSCRIPT for a command that is none of ours")

@@ -16,7 +16,7 @@ import trustme
 from gateway.core.wait import Wait, in_task
 from gateway.counters import packing
 from gateway.counters.wire import PENDING_MAX, Reply, Wire, encode, encode_script, parse_url
-from gateway.errors import CountersUnavailable, SettingError
+from gateway.errors import CountersUnavailable, SettingError, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect, eventually
@@ -281,3 +281,12 @@ def test_addresses(url: str, host: str, port: int, database: int) -> None:
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="REDIS_URL"):
         parse_url(url)
+
+
+async def test_a_server_that_evicts_is_refused_and_says_what_to_do(
+    valkey: str, own_valkey: Callable[..., ValkeyServer], connect: Connect
+) -> None:
+    (await connect(valkey)).refuse_eviction()
+    wire = await connect(own_valkey("--maxmemory-policy", "allkeys-lru").url)
+    with pytest.raises(StartError, match=r"allkeys-lru.*noeviction"):
+        wire.refuse_eviction()
