@@ -2,13 +2,28 @@
 
 import typer
 
-from gateway.cli_admin import keys, organizations, plans, tenants, usage
+from gateway.cli_admin import (
+    credits,  # noqa: A004  # the field's word for it
+    invoices,
+    keys,
+    organizations,
+    plans,
+    reconcile,
+    services,
+    subscriptions,
+    tenants,
+    usage,
+)
 
 SECTIONS = {
     "org": organizations.app,
     "tenant": tenants.app,
     "key": keys.app,
     "plan": plans.app,
+    "service": services.app,
+    "credits": credits.app,
+    "subscription": subscriptions.app,
+    "invoice": invoices.app,
 }
 
 
@@ -17,3 +32,4 @@ def mount(app: typer.Typer) -> None:
     for name, section in SECTIONS.items():
         app.add_typer(section, name=name)
     app.command("usage")(usage.usage)
+    app.command("reconcile")(reconcile.reconcile)

@@ -76,8 +76,24 @@ class AdminClient:
             raise CommandFailed(f"There is {how_many} of {resource} named {text!r}; give its id instead.")
         return int(found[0]["id"])
 
+    def download(self, path: str) -> bytes:
+        """Read a document as it is."""
+        status, raw = self._send("GET", path, None, "*/*")
+        assert status == 200
+        return raw
+
     def _call(self, method: str, path: str, body: Mapping[str, object] | None) -> Json:
-        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
+        status, raw = self._send(method, path, body, "application/json")
+        try:
+            answer: Json = json.loads(raw) if raw else {}
+        except ValueError as error:
+            raise CommandFailed(f"{self.url} does not answer as a Tollkeeper Admin API.") from error
+        return {**answer, "_later": True} if status == 202 else answer
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, object] | None, accept: str
+    ) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -87,9 +103,7 @@ class AdminClient:
         request = Request(f"{self.url}/admin/v1/{path}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
             with build_opener(*self._proxies()).open(request, timeout=TIMEOUT_S) as response:
-                raw = response.read()
-                answer: Json = json.loads(raw) if raw else {}
-                return {**answer, "_later": True} if response.status == 202 else answer
+                return int(response.status), response.read()
         except HTTPError as error:
             raise CommandFailed(_refusal(error)) from error
         except (URLError, OSError, HTTPException) as error:
@@ -98,8 +112,6 @@ class AdminClient:
                 f"Nothing usable answers at {self.url} ({reason}). Is it running? Start it with "
                 "`tollkeeper up`, or set TOLLKEEPER_ADMIN_URL to where it is."
             ) from error
-        except ValueError as error:
-            raise CommandFailed(f"{self.url} does not answer as a Tollkeeper Admin API.") from error
 
     def _proxies(self) -> tuple[BaseHandler, ...]:
         """Never send what is for this machine through a proxy."""

@@ -21,6 +21,8 @@ NUMBERS = frozenset(
         *("amount", "total_amount", "total_remaining", "rollover_max"),
         *("tokens_used", "tokens_remaining", "tokens_held"),
         *("credit_balance", "credit_limit", "spend_cap"),
+        *("credits", "credits_added", "negotiated_credits", "priority", "unit_cost"),
+        *("quantity", "unit_price", "position", "checked", "pending", "difference"),
     }
 )
 # What null means where it is not just "none".

@@ -1,0 +1,129 @@
+"""The billing commands against the real Admin API: the worked example's set-up, a month's run, documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.admin.conftest import Api
+from tests.admin.test_cli import Run, from_json, run
+
+__all__ = ["run"]
+
+
+async def set_up(run: Run) -> None:
+    """An organization with everything that can be billed."""
+    await from_json(run, "org", "create", "Acme", "--tax-rate", "0.20")
+    for name, total, monthly in (("Starter", "2000000", "29.00"), ("Pro", "10000000", "99.00")):
+        await from_json(
+            run, "plan", "create", name, "--total", total, "--overage", "bill",
+            "--overage-unit-price", "0.000003",
+        )  # fmt: skip
+        await from_json(
+            run, "subscription", "offer", name, "--monthly", monthly, "--annual", "990.00",
+            "--feature", "chat", "--token-plan", name,
+        )  # fmt: skip
+    await from_json(run, "service", "create", "image-gen", "--model", "Consumption", "--credits", "8")
+    tiers = {"tiers": [{"up_to": 10_000, "unit_price": "0.0010"}, {"up_to": None, "unit_price": "0.0008"}]}
+    await from_json(
+        run, "service", "create", "rerank", "--model", "Pay-Per-Use", "--pricing", json.dumps(tiers)
+    )
+
+
+async def test_services_and_negotiated_prices(run: Run, api: Api) -> None:
+    await set_up(run)
+    for price in ("6", "5"):
+        made = await from_json(run, "service", "negotiate", "image-gen", "Acme", "--credits", price)
+        assert made["negotiated_credits"] == int(price)
+    assert api.rows("select count(*) from organization_service") == [(1,)]
+    assert (await run("service", "create", "x", "--model", "Consumption", "--pricing", "{")).exit_code == 1
+    assert (await run("service", "delete", "nobody")).exit_code == 1
+    assert "rerank" in (await run("service", "list")).stdout
+    assert (await run("service", "delete", "rerank")).exit_code == 0
+
+
+async def test_credits(run: Run, api: Api) -> None:
+    await set_up(run)
+    paid = await from_json(run, "credits", "add", "Acme", "8000", "--unit-cost", "0.01")
+    assert (paid["credits_added"], paid["unit_cost"]) == (8_000, "0.01")
+    back = await from_json(run, "credits", "claw-back", "Acme", "500", "--remark", "mistake")
+    assert (back["credits_added"], back["category"]) == (-500, "correction")
+    shown = await run("credits", "list", "--org", "Acme")
+    assert "8,000" in shown.stdout
+    assert (await run("credits", "add", "Acme", "0")).exit_code != 0
+
+
+async def test_a_subscription(run: Run, api: Api) -> None:
+    await set_up(run)
+    assert (await run("subscription", "show", "Acme")).exit_code == 1
+    made = await from_json(
+        run, "subscription", "create", "Acme", "Starter", "--start", "2026-04-01", "--end", "2036-04-01"
+    )
+    assert made["standing"] == "active"
+    changed = await from_json(run, "subscription", "change", "Acme", "Pro")
+    assert [segment["cost"] for segment in changed["segments"]] == ["29.00", "99.00"]
+    ending = await from_json(run, "subscription", "cancel", "Acme")
+    assert ending["cancel_at"] is not None
+    back = await from_json(run, "subscription", "extend", "Acme", "2036-04-01")
+    assert back["cancel_at"] is None
+    assert "Pro" in (await run("subscription", "plans")).stdout
+    assert "active" in (await run("subscription", "list")).stdout
+
+
+async def test_an_invoice_from_draft_to_document(run: Run, api: Api, tmp_path: Path) -> None:
+    await set_up(run)
+    await from_json(run, "credits", "add", "Acme", "8000", "--unit-cost", "0.01")
+    api.rows("""update credit_addition set "timestamp" = '2026-04-05T00:00:00Z'""")
+    # The counters of this test post nothing by themselves.
+    api.rows(
+        "insert into credit_posting (organization_id, kind, credit_addition_id, amount, balance_after,"
+        " created_at, epoch, seq) select organization_id, 'addition', id, credits_added, credits_added,"
+        ' "timestamp", 1, 1 from credit_addition'
+    )
+    made = await from_json(run, "invoice", "create", "Acme", "--month", "2026-04")
+    assert (made["status"], made["total_amount"]) == ("draft", "96.00")
+    done = await from_json(run, "invoice", "finalize", str(made["id"]))
+    assert done["number"].endswith("-000001")
+    files = {name: tmp_path / name for name in ("a.pdf", "a.csv", "u.csv")}
+    shown = await run(
+        "invoice", "show", str(made["id"]), "--pdf", str(files["a.pdf"]), "--csv", str(files["a.csv"]),
+        "--usage", str(files["u.csv"]),
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert "80.00" in shown.stdout
+    assert files["a.pdf"].read_bytes().startswith(b"%PDF")
+    assert files["a.csv"].read_text().startswith("position,kind")
+    assert files["u.csv"].read_text().startswith("kind,timestamp")
+    note = await from_json(run, "invoice", "credit-note", str(made["id"]))
+    assert note["total_amount"] == "-96.00"
+    assert (await run("invoice", "delete", str(note["id"]))).exit_code == 0
+    assert (await from_json(run, "invoice", "void", str(made["id"])))["status"] == "void"
+    assert (await run("invoice", "recompute", str(made["id"]))).exit_code == 1
+    listed = await from_json(run, "invoice", "list", "--org", "Acme", "--status", "void")
+    assert len(listed["items"]) == 1
+    assert (await run("invoice", "create", "Acme", "--from", "2026-04-01")).exit_code == 1
+    assert (await run("invoice", "create", "Acme", "--month", "2026-13")).exit_code == 1
+
+
+async def test_a_month_for_everybody_goes_on_where_it_was(run: Run, api: Api) -> None:
+    for name in ("Acme", "Bolt", "Cog"):
+        await from_json(run, "org", "create", name)
+    drafts = await from_json(run, "invoice", "run", "--month", "2026-04", "--draft")
+    assert [invoice["status"] for invoice in drafts["items"]] == ["draft"] * 3
+    api.counters.unsettled = "The accounts do not agree."
+    failed = await run("invoice", "run", "--month", "2026-04")
+    assert failed.exit_code == 1
+    assert "3 of 3 organizations are left" in failed.stderr
+    api.counters.unsettled = None
+    done = await from_json(run, "invoice", "run", "--month", "2026-04")
+    numbers = [invoice["number"] for invoice in done["items"]]
+    assert len(set(numbers)) == 3
+    again = await from_json(run, "invoice", "run", "--month", "2026-04")
+    assert [invoice["number"] for invoice in again["items"]] == numbers
+
+
+async def test_reconciling_from_the_command_line(run: Run, api: Api) -> None:
+    found = await run("reconcile")
+    assert found.exit_code == 0, found.output
+    assert "drift_tokens" in found.stdout
+    assert (await from_json(run, "reconcile", "--repair"))["drift_tokens"] == 0
