@@ -21,10 +21,11 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/http": (
-        "answer", "charge", "clock", "connection", "exchange", "framing", "link", "proxy", "relay", "reply",
+        "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports", "proxy", "relay", "reply",
         "request", "request_ids", "server", "story", "tally", "upstream", "worker",
     ),
-    "gateway/core": ("wait", "call", "strict_json", "limits", "estimate", "sse"),
+    "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse"),
+    "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
     "gateway/counters": ("wire", "quota", "packing"),
 }  # fmt: skip
 

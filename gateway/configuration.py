@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.model import Family, Route, UpstreamTarget
+from gateway.core.model import Family
+from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 
 ANY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

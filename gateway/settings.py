@@ -24,7 +24,7 @@ from gateway.configuration import (
     read_config,
     table_of,
 )
-from gateway.core.model import Route, UpstreamTarget
+from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 
 PREFIX = "TOLLKEEPER_"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gateway.configuration import DEFAULT_ROUTES
-from gateway.core.model import Family, Route
+from gateway.core.model import Family
+from gateway.core.route import Route
 from gateway.errors import SettingError
 from gateway.settings import Settings, from_json, load, to_json, without_password
 

@@ -24,7 +24,8 @@ from gateway.core.controlled import (
     MESSAGES,
     RESPONSES,
 )
-from gateway.core.model import Family, Route
+from gateway.core.model import Family
+from gateway.core.route import Route
 from gateway.core.strict_json import members
 from gateway.errors import InvalidRequest
 

@@ -6,7 +6,7 @@ milliseconds since the epoch, UTC, unless a name says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -157,38 +157,6 @@ class Service:
     counts_tokens: bool = True
     credits: int = 0
     one_time: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One entry of the allow-list.
-
-    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
-    `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
-    whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
-    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none.
-    """
-
-    methods: tuple[str, ...]
-    path: str
-    upstream: str
-    service: str = ""
-    family: Family = Family.GENERIC
-    meter: str = "none"
-    on_disconnect: str = "drain"
-    settle: str = "before_end"
-    trust_client_units: bool = False
-    units_pointer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamTarget:
-    """Where a route is forwarded to. `headers` carry the upstream's own credential."""
-
-    name: str
-    base_url: str
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    ca_file: str | None = None
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from gateway.core.model import INTEGER_MAX, Attribution, Route
+from gateway.core.model import INTEGER_MAX, Attribution
+from gateway.core.route import Route
 from gateway.errors import InvalidRequest
 from gateway.http.fields import OURS_PREFIX
 from gateway.http.request import RequestHead

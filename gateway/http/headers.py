@@ -7,7 +7,7 @@ end here in either direction.
 
 from __future__ import annotations
 
-from gateway.core.model import UpstreamTarget
+from gateway.core.route import UpstreamTarget
 from gateway.http.fields import HOP_BY_HOP
 from gateway.http.request import RequestHead
 

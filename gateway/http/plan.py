@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from gateway.core.model import Attribution, Family, Route, UpstreamTarget
+from gateway.core.model import Attribution, Family
+from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.attribution import read_attribution, read_units
 from gateway.http.headers import forwarded_lines

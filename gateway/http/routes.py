@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from gateway.core.model import Family, Route
+from gateway.core.model import Family
+from gateway.core.route import Route
 
 USAGE_PATH = "/.tollkeeper/usage"
 UNREAD_METERS = frozenset({"none", "generic", "units"})

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.model import Route, UpstreamTarget
+from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import Overloaded, Refusal, StartError
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection

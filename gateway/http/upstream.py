@@ -11,7 +11,7 @@ import select
 import ssl
 from urllib.parse import urlsplit
 
-from gateway.core.model import UpstreamTarget
+from gateway.core.route import UpstreamTarget
 from gateway.core.wait import Wait
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.clock import Clock

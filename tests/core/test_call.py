@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.core.call import BLOB_TOKENS, Bounds, Call, read_call
-from gateway.core.model import Family, Route
+from gateway.core.model import Family
+from gateway.core.route import Route
 from gateway.errors import InvalidRequest
 
 METERS = [

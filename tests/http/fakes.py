@@ -13,7 +13,6 @@ from gateway.core.model import (
     Family,
     HoldRequest,
     Observed,
-    Route,
     Scope,
     Service,
     Settled,
@@ -21,6 +20,7 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
+from gateway.core.route import Route
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidApiKey
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import h11
 
 from gateway.core.estimate import Estimator
-from gateway.core.model import Caller, Route, UpstreamTarget
+from gateway.core.model import Caller
+from gateway.core.route import Route, UpstreamTarget
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
 from gateway.http.server import DataPlane

@@ -7,7 +7,7 @@ from typing import Protocol
 from gateway.core.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.meter import anthropic, gemini, openai, responses
 from gateway.core.meter.encoded import EncodedMeter, OpaqueMeter
-from gateway.core.meter.gemini import ArrayMeter
+from gateway.core.meter.gemini_array import ArrayMeter
 from gateway.core.meter.generic import FreeMeter, GenericMeter
 from gateway.core.meter.meter import Dialect, Meter
 from gateway.core.meter.stream import StreamMeter

@@ -6,11 +6,8 @@ repeats the metadata so far, and the one that carries a `finishReason` is the fi
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
-from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import Dialect, Meter
 
@@ -48,15 +45,16 @@ _answer = msgspec.json.Decoder(_Answer).decode
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    _read(meter, document, True)
+    take(meter, document, True)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    _read(meter, data, False)
+    take(meter, data, False)
     return False
 
 
-def _read(meter: Meter, document: bytes, final: bool) -> None:
+def take(meter: Meter, document: bytes, final: bool) -> None:
+    """Take one response: all of an answer, or one of a stream (`final` False)."""
     try:
         read = _answer(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -104,7 +102,8 @@ def _report_loose(meter: Meter, document: bytes) -> None:
         meter.marked = True
 
 
-def _end(meter: Meter) -> bytes:
+def end_of(meter: Meter) -> bytes:
+    """The response that ends a stream as if its maximum had been reached."""
     counted = meter.usage()
     return msgspec.json.encode(
         {
@@ -122,71 +121,7 @@ def _end(meter: Meter) -> bytes:
 
 def _closing(meter: Meter) -> bytes:
     """End the stream as if its maximum had been reached."""
-    return b"data: " + _end(meter) + b"\r\n\r\n"
+    return b"data: " + end_of(meter) + b"\r\n\r\n"
 
 
 DIALECT = Dialect(_read_whole, _read_event, _closing)
-
-_OUTSIDE = re.compile(rb'["{}]')
-_INSIDE = re.compile(rb'["\\]')
-
-
-class ArrayMeter(Meter):
-    """Meter a stream in the form of one JSON array: each element is read once it is complete.
-
-    The scan looks at every byte once, however the array is split.
-    """
-
-    __slots__ = ("_depth", "_element", "_escaped", "_in_string", "_kept_bytes", "_some")
-
-    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
-        Meter.__init__(self, call, status, bounds)
-        self._depth = self._kept_bytes = 0
-        self._in_string = self._escaped = self._some = False
-        self._element: list[bytes] = []
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Read the elements this chunk completes and pass it on."""
-        at, start, size = 0, 0, len(chunk)
-        while at < size:
-            if self._escaped:
-                self._escaped, at = False, at + 1
-                continue
-            match = (_INSIDE if self._in_string else _OUTSIDE).search(chunk, at)
-            if match is None:
-                break
-            at = match.end()
-            mark = match[0]
-            if mark == b'"':
-                self._in_string = not self._in_string
-            elif mark == b"\\":
-                self._escaped = True
-            elif mark == b"{":
-                self._depth += 1
-                if self._depth == 1:
-                    start = at - 1
-            elif self._depth > 0:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._complete(chunk[start:at])
-        if self._depth > 0:
-            self._keep(chunk[start:])
-        return chunk
-
-    def cut(self) -> bytes:
-        """End the array here, as if the maximum had been reached."""
-        if self._depth > 0:
-            return b""
-        return (b",\r\n" if self._some else b"[") + _end(self) + b"]"
-
-    def _complete(self, last: bytes) -> None:
-        element = b"".join((*self._element, last))
-        self._element, self._kept_bytes, self._some = [], 0, True
-        _read(self, element, False)
-
-    def _keep(self, part: bytes) -> None:
-        self._kept_bytes += len(part)
-        if self._kept_bytes > self.bounds.event_bytes_max:
-            self.text_bytes += len(part)
-        else:
-            self._element.append(part)

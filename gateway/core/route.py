@@ -1,0 +1,42 @@
+"""The nouns of the allow-list: what is served, and where it is forwarded to.
+
+Apart from `model.py`, because settings are read straight into these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.core.model import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One entry of the allow-list.
+
+    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
+    `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
+    whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
+    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none.
+    """
+
+    methods: tuple[str, ...]
+    path: str
+    upstream: str
+    service: str = ""
+    family: Family = Family.GENERIC
+    meter: str = "none"
+    on_disconnect: str = "drain"
+    settle: str = "before_end"
+    trust_client_units: bool = False
+    units_pointer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTarget:
+    """Where a route is forwarded to. `headers` carry the upstream's own credential."""
+
+    name: str
+    base_url: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ca_file: str | None = None
