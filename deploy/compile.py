@@ -21,8 +21,8 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/http": (
-        "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports", "proxy", "relay", "reply",
-        "request", "request_ids", "server", "story", "tally", "upstream", "worker",
+        "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports",
+        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "upstream", "worker",
     ),
     "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse"),
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
