@@ -14,7 +14,10 @@ from gateway.http.request import RequestHead
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
 METADATA_BYTES_MAX = 2048
+METADATA_DEPTH_MAX = 32
 UNITS_MAX = 1_000_000
+# What only a row of our own may say of itself; views and roll-ups go by it.
+OUR_MARKERS = ("corrects", "reclaimed", "unreadable")
 _NOTHING = Attribution()
 _TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 
@@ -91,12 +94,24 @@ def _metadata(head: RequestHead) -> bytes:
         raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
     try:
         read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(read, dict):
+            raise InvalidRequest(f"{name} must be a JSON object.", param=name)
+        if not _within(read, METADATA_DEPTH_MAX):
+            raise InvalidRequest(f"{name} may be {METADATA_DEPTH_MAX} levels deep.", param=name)
+        for marker in OUR_MARKERS:
+            read.pop(marker, None)
         written = json.dumps(read, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name} must be a JSON object.", param=name) from error
-    if not isinstance(read, dict) or b"\\u0000" in written:
+    if b"\\u0000" in written:
         raise InvalidRequest(f"{name} must be a JSON object without NUL.", param=name)
     return written
+
+
+def _within(value: object, depth: int) -> bool:
+    """Whether it is nested no deeper: whoever reads it later has a stack to keep to as well."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 
 
 def _refuse_constant(name: str) -> object:

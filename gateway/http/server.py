@@ -165,7 +165,7 @@ class DataPlane:
         """A story is over: count it and let its connection go on."""
         ports = self._ports
         if error is not None:
-            ports.log("story_failed", request_id=exchange.request_id, error=repr(error))
+            ports.log("story_failed", request_id=exchange.request_id, error=repr(error), level="error")
             if exchange.opened:
                 exchange.broken = True
             else:

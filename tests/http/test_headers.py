@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.http.fakes import AUTH, CHAT, KEY, answer, get, post
@@ -159,6 +161,18 @@ async def test_attribution_travels_to_the_settlement_and_no_further() -> None:
         ]
 
 
+async def test_a_client_cannot_say_what_only_our_own_rows_say_of_themselves() -> None:
+    async with staged() as stage:
+        said = (
+            b'{"corrects":"x","reclaim\\u0065d":true,"unreadable":true,"deep":' + b"[" * 31 + b"]" * 31 + b"}"
+        )
+        got = await stage.ask(post(CHAT, fields=b"x-tollkeeper-metadata: " + said + b"\r\n"))
+        assert got.status == 200
+        metadata = json.loads(stage.counters.charges[0].metadata)
+        assert "deep" in metadata
+        assert not {"corrects", "reclaimed", "unreadable"} & metadata.keys()
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -170,6 +184,8 @@ async def test_attribution_travels_to_the_settlement_and_no_further() -> None:
         b'x-tollkeeper-metadata: {"a":1e999}',
         b'x-tollkeeper-metadata: {"a":"\\ud800"}', b'x-tollkeeper-metadata: {"a":"\\u0000"}',
         b'x-tollkeeper-metadata: {"a":"' + b"x" * 2048 + b'"}', b"x-tollkeeper-metadata: " + b"[" * 2000,
+        b'x-tollkeeper-metadata: {"a":' + b"[" * 32 + b"]" * 32 + b"}",
+        b'x-tollkeeper-metadata: {"a":' + b"[" * 950 + b"]" * 950 + b"}",
         b"x-tollkeeper-units: 2",
     ],
 )  # fmt: skip
