@@ -28,8 +28,9 @@ from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 
 PREFIX = "TOLLKEEPER_"
-# Read by the administration commands, not by a server.
-CLIENT_NAMES = frozenset({"admin_url", "config", "lua_dir"})
+CONFIG_NAME = f"{PREFIX}CONFIG"
+# Said in the environment beside the settings: where the file is, and where commands find the Admin API.
+CLIENT_NAMES = frozenset({"admin_url", "config"})
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -134,7 +135,12 @@ NAMES = tuple(name for name in Settings.__struct_fields__ if name not in RouteTa
 
 
 def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
-    """Resolve every setting; `SettingError` names the one that is unknown or invalid."""
+    """Resolve every setting; `SettingError` names the one that is unknown or invalid.
+
+    Without `config` the file is the one named by `TOLLKEEPER_CONFIG`, if any.
+    """
+    if config is None and environ.get(CONFIG_NAME):
+        config = Path(environ[CONFIG_NAME])
     written = read_config(config, environ) if config else None
     values: dict[str, Any] = {}
     for name, value in (written.settings if written else {}).items():

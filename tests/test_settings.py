@@ -100,6 +100,21 @@ def test_what_the_command_line_reads_is_known() -> None:
     load({"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:8081"})
 
 
+def test_the_file_may_be_named_in_the_environment_and_an_option_stands_above(tmp_path: Path) -> None:
+    path = config(tmp_path, "settings: {workers: 3}")
+    other = tmp_path / "other.yaml"
+    other.write_text("settings: {workers: 5}")
+    environ = {"TOLLKEEPER_CONFIG": str(path)}
+    assert load(environ).workers == 3
+    assert load(environ, other).workers == 5
+    assert load({"TOLLKEEPER_CONFIG": ""}).workers == 1
+    assert "none.yaml: cannot be read" in refused({"TOLLKEEPER_CONFIG": str(tmp_path / "none.yaml")})
+
+
+def test_nothing_is_accepted_that_nobody_reads() -> None:
+    assert "TOLLKEEPER_LUA_DIR='x' is not a setting" in refused({"TOLLKEEPER_LUA_DIR": "x"})
+
+
 def test_workers_receive_exactly_the_same_settings(tmp_path: Path) -> None:
     path = config(tmp_path, "upstreams: {a: {base_url: https://a.example, headers: {X-Key: k}}}")
     settings = load({"TOLLKEEPER_ADMIN_TOKEN": "a-token-long-enough"}, path)
