@@ -254,6 +254,13 @@ class LedgerUnavailable(TollkeeperError):
     status = 503
 
 
+class SchemaUnavailable(TollkeeperError):
+    """The schema cannot be read or brought up to date."""
+
+    reason = "schema_unavailable"
+    status = 503
+
+
 class OutOfRange(TollkeeperError):
     """This would take the account past 9007199254740991, beyond which numbers are not exact."""
 

@@ -5,15 +5,20 @@ Two migrators at once wait for each other; the second finds nothing left to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from gateway.errors import SchemaUnavailable
 from persistence import partitions
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 
@@ -22,11 +27,11 @@ SCHEMA_LOCK = (7801, 1)
 
 
 def upgrade(url: str) -> str:
-    """Migrate the database at `url` to the newest schema and make partitions; answers its version."""
-    engine = create_engine(
-        dialect_url(url), poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}
-    )
-    with engine.begin() as connection:
+    """Migrate the database at `url` to the newest schema and make partitions; answers its version.
+
+    `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
+    """
+    with _connected(url) as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
@@ -40,11 +45,26 @@ def upgrade(url: str) -> str:
 
 def schema_version(url: str) -> str | None:
     """Version of the database at `url`; None where nothing was migrated yet."""
-    engine = create_engine(
-        dialect_url(url), poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}
-    )
-    with engine.connect() as connection:
+    with _connected(url) as connection:
         return _version(connection)
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    """One transaction; whatever goes wrong in it is told by its first line, which has no values in it."""
+    engine = create_engine(
+        dialect_url(url),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+    )
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (SQLAlchemyError, CommandError) as error:
+        cause = getattr(error, "orig", None) or error
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise SchemaUnavailable(f"the schema of PostgreSQL cannot be used: {first}") from error
 
 
 def newest_version() -> str:

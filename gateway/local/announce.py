@@ -7,10 +7,15 @@ the other processes are. Without it a person reads, so both are sentences.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
+
+# Where the commands look by themselves.
+DATA_DIR = ".tollkeeper"
 
 
 class Voice(Protocol):
@@ -67,11 +72,21 @@ def _for_a_person(facts: dict[str, Any]) -> str:
         lines += [
             f"  API key      {facts['api_key']}",
             "",
-            "  Try it (then: tollkeeper usage):",
+            "  Try it:",
             "",
             curl_line(facts["gateway_url"], facts["api_key"]),
+            usage_line(Path(facts["data_dir"]), Path(sys.executable).with_name("tollkeeper"), Path.cwd()),
         ]
     return "\n".join([*lines, "", "  Ctrl-C stops everything in order; the next start keeps every row.", ""])
+
+
+def usage_line(data_dir: Path, program: Path, here: Path) -> str:
+    """A command that shows what was used, as it must be typed in this directory."""
+    shown = program.relative_to(here) if program.is_relative_to(here) else program
+    words = f"{shlex.quote(str(shown))} usage" if program.exists() else "tollkeeper usage"
+    return (
+        words if data_dir == here / DATA_DIR else f"TOLLKEEPER_DATA_DIR={shlex.quote(str(data_dir))} {words}"
+    )
 
 
 def curl_line(gateway_url: str, key: str) -> str:

@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from gateway.errors import StartError
+from gateway.errors import StartError, TollkeeperError
 from gateway.local import demo, leftovers, ports
 from gateway.local.announce import Voice
 from gateway.local.child import Program
@@ -124,7 +124,9 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
 async def _migrate(parts: Parts, database_url: str) -> None:
     try:
         await asyncio.to_thread(parts.migrate, database_url)
-    except Exception as error:  # whatever the port raises is told on one line
+    except TollkeeperError as error:
+        raise StartError(error.message) from error
+    except Exception as error:  # whatever else the port raises is told on one line
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
 

@@ -11,8 +11,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from gateway.local.announce import usage_line
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 
@@ -54,6 +56,7 @@ def run(*words: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[
         (["serve"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, "TOLLKEEPER_KEY_PEPPER is not set"),
         (["keeper"], {"REDIS_URL": "redis://127.0.0.1:1/0"}, "TOLLKEEPER_DATABASE_URL is not set"),
         (["migrate"], {"DATABASE_URL": "mysql://x"}, "TOLLKEEPER_DATABASE_URL='mysql://x' is not valid"),
+        (["migrate"], {"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/d"}, "Connection refused"),
     ],
 )
 def test_what_is_wrong_is_said_on_one_line(
@@ -72,6 +75,25 @@ def test_migrate_may_be_repeated(tmp_path: Path, database: str) -> None:
     assert (first.returncode, again.returncode) == (0, 0), first.stderr
     assert first.stdout == again.stdout
     assert first.stdout.startswith("schema version ")
+
+
+def test_a_schema_of_a_newer_version_is_told_in_one_line(tmp_path: Path, database: str) -> None:
+    assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    done = run("migrate", cwd=tmp_path, DATABASE_URL=database)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "9999" in done.stderr
+
+
+def test_the_line_that_shows_the_usage_works_from_here(tmp_path: Path) -> None:
+    program = tmp_path / "a path" / "tollkeeper"
+    program.parent.mkdir()
+    program.touch()
+    assert usage_line(tmp_path / ".tollkeeper", program, tmp_path) == "'a path/tollkeeper' usage"
+    elsewhere = usage_line(tmp_path / "a b", program, tmp_path / "c")
+    assert elsewhere == f"TOLLKEEPER_DATA_DIR='{tmp_path}/a b' '{program}' usage"
+    assert usage_line(tmp_path / ".tollkeeper", tmp_path / "none", tmp_path) == "tollkeeper usage"
 
 
 def test_doctor_says_what_is_wrong_and_what_is_well(tmp_path: Path, valkey: str, database: str) -> None:
