@@ -15,6 +15,7 @@ from importlib.metadata import version
 
 from gateway import logs, metrics, stationery, tallies
 from gateway.admin.api import build
+from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
 from gateway.background.closing import Closer
@@ -27,6 +28,7 @@ from gateway.background.reconciler import Reconciler
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
 from gateway.background.verifier import Verifier
+from gateway.background.webhooks import Courier
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
@@ -41,6 +43,7 @@ from gateway.stopping import cancel, forever
 from persistence import engine as engines
 from persistence import partitions
 from persistence.allocations import Allocations
+from persistence.notices import Notices
 from persistence.pushes import Pushes
 from persistence.reconciliation_results import Results
 from persistence.reconciliations import Accounts
@@ -79,7 +82,10 @@ class Keeper:
         self._reclaimer = Reclaimer(keeping)
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
-        self._store = Store(self._engine, partition_of)
+        private = settings.webhook_private_addresses
+        self._store = Store(self._engine, partition_of, private_addresses=private)
+        self._outgoing = Outgoing(private=private)
+        self._courier = Courier(Notices(self._engine), self._outgoing, lambda: datetime.now(UTC))
         self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
         accounts = Accounts(self._engine)
         self._reconciler = Reconciler(
@@ -112,6 +118,7 @@ class Keeper:
             "expirer": self._expirer.run,
             "calendar": self._calendar.run,
             "reconciler": self._reconciler.run,
+            "courier": self._courier.run,
             "partitions": self._keep_partitions,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
@@ -128,6 +135,7 @@ class Keeper:
         if self._flushing is not None:
             await self._flushing
         self._writer.close()
+        await self._outgoing.close()
         await self._wire.close()
         await self._engine.dispose()
         self._log("keeper stopped")

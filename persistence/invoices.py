@@ -20,6 +20,7 @@ from gateway.core.invoice import Bill, Line, bill, credit_note
 from gateway.errors import Conflict, Unprocessable
 from persistence import invoice_facts
 from persistence.invoice_source import SUBJECT_PARTS
+from persistence.notices import tell_invoice
 from persistence.subject import Change, Subject, fetch, lock, require
 from persistence.tables import invoice, invoice_basis, invoice_line, invoice_sequence, organization
 
@@ -121,6 +122,7 @@ def finalize(change: Change) -> Row:
         .where(invoice.c.id == change.row_id)
         .values(status="finalized", number=_number(change), finalized_at=change.now, covers=covers)
     )
+    tell_invoice(change.connection, change.row_id)
     return fetch(change.connection, SUBJECT, change.row_id)
 
 

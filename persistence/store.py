@@ -37,6 +37,7 @@ from persistence import (
     tenants,
     token_ledger,
     uses,
+    webhooks,
 )
 from persistence.invoice_usage import InvoiceUsage
 from persistence.subject import Change, Subject
@@ -62,6 +63,8 @@ SUBJECTS: dict[str, Subject] = {
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": additions.SUBJECT,
     "invoices": invoices.SUBJECT,
+    "webhooks": webhooks.WEBHOOKS,
+    "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
     "credit-transactions": uses.CREDIT_TRANSACTIONS,
     "feature-usage": uses.FEATURE_USAGE,
 }
@@ -75,11 +78,17 @@ class Store:
     """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters."""
 
     def __init__(
-        self, engine: AsyncEngine, partition_of: Callable[[int], int], clock: Callable[[], datetime] = _now
+        self,
+        engine: AsyncEngine,
+        partition_of: Callable[[int], int],
+        clock: Callable[[], datetime] = _now,
+        *,
+        private_addresses: bool = False,
     ) -> None:
         self._engine = engine
         self._partition_of = partition_of
         self._clock = clock
+        self._private_addresses = private_addresses
 
     async def get(self, resource: str, row_id: int) -> Row:
         """Read one row; `NotFound` if there is none."""
@@ -116,7 +125,9 @@ class Store:
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
-        change = Change(connection, command, self._partition_of, self._clock())
+        change = Change(
+            connection, command, self._partition_of, self._clock(), private_addresses=self._private_addresses
+        )
         row = SUBJECTS[command.resource].verbs[command.verb](change)
         audit.record(change, row)
         if command.claim is not None:

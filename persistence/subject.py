@@ -32,6 +32,7 @@ class Change:
     command: Command
     partition_of: Callable[[int], int]
     now: datetime
+    private_addresses: bool = False
     before: Row | None = None
     intents: list[Intent] = field(default_factory=list)
 

@@ -187,5 +187,8 @@ tenant_quota = Table(
     ),
     count("epoch"),
     count("last_seq"),
+    # What webhooks were last told of `is_blocked`.
+    Column("noticed_blocked", Boolean, nullable=False, server_default=text("false")),
     moment("updated_at", now=True),
+    Index("tenant_quota_notice_idx", "tenant_id", postgresql_where=text("is_blocked <> noticed_blocked")),
 )

@@ -563,11 +563,13 @@ CREATE TABLE tenant_quota (
     anchor SMALLINT DEFAULT '1' NOT NULL CONSTRAINT tenant_quota_anchor_check CHECK (anchor BETWEEN 1 AND 31),
     epoch BIGINT DEFAULT 0 NOT NULL CONSTRAINT tenant_quota_epoch_check CHECK ("epoch" BETWEEN 0 AND 9007199254740991),
     last_seq BIGINT DEFAULT 0 NOT NULL CONSTRAINT tenant_quota_last_seq_check CHECK ("last_seq" BETWEEN 0 AND 9007199254740991),
+    noticed_blocked BOOLEAN DEFAULT false NOT NULL,
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     CONSTRAINT tenant_quota_pkey PRIMARY KEY (tenant_id),
     CONSTRAINT tenant_quota_tenant_id_fkey FOREIGN KEY(tenant_id) REFERENCES tenant (id),
     CONSTRAINT tenant_quota_plan_id_fkey FOREIGN KEY(plan_id) REFERENCES token_plan (id)
 );
+CREATE INDEX tenant_quota_notice_idx ON tenant_quota (tenant_id) WHERE is_blocked <> noticed_blocked;
 CREATE INDEX tenant_quota_plan_id_idx ON tenant_quota (plan_id);
 
 CREATE TABLE audit_log (

@@ -1,0 +1,100 @@
+"""Webhooks: who is told what, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gateway.admin.fields import Flag, Id, In, Instant, Out, patch_of
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.core.addresses import URL_CHARS_MAX
+from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
+
+Event = Literal[
+    "quota.50",
+    "quota.80",
+    "quota.100",
+    "credits.low",
+    "tenant.blocked",
+    "tenant.unblocked",
+    "invoice.finalized",
+    "subscription.ending",
+]
+STATES = ("pending", "delivered", "failed")
+
+
+class WebhookCreate(In):
+    """An address to be told."""
+
+    url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)]
+    events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
+        default=[], description="What to tell it; nothing named is everything."
+    )
+    enabled: Flag = True
+
+
+class LastDelivery(Out):
+    """The last message something came of."""
+
+    event: str
+    state: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    created_at: Instant
+    delivered_at: Instant | None
+
+
+class Webhook(Out):
+    """An address that is told; `secret` itself is in the create answer only."""
+
+    id: Id
+    url: str
+    events: list[str]
+    enabled: bool
+    last_delivery: LastDelivery | None
+    created_at: Instant
+
+
+class WebhookDelivery(Out):
+    """One message to one address."""
+
+    id: Id
+    webhook_id: Id
+    event: str
+    payload: dict[str, Any]
+    state: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    next_attempt_at: Instant
+    created_at: Instant
+    delivered_at: Instant | None
+
+
+RESOURCES = (
+    Resource(
+        name="webhooks",
+        title="Webhook",
+        description="Addresses that are told what happens.",
+        out=Webhook,
+        create=WebhookCreate,
+        patch=patch_of("WebhookPatch", WebhookCreate),
+        deletable=True,
+        actions=(Action("test", "Send a message now, to try it"),),
+        secret=Secret("secret", SECRET_PREFIX, kept=True),
+    ),
+    Resource(
+        name="webhook-deliveries",
+        title="WebhookDelivery",
+        description="Messages to webhooks, kept 30 days.",
+        out=WebhookDelivery,
+        filters={
+            "webhook_id": Filter(),
+            "event": Filter("text", (*EVENTS, TEST_EVENT)),
+            "state": Filter("text", STATES),
+        },
+    ),
+)

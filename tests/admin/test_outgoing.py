@@ -1,0 +1,93 @@
+"""Calls on somebody's behalf: public addresses only, no redirects, whatever happens is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from aiohttp.test_utils import TestServer
+
+from gateway.admin.outgoing import Outgoing
+
+SEEN: web.AppKey[list[tuple[str, dict[str, str], bytes]]] = web.AppKey("seen", list)
+
+
+@pytest.fixture
+async def server() -> web.Application:
+    app = web.Application()
+    app[SEEN] = []
+
+    async def take(request: web.Request) -> web.Response:
+        request.app[SEEN].append((request.path, dict(request.headers), await request.read()))
+        return web.Response(status=204)
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        request.app[SEEN].append((request.path, {}, b""))
+        raise web.HTTPFound("/take")
+
+    async def break_off(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    app.router.add_post("/take", take)
+    app.router.add_post("/elsewhere", elsewhere)
+    app.router.add_post("/break", break_off)
+    return app
+
+
+async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> None:
+    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+        outcome = await outgoing.send(str(there.make_url("/take")), {"webhook-id": "msg_1"}, b'{"a":1}')
+        assert (outcome.status, outcome.delivered) == (204, True)
+        [(path, fields, body)] = server[SEEN]
+        assert (path, fields["webhook-id"], body) == ("/take", "msg_1", b'{"a":1}')
+
+
+async def test_redirects_are_not_followed(server: web.Application) -> None:
+    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+        outcome = await outgoing.send(str(there.make_url("/elsewhere")), {}, b"{}")
+        assert (outcome.status, outcome.delivered) == (302, False)
+        assert [path for path, _, _ in server[SEEN]] == ["/elsewhere"]
+
+
+async def test_what_goes_wrong_is_told(server: web.Application) -> None:
+    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+        broken = await outgoing.send(str(there.make_url("/break")), {}, b"{}")
+        assert (broken.status, broken.delivered) == (None, False)
+        assert broken.error
+        gone = str(there.make_url("/take"))
+    async with Outgoing(private=True) as outgoing:
+        assert (await outgoing.send(gone, {}, b"{}")).error
+
+
+async def test_private_addresses_are_never_reached(
+    server: web.Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither written out nor behind a name, and not even a connection is made."""
+
+    async def rebound(
+        self: ThreadedResolver, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in ("93.184.215.14", "127.0.0.1")
+        ]
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", rebound)
+    async with TestServer(server) as there, Outgoing(private=False) as outgoing:
+        for url in (
+            str(there.make_url("/take")),
+            f"https://127.0.0.1:{there.port}/take",
+            f"https://[::ffff:127.0.0.1]:{there.port}/take",
+            f"https://rebound.example:{there.port}/take",
+        ):
+            outcome = await outgoing.send(url, {}, b"{}")
+            assert outcome.status is None, url
+            assert "private" in (outcome.error or "") or "https" in (outcome.error or ""), outcome
+        await asyncio.sleep(0)
+        assert server[SEEN] == []

@@ -1,0 +1,64 @@
+"""Webhooks through the API: an allowed address, a secret shown once, what came of the last message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Api
+
+URL = "https://example.com/hook"
+
+
+async def test_a_webhook_and_its_secret(api: Api) -> None:
+    made = await api.make("webhooks", url=URL, events=["quota.80", "invoice.finalized"])
+    assert made["secret"].startswith("whsec_")
+    assert api.rows("select secret from webhook") == [(made["secret"],)]
+    shown = (await api.get(f"webhooks/{made['id']}")).json
+    assert "secret" not in shown
+    assert (shown["url"], shown["events"], shown["enabled"], shown["last_delivery"]) == (
+        URL, ["quota.80", "invoice.finalized"], True, None,
+    )  # fmt: skip
+    off = await api.patch(f"webhooks/{made['id']}", {"enabled": False, "events": []})
+    assert (off.json["enabled"], off.json["events"]) == (False, [])
+    assert api.rows("select count(*) from audit_log where position('whsec' in after::text) > 0") == [(0,)]
+    assert (await api.delete(f"webhooks/{made['id']}")).status == 204
+    assert (await api.get(f"webhooks/{made['id']}")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"url": "http://example.com/"}, "url"),
+        ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "https://localhost/"}, "url"),
+        ({"url": "https://[::1]/"}, "url"),
+        ({"url": ""}, "url"),
+        ({"url": 5}, "url"),
+        ({"events": ["quota.99"]}, "events.0"),
+        ({"secret": "mine"}, "secret"),
+    ],
+)
+async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> None:
+    refused = await api.post("webhooks", {"url": URL} | fields)
+    assert refused.status == 422, refused.raw
+    assert [error["field"] for error in refused.json["errors"]] == [named]
+
+
+async def test_an_address_cannot_become_private(api: Api) -> None:
+    made = await api.make("webhooks", url=URL)
+    assert (await api.patch(f"webhooks/{made['id']}", {"url": "https://10.0.0.1/"})).status == 422
+
+
+async def test_messages_are_listed_with_what_came_of_them(api: Api) -> None:
+    made = await api.make("webhooks", url=URL)
+    assert (await api.post(f"webhooks/{made['id']}/test")).status == 200
+    [waiting] = (await api.get(f"webhook-deliveries?webhook_id={made['id']}")).json["items"]
+    assert (waiting["event"], waiting["state"], waiting["attempts"]) == ("webhook.test", "pending", 0)
+    api.rows("update webhook_delivery set attempts = 1, response_status = 500, error = 'Oops'")
+    last = (await api.get(f"webhooks/{made['id']}")).json["last_delivery"]
+    assert (last["event"], last["state"], last["response_status"], last["error"]) == (
+        "webhook.test", "pending", 500, "Oops",
+    )  # fmt: skip
+    assert (await api.get("webhook-deliveries?state=delivered")).json["items"] == []
