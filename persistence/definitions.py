@@ -18,20 +18,35 @@ from gateway.core.definitions import (
     CatalogueDefinition,
     Definition,
     KeyDefinition,
+    Negotiated,
     OrganizationAccount,
     OrganizationDefinition,
+    OrganizationTerms,
     PlanTerms,
     TenantAccount,
     TenantDefinition,
     UserDefinition,
 )
 from gateway.core.model import Limits, Service
+from gateway.core.pricing import read_pricing
 
 MICRO = Decimal(1_000_000)
 
 _ORGANIZATIONS = """
 SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit_last_seq, spend_epoch,
-       spend_last_seq, spent, spend_month
+       spend_last_seq, spent, spend_month,
+       (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
+                         ORDER BY n.service_id)
+          FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
+         WHERE n.organization_id = organization.id) AS negotiated,
+       (SELECT jsonb_build_object('features', p.feature_access,
+               'since', extract(epoch FROM s.start_date) * 1000,
+               'until', extract(epoch FROM s.end_date) * 1000)
+          FROM organization_subscription AS s JOIN subscription_plan AS p ON p.id = s.plan_id
+         WHERE s.organization_id = organization.id AND s.start_date < s.end_date) AS subscription,
+       EXISTS (SELECT FROM subscription_segment AS g WHERE g.organization_id = organization.id
+                  AND g.start_date < g.end_date
+                  AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
 SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
@@ -50,7 +65,7 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
 _SERVICES = """
-SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, b.meter
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
  WHERE s.deleted_at IS NULL ORDER BY s.id"""
 
@@ -85,6 +100,7 @@ async def organizations(
                 limits=_limits(row["limits"]),
                 credit_limit=row["credit_limit"],
                 cap=None if row["spend_cap"] is None else int(row["spend_cap"] * MICRO),
+                terms=_organization_terms(row),
             ),
             balance=row["credit_balance"],
             credit_seq=row["credit_last_seq"],
@@ -150,7 +166,7 @@ async def users(connection: AsyncConnection, where: str, values: Mapping[str, An
 
 
 async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
-    """Every service, with its business model resolved."""
+    """Every service as the catalogue has it, with the meter of its business model."""
     rows = (await connection.execute(text(_SERVICES))).mappings().all()
     return CatalogueDefinition(
         tuple(
@@ -158,9 +174,10 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
                 id=row["id"],
                 key=row["key"],
                 meter=row["meter"],
-                counts_tokens=row["counts_tokens"] or row["meter"] == "subscription",
+                counts_tokens=row["counts_tokens"],
                 credits=row["credits"],
                 one_time=row["service_type"] == "One-Time",
+                pricing=read_pricing(row["pricing"]),
             )
             for row in rows
         )
@@ -175,6 +192,20 @@ async def _rows(
 
 def _limits(document: Mapping[str, int] | None) -> Limits:
     return Limits(**(document or {}))
+
+
+def _organization_terms(row: RowMapping) -> OrganizationTerms:
+    subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
+    return OrganizationTerms(
+        negotiated=tuple(
+            Negotiated(service_id, credits_, meter, read_pricing(pricing) if pricing else None)
+            for service_id, credits_, meter, pricing in row["negotiated"] or ()
+        ),
+        features=tuple(subscription["features"]),
+        since_ms=int(subscription["since"]),
+        until_ms=int(subscription["until"]),
+        subscribed=row["subscribed"],
+    )
 
 
 def _terms(row: RowMapping) -> PlanTerms:

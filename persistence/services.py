@@ -20,6 +20,15 @@ def define(change: Change, _: Row) -> None:
     change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
 
 
+def define_model(change: Change, row: Row) -> None:
+    """Have the catalogue loaded anew, and whoever negotiated this business model for a service."""
+    define(change, row)
+    here = organization_service.c
+    told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()
+    for organization_id in change.connection.execute(told.order_by(here.organization_id)).scalars().all():
+        change.intend([f"organization:{organization_id}"], "define", {}, organization_id=organization_id)
+
+
 def delete_service(change: Change) -> Row:
     """Take a service out of the catalogue; its key becomes free, its rows stay."""
     row = lock(change, SERVICES, service)
@@ -67,7 +76,7 @@ def delete_model(change: Change) -> Row:
 
 
 _model_verbs = crud.verbs(
-    lambda: BUSINESS_MODELS, business_model, define=define, defining=frozenset({"meter"})
+    lambda: BUSINESS_MODELS, business_model, define=define_model, defining=frozenset({"meter"})
 )
 
 BUSINESS_MODELS: Subject = Subject(

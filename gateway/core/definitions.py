@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.model import Limits, Service
+from gateway.core.pricing import Pricing
 
 CATALOGUE_ACCOUNT = "catalogue"
 
@@ -29,13 +30,39 @@ class PlanTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What an organization pays for one service; `meter` and `pricing` None are the service's own."""
+
+    service_id: int
+    credits: int
+    meter: str | None = None
+    pricing: Pricing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationTerms:
+    """What services cost an organization, and which its subscription includes.
+
+    The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
+    there is none. `subscribed` says that one was in force at some time before.
+    """
+
+    negotiated: tuple[Negotiated, ...] = ()
+    features: tuple[str, ...] = ()
+    since_ms: int = 0
+    until_ms: int = 0
+    subscribed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class OrganizationDefinition:
-    """An organization's limits. `cap` is in millionths of its currency."""
+    """An organization's limits and terms. `cap` is in millionths of its currency."""
 
     organization_id: int
     limits: Limits
     credit_limit: int = 0
     cap: int | None = None
+    terms: OrganizationTerms = OrganizationTerms()
 
 
 @dataclass(frozen=True, slots=True)

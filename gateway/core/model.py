@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from gateway.core.pricing import NO_PRICING, Pricing
+
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
 
@@ -149,7 +151,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One metered service of the catalogue, resolved for a call."""
+    """One metered service of the catalogue, resolved for a call: its price stays what it was then.
+
+    `credits` is what a unit costs, or the whole of a One-Time service. `needs_plan` asks a
+    Subscription service's tenant for a token plan.
+    """
 
     id: int
     key: str
@@ -157,6 +163,8 @@ class Service:
     counts_tokens: bool = True
     credits: int = 0
     one_time: bool = False
+    pricing: Pricing = NO_PRICING
+    needs_plan: bool = True
 
 
 @dataclass(slots=True)

@@ -63,6 +63,9 @@ class Pricing:
     per_million: Mapping[str, TokenPrice] | None = None
 
 
+NO_PRICING = Pricing()
+
+
 def minor_digits(currency: str) -> int:
     """Decimals of a currency's minor unit."""
     return MINOR_DIGITS.get(currency, MINOR_DIGITS_USUAL)

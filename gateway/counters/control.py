@@ -11,11 +11,18 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.definitions import CatalogueDefinition, ControlWrite, Definition, KeyDefinition
+from gateway.core.definitions import (
+    CatalogueDefinition,
+    ControlWrite,
+    Definition,
+    KeyDefinition,
+    OrganizationDefinition,
+)
 from gateway.core.model import PARTITIONS, Caller, LiveQuota
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing, states
 from gateway.counters.directory import encode_catalogue, encode_identity
+from gateway.counters.terms import encode_terms, version_of
 from gateway.counters.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, OutOfRange
 
@@ -87,6 +94,8 @@ class Control:
         if isinstance(definition, CatalogueDefinition):
             await self._catalogue(definition, version)
             return True
+        if isinstance(definition, OrganizationDefinition):
+            await self._terms(definition, version)
         create = not getattr(definition, "has_ledger", False)
         call = packing.define(self.run_id, version, definition, create=create)
         code = packing.code_of(cast("bytes", await self.run("load", call)))
@@ -112,6 +121,13 @@ class Control:
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
         await self.ask(b"SET", name, encode_identity(caller), *until)
+
+    async def _terms(self, definition: OrganizationDefinition, version: int) -> None:
+        """Write an organization's terms, before anything of it can be served; older ones are ignored."""
+        name = keys.organization_terms(definition.organization_id).encode()
+        before = await self.ask(b"GET", name)
+        if not isinstance(before, bytes) or version_of(before) <= version:
+            await self.ask(b"SET", name, encode_terms(version, definition.terms))
 
     async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
         """Write the catalogue; partitions marked with its version make gateways read it."""

@@ -1,21 +1,24 @@
-"""Who calls and what is served, as Redis has it: identities and the catalogue, cached briefly.
+"""Who calls, what is served and at which terms, as Redis has it, cached briefly.
 
-An identity lives a second here, found or not, so a revoked or new credential counts within one.
+An identity lives a second here, found or not, so a revoked or new credential counts within one;
+its organization's terms are read with it, so a new price or subscription does too.
 That a credential is unknown may be said only by a verified Redis: otherwise nobody knows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 
 from gateway.core.model import Caller, Service
-from gateway.core.wait import in_task
+from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
-from gateway.counters.wire import Wire, encode
+from gateway.counters.terms import Terms
+from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
 IDENTITY_S = 1.0
@@ -33,18 +36,9 @@ class _Identity(msgspec.Struct):
     m: list[str] | None = None
 
 
-class _Service(msgspec.Struct):
-    id: int
-    key: str
-    meter: str = "subscription"
-    counts_tokens: bool = True
-    credits: int = 0
-    one_time: bool = False
-
-
 class _Catalogue(msgspec.Struct):
     version: int
-    services: dict[str, _Service]
+    services: dict[str, Service]
 
 
 _IDENTITY = msgspec.json.Decoder(_Identity)
@@ -71,21 +65,40 @@ def encode_identity(caller: Caller) -> bytes:
 
 
 class Directory:
-    """Identities and services of one worker. `version` is the catalogue's, 0 before the first read."""
+    """Identities, terms and services of one worker. `version` is the catalogue's, 0 before the first read.
 
-    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
+    `clock` is monotonic; `today` tells the time of day in seconds since the epoch.
+    """
+
+    def __init__(
+        self, wire: Wire, clock: Callable[[], float], today: Callable[[], float] = time.time
+    ) -> None:
         self.version = 0
         self._wire = wire
         self._clock = clock
+        self._today = today
         self._raw = b""
         self._services: dict[str, Service] = {}
         self._known: dict[str, tuple[Caller | None, float]] = {}
+        self._terms: dict[int, Terms] = {}
 
     def service(self, key: str) -> Service | None:
         """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
         if not self.version:
             raise CountersUnavailable
         return self._services.get(key)
+
+    def resolve(self, caller: Caller, key: str) -> Service | None:
+        """The service of a key as the caller's organization has it, for this call; None if there is none.
+
+        ServiceNotIncluded where the organization may not use it, CountersUnavailable where its terms
+        are not known: a caller just identified has them.
+        """
+        service = self._services.get(key)
+        terms = self._terms.get(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        return terms.resolve(service, self._today() * 1000) if service is not None else None
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up within the last second, or None."""
@@ -101,7 +114,11 @@ class Directory:
             if entry[0] is None:
                 raise InvalidApiKey
             return entry[0]
-        raw = await self._wire.send(encode(b"GET", keys.identity(digest).encode()))
+        # Who it was is looked up together with the terms: one round trip, but for the first time.
+        known = entry[0] if entry is not None else None
+        asked = self._wire.send(encode(b"GET", keys.identity(digest).encode()))
+        terms = self._ask_terms(known.organization_id) if known is not None else None
+        raw = await asked
         if raw is None:
             verified = await self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             if verified != self._wire.run_id:
@@ -112,8 +129,12 @@ class Directory:
         found = _IDENTITY.decode(raw)
         models = frozenset(found.m) if found.m is not None else None
         caller = Caller(found.o, found.t, found.k, found.p, found.u, models)
-        if entry is not None and entry[0] == caller:
-            caller = entry[0]
+        if known == caller:
+            assert known is not None
+            caller = known
+        if terms is None or known is None or known.organization_id != caller.organization_id:
+            terms = self._ask_terms(caller.organization_id)
+        self._learn(caller.organization_id, await terms)
         self._remember(digest, caller)
         return caller
 
@@ -148,12 +169,22 @@ class Directory:
         if raw == self._raw:
             return
         catalogue = _CATALOGUE.decode(raw)
-        self._services = {
-            key: Service(one.id, one.key, one.meter, one.counts_tokens, one.credits, one.one_time)
-            for key, one in catalogue.services.items()
-        }
+        self._services = catalogue.services
         self.version = catalogue.version
         self._raw = raw
+
+    def _ask_terms(self, organization_id: int) -> Wait[Reply]:
+        return self._wire.send(encode(b"GET", keys.organization_terms(organization_id).encode()))
+
+    def _learn(self, organization_id: int, reply: Reply) -> None:
+        """Keep an organization's terms; the same terms stay the same object. Without any, none differ."""
+        raw = reply if isinstance(reply, bytes) else b""
+        terms = self._terms.pop(organization_id, None)
+        if terms is None or terms.raw != raw:
+            terms = Terms(raw)
+        if len(self._terms) >= IDENTITIES_MAX:
+            del self._terms[next(iter(self._terms))]
+        self._terms[organization_id] = terms
 
     def _remember(self, digest: str, caller: Caller | None) -> None:
         if len(self._known) >= IDENTITIES_MAX:

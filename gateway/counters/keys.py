@@ -25,6 +25,11 @@ def identity(digest: str) -> str:
     return f"tk:id:{digest}"
 
 
+def organization_terms(organization_id: int) -> str:
+    """What services cost an organization and which it may use."""
+    return f"tk:org:{organization_id}"
+
+
 def marker(partition: int) -> str:
     """Run id, epoch and catalogue version the keeper verified the partition under."""
     return f"tk:{{p{partition:02d}}}:m"

@@ -55,7 +55,7 @@ def service_flags(request: HoldRequest | Settlement) -> int:
     if service.counts_tokens:
         flags |= FLAG_COUNTS
     if service.meter == "subscription":
-        flags |= FLAG_SUBSCRIPTION
+        flags |= FLAG_SUBSCRIPTION if service.needs_plan else 0
     elif service.meter == "consumption":
         flags |= FLAG_PAYS | (FLAG_ONE_TIME if service.one_time else 0)
     else:

@@ -23,6 +23,9 @@ class Directory(Protocol):
     def service(self, key: str) -> Service | None:
         """The service of this key, if the catalogue has it."""
 
+    def resolve(self, caller: Caller, key: str) -> Service | None:
+        """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
+
 
 class Counters(Protocol):
     """The limits and the ledger."""

@@ -38,7 +38,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
     """Admit one call, forward it, charge what it used."""
     plan, ports = exchange.plan, worker.ports
     try:
-        service = _route(exchange, worker)
+        metered = _route(exchange, worker)
         if plan.identity_refusal is not None:
             raise plan.identity_refusal
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
@@ -50,10 +50,10 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             connection = exchange.connection
             body = connection.body() if connection.body_complete else await exchange.late_body()
         call = _read_call(exchange, worker, caller, body)
-        if service is None:
+        if not metered:
             await _forward(exchange, worker, call, None)
         else:
-            charge = Charge(exchange, worker, caller, service, call)
+            charge = Charge(exchange, worker, caller, _service(exchange, worker, caller), call)
             await charge.reserve()
             await _forward(exchange, worker, call, charge)
     except Refusal as refusal:
@@ -65,16 +65,21 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         exchange.reason, exchange.broken = "client_gone", True
 
 
-def _route(exchange: Exchange, worker: Worker) -> Service | None:
-    """The service the route charges, None for a free route; 404 or 405 for what is not on the list."""
+def _route(exchange: Exchange, worker: Worker) -> bool:
+    """Whether the route charges a service; 404 or 405 for what is not on the list."""
     plan = exchange.plan
     if plan.refusal is not None:
         raise plan.refusal
-    if not plan.metered:
-        return None
-    service = worker.ports.directory.service(plan.service_key)
-    if service is None:
+    if plan.metered and worker.ports.directory.service(plan.service_key) is None:
         raise UnknownRoute if plan.params.get("service_key") else ServiceNotIncluded
+    return plan.metered
+
+
+def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
+    """The service at its price for this caller, which nothing changes any more for this call."""
+    service = worker.ports.directory.resolve(caller, exchange.plan.service_key)
+    if service is None:
+        raise ServiceNotIncluded
     return service
 
 

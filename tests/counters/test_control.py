@@ -11,7 +11,9 @@ from gateway.core.definitions import (
     CatalogueDefinition,
     ControlWrite,
     KeyDefinition,
+    Negotiated,
     OrganizationDefinition,
+    OrganizationTerms,
     PlanTerms,
     TenantDefinition,
 )
@@ -20,6 +22,7 @@ from gateway.counters import control as control_module
 from gateway.counters import keys, packing
 from gateway.counters.control import Control
 from gateway.counters.directory import encode_identity
+from gateway.counters.terms import encode_terms
 from gateway.errors import CountersUnavailable, OutOfRange
 from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id
 from tests.counters.conftest import Connect
@@ -105,6 +108,15 @@ async def test_a_key_is_its_state_and_its_identity(world: World, control: Contro
     assert await control.define(replace(KEY, revoked=True), 12) is True
     world.plan(10)
     assert (world.client.exists(name), world.reserve().verdict) == (0, Verdict.REVOKED)
+
+
+async def test_an_organizations_terms_are_written_and_older_ones_are_not(
+    world: World, control: Control
+) -> None:
+    newer, older = (OrganizationTerms((Negotiated(2, credits_),)) for credits_ in (6, 7))
+    for terms, version in ((newer, 9), (older, 8)):
+        assert await control.define(OrganizationDefinition(1, NO_LIMITS, terms=terms), version) is True
+        assert world.get(keys.organization_terms(1)) == encode_terms(9, newer)
 
 
 async def test_an_older_definition_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import pytest
 import redis
 
+from gateway.core.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Caller, Service
 from gateway.counters import directory as directory_module
 from gateway.counters import keys
 from gateway.counters.directory import IDENTITY_S, Directory, encode_catalogue, encode_identity
+from gateway.counters.terms import encode_terms
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from tests.builders import driven
+from tests.builders import CREDITS, driven
 from tests.counters.conftest import Connect
 
 CALLER = Caller(1, 7, 3, keys.partition_of(1), "ann", frozenset({"m2", "m1"}))
@@ -154,3 +156,59 @@ async def test_the_catalogue_is_followed(desk: Desk) -> None:
         await asyncio.sleep(directory_module.CATALOGUE_S * 1.2)
     assert desk.directory.service("chat") == CHAT
     task.cancel()
+
+
+# --- terms ------------------------------------------------------------------------------
+
+
+def negotiate(desk: Desk, credits_: int) -> None:
+    terms = OrganizationTerms((Negotiated(2, credits_),))
+    desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
+
+
+async def test_terms_come_with_the_identity_and_live_as_long(desk: Desk) -> None:
+    desk.know()
+    desk.client.set(keys.CATALOGUE, encode_catalogue(1, [CREDITS]))
+    await driven(desk.directory.refresh())
+    with pytest.raises(CountersUnavailable):
+        desk.directory.resolve(CALLER, "images")
+    negotiate(desk, 6)
+    caller = await desk.identify()
+    first = desk.directory.resolve(caller, "images")
+    assert first is not None
+    assert first.credits == 6
+    assert desk.directory.resolve(caller, "nothing") is None
+    negotiate(desk, 5)
+    await desk.identify()
+    assert desk.directory.resolve(caller, "images") is first
+    desk.clock.now += IDENTITY_S + 0.001
+    await desk.identify()
+    changed = desk.directory.resolve(caller, "images")
+    assert changed is not None
+    assert (first.credits, changed.credits) == (6, 5)
+    desk.clock.now += IDENTITY_S + 0.001
+    await desk.identify()
+    assert desk.directory.resolve(caller, "images") is changed
+
+
+async def test_a_key_that_moves_to_another_organization_has_its_terms(desk: Desk) -> None:
+    desk.client.set(keys.CATALOGUE, encode_catalogue(1, [CREDITS]))
+    await driven(desk.directory.refresh())
+    desk.know(replace(CALLER, organization_id=2))
+    await desk.identify()
+    negotiate(desk, 6)
+    desk.know()
+    desk.clock.now += IDENTITY_S + 0.001
+    found = desk.directory.resolve(await desk.identify(), "images")
+    assert found is not None
+    assert found.credits == 6
+
+
+async def test_organizations_kept_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 2)
+    for organization_id in (1, 2, 3):
+        desk.know(replace(CALLER, organization_id=organization_id))
+        desk.clock.now += IDENTITY_S + 0.001
+        await desk.identify()
+    with pytest.raises(CountersUnavailable):
+        desk.directory.resolve(CALLER, "images")

@@ -121,6 +121,9 @@ class FakeDirectory:
     def service(self, key: str) -> Service | None:
         return self.services.get(key)
 
+    def resolve(self, caller: Caller, key: str) -> Service | None:
+        return self.services.get(key)
+
 
 class FakeCounters:
     """Admits everything and records it, until a test says otherwise.

@@ -1,0 +1,81 @@
+"""What an organization pays and may use: its own terms over the catalogue's, by the time of day."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.core.definitions import Negotiated, OrganizationTerms
+from gateway.core.model import Service
+from gateway.core.pricing import Pricing, Tier, TokenPrice
+from gateway.counters.terms import Terms, encode_terms, version_of
+from gateway.errors import ServiceNotIncluded
+
+CHAT = Service(1, "chat", "subscription", counts_tokens=False)
+IMAGES = Service(2, "images", "consumption", counts_tokens=False, credits=8)
+TIERS = Pricing(tiers=(Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+BY_TOKEN = Pricing(per_million={"*": TokenPrice(3, 15, None)})
+
+
+def terms(*negotiated: Negotiated, **subscription: Any) -> Terms:
+    return Terms(encode_terms(7, OrganizationTerms(negotiated, **subscription)))
+
+
+def test_the_version_is_kept_beside_the_terms() -> None:
+    assert version_of(encode_terms(7, OrganizationTerms())) == 7
+
+
+def test_without_terms_the_catalogue_counts() -> None:
+    assert Terms(b"").resolve(IMAGES, 0) == IMAGES
+
+
+def test_a_negotiated_price_goes_first_and_the_rest_stays() -> None:
+    found = terms(Negotiated(2, 6)).resolve(IMAGES, 0)
+    assert (found.credits, found.meter, found.pricing) == (6, "consumption", IMAGES.pricing)
+
+
+@pytest.mark.parametrize("pricing", [TIERS, BY_TOKEN])
+def test_another_business_model_and_pricing(pricing: Pricing) -> None:
+    found = terms(Negotiated(2, 0, "pay_per_use", pricing)).resolve(IMAGES, 0)
+    assert (found.credits, found.meter, found.pricing) == (0, "pay_per_use", pricing)
+
+
+def test_only_subscription_counts_tokens_by_itself() -> None:
+    assert Terms(b"").resolve(CHAT, 0).counts_tokens
+    assert not terms(Negotiated(1, 6, "consumption")).resolve(CHAT, 0).counts_tokens
+    assert terms(Negotiated(2, 6, "subscription")).resolve(IMAGES, 0).counts_tokens
+
+
+def test_the_same_terms_answer_the_same_object() -> None:
+    one = terms(Negotiated(2, 6))
+    assert one.resolve(IMAGES, 0) is one.resolve(IMAGES, 5)
+    assert one.resolve(Service(2, "images", "pay_per_use"), 0).meter == "pay_per_use"
+
+
+def test_who_never_had_a_subscription_needs_a_plan() -> None:
+    assert terms().resolve(CHAT, 0).needs_plan
+    assert terms(features=("chat",), since_ms=100, until_ms=200).resolve(CHAT, 99).needs_plan
+
+
+def test_a_subscription_in_force_includes_its_features_without_a_plan() -> None:
+    one = terms(features=("chat",), since_ms=100, until_ms=200)
+    assert not one.resolve(CHAT, 100).needs_plan
+    assert one.resolve(CHAT, 199.9) is one.resolve(CHAT, 100)
+    with pytest.raises(ServiceNotIncluded):
+        terms(features=("other",), since_ms=100, until_ms=200).resolve(CHAT, 150)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        terms(features=("chat",), since_ms=100, until_ms=200),
+        terms(features=("chat",), since_ms=300, until_ms=400, subscribed=True),
+        terms(subscribed=True),
+    ],
+)
+def test_a_subscription_that_is_over_includes_nothing(one: Terms) -> None:
+    with pytest.raises(ServiceNotIncluded):
+        one.resolve(CHAT, 200)
+    assert one.resolve(IMAGES, 200) == IMAGES
