@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from gateway.core.wait import in_task
+from gateway.counters import keys
 from gateway.counters.scripts import VERBS, script
 from gateway.counters.wire import Wire, encode, parse_url
 from gateway.errors import TollkeeperError
@@ -63,11 +64,13 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
         wire = Wire(parse_url(url), time.monotonic, call_s=ANSWER_MAX_S)
         await wire.open()
         info = await _info(wire)
+        vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
         known = await in_task(
             wire.send(encode(b"SCRIPT", b"EXISTS", *(script(v).sha.encode() for v in VERBS)))
         )
     except (TollkeeperError, OSError, TimeoutError) as error:
-        yield Finding(False, "redis", f"{shown}: {error}")
+        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
+        yield Finding(False, "redis", f"{shown}: {why}")
         return
     finally:
         if wire is not None:
@@ -84,6 +87,16 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
     yield Finding(durable, "redis", f"append-only file is {'on' if durable else 'off (it is needed)'}")
     loaded = isinstance(known, list) and all(known)
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
+    yield _verification(vouched if isinstance(vouched, bytes) else b"", info.get("run_id", "").encode())
+
+
+def _verification(vouched: bytes, run_id: bytes) -> Finding:
+    """Whether a keeper has compared this very server with PostgreSQL; until then calls are refused."""
+    if not vouched:
+        return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
+    if vouched == run_id:
+        return Finding(True, "redis", "a keeper has verified it since its last start")
+    return Finding(False, "redis", "not verified since its last start, so calls are refused: run the keeper")
 
 
 async def _info(wire: Wire) -> dict[str, str]:

@@ -27,17 +27,19 @@ from gateway.background.reclaimer import Reclaimer
 from gateway.background.reconciler import Reconciler
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
-from gateway.background.verifier import Verifier
+from gateway.background.verifier import Verified, Verifier
 from gateway.background.webhooks import Courier
+from gateway.core.wait import in_task
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
 from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire, encode, parse_url
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
+from gateway.readiness import Probe
 from gateway.settings import Settings
 from gateway.stopping import cancel, forever
 from persistence import engine as engines
@@ -78,7 +80,9 @@ class Keeper:
             self._outbox, self._writer, self._flushed, flush_interval_s=settings.flush_interval_s
         )
         self._pusher = Pusher(Pushes(self._engine), self._control)
-        self._verifier = Verifier(Truths(self._engine, partition_of), Verification(self._wire))
+        self._verifier = Verifier(
+            Truths(self._engine, partition_of), Verification(self._wire), self._verified
+        )
         self._reclaimer = Reclaimer(keeping)
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
@@ -97,6 +101,8 @@ class Keeper:
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
+        self._database = Probe(lambda: engines.answers(self._engine))
+        self._redis = Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
         self._listening: Listening | None = None
@@ -173,17 +179,25 @@ class Keeper:
         if report.dead_letters:
             self._log("dead letters", count=report.dead_letters, level="error")
 
+    def _verified(self, done: list[Verified]) -> None:
+        rebuilt, repushed = sum(each.rebuilt for each in done), sum(each.repushed for each in done)
+        facts = {"partitions": len(done), "accounts_rebuilt": rebuilt, "control_writes_repushed": repushed}
+        self._log("counters verified", **facts, level="warning" if rebuilt or repushed else "info")
+
     async def _keep_partitions(self) -> None:
         while True:
             await partitions.ensure(self._engine)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
+    async def _pinged(self) -> bool:
+        return await in_task(self._wire.send(encode(b"PING"))) == b"PONG"
+
     async def _live(self) -> tuple[bool, Mapping[str, object]]:
         return True, {}
 
     async def _ready(self) -> tuple[bool, Mapping[str, object]]:
-        database = await engines.answers(self._engine)
-        redis = bool(self._control.run_id)
+        database = await self._database.answers()
+        redis = await self._redis.answers()
         verified = self._verifier.ready
         return database and redis and verified, {
             "postgresql": database,

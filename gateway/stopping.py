@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 RESTART_S = 1.0
+# A loop that ran so long before it failed was well.
+WELL_AGAIN_S = 60.0
 
 
 def stop_signal() -> asyncio.Event:
@@ -20,12 +22,20 @@ def stop_signal() -> asyncio.Event:
 
 
 async def forever(name: str, run: Callable[[], Awaitable[None]], log: Callable[..., None]) -> None:
-    """Run a loop again after an error nobody foresaw, saying so; until cancelled."""
+    """Run a loop again after an error nobody foresaw, until cancelled.
+
+    The first failure is said, the second, the fourth, the eighth …: what lasts fills no disk.
+    """
+    clock = asyncio.get_running_loop().time
+    failures = 0
     while True:
+        began = clock()
         try:
             await run()
         except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
-            log("loop failed", loop=name, error=repr(error), level="error")
+            failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
+            if failures & (failures - 1) == 0:
+                log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
         await asyncio.sleep(RESTART_S)
 
 

@@ -10,7 +10,7 @@ behind the markers, and only then is it said that whatever is not there does not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -101,11 +101,14 @@ class Target(Protocol):
 
 
 class Verifier:
-    """Compares, rebuilds and vouches."""
+    """Compares, rebuilds and vouches. `observe` is told what was done, where anything was."""
 
-    def __init__(self, source: Source, target: Target) -> None:
+    def __init__(
+        self, source: Source, target: Target, observe: Callable[[list[Verified]], None] = lambda _: None
+    ) -> None:
         self._source = source
         self._target = target
+        self._observe = observe
         self._vouched = b""
 
     @property
@@ -144,7 +147,8 @@ class Verifier:
         """Look for a new run id, and whether what was vouched for is still there, until cancelled."""
         while True:
             try:
-                await self.verify()
+                if done := await self.verify():
+                    self._observe(done)
             except CountersUnavailable:
                 self._vouched = b""
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway.background.verifier import Verified, Verifier
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing
@@ -74,6 +75,18 @@ async def test_an_empty_redis_is_verified_whole(valkey: str, migrated: str) -> N
             assert (run_id, epoch) == (house.wire.run_id, 1)
         rows = house.rows("select count(*) as n, min(epoch) as low, max(epoch) as high from partition_state")
         assert rows == [{"n": PARTITIONS, "low": 1, "high": 1}]
+
+
+async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        told: list[list[Verified]] = []
+        verifier = Verifier(house.verifier._source, house.verifier._target, told.append)
+        running = asyncio.create_task(verifier.run())
+        async with asyncio.timeout(15):
+            while not verifier.ready:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        assert [len(done) for done in told] == [PARTITIONS]
 
 
 # --- after a restart --------------------------------------------------------------------
