@@ -130,6 +130,9 @@ def run(
                 failed += 1
                 say(f"{step}: {refusal.message}")
                 continue
+            if invoice is None:
+                say(f"{step}: nothing to bill")
+                continue
             done.append(invoice)
             named = invoice["number"] or f"draft {invoice['id']}"
             say(f"{step}: {named}, {invoice['currency']} {invoice['total_amount']}")
@@ -138,14 +141,22 @@ def run(
             raise CommandFailed(f"{failed} of {len(organizations)} organizations are left; run it again.")
 
 
-def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json:
-    """The organization's invoice of the period: found as an earlier run left it, else made."""
+def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
+    """The organization's invoice of the period: found as an earlier run left it, else made.
+
+    None where there is nothing to bill: such a draft is not kept and takes no number.
+    """
     known = [
         invoice
         for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner, kind="invoice")
         if (invoice["period_start"], invoice["period_end"]) == period and invoice["status"] != "void"
     ]
     invoice = known[0] if known else _create(api, owner, period)
+    if known and invoice["status"] == "draft":
+        invoice = api.post(f"invoices/{invoice['id']}/recompute")
+    if invoice["status"] == "draft" and not invoice["lines"]:
+        api.delete(f"invoices/{invoice['id']}")
+        return None
     if draft or invoice["status"] == "finalized":
         return invoice
     return api.post(f"invoices/{invoice['id']}/finalize")

@@ -106,14 +106,20 @@ async def test_an_invoice_from_draft_to_document(run: Run, api: Api, tmp_path: P
 
 
 async def test_a_month_for_everybody_goes_on_where_it_was(run: Run, api: Api) -> None:
+    await set_up(run)
     for name in ("Acme", "Bolt", "Cog"):
-        await from_json(run, "org", "create", name)
+        if name != "Acme":
+            await from_json(run, "org", "create", name)
+        span = ("--start", "2026-04-01", "--end", "2036-04-01")
+        await from_json(run, "subscription", "create", name, "Starter", *span)
+    await from_json(run, "org", "create", "Idle")
     drafts = await from_json(run, "invoice", "run", "--month", "2026-04", "--draft")
     assert [invoice["status"] for invoice in drafts["items"]] == ["draft"] * 3
     api.counters.unsettled = "The accounts do not agree."
     failed = await run("invoice", "run", "--month", "2026-04")
     assert failed.exit_code == 1
-    assert "3 of 3 organizations are left" in failed.stderr
+    assert "3 of 4 organizations are left" in failed.stderr
+    assert "Idle: nothing to bill" in failed.stderr
     api.counters.unsettled = None
     done = await from_json(run, "invoice", "run", "--month", "2026-04")
     numbers = [invoice["number"] for invoice in done["items"]]

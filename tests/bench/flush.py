@@ -30,9 +30,10 @@ from gateway.counters import keys
 from gateway.counters.outbox import Outbox
 from gateway.counters.wire import Wire, parse_url
 from gateway.local.postgres import OPTIONS
+from gateway.local.unprivileged import borrow
 from persistence import engine, invariants, migrate
 from persistence.writer import Writer
-from tests.conftest import ValkeyServer, free_port, postgres_bin, unprivileged, wait_until
+from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
 from tests.persistence.scenario import Account, settle_in
 
 ORGANIZATIONS = 20
@@ -66,18 +67,19 @@ def main() -> int:
 def postgres() -> Iterator[str]:
     """The embedded PostgreSQL with the options `up` gives it."""
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper-flush-pg-"))
-    who = unprivileged()
-    if who:
-        os.chown(folder, who["user"], who["group"])
     port, data, tools = free_port(), folder / "data", postgres_bin()
+    borrowed = borrow(None, [tools, folder])
+    command = borrowed.command if borrowed else list
+    if borrowed:
+        os.chown(folder, borrowed.uid, borrowed.gid)
     settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
     subprocess.run(
-        [str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"],
-        check=True, stdout=subprocess.DEVNULL, cwd=folder, **who,  # type: ignore[call-overload]  # user and group
+        command([str(tools / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]),
+        check=True, stdout=subprocess.DEVNULL, cwd=folder,
     )  # fmt: skip
     server = subprocess.Popen(
-        [str(tools / "postgres"), "-D", str(data), "-p", str(port), *settings],
-        cwd=folder, stderr=subprocess.DEVNULL, **who,
+        command([str(tools / "postgres"), "-D", str(data), "-p", str(port), *settings]),
+        cwd=folder, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
