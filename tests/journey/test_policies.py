@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anthropic
 import httpx2 as httpx
+import openai
 import pytest
+from google.genai import errors
 
 from tests.journey.apis import STREAMS, Api, Heard, call
 from tests.journey.exactness import Comparison, as_counted
+from tests.journey.sdk import HELLO, account
 from tests.journey.stack import Stack, eventually
 from tests.journey.test_services import Client
 
@@ -114,6 +118,32 @@ def test_a_long_stream_keeps_its_hold_and_grows_it(other_stack: Stack) -> None:
     rows = other_stack.settled(tenant, 2)
     assert [row["transaction_type"] for row in rows] == ["reset", "consume"]
     assert rows[1]["metadata"]["estimated"] is False
+
+
+def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack: Stack) -> None:
+    models = other_stack.admin("GET", "/business-models?limit=100")[1]["items"]
+    consumption = next(model["id"] for model in models if model["name"] == "Consumption")
+    for service in other_stack.admin("GET", "/services?limit=100")[1]["items"]:
+        if service["key"] in ("embeddings", "messages", "gemini"):
+            change = {"business_model_id": consumption, "credits": 7}
+            assert other_stack.admin("PATCH", f"/services/{service['id']}", change)[0] == 200
+    a = account(other_stack)
+
+    def refused() -> bool:
+        with pytest.raises(openai.APIStatusError) as error:
+            a.openai().embeddings.create(model="demo-small", input="x")
+        return error.value.status_code == 402 and error.value.type == "billing_error"
+
+    eventually(refused, 2)
+    with pytest.raises(anthropic.APIStatusError) as billing:
+        a.anthropic().messages.create(model="demo-small", max_tokens=9, messages=HELLO)
+    assert billing.value.status_code == 402
+    assert billing.value.body["error"]["type"] == "billing_error"  # type: ignore[index] # it is a JSON object
+    with pytest.raises(errors.ClientError) as failed:
+        a.gemini().models.generate_content(model="demo-small", contents="hello")
+    assert (failed.value.code, failed.value.status) == (402, "FAILED_PRECONDITION")
+    assert "Credits of this organization" in str(failed.value.message)
+    assert a.consumed() == []
 
 
 def test_sigterm_finishes_what_ends_in_the_grace_and_settles_the_rest(other_stack: Stack) -> None:

@@ -88,7 +88,9 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
     if usage.input_tokens is None:
         used = meter.input
     else:
-        used = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + cached
+        if usage.cache_creation_input_tokens is not None:
+            meter.created = usage.cache_creation_input_tokens
+        used = usage.input_tokens + meter.created + cached
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     meter.report(used, output, cached, 0, used + output, final=final)
 

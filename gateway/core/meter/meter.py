@@ -32,11 +32,12 @@ class Meter:
     `ended` says the answer came to its end; `final` that the report covers all of it;
     `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
     first event (empty where that is long) and `position` where it stands: the open block or
-    the last sequence number, as the API counts, -1 for none.
+    the last sequence number, as the API counts, -1 for none. `created` are cache creation tokens,
+    which only one API tells apart.
     """
 
     __slots__ = (
-        "bounds", "cached", "call", "content_events", "ended", "failed", "final", "input", "marked",
+        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "input", "marked",
         "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
     )  # fmt: skip
 
@@ -44,7 +45,7 @@ class Meter:
         self.call = call
         self.status = status
         self.bounds = bounds
-        self.input = self.output = self.cached = self.reasoning = self.total = 0
+        self.input = self.output = self.cached = self.created = self.reasoning = self.total = 0
         self.text_bytes = self.content_events = 0
         self.reported = self.marked = self.final = self.ended = self.failed = False
         self.opening: bytes | None = None

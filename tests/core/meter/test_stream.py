@@ -17,6 +17,8 @@ from tests.core.meter.recorded import (
     CHAT_FRAMES,
     CHAT_USED,
     DONE,
+    MESSAGE_START,
+    MESSAGE_TEXT,
     RECORDED,
     SSE,
     Recorded,
@@ -24,6 +26,7 @@ from tests.core.meter.recorded import (
     chat_chunk,
     delta,
     frame,
+    message,
 )  # fmt: skip
 
 
@@ -218,3 +221,11 @@ def test_the_stripped_usage_still_counts() -> None:
     for part in CHAT:
         meter.feed(part)
     assert meter.usage() == CHAT_USED
+
+
+def test_numbers_a_later_report_leaves_out_keep_their_value() -> None:
+    meter = make_meter(call("anthropic_messages"), 200, SSE)
+    last = message("message_delta", delta={}, usage={"input_tokens": 30, "output_tokens": 15})
+    meter.feed(b"".join([MESSAGE_START, *MESSAGE_TEXT, last]))
+    meter.finish()
+    assert meter.usage() == Usage(170, 15, 40, 0, 185, 1, True, False)
