@@ -48,6 +48,8 @@ def guard(*, request_timeout_s: float) -> Middleware:
 
 async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> web.StreamResponse:
     path = request.path
+    if (request.content_length or 0) > request.client_max_size:
+        return _too_large(path)
     try:
         async with asyncio.timeout(timeout_s) as deadline:
             request[DEADLINE] = deadline
@@ -64,8 +66,8 @@ async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> w
             headers={"Allow": allowed},
         )
     except web.HTTPRequestEntityTooLarge:
-        return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)
-    except web.RequestPayloadError:
+        return _too_large(path)
+    except (web.RequestPayloadError, ConnectionResetError):
         return problem(400, "invalid_request", "The body did not arrive in one piece.", instance=path)
     except web.HTTPNotFound:
         return problem(404, "not_found", "There is nothing at this address.", instance=path)
@@ -81,3 +83,7 @@ async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> w
     except Exception:  # noqa: BLE001  # the last line of defence: logged, answered, never a torn connection
         _log.exception("admin request failed", extra={"request_id": request[REQUEST_ID], "path": path})
         return problem(500, "internal_error", "Something went wrong; the log says what.", instance=path)
+
+
+def _too_large(path: str) -> web.Response:
+    return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
 
 from gateway.admin.body import check, parse
+from gateway.admin.guard import guard
 from gateway.admin.listing import LIMIT_MAX, read_query
 from gateway.admin.resources import RESOURCES
 from gateway.errors import AdminRefusal, Unprocessable
@@ -61,6 +65,34 @@ async def test_malformed_bodies_are_400_problems(api: Api) -> None:
 async def test_a_body_that_is_too_large(api: Api) -> None:
     answer = await api.call("POST", "organizations", data=b'{"name":"' + b"x" * 70_000 + b'"}')
     assert (answer.status, answer.json["status"]) == (413, 413)
+
+
+async def test_a_body_said_to_be_too_large_is_refused_before_it_comes(api: Api) -> None:
+    reader, writer = await _sent(api, length=10**9)
+    assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+
+
+async def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def left(_request: web.Request) -> web.StreamResponse:
+        raise ConnectionResetError("Connection lost")
+
+    request = make_mocked_request("POST", "/admin/v1/organizations")
+    answer = await guard(request_timeout_s=1.0)(request, left)
+    assert (answer.status, caplog.text) == (400, "")
+
+
+async def _sent(api: Api, *, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The head of a request and the beginning of a body of that length."""
+    reader, writer = await asyncio.open_connection(api.client.host, api.client.port)
+    writer.write(
+        f"POST /admin/v1/organizations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{{".encode()
+    )
+    await writer.drain()
+    return reader, writer
 
 
 async def test_unknown_fields_are_named(api: Api) -> None:
