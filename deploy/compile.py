@@ -26,7 +26,7 @@ MODULES = {
     ),
     "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse"),
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
-    "gateway/counters": ("wire", "quota", "packing"),
+    "gateway/counters": ("wire", "quota", "packing", "flags"),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
 -- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
---         16 usage, 32 credits), request id (36)
+--         16 usage, 32 credits, 64 credits by token), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 bytes
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
@@ -44,8 +44,9 @@ local tokens, code = quota_hold(t, counts, need, ceiling)
 if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
 local a = one_time and activation(raw[with_user and 6 or 5])
 if a then credits = join(a, credits) end
-if credits > 0 and credits > o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD] then
-  return refused(credits > o[BALANCE] + o[CREDIT_LIMIT] and -10 or -9, now, 4, 5, o[CHELD], o[BALANCE], 0)
+if credits > 0 then
+  credits, code = credit_hold(o, credits, has(flags, 64))
+  if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE], 0) end
 end
 
 local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)

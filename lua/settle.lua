@@ -8,7 +8,7 @@
 --         tokens, credits, units, spend micro-units, service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)
--- Returns packed: 1 done, now, seq, remaining (-1 unlimited) | 0 unverified | -1 reclaimed before | -2 unknown
+-- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged | 0 unverified | -1 reclaimed before | -2 unknown
 --   -1 and -2 with mode charge append the call to the late lane, where the keeper looks it up
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV ~= 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 arguments') end
@@ -19,7 +19,7 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
 local posted = s.mode == POST and redis.call('HEXISTS', KEYS[4], s.request) == 1
-if posted then return struct.pack('<dddd', 1, now, 0, 0) end
+if posted then return struct.pack('<ddddd', 1, now, 0, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
 local gone = (not h and s.mode ~= POST and -2) or (h and has(h[1], HOLD_RECLAIMED) and s.mode ~= POST and -1)
   or (not (raw[3] and raw[4]) and -2)
@@ -45,7 +45,8 @@ if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
 t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
 if not a then o[CHELD] = math.max(0, o[CHELD] - h[H_CREDITS]) end
 local activates = a and leave(a, o, s, slots)
-if not s.free then events[#events + 1] = charge(s, t, o, now, epoch, activates) end
+local charged = 0
+if not s.free then events[#events + 1], charged = charge(s, t, o, now, epoch, activates) end
 
 local removed = redis.call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
@@ -66,4 +67,4 @@ if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 3)) end
 redis.call('MSET', unpack(writes))
-return struct.pack('<dddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING])
+return struct.pack('<ddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], charged)

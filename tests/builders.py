@@ -24,6 +24,7 @@ from gateway.core.definitions import (
 )
 from gateway.core.ledger import Event, decode
 from gateway.core.model import Caller, Decision, HoldRequest, Limits, Service, Settled, Settlement, Verdict
+from gateway.core.pricing import Pricing, TokenPrice
 from gateway.counters import keys, packing, states
 from gateway.counters.scripts import script
 
@@ -31,6 +32,10 @@ CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
 ONE_TIME = Service(id=3, key="setup", meter="consumption", counts_tokens=False, credits=50, one_time=True)
 UNITS = Service(id=4, key="search", meter="pay_per_use", counts_tokens=False)
+BY_TOKEN = Service(
+    id=6, key="words", meter="consumption", counts_tokens=False,
+    pricing=Pricing(per_million={"*": TokenPrice(2_000_000, 5_000_000)}),
+)  # fmt: skip
 EVERYTHING = Service(id=5, key="all", meter="consumption", counts_tokens=True)
 
 T = TypeVar("T")

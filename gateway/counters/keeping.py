@@ -15,6 +15,7 @@ from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS, Caller, Service, Settlement
 from gateway.counters import keys, packing, states
 from gateway.counters.control import APPLIED, Control
+from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.errors import CountersUnavailable
 
@@ -184,10 +185,10 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
         _, _, tokens, credits_, units, _, service_id, tenant_id, organization_id, key_id, flags, _, request,
     ) = _SETTLE.unpack(fields[b"a"])  # fmt: skip
     hold_flags = (
-        (states.HOLD_COUNTS if flags & packing.FLAG_COUNTS else 0)
-        | (states.HOLD_ONE_TIME if flags & packing.FLAG_ONE_TIME else 0)
-        | (states.HOLD_USES if flags & packing.FLAG_USES else 0)
-        | (states.HOLD_PAYS if flags & packing.FLAG_PAYS else 0)
+        (states.HOLD_COUNTS if flags & FLAG_COUNTS else 0)
+        | (states.HOLD_ONE_TIME if flags & FLAG_ONE_TIME else 0)
+        | (states.HOLD_USES if flags & FLAG_USES else 0)
+        | (states.HOLD_PAYS if flags & FLAG_PAYS else 0)
     )
     return LateSettlement(
         partition=partition,

@@ -28,12 +28,11 @@ from gateway.core.model import (
     Window,
 )
 from gateway.counters import keys
+from gateway.counters.flags import FLAG_ONE_TIME, service_flags
 
 RUN_ID_LENGTH = 40
 MARKER = struct.Struct("<40sdd")
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
-FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
-
 _RESERVE = struct.Struct("<40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
 _SETTLE_USED = struct.Struct("<40sB4d")
@@ -42,25 +41,11 @@ settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units, spend
 _EXTEND = struct.Struct("<dd36s")
 _ADMITTED = struct.Struct("<15q")
 _REFUSED = struct.Struct("<7q")
+_SETTLED = struct.Struct("<5d")
 _ONE = struct.Struct("<d")
 _PAIR = struct.Struct("<dd")
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
-
-
-def service_flags(request: HoldRequest | Settlement) -> int:
-    """The flag byte both `reserve` and `settle` take, from the service and the caller."""
-    service = request.service
-    flags = FLAG_USER if request.user else 0
-    if service.counts_tokens:
-        flags |= FLAG_COUNTS
-    if service.meter == "subscription":
-        flags |= FLAG_SUBSCRIPTION if service.needs_plan else 0
-    elif service.meter == "consumption":
-        flags |= FLAG_PAYS | (FLAG_ONE_TIME if service.one_time else 0)
-    else:
-        flags |= FLAG_USES
-    return flags
 
 
 def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> Call:
@@ -172,6 +157,11 @@ def decision(answer: bytes, service: Service) -> Decision:
         code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)
         return Decision(Verdict(code), scope, kind, used, limit, until, now)
     return Decision(Verdict(int(_ONE.unpack(answer)[0])))
+
+
+def charged_of(answer: bytes) -> int:
+    """The credits a `settle` that was done has charged."""
+    return int(_SETTLED.unpack(answer)[4])
 
 
 def code_of(answer: bytes) -> int:

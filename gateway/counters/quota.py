@@ -16,6 +16,7 @@ from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service,
 from gateway.core.wait import in_task
 from gateway.counters import packing
 from gateway.counters.directory import Directory
+from gateway.counters.flags import service_flags
 from gateway.counters.wire import Wire, encode_script
 from gateway.errors import CountersUnavailable
 
@@ -28,7 +29,7 @@ EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 CUT = 2
 _NO_ID = "0" * 36
-_ADMITTED = Verdict.ADMITTED
+_ADMITTED, _DONE = Verdict.ADMITTED, Settled.DONE
 _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
 
 
@@ -40,7 +41,7 @@ class _Frame:
     def __init__(self, caller: Caller, user: str, service: Service) -> None:
         request = HoldRequest(caller, _NO_ID, user, service, 0, 0)
         self.service = service
-        self.flags = packing.service_flags(request)
+        self.flags = service_flags(request)
         keys, (packed, name) = packing.reserve(b"0" * 40, 0, 0, request)
         whole = encode_script("reserve", keys, (packed, name))
         head, tail = whole.split(_NO_ID.encode(), 1)
@@ -109,7 +110,10 @@ class Counters:
         return decision
 
     async def settle(self, settlement: Settlement) -> Settled:
-        """Replace the hold by what was used; answered only when it happened, once, whatever was lost."""
+        """Replace the hold by what was used; answered only when it happened, once, whatever was lost.
+
+        The credits of a One-Time service are set to what was charged: nothing, but for the first.
+        """
         service = settlement.service
         frame = self._frames.get((settlement.caller.key_id, settlement.user, service.id))
         if frame is None or frame.service is not service:
@@ -126,6 +130,8 @@ class Counters:
             self._settle_took(self._clock() - started)
             settled = _SETTLED[cast("bytes", answer)[:8]]
             if settled is not Settled.UNVERIFIED:
+                if service.one_time:  # what it costs is known only there
+                    settlement.credits = packing.charged_of(cast("bytes", answer)) if settled is _DONE else 0
                 return settled
             command = self._settle_command(frame, settlement)
         raise CountersUnavailable

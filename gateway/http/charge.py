@@ -22,6 +22,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.core.refusal import from_decision
+from gateway.core.tariff import CONSUMPTION, credits_of, is_by_token
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
@@ -54,11 +55,17 @@ class Charge:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
-        need = ceiling = 0
-        if service.counts_tokens:
+        need = ceiling = credits_held = 0
+        by_token = is_by_token(service)
+        if service.counts_tokens or by_token:
             need, ceiling = ports.estimator.hold(self._call, service.key)
         units = exchange.plan.units
-        credits_held = service.credits * units if service.meter == "consumption" else 0
+        if service.meter == CONSUMPTION:
+            read = min(need, self._call.input_estimate) if by_token else 0
+            expected = Usage(input=read, output=need - read, units=units)
+            credits_held = credits_of(service, self._call.model, expected)
+        if not service.counts_tokens:
+            need = ceiling = 0
         request = HoldRequest(
             self._caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units
         )
@@ -86,10 +93,9 @@ class Charge:
             ports.counters.unwatch(exchange.observed)
             exchange.observed = None
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
+        settlement = self._settlement(usage, status) if used else self._release()
         try:
-            settled = await ports.counters.settle(
-                self._settlement(usage, status) if used else self._release()
-            )
+            settled = await ports.counters.settle(settlement)
         except CountersUnavailable:
             ports.tally.settlements_failed += 1
             return not used
@@ -99,7 +105,7 @@ class Charge:
             ports.tally.settlements_failed += 1
             return not used
         if used:
-            self._count(usage, complete)
+            self._count(usage, settlement.credits, complete)
         return True
 
     def watch(self) -> None:
@@ -146,7 +152,7 @@ class Charge:
             service,
             True,
             usage.total if service.counts_tokens else 0,
-            service.credits * usage.units if service.meter == "consumption" else 0,
+            credits_of(service, self._call.model, usage),
             usage.units,
             plan.attribution_text,
             self._metadata(usage, status),
@@ -171,7 +177,7 @@ class Charge:
             return json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode()
         return ours.encode()
 
-    def _count(self, usage: Usage, complete: bool) -> None:
+    def _count(self, usage: Usage, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
         ports, service = self._worker.ports, self._service
         tally = ports.tally
@@ -181,6 +187,8 @@ class Charge:
             tally.used(service.key, usage.input, usage.output, usage.total)
         units = tally.units
         units[service.key] = units.get(service.key, 0) + usage.units
+        if credits_charged:
+            tally.credits[service.key] = tally.credits.get(service.key, 0) + credits_charged
         if usage.estimated:
             tally.settlements_estimated += 1
 

@@ -21,6 +21,16 @@ local function quota_hold(t, counts, need, ceiling)
   return need
 end
 
+-- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight.
+-- A price by token is an estimate: it holds what there is, where it is more
+local function credit_hold(o, credits, by_token)
+  local there = o[BALANCE] + o[CREDIT_LIMIT]
+  local free = there - o[CHELD]
+  if credits <= free then return credits end
+  if by_token and free > 0 then return free end
+  return nil, (by_token and there <= 0 or not by_token and credits > there) and -10 or -9
+end
+
 -- One-Time: the first call in holds the price, the others ride free while it is pending
 local function activation(raw)
   return raw and {struct.unpack(ACTIVATION_FORM, raw)} or {0, 0, 0}

@@ -28,7 +28,7 @@ local function leave(a, o, s, slots)
   return not s.free
 end
 
--- moves the accounts a call touches; answers its one outbox entry
+-- moves the accounts a call touches; answers its one outbox entry and the credits it cost
 local function charge(s, t, o, now, epoch, activates)
   local f = {kind = CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key, service = s.service,
     source = s.request, user = s.user, attribution = s.attribution, metadata = s.metadata,
@@ -49,8 +49,8 @@ local function charge(s, t, o, now, epoch, activates)
   if s.counts then
     t[USED] = t[USED] + s.tokens
     if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
-    return movement(t, now, epoch, CONSUME, -s.tokens, f)
+    return movement(t, now, epoch, CONSUME, -s.tokens, f), f.credits or 0
   end
   f.at = math.max(now, o[CREDIT_AT])
-  return event(t, o[ORG], f)
+  return event(t, o[ORG], f), f.credits or 0
 end

@@ -113,6 +113,20 @@ async def test_the_kept_wire_bytes_say_what_packing_says(
     assert {event.user for event in world.events() if event.source == request.request_id} == {user}
 
 
+async def test_what_a_one_time_service_cost_is_said_by_its_settlement(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.grant("credits", 100)
+    requests = [worker.request(service=ONE_TIME, credits_=50) for _ in range(2)]
+    charged = []
+    for request in requests:
+        await worker.reserve(request)
+    for request in (*requests, requests[0]):
+        settlement = Settlement(world.caller, request.request_id, "", ONE_TIME, charge=True, credits=50)
+        await driven(worker.counters.settle(settlement))
+        charged.append(settlement.credits)
+    assert charged == [50, 0, 0]
+
+
 async def test_a_refusal_is_an_answer_not_an_error(world: World, hire: Hire) -> None:
     worker = await hire(world)
     world.plan(10)

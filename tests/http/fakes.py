@@ -6,6 +6,7 @@ Every class here keeps to what its real counterpart promises: answers come later
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.core.model import (
     Caller,
@@ -22,7 +23,7 @@ from gateway.core.model import (
 )
 from gateway.core.route import Route
 from gateway.core.wait import Wait
-from gateway.errors import CountersUnavailable, InvalidApiKey
+from gateway.errors import CountersUnavailable, InvalidApiKey, Refusal
 
 PEPPER = b"a pepper of the tests"
 KEY = "tk_0123456789abcdef"
@@ -103,6 +104,8 @@ class FakeDirectory:
         self.known = True
         self.services = dict(SERVICES)
         self.digests: list[str] = []
+        self.refusal: Refusal | None = None
+        self.then: Callable[[], None] = lambda: None
 
     def cached(self, digest: str) -> Caller | None:
         self.digests.append(digest)
@@ -122,7 +125,12 @@ class FakeDirectory:
         return self.services.get(key)
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
-        return self.services.get(key)
+        """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""
+        if self.refusal is not None:
+            raise self.refusal
+        service = self.services.get(key)
+        self.then()
+        return service
 
 
 class FakeCounters:

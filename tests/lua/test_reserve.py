@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.model import INTEGER_MAX, LimitKind, Limits, Scope, Verdict
-from tests.builders import CHAT, CREDITS, EVERYTHING, NO_LIMITS, ONE_TIME, TTL_MS, UNITS, Call, World
+from tests.builders import (
+    BY_TOKEN,
+    CHAT,
+    CREDITS,
+    EVERYTHING,
+    NO_LIMITS,
+    ONE_TIME,
+    TTL_MS,
+    UNITS,
+    Call,
+    World,
+)
 
 
 def test_reserve_holds_tokens_and_a_slot_on_every_scope(world: World) -> None:
@@ -355,6 +366,52 @@ def test_one_time_comes_back_when_the_last_call_fails_and_the_next_one_pays(worl
     assert (world.organization.credits_held, world.organization.balance) == (0, 50)
     world.reserve(service=ONE_TIME, credits_=50).settle(credits=50)
     assert world.organization.balance == 0
+
+
+@pytest.mark.parametrize(
+    ("credits_", "verdict", "held"),
+    [
+        (0, Verdict.ADMITTED, 0),
+        (30, Verdict.ADMITTED, 30),
+        (31, Verdict.QUOTA_HELD, 0),
+        (40, Verdict.QUOTA_HELD, 0),
+        (41, Verdict.INSUFFICIENT_CREDITS, 0),
+    ],
+)
+@pytest.mark.parametrize("limit", [0, 15])
+def test_a_price_by_unit_is_held_whole_or_refused(
+    world: World, credits_: int, verdict: Verdict, held: int, limit: int
+) -> None:
+    """40 credits, of which a credit limit may lend some, and 10 of them are held."""
+    world.define_organization(credit_limit=limit)
+    if limit < 40:
+        world.grant("credits", 40 - limit)
+    world.reserve(service=CREDITS, credits_=10)
+    call = world.reserve(service=CREDITS, credits_=credits_)
+    assert call.verdict is verdict
+    assert world.organization.credits_held == 10 + held
+    if verdict is not Verdict.ADMITTED:
+        assert (call.decision.kind, call.decision.used) == (LimitKind.CREDITS, 10)
+
+
+def test_a_price_by_token_holds_what_there_is(world: World) -> None:
+    assert world.reserve(service=BY_TOKEN, credits_=0).verdict is Verdict.ADMITTED
+    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.INSUFFICIENT_CREDITS
+    world.grant("credits", 40)
+    first = world.reserve(service=BY_TOKEN, credits_=30)
+    second = world.reserve(service=BY_TOKEN, credits_=30)
+    assert [call.hold and call.hold.credits for call in (first, second)] == [30, 10]
+    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.QUOTA_HELD
+    second.settle(credits=60)
+    assert (world.organization.balance, world.organization.credits_held) == (-20, 30)
+    first.release()
+    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.INSUFFICIENT_CREDITS
+
+
+def test_what_costs_nothing_is_covered_in_debt(world: World) -> None:
+    world.grant("credits", -5)
+    for service in (CREDITS, BY_TOKEN, ONE_TIME):
+        assert world.reserve(service=service, credits_=0).verdict is Verdict.ADMITTED
 
 
 # --- what the caller is told ------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""What a call holds and is charged in credits, whatever becomes of its price meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.model import Service
+from gateway.core.pricing import Pricing, TokenPrice
+from gateway.errors import ServiceNotIncluded
+from tests.http.fakes import CHAT, get, post
+from tests.http.stage import staged
+
+PRICES = {"m": TokenPrice(input=2_000_000, output=5_000_000)}  # 2 and 5 credits a token
+BY_TOKEN = Service(1, "chat", "consumption", False, credits=9, pricing=Pricing(per_million=PRICES))
+
+
+@pytest.mark.parametrize("counts", [False, True])
+async def test_a_price_by_token_is_estimated_and_then_exact(counts: bool) -> None:
+    async with staged() as stage:
+        stage.directory.services["chat"] = replace(BY_TOKEN, counts_tokens=counts)
+        assert (await stage.ask(post(CHAT))).status == 200
+        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+        assert hold.credits >= 10 * 5
+        assert (hold.need > 0, charge.tokens) == (counts, 12 if counts else 0)
+        assert charge.credits == 7 * 2 + 5 * 5
+        assert stage.tally.credits == {"chat": 39}
+
+
+async def test_a_model_without_a_price_costs_what_a_unit_does() -> None:
+    async with staged() as stage:
+        stage.directory.services["chat"] = BY_TOKEN
+        await stage.ask(post(CHAT.replace(b'"m"', b'"other"')))
+        assert (stage.counters.holds[0].credits, stage.counters.charges[0].credits) == (9, 9)
+
+
+async def test_a_one_time_service_costs_the_same_whatever_its_units() -> None:
+    async with staged() as stage:
+        stage.directory.services["search"] = Service(4, "search", "consumption", False, 500, one_time=True)
+        await stage.ask(post(b"", b"/trusted", b"x-tollkeeper-units: 7\r\n"))
+        assert (stage.counters.holds[0].credits, stage.counters.charges[0].credits) == (500, 500)
+
+
+async def test_a_price_that_changes_meanwhile_changes_nothing_for_the_call() -> None:
+    async with staged() as stage:
+        before = stage.directory.services["search"]
+        dearer = {"search": replace(before, credits=100)}
+        stage.directory.then = lambda: stage.directory.services.update(dearer)
+        await stage.ask(get(b"/services/search/"), "GET")
+        assert (stage.counters.holds[0].service, stage.counters.charges[0].service) == (before, before)
+        assert stage.counters.charges[0].credits == before.credits
+
+
+async def test_a_service_the_organization_may_not_use_is_refused_before_anything_is_held() -> None:
+    async with staged() as stage:
+        stage.directory.refusal = ServiceNotIncluded()
+        got = await stage.ask(post(CHAT))
+        assert (got.status, got.one(b"x-tollkeeper-reason")) == (403, b"service_not_included")
+        assert not stage.counters.holds
+        assert not stage.upstream.received
