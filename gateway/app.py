@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Callable
 
 from gateway import logs, tallies
 from gateway.core.call import Bounds
@@ -27,6 +28,7 @@ from gateway.stopping import cancel, forever, stop_signal
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
+REDIS_LOOK_S = 0.2
 
 
 async def run_gateway(settings: Settings) -> None:
@@ -66,6 +68,7 @@ async def run_gateway(settings: Settings) -> None:
     )
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
+        asyncio.create_task(tell_of_redis(lambda: wire.connected, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(
             tallies.publish(settings.metrics_dir, lambda: _snapshot(tally, counters.live, scripts))
@@ -95,6 +98,16 @@ async def run_keeper(settings: Settings) -> None:
         await stop.wait()
     finally:
         await keeper.stop()
+
+
+async def tell_of_redis(connected: Callable[[], bool], log: Callable[..., None]) -> None:
+    """Say when Redis goes and when it is back, until cancelled: calls are refused in between."""
+    there = True
+    while True:
+        if connected() != there:
+            there = not there
+            log("redis is back" if there else "redis is away", level="info" if there else "error")
+        await asyncio.sleep(REDIS_LOOK_S)
 
 
 def http_limits(settings: Settings) -> HttpLimits:
