@@ -1,4 +1,4 @@
-"""The keeper, composed: flusher, pusher, verifier, reclaimer, sweeper, late lane, Admin API.
+"""The keeper, composed: the flusher and every other loop of the clock, and the Admin API.
 
 Part of the composition root, apart from `app.py` so that a gateway worker never loads
 PostgreSQL's libraries.
