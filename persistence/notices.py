@@ -89,6 +89,7 @@ WITH news AS (
                AS data
       FROM invoice AS i WHERE i.id = :id
 )""")
+_NOBODY = text("SELECT NOT EXISTS (SELECT FROM webhook WHERE enabled AND deleted_at IS NULL)")
 _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days => :days)""")
@@ -125,6 +126,8 @@ class Notices:
     async def notice(self, since: datetime, now: datetime) -> None:
         """Write down what happened since, and what stands to be told now."""
         async with self._engine.begin() as connection:
+            if (await connection.execute(_NOBODY)).scalar_one():
+                return
             await connection.execute(_QUOTAS, {"since": since - OVERLAP, "thresholds": list(THRESHOLDS)})
             await connection.execute(_BLOCKS)
             await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -19,13 +19,16 @@ ITEMS_KEPT_MAX = 1_000
 
 # Rows whose balance is not what the row before and their own amount make, drifts on file apart.
 _BREAKS = text("""
-SELECT seq - 1 AS seq, difference FROM (
-    SELECT m.seq, m.balance, lag(m.balance) OVER w AS previous,
-           coalesce(m.balance, 0) - m.delta - coalesce(lag(m.balance) OVER w, 0)
-               - coalesce(d.difference, 0) AS difference
+SELECT seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
+    SELECT m.seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
+           m.balance IS NULL AND lag(m.balance) OVER w IS NULL AS unlimited,
+           -- spend starts again from zero each month
+           CASE WHEN m.account LIKE 'spend:%' AND lag(date_trunc('month', m.at AT TIME ZONE 'UTC')) OVER w
+                     < date_trunc('month', m.at AT TIME ZONE 'UTC') THEN 0
+                ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
       FROM account_movement AS m LEFT JOIN known_drift AS d ON d.account = m.account AND d.seq = m.seq - 1
-     WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS broken
- WHERE difference <> 0 AND NOT (balance IS NULL AND previous IS NULL) ORDER BY seq""")
+     WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS movement
+ WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
 
 
 class Results:
@@ -62,13 +65,15 @@ class Results:
 
         The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
         or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
-        account is wrong, the row is of 0 and brings the note with it.
+        account is wrong, the row is of 0 and brings the note with it. A month's spend is a measure,
+        billed by nobody: its drift is put on file and stays.
         """
         kind, _, number = item.account.partition(":")
-        if kind not in {"tenant", "credits"}:
-            return None
         async with self._engine.begin() as connection:
             write_id = uuid4()
+            if kind == "spend":
+                await _file(connection, item, None)
+                return None
             owner = int(number)
             if kind == "tenant":
                 found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
@@ -94,7 +99,7 @@ class Results:
         return account
 
 
-async def _file(connection: AsyncConnection, item: Item, write_id: object) -> None:
+async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
     """Note where the balance changed without a movement: where the rows show it, else behind the last."""
     breaks = [
         (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})

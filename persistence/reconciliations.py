@@ -25,27 +25,29 @@ _SOME = text(_OWNERS.format(where="true", order="random()"))
 _ONE = text(_OWNERS.format(where="o.id = :id", order="o.id"))
 
 _TENANTS = text("""
-SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head,
-       found.seq IS NOT NULL AS found, found.total_remaining AS at_seq, last.total_remaining AS last_row
+SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, found.seq IS NOT NULL AS found,
+       found.total_remaining + coalesce(d.difference, 0) AS at_seq, last.total_remaining AS last_row
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
   JOIN tenant_quota AS q ON q.tenant_id = k.id
   LEFT JOIN token_ledger AS found ON found.tenant_id = k.id AND found.seq = k.seq
-  LEFT JOIN token_ledger AS last ON last.tenant_id = k.id AND last.seq = q.last_seq""")
-# An unlimited account has no balance: what counts are the movements since it became limited.
+  LEFT JOIN token_ledger AS last ON last.tenant_id = k.id AND last.seq = q.last_seq
+  LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
+# An unlimited account has no balance: what counts are the movements since it became limited. A drift on
+# file shows in the row behind it; until there is one, only the counters show it.
 _TENANT_SUMS = text("""
 SELECT 'tenant:' || k.id AS account, s.rows, s.last IS NOT DISTINCT FROM s.unlimited AS unlimited,
        coalesce((SELECT sum(CASE l.direction WHEN 'IN' THEN l.amount ELSE -l.amount END)
                    FROM token_ledger AS l
                   WHERE l.tenant_id = k.id AND l.seq > coalesce(s.unlimited, 0)), 0)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'tenant:' || k.id
-                    AND d.seq >= coalesce(s.unlimited, 0)), 0)::bigint AS drift
+                    AND d.seq >= coalesce(s.unlimited, 0) AND d.seq < s.last), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
  CROSS JOIN LATERAL (SELECT count(*) AS rows, max(l.seq) AS last,
                             max(l.seq) FILTER (WHERE l.total_remaining IS NULL) AS unlimited
                        FROM token_ledger AS l WHERE l.tenant_id = k.id) AS s""")
 _CREDITS = text("""
 SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_balance AS head,
-       found.seq IS NOT NULL AS found, found.balance_after AS at_seq,
+       found.seq IS NOT NULL AS found, found.balance_after + coalesce(d.difference, 0) AS at_seq,
        coalesce(last.balance_after, 0) AS last_row
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
   JOIN organization AS o ON o.id = k.id
@@ -58,29 +60,33 @@ SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_ba
       SELECT balance_after FROM credit_transaction WHERE organization_id = k.id AND seq = o.credit_last_seq
       UNION ALL
       SELECT balance_after FROM credit_posting WHERE organization_id = k.id AND seq = o.credit_last_seq
-  ) AS last ON true""")
+  ) AS last ON true
+  LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")
 _CREDIT_SUMS = text("""
 SELECT 'credits:' || k.id AS account, u.rows + p.rows AS rows, false AS unlimited,
        (p.amount - u.amount)::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d
-                  WHERE d.account = 'credits:' || k.id), 0)::bigint AS drift
+                  WHERE d.account = 'credits:' || k.id AND d.seq < o.credit_last_seq), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
+  JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(credits_used), 0) AS amount
                        FROM credit_transaction WHERE organization_id = k.id) AS u
  CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(amount), 0) AS amount
                        FROM credit_posting WHERE organization_id = k.id) AS p""")
 _SPENDS = text("""
 SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS head,
-       found.seq IS NOT NULL AS found, found.spent_after AS at_seq, coalesce(last.spent_after, 0) AS last_row
+       found.seq IS NOT NULL AS found, found.spent_after + coalesce(d.difference, 0) AS at_seq,
+       coalesce(last.spent_after, 0) AS last_row
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
   JOIN organization AS o ON o.id = k.id
   LEFT JOIN feature_usage AS found ON found.organization_id = k.id AND found.seq = k.seq
-  LEFT JOIN feature_usage AS last ON last.organization_id = k.id AND last.seq = o.spend_last_seq""")
+  LEFT JOIN feature_usage AS last ON last.organization_id = k.id AND last.seq = o.spend_last_seq
+  LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
 # Spend begins at zero with every month.
 _SPEND_SUMS = text("""
 SELECT 'spend:' || k.id AS account, f.rows, false AS unlimited, f.amount::bigint AS summed,
        coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'spend:' || k.id
-                    AND d.seq >= f.first - 1), 0)::bigint AS drift
+                    AND d.seq >= f.first - 1 AND d.seq < o.spend_last_seq), 0)::bigint AS drift
   FROM unnest(cast(:ids AS bigint[])) AS k (id)
   JOIN organization AS o ON o.id = k.id
  CROSS JOIN LATERAL (

@@ -130,7 +130,9 @@ class Views:
         row_id = _row_id(request)
         if action.settles:
             row = await self._ports.store.get(self._resource.name, row_id)
-            await self._ports.books.close(int(str(row["organization_id"])))
+            # What is final already is refused, or answered again, without waiting for anything.
+            if row["status"] == "draft":
+                await self._ports.books.close(int(str(row["organization_id"])))
         command = Command(
             self._resource.name,
             action.name,

@@ -111,6 +111,30 @@ async def test_drift_behind_later_movements_is_found_too(valkey: str, migrated: 
         assert await broken(migrated) == []
 
 
+async def test_spend_is_a_measure_whose_drift_is_put_on_file(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        world.put_organization(spent=world.organization.spent + 9)
+        reconciler = reconciler_of(house)
+        row = await reconciler.run_now(repair=True)
+        assert kinds(row) == [(f"spend:{world.caller.organization_id}", "drift", 9)]
+        assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
+        assert (await reconciler.run_now())["items"] == []
+        world.reserve(service=UNITS).settle(units=2)
+        await house.flush()
+        assert (await reconciler.run_now())["items"] == []
+        assert await broken(migrated) == []
+
+
+async def test_deleted_tenants_still_agree(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        await house.write("api-keys", "revoke", world.caller.key_id)
+        await house.write("tenants", "delete", world.caller.tenant_id)
+        await house.push()
+        assert (await reconciler_of(house).run_now())["items"] == []
+
+
 async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(
     valkey: str, migrated: str
 ) -> None:

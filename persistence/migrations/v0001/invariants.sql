@@ -80,7 +80,8 @@ CREATE VIEW invariant_credits AS
            format('balance %s, postings %s, uses %s, drift %s', o.credit_balance, coalesce(p.amount, 0),
                   coalesce(u.amount, 0), coalesce(d.amount, 0)) AS detail
       FROM organization AS o
-      LEFT JOIN (SELECT account, sum(difference) AS amount FROM known_drift GROUP BY 1) AS d ON d.account = 'credits:' || o.id
+      LEFT JOIN LATERAL (SELECT sum(difference) AS amount FROM known_drift
+                          WHERE account = 'credits:' || o.id AND seq < o.credit_last_seq) AS d ON true
       LEFT JOIN (SELECT organization_id, sum(amount) AS amount FROM credit_posting GROUP BY 1) AS p ON p.organization_id = o.id
       LEFT JOIN (SELECT organization_id, sum(credits_used) AS amount FROM credit_transaction GROUP BY 1) AS u ON u.organization_id = o.id
      WHERE NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = 'credits:' || o.id)

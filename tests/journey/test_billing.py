@@ -1,0 +1,96 @@
+"""A month's end through a whole stack: what was admitted is what is billed, and nothing else is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+
+from gateway.counters import keys, states
+from tests.journey.stack import Body, Stack, eventually
+
+DRIFT = 12_345
+
+
+def period() -> dict[str, str]:
+    """The running month; its first day and the next month's."""
+    first = datetime.now(UTC).date().replace(day=1)
+    return {
+        "period_start": first.isoformat(),
+        "period_end": (first + timedelta(days=32)).replace(day=1).isoformat(),
+    }
+
+
+def subscribed(stack: Stack) -> tuple[Body, Body, str]:
+    """An organization on a subscription, its tenant and a key."""
+    token_plan = stack.make(
+        "token-plans", name="t", total_amount=2_000_000, overage_policy="bill", overage_unit_price="0.000003"
+    )
+    plan = stack.make(
+        "subscription-plans", name="Starter", monthly_cost="29.00", annual_cost="290.00",
+        feature_access=["chat"], token_plan_id=token_plan["id"],
+    )  # fmt: skip
+    organization = stack.make("organizations", name="Acme", tax_rate="0.20")
+    tenant = stack.make("tenants", name="Main", organization_id=organization["id"])
+    stack.make(
+        "organization-subscriptions", organization_id=organization["id"], plan_id=plan["id"],
+        start_date=period()["period_start"], end_date="2900-01-01",
+    )  # fmt: skip
+    return organization, tenant, stack.make("api-keys", tenant_id=tenant["id"])["key"]
+
+
+def done(stack: Stack, path: str, body: Any = None) -> Body:
+    status, answer = stack.admin("POST", path, body)
+    assert status == 200, answer
+    found: Body = answer
+    return found
+
+
+def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
+    organization, tenant, key = subscribed(stack)
+    assert stack.chat(key, "1200000,300000").status_code == 200
+    assert stack.chat(key, "1200000,300000").status_code == 200
+    stack.make("credit-additions", organization_id=organization["id"], credits_added=8_000, unit_cost="0.01")
+    eventually(lambda: stack.rows("select count(*) from credit_posting") != [(0,)])
+    draft = stack.make("invoices", organization_id=organization["id"], **period())
+
+    # Somebody changes a balance by hand: no invoice until that is made good.
+    name = keys.tenant_state(keys.partition_of(organization["id"]), tenant["id"])
+    with redis.Redis.from_url(stack.redis_url) as client:
+        state = states.unpack_tenant(client.get(name))  # type: ignore[arg-type]  # it is there
+        state.remaining += DRIFT
+        client.set(name, states.pack(state))
+    status, refused = stack.admin("POST", f"/invoices/{draft['id']}/finalize")
+    assert (status, "drift" in refused["detail"]) == (409, True)
+    found = done(stack, "/reconciliation", {"repair": True})
+    assert [(item["account"], item["kind"], item["difference"]) for item in found["items"]] == [
+        (f"tenant:{tenant['id']}", "drift", DRIFT)
+    ]
+    [repair] = [row for row in stack.settled(tenant["id"], 4) if row["transaction_type"] == "adjust"]
+    assert (repair["direction"], repair["amount"], repair["total_remaining"]) == ("OUT", DRIFT, -1_000_000)
+
+    invoice = done(stack, f"/invoices/{draft['id']}/finalize")
+    assert [(line["kind"], line["quantity"], line["amount"]) for line in invoice["lines"]] == [
+        ("subscription", 1, "29.00"),
+        ("overage", 1_000_000, "3.00"),
+        ("credits_purchased", 8_000, "80.00"),
+        ("tax", 1, "22.40"),
+    ]
+    assert (invoice["total_amount"], invoice["status"]) == ("134.40", "finalized")
+
+
+def test_credits_expire_within_seconds_of_their_moment(stack: Stack) -> None:
+    organization = stack.make("organizations", name="Credits")
+    where = f"/organizations/{organization['id']}"
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    stack.make("credit-additions", organization_id=organization["id"], credits_added=100, expires_at=soon)
+    stack.make("credit-additions", organization_id=organization["id"], credits_added=7)
+    assert stack.admin("GET", where)[1]["credit_balance"] in {7, 107}
+    eventually(lambda: stack.admin("GET", where)[1]["credit_balance"] == 7)
+    kinds = (
+        "select kind, amount, balance_after from credit_posting"
+        f" where organization_id = {organization['id']} order by seq"
+    )
+    eventually(lambda: len(stack.rows(kinds)) == 3)
+    assert stack.rows(kinds) == [("addition", 100, 100), ("addition", 7, 107), ("expiry", -100, 7)]
