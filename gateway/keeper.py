@@ -66,6 +66,7 @@ class Keeper:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = logs.logger("tollkeeper.keeper")
+        self._paper = stationery.paper(settings)
         self._engine = engines.create(settings.database_url)
         self._wire = Wire(
             parse_url(settings.redis_url), time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S
@@ -154,7 +155,7 @@ class Keeper:
             counters=self._standings,
             books=self._closer,
             reconciler=self._reconciler,
-            paper=stationery.paper(settings),
+            paper=self._paper,
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),
