@@ -24,7 +24,8 @@ run-compiled: compile ## `make run` with the compiled hot path
 
 bench: ## The long measurements, printed as tables
 	@.ci/environment requirements-dev.lock
-	@exec .venv/bin/python -m tests.bench.run $(ARGS)
+	@.venv/bin/python -m tests.bench.run $(ARGS)
+	@exec .venv/bin/python -m tests.bench.streams
 
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones. Needs uv
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
