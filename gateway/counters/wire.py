@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -213,9 +214,8 @@ class Wire(asyncio.Protocol):
         if self._pending and now - self._pending[0][2] > self._stall_s:
             self._drop()
         else:
-            for wait, _, sent in self._pending:
-                if now - sent <= self._call_s:
-                    break
+            # Whoever is told may send again at once: what is told is taken out first.
+            for wait, _, _ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
         if not self._closing:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)

@@ -105,6 +105,17 @@ async def test_every_wait_ends_while_the_server_stands_still(own_valkey: START, 
     assert await ask(wire, b"ECHO", b"back") == b"back"
 
 
+async def test_who_sends_again_at_once_stops_nobody_from_being_told(connect: Connect) -> None:
+    async with fake_redis(lambda _: None) as fake:
+        wire = await connect(fake.url, call_s=0.1, stall_s=30)
+        first, others = wire.send(encode(b"ECHO", b"x")), [wire.send(encode(b"ECHO", b"y")) for _ in range(3)]
+        again: list[Wait[Reply]] = []
+        first.then(lambda: again.append(wire.send(encode(b"ECHO", b"again"))))
+        async with asyncio.timeout(10):
+            assert all([await failed(wait) for wait in others])
+            assert await failed(again[0])
+
+
 async def test_an_answer_after_its_wait_failed_answers_nobody_else(
     own_valkey: START, connect: Connect
 ) -> None:

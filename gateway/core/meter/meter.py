@@ -37,8 +37,8 @@ class Meter:
     """
 
     __slots__ = (
-        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "input", "marked",
-        "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
+        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "input",
+        "marked", "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
