@@ -88,12 +88,12 @@ class Charge:
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         usage = self.meter.usage() if self.meter is not None else _UNUSED
         used = usage.units > 0 or usage.total > 0
+        settlement = self._settlement(usage, status) if used else self._release()
         exchange.charge = None
         if exchange.observed is not None:
             ports.counters.unwatch(exchange.observed)
             exchange.observed = None
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
-        settlement = self._settlement(usage, status) if used else self._release()
         try:
             settled = await ports.counters.settle(settlement)
         except CountersUnavailable:
