@@ -200,7 +200,7 @@ def _workers(stack: Stack) -> list[int]:
 def _answers(stack: Stack, key: str) -> bool:
     try:
         return stack.chat(key, "1,1").status_code == 200
-    except httpx.ConnectError:
+    except httpx.TransportError:
         return False
 
 
