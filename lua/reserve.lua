@@ -1,23 +1,25 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- needs: state bucket event cycle admit append
+-- needs: state bucket event cycle admit spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
--- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation, where flags has ONE_TIME
+-- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
 -- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token), request id (36)
--- ARGV[2] the caller's own user id, up to 128 bytes
+-- ARGV[2] the caller's own user id, up to 128 bytes  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
 --     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none)
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
-if #KEYS < 7 or #ARGV ~= 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 arguments') end
+if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
 local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
   struct.unpack('<c40dddddddBc36', ARGV[1])
-local with_user, one_time, counts = has(flags, 1), has(flags, 2), has(flags, 4)
-if #KEYS ~= 7 + flags % 2 + (one_time and 1 or 0) then return redis.error_reply('ERR reserve takes a key for each flag') end
+local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
+if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
+  return redis.error_reply('ERR reserve takes a key and an argument for each flag')
+end
 local raw = redis.call('MGET', unpack(KEYS, 4))
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
@@ -42,25 +44,31 @@ for scope = 1, 4 do
 end
 local tokens, code = quota_hold(t, counts, need, ceiling)
 if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
-local a = one_time and activation(raw[with_user and 6 or 5])
-if a then credits = join(a, credits) end
+local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
+if one_time then credits = join(a, credits) end
 if credits > 0 then
   credits, code = credit_hold(o, credits, has(flags, 64))
   if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE], 0) end
 end
+local purse = CHELD
+if uses then
+  local spent, till
+  purse, credits, code, spent, till = SPEND_HELD, spending()(o, a, ARGV[3], units, now)
+  if code then return refused(code, now, 4, 6, spent, o[CAP], till) end
+end
 
 local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)
-t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
+t[HELD], o[purse] = t[HELD] + tokens, o[purse] + credits
 local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (counts and HOLD_COUNTS or 0)
-  + (has(flags, 16) and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
+  + (uses and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
 local hold = struct.pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
-  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2]
+  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
 redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
 local err = reset and append(KEYS[3], {reset})
 if err then redis.call('ZREM', KEYS[2], request) return err end
 local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
   KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
-if a then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a)) end
+if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
 redis.call('MSET', unpack(writes))
 return admitted(now, tokens, t, o, scopes)

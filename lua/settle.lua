@@ -1,19 +1,21 @@
 -- settle: replace a hold by what was really used, once.
--- needs: state bucket event cycle admit append settlement
+-- needs: state bucket event cycle admit spend append settlement
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
--- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME
+-- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME or 16
 -- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed, once by g),
---         tokens, credits, units, spend micro-units, service, tenant, organization, key,
+--         tokens, credits, units, service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
--- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)
+-- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged | 0 unverified | -1 reclaimed before | -2 unknown
 --   -1 and -2 with mode charge append the call to the late lane, where the keeper looks it up
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
-if #KEYS < 9 or #ARGV ~= 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 arguments') end
+if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 or 5 arguments') end
 local s, run_id, with_user, tombstone = settlement_of(ARGV)
-if #KEYS ~= 9 + (with_user and 1 or 0) + (s.one_time and 1 or 0) then return redis.error_reply('ERR settle takes a key for each flag') end
+if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= (s.uses and 5 or 4) then
+  return redis.error_reply('ERR settle takes a key and an argument for each flag')
+end
 local raw = redis.call('MGET', unpack(KEYS, 5))
 local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
@@ -25,7 +27,7 @@ local gone = (not h and s.mode ~= POST and -2) or (h and has(h[1], HOLD_RECLAIME
   or (not (raw[3] and raw[4]) and -2)
 if gone then
   if s.mode == CHARGE then
-    redis.call('XADD', KEYS[3], '*', 'a', ARGV[1], 'u', ARGV[2], 'c', ARGV[3], 'm', ARGV[4],
+    redis.call('XADD', KEYS[3], '*', 'a', ARGV[1], 'u', ARGV[2], 'c', ARGV[3], 'm', ARGV[4], 't', s.tiers,
       'charged', gone == -1 and string.format('%.0f', h[H_CHARGED]) or '0')
   end
   return struct.pack('<dd', gone, now)
@@ -35,7 +37,7 @@ if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
 local t, o, k = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[5] and open(KEY_FORM, raw[5])
 local u = with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
 local a_key = KEYS[with_user and 11 or 10]
-local a = s.one_time and activation(raw[with_user and 7 or 6])
+local a = (s.one_time or s.uses) and activation(raw[with_user and 7 or 6])
 
 local events = {due(t, now, epoch)}
 give(t, now, slots, h[H_TENANT_TPM], s.tokens)
@@ -43,10 +45,11 @@ give(o, now, slots, h[H_ORG_TPM], s.tokens)
 if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
 if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
 t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
-if not a then o[CHELD] = math.max(0, o[CHELD] - h[H_CREDITS]) end
-local activates = a and leave(a, o, s, slots)
+local purse = s.uses and SPEND_HELD or CHELD
+if not s.one_time then o[purse] = math.max(0, o[purse] - h[H_CREDITS]) end
+local activates = s.one_time and leave(a, o, s, slots)
 local charged = 0
-if not s.free then events[#events + 1], charged = charge(s, t, o, now, epoch, activates) end
+if not s.free then events[#events + 1], charged = charge(s, t, o, a, now, epoch, activates) end
 
 local removed = redis.call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
@@ -65,6 +68,6 @@ local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_
   nil, nil, nil, nil, nil, nil} -- with room for the rest: a table that grows is copied
 if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
-if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 3)) end
+if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
 redis.call('MSET', unpack(writes))
 return struct.pack('<ddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], charged)

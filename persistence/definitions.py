@@ -23,6 +23,7 @@ from gateway.core.definitions import (
     OrganizationDefinition,
     OrganizationTerms,
     PlanTerms,
+    ServiceUse,
     TenantAccount,
     TenantDefinition,
     UserDefinition,
@@ -46,7 +47,18 @@ SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit
          WHERE s.organization_id = organization.id AND s.start_date < s.end_date) AS subscription,
        EXISTS (SELECT FROM subscription_segment AS g WHERE g.organization_id = organization.id
                   AND g.start_date < g.end_date
-                  AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed
+                  AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed,
+       (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity)) FROM (
+            SELECT service_id, bool_or(activated) AS activated, sum(quantity)::bigint AS quantity FROM (
+                SELECT service_id, true AS activated, 0::bigint AS quantity
+                  FROM service_activation AS a WHERE a.organization_id = organization.id
+                UNION ALL
+                SELECT service_id, false, usage_amount FROM usage_daily AS d
+                 WHERE d.organization_id = organization.id AND d.usage_amount > 0
+                   AND d.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
+             GROUP BY service_id) AS u) AS uses,
+       cast(extract(year FROM now() AT TIME ZONE 'UTC') * 12 + extract(month FROM now() AT TIME ZONE 'UTC')
+            AS integer) AS this_month
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
 SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
@@ -108,6 +120,10 @@ async def organizations(
             spent=row["spent"],
             month=row["spend_month"].year * 12 + row["spend_month"].month if row["spend_month"] else 0,
             epoch=max(row["credit_epoch"], row["spend_epoch"]),
+            uses=tuple(
+                ServiceUse(service_id, activated, row["this_month"], quantity)
+                for service_id, activated, quantity in row["uses"] or ()
+            ),
         )
         for row in await _rows(connection, _ORGANIZATIONS, where, values)
     ]

@@ -148,6 +148,16 @@ class TenantAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceUse:
+    """What an organization's price of a service depends on: paid once, units of a month so far."""
+
+    service_id: int
+    activated: bool
+    month: int
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
 class OrganizationAccount:
     """An organization's credit and spend accounts as PostgreSQL has them. `month` is year × 12 + month."""
 
@@ -158,3 +168,4 @@ class OrganizationAccount:
     spent: int
     month: int
     epoch: int
+    uses: tuple[ServiceUse, ...] = ()

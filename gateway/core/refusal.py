@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from http import HTTPStatus
 
 import msgspec
@@ -73,6 +74,11 @@ def _scope(decision: Decision) -> str:
     return _SCOPES.get(Scope(decision.scope), "this key") if decision.scope else "this API key"
 
 
+def _amount(decision: Decision, count: int) -> str:
+    """A count, or money where millionths of it are counted."""
+    return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
+
+
 def _rate_limited(decision: Decision) -> Refusal:
     wait = _wait_s(decision) or 1
     unit = _RATES.get(LimitKind(decision.kind), "requests") if decision.kind else "requests"
@@ -108,7 +114,8 @@ def _quota_held(decision: Decision) -> Refusal:
     what = _HELD.get(decision.kind, "tenant's tokens")
     return errors.QuotaHeld(
         f"All that remains of this {what} is held by calls in flight "
-        f"({decision.used} of {decision.limit} used) until they end. Try again in 1 s.",
+        f"({_amount(decision, decision.used)} of {_amount(decision, decision.limit)} used) until they end. "
+        "Try again in 1 s.",
         retry_after_s=1,
         retry_helps=True,
     )
@@ -124,7 +131,9 @@ def _insufficient_credits(decision: Decision) -> Refusal:
 
 def _spend_cap_reached(decision: Decision) -> Refusal:
     return errors.SpendCapReached(
-        f"Spend cap of this organization: {decision.used} of {decision.limit} are spent{_until(decision)}.",
+        f"Spend cap of this organization: {_amount(decision, decision.used)} of "
+        f"{_amount(decision, decision.limit)} are spent, which leaves too little for this request"
+        f"{_until(decision)}.",
         retry_helps=False,
     )
 

@@ -13,15 +13,17 @@ import msgspec
 from gateway.core.holds import ExpiredHold, LateSettlement
 from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS, Caller, Service, Settlement
+from gateway.core.pricing import Pricing
 from gateway.counters import keys, packing, states
 from gateway.counters.control import APPLIED, Control
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 from gateway.counters.quota import TOMBSTONE_MS
+from gateway.counters.tiers import read_tiers
 from gateway.errors import CountersUnavailable
 
 WAITING_MAX = 1_000
 
-_SETTLE = struct.Struct("<40sB8dBd36s")
+_SETTLE = struct.Struct("<40sB7dBd36s")
 
 
 class Keeping(Control):
@@ -145,16 +147,17 @@ class Keeping(Control):
         if not isinstance(packed, bytes):
             await self.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
             return None
-        state, user = states.unpack_hold(packed)
+        state, user, tiers = states.unpack_hold(packed)
         caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
-        service = _service(state.service_id, state.flags)
+        service = _service(state.service_id, state.flags, tiers)
+        credits_ = 0 if state.flags & states.HOLD_USES else state.credits
         return ExpiredHold(
-            request_id, caller, user, service, state.observed, state.credits, state.units, state.created
+            request_id, caller, user, service, state.observed, credits_, state.units, state.created
         )
 
 
-def _service(service_id: int, hold_flags: int) -> Service:
-    """The service as far as settling needs it: which accounts it moves."""
+def _service(service_id: int, hold_flags: int, tiers: bytes) -> Service:
+    """The service as far as settling needs it: which accounts it moves, and at which tiers."""
     if hold_flags & states.HOLD_USES:
         meter = "pay_per_use"
     elif hold_flags & (states.HOLD_ONE_TIME | states.HOLD_PAYS):
@@ -167,6 +170,7 @@ def _service(service_id: int, hold_flags: int) -> Service:
         meter=meter,
         counts_tokens=bool(hold_flags & states.HOLD_COUNTS),
         one_time=bool(hold_flags & states.HOLD_ONE_TIME),
+        pricing=Pricing(read_tiers(tiers)),
     )
 
 
@@ -182,7 +186,7 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
     flat = cast("list[bytes]", raw)
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     (
-        _, _, tokens, credits_, units, _, service_id, tenant_id, organization_id, key_id, flags, _, request,
+        _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
     ) = _SETTLE.unpack(fields[b"a"])  # fmt: skip
     hold_flags = (
         (states.HOLD_COUNTS if flags & FLAG_COUNTS else 0)
@@ -196,7 +200,7 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
         request_id=request.decode(),
         caller=Caller(int(organization_id), int(tenant_id), int(key_id), partition),
         user=fields[b"u"].decode(),
-        service=_service(int(service_id), hold_flags),
+        service=_service(int(service_id), hold_flags, fields.get(b"t", b"")),
         tokens=int(tokens),
         credits=int(credits_),
         units=int(units),

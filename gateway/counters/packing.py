@@ -28,16 +28,17 @@ from gateway.core.model import (
     Window,
 )
 from gateway.counters import keys
-from gateway.counters.flags import FLAG_ONE_TIME, service_flags
+from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
+from gateway.counters.tiers import pack_tiers
 
 RUN_ID_LENGTH = 40
 MARKER = struct.Struct("<40sdd")
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
 _RESERVE = struct.Struct("<40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
-_SETTLE_USED = struct.Struct("<40sB4d")
+_SETTLE_USED = struct.Struct("<40sB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
-settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units, spend
+settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units
 _EXTEND = struct.Struct("<dd36s")
 _ADMITTED = struct.Struct("<15q")
 _REFUSED = struct.Struct("<7q")
@@ -64,9 +65,12 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) ->
     ]
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
-    if flags & FLAG_ONE_TIME:
+    arguments = [reserve_argument(run_id, catalogue, ttl_ms, request), user.encode()]
+    if flags & (FLAG_ONE_TIME | FLAG_USES):
         names.append(keys.activation(p, caller.organization_id, request.service.id))
-    return tuple(names), (reserve_argument(run_id, catalogue, ttl_ms, request), user.encode())
+    if flags & FLAG_USES:
+        arguments.append(pack_tiers(request.service.pricing.tiers))
+    return tuple(names), tuple(arguments)
 
 
 def reserve_argument(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
@@ -95,19 +99,22 @@ def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) 
     ]
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
-    if flags & FLAG_ONE_TIME:
-        names.append(keys.activation(p, caller.organization_id, settlement.service.id))
-    return tuple(names), (
+    arguments = [
         settle_argument(run_id, tombstone_ms, settlement, mode),
         user.encode(),
         settlement.attribution.encode(),
         settlement.metadata,
-    )
+    ]
+    if flags & (FLAG_ONE_TIME | FLAG_USES):
+        names.append(keys.activation(p, caller.organization_id, settlement.service.id))
+    if flags & FLAG_USES:
+        arguments.append(pack_tiers(settlement.service.pricing.tiers))
+    return tuple(names), tuple(arguments)
 
 
 def settle_argument(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
     """The packed argument of `settle`."""
-    used = settle_used(run_id, mode, settlement.tokens, settlement.credits, settlement.units, 0)
+    used = settle_used(run_id, mode, settlement.tokens, settlement.credits, settlement.units)
     return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
 
 

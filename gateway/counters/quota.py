@@ -42,19 +42,22 @@ class _Frame:
         request = HoldRequest(caller, _NO_ID, user, service, 0, 0)
         self.service = service
         self.flags = service_flags(request)
-        keys, (packed, name) = packing.reserve(b"0" * 40, 0, 0, request)
-        whole = encode_script("reserve", keys, (packed, name))
+        keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
+        whole = encode_script("reserve", keys, arguments)
         head, tail = whole.split(_NO_ID.encode(), 1)
-        middle, end = tail.split(packed, 1)
+        middle, end = tail.split(arguments[0], 1)
         self.reserve = head, middle, end
         release = Settlement(caller, _NO_ID, user, service, charge=False)
         self.who = packing.settle_who(release, TOMBSTONE_MS)
-        keys, (packed, name, _, _) = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
-        whole = encode_script("settle", keys, (packed, name, b"", b""))
+        keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
+        whole = encode_script("settle", keys, arguments)
         head, tail = whole.split(_NO_ID.encode(), 1)
-        middle, end = tail.split(packed, 1)
-        assert end.endswith(b"$0\r\n\r\n$0\r\n\r\n")
-        self.settle = head, middle, end[: -len(b"$0\r\n\r\n$0\r\n\r\n")]
+        middle, end = tail.split(arguments[0], 1)
+        # Attribution and metadata, empty here, stand before whatever follows them.
+        last = b"".join(b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments[4:])
+        filled = b"$0\r\n\r\n$0\r\n\r\n" + last
+        assert end.endswith(filled)
+        self.settle = head, middle, end[: -len(filled)], last
 
 
 class Counters:
@@ -189,7 +192,7 @@ class Counters:
         return frame
 
     def _settle_command(self, frame: _Frame, settlement: Settlement) -> bytes:
-        head, middle, end = frame.settle
+        head, middle, end, last = frame.settle
         request_id, attribution = settlement.request_id.encode(), settlement.attribution.encode()
         metadata = settlement.metadata
         used = packing.settle_used(
@@ -198,11 +201,10 @@ class Counters:
             settlement.tokens,
             settlement.credits,
             settlement.units,
-            0,
         )
-        return b"%b%b%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+        return b"%b%b%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
             head, request_id, middle, used, frame.who, request_id, end,
-            len(attribution), attribution, len(metadata), metadata,
+            len(attribution), attribution, len(metadata), metadata, last,
         )  # fmt: skip
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:

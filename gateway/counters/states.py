@@ -9,6 +9,7 @@ import struct
 from dataclasses import astuple, dataclass, fields
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
+ACTIVE = 2
 POLICY_BILL = 2
 HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
 
@@ -133,7 +134,10 @@ class OrganizationState:
 
 @dataclass(slots=True)
 class HoldState:
-    """One hold: what was taken where, and what was observed so far."""
+    """One hold: what was taken where, and what was observed so far.
+
+    `credits` are millionths of the currency where `flags` has `HOLD_USES`.
+    """
 
     flags: int = 0
     tokens: int = 0
@@ -153,7 +157,18 @@ class HoldState:
     charged: int = 0
 
 
-State = KeyState | UserState | TenantState | OrganizationState | HoldState
+@dataclass(slots=True)
+class ActivationState:
+    """An organization's service: One-Time, and Pay-Per-Use units of a month (year × 12 + month)."""
+
+    flags: int = 0
+    waiting: int = 0
+    price: int = 0
+    month: int = 0
+    quantity: int = 0
+
+
+State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
 
 
 def _form(kind: type[State]) -> struct.Struct:
@@ -161,7 +176,8 @@ def _form(kind: type[State]) -> struct.Struct:
 
 
 _FORMS: dict[type[State], struct.Struct] = {
-    kind: _form(kind) for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState)
+    kind: _form(kind)
+    for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
 }
 
 
@@ -185,10 +201,16 @@ def unpack_organization(packed: bytes) -> OrganizationState:
     return OrganizationState(*map(int, _FORMS[OrganizationState].unpack(packed)))
 
 
-def unpack_hold(packed: bytes) -> tuple[HoldState, str]:
-    """A hold and its caller's own user id."""
+def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
+    """A hold, its caller's own user id and the packed tiers it was admitted at."""
     form = _FORMS[HoldState]
-    return HoldState(*map(int, form.unpack_from(packed))), packed[form.size :].decode()
+    user, _, tiers = packed[form.size :].partition(b"\0")
+    return HoldState(*map(int, form.unpack_from(packed))), user.decode(), tiers
+
+
+def unpack_activation(packed: bytes) -> ActivationState:
+    """What is kept of an organization's service."""
+    return ActivationState(*map(int, _FORMS[ActivationState].unpack(packed)))
 
 
 def pack(state: State) -> bytes:

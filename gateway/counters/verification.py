@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.core.definitions import OrganizationAccount, TenantAccount
+from gateway.core.definitions import OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.model import PARTITIONS
 from gateway.counters import keys, packing, states
 from gateway.counters.control import Control
@@ -58,10 +58,14 @@ class Verification(Control):
     ) -> bool:
         """Write these accounts as PostgreSQL has them; False where the marker moved on."""
         for organization in organizations:
-            name = keys.organization_state(partition, organization.definition.organization_id)
-            packed = states.pack(organization_state(organization))
-            if not await self.rebuild(partition, name, packed, marker):
-                return False
+            id_ = organization.definition.organization_id
+            parts = {keys.organization_state(partition, id_): states.pack(organization_state(organization))}
+            for use in organization.uses:
+                packed = states.pack(activation_state(use))
+                parts[keys.activation(partition, id_, use.service_id)] = packed
+            for name, packed in parts.items():
+                if not await self.rebuild(partition, name, packed, marker):
+                    return False
         for tenant in tenants:
             name = keys.tenant_state(partition, tenant.definition.tenant_id)
             if not await self.rebuild(partition, name, states.pack(tenant_state(tenant)), marker):
@@ -121,6 +125,13 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         plan_total=-1 if terms.total is None else terms.total,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
+    )
+
+
+def activation_state(use: ServiceUse) -> states.ActivationState:
+    """What is kept of a service: nothing is paid twice, no tier begins again."""
+    return states.ActivationState(
+        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=use.quantity
     )
 
 

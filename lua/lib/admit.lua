@@ -1,5 +1,5 @@
 -- admit: what reserve decides, limit by limit. Needs state, bucket.
-local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdd', 1, 2
+local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdddd', 1, 2
 
 -- a user's state; absent means never seen: the tenant's user limits, nothing used
 local function user_state(raw, t, now)
@@ -33,7 +33,7 @@ end
 
 -- One-Time: the first call in holds the price, the others ride free while it is pending
 local function activation(raw)
-  return raw and {struct.unpack(ACTIVATION_FORM, raw)} or {0, 0, 0}
+  return raw and {struct.unpack(ACTIVATION_FORM, raw)} or {0, 0, 0, 0, 0}
 end
 
 local function join(a, price)

@@ -1,14 +1,14 @@
--- settlement: what settle charges and appends. Needs state, event, admit.
+-- settlement: what settle charges and appends. Needs state, event, admit, spend.
 local CHARGE, RELEASE, RECLAIM, POST = 1, 2, 3, 4
 
 -- the packed argument: what is charged, and what only the script itself asks for
 local function settlement_of(argv)
-  local run_id, mode, tokens, credits, units, spend, service, _, _, key, flags, tombstone, request =
-    struct.unpack('<c40BddddddddBdc36', argv[1])
+  local run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
+    struct.unpack('<c40BdddddddBdc36', argv[1])
   local one_time = has(flags, 2)
   return {
-    mode = mode, tokens = tokens, credits = credits, units = units, spend = spend, service = service, key = key,
-    request = request, user = argv[2], attribution = argv[3], metadata = argv[4],
+    mode = mode, tokens = tokens, credits = credits, units = units, service = service, key = key,
+    request = request, user = argv[2], attribution = argv[3], metadata = argv[4], tiers = argv[5] or '',
     one_time = one_time, counts = has(flags, 4), uses = has(flags, 16), pays = has(flags, 32),
     -- a call that went silent before anything was seen of it costs nothing
     free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0),
@@ -29,7 +29,7 @@ local function leave(a, o, s, slots)
 end
 
 -- moves the accounts a call touches; answers its one outbox entry and the credits it cost
-local function charge(s, t, o, now, epoch, activates)
+local function charge(s, t, o, a, now, epoch, activates)
   local f = {kind = CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key, service = s.service,
     source = s.request, user = s.user, attribution = s.attribution, metadata = s.metadata,
     note = (s.mode == POST and NOTE_LATE) or (s.mode == RECLAIM and NOTE_RECLAIMED) or 0}
@@ -40,11 +40,9 @@ local function charge(s, t, o, now, epoch, activates)
     f.flags, f.credit_seq, f.credits, f.balance = f.flags + CREDITS, o[CSEQ], s.credits, o[BALANCE]
   end
   if s.uses then
-    local _, _, civil = calendar()
-    local year, month = civil(math.floor(now / DAY_MS))
-    if year * 12 + month > o[MONTH] then o[MONTH], o[SPENT] = year * 12 + month, 0 end
-    o[SPENT], o[SSEQ] = o[SPENT] + s.spend, o[SSEQ] + 1
-    f.flags, f.spend_seq, f.units, f.spend, f.spent = f.flags + USAGE, o[SSEQ], s.units, s.spend, o[SPENT]
+    local _, pay = spending()
+    f.spend = pay(o, a, s.tiers, s.units, now)
+    f.flags, f.spend_seq, f.units, f.spent = f.flags + USAGE, o[SSEQ], s.units, o[SPENT]
   end
   if s.counts then
     t[USED] = t[USED] + s.tokens

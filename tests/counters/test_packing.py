@@ -33,7 +33,9 @@ def test_states_survive_packing(kind: Any, unpack: Any, data: st.DataObject) -> 
 
 def test_a_hold_carries_its_users_name() -> None:
     hold = states.HoldState(flags=1, tokens=5, created=7)
-    assert states.unpack_hold(states.pack(hold) + "ünï".encode()) == (hold, "ünï")
+    packed = states.pack(hold) + "ünï".encode()
+    assert states.unpack_hold(packed) == (hold, "ünï", b"")
+    assert states.unpack_hold(packed + b"\0\0tiers") == (hold, "ünï", b"\0tiers")
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,19 @@ def test_subscription_services_need_a_plan_or_a_subscription_in_force(buyer: Buy
     assert status == 200
     eventually(lambda: refusal(buyer.call(service)) == (403, "service_not_included"), 3)
     buyer.stack.admin("POST", f"/organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})
+
+
+def test_units_climb_the_tiers_until_the_cap_is_reached(stack: Stack) -> None:
+    buyer = Buyer(stack, spend_cap="0.012")
+    tiers = [{"up_to": 10, "unit_price": "0.001"}, {"up_to": None, "unit_price": "0.0008"}]
+    service = buyer.service("Pay-Per-Use", pricing={"tiers": tiers})
+    assert [buyer.call(service, x_demo_units=units).status_code for units in ("6", "6")] == [200, 200]
+    assert refusal(buyer.call(service)) == (402, "spend_cap_reached")
+    rows = buyer.rows("feature-usage", 2)
+    assert [row["usage_amount"] for row in rows] == [6, 6]
+    spent = stack.rows(
+        f"select spend, spent_after from feature_usage where organization_id = {buyer.id} order by seq"
+    )
+    assert spent == [(6000, 6000), (5600, 11_600)]
+    assert stack.admin("PATCH", f"/organizations/{buyer.id}", {"spend_cap": "1"})[0] == 200
+    eventually(lambda: buyer.call(service).status_code == 200, 3)

@@ -1,0 +1,81 @@
+"""Tiers and one-time payments beyond one call: reclaimed, late, and after everything in Redis is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import replace
+from decimal import Decimal
+
+from gateway.core.model import Service
+from gateway.core.pricing import Pricing, Tier
+from gateway.counters import keys, states
+from tests.background.house import House, house_at
+from tests.builders import ONE_TIME, UNITS, World
+
+TIERS = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+
+
+async def known(house: House, service: Service) -> Service:
+    """The same service under an id that PostgreSQL knows."""
+    name = f"service-{uuid.uuid4().hex}"
+    (model,) = house.rows("select id from business_model where name = 'Consumption'")
+    kind = "One-Time" if service.one_time else "Pay-As-You-Go"
+    made = await house.made(
+        "services", name=name, key=name, credits=0, service_type=kind, business_model_id=model["id"]
+    )
+    return replace(service, id=made)
+
+
+def kept(world: World, service: Service) -> states.ActivationState:
+    name = keys.activation(world.p, world.caller.organization_id, service.id)
+    return states.unpack_activation(world.get(name))
+
+
+async def test_a_call_that_died_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        service = replace(UNITS, pricing=TIERS, counts_tokens=True)
+        call = world.reserve(need=5, service=service, units=12, user="ann", ttl_ms=1)
+        call.extend(observed=3)
+        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            await house.reclaimer.sweep()
+        assert (world.organization.spent, kept(world, UNITS).quantity) == (10 * 1000 + 2 * 800, 12)
+        assert world.events()[-1].user == "ann"
+
+
+async def test_a_late_settlement_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        call = world.reserve(service=replace(UNITS, pricing=TIERS), units=12)
+        world.client.delete(keys.hold(world.p, call.id))
+        call.settle(units=12)
+        await house.flush()
+        await house.poster.drain()
+        assert (world.organization.spent, world.late()) == (10 * 1000 + 2 * 800, [])
+
+
+async def test_after_a_loss_nothing_is_paid_twice_and_no_tier_begins_again(
+    valkey: str, migrated: str
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        once, tiered, other = [
+            await known(house, one) for one in (ONE_TIME, replace(UNITS, pricing=TIERS), UNITS)
+        ]
+        world.grant("credits", 100)
+        world.reserve(service=once, credits_=50).settle(credits=50)
+        for units in (7, 5):
+            world.reserve(service=tiered, units=units).settle(units=units)
+        await house.flush()
+        before = [kept(world, one) for one in (once, tiered)]
+        world.client.flushall()
+        await house.verify()
+        paid = replace(before[0], price=0, month=before[1].month)
+        assert [kept(world, one) for one in (once, tiered)] == [paid, before[1]]
+        assert world.get(keys.activation(world.p, world.caller.organization_id, other.id)) == b""
+        world.reserve(service=once, credits_=50).settle(credits=50)
+        world.reserve(service=tiered, units=1).settle(units=1)
+        assert (world.organization.balance, world.organization.spent) == (50, 12_400)
