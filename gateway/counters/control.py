@@ -123,11 +123,18 @@ class Control:
         await self.ask(b"SET", name, encode_identity(caller), *until)
 
     async def _terms(self, definition: OrganizationDefinition, version: int) -> None:
-        """Write an organization's terms, before anything of it can be served; older ones are ignored."""
+        """Write an organization's terms, before anything of it can be served; older ones are ignored.
+
+        Whoever displaces newer terms, written since it looked, puts them back.
+        """
         name = keys.organization_terms(definition.organization_id).encode()
+        raw = encode_terms(version, definition.terms)
         before = await self.ask(b"GET", name)
-        if not isinstance(before, bytes) or version_of(before) <= version:
-            await self.ask(b"SET", name, encode_terms(version, definition.terms))
+        while not isinstance(before, bytes) or version_of(before) <= version:
+            displaced = await self.ask(b"SET", name, raw, b"GET")
+            if not isinstance(displaced, bytes) or version_of(displaced) <= version:
+                break
+            raw, version = displaced, version_of(displaced)
 
     async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
         """Write the catalogue; partitions marked with its version make gateways read it."""

@@ -119,6 +119,23 @@ async def test_an_organizations_terms_are_written_and_older_ones_are_not(
         assert world.get(keys.organization_terms(1)) == encode_terms(9, newer)
 
 
+async def test_newer_terms_written_meanwhile_are_put_back(
+    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = encode_terms(9, OrganizationTerms((Negotiated(2, 6),)))
+    ask = control.ask
+
+    async def overtaken(*parts: bytes) -> Any:
+        answer = await ask(*parts)
+        if parts[0] == b"GET":
+            world.client.set(keys.organization_terms(1), newer)
+        return answer
+
+    monkeypatch.setattr(control, "ask", overtaken)
+    assert await control.define(OrganizationDefinition(1, NO_LIMITS), 8) is True
+    assert world.get(keys.organization_terms(1)) == newer
+
+
 async def test_an_older_definition_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
     newer = OrganizationDefinition(1, Limits(concurrency=5))
     assert await control.define(newer, 10) is True
