@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Callable
 
-from gateway import logs, tallies
+from gateway import logs, tallies, tokenizer
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.directory import Directory
@@ -53,7 +53,7 @@ async def run_gateway(settings: Settings) -> None:
         Ports(
             directory=directory,
             counters=counters,
-            estimator=Estimator(),
+            estimator=Estimator(tokenizer=tokenizer.load()),
             tally=tally,
             usage=lambda caller, user: usage(wire, caller, user),
             log=log,

@@ -25,6 +25,7 @@ from gateway.core.controlled import (
     RESPONSES,
 )
 from gateway.core.model import Family
+from gateway.core.prompt import CountTokens, prompt_tokens
 from gateway.core.route import Route
 from gateway.core.strict_json import members
 from gateway.errors import InvalidRequest
@@ -65,7 +66,8 @@ class Call:
     `input_bytes` is text, `blob_tokens` stands for images, sound and files. With
     `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
     estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the
-    model, a meter sets `text_bytes` to the text it saw produced.
+    model and `tokens_of` to its tokenizer, where there is one; a meter sets `text_bytes` to the
+    text it saw produced.
     """
 
     meter: str
@@ -80,6 +82,7 @@ class Call:
     strip_usage: bool = False
     output_bytes_per_token: float = 4.0
     input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN
+    tokens_of: CountTokens | None = None
     units_pointer: str = ""
     text_bytes: int = 0
 
@@ -87,6 +90,12 @@ class Call:
     def input_estimate(self) -> int:
         """Input tokens by size: by the mean that was learned, on the careful side before that."""
         return math.ceil(round(self.input_bytes * self.input_tokens_per_byte, 6)) + self.blob_tokens
+
+
+def input_tokens(call: Call) -> int:
+    """Input tokens by the model's own tokenizer where it is known, else by size."""
+    counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
+    return call.input_estimate if counted is None else counted + call.blob_tokens
 
 
 def read_call(

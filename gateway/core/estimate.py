@@ -12,6 +12,7 @@ from collections import OrderedDict
 
 from gateway.core.call import BYTES_PER_TOKEN, Call
 from gateway.core.model import INTEGER_MAX, Usage
+from gateway.core.prompt import Tokenizer
 
 MODELS_MAX = 4096  # learned (service, model) pairs kept, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
@@ -55,7 +56,13 @@ class _Learned:
 class Estimator:
     """Holds by what a call states, else by what was learned; memory bounded by `models_max`."""
 
-    def __init__(self, ceilings: dict[str, int] | None = None, models_max: int = MODELS_MAX) -> None:
+    def __init__(
+        self,
+        ceilings: dict[str, int] | None = None,
+        models_max: int = MODELS_MAX,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._models_max = models_max
         self._learned: OrderedDict[tuple[str, str], _Learned] = OrderedDict()
@@ -70,6 +77,8 @@ class Estimator:
         learned = self._of(call, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
+        if self._tokenizer is not None:
+            call.tokens_of = self._tokenizer(call.model)
         used = math.ceil(call.input_bytes * learned.input_ratio) + call.blob_tokens
         if call.output_max is not None:
             most = min(used + call.output_max * call.choices, INTEGER_MAX)

@@ -40,6 +40,18 @@ def text_bytes(document: bytes) -> int:
     return sum(match.end(1) - match.start(1) for match in _TEXT.finditer(document))
 
 
+def texts_in(document: bytes) -> list[str]:
+    """Produced text in a document, complete or broken off, as it reads."""
+    return [_as_it_reads(match[1]) for match in _TEXT.finditer(document)]
+
+
+def _as_it_reads(raw: bytes) -> str:
+    try:
+        return msgspec.json.decode(b'"' + raw + b'"', type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return raw.decode("utf-8", "replace")
+
+
 def count_text(meter: Meter, data: bytes) -> None:
     """Count the text of an event that could not be decoded."""
     size = text_bytes(data)

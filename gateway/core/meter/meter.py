@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.core.call import Bounds, Call
+from gateway.core.call import Bounds, Call, input_tokens
 from gateway.core.model import Usage
+
+TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Meter:
 
     __slots__ = (
         "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "input",
-        "marked", "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "total",
+        "marked", "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "texts",
+        "total",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -50,6 +53,8 @@ class Meter:
         self.reported = self.marked = self.final = self.ended = self.failed = False
         self.opening: bytes | None = None
         self.position = -1
+        # Pieces of several choices come in turn and are no text together.
+        self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; return those to pass on now."""
@@ -86,13 +91,13 @@ class Meter:
                 return Usage(
                     self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
                 )
-            output = max(self.output, self.counted())
+            output = max(self.output, self._produced_tokens())
             total = self._bounded(max(self.total, self.input + output))
             return Usage(self.input, output, self.cached, self.reasoning, total, 1, True, True)
         if not 200 <= self.status < 300 or not (self.produced or (self.ended and not self.failed)):
             return Usage(units=0)
-        spent = self.call.input_estimate
-        output = self.counted()
+        spent = input_tokens(self.call)
+        output = self._produced_tokens()
         return Usage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
@@ -102,6 +107,10 @@ class Meter:
     def saw(self, text: str) -> None:
         """Count a piece of produced text."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
+        if self.texts is not None:
+            self.texts.append(text)
+            if self.text_bytes > TOKENIZED_BYTES_MAX:
+                self.texts = None
 
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Take a report of use, cumulative from the start of the answer.
@@ -130,6 +139,13 @@ class Meter:
         )  # fmt: skip
         self.reported = True
         self.final = self.final or final
+
+    def _produced_tokens(self) -> int:
+        """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
+        tokens_of = self.call.tokens_of
+        if self.texts and tokens_of is not None:
+            return tokens_of("".join(self.texts))
+        return self.counted()
 
     def _bounded(self, tokens: int) -> int:
         return min(tokens, self.bounds.usage_tokens_max)

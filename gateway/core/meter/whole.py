@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from gateway.core.call import Bounds, Call
-from gateway.core.meter.loose import text_bytes
-from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.loose import text_bytes, texts_in
+from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
 
 WINDOW_BYTES = 64 << 10
 
@@ -74,6 +74,8 @@ class WholeMeter(Meter):
         self._examined = self._kept_bytes
         document = b"".join(self._kept)
         self.text_bytes = max(self.text_bytes, text_bytes(document))
+        if self.texts is not None and self.text_bytes <= TOKENIZED_BYTES_MAX:
+            self.texts = texts_in(document)
 
     def _keep_windows(self, chunk: bytes) -> None:
         if not self._tail:
