@@ -76,7 +76,7 @@ class Stack:
         return self.process.wait(60)
 
     def admin(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """One call of the Admin API: status and JSON."""
+        """One call of the Admin API: status and JSON; 0 and None where nobody answers."""
         request = urllib.request.Request(
             f"{self.admin_url}/admin/v1{path}",
             method=method,
@@ -89,6 +89,8 @@ class Stack:
                 return answer.status, json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")
+        except (urllib.error.URLError, ConnectionError):
+            return 0, None  # nobody is there just now
 
     def make(self, resource: str, **fields: Any) -> Body:
         """Create and return a resource."""
