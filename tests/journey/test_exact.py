@@ -77,3 +77,16 @@ def test_an_upstreams_own_error_passes_and_charges_nothing(stack: Stack, api: Ap
     assert [heard.status for heard in compared.heard] == [400, 429, 500, 503]
     assert all(b"as you asked" in heard.raw for heard in compared.heard)
     assert (compared.calls, compared.charged) == (0, 0)
+
+
+@pytest.mark.parametrize("api", STREAMS + DOCUMENTS, ids=name_of)
+def test_numbers_that_cannot_be_true_are_bounded_and_marked(stack: Stack, api: Api) -> None:
+    comparison = Comparison(stack)
+    wrong = ["-5,7", "999999999999,7", "9007199254740993,1"]
+    wrong += [] if "embeddings" in api.name else ["5,-7", "5,999999999999"]  # those have no output to be wrong
+    comparison.run([(api, None, {"usage": usage}) for usage in wrong])
+    comparison.compare(as_counted)
+    query = f"SELECT amount, metadata->>'estimated' FROM token_ledger WHERE tenant_id = {comparison.tenant}"
+    rows = [(amount, estimated) for amount, estimated in stack.rows(query) if estimated is not None]
+    assert [estimated for _, estimated in rows] == ["true"] * len(wrong)
+    assert all(0 <= amount <= 100_000_000 for amount, _ in rows)
