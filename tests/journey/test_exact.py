@@ -83,7 +83,8 @@ def test_an_upstreams_own_error_passes_and_charges_nothing(stack: Stack, api: Ap
 def test_numbers_that_cannot_be_true_are_bounded_and_marked(stack: Stack, api: Api) -> None:
     comparison = Comparison(stack)
     wrong = ["-5,7", "999999999999,7", "9007199254740993,1"]
-    wrong += [] if "embeddings" in api.name else ["5,-7", "5,999999999999"]  # those have no output to be wrong
+    if "embeddings" not in api.name:  # those have no output to be wrong
+        wrong += ["5,-7", "5,999999999999"]
     comparison.run([(api, None, {"usage": usage}) for usage in wrong])
     comparison.compare(as_counted)
     query = f"SELECT amount, metadata->>'estimated' FROM token_ledger WHERE tenant_id = {comparison.tenant}"

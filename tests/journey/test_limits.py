@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -63,6 +62,16 @@ class Caller:
         return told
 
 
+def in_flight(caller: Caller, calls: int) -> None:
+    """Wait until so many calls hold their slots, by looking only: a call would take one itself."""
+    eventually(
+        lambda: (
+            [limit["used"] for limit in caller.usage()["limits"] if limit.get("name") == "concurrency"]
+            == [calls]
+        )
+    )
+
+
 def refused(answer: httpx.Response) -> tuple[int, str, str]:
     assert answer.status_code != 200
     return answer.status_code, answer.headers["x-tollkeeper-reason"], answer.json()["error"]["message"]
@@ -99,8 +108,9 @@ def test_requests_at_once(stack: Stack, scope: str) -> None:
     caller = Caller(stack)
     caller.limit(scope, concurrency=2)
     with ThreadPoolExecutor(2) as pool:
-        slow = [pool.submit(caller.call, delay_s="0.6") for _ in range(2)]
-        answer = eventually(lambda: (got := caller.call()).status_code == 429 and got, 2)
+        slow = [pool.submit(caller.call, delay_s="1.5") for _ in range(2)]
+        in_flight(caller, 2)
+        answer = caller.call()
         assert refused(answer)[1] == "concurrency_limited"
         assert f"Concurrency limit of {scope}: 2 of 2 requests at once" in refused(answer)[2]
         assert [each.result().status_code for each in slow] == [200, 200]
@@ -114,8 +124,8 @@ def test_a_changed_limit_counts_within_a_second_up_and_down_with_calls_in_flight
     caller = Caller(stack)
     caller.limit(scope, concurrency=3)
     with ThreadPoolExecutor(4) as pool:
-        slow = [pool.submit(caller.call, delay_s="1.2") for _ in range(3)]
-        time.sleep(0.3)
+        slow = [pool.submit(caller.call, delay_s="2.5") for _ in range(3)]
+        in_flight(caller, 3)
         assert caller.call().status_code == 429
         caller.limit(scope, concurrency=4)
         assert eventually(lambda: caller.call().status_code == 200, 1.0)
