@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
@@ -22,8 +21,6 @@ from gateway.counters.tiers import read_tiers
 from gateway.errors import CountersUnavailable
 
 WAITING_MAX = 1_000
-
-_SETTLE = struct.Struct("<40sB7dBd36s")
 
 
 class Keeping(Control):
@@ -187,7 +184,7 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     (
         _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
-    ) = _SETTLE.unpack(fields[b"a"])  # fmt: skip
+    ) = packing.SETTLE.unpack(fields[b"a"])  # fmt: skip
     hold_flags = (
         (states.HOLD_COUNTS if flags & FLAG_COUNTS else 0)
         | (states.HOLD_ONE_TIME if flags & FLAG_ONE_TIME else 0)

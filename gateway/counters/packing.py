@@ -31,7 +31,6 @@ from gateway.counters import keys
 from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
 from gateway.counters.tiers import pack_tiers
 
-RUN_ID_LENGTH = 40
 MARKER = struct.Struct("<40sdd")
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
 _RESERVE = struct.Struct("<40s7dB36s")
@@ -39,6 +38,8 @@ reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
 _SETTLE_USED = struct.Struct("<40sB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
 settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units
+# The whole argument, as the late lane keeps it: what was used, by whom, the request id.
+SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
 _EXTEND = struct.Struct("<dd36s")
 _ADMITTED = struct.Struct("<15q")
 _REFUSED = struct.Struct("<7q")

@@ -60,14 +60,6 @@ class Standings(Control):
         seconds, micros = (int(cast("bytes", part)) for part in time)
         return seconds * 1000 + micros // 1000
 
-    async def waiting_since_ms(self, partition: int) -> int:
-        """When the oldest movement of a partition that is not stored yet happened; 0 where none waits."""
-        entries = await self.ask(b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"1")
-        if not isinstance(entries, list) or not entries:
-            return 0
-        entry_id = cast("list[bytes]", entries[0])[0]
-        return int(entry_id.partition(b"-")[0])
-
     async def _peek(self, kind: bytes, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
         name = keys.tenant_state if kind == KIND_TENANT else keys.organization_state
         found: dict[int, bytes | None] = {}
