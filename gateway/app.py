@@ -14,10 +14,11 @@ from collections.abc import Callable
 from gateway import logs, tallies, tokenizer
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
+from gateway.counters.address import parse_url
 from gateway.counters.directory import Directory
 from gateway.counters.quota import Counters
 from gateway.counters.usage import usage
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
 from gateway.http.server import DataPlane

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from gateway.core.wait import in_task
 from gateway.counters import keys
-from gateway.counters.scripts import VERBS, script
-from gateway.counters.wire import Wire, encode, parse_url
+from gateway.counters.address import parse_url
+from gateway.counters.scripts import VERBS, library
+from gateway.counters.wire import Wire, encode
 from gateway.errors import TollkeeperError
 from gateway.local import ports
 from gateway.settings import Settings, without_password
@@ -66,7 +67,7 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
         info = await _info(wire)
         vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
         known = await in_task(
-            wire.send(encode(b"SCRIPT", b"EXISTS", *(script(v).sha.encode() for v in VERBS)))
+            wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
         )
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
@@ -85,7 +86,7 @@ async def _redis(url: str) -> AsyncIterator[Finding]:
     yield Finding(policy == "noeviction", "redis", f"maxmemory-policy is {policy} (noeviction is needed)")
     durable = info.get("aof_enabled") == "1"
     yield Finding(durable, "redis", f"append-only file is {'on' if durable else 'off (it is needed)'}")
-    loaded = isinstance(known, list) and all(known)
+    loaded = isinstance(known, list) and bool(known)
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
     yield _verification(vouched if isinstance(vouched, bytes) else b"", info.get("run_id", "").encode())
 

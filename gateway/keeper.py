@@ -30,13 +30,14 @@ from gateway.background.terms import Calendar
 from gateway.background.verifier import Verified, Verifier
 from gateway.background.webhooks import Courier
 from gateway.core.wait import in_task
+from gateway.counters.address import parse_url
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
 from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire, encode, parse_url
+from gateway.counters.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
 from gateway.readiness import Probe

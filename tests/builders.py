@@ -26,7 +26,7 @@ from gateway.core.ledger import Event, decode
 from gateway.core.model import Caller, Decision, HoldRequest, Limits, Service, Settled, Settlement, Verdict
 from gateway.core.pricing import Pricing, TokenPrice
 from gateway.counters import keys, packing, states
-from gateway.counters.scripts import script
+from gateway.counters.scripts import library
 
 CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
@@ -125,6 +125,7 @@ class World:
     ) -> None:
         self.url = url
         self.client: redis.Redis = redis.Redis.from_url(url)
+        self.load_library()
         self.p = keys.partition_of(organization_id)
         self.caller = Caller(organization_id, tenant_id, key_id, self.p)
         self.run_id = str(self.client.info("server")["run_id"]).encode()
@@ -139,10 +140,15 @@ class World:
 
     # --- scripts ------------------------------------------------------------------------
 
+    def load_library(self) -> None:
+        """Make the scripts' functions known to the server, as each connection does."""
+        if not self.client.function_list(library().name):
+            self.client.function_load(library().text)
+
     def run(self, verb: str, call: packing.Call) -> Any:
         """Run one script as packed; a ResponseError where it raises."""
         names, arguments = call
-        return self.client.eval(script(verb).text, len(names), *names, *arguments)
+        return self.client.fcall(library().functions[verb], len(names), *names, *arguments)
 
     def reserve(
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",

@@ -8,20 +8,18 @@ while there is none, calls fail at once. It knows RESP and nothing of limits or 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import cast
-from urllib.parse import unquote, urlsplit
 
 import hiredis
 
 from gateway.core.wait import Wait, in_task
-from gateway.counters.scripts import VERBS, as_eval, script
-from gateway.errors import CountersUnavailable, SettingError, StartError
+from gateway.counters.address import Address
+from gateway.counters.scripts import library
+from gateway.errors import CountersUnavailable, StartError
 
 CALL_S = 1.0
 STALL_S = 3.0
@@ -33,35 +31,6 @@ CONNECT_S_MAX = 2.0
 Reply = bytes | int | None | list["Reply"]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where Redis is and who we are there; parsed from `redis[s]://user:password@host:port/db` or `unix://…`."""
-
-    host: str
-    port: int
-    path: str = ""
-    database: int = 0
-    username: str = ""
-    password: str = ""
-    tls: ssl.SSLContext | None = None
-
-
-def parse_url(url: str) -> Address:
-    """The address a URL names; SettingError where it names none."""
-    parts = urlsplit(url)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if parts.scheme == "unix":
-        query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
-        return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise SettingError("REDIS_URL must be redis://, rediss:// or unix:// and name a host")
-    database = parts.path.strip("/") or "0"
-    if not database.isdigit():
-        raise SettingError("REDIS_URL must end in a database number or nothing")
-    tls = ssl.create_default_context() if parts.scheme == "rediss" else None
-    return Address(parts.hostname, parts.port or 6379, "", int(database), user, password, tls)
-
-
 def encode(*parts: bytes) -> bytes:
     """A RESP command."""
     chunks = [b"*%d\r\n" % len(parts)]
@@ -70,10 +39,9 @@ def encode(*parts: bytes) -> bytes:
 
 
 def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> bytes:
-    """EVALSHA of a verb as a RESP command."""
-    sha = script(verb).sha.encode()
+    """FCALL of a verb's function as a RESP command."""
     names = [key.encode() for key in keys]
-    return encode(b"EVALSHA", sha, b"%d" % len(keys), *names, *arguments)
+    return encode(b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments)
 
 
 class Wire(asyncio.Protocol):
@@ -102,6 +70,7 @@ class Wire(asyncio.Protocol):
         self._out: list[bytes] = []
         self._scheduled = False
         self._closing = False
+        self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -200,13 +169,23 @@ class Wire(asyncio.Protocol):
         self._out.clear()
 
     def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
-        if message.startswith("NOSCRIPT"):
-            self._queue(wait, as_eval(command))
+        if command and message.startswith("ERR Function not found"):
+            self._load_and_retry(wait, command)
         elif message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             wait.fail(CountersUnavailable())
             self._drop()
         else:
             wait.fail(CountersUnavailable(f"Redis refused a script: {message[:200]}"))
+
+    def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
+        """Bring the library to a server that lost it, and ask once more: what waits without its command
+        is not asked again.
+        """
+        if self._loading is None or self._loading.done:
+            self._loading = Wait()
+            self._queue(self._loading, encode(b"FUNCTION", b"LOAD", library().text.encode()))
+        self._queue(wait, command)
+        self._pending[-1] = (wait, b"", self._clock())
 
     def _sweep(self) -> None:
         """Fail what waited too long; close a connection that stalls."""
@@ -285,8 +264,9 @@ class Wire(asyncio.Protocol):
         memory = await self._ask(b"INFO", b"memory")
         if isinstance(memory, bytes):
             self.eviction = memory.partition(b"maxmemory_policy:")[2].partition(b"\r")[0].decode()
-        for verb in VERBS:
-            await self._ask(b"SCRIPT", b"LOAD", script(verb).text.encode())
+        # A full server refuses to load, but has what was loaded before.
+        if not await self._ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
+            await self._ask(b"FUNCTION", b"LOAD", library().text.encode())
 
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()

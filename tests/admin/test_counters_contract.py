@@ -14,10 +14,11 @@ from gateway.background.pusher import Pusher as RealPusher
 from gateway.background.verifier import Verifier
 from gateway.core.administration import Actor, Command, Row, Written
 from gateway.core.model import LiveQuota
+from gateway.counters.address import parse_url
 from gateway.counters.control import Control
 from gateway.counters.keys import partition_of
 from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from persistence import engine as engines
 from persistence.pushes import Pushes
 from persistence.store import Store

@@ -23,11 +23,12 @@ from gateway.background.reclaimer import Reclaimer
 from gateway.background.sweeper import Sweeper
 from gateway.background.verifier import Verified, Verifier
 from gateway.core.administration import Actor, Command, Row, Written
+from gateway.counters.address import parse_url
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable
 from persistence import engine as engines
 from persistence.pushes import Pushes

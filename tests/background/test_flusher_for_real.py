@@ -13,8 +13,9 @@ import redis
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.core.outbox import FlushReport
 from gateway.counters import keys
+from gateway.counters.address import parse_url
 from gateway.counters.outbox import Outbox
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from persistence.writer import Writer
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, rows_of, settle_in

@@ -27,8 +27,9 @@ import redis
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.core.outbox import FlushReport
 from gateway.counters import keys
+from gateway.counters.address import parse_url
 from gateway.counters.outbox import Outbox
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from gateway.local.postgres import OPTIONS
 from gateway.local.unprivileged import borrow
 from persistence import engine, invariants, migrate

@@ -266,7 +266,7 @@ def _scripts(one: Contender) -> tuple[int, int, int]:
     if one.counters is None:
         return 0, 0, 0
     found = one.counters.info("commandstats")
-    ran = [found[name] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in found]
+    ran = [found[name] for name in ("cmdstat_fcall", "cmdstat_evalsha", "cmdstat_eval") if name in found]
     reads = one.counters.info("stats")["total_reads_processed"]
     return sum(each["calls"] for each in ran), sum(each["usec"] for each in ran), reads
 

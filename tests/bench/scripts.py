@@ -31,6 +31,7 @@ BATCHES = (4, 16)
 CALLS_A_RUN = 800
 WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
 DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
+EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
 Commands = list[tuple[Any, ...]]
 
 
@@ -66,10 +67,10 @@ class Variant:
 
 def of_scripts(world: World, name: str, read: Callable[[str], str] | None) -> Variant:
     """reserve and settle as `read` finds them; as they are in this tree for None."""
-    texts = [scripts.assemble(verb, read) if read else scripts.script(verb) for verb in ("reserve", "settle")]
-    for one in texts:
-        world.client.script_load(one.text)
-    reserve_sha, settle_sha = (one.sha for one in texts)
+    library = scripts.assemble(read) if read else scripts.library()
+    if not world.client.function_list(library.name):
+        world.client.function_load(library.text)
+    reserve, settle = library.functions["reserve"], library.functions["settle"]
 
     def pair() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", CHAT, 300, 300)
@@ -79,20 +80,20 @@ def of_scripts(world: World, name: str, read: Callable[[str], str] | None) -> Va
         )  # fmt: skip
         first = packing.reserve(world.run_id, 1, TTL_MS, request)
         second = packing.settle(world.run_id, 0, used, packing.MODE_CHARGE)
-        return _evalsha(reserve_sha, first), _evalsha(settle_sha, second)
+        return _fcall(reserve, first), _fcall(settle, second)
 
     return Variant(name, pair)
 
 
 def empty(world: World) -> Variant:
     """Two scripts that do nothing: what calling any script costs."""
-    sha = world.client.script_load("return 1")
-    return Variant("return 1, twice", lambda: (("EVALSHA", sha, 0), ("EVALSHA", sha, 0)))
+    world.client.function_load(EMPTY)
+    return Variant("return 1, twice", lambda: (("FCALL", "empty", 0), ("FCALL", "empty", 0)))
 
 
-def _evalsha(sha: str, call: packing.Call) -> tuple[Any, ...]:
+def _fcall(function: str, call: packing.Call) -> tuple[Any, ...]:
     names, arguments = call
-    return ("EVALSHA", sha, len(names), *names, *arguments)
+    return ("FCALL", function, len(names), *names, *arguments)
 
 
 def measure(world: World, variants: list[Variant], size: int, runs: int) -> dict[str, Cost]:
@@ -127,7 +128,7 @@ def _spent(client: redis.Redis) -> tuple[float, float]:
     stats = client.info("commandstats")
     return (
         1e6 * (float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])),
-        float(stats.get("cmdstat_evalsha", {}).get("usec", 0)),
+        float(stats.get("cmdstat_fcall", {}).get("usec", 0)),
     )
 
 

@@ -23,9 +23,10 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters import keys
+from gateway.counters.address import parse_url
 from gateway.counters.directory import Directory, encode_catalogue, encode_identity
 from gateway.counters.quota import Counters
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from gateway.http import ports
 from tests.builders import World, driven, new_id

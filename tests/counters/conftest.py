@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.counters.wire import Wire, parse_url
+from gateway.counters.address import parse_url
+from gateway.counters.wire import Wire
 from tests.builders import World
 
 Connect = Callable[..., Awaitable[Wire]]

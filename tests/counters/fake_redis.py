@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -31,7 +30,7 @@ class FakeRedis:
             commands: list[list[bytes]] = []
             while (command := parser.gets()) is not False:
                 commands.append(cast("list[bytes]", command))
-            if any(command[0] not in (b"INFO", b"SCRIPT", b"AUTH", b"SELECT") for command in commands):
+            if any(command[0] not in (b"INFO", b"FUNCTION", b"AUTH", b"SELECT") for command in commands):
                 self.chunks.append(commands)
             for command in commands:
                 answer = greeting(command) or self._answer(command)
@@ -44,8 +43,8 @@ class FakeRedis:
 def greeting(command: list[bytes]) -> bytes | None:
     if command[0] == b"INFO":
         return bulk(b"# Server\r\nrun_id:" + RUN_ID + b"\r\n")
-    if command[0] == b"SCRIPT":
-        return bulk(hashlib.sha1(command[2]).hexdigest().encode())
+    if command[:2] == [b"FUNCTION", b"LIST"]:
+        return b"*1\r\n" + bulk(command[3])
     return None
 
 

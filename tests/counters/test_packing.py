@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import astuple, fields
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Scope, Verdict
 from gateway.counters import keys, packing, states
-from gateway.counters.scripts import VERBS, script
+from gateway.counters.scripts import DIGEST_LENGTH, VERBS, library
+from gateway.counters.wire import encode_script
 from tests.builders import CHAT
 
 INTEGERS = st.integers(-INTEGER_MAX, INTEGER_MAX)
@@ -113,19 +115,23 @@ def test_a_users_name_never_reaches_a_keys_name(user: str) -> None:
 # --- scripts ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_script_is_the_same_each_time(verb: str) -> None:
-    assert script(verb) is script(verb)
-    assert len(script(verb).sha) == 40
+def test_every_verb_is_one_function_of_a_library_named_by_its_text() -> None:
+    made = library()
+    assert made is library()
+    assert list(made.functions) == list(VERBS)
+    digest = made.name.removeprefix("tollkeeper_")
+    assert len(digest) == DIGEST_LENGTH
+    assert all(name == f"tk_{verb}_{digest}" for verb, name in made.functions.items())
+    assert made.text.startswith(f"#!lua name={made.name}\n")
 
 
 def test_only_peek_writes_nothing_and_only_reserve_needs_memory() -> None:
-    heads = {verb: script(verb).text.splitlines()[0] for verb in VERBS}
-    assert heads.pop("peek") == "#!lua flags=no-writes"
-    assert heads.pop("reserve") == "#!lua"
-    assert set(heads.values()) == {"#!lua flags=allow-oom"}
+    flags = dict(re.findall(r"callback=verb_(\w+), flags=\{(.*?)\}", library().text))
+    assert flags.pop("peek") == "'no-writes'"
+    assert flags.pop("reserve") == ""
+    assert set(flags.values()) == {"'allow-oom'"}
 
 
 def test_a_verb_without_a_script_is_refused() -> None:
-    with pytest.raises(FileNotFoundError):
-        script("nothing")
+    with pytest.raises(KeyError):
+        encode_script("nothing", (), ())

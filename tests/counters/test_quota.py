@@ -187,13 +187,13 @@ async def test_full_memory_refuses_reserve_and_still_settles(own_valkey: Any, hi
     assert await worker.settle(request, 5) is Settled.DONE
 
 
-async def test_a_script_cache_that_was_flushed_is_not_noticed(world: World, hire: Hire) -> None:
+async def test_functions_that_were_flushed_are_not_missed(world: World, hire: Hire) -> None:
     worker = await hire(world)
     world.plan(100)
-    world.client.script_flush()
+    world.client.function_flush()
     request = worker.request(5)
     assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
-    world.client.script_flush()
+    world.client.function_flush()
     assert await worker.settle(request, 5) is Settled.DONE
     assert world.tenant.used == 5
 

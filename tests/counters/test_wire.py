@@ -15,7 +15,8 @@ import trustme
 
 from gateway.core.wait import Wait, in_task
 from gateway.counters import packing
-from gateway.counters.wire import PENDING_MAX, Reply, Wire, encode, encode_script, parse_url
+from gateway.counters.address import parse_url
+from gateway.counters.wire import PENDING_MAX, Reply, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, SettingError, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
@@ -73,10 +74,10 @@ async def test_a_refused_call_fails_alone(valkey: str, connect: Connect) -> None
     assert wire.connected
 
 
-async def test_a_lost_script_is_sent_by_its_text(world: World, connect: Connect) -> None:
+async def test_a_lost_library_is_loaded_again(world: World, connect: Connect) -> None:
     wire = await connect(world.url)
     world.plan(100)
-    world.client.script_flush()
+    world.client.function_flush()
     calls = [
         packing.grant(world.run_id, "recharge", 1, f"{n:036d}", tenant_id=7, organization_id=1)
         for n in range(5)
