@@ -29,11 +29,26 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
     match = _BEARER.fullmatch(sent[0])
     if match is None:
         raise Unauthorized
-    digest = ports.digest(match[1])
+    return await of_token(ports, match[1])
+
+
+async def of_token(ports: AdminPorts, token: str) -> Actor:
+    """Name who holds a token; `Unauthorized` if nobody does."""
+    digest = ports.digest(token)
+    actor = _built_in(ports, digest)
+    if actor is None and _NAMED.fullmatch(token):
+        return await of_digest(ports, digest)
+    if actor is None:
+        raise Unauthorized
+    return actor
+
+
+async def of_digest(ports: AdminPorts, digest: str) -> Actor:
+    """Name who holds the token of this digest; `Unauthorized` once nobody does any more."""
     actor = _built_in(ports, digest)
     if actor is not None:
         return actor
-    token = await ports.store.staff_token(digest) if _NAMED.fullmatch(match[1]) else None
+    token = await ports.store.staff_token(digest)
     if token is None:
         raise Unauthorized
     return Actor(f"token:{token.id}", token.role, token_id=token.id, user_id=token.user_id)

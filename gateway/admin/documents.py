@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -36,12 +36,20 @@ DOCUMENTS = (
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def mount_invoices(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the documents below an invoice's address; before the resources, whose paths are wider."""
+Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
+
+
+def mount_invoices(
+    app: web.Application, ports: AdminPorts, root: str, identified: Identify = identify
+) -> None:
+    """Serve the documents below an invoice's address; before the resources, whose paths are wider.
+
+    `identified` refuses who may not read.
+    """
     resource: Resource = RESOURCES["invoices"]
 
     async def read(request: web.Request) -> Row:
-        await identify(ports, request)
+        await identified(ports, request)
         return resource.render(await ports.store.get("invoices", _row_id(request)))
 
     async def pdf(request: web.Request) -> web.Response:

@@ -1,0 +1,174 @@
+"""What may be done with a resource, whoever asks: the Admin API's routes and the console's pages call this.
+
+A write is one transaction in the store, then a push of the control writes it left behind:
+applied is status 200, 201 or 204, not yet applied 202, refused by the counters `Conflict`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.admin import body, credentials, live
+from gateway.admin.auth import require_write
+from gateway.admin.listing import encode_cursor, fingerprint
+from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
+from gateway.admin.resources import RESOURCES, Action, Resource
+from gateway.core.administration import Actor, Claim, Command, Query, Replay, Row, Written
+from gateway.errors import Conflict, Unprocessable
+
+_log = logging.getLogger("tollkeeper.admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a write, under which request id and, if at all, which idempotency key."""
+
+    actor: Actor
+    request_id: str
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a write: the answer's status and body; `made` where a row was created."""
+
+    status: int
+    content: Row = field(default_factory=dict)
+    made: bool = False
+    replayed: bool = False
+
+
+class Operations:
+    """Everything that can be done with one resource."""
+
+    def __init__(self, ports: AdminPorts, resource: Resource) -> None:
+        self._ports = ports
+        self.resource = resource
+
+    async def list(self, query: Query) -> tuple[Sequence[Row], str | None]:
+        """One page as JSON rows, and the cursor of the next one."""
+        resource = self.resource
+        page = await self._ports.store.page(resource.name, query)
+        rows = await live.overlay(self._ports, resource.live, page.rows)
+        cursor = None
+        if page.next_after is not None:
+            mark = fingerprint(resource.name, query.filters, descending=query.descending)
+            cursor = encode_cursor(page.next_after, mark)
+        return [resource.render(row) for row in rows], cursor
+
+    async def show(self, row_id: int) -> Row:
+        """One row as JSON; `NotFound` if there is none."""
+        return await self._render(self.resource, await self._ports.store.get(self.resource.name, row_id))
+
+    async def create(self, asked: Asked, sent: body.Body) -> Done:
+        """Make a row of a JSON body; a secret made here is in this answer only."""
+        require_write(asked.actor)
+        resource = self.resource
+        assert resource.create is not None
+        values = body.check(resource.create, sent, known=resource.known)
+        once: dict[str, object] = {}
+        if resource.secret is not None:
+            minted = credentials.mint(resource.secret.prefix)
+            if resource.secret.kept:
+                values[resource.secret.field] = minted.secret
+            else:
+                values |= {"digest": self._ports.digest(minted.secret), "prefix": minted.prefix}
+            once[resource.secret.field] = minted.secret
+        return await self._do(self._command(asked, "create", None, values), resource, 201, once)
+
+    async def change(self, asked: Asked, row_id: int, sent: body.Body) -> Done:
+        """Change the fields that were sent; the others stay."""
+        require_write(asked.actor)
+        resource = self.resource
+        assert resource.patch is not None
+        values = body.check(resource.patch, sent, known=resource.known)
+        return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
+
+    async def delete(self, asked: Asked, row_id: int) -> Done:
+        """Delete a row; status 204 once it is done."""
+        require_write(asked.actor)
+        resource = self.resource
+        if resource.settle_first is not None:
+            first = await self._do(self._command(asked, resource.settle_first, row_id), resource, 200)
+            if first.status != 200:
+                return first
+        return await self._do(self._command(asked, "delete", row_id), resource, 204)
+
+    async def act(self, action: Action, asked: Asked, row_id: int, sent: body.Body) -> Done:
+        """Do one of the resource's actions; answers with the row, or with the tenant's quota."""
+        require_write(asked.actor)
+        values: Row = {}
+        if action.body is not None:
+            values = body.check(action.body, sent)
+        elif sent:
+            raise Unprocessable(errors=tuple((name, "unknown field") for name in sent))
+        answers = RESOURCES["tenant-quotas"] if action.quota else self.resource
+        if action.settles:
+            row = await self._ports.store.get(self.resource.name, row_id)
+            # What is final already is refused, or answered again, without waiting for anything.
+            if row["status"] == "draft":
+                await self._ports.books.close(int(str(row["organization_id"])))
+        return await self._do(self._command(asked, action.name, row_id, values, answers), answers, 200)
+
+    def _command(
+        self,
+        asked: Asked,
+        verb: str,
+        row_id: int | None,
+        values: Row | None = None,
+        answers: Resource | None = None,
+    ) -> Command:
+        render = (answers or self.resource).render
+        return Command(
+            self.resource.name, verb, asked.actor, asked.request_id, render, row_id, values or {}, asked.claim
+        )
+
+    async def _do(
+        self, command: Command, answers: Resource, status: int, once: Mapping[str, object] | None = None
+    ) -> Done:
+        done = await self._ports.store.write(command)
+        if isinstance(done, Replay):
+            return _replayed(done, status)
+        try:
+            if not await self._push(done):
+                status = 202
+        except Conflict as refused:
+            if command.claim is not None:
+                await self._ports.store.finish(command.claim, refused.status, {"detail": refused.message})
+            raise
+        if status == 204:
+            return Done(204)
+        content = await self._render(answers, done.row)
+        if command.claim is not None:
+            await self._ports.store.finish(command.claim, status, content)
+        return Done(status, {**content, **(once or {})}, made=command.verb == "create")
+
+    async def _push(self, written: Written) -> bool:
+        """Push what was written; False if something of it is applied later."""
+        accounts = list(dict.fromkeys(intent.account for intent in written.intents))
+        applied = len(accounts) <= INLINE_PUSHES_MAX
+        try:
+            async with asyncio.timeout(self._ports.push_timeout_s):
+                for account in accounts[:INLINE_PUSHES_MAX]:
+                    applied = await self._ports.pusher.push(account) and applied
+        except Exception:  # noqa: BLE001  # the intent is committed: whatever fails here is done later
+            _log.warning("control writes wait", exc_info=True, extra={"accounts": accounts[:8]})
+            return False
+        if accounts:
+            refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
+            if refusal is not None:
+                raise Conflict(refusal)
+        return applied
+
+    async def _render(self, resource: Resource, row: Row) -> Row:
+        [row] = await live.overlay(self._ports, resource.live, [row])
+        return resource.render(row)
+
+
+def _replayed(first: Replay, status: int) -> Done:
+    if first.status == Conflict.status:
+        raise Conflict(str(first.body["detail"]))
+    return Done(first.status or status, first.body, replayed=True)
