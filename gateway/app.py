@@ -72,7 +72,10 @@ async def run_gateway(settings: Settings) -> None:
         asyncio.create_task(tell_of_redis(lambda: wire.connected, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(
-            tallies.publish(settings.metrics_dir, lambda: _snapshot(tally, counters.live, scripts))
+            tallies.publish(
+                settings.metrics_dir,
+                lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends),
+            )
         ),
     ]
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
@@ -132,9 +135,12 @@ def http_limits(settings: Settings) -> HttpLimits:
     )
 
 
-def _snapshot(tally: Tally, streams: int, scripts: dict[str, Histogram]) -> tallies.Snapshot:
+def _snapshot(
+    tally: Tally, streams: int, scripts: dict[str, Histogram], certificate_ends: list[tuple[str, float]]
+) -> tallies.Snapshot:
     return {
         **tally.snapshot(),
         "streams": streams,
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
+        "certificate_expiry_timestamp_seconds": certificate_ends,
     }

@@ -28,12 +28,14 @@ from gateway.background.reconciler import Reconciler
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
 from gateway.background.verifier import Verified, Verifier
+from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.wait import in_task
 from gateway.counters.address import parse_url
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
+from gateway.counters.memory import memory
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
 from gateway.counters.verification import Verification
@@ -44,7 +46,7 @@ from gateway.readiness import Probe
 from gateway.settings import Settings
 from gateway.stopping import cancel, forever
 from persistence import engine as engines
-from persistence import partitions
+from persistence import partitions, watch
 from persistence.allocations import Allocations
 from persistence.notices import Notices
 from persistence.pushes import Pushes
@@ -103,6 +105,7 @@ class Keeper:
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
+        self._watcher = Watcher((self._memory, self._books, self._certificates))
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(self._pinged)
         self._flush_seconds = Histogram()
@@ -127,6 +130,7 @@ class Keeper:
             "calendar": self._calendar.run,
             "reconciler": self._reconciler.run,
             "courier": self._courier.run,
+            "watcher": self._watcher.run,
             "partitions": self._keep_partitions,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
@@ -194,6 +198,23 @@ class Keeper:
     async def _pinged(self) -> bool:
         return await in_task(self._wire.send(encode(b"PING"))) == b"PONG"
 
+    async def _memory(self) -> Mapping[str, object]:
+        used, most = await memory(self._wire)
+        return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
+
+    async def _books(self) -> Mapping[str, object]:
+        return {
+            "dead_letters": await watch.dead_letters(self._engine),
+            "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),
+        }
+
+    async def _certificates(self) -> Mapping[str, object]:
+        ends = {
+            "redis": self._wire.certificate_end,
+            "postgresql": await watch.certificate_end(self._settings.database_url),
+        }
+        return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}
+
     async def _live(self) -> tuple[bool, Mapping[str, object]]:
         return True, {}
 
@@ -215,6 +236,7 @@ class Keeper:
         snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
         snapshot["drift_credits"] = self._reconciler.latest.drift_credits
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        snapshot = tallies.merge(snapshot, self._watcher.latest)
         try:
             entries, oldest_ms = await self._outbox.depth()
             snapshot["outbox_entries"] = entries

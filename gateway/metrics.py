@@ -66,6 +66,13 @@ FACTS = (
     Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
     Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
     Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+    Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
+    Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
+    Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
+    Fact(
+        "certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", "", ("peer",)
+    ),
+    Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", "", ("kind",)),
 )
 
 

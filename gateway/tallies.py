@@ -23,7 +23,11 @@ PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 FILES_MAX = 1_000
 # Facts about now, not sums since the start: they end with their worker.
-GAUGES = frozenset({"connections", "holds", "streams", "spool_entries"})
+GAUGES = frozenset(
+    {"connections", "holds", "streams", "spool_entries", "certificate_expiry_timestamp_seconds"}
+)
+# Several may tell of the same thing: the earliest counts.
+EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
 
 Snapshot = Mapping[str, Any]
 
@@ -76,7 +80,11 @@ def _added(name: str, left: Any, right: Any) -> Any:
             return [sum(pair) for pair in zip(left, right, strict=True)] if len(left) == len(right) else right
         rows: dict[tuple[Any, ...], Any] = {}
         for *labels, number in (*left, *right):
-            rows[tuple(labels)] = rows.get(tuple(labels), 0) + number
+            before = rows.get(tuple(labels))
+            if before is None:
+                rows[tuple(labels)] = number
+            else:
+                rows[tuple(labels)] = min(before, number) if name in EARLIEST else before + number
         return [[*labels, number] for labels, number in rows.items()]
     return left + right
 

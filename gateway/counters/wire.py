@@ -16,6 +16,7 @@ from typing import cast
 
 import hiredis
 
+from gateway.core.certificate import end_of
 from gateway.core.wait import Wait, in_task
 from gateway.counters.address import Address
 from gateway.counters.scripts import library
@@ -45,7 +46,7 @@ def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]
 
 
 class Wire(asyncio.Protocol):
-    """The connection. `run_id` and `eviction` (its policy) are as of the last connect; empty before."""
+    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Wire(asyncio.Protocol):
         self.run_id = b""
         self.connected = False
         self.eviction = ""
+        self.certificate_end: float | None = None
         self.on_connect: Callable[[], None] | None = None
         self._address = address
         self._clock = clock
@@ -238,6 +240,7 @@ class Wire(asyncio.Protocol):
                     ssl=address.tls,
                     server_hostname=address.host if address.tls else None,
                 )
+            self.certificate_end = end_of(self._transport) if self._transport else None
             try:
                 await self._greet()
             except BaseException:

@@ -78,6 +78,12 @@ class DataPlane:
         return sum(upstream.connections for upstream in self._upstreams.values())
 
     @property
+    def certificate_ends(self) -> list[tuple[str, float]]:
+        """Until when, Unix time, the certificates of upstreams met so far are valid."""
+        upstreams = self._upstreams.items()
+        return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
+
+    @property
     def calls(self) -> int:
         """Requests in progress now."""
         serving = sum(connection.exchange is not None for connection in self._connections)

@@ -11,6 +11,7 @@ import select
 import ssl
 from urllib.parse import urlsplit
 
+from gateway.core.certificate import end_of
 from gateway.core.route import UpstreamTarget
 from gateway.core.wait import Wait
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
@@ -23,16 +24,18 @@ FRESH_S = 0.25
 
 
 class Upstream:
-    """All connections to one target."""
+    """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one."""
 
     __slots__ = (
-        "_clock", "_connecting", "_context", "_host", "_idle", "_limits", "_links", "_port", "_tally", "name",
+        "_clock", "_connecting", "_context", "_host", "_idle", "_limits", "_links", "_port", "_tally",
+        "certificate_end", "name",
     )  # fmt: skip
 
     def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
         parts = urlsplit(target.base_url)
         tls = parts.scheme == "https"
         self.name = target.name
+        self.certificate_end: float | None = None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if tls else 80)
         self._context = _context(target.ca_file) if tls else None
@@ -89,6 +92,8 @@ class Upstream:
             wait.fail(UpstreamUnreachable(_told(self.name, error)))
             return
         self._tally.upstream_connections += 1
+        if self._context is not None:
+            self.certificate_end = end_of(link.transport)
         if link.open:
             self._links.add(link)
             if wait.done:

@@ -1,0 +1,48 @@
+"""What a scrape shows and no loop knows by itself: looked up now and then, kept until the next look.
+
+A scrape never waits for it. What cannot be looked up is left out until it can be again: an old
+number would look like a good one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+LOOK_INTERVAL_S = 15.0
+LOOK_MAX_S = 10.0
+
+Look = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class Watcher:
+    """`latest` is what the last look at everything found, by the names of a metrics snapshot."""
+
+    def __init__(self, looks: Sequence[Look], *, interval_s: float = LOOK_INTERVAL_S) -> None:
+        self.latest: Mapping[str, Any] = {}
+        self._looks = looks
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._interval_s)
+
+    async def look(self) -> None:
+        """Look at everything once, at all of it together."""
+        found: dict[str, Any] = {}
+        for one in await asyncio.gather(*(_seen(look) for look in self._looks)):
+            for name, value in one.items():
+                # Rows about different things come from different looks.
+                found[name] = [*found[name], *value] if isinstance(value, list) and name in found else value
+        self.latest = found
+
+
+async def _seen(look: Look) -> Mapping[str, Any]:
+    try:
+        async with asyncio.timeout(LOOK_MAX_S):
+            return await look()
+    except Exception:  # noqa: BLE001  # whatever it meets, there is nothing to show
+        return {}

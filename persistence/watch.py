@@ -1,0 +1,69 @@
+"""What an operator should be told of and only PostgreSQL knows: entries put aside, ends of credentials,
+and until when its own certificate is valid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.certificate import end_of
+from persistence.engine import plain_url
+
+SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
+SSL_ANSWER_S_MAX = 5.0
+
+_DEAD = text("SELECT count(*) FROM dead_letter")
+_ENDS = text("""
+SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
+ WHERE revoked_at IS NULL AND expires_at > now()
+UNION ALL
+SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
+ WHERE revoked_at IS NULL AND expires_at > now()""")
+
+
+async def dead_letters(engine: AsyncEngine) -> int:
+    """Entries of the outbox that could not be read or stored."""
+    async with engine.connect() as connection:
+        return int(await connection.scalar(_DEAD) or 0)
+
+
+async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
+    """When the next valid API key and admin token end, Unix time; a kind of which none ends is left out."""
+    async with engine.connect() as connection:
+        rows = (await connection.execute(_ENDS)).all()
+    return [(kind, float(end)) for kind, end in rows if end is not None]
+
+
+async def certificate_end(url: str) -> float | None:
+    """Until when, Unix time, the server's certificate is valid; None where it speaks no TLS.
+
+    Asked over a connection of its own, since libpq does not show the certificate it has verified.
+    """
+    address = conninfo_to_dict(plain_url(url))
+    host = str(address.get("host") or "localhost").partition(",")[0]
+    if host.startswith("/") or address.get("sslmode") == "disable":
+        return None
+    port = int(str(address.get("port") or 5432).partition(",")[0])
+    async with asyncio.timeout(SSL_ANSWER_S_MAX):
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            writer.write(SSL_REQUEST)
+            if await reader.readexactly(1) != b"S":
+                return None
+            await writer.start_tls(_looking_only(), server_hostname=host)
+            return end_of(writer.transport)
+        finally:
+            writer.close()
+
+
+def _looking_only() -> ssl.SSLContext:
+    """No verification: nothing is said on this connection, and an expired certificate must be seen too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
