@@ -69,12 +69,12 @@ async def run_gateway(settings: Settings) -> None:
     )
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
-        asyncio.create_task(tell_of_redis(lambda: wire.connected, log)),
+        asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(
             tallies.publish(
                 settings.metrics_dir,
-                lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends),
+                lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
             )
         ),
     ]
@@ -104,11 +104,11 @@ async def run_keeper(settings: Settings) -> None:
         await keeper.stop()
 
 
-async def tell_of_redis(connected: Callable[[], bool], log: Callable[..., None]) -> None:
-    """Say when Redis goes and when it is back, until cancelled: calls are refused in between."""
+async def tell_of_redis(available: Callable[[], bool], log: Callable[..., None]) -> None:
+    """Say when Redis goes and when it is back, until cancelled: in between no call waits for it."""
     there = True
     while True:
-        if connected() != there:
+        if available() != there:
             there = not there
             log("redis is back" if there else "redis is away", level="info" if there else "error")
         await asyncio.sleep(REDIS_LOOK_S)
@@ -136,11 +136,16 @@ def http_limits(settings: Settings) -> HttpLimits:
 
 
 def _snapshot(
-    tally: Tally, streams: int, scripts: dict[str, Histogram], certificate_ends: list[tuple[str, float]]
+    tally: Tally,
+    streams: int,
+    scripts: dict[str, Histogram],
+    certificate_ends: list[tuple[str, float]],
+    breaker_open: bool,
 ) -> tallies.Snapshot:
     return {
         **tally.snapshot(),
         "streams": streams,
+        "counters_breaker_open": int(breaker_open),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
     }

@@ -24,8 +24,11 @@ RETIRED = "retired.json"
 FILES_MAX = 1_000
 # Facts about now, not sums since the start: they end with their worker.
 GAUGES = frozenset(
-    {"connections", "holds", "streams", "spool_entries", "certificate_expiry_timestamp_seconds"}
-)
+    {
+        "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open", "holds",
+        "spool_entries", "streams",
+    }
+)  # fmt: skip
 # Several may tell of the same thing: the earliest counts.
 EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
 

@@ -1,8 +1,9 @@
 """One pipelined connection to Redis for one gateway worker.
 
 Everything asked for in one tick of the event loop leaves in one write, and answers come back in
-order. A call waits a bounded time; a connection that stalls longer is closed and opened anew;
-while there is none, calls fail at once. It knows RESP and nothing of limits or ledgers.
+order. A call waits a bounded time. Once the oldest has waited that long the breaker opens: calls
+fail at once until answers come again. A connection that stalls longer is closed and opened anew;
+while there is none, calls fail at once too. It knows RESP and nothing of limits or ledgers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]
 
 
 class Wire(asyncio.Protocol):
-    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect."""
+    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect.
+
+    `available` is False while calls fail at once: there is no connection, or its breaker is open.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         self.run_id = b""
         self.connected = False
+        self.available = False
         self.eviction = ""
         self.certificate_end: float | None = None
         self.on_connect: Callable[[], None] | None = None
@@ -115,7 +120,7 @@ class Wire(asyncio.Protocol):
     def send(self, command: bytes) -> Wait[Reply]:
         """Queue a command for this tick's write. Fails with CountersUnavailable, never hangs."""
         wait: Wait[Reply] = Wait()
-        if not self.connected or len(self._pending) >= PENDING_MAX:
+        if not self.available or len(self._pending) >= PENDING_MAX:
             wait.fail(CountersUnavailable())
             return wait
         self._pending.append((wait, command, self._clock()))
@@ -146,11 +151,14 @@ class Wire(asyncio.Protocol):
                     wait.set(reply)
         except (hiredis.ProtocolError, IndexError):
             self._drop()
+        if not self.available and self.connected:
+            # What has waited in vain is the probe: once all of it is answered, calls may wait again.
+            self.available = not pending or self._clock() - pending[0][2] <= self._call_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits and connect anew."""
         self._transport = None
-        self.connected = False
+        self.connected = self.available = False
         self._fail_pending()
         if not self._closing:
             self._reconnect()
@@ -174,8 +182,8 @@ class Wire(asyncio.Protocol):
         if command and message.startswith("ERR Function not found"):
             self._load_and_retry(wait, command)
         elif message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
-            wait.fail(CountersUnavailable())
             self._drop()
+            wait.fail(CountersUnavailable())
         else:
             wait.fail(CountersUnavailable(f"Redis refused a script: {message[:200]}"))
 
@@ -190,11 +198,13 @@ class Wire(asyncio.Protocol):
         self._pending[-1] = (wait, b"", self._clock())
 
     def _sweep(self) -> None:
-        """Fail what waited too long; close a connection that stalls."""
+        """Fail what waited too long and open the breaker; close a connection that stalls."""
         now = self._clock()
-        if self._pending and now - self._pending[0][2] > self._stall_s:
+        waited = now - self._pending[0][2] if self._pending else 0.0
+        if waited > self._stall_s:
             self._drop()
-        else:
+        elif waited > self._call_s:
+            self.available = False
             # Whoever is told may send again at once: what is told is taken out first.
             for wait, _, _ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
                 wait.fail(CountersUnavailable())
@@ -202,7 +212,7 @@ class Wire(asyncio.Protocol):
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _drop(self) -> None:
-        self.connected = False
+        self.connected = self.available = False
         if self._transport is not None:
             self._transport.abort()
         self._fail_pending()
@@ -246,7 +256,7 @@ class Wire(asyncio.Protocol):
             except BaseException:
                 self._drop()
                 raise
-        self.connected = True
+        self.connected = self.available = True
         self._opened.set()
         if self._sweeper is None:
             self._sweep()

@@ -126,7 +126,40 @@ async def test_an_answer_after_its_wait_failed_answers_nobody_else(
     server.process.send_signal(signal.SIGSTOP)
     assert await failed(wire.send(encode(b"ECHO", b"too late")))
     server.process.send_signal(signal.SIGCONT)
+    await eventually(lambda: wire.available)
     assert await ask(wire, b"ECHO", b"mine") == b"mine"
+
+
+async def test_the_breaker_opens_with_the_oldest_wait_and_closes_with_its_answer(
+    own_valkey: START, connect: Connect
+) -> None:
+    server = own_valkey()
+    wire = await connect(server.url, call_s=0.2, stall_s=30)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    late = [wire.send(encode(b"RPUSH", b"late", b"%d" % n)) for n in range(20)]
+    assert await failed(late[0])
+    refused = [wire.send(encode(b"RPUSH", b"late", b"refused")) for _ in range(20)]
+    assert all(wait.done for wait in refused)
+    assert (wire.connected, wire.available) == (True, False)
+    server.process.send_signal(signal.SIGCONT)
+    await eventually(lambda: wire.available)
+    waits = [wire.send(encode(b"ECHO", b"%d" % n)) for n in range(50)]
+    assert [await in_task(wait) for wait in waits] == [b"%d" % n for n in range(50)]
+    # What was sent in vain may have been done, what was refused was never sent.
+    assert await ask(wire, b"LRANGE", b"late", b"0", b"-1") == [b"%d" % n for n in range(20)]
+    assert all([await failed(wait) for wait in late])
+
+
+async def test_the_breaker_stays_open_until_all_that_waited_in_vain_is_answered(connect: Connect) -> None:
+    async with fake_redis(lambda _: None) as fake:
+        wire = await connect(fake.url, call_s=0.1, stall_s=30)
+        waits = [wire.send(encode(b"ECHO", b"x")) for _ in range(2)]
+        assert all([await failed(wait) for wait in waits])
+        wire.data_received(bulk(b"first"))
+        assert not wire.available
+        wire.data_received(bulk(b"second"))
+        assert wire.available
 
 
 async def test_too_many_waits_fail_at_once(connect: Connect) -> None:
