@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.allocation import Allocation, Allocator, ExpiredGrant, Grant, Outflow, settled
 
@@ -90,7 +90,7 @@ class Allocations:
         """Allocate one page of an account; False where there is more."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": organization_id})
-            return await _allocate(connection, organization_id)
+            return await connection.run_sync(_allocate, organization_id)
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
         """Additions whose expiry has come and is not taken yet."""
@@ -121,17 +121,39 @@ class Allocations:
             return True
 
 
-async def _allocate(connection: AsyncConnection, organization_id: int) -> bool:
+def allocate_late(connection: Connection, organization_id: int, seq: int) -> None:
+    """Allocate a movement that is stored after those that follow it were allocated.
+
+    One that is not reached yet comes with its page.
+    """
+    connection.execute(_LOCK, {"organization": organization_id})
     here: dict[str, Any] = {"organization": organization_id}
-    cursor, last = (await connection.execute(_CURSOR, here)).one()
+    cursor, _ = connection.execute(_CURSOR, here).one()
+    if seq <= cursor:
+        _bring_together(connection, {**here, "cursor": seq - 1, "until": seq}, {**here, "cursor": cursor})
+
+
+def _allocate(connection: Connection, organization_id: int) -> bool:
+    here: dict[str, Any] = {"organization": organization_id}
+    cursor, last = connection.execute(_CURSOR, here).one()
     here |= {"cursor": cursor, "until": min(last, cursor + MOVEMENTS_A_PAGE)}
-    movements = (await connection.execute(_MOVEMENTS, here)).all()
+    _bring_together(connection, here, here)
+    connection.execute(_MOVE, here)
+    return bool(here["until"] == last)
+
+
+def _bring_together(connection: Connection, page: dict[str, Any], given: dict[str, Any]) -> None:
+    """Allocate the movements of a page to what was given up to a seq."""
+    movements = connection.execute(_MOVEMENTS, page).all()
+    own = {row.addition for row in movements if row.amount > 0}
     grants = [
-        (_grant(row.id, row), row.amount - row.spent) for row in await connection.execute(_GRANTS, here)
+        (_grant(row.id, row), row.amount - row.spent)
+        for row in connection.execute(_GRANTS, given)
+        if row.id not in own
     ]
     debts = []
     if any(row.amount > 0 for row in movements):
-        debts = [(row.seq, row.amount) for row in await connection.execute(_DEBTS, here)]
+        debts = [(row.seq, row.amount) for row in connection.execute(_DEBTS, page)]
     allocator, found = Allocator.resume(grants, debts), []
     for row in movements:
         if row.amount > 0:
@@ -139,12 +161,10 @@ async def _allocate(connection: AsyncConnection, organization_id: int) -> bool:
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
             found += allocator.take(Outflow(row.seq, _ms(row.at), -row.amount, grant_id))
-    await _keep(connection, here, found)
-    await connection.execute(_MOVE, here)
-    return bool(here["until"] == last)
+    _keep(connection, page, found)
 
 
-async def _keep(connection: AsyncConnection, here: dict[str, Any], found: Sequence[Allocation]) -> None:
+def _keep(connection: Connection, here: dict[str, Any], found: Sequence[Allocation]) -> None:
     sums = settled(found)
     kept = [(seq, grant or 0, amount) for (seq, grant), amount in sums.items() if amount > 0]
     covered = [(seq, -amount) for (seq, _), amount in sums.items() if amount < 0]
@@ -155,12 +175,12 @@ async def _keep(connection: AsyncConnection, here: dict[str, Any], found: Sequen
     organization = {"organization": here["organization"]}
     if covered:
         seqs, amounts = (list(column) for column in zip(*covered, strict=True))
-        await connection.execute(_COVER, {**organization, "seqs": seqs, "amounts": amounts})
+        connection.execute(_COVER, {**organization, "seqs": seqs, "amounts": amounts})
     if kept:
         seqs, grants, amounts = (list(column) for column in zip(*kept, strict=True))
-        await connection.execute(_KEEP, {**organization, "seqs": seqs, "grants": grants, "amounts": amounts})
+        connection.execute(_KEEP, {**organization, "seqs": seqs, "grants": grants, "amounts": amounts})
     if spent:
-        await connection.execute(_SPENT, {"grants": list(spent), "amounts": list(spent.values())})
+        connection.execute(_SPENT, {"grants": list(spent), "amounts": list(spent.values())})
 
 
 def _grant(addition_id: int, row: Any) -> Grant:

@@ -42,6 +42,34 @@ STORED_DEAD = """
 SELECT d.raw FROM unnest(%s::smallint[], %s::text[]) AS k (partition, entry_id)
   JOIN dead_letter AS d ON d.partition = k.partition AND d.entry_id = k.entry_id"""
 
+# What stands at a place of an account and beside it.
+AROUND = {
+    "tenant": """
+SELECT seq, epoch, CASE direction WHEN 'IN' THEN amount ELSE -amount END, total_remaining, created_at
+  FROM token_ledger WHERE tenant_id = %(id)s AND seq BETWEEN %(from)s AND %(to)s""",
+    "credits": """
+SELECT seq, epoch, -credits_used, balance_after, "timestamp" FROM credit_transaction
+ WHERE organization_id = %(id)s AND seq BETWEEN %(from)s AND %(to)s
+UNION ALL
+SELECT seq, epoch, amount, balance_after, created_at FROM credit_posting
+ WHERE organization_id = %(id)s AND seq BETWEEN %(from)s AND %(to)s""",
+    "spend": """
+SELECT seq, epoch, spend, spent_after, "timestamp" FROM feature_usage
+ WHERE organization_id = %(id)s AND seq BETWEEN %(from)s AND %(to)s""",
+}
+DRIFTS_AROUND = """
+SELECT seq, difference FROM known_drift WHERE account = %(account)s AND seq BETWEEN %(from)s AND %(to)s"""
+# The movements by which a request was charged, corrections apart.
+CHARGED = """
+SELECT 'tenant:' || tenant_id, seq FROM token_ledger
+ WHERE request_id = %(request)s AND transaction_type = 'consume'
+UNION ALL
+SELECT 'credits:' || organization_id, seq FROM credit_transaction
+ WHERE request_id = %(request)s AND NOT coalesce(metadata ? 'corrects', false)
+UNION ALL
+SELECT 'spend:' || organization_id, seq FROM feature_usage
+ WHERE request_id = %(request)s AND NOT coalesce(metadata ? 'corrects', false)"""
+
 MOVE_QUOTAS = """
 INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, is_blocked, manual_block,
                                last_reset, next_reset_at, cycle, epoch, last_seq, updated_at)

@@ -24,6 +24,7 @@ from persistence import (
     app_users,
     audit,
     control_writes,
+    dead_letters,
     idempotency,
     invoices,
     keys,
@@ -65,6 +66,7 @@ SUBJECTS: dict[str, Subject] = {
     "invoices": invoices.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
+    "dead-letters": dead_letters.DEAD_LETTERS,
     "credit-transactions": uses.CREDIT_TRANSACTIONS,
     "feature-usage": uses.FEATURE_USAGE,
 }

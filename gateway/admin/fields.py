@@ -169,6 +169,7 @@ def _matches(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
 Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
 SignedAmount = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX), AfterValidator(_not_zero)]
+SignedOrZero = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX)]
 PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_printable)]

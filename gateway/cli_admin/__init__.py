@@ -4,6 +4,7 @@ import typer
 
 from gateway.cli_admin import (
     credits,  # noqa: A004  # the field's word for it
+    deadletters,
     invoices,
     keys,
     organizations,
@@ -24,6 +25,7 @@ SECTIONS = {
     "credits": credits.app,
     "subscription": subscriptions.app,
     "invoice": invoices.app,
+    "deadletter": deadletters.app,
 }
 
 

@@ -1,11 +1,21 @@
 """Every resource of the Admin API, by name."""
 
-from gateway.admin.resources import access, billing, catalogue, invoices, people, quota, uses, webhooks
+from gateway.admin.resources import (
+    access,
+    billing,
+    catalogue,
+    honesty,
+    invoices,
+    people,
+    quota,
+    uses,
+    webhooks,
+)
 from gateway.admin.resources.resource import Action, Resource, Secret
 
 RESOURCES = {
     resource.name: resource
-    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks)
+    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, honesty)
     for resource in part.RESOURCES
 }
 

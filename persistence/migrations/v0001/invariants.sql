@@ -1,10 +1,13 @@
 -- Views that must be empty. Each answers (account, seq, detail); seq is null where none applies.
 
--- Seqs known to be missing, with the reason on file.
+-- Seqs known to be missing, with the reason on file. A letter that was driven again is missing no more.
 CREATE VIEW listed_gap AS
-    SELECT 'tenant:' || tenant_id AS account, token_seq AS seq FROM dead_letter WHERE token_seq > 0
-    UNION SELECT 'credits:' || organization_id, credit_seq FROM dead_letter WHERE credit_seq > 0
-    UNION SELECT 'spend:' || organization_id, spend_seq FROM dead_letter WHERE spend_seq > 0
+    SELECT 'tenant:' || tenant_id AS account, token_seq AS seq FROM dead_letter
+     WHERE token_seq > 0 AND resolution IS DISTINCT FROM 'redriven'
+    UNION SELECT 'credits:' || organization_id, credit_seq FROM dead_letter
+     WHERE credit_seq > 0 AND resolution IS DISTINCT FROM 'redriven'
+    UNION SELECT 'spend:' || organization_id, spend_seq FROM dead_letter
+     WHERE spend_seq > 0 AND resolution IS DISTINCT FROM 'redriven'
     UNION SELECT account, generate_series(first_seq, last_seq) FROM lost_event;
 
 -- The three accounts of every owner as one list of movements; `delta` is null in an unlimited account.

@@ -82,6 +82,9 @@ CREATE TABLE dead_letter (
     spend_seq BIGINT CONSTRAINT dead_letter_spend_seq_check CHECK ("spend_seq" BETWEEN 0 AND 9007199254740991),
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     resolved_at TIMESTAMP WITH TIME ZONE,
+    resolution TEXT CONSTRAINT dead_letter_resolution_check CHECK (resolution IN ('redriven', 'resolved')),
+    resolved_by TEXT,
+    resolved_reason TEXT,
     CONSTRAINT dead_letter_pkey PRIMARY KEY (id),
     CONSTRAINT dead_letter_partition_entry_id_key UNIQUE (partition, entry_id)
 );

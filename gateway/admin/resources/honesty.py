@@ -1,0 +1,129 @@
+"""What could not be stored, and what contradicts itself: for a person to decide."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from gateway.admin.fields import Amount, Id, In, Instant, Out, SignedOrZero, Text
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource
+from gateway.core.ledger import MalformedEvent, decode
+
+RAW_CHARS_MAX = 100_000
+SOURCE_CHARS_MAX = 36
+USER_CHARS_MAX = 128
+ATTRIBUTION_CHARS_MAX = 250
+
+
+class DeadLetter(Out):
+    """An entry that could not become a row, and its place in the accounts it moves."""
+
+    id: Id
+    partition: int
+    entry_id: str
+    reason: str
+    organization_id: Id | None
+    tenant_id: Id | None
+    epoch: int | None
+    token_seq: int | None = Field(description="Its place in the tenant's tokens; none if it has none.")
+    credit_seq: int | None
+    spend_seq: int | None
+    event: dict[str, Any] | None = Field(description="What it says; null where it cannot be read.")
+    raw: str = Field(description="Its bytes, base64.")
+    created_at: Instant
+    resolved_at: Instant | None
+    resolution: str | None = Field(description="redriven or resolved.")
+    resolved_by: str | None
+    resolved_reason: str | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, row: Any) -> Any:
+        """Show the bytes, and what they say."""
+        raw = bytes(row["raw"])
+        return {**row, "raw": base64.b64encode(raw).decode(), "event": _said(raw)}
+
+
+class EventChanges(In):
+    """The facts of an entry to replace. Whose it is and its place in the account stay."""
+
+    at_ms: Amount | None = None
+    epoch: Amount | None = None
+    service_id: Amount | None = None
+    key_id: Amount | None = None
+    cycle: Amount | None = None
+    amount: Amount | None = None
+    remaining: SignedOrZero | None = None
+    used: Amount | None = None
+    next_reset_ms: Amount | None = None
+    credits: Amount | None = None
+    balance: SignedOrZero | None = None
+    units: Amount | None = None
+    spend: SignedOrZero | None = None
+    spent: SignedOrZero | None = None
+    source: Annotated[str, Field(strict=True, max_length=SOURCE_CHARS_MAX)] | None = None
+    user: Annotated[str, Field(strict=True, max_length=USER_CHARS_MAX)] | None = None
+    attribution: Annotated[str, Field(strict=True, max_length=ATTRIBUTION_CHARS_MAX)] | None = None
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def named(self) -> EventChanges:
+        """Only metadata may be taken away; everything else is replaced."""
+        empty = [name for name in self.model_fields_set if getattr(self, name) is None and name != "metadata"]
+        if empty:
+            raise ValueError(f"{', '.join(sorted(empty))} must not be null")
+        return self
+
+
+class DeadLetterRedrive(In):
+    """How to put it back: as it is, with some facts corrected, or as a whole new entry."""
+
+    changes: EventChanges | None = None
+    raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX)] | None = Field(
+        default=None, description="The whole entry, base64: for one that cannot be read."
+    )
+    reason: Text | None = None
+
+
+class DeadLetterResolve(In):
+    """Why it stays as it is."""
+
+    reason: Text
+
+
+def _said(raw: bytes) -> dict[str, Any] | None:
+    try:
+        facts: dict[str, Any] = asdict(decode(raw))
+    except MalformedEvent:
+        return None
+    try:
+        facts["metadata"] = json.loads(facts["metadata"]) if facts["metadata"] else None
+        json.dumps(facts["metadata"], allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        facts["metadata"] = "unreadable"
+    return facts
+
+
+RESOURCES = (
+    Resource(
+        name="dead-letters",
+        title="DeadLetter",
+        description="Entries that could not become rows: listed gaps, for a person to decide.",
+        out=DeadLetter,
+        filters={
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "partition": Filter("count"),
+            "resolved": Filter("flag"),
+        },
+        actions=(
+            Action("redrive", "Store it where it belongs, once", DeadLetterRedrive),
+            Action("resolve", "Have it stay unbilled, with a reason", DeadLetterResolve),
+        ),
+    ),
+)
