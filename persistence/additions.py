@@ -5,7 +5,7 @@ The row and the intent are written together. What the counters refuse never was 
 
 from __future__ import annotations
 
-from sqlalchemy import exists, select
+from sqlalchemy import case, exists, func, select
 
 from gateway.core.administration import Row
 from gateway.errors import Unprocessable
@@ -50,8 +50,14 @@ _refused = exists().where(
     control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
 )
 
+# Nothing is left of what was taken back, or of what has expired.
+_remaining = case(
+    (credit_addition.c.expiry_write_id.is_not(None), 0),
+    else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
+)
+
 SUBJECT: Subject = Subject(
-    source=select(credit_addition).where(~_refused),
+    source=select(credit_addition, _remaining.label("credits_remaining")).where(~_refused),
     id=credit_addition.c.id,
     time=credit_addition.c.timestamp,
     order=(("id", credit_addition.c.id),),

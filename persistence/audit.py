@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from gateway.core.administration import Row
-from persistence.subject import Change
+from persistence.subject import Change, Subject, equals
 from persistence.tables import audit_log
 
 PLAIN = (int, str, bool, dict, list, type(None))
@@ -33,3 +33,18 @@ def record(change: Change, row: Row) -> None:
 def _plain(values: Row) -> dict[str, object]:
     """The values as JSON has them: days, instants and money as text."""
     return {name: value if isinstance(value, PLAIN) else str(value) for name, value in values.items()}
+
+
+SUBJECT: Subject = Subject(
+    source=select(audit_log),
+    id=audit_log.c.id,
+    time=audit_log.c.created_at,
+    order=(("id", audit_log.c.id),),
+    filters={
+        "actor": equals(audit_log.c.actor),
+        "resource": equals(audit_log.c.resource),
+        "resource_id": equals(audit_log.c.resource_id),
+        "action": equals(audit_log.c.action),
+        "admin_token_id": equals(audit_log.c.admin_token_id),
+    },
+)

@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from gateway.core.administration import Row
 from persistence import crud
-from persistence.subject import Change, Subject, equals
+from persistence.subject import Change, Subject, equals, named
 from persistence.tables import app_user, invoice, organization, organization_subscription, tenant
 
 
@@ -23,7 +23,7 @@ SUBJECT: Subject = Subject(
     id=organization.c.id,
     time=organization.c.created_at,
     order=(("id", organization.c.id),),
-    filters={"name": equals(organization.c.name)},
+    filters={"name": equals(organization.c.name), "search": named(organization)},
     verbs=crud.verbs(
         lambda: SUBJECT,
         organization,

@@ -16,13 +16,24 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.administration import Claim, Command, Page, Query, Replay, Row, StaffToken, Written
+from gateway.core.administration import (
+    Claim,
+    Command,
+    ConsoleSession,
+    Page,
+    Query,
+    Replay,
+    Row,
+    StaffToken,
+    Written,
+)
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import (
     additions,
     admin_tokens,
     app_users,
     audit,
+    console_sessions,
     control_writes,
     dead_letters,
     idempotency,
@@ -69,6 +80,8 @@ SUBJECTS: dict[str, Subject] = {
     "dead-letters": dead_letters.DEAD_LETTERS,
     "credit-transactions": uses.CREDIT_TRANSACTIONS,
     "feature-usage": uses.FEATURE_USAGE,
+    "audit-log": audit.SUBJECT,
+    "console-sessions": console_sessions.SUBJECT,
 }
 
 
@@ -121,6 +134,10 @@ class Store:
     async def staff_token(self, digest: str) -> StaffToken | None:
         """Find a named admin token that is neither expired nor revoked."""
         return await self._run(lambda connection: admin_tokens.find(connection, digest))
+
+    async def console_session(self, digest: str) -> ConsoleSession | None:
+        """Find a session of the console that is not over."""
+        return await self._run(lambda connection: console_sessions.find(connection, digest))
 
     def _write(self, connection: Connection, command: Command) -> Written | Replay:
         if command.claim is not None:

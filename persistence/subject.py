@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, literal, select, tuple_, update
 
 from gateway.core.administration import Command, Intent, Page, Query, Row
+from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.tables import control_write
 
@@ -92,6 +93,18 @@ class Subject:
 def equals(column: ColumnElement[Any]) -> Condition:
     """Filter rows whose column is the value."""
     return lambda value: column == value
+
+
+def named(table: Table) -> Condition:
+    """Filter rows by the beginnings of the words of their name; a number also finds the row of that id."""
+
+    def condition(value: Any) -> ColumnElement[bool]:
+        found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(value))
+        if value.isascii() and value.isdigit() and int(value) <= INTEGER_MAX:
+            return found | (table.c.id == int(value))
+        return found
+
+    return condition
 
 
 def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:

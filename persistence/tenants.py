@@ -15,6 +15,7 @@ from persistence.subject import (
     equals,
     fetch,
     lock,
+    named,
     refuse_while,
     remove,
     require,
@@ -101,6 +102,7 @@ SUBJECT: Subject = Subject(
         "organization_id": equals(tenant.c.organization_id),
         "plan_id": equals(tenant.c.plan_id),
         "name": equals(tenant.c.name),
+        "search": named(tenant),
     },
     verbs={
         "create": create,

@@ -6,7 +6,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.core.administration import Claim, Command, Page, Query, Replay, Row, StaffToken, Written
+from gateway.core.administration import (
+    Claim,
+    Command,
+    ConsoleSession,
+    Page,
+    Query,
+    Replay,
+    Row,
+    StaffToken,
+    Written,
+)
 from gateway.core.model import LiveQuota
 
 BODY_BYTES_MAX = 256 * 1024
@@ -41,6 +51,9 @@ class Store(Protocol):
 
     async def staff_token(self, digest: str) -> StaffToken | None:
         """Find a named admin token that is neither expired nor revoked."""
+
+    async def console_session(self, digest: str) -> ConsoleSession | None:
+        """Find a session of the console that is not over."""
 
 
 class Pusher(Protocol):

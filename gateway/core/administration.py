@@ -105,3 +105,11 @@ class StaffToken:
     id: int
     role: str
     user_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleSession:
+    """Who is signed in to the console: the digest of the token that was shown at the door."""
+
+    id: int
+    token_digest: str

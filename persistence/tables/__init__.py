@@ -26,6 +26,7 @@ from persistence.tables.ledgers import (
 )
 from persistence.tables.operations import (
     audit_log,
+    console_session,
     control_write,
     dead_letter,
     idempotency_key,
@@ -54,6 +55,7 @@ __all__ = [
     "app_user",
     "audit_log",
     "business_model",
+    "console_session",
     "control_write",
     "credit_addition",
     "credit_allocation",

@@ -154,6 +154,7 @@ usage_daily = Table(
     count("billed_usage_amount"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
     Index(None, "organization_id", "day"),
+    Index(None, "day"),
 )
 
 credit_addition = Table(

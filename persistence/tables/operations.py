@@ -92,7 +92,20 @@ audit_log = Table(
     Column("request_id", Text),
     moment("created_at", now=True),
     Index(None, "resource", "resource_id"),
+    Index(None, "actor", "id"),
     Index(None, "created_at"),
+)
+
+# Who is signed in to the console: digests of the cookie and of the token it was had for.
+console_session = Table(
+    "console_session",
+    metadata,
+    identity(),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("token_digest", Text, nullable=False),
+    moment("created_at", now=True),
+    moment("expires_at", required=True),
+    Index(None, "expires_at"),
 )
 
 # Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.

@@ -66,6 +66,7 @@ organization = Table(
     moment("created_at", now=True),
     moment("updated_at", now=True),
     moment("deleted_at"),
+    Index("organization_words_idx", text("name_words(name)"), postgresql_using="gin"),
 )
 
 tenant = Table(
@@ -82,6 +83,7 @@ tenant = Table(
     moment("created_at", now=True),
     moment("updated_at", now=True),
     moment("deleted_at"),
+    Index("tenant_words_idx", text("name_words(name)"), postgresql_using="gin"),
 )
 
 app_user = Table(

@@ -138,3 +138,26 @@ async def test_a_cursor_belongs_to_its_list(api: Api) -> None:
 async def test_from_and_to_accept_an_unescaped_plus(api: Api) -> None:
     await api.make("organizations", name="x")
     assert len((await api.get("organizations?from=2020-01-01T00:00:00+02:00")).json["items"]) == 1
+
+
+async def test_search_finds_names_by_words_and_rows_by_id(api: Api) -> None:
+    for name in ("Acme Europe", "Acme America", "Zenith"):
+        await api.make("tenants", name=name)
+    found = (await api.get("tenants?search=eur")).json["items"]
+    assert [row["name"] for row in found] == ["Acme Europe"]
+    assert [row["name"] for row in (await api.get("organizations?search=acme")).json["items"]] == [
+        "Acme Europe",
+        "Acme America",
+    ]
+    by_id = (await api.get(f"tenants?search={found[0]['id']}")).json["items"]
+    assert [row["id"] for row in by_id] == [found[0]["id"]]
+    assert (await api.get("tenants?search=%25%27--")).json["items"] == []
+
+
+async def test_every_write_is_in_the_audit_log(api: Api) -> None:
+    made = await api.make("tenants", name="Acme")
+    await api.post(f"tenants/{made['id']}/block")
+    [last, first] = (await api.get("audit-log?resource=tenants&order=desc")).json["items"]
+    assert (first["action"], first["after"]["name"]) == ("create", "Acme")
+    assert (last["action"], last["actor"], last["resource_id"]) == ("block", "builtin:admin", str(made["id"]))
+    assert (await api.get("audit-log?actor=token:9")).json["items"] == []

@@ -2,6 +2,7 @@
 
 from gateway.admin.resources import (
     access,
+    audit,
     billing,
     catalogue,
     honesty,
@@ -15,7 +16,7 @@ from gateway.admin.resources.resource import Action, Resource, Secret
 
 RESOURCES = {
     resource.name: resource
-    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, honesty)
+    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, honesty, audit)
     for resource in part.RESOURCES
 }
 

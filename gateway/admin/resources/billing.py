@@ -51,6 +51,7 @@ class CreditAddition(Out):
     id: Id
     organization_id: Id
     credits_added: int
+    credits_remaining: int = Field(description="Not used yet, as of the last seconds.")
     added_by_id: Id | None
     remark: str | None
     category: str

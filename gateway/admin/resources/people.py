@@ -118,7 +118,7 @@ RESOURCES = (
         patch=patch_of("OrganizationPatch", OrganizationCreate),
         deletable=True,
         live="credits",
-        filters={"name": Filter("text")},
+        filters={"name": Filter("text"), "search": Filter("text")},
     ),
     Resource(
         name="tenants",
@@ -128,7 +128,12 @@ RESOURCES = (
         create=TenantCreate,
         patch=patch_of("TenantPatch", TenantCreate, without=("organization_id",)),
         deletable=True,
-        filters={"organization_id": Filter(), "plan_id": Filter(), "name": Filter("text")},
+        filters={
+            "organization_id": Filter(),
+            "plan_id": Filter(),
+            "name": Filter("text"),
+            "search": Filter("text"),
+        },
         actions=(
             Action("recharge", "Add tokens to what remains of this cycle", Recharge, quota=True),
             Action("reset", "Begin a new cycle now", quota=True),

@@ -1,4 +1,4 @@
-"""The first schema: tables, what the database refuses, invariants, and what is always there."""
+"""The first schema: tables, what the database refuses, invariants, search, and what is always there."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-PARTS = ("tables", "guards", "invariants", "seed")
+PARTS = ("tables", "guards", "invariants", "search", "seed")
 
 
 def upgrade() -> None:
-    """Run the four scripts of this version, in order."""
+    """Run the scripts of this version, in order."""
     folder = Path(__file__).parents[1] / "v0001"
     for part in PARTS:
         sql = (folder / f"{part}.sql").read_text(encoding="utf-8")

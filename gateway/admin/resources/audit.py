@@ -1,0 +1,41 @@
+"""The audit log: who changed what, and when; read only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.admin.fields import Id, Instant, Out
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Resource
+
+
+class AuditEntry(Out):
+    """One change, written in its own transaction."""
+
+    id: Id
+    actor: str
+    admin_token_id: Id | None
+    action: str
+    resource: str
+    resource_id: str | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    request_id: str | None
+    created_at: Instant
+
+
+RESOURCES = (
+    Resource(
+        name="audit-log",
+        title="AuditEntry",
+        description="Who changed what, and when. Append-only.",
+        out=AuditEntry,
+        filters={
+            "actor": Filter("text"),
+            "action": Filter("text"),
+            "resource": Filter("text"),
+            "resource_id": Filter("text"),
+            "admin_token_id": Filter(),
+        },
+    ),
+)
