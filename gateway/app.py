@@ -36,7 +36,8 @@ async def run_gateway(settings: Settings) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log = logs.logger("tollkeeper.gateway")
     stop = stop_signal()
-    wire = Wire(parse_url(settings.redis_url), time.monotonic, call_s=settings.redis_wait_s)
+    address = parse_url(settings.redis_url, settings.redis_files)
+    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s)
     wire.start()
     await wire.connected_within(FIRST_CATALOGUE_S_MAX)
     wire.refuse_eviction()
@@ -79,7 +80,7 @@ async def run_gateway(settings: Settings) -> None:
         ),
     ]
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
-        log("serving without counters", redis_connected=wire.connected, level="warning")
+        log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
     await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)

@@ -42,7 +42,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         if not getattr(settings, name):
             yield Finding(False, "settings", f"TOLLKEEPER_{name.upper()} is not set")
     if settings.redis_url:
-        async for finding in _redis(settings.redis_url):
+        async for finding in _redis(settings):
             yield finding
     else:
         yield Finding(False, "redis", "TOLLKEEPER_REDIS_URL is not set")
@@ -58,11 +58,12 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(there, f"upstream {target.name}", f"{target.base_url} {says}")
 
 
-async def _redis(url: str) -> AsyncIterator[Finding]:
-    shown = without_password(url)
+async def _redis(settings: Settings) -> AsyncIterator[Finding]:
+    shown = without_password(settings.redis_url)
     wire: Wire | None = None
     try:
-        wire = Wire(parse_url(url), time.monotonic, call_s=ANSWER_MAX_S)
+        address = parse_url(settings.redis_url, settings.redis_files)
+        wire = Wire(address, time.monotonic, call_s=ANSWER_MAX_S)
         await wire.open()
         info = await _info(wire)
         vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))

@@ -72,7 +72,10 @@ class Keeper:
         self._paper = stationery.paper(settings)
         self._engine = engines.create(settings.database_url)
         self._wire = Wire(
-            parse_url(settings.redis_url), time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S
+            parse_url(settings.redis_url, settings.redis_files),
+            time.monotonic,
+            call_s=REDIS_CALL_S,
+            stall_s=REDIS_CALL_S,
         )
         self._control = Control(self._wire)
         self._standings = Standings(self._wire)
@@ -117,7 +120,8 @@ class Keeper:
     async def start(self) -> None:
         """Start every loop, then listen."""
         self._wire.start()
-        await self._wire.connected_within(REDIS_START_S_MAX)
+        if not await self._wire.connected_within(REDIS_START_S_MAX):
+            self._log("redis does not answer; trying on", why=self._wire.trouble, level="error")
         self._wire.refuse_eviction()
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {

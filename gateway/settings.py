@@ -24,6 +24,7 @@ from gateway.configuration import (
     read_config,
     table_of,
 )
+from gateway.core.certificate import TlsFiles
 from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 
@@ -44,6 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What one Tollkeeper process runs with."""
 
     redis_url: str = ""
+    redis_ca_file: str = ""
+    redis_cert_file: str = ""
+    redis_key_file: str = ""
     database_url: str = ""
     admin_token: Token = ""
     readonly_token: Token = ""
@@ -103,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def metrics_dir(self) -> Path:
         """Where the workers of this machine leave their tallies."""
         return Path(self.data_dir) / "metrics"
+
+    @property
+    def redis_files(self) -> TlsFiles:
+        """What a TLS connection to Redis is verified and made with."""
+        return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     def named(self) -> dict[str, Any]:
         """Every setting by its name, without routes and upstreams."""

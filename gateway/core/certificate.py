@@ -1,11 +1,12 @@
-"""Until when a certificate is valid, read from the certificate itself.
+"""Certificates: the files a TLS connection is made with, and until when one that was met is valid.
 
-Python's own `ssl` tells it only of certificates it has verified against an authority it knows.
+The latter is read from the certificate itself: Python's own `ssl` tells it only of those it has verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,6 +20,15 @@ class UnreadableCertificate(TollkeeperError):
 
     reason = "unreadable_certificate"
     status = 502
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a TLS connection, by path: empty is the system's authorities, and no certificate of ours."""
+
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
 
 
 class Connection(Protocol):

@@ -19,7 +19,7 @@ import hiredis
 
 from gateway.core.certificate import end_of
 from gateway.core.wait import Wait, in_task
-from gateway.counters.address import Address
+from gateway.counters.address import Address, why_not
 from gateway.counters.scripts import library
 from gateway.errors import CountersUnavailable, StartError
 
@@ -47,7 +47,8 @@ def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]
 
 
 class Wire(asyncio.Protocol):
-    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect.
+    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect,
+    `trouble` is why the last attempt failed, empty once it did not.
 
     `available` is False while calls fail at once: there is no connection, or its breaker is open.
     """
@@ -65,6 +66,7 @@ class Wire(asyncio.Protocol):
         self.available = False
         self.eviction = ""
         self.certificate_end: float | None = None
+        self.trouble = ""
         self.on_connect: Callable[[], None] | None = None
         self._address = address
         self._clock = clock
@@ -88,7 +90,7 @@ class Wire(asyncio.Protocol):
             await self._connect()
         except (OSError, CountersUnavailable) as error:
             self._reconnect()
-            raise CountersUnavailable(f"Redis does not answer: {error}") from error
+            raise CountersUnavailable(f"Redis does not answer: {why_not(error)}") from error
 
     def start(self) -> None:
         """Connect in the background, trying until closed."""
@@ -185,7 +187,7 @@ class Wire(asyncio.Protocol):
             self._drop()
             wait.fail(CountersUnavailable())
         else:
-            wait.fail(CountersUnavailable(f"Redis refused a script: {message[:200]}"))
+            wait.fail(CountersUnavailable(f"Redis refused: {message[:200]}"))
 
     def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
         """Bring the library to a server that lost it, and ask once more: what waits without its command
@@ -233,7 +235,8 @@ class Wire(asyncio.Protocol):
             try:
                 await self._connect()
                 return
-            except (OSError, CountersUnavailable):
+            except (OSError, CountersUnavailable) as error:
+                self.trouble = why_not(error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, BACKOFF_S_MAX)
 
@@ -257,6 +260,7 @@ class Wire(asyncio.Protocol):
                 self._drop()
                 raise
         self.connected = self.available = True
+        self.trouble = ""
         self._opened.set()
         if self._sweeper is None:
             self._sweep()

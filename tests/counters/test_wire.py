@@ -296,10 +296,10 @@ async def test_tls_to_a_server_with_a_certificate_we_trust(
     proxy = await asyncio.start_server(through, "localhost", 0, ssl=context)
     address = parse_url(f"rediss://localhost:{proxy.sockets[0].getsockname()[1]}")
     assert address.tls is not None
-    with pytest.raises(CountersUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(CountersUnavailable, match="cannot be verified: unable to get local issuer"):
         await connect(address)
     authority.configure_trust(address.tls)
-    with pytest.raises(CountersUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(CountersUnavailable, match="cannot be verified: IP address mismatch"):
         await connect(replace(address, host="127.0.0.1"))
     wire = await connect(address)
     assert await ask(wire, b"ECHO", b"x" * 100_000) == b"x" * 100_000
