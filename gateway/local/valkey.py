@@ -12,6 +12,9 @@ from gateway.errors import StartError
 from gateway.local.child import Program
 
 READY_WAIT_S = 1.0
+# Scripts make and free many small strings, more of a size than the C library keeps at hand unasked:
+# saves a tenth of the server's time. Servers built with jemalloc take no notice.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127"}
 
 
 def binary() -> Path:
@@ -67,6 +70,7 @@ def program(directory: Path, log: Path, port: int, password: str) -> Program:
         stop_max_s=20.0,
         log=log,
         cwd=directory,
+        environment=ENVIRONMENT,
         reason=_reason,
     )
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Stage:
     placement: Placement
     say: Callable[[str], None]
     upstream_port: int = 0
+    python: str = sys.executable
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: list[str], core: int, name: str, port: int) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ from tests.bench.figures import Window
 from tests.bench.load import ANSWER, Loaded, ask, pace, saturate
 from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, prefer, rss_mib
 from tests.bench.report import Measured, about_this_run, as_json, as_markdown, failed
-from tests.bench.tollkeeper import compile_hot_path, tollkeeper
+from tests.bench.tollkeeper import compile_hot_path, quickest_python, tollkeeper
 
 FLUSH = Path(__file__).parent / "flush.py"
 OUT = Path("build/bench")
@@ -41,19 +41,21 @@ def main() -> int:
     try:
         install_tools(say)
         compiled = not options.interpreted and compile_hot_path(say)
+        python = quickest_python()
         placement = Placement.of_this_machine()
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {placement.client})
         with tempfile.TemporaryDirectory(prefix="tollkeeper-bench-") as folder:
             Path(folder).chmod(0o755)
-            _measure(Stage(Path(folder), OUT.resolve(), placement, say), options, measured)
+            stage = Stage(Path(folder), OUT.resolve(), placement, say, python=python)
+            _measure(stage, options, measured)
     except BenchError as error:
         say(f"bench: {error}")
         return 1
     if not options.skip_flush:
         measured.flushed = _flushed(cores)
     about = about_this_run(placement, options.rounds, options.seconds, options.connections)
-    about["our hot path"] = "compiled" if compiled else "interpreted"
+    about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {python}"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
     (OUT / "bench.md").write_text(markdown, encoding="utf-8")
