@@ -195,7 +195,7 @@ class Wire(asyncio.Protocol):
         """
         if self._loading is None or self._loading.done:
             self._loading = Wait()
-            self._queue(self._loading, encode(b"FUNCTION", b"LOAD", library().text.encode()))
+            self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
         self._queue(wait, command)
         self._pending[-1] = (wait, b"", self._clock())
 
@@ -283,7 +283,7 @@ class Wire(asyncio.Protocol):
             self.eviction = memory.partition(b"maxmemory_policy:")[2].partition(b"\r")[0].decode()
         # A full server refuses to load, but has what was loaded before.
         if not await self._ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
-            await self._ask(b"FUNCTION", b"LOAD", library().text.encode())
+            await self._ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
 
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()
