@@ -10,6 +10,7 @@ Run what was built with TARGET on PYTHONPATH.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ MODULES = {
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
     "gateway/counters": ("wire", "quota", "packing", "flags"),
 }  # fmt: skip
+_CONSTANT = re.compile(r"^(_?[A-Z][A-Z0-9_]*) = (?!TypeVar)", re.MULTILINE)
+_FUTURE = "from __future__ import annotations\n"
 
 
 def main() -> int:
@@ -63,10 +66,21 @@ def build(target: Path) -> None:
         )
     shutil.copy(ROOT / "pyproject.toml", target)
     files = [f"{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
+    for name in files:
+        finalize(target / name)
     environ = os.environ | {"MYPYC_OPT_LEVEL": "3", "PYTHONPATH": str(target)}
     subprocess.run([sys.executable, "-m", "mypyc", *files], cwd=target, env=environ, check=True)  # noqa: S603  # our own words
     shutil.rmtree(target / "build", ignore_errors=True)
     shutil.rmtree(target / ".mypy_cache", ignore_errors=True)
+
+
+def finalize(module: Path) -> None:
+    """Say of its constants that nothing sets them again: read from C, not from the module's names."""
+    text = module.read_text(encoding="utf-8")
+    final = _CONSTANT.sub(r"\1: _Final = ", text)
+    if final != text:
+        text = final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
+        module.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
