@@ -23,9 +23,9 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/http": (
         "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports",
-        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "upstream", "worker",
+        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "traced", "upstream", "worker",
     ),
-    "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse"),
+    "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse", "trace"),
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
     "gateway/counters": ("wire", "quota", "packing", "flags"),
 }  # fmt: skip

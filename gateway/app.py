@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from gateway import logs, tallies, tokenizer
 from gateway.core.call import Bounds
@@ -25,6 +29,9 @@ from gateway.http.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.settings import Settings
 from gateway.stopping import cancel, forever, stop_signal
+
+if TYPE_CHECKING:
+    from gateway.traces.exporter import Exporter
 
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
@@ -51,23 +58,16 @@ async def run_gateway(settings: Settings) -> None:
         {verb: histogram.observe for verb, histogram in scripts.items()},
     )
     tally = Tally()
-    plane = DataPlane(
-        Ports(
-            directory=directory,
-            counters=counters,
-            estimator=Estimator(tokenizer=tokenizer.load()),
-            tally=tally,
-            usage=lambda caller, user: usage(wire, caller, user),
-            log=log,
-            seconds=time.monotonic,
-        ),
-        settings.routes,
-        settings.upstreams,
-        http_limits(settings),
-        settings.key_pepper.encode(),
-        dict(settings.service_upstreams),
-        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
+    ports = Ports(
+        directory=directory,
+        counters=counters,
+        estimator=Estimator(tokenizer=tokenizer.load()),
+        tally=tally,
+        usage=lambda caller, user: usage(wire, caller, user),
+        log=log,
+        seconds=time.monotonic,
     )
+    plane, exporter = _plane(settings, ports)
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
@@ -75,7 +75,10 @@ async def run_gateway(settings: Settings) -> None:
         asyncio.create_task(
             tallies.publish(
                 settings.metrics_dir,
-                lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
+                lambda: {
+                    **_snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
+                    **(exporter.snapshot() if exporter is not None else {}),
+                },
             )
         ),
     ]
@@ -87,6 +90,8 @@ async def run_gateway(settings: Settings) -> None:
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
+    if exporter is not None:
+        await asyncio.to_thread(exporter.stop)
     await cancel(background)
     await wire.close()
     log("gateway stopped")
@@ -134,6 +139,30 @@ def http_limits(settings: Settings) -> HttpLimits:
         drain_s=settings.drain_s,
         drain_tokens_max=settings.drain_tokens_max,
     )
+
+
+def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:
+    """The data plane that is wanted; with traces, the exporter that has begun to send them."""
+    plane_of, exporter = DataPlane, None
+    if settings.tracing is not None:
+        from gateway.http.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it
+        from gateway.traces.exporter import Exporter  # noqa: PLC0415
+        from gateway.traces.recorder import Recorder  # noqa: PLC0415
+
+        plane_of, exporter = TracedPlane, Exporter(settings.tracing, version("tollkeeper"), ports.log)
+        exporter.start()
+        tracer = Recorder(settings.tracing, exporter, ports.seconds, time.time, os.urandom)
+        ports = replace(ports, tracer=tracer)
+    plane = plane_of(
+        ports,
+        settings.routes,
+        settings.upstreams,
+        http_limits(settings),
+        settings.key_pepper.encode(),
+        dict(settings.service_upstreams),
+        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
+    )
+    return plane, exporter
 
 
 def _snapshot(

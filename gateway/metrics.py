@@ -56,6 +56,7 @@ FACTS = (
     Fact("upstream_connections", "counter", "Connections made to upstreams."),
     Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
+    Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", "", ("outcome",)),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
     Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),

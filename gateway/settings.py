@@ -27,6 +27,8 @@ from gateway.configuration import (
 from gateway.core.certificate import TlsFiles
 from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
+from gateway.otel import Tracing
+from gateway.otel import read as read_tracing
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
@@ -97,6 +99,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[UpstreamTarget, ...] = ()
     service_upstreams: tuple[tuple[str, str], ...] = ()
 
+    tracing: Tracing | None = None
+
     def require(self, *names: str) -> None:
         """`SettingError` for the first of these that has no value."""
         for name in names:
@@ -140,7 +144,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **values)
 
 
-NAMES = tuple(name for name in Settings.__struct_fields__ if name not in RouteTable.__dataclass_fields__)
+# What the file's routes and the standard OTEL_* variables say has no name of ours.
+_ELSEWHERE = {*RouteTable.__dataclass_fields__, "tracing"}
+NAMES = tuple(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE)
 
 
 def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -165,7 +171,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         if name not in NAMES or variable != variable.upper():
             raise _unknown(variable, name, text, NAMES, PREFIX)
         values[name] = _checked(variable, name, text)
-    return Settings(**values).with_table(_table(written, environ))
+    return Settings(**values, tracing=read_tracing(environ)).with_table(_table(written, environ))
 
 
 def to_json(settings: Settings) -> bytes:

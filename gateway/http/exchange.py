@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.core.model import Observed
+from gateway.core.trace import Trace
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER, Clock
 from gateway.http.limits import HttpLimits
@@ -31,13 +32,14 @@ class Exchange(Story):
 
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `charge` is set while a hold is taken, `observed` while that hold is kept alive. `opened`
-    says that a head was sent, `broken` that what was begun cannot be completed.
+    says that a head was sent, `broken` that what was begun cannot be completed. `trace` is there
+    where requests are traced.
     """
 
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "charge", "connection",
         "deadline", "ended_upstream", "gone", "keep_alive", "observed", "opened", "plan", "reason",
-        "request_id", "started", "status", "until_close",
+        "request_id", "started", "status", "trace", "until_close",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +65,7 @@ class Exchange(Story):
         self.body_failure: Refusal | None = None
         self.charge: Charge | None = None
         self.observed: Observed | None = None
+        self.trace: Trace | None = None
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from gateway.core.model import Attribution, Family
 from gateway.core.route import Route, UpstreamTarget
+from gateway.core.trace import FIELD, STATE_FIELD, Parent, read_parent
 from gateway.errors import InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.attribution import read_attribution, read_units
 from gateway.http.headers import forwarded_lines
@@ -37,6 +38,7 @@ class Plan:
     `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
     `opening` is the upstream request's head without the fields of one request. A `metered`
     route charges something, and a `buffered` one reads its body before anything is decided.
+    `parent` is the caller's span where requests are traced; `opening` then has none.
     """
 
     family: Family
@@ -63,6 +65,7 @@ class Plan:
     opening: bytes = b""
     metered: bool = False
     buffered: bool = False
+    parent: Parent | None = None
 
 
 class Planner:
@@ -75,7 +78,10 @@ class Planner:
         service_upstreams: Mapping[str, str],
         pepper: bytes,
         limits: HttpLimits,
+        *,
+        traced: bool = False,
     ) -> None:
+        self._traced = traced
         self._table = RouteTable(routes)
         self._targets = targets
         self._places = {target.name: _place(target.base_url) for target in targets.values()}
@@ -113,6 +119,8 @@ class Planner:
             keep_alive=head.keep_alive,
             expects=head.expects,
         )
+        if self._traced:
+            _take_parent(plan, head)
         match = self._match(head.method.decode("ascii"), path)
         if match is None:
             plan.refusal = UnknownRoute()
@@ -163,6 +171,13 @@ class Planner:
         prefix, host = self._places[target.name]
         request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
         return b"\r\n".join([request_line, host, *forwarded_lines(head, target), b""])
+
+
+def _take_parent(plan: Plan, head: RequestHead) -> None:
+    """Move the caller's span from the head to the plan; without a valid one its state means nothing."""
+    plan.parent = read_parent([line.partition(b":")[2] for kind, line in head.fields if kind.lower == FIELD])
+    taken = (FIELD,) if plan.parent is not None else (FIELD, STATE_FIELD)
+    head.fields = [each for each in head.fields if each[0].lower not in taken]
 
 
 def with_coding(opening: bytes, coding: bytes) -> bytes:

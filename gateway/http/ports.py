@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway.core.estimate import Estimator
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
+from gateway.core.trace import Parent, Span, Trace
 from gateway.http.tally import Tally
 
 
@@ -53,12 +54,23 @@ class Log(Protocol):
         """Write one line."""
 
 
+class Tracer(Protocol):
+    """Traces of requests, on their way to whoever collects them. Never waits, never fails."""
+
+    def begin(self, parent: Parent | None) -> Trace:
+        """The trace of a request that has come; whether it is recorded is decided now."""
+
+    def end(self, trace: Trace, spans: list[Span]) -> None:
+        """The request is over: take the spans of a recorded trace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything the story of a request talks to, apart from its two sockets.
 
     `usage` answers `GET /.tollkeeper/usage` for a caller and its user (empty for none) with a
     JSON body. `seconds` is a monotonic clock. `access_log` turns on one line a request.
+    `tracer` is there where requests are traced (`TracedPlane`).
     """
 
     directory: Directory
@@ -69,3 +81,4 @@ class Ports:
     log: Log
     seconds: Callable[[], float]
     access_log: bool = False
+    tracer: Tracer | None = None

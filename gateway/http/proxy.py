@@ -196,6 +196,8 @@ def _send(exchange: Exchange, link: Link, call: Call) -> None:
         raise ClientGone
     plan = exchange.plan
     opening = with_coding(plan.opening, b"identity") if call.strip_usage else plan.opening
+    if exchange.trace is not None:
+        opening += exchange.trace.line
     request_id = exchange.request_id.encode()
     if plan.buffered:
         body = call.body

@@ -52,7 +52,9 @@ class DataPlane:
         missing = {route.upstream for route in routes} | set((service_upstreams or {}).values())
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
-        self.planner = Planner(tuple(routes), by_name, service_upstreams or {}, pepper, limits)
+        self.planner = Planner(
+            tuple(routes), by_name, service_upstreams or {}, pepper, limits, traced=ports.tracer is not None
+        )
         self._ports = ports
         self._upstreams = {
             name: Upstream(target, self.clock, limits, ports.tally) for name, target in by_name.items()

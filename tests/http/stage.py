@@ -13,7 +13,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import h11
 
@@ -21,9 +21,10 @@ from gateway.core.estimate import Estimator
 from gateway.core.model import Caller
 from gateway.core.route import Route, UpstreamTarget
 from gateway.http.limits import HttpLimits
-from gateway.http.ports import Ports
+from gateway.http.ports import Ports, Tracer
 from gateway.http.server import DataPlane
 from gateway.http.tally import Tally
+from gateway.http.traced import TracedPlane
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, answer
 
 
@@ -328,6 +329,8 @@ async def staged(
     headers: tuple[tuple[str, str], ...] = (("authorization", "Bearer upstream-secret"),),
     upstream_tls: ssl.SSLContext | None = None,
     ca_file: str | None = None,
+    *,
+    tracer: Tracer | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -339,7 +342,14 @@ async def staged(
         "up", url.replace("localhost", "127.0.0.1") if not upstream_tls else url, headers, ca_file
     )
     limits.setdefault("tick_s", 0.01)
-    stage.plane = DataPlane(stage.ports(), routes, [target], HttpLimits(**limits), PEPPER)  # type: ignore[arg-type] # counts are integers
+    plane_of = DataPlane if tracer is None else TracedPlane
+    stage.plane = plane_of(
+        replace(stage.ports(), tracer=tracer),
+        routes,
+        [target],
+        HttpLimits(**limits),  # type: ignore[arg-type] # counts are integers
+        PEPPER,
+    )
     stage.port = await stage.plane.start(host="127.0.0.1")
     try:
         yield stage

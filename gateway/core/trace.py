@@ -1,0 +1,111 @@
+"""The nouns of a trace, and the field by which one process tells the next (W3C Trace Context).
+
+Ids are raw bytes: 16 of a trace, 8 of a span. Times are seconds of the worker's monotonic
+clock. Nothing here knows who collects traces, or how they travel there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+FIELD = b"traceparent"
+STATE_FIELD = b"tracestate"
+IDS_BYTES = 16 + 4 * 8
+SAMPLED, RANDOM = 1, 2
+
+_FIELD = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
+
+
+class Parent(NamedTuple):
+    """The span of the caller's that a request belongs to."""
+
+    trace_id: bytes
+    span_id: bytes
+    flags: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the caller records its part."""
+        return bool(self.flags & SAMPLED)
+
+
+class Kind(IntEnum):
+    """What a span is to its trace; the numbers are OpenTelemetry's."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+
+
+@dataclass(slots=True)
+class Span:
+    """One step: from `started` to `ended`. `error` says in a word what went wrong, empty for nothing."""
+
+    name: str
+    kind: Kind
+    span_id: bytes
+    parent_id: bytes
+    started: float
+    ended: float
+    attributes: dict[str, str | int | bool] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Trace:
+    """One request as its trace knows it: the ids of its spans, and what its steps have said so far.
+
+    `line` is the header line its upstream gets. What is not `recorded` has no spans. `children`
+    are the steps that are over, `facts` what they learned of the request as a whole.
+    """
+
+    trace_id: bytes
+    parent_id: bytes
+    span_id: bytes
+    upstream_id: bytes
+    reserve_id: bytes
+    settle_id: bytes
+    recorded: bool
+    line: bytes
+    children: list[Span] = field(default_factory=list)
+    facts: dict[str, str | int | bool] = field(default_factory=dict)
+
+
+def read_parent(values: list[bytes]) -> Parent | None:
+    """The caller's span from the `traceparent` fields of a request; None unless there is one valid field.
+
+    Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
+    """
+    match = _FIELD.fullmatch(values[0].strip()) if len(values) == 1 else None
+    if match is None or match[1] == b"ff" or (match[1] == b"00" and match[5]):
+        return None
+    trace_id, span_id = bytes.fromhex(match[2].decode()), bytes.fromhex(match[3].decode())
+    if trace_id == _NO_TRACE or span_id == _NO_SPAN:
+        return None
+    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM))
+
+
+def parent_line(trace_id: bytes, span_id: bytes, flags: int) -> bytes:
+    """The header line that tells an upstream which span it belongs to."""
+    return b"traceparent: 00-%b-%b-%02x\r\n" % (trace_id.hex().encode(), span_id.hex().encode(), flags)
+
+
+def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
+    """The trace of one request; `ids` are `IDS_BYTES` random bytes.
+
+    A request that is not recorded hands its caller's span on as it is: nobody stands in between.
+    """
+    trace_id, parent_id, passed_id, flags = ids[:16], b"", ids[24:32], 0
+    if parent is not None:
+        trace_id, parent_id = parent.trace_id, parent.span_id
+        flags = parent.flags & RANDOM
+        if not recorded:
+            passed_id, flags = parent.span_id, parent.flags
+    if recorded:
+        flags |= SAMPLED
+    line = parent_line(trace_id, passed_id, flags)
+    return Trace(trace_id, parent_id, ids[16:24], ids[24:32], ids[32:40], ids[40:48], recorded, line)
