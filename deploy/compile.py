@@ -29,7 +29,7 @@ MODULES = {
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
     "gateway/counters": ("wire", "quota", "packing", "flags"),
 }  # fmt: skip
-_CONSTANT = re.compile(r"^(_?[A-Z][A-Z0-9_]*) = (?!TypeVar)", re.MULTILINE)
+_CONSTANT = re.compile(r"^(_[A-Z][A-Z0-9_]*) = (?!TypeVar)", re.MULTILINE)
 _FUTURE = "from __future__ import annotations\n"
 
 
@@ -75,7 +75,7 @@ def build(target: Path) -> None:
 
 
 def finalize(module: Path) -> None:
-    """Say of its constants that nothing sets them again: read from C, not from the module's names."""
+    """Say of its private constants that nothing sets them again: read from C, not from the module's names."""
     text = module.read_text(encoding="utf-8")
     final = _CONSTANT.sub(r"\1: _Final = ", text)
     if final != text:
