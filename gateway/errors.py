@@ -184,6 +184,10 @@ class Overloaded(Refusal):
     status = 503
 
 
+class InternalError(Refusal):
+    """Something went wrong inside the gateway; its log has more under this request's id."""
+
+
 class AdminRefusal(TollkeeperError):
     """The Admin API refuses this request.
 

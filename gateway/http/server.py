@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.route import Route, UpstreamTarget
-from gateway.errors import Overloaded, Refusal, StartError
+from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection
 from gateway.http.exchange import ClientGone, Exchange
@@ -177,7 +177,7 @@ class DataPlane:
             if exchange.opened:
                 exchange.broken = True
             else:
-                refuse(exchange, Refusal())
+                refuse(exchange, InternalError())
         now = ports.seconds()
         tally = ports.tally
         took = now - exchange.started

@@ -9,6 +9,7 @@ import uuid
 import pytest
 
 from gateway.core.model import Settled
+from gateway.errors import InternalError
 from tests.http.fakes import (
     ANSWER,
     AUTH,
@@ -294,3 +295,18 @@ async def test_counters_that_are_away_are_503() -> None:
         stage.counters.decision = None
         assert (await stage.ask(post(CHAT))).reason == "counters_unavailable"
         assert not stage.upstream.received
+
+
+async def test_an_error_of_our_own_is_a_500_that_tells_nothing_but_where_to_look() -> None:
+    def breaks() -> None:
+        raise RuntimeError("secret of the inside")
+
+    async with staged() as stage:
+        stage.directory.then = breaks
+        got = await stage.ask(post(CHAT))
+        assert (got.status, got.reason) == (500, "internal_error")
+        assert json.loads(got.body)["error"]["message"] == InternalError().message
+        assert [fact["request_id"] for fact in stage.events("story_failed")] == [
+            got.one(b"x-request-id").decode()
+        ]
+        stage.logged.clear()
