@@ -25,6 +25,7 @@ from gateway.background.late import Poster
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
 from gateway.background.reconciler import Reconciler
+from gateway.background.setbacks import Setbacks
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
 from gateway.background.verifier import Verified, Verifier
@@ -50,6 +51,7 @@ from persistence import partitions, watch
 from persistence.allocations import Allocations
 from persistence.notices import Notices
 from persistence.pushes import Pushes
+from persistence.quarantine import Quarantines
 from persistence.reconciliation_results import Results
 from persistence.reconciliations import Accounts
 from persistence.store import Store
@@ -61,6 +63,7 @@ from persistence.writer import Writer
 REDIS_CALL_S = 10.0
 REDIS_START_S_MAX = 5.0
 PARTITIONS_AHEAD_S = 3600.0
+ACCOUNTS_SAID_MAX = 20
 
 
 class Keeper:
@@ -107,6 +110,14 @@ class Keeper:
             lambda: datetime.now(UTC),
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
+        self._setbacks = Setbacks(
+            self._outbox,
+            self._standings,
+            accounts,
+            Quarantines(self._engine),
+            partition_of=partition_of,
+            observe=self._went_back,
+        )
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
         self._watcher = Watcher((self._memory, self._books, self._certificates))
         self._database = Probe(lambda: engines.answers(self._engine))
@@ -133,6 +144,7 @@ class Keeper:
             "expirer": self._expirer.run,
             "calendar": self._calendar.run,
             "reconciler": self._reconciler.run,
+            "setbacks": self._setbacks.run,
             "courier": self._courier.run,
             "watcher": self._watcher.run,
             "partitions": self._keep_partitions,
@@ -194,6 +206,10 @@ class Keeper:
         facts = {"partitions": len(done), "accounts_rebuilt": rebuilt, "control_writes_repushed": repushed}
         self._log("counters verified", **facts, level="warning" if rebuilt or repushed else "info")
 
+    def _went_back(self, accounts: list[str]) -> None:
+        shown = accounts[:ACCOUNTS_SAID_MAX]
+        self._log("postgresql is older than it was", quarantined=len(accounts), accounts=shown, level="error")
+
     async def _keep_partitions(self) -> None:
         while True:
             await partitions.ensure(self._engine)
@@ -240,6 +256,8 @@ class Keeper:
         snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
         snapshot["drift_credits"] = self._reconciler.latest.drift_credits
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        if self._setbacks.quarantined is not None:
+            snapshot["quarantined_accounts"] = self._setbacks.quarantined
         snapshot = tallies.merge(snapshot, self._watcher.latest)
         try:
             entries, oldest_ms = await self._outbox.depth()

@@ -68,6 +68,7 @@ FACTS = (
     Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
     Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
     Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+    Fact("quarantined_accounts", "gauge", "Accounts stopped until a person releases them."),
     Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
     Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
     Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),

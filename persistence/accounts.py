@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from gateway.core.ledger import Event, EventFlag
 from gateway.core.model import INTEGER_MAX
 from gateway.core.outbox import Batch
 from persistence import statements
+from persistence.copying import Place
 from persistence.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Fault, Head, Heads, Placed
 from persistence.refill import Movement
 from persistence.rollup import Moves
@@ -44,11 +45,6 @@ def stand(connection: Connection[Any], batch: Batch) -> Heads:
         heads.credits[id_] = Head(f"credits:{id_}", id_, credit_epoch, credit_seq)
         heads.spends[id_] = Head(f"spend:{id_}", id_, spend_epoch, spend_seq)
     return heads
-
-
-def stopped(connection: Connection[Any], partitions: Sequence[int]) -> set[str]:
-    """The accounts of these partitions under quarantine."""
-    return {account for (account,) in connection.execute(statements.STOPPED, (list(partitions),))}
 
 
 def contradictions(
@@ -170,18 +166,11 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
         connection.execute(statements.RENEW_TOTALS, (sorted(changed),))
 
 
-def quarantine(connection: Connection[Any], faults: Iterable[Fault]) -> None:
-    """Stop accounts until a person or the verifier releases them."""
-    for fault in sorted(faults, key=lambda fault: fault.account):
-        event = fault.event
-        where = (fault.account, fault.partition, event.organization_id, event.tenant_id)
-        seqs = (_bounded(event.epoch), fault.stored_seq, _bounded(fault.found_seq))
-        why = (fault.kind, fault.behind, fault.entry_id.decode())
-        connection.execute(statements.QUARANTINE, (*where, *why, *seqs, fault.reason))
+def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
+    """Keep what cannot become rows, raw, and let its accounts go on behind it.
 
-
-def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]]) -> None:
-    """Keep what cannot become rows, raw, and let its accounts go on behind it."""
+    What was set `aside` had no place of its own: it names whose it is, and leaves no gap.
+    """
     tokens: dict[int, tuple[int, int]] = {}
     paid: dict[int, tuple[int, int]] = {}
     spends: dict[int, tuple[int, int]] = {}
@@ -194,6 +183,8 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]]) -> Non
                 event.credit_seq if event.flags & CREDITS else None,
                 event.spend_seq if event.flags & USAGE else None,
             )
+            if (partition, entry_id) in aside:
+                epoch, seqs = 0, (None, None, None)
             named = (event.organization_id, event.tenant_id or None, epoch, *seqs)
             for skipped, id_, seq in zip(
                 (tokens, paid, spends),

@@ -22,9 +22,13 @@ SET_ASIDE = b'{"unreadable":true}'
 
 @dataclass(slots=True)
 class Refused:
-    """What one batch's attempts have learned: reasons by place, and accounts to stop."""
+    """What one batch's attempts have learned: reasons by place, and accounts to stop.
+
+    `aside` are those of `poison` that contradict what is stored, accepted by a person.
+    """
 
     poison: dict[Place, str] = field(default_factory=dict)
+    aside: set[Place] = field(default_factory=set)
     unreadable: dict[Place, str] = field(default_factory=dict)
     stops: dict[str, Fault] = field(default_factory=dict)
 

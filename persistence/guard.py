@@ -7,7 +7,7 @@ those of every account the same entry moves: nothing is dropped, nothing is gues
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.ledger import Event, EventFlag, EventKind
@@ -74,8 +74,16 @@ class Sorted:
     held: int = 0
 
 
-def sort_out(batch: Batch, heads: Heads, poison: Mapping[tuple[int, bytes], str]) -> Sorted:
-    """Take a batch apart, moving `heads` along; `poison` entries can not be stored as rows."""
+def sort_out(
+    batch: Batch,
+    heads: Heads,
+    poison: Mapping[tuple[int, bytes], str],
+    aside: Collection[tuple[int, bytes]] = frozenset(),
+) -> Sorted:
+    """Take a batch apart, moving `heads` along; `poison` entries can not be stored as rows.
+
+    Those also in `aside` have no place in their accounts, and leave none behind.
+    """
     out = Sorted()
     tenants, fresh = heads.tenants, out.fresh
     for partition, entries in batch.items():
@@ -96,6 +104,9 @@ def sort_out(batch: Batch, heads: Heads, poison: Mapping[tuple[int, bytes], str]
                     head.seq, head.epoch = event.seq, event.epoch
                     fresh.append((partition, entry))
                     continue
+            if (partition, entry[0]) in aside:
+                out.dead.append((partition, entry))
+                continue
             _place(out, heads, (partition, entry), event, poisoned=(partition, entry[0]) in poison)
     return out
 

@@ -1,56 +1,217 @@
-"""Accounts whose events contradict what is stored: how a person lets them go on.
+"""Accounts whose events contradict what is stored: how they are stopped, and how a person lets them go on.
 
-Releasing alone has the same entries judged again. A gap nobody can fill is accepted by
-listing the missing movements as lost, counted exactly; nothing else ever skips one.
+Releasing alone has the same entries judged again. Accepting a gap lists the missing movements as
+lost, counted exactly, and puts the difference they made on file as a row; accepting a
+contradiction sets the entries aside as dead letters. Nothing else ever skips one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from persistence.tables import lost_event, organization, quarantine, tenant_quota
+from gateway.core.administration import Row
+from gateway.core.reconciliation import Setback
+from gateway.errors import Conflict
+from persistence import statements
+from persistence.subject import Change, Subject, equals, fetch, lock
+from persistence.tables import (
+    credit_posting,
+    feature_usage,
+    lost_event,
+    organization,
+    partition_state,
+    quarantine,
+    tenant,
+    tenant_quota,
+    token_ledger,
+    usage_daily,
+)
 
-_OPEN = quarantine.c.released_at.is_(None)
+ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
+
+_c = quarantine.c
+_OPEN = _c.released_at.is_(None)
 # The flusher's lock of a partition: while it is held here, no flush is under way there.
 _LOCK = text("SELECT pg_advisory_xact_lock(7800, :partition)")
+_BLOCKED = text("""
+UPDATE tenant_quota AS q SET is_blocked = q.manual_block
+       OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
+  FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
+ WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
 
 
-async def release(engine: AsyncEngine, account: str, *, by: str, accept_gap: bool = False) -> list[str]:
-    """Let an account and those that wait for it go on; answers their names, empty if none was stopped."""
-    async with engine.begin() as connection:
-        return await connection.run_sync(_release, account, by, accept_gap)
+class Quarantines:
+    """What flushes noted of partitions, and accounts stopped for movements that are gone."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def marks(self) -> dict[int, tuple[bytes, int]]:
+        """The newest entry stored of each partition, and the partition's epoch."""
+        state = partition_state.c
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(select(state.partition, state.last_entry_id, state.epoch))
+            return {row.partition: ((row.last_entry_id or "").encode(), row.epoch) for row in rows}
+
+    async def catch_up(self, partition: int, entry_id: bytes) -> None:
+        """Note that a partition was compared up to an entry."""
+        async with self._engine.begin() as connection:
+            statement, values = statements.MARK, ([partition], [entry_id.decode()])
+            await connection.exec_driver_sql(statement, values)
+
+    async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
+        """Quarantine accounts; answers those that were not stopped before."""
+        rows = [_stop(one) for one in setbacks]
+        if not rows:
+            return []
+        made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
+        async with self._engine.begin() as connection:
+            return sorted(await connection.scalars(made))
+
+    async def stopped(self) -> int:
+        """How many accounts are quarantined."""
+        async with self._engine.connect() as connection:
+            found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
+            return int(found or 0)
 
 
-def _release(connection: Connection, account: str, by: str, accept_gap: bool) -> list[str]:
-    whose = and_(_OPEN, or_(quarantine.c.account == account, quarantine.c.behind == account))
-    partitions = connection.execute(select(quarantine.c.partition).where(whose).distinct()).scalars().all()
-    for partition in sorted(partitions):
+def release(change: Change) -> Row:
+    """`/release`: let an account, and those that wait for it, go on; `accept` says how, with the reason."""
+    row = lock(change, QUARANTINE, quarantine)
+    if row["released_at"] is not None:
+        raise Conflict(f"It was released at {row['released_at']}.")
+    connection, values = change.connection, change.command.values
+    account, accept = str(row["account"]), bool(values.get("accept"))
+    if accept and row["kind"] not in ACCEPTABLE:
+        raise Conflict(f"It waits for {row['behind']}: release that.")
+    whose = and_(_OPEN, or_(_c.account == account, _c.behind == account))
+    for partition in sorted(connection.scalars(select(_c.partition).where(whose).distinct())):
         connection.execute(_LOCK, {"partition": partition})
-    rows = connection.execute(select(quarantine).where(whose).with_for_update()).mappings().all()
-    for row in rows:
-        if accept_gap and row["account"] == account and row["kind"] == "gap":
-            _accept(connection, dict(row))
-    connection.execute(update(quarantine).where(whose).values(released_at=func.now(), released_by=by))
-    return sorted(str(row["account"]) for row in rows)
-
-
-def _accept(connection: Connection, row: dict[str, Any]) -> None:
-    """List the missing movements as lost and let the account stand behind them."""
-    last = row["found_seq"] - 1
+    reason, by = str(values["reason"]), change.command.actor.scope
+    if accept and row["kind"] == "gap":
+        _accept_gap(connection, dict(row), reason, by)
     connection.execute(
-        insert(lost_event).values(
-            account=row["account"], partition=row["partition"], epoch=row["epoch"],
-            first_seq=row["stored_seq"] + 1, last_seq=last, detail={"entry_id": row["entry_id"]},
+        update(quarantine)
+        .where(whose)
+        .values(
+            released_at=func.now(), released_by=by, released_reason=reason,
+            resolution="accepted" if accept else "judged",
         )
     )  # fmt: skip
+    return fetch(connection, QUARANTINE, change.row_id)
+
+
+def _stop(setback: Setback) -> dict[str, Any]:
+    place, owner = setback.place, setback.owner
+    kind, _, number = place.account.partition(":")
+    gone = f"{setback.stored_seq + 1} to {place.seq}"
+    return {
+        "account": place.account, "partition": setback.partition,
+        "organization_id": owner.organization_id,
+        "tenant_id": int(number) if kind == "tenant" else None,
+        "kind": "gap", "entry_id": "", "epoch": place.epoch,
+        "stored_seq": setback.stored_seq, "found_seq": place.seq + 1,
+        "reason": f"movements {gone} were stored once and are gone: PostgreSQL is older than it was",
+        "stood": {"balance": place.balance, "cycle": place.cycle, "at_ms": place.at_ms},
+    }  # fmt: skip
+
+
+def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: str) -> None:
+    """List the missing movements as lost, and put what they changed on file in the last one's place."""
     kind, _, number = str(row["account"]).partition(":")
+    owner, last = int(number), row["found_seq"] - 1
+    before, epoch, cycle = _stands(connection, kind, owner)
+    # An entry that says nothing of where the account stood leaves the balance to reconciliation.
+    stood = row["stood"] or {"balance": before, "cycle": cycle, "at_ms": None}
+    after, at = stood["balance"], datetime.now(UTC)
+    if stood["at_ms"]:
+        at = datetime.fromtimestamp(stood["at_ms"] / 1000, UTC)
+    difference = (after or 0) - (before or 0)
+    first, epoch = row["stored_seq"] + 1, max(epoch, row["epoch"])
+    detail = {"quarantine": row["id"], "difference": difference, "reason": reason, "by": by}
+    connection.execute(
+        insert(lost_event).values(
+            account=row["account"], partition=row["partition"], epoch=epoch, first_seq=first,
+            last_seq=last, detail=detail,
+        )
+    )  # fmt: skip
+    metadata = {"reason": reason, "lost": {"from": first, "to": last}}
+    here: dict[str, Any] = {"epoch": epoch, "seq": last, "metadata": metadata}
     if kind == "tenant":
-        moved = update(tenant_quota).where(tenant_quota.c.tenant_id == int(number)).values(last_seq=last)
-    elif kind == "credits":
-        moved = update(organization).where(organization.c.id == int(number)).values(credit_last_seq=last)
+        cycle = max(cycle, stood["cycle"] or 0)
+        connection.execute(
+            insert(token_ledger).values(
+                tenant_id=owner, transaction_type="adjust", amount=abs(difference),
+                direction="IN" if difference >= 0 else "OUT", total_remaining=after, created_at=at,
+                cycle=cycle, **here,
+            )
+        )  # fmt: skip
+        stands = {"last_seq": last, "tokens_remaining": after, "epoch": epoch, "cycle": cycle}
+        moved = update(tenant_quota).where(tenant_quota.c.tenant_id == owner)
+        connection.execute(moved.values(**stands, updated_at=func.now()))
+        connection.execute(_BLOCKED, {"tenant": owner})
+        return
+    moved = update(organization).where(organization.c.id == owner)
+    if kind == "credits":
+        connection.execute(
+            insert(credit_posting).values(
+                organization_id=owner, kind="correction", amount=difference, balance_after=after,
+                created_at=at, **here,
+            )
+        )  # fmt: skip
+        stands = {"credit_last_seq": last, "credit_balance": after, "credit_epoch": epoch}
+        connection.execute(moved.values(**stands))
+        return
+    _spend_row(connection, owner, at, {**here, "spend": difference, "spent_after": after or 0})
+    month = at.date().replace(day=1)
+    connection.execute(moved.values(spend_last_seq=last, spent=after, spend_epoch=epoch, spend_month=month))
+
+
+def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> None:
+    """A movement of the spend account without units: its day is there, and bills nothing."""
+    of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
+    tenant_id = connection.execute(of).scalar_one()
+    connection.execute(
+        insert(feature_usage).values(
+            organization_id=owner, tenant_id=tenant_id, timestamp=at, usage_amount=0, **here
+        )
+    )  # fmt: skip
+    day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
+    connection.execute(upsert(usage_daily).values(day).on_conflict_do_nothing())
+
+
+def _stands(connection: Connection, kind: str, owner: int) -> tuple[int | None, int, int]:
+    """Where PostgreSQL has an account: balance, epoch, cycle."""
+    if kind == "tenant":
+        quota = tenant_quota.c
+        chosen = select(quota.tokens_remaining, quota.epoch, quota.cycle).where(quota.tenant_id == owner)
     else:
-        moved = update(organization).where(organization.c.id == int(number)).values(spend_last_seq=last)
-    connection.execute(moved)
+        its = organization.c
+        columns = (
+            (its.credit_balance, its.credit_epoch) if kind == "credits" else (its.spent, its.spend_epoch)
+        )
+        chosen = select(*columns, text("0")).where(its.id == owner)
+    found = connection.execute(chosen).one()
+    return found[0], found[1], found[2]
+
+
+QUARANTINE: Subject = Subject(
+    source=select(quarantine),
+    id=_c.id,
+    time=_c.created_at,
+    order=(("id", _c.id),),
+    filters={
+        "account": equals(_c.account),
+        "organization_id": equals(_c.organization_id),
+        "tenant_id": equals(_c.tenant_id),
+        "kind": equals(_c.kind),
+        "released": lambda value: _c.released_at.is_not(None) if value else _OPEN,
+    },
+    verbs={"release": release},
+)

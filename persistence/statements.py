@@ -19,6 +19,14 @@ SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)
   FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE t.id = ANY(%s)"""
 ORGANIZATIONS = """
 SELECT id, credit_epoch, credit_last_seq, spend_epoch, spend_last_seq FROM organization WHERE id = ANY(%s)"""
+# Accounts whose contradictions a person accepted, and until which moment: what came later is judged anew.
+ACCEPTED = """
+SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason) FROM quarantine
+ WHERE resolution = 'accepted' AND kind IN ('conflict', 'unknown_account') AND partition = ANY(%s)
+   AND released_at > now() - interval '7 days' GROUP BY account"""
+FILE_DRIFT = """
+INSERT INTO known_drift (account, seq, difference) VALUES (%s, %s, %s)
+ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference"""
 STOPPED = "SELECT account FROM quarantine WHERE released_at IS NULL AND partition = ANY(%s)"
 
 # A redelivered entry is looked up by account and seq: what it says must be what is stored.
@@ -144,13 +152,23 @@ UPDATE control_write SET state = 'done', done_at = now(), applied_at = coalesce(
  WHERE id = ANY(%s::uuid[]) AND state <> 'done'"""
 QUARANTINE = """
 INSERT INTO quarantine (account, partition, organization_id, tenant_id, kind, behind, entry_id, epoch,
-                        stored_seq, found_seq, reason)
-VALUES (%s, %s, %s, nullif(%s, 0), %s, %s, %s, %s, %s, %s, %s)
+                        stored_seq, found_seq, reason, stood)
+VALUES (%s, %s, %s, nullif(%s, 0), %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (account) WHERE released_at IS NULL DO NOTHING"""
 BURY = """
 INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id, epoch,
                          token_seq, credit_seq, spend_seq)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition, entry_id) DO NOTHING"""
+
+# The newest entry of each partition that is stored, or set aside: what is deleted beyond it was stored in
+# rows that are gone.
+MARK = """
+INSERT INTO partition_state AS s (partition, last_entry_id)
+SELECT * FROM unnest(%s::smallint[], %s::text[])
+ON CONFLICT (partition) DO UPDATE SET last_entry_id = excluded.last_entry_id
+ WHERE s.last_entry_id IS NULL
+    OR string_to_array(s.last_entry_id, '-')::bigint[]
+       < string_to_array(excluded.last_entry_id, '-')::bigint[]"""
 
 # Users seen for the first time, at most so many an organization and day: header values are cheap to make up.
 MEET_USERS = """

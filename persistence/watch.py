@@ -17,7 +17,7 @@ from persistence.engine import plain_url
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
 SSL_ANSWER_S_MAX = 5.0
 
-_DEAD = text("SELECT count(*) FROM dead_letter")
+_DEAD = text("SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL")
 _ENDS = text("""
 SELECT 'api_key', extract(epoch FROM min(expires_at)) FROM api_key
  WHERE revoked_at IS NULL AND expires_at > now()
@@ -27,7 +27,7 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
 
 
 async def dead_letters(engine: AsyncEngine) -> int:
-    """Entries of the outbox that could not be read or stored."""
+    """Entries of the outbox that could not be read or stored, and are not dealt with."""
     async with engine.connect() as connection:
         return int(await connection.scalar(_DEAD) or 0)
 

@@ -18,7 +18,7 @@ from psycopg import Connection, errors
 from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.outbox import Batch, FlushReport, control_id
 from gateway.errors import LedgerUnavailable
-from persistence import accounts, rows, statements
+from persistence import accounts, rows, statements, stops
 from persistence.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.blame import Refused
 from persistence.copying import Copies, Unstorable
@@ -97,15 +97,25 @@ class Writer:
     def _sort(
         self, connection: Connection[Any], batch: Batch, refused: Refused
     ) -> tuple[Sorted, list[Fault]]:
-        """Take the batch apart, again without the accounts that turn out to contradict what is stored."""
+        """Take the batch apart, again without what turns out to contradict what is stored.
+
+        Its account is stopped, or, where a person accepted it, it is set aside.
+        """
         faults = dict(refused.stops)
-        quarantined = accounts.stopped(connection, sorted(batch))
+        quarantined = stops.stopped(connection, sorted(batch))
+        accepted = stops.accepted(connection, sorted(batch))
         while True:
             heads = accounts.stand(connection, batch)
             _stop(heads, quarantined | faults.keys())
-            sorted_ = sort_out(batch, heads, refused.poison)
+            sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
             found = accounts.contradictions(connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead])
+            aside = stops.set_aside([*found, *sorted_.faults], accepted)
+            if aside:
+                refused.poison.update(aside)
+                refused.aside.update(aside)
+                continue
             if not found:
+                stops.file_breaks(connection, sorted_.fresh, accepted)
                 return sorted_, [*faults.values(), *sorted_.faults]
             faults.update({fault.account: fault for fault in reversed(found)})
 
@@ -126,9 +136,11 @@ class Writer:
         accounts.set_standing(connection, sorted_.standings, moves)
         ids = [id_ for of_partition in report.control_ids.values() for id_ in of_partition]
         accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
-        accounts.quarantine(connection, faults)
-        accounts.bury(connection, [(placed, _epitaph(placed, refused)) for placed in sorted_.dead])
+        stops.quarantine(connection, faults)
+        dead = [(placed, _epitaph(placed, refused)) for placed in sorted_.dead]
+        accounts.bury(connection, dead, refused.aside)
         report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
+        stops.mark(connection, report.acknowledged)
         return report
 
     def _connected(self) -> Connection[Any]:

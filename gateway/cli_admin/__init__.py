@@ -9,6 +9,7 @@ from gateway.cli_admin import (
     keys,
     organizations,
     plans,
+    quarantine,
     reconcile,
     services,
     subscriptions,
@@ -26,6 +27,7 @@ SECTIONS = {
     "subscription": subscriptions.app,
     "invoice": invoices.app,
     "deadletter": deadletters.app,
+    "quarantine": quarantine.app,
 }
 
 

@@ -136,6 +136,42 @@ def encode(event: Event) -> bytes:
     return b"".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""
+
+    account: str
+    seq: int
+    balance: int | None
+    at_ms: int
+    epoch: int
+    cycle: int = 0
+
+
+def places_before(event: Event) -> list[Place]:
+    """Where each account an entry moves stood just before it, as far as the entry itself says so.
+
+    What stood in an account whose month or plan began with the entry is not in it: the balance is
+    then what the entry left less what it moved.
+    """
+    found = []
+    inward = bool(event.flags & EventFlag.IN)
+    if event.flags & EventFlag.TOKENS:
+        delta = event.amount if inward else -event.amount
+        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining - delta
+        account, cycle = f"tenant:{event.tenant_id}", event.cycle - (event.kind == EventKind.RESET)
+        found.append(Place(account, event.seq - 1, balance, event.at_ms, event.epoch, max(0, cycle)))
+    if event.flags & EventFlag.CREDITS:
+        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
+        account = f"credits:{event.organization_id}"
+        found.append(Place(account, event.credit_seq - 1, event.balance - delta, event.at_ms, event.epoch))
+    if event.flags & EventFlag.USAGE:
+        account = f"spend:{event.organization_id}"
+        balance = event.spent - event.spend
+        found.append(Place(account, event.spend_seq - 1, balance, event.at_ms, event.epoch))
+    return found
+
+
 def _short(packed: bytes, at: int) -> tuple[bytes, int]:
     length = packed[at]
     end = at + 1 + length

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.core.ledger import Place
 from gateway.core.standing import Standing
 
 
@@ -50,6 +51,16 @@ class LedgerAccount:
     last_row: int | None
     summed: int | None
     stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """An account whose movements behind `stored_seq` are gone, up to where `place` says it stood."""
+
+    place: Place
+    stored_seq: int
+    partition: int
+    owner: Owner
 
 
 @dataclass(frozen=True, slots=True)

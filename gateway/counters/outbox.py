@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
+from gateway.core.ledger import MalformedEvent, Place, decode, places_before
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
 from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersUnavailable
+
+LOOK_ENTRIES = 1_000
+LOOK_ENTRIES_MAX = 100_000
 
 
 class Outbox:
@@ -67,9 +73,61 @@ class Outbox:
         for wait in waits:
             await in_task(wait)
 
+    async def deleted(self) -> dict[int, bytes]:
+        """The newest entry that was ever deleted of each partition's stream, by its id.
+
+        What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
+        `max-deleted-entry-id`. A partition that has no stream is left out.
+        """
+        there = [self._wire.send(encode(b"TYPE", keys.outbox(p).encode())) for p in range(PARTITIONS)]
+        streams = [partition for partition, wait in enumerate(there) if await in_task(wait) == b"stream"]
+        waits = {p: self._wire.send(encode(b"XINFO", b"STREAM", keys.outbox(p).encode())) for p in streams}
+        found: dict[int, bytes] = {}
+        for partition, wait in waits.items():
+            facts = await in_task(wait)
+            assert isinstance(facts, list)
+            said = dict(zip(facts[::2], facts[1::2], strict=True))
+            newest = said.get(b"max-deleted-entry-id")
+            if isinstance(newest, bytes):
+                found[partition] = newest
+        return found
+
+    async def waiting(self, partition: int) -> dict[str, Place] | None:
+        """Where each account stood before its first entry that still waits in a partition.
+
+        None where more waits than is looked at: who comes later cannot be told from who does not.
+        """
+        found: dict[str, Place] = {}
+        after, looked = b"", 0
+        while True:
+            entries = (await self.read_ahead(partition, after)) or []
+            for _, packed in entries:
+                with suppress(MalformedEvent):
+                    for place in places_before(decode(packed)):
+                        found.setdefault(place.account, place)
+            looked += len(entries)
+            if len(entries) < LOOK_ENTRIES:
+                return found
+            if looked >= LOOK_ENTRIES_MAX:
+                return None
+            after = entries[-1][0]
+
+    async def read_ahead(self, partition: int, after: bytes) -> list[tuple[bytes, bytes]]:
+        """Entries behind an id, whoever reads them to store them."""
+        start = b"(" + after if after else b"-"
+        answer = await in_task(
+            self._wire.send(
+                encode(
+                    *(b"XRANGE", keys.outbox(partition).encode(), start, b"+"),
+                    *(b"COUNT", b"%d" % LOOK_ENTRIES),
+                )
+            )
+        )
+        return [_entry(entry) for entry in answer] if isinstance(answer, list) else []
+
     async def depth(self) -> tuple[int, int]:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
-        names = [keys.outbox(partition).encode() for partition in range(64)]
+        names = [keys.outbox(partition).encode() for partition in range(PARTITIONS)]
         lengths = [self._wire.send(encode(b"XLEN", name)) for name in names]
         firsts = [self._wire.send(encode(b"XRANGE", name, b"-", b"+", b"COUNT", b"1")) for name in names]
         total, oldest = 0, 0

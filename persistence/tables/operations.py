@@ -150,9 +150,13 @@ quarantine = Table(
     count("stored_seq", default=None),
     count("found_seq", default=None),
     line("reason"),
+    # Where the account stood just before `found_seq`: balance, cycle, at_ms.
+    document("stood", default=None),
     moment("created_at", now=True),
     moment("released_at"),
     Column("released_by", Text),
+    Column("released_reason", Text),
+    Column("resolution", Text, CheckConstraint("resolution IN ('judged', 'accepted')", name="resolution")),
     Index("quarantine_open_idx", "account", unique=True, postgresql_where=text("released_at IS NULL")),
 )
 

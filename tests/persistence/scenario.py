@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
+from gateway.core.administration import Actor, Command, Row
 from gateway.core.ledger import Event, EventFlag, EventKind, encode
 from gateway.core.outbox import Batch, fan_out
 from gateway.counters.keys import partition_of
 from persistence import engine, invariants
+from persistence.store import Store
 
 NOW_MS = 1_790_000_000_000
 BLANK = Event(
@@ -214,6 +216,24 @@ async def broken(url: str) -> list[invariants.Violation]:
         found = await invariants.violations(connection)
     await pool.dispose()
     return found
+
+
+async def release(url: str, account: str, *, accept: bool = False) -> None:
+    """Let a quarantined account go on, as the Admin API does."""
+    [(number,)] = rows_of(
+        url, "SELECT id FROM quarantine WHERE account = %s AND released_at IS NULL", [account]
+    )
+    assert isinstance(number, int)
+    pool = engine.create(url)
+    values = {"reason": "a test", "accept": accept}
+    actor = Actor("builtin:admin", "admin")
+    await Store(pool, partition_of).write(Command("quarantine", "release", actor, "", plain, number, values))
+    await pool.dispose()
+
+
+def plain(row: Row) -> Row:
+    """A row as JSON has it."""
+    return {name: str(value) for name, value in row.items()}
 
 
 def batch_of(*accounts: Account) -> Batch:

@@ -11,7 +11,6 @@ import pytest
 
 from gateway.core.ledger import Event, encode
 from gateway.core.outbox import fan_out
-from persistence import engine, quarantine
 from persistence.writer import Writer
 from tests.persistence.scenario import (
     Account,
@@ -20,6 +19,7 @@ from tests.persistence.scenario import (
     busy,
     entries_of,
     entry_id,
+    release,
     rows_of,
     settle_in,
 )
@@ -99,11 +99,7 @@ async def test_a_gap_stops_its_account_and_nobody_else(migrated: str, writer: Wr
     assert len(rows_of(migrated, "SELECT 1 FROM quarantine")) == 1
 
     # What was missing turns up: released, the account goes on where it stood.
-    pool = engine.create(migrated)
-    assert await quarantine.release(pool, f"tenant:{account.tenant_id}", by="test") == [
-        f"tenant:{account.tenant_id}"
-    ]
-    await pool.dispose()
+    await release(migrated, f"tenant:{account.tenant_id}")
     first = encode(account_first(account))
     streams = {
         account.partition: [(entry_id(), first), *lost, *((e[0], e[1]) for e in waiting[account.partition])]
@@ -129,13 +125,13 @@ async def test_an_accepted_gap_is_listed_as_lost(migrated: str, writer: Writer) 
     account.consume(2)
     batch = batch_of(account)
     assert (await writer.write(batch)).held == 1
-    pool = engine.create(migrated)
-    await quarantine.release(pool, f"tenant:{account.tenant_id}", by="test", accept_gap=True)
-    await pool.dispose()
+    await release(migrated, f"tenant:{account.tenant_id}", accept=True)
     assert (await writer.write(batch)).rows == {"token_ledger": 1}
     assert rows_of(migrated, "SELECT account, first_seq, last_seq FROM lost_event") == [
         (f"tenant:{account.tenant_id}", 2, 3)
     ]
+    filed = "SELECT transaction_type, amount, direction, total_remaining FROM token_ledger WHERE seq = 3"
+    assert rows_of(migrated, filed) == [("adjust", 2, "OUT", 998)]
     assert await broken(migrated) == []
 
 
@@ -157,9 +153,7 @@ async def test_accounts_moved_by_one_entry_wait_together(migrated: str, writer: 
         (credits_, "gap", None),
         (tenant, "behind", credits_),
     ]
-    pool = engine.create(migrated)
-    assert await quarantine.release(pool, credits_, by="test", accept_gap=True) == [credits_, tenant]
-    await pool.dispose()
+    await release(migrated, credits_, accept=True)
     assert (await writer.write(batch)).held == 0
     assert await broken(migrated) == []
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from gateway.admin.fields import Amount, Id, In, Instant, Out, SignedOrZero, Text
+from gateway.admin.fields import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource
 from gateway.core.ledger import MalformedEvent, decode
 
+KINDS = ("gap", "conflict", "unknown_account", "behind")
 RAW_CHARS_MAX = 100_000
 SOURCE_CHARS_MAX = 36
 USER_CHARS_MAX = 128
@@ -96,6 +97,48 @@ class DeadLetterResolve(In):
     reason: Text
 
 
+class Stood(Out):
+    """Where an account stood just before the movement that stopped it."""
+
+    balance: int | None
+    cycle: int
+    at_ms: int
+
+
+class Quarantined(Out):
+    """An account that is stopped: its movements wait in the outbox."""
+
+    id: Id
+    account: str = Field(description="tenant:<id>, credits:<organization id> or spend:<organization id>.")
+    partition: int
+    organization_id: Id
+    tenant_id: Id | None
+    kind: str = Field(description="gap, conflict, unknown_account, or behind another account.")
+    behind: str | None
+    entry_id: str
+    epoch: int
+    stored_seq: int = Field(description="The last movement PostgreSQL has.")
+    found_seq: int = Field(description="The movement that came next.")
+    stood: Stood | None
+    reason: str
+    created_at: Instant
+    released_at: Instant | None
+    resolution: str | None = Field(description="judged (its entries were judged again) or accepted.")
+    released_by: str | None
+    released_reason: str | None
+
+
+class QuarantineRelease(In):
+    """How an account goes on."""
+
+    reason: Text
+    accept: Flag = Field(
+        default=False,
+        description="A gap: list the movements as lost, the difference becomes a row. A contradiction: its "
+        "entries become dead letters. Left out, the entries are only judged again.",
+    )
+
+
 def _said(raw: bytes) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = asdict(decode(raw))
@@ -110,6 +153,20 @@ def _said(raw: bytes) -> dict[str, Any] | None:
 
 
 RESOURCES = (
+    Resource(
+        name="quarantine",
+        title="Quarantined",
+        description="Accounts whose movements contradict the ledger: they wait for a person.",
+        out=Quarantined,
+        filters={
+            "account": Filter("text"),
+            "organization_id": Filter(),
+            "tenant_id": Filter(),
+            "kind": Filter("text", KINDS),
+            "released": Filter("flag"),
+        },
+        actions=(Action("release", "Let it go on, with a reason", QuarantineRelease),),
+    ),
     Resource(
         name="dead-letters",
         title="DeadLetter",

@@ -214,9 +214,12 @@ CREATE TABLE quarantine (
     stored_seq BIGINT NOT NULL CONSTRAINT quarantine_stored_seq_check CHECK ("stored_seq" BETWEEN 0 AND 9007199254740991),
     found_seq BIGINT NOT NULL CONSTRAINT quarantine_found_seq_check CHECK ("found_seq" BETWEEN 0 AND 9007199254740991),
     reason TEXT NOT NULL,
+    stood JSONB,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     released_at TIMESTAMP WITH TIME ZONE,
     released_by TEXT,
+    released_reason TEXT,
+    resolution TEXT CONSTRAINT quarantine_resolution_check CHECK (resolution IN ('judged', 'accepted')),
     CONSTRAINT quarantine_pkey PRIMARY KEY (id)
 );
 CREATE UNIQUE INDEX quarantine_open_idx ON quarantine (account) WHERE released_at IS NULL;
