@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -20,7 +20,10 @@ from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.address import parse_url
 from gateway.counters.directory import Directory
+from gateway.counters.log_files import LogFiles
 from gateway.counters.quota import Counters
+from gateway.counters.resubmission import Resubmitter
+from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.usage import usage
 from gateway.counters.wire import Wire
 from gateway.http.limits import HttpLimits
@@ -49,14 +52,12 @@ async def run_gateway(settings: Settings) -> None:
     await wire.connected_within(FIRST_CATALOGUE_S_MAX)
     wire.refuse_eviction()
     directory = Directory(wire, time.monotonic)
+    settlements = _settlement_log(settings, log)
+    resubmitter = Resubmitter(wire, settlements, time.monotonic, log)
     scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend")}
-    counters = Counters(
-        wire,
-        directory,
-        int(settings.hold_ttl_s * 1000),
-        time.monotonic,
-        {verb: histogram.observe for verb, histogram in scripts.items()},
-    )
+    took = {verb: histogram.observe for verb, histogram in scripts.items()}
+    ttl_ms = int(settings.hold_ttl_s * 1000)
+    counters = Counters(wire, directory, ttl_ms, time.monotonic, took, log=settlements)
     tally = Tally()
     ports = Ports(
         directory=directory,
@@ -68,19 +69,18 @@ async def run_gateway(settings: Settings) -> None:
         seconds=time.monotonic,
     )
     plane, exporter = _plane(settings, ports)
+    snapshots: list[Callable[[], tallies.Snapshot]] = [
+        lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
+        lambda: _log_snapshot(settlements, resubmitter),
+    ]
+    if exporter is not None:
+        snapshots.append(exporter.snapshot)
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
-        asyncio.create_task(
-            tallies.publish(
-                settings.metrics_dir,
-                lambda: {
-                    **_snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
-                    **(exporter.snapshot() if exporter is not None else {}),
-                },
-            )
-        ),
+        asyncio.create_task(forever("resubmission", resubmitter.run, log)),
+        asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
         log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
@@ -93,8 +93,23 @@ async def run_gateway(settings: Settings) -> None:
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
+    waiting = settlements.waiting
+    await settlements.close()
     await wire.close()
-    log("gateway stopped")
+    log("gateway stopped", settlements_waiting=waiting)
+
+
+def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementLog:
+    """The worker's log, its files begun: a worker that can keep nothing does not start."""
+    files = LogFiles(
+        settings.settlements_dir,
+        keep_s=settings.settlement_log_s,
+        bytes_max=settings.settlement_log_bytes_max,
+        clock=time.monotonic,
+        say=log,
+    )
+    files.open()
+    return SettlementLog(files, time.monotonic, time.time, log)
 
 
 async def run_keeper(settings: Settings) -> None:
@@ -178,4 +193,21 @@ def _snapshot(
         "counters_breaker_open": int(breaker_open),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,
+    }
+
+
+def _merged(snapshots: Iterable[Callable[[], tallies.Snapshot]]) -> tallies.Snapshot:
+    return {name: value for snapshot in snapshots for name, value in snapshot().items()}
+
+
+def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> tallies.Snapshot:
+    counts = settlements.counts
+    return {
+        "spool_entries": settlements.waiting,
+        "settlement_log_bytes": settlements.files.size,
+        "settlements_spooled": counts.spooled,
+        "settlements_refused": counts.refused,
+        "settlements_unlogged": counts.unlogged,
+        "settlements_resubmitted": resubmitter.resubmitted,
+        "settlements_recovered": resubmitter.recovered,
     }

@@ -69,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_wait_s: Seconds = 1.0
     shutdown_grace_s: Seconds = 30.0
     flush_interval_s: Seconds = 0.25
+    settlement_log_dir: str = ""
+    settlement_log_s: Seconds = 60.0
+    settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 40)] = 64 * 1024 * 1024
 
     invoice_issuer: str = ""
     invoice_logo: str = ""
@@ -106,6 +109,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in names:
             if not getattr(self, name):
                 raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {_wanted(name)}")
+
+    @property
+    def settlements_dir(self) -> Path:
+        """Where each worker of this machine keeps its settlement log."""
+        return Path(self.settlement_log_dir or Path(self.data_dir) / "settlements")
 
     @property
     def metrics_dir(self) -> Path:

@@ -26,7 +26,7 @@ FILES_MAX = 1_000
 GAUGES = frozenset(
     {
         "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open", "holds",
-        "spool_entries", "streams",
+        "spool_entries", "settlement_log_bytes", "streams",
     }
 )  # fmt: skip
 # Several may tell of the same thing: the earliest counts.

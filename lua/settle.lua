@@ -4,16 +4,19 @@
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
 -- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME or 16
--- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed, once by g),
+-- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed, once by g,
+--         5 recover: was acknowledged before, by a Redis that may have forgotten it),
 --         tokens, credits, units, service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
--- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged | 0 unverified | -1 reclaimed before | -2 unknown
---   -1 and -2 with mode charge append the call to the late lane, where the keeper looks it up
+-- ARGV[last] with mode recover: epoch, seq, credit seq and spend seq it was acknowledged with (doubles; 0: not moved)
+-- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, credit seq, spend seq (0: not moved)
+--   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
+--   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
-if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 or 5 arguments') end
+if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
 local s, run_id, with_user, tombstone = settlement_of(ARGV)
-if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= (s.uses and 5 or 4) then
+if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= s.arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
 local raw = redis.call('MGET', unpack(KEYS, 5))
@@ -21,16 +24,13 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
 local posted = s.mode == POST and redis.call('HEXISTS', KEYS[4], s.request) == 1
-if posted then return struct.pack('<ddddd', 1, now, 0, 0, 0) end
+if posted then return struct.pack('<dddddddd', 1, now, 0, 0, 0, epoch, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
 local gone = (not h and s.mode ~= POST and -2) or (h and has(h[1], HOLD_RECLAIMED) and s.mode ~= POST and -1)
   or (not (raw[3] and raw[4]) and -2)
 if gone then
-  if s.mode == CHARGE then
-    redis.call('XADD', KEYS[3], '*', 'a', ARGV[1], 'u', ARGV[2], 'c', ARGV[3], 'm', ARGV[4], 't', s.tiers,
-      'charged', gone == -1 and string.format('%.0f', h[H_CHARGED]) or '0')
-  end
-  return struct.pack('<dd', gone, now)
+  if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and h[H_CHARGED] or 0) end
+  return struct.pack('<ddd', gone, now, epoch)
 end
 local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
 if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
@@ -48,12 +48,14 @@ t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
 local purse = s.uses and SPEND_HELD or CHELD
 if not s.one_time then o[purse] = math.max(0, o[purse] - h[H_CREDITS]) end
 local activates = s.one_time and leave(a, o, s, slots)
-local charged = 0
-if not s.free then events[#events + 1], charged = charge(s, t, o, a, now, epoch, activates) end
+local f = {}
+if not s.free then events[#events + 1], f = charge(s, t, o, a, now, epoch, activates) end
 
+local told = s.mode == RECOVER and late(KEYS[3], ARGV, s, 0)
 local removed = redis.call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
 if err then
+  if told then redis.call('XDEL', KEYS[3], told) end
   if removed == 1 then redis.call('ZADD', KEYS[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
   return err
 end
@@ -70,4 +72,5 @@ if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
 redis.call('MSET', unpack(writes))
-return struct.pack('<ddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], charged)
+return struct.pack('<dddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
+  f.credit_seq or 0, f.spend_seq or 0)

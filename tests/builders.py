@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import redis
@@ -26,7 +28,9 @@ from gateway.core.ledger import Event, decode
 from gateway.core.model import Caller, Decision, HoldRequest, Limits, Service, Settled, Settlement, Verdict
 from gateway.core.pricing import Pricing, TokenPrice
 from gateway.counters import keys, packing, states
+from gateway.counters.log_files import LogFiles
 from gateway.counters.scripts import library
+from gateway.counters.settlement_log import SettlementLog
 
 CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
@@ -56,6 +60,15 @@ async def driven(awaitable: Awaitable[T]) -> T:
                 await done
     except StopIteration as stop:
         return cast("T", stop.value)
+
+
+def settlement_log(
+    folder: Path, *, keep_s: float = 60.0, bytes_max: int = 1 << 20, say: Callable[..., None] = print
+) -> SettlementLog:
+    """A worker's log in a folder; `await log.close()` ends it in order."""
+    files = LogFiles(folder, keep_s=keep_s, bytes_max=bytes_max, clock=time.monotonic, say=say)
+    files.open()
+    return SettlementLog(files, time.monotonic, time.time, say)
 
 
 def new_id() -> str:

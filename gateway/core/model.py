@@ -64,8 +64,9 @@ class Verdict(IntEnum):
 
 
 class Settled(IntEnum):
-    """First number of a `settle` answer."""
+    """First number of a `settle` answer; SPOOLED is no script's: the worker's log has it."""
 
+    SPOOLED = 2
     DONE = 1
     UNVERIFIED = 0
     RECLAIMED = -1

@@ -32,7 +32,7 @@ from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
 from gateway.counters.tiers import pack_tiers
 
 MARKER = struct.Struct("<40sdd")
-MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST = 1, 2, 3, 4
+MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER = 1, 2, 3, 4, 5
 _RESERVE = struct.Struct("<40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
 _SETTLE_USED = struct.Struct("<40sB3d")
@@ -43,7 +43,7 @@ SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
 _EXTEND = struct.Struct("<dd36s")
 _ADMITTED = struct.Struct("<15q")
 _REFUSED = struct.Struct("<7q")
-_SETTLED = struct.Struct("<5d")
+_SETTLED = struct.Struct("<8d")
 _ONE = struct.Struct("<d")
 _PAIR = struct.Struct("<dd")
 

@@ -1,8 +1,8 @@
 """The counters as a gateway worker uses them: reserve, settle, extend, one method a script.
 
 A call's keys are the same for every request of a caller, so the wire bytes around what changes
-are made once a caller and kept (`_Frame`, bounded). Settling is repeated until it is known to
-have happened or its time is up: settling twice is settling once.
+are made once a caller and kept (`_Frame`, bounded). A settlement that is not acknowledged is
+spooled in the worker's log and sent again from there: settling twice is settling once.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from gateway.core.wait import in_task
 from gateway.counters import packing
 from gateway.counters.directory import Directory
 from gateway.counters.flags import service_flags
+from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.wire import Wire, encode_script
 from gateway.errors import CountersUnavailable
 
 FRAMES_MAX = 20_000
 EXTEND_BATCH_MAX = 64
 RESERVE_TRIES = 2
-SETTLE_TRIES_MAX = 3
 TOMBSTONE_MS = 3_600_000
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 CUT = 2
 _NO_ID = "0" * 36
-_ADMITTED, _DONE = Verdict.ADMITTED, Settled.DONE
+_ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, Settled.DONE, Settled.UNVERIFIED
 _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
 
 
 class _Frame:
     """The wire bytes of one caller's calls, cut where request id and packed arguments go."""
 
-    __slots__ = ("flags", "reserve", "service", "settle", "who")
+    __slots__ = ("arguments_at", "flags", "reserve", "service", "settle", "who")
 
     def __init__(self, caller: Caller, user: str, service: Service) -> None:
         request = HoldRequest(caller, _NO_ID, user, service, 0, 0)
@@ -58,10 +58,15 @@ class _Frame:
         filled = b"$0\r\n\r\n$0\r\n\r\n" + last
         assert end.endswith(filled)
         self.settle = head, middle, end[: -len(filled)], last
+        # Where the arguments begin in the whole command: what the log keeps of it.
+        self.arguments_at = len(head) + len(_NO_ID) + len(middle)
 
 
 class Counters:
-    """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb."""
+    """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb.
+
+    `log` keeps what was settled, acknowledged or not.
+    """
 
     def __init__(
         self,
@@ -70,8 +75,11 @@ class Counters:
         hold_ttl_ms: int,
         clock: Callable[[], float],
         took: Mapping[str, Callable[[float], None]],
+        *,
+        log: SettlementLog,
     ) -> None:
         self._wire = wire
+        self._log = log
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
@@ -113,8 +121,10 @@ class Counters:
         return decision
 
     async def settle(self, settlement: Settlement) -> Settled:
-        """Replace the hold by what was used; answered only when it happened, once, whatever was lost.
+        """Replace the hold by what was used; answered only when that is certain to happen, once.
 
+        SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
+        CountersUnavailable where it is kept nowhere, or for a release, whose hold ends by itself.
         The credits of a One-Time service are set to what was charged: nothing, but for the first.
         """
         service = settlement.service
@@ -122,22 +132,23 @@ class Counters:
         if frame is None or frame.service is not service:
             frame = self._frame(settlement.caller, settlement.user, service)
         command = self._settle_command(frame, settlement)
-        for attempt in range(SETTLE_TRIES_MAX):
-            started = self._clock()
-            try:
-                answer = await self._wire.send(command)
-            except CountersUnavailable:
-                if attempt + 1 == SETTLE_TRIES_MAX:
-                    raise
-                continue
+        settled, started = _UNVERIFIED, self._clock()
+        try:
+            answer = cast("bytes", await self._wire.send(command))
+            settled = _SETTLED[answer[:8]]
             self._settle_took(self._clock() - started)
-            settled = _SETTLED[cast("bytes", answer)[:8]]
-            if settled is not Settled.UNVERIFIED:
-                if service.one_time:  # what it costs is known only there
-                    settlement.credits = packing.charged_of(cast("bytes", answer)) if settled is _DONE else 0
-                return settled
-            command = self._settle_command(frame, settlement)
-        raise CountersUnavailable
+        except CountersUnavailable:
+            answer = b""
+        if settled is not _UNVERIFIED:
+            if settlement.charge:
+                self._log.note(command[frame.arguments_at :], answer)
+            if service.one_time:  # what it costs is known only there
+                settlement.credits = packing.charged_of(answer) if settled is _DONE else 0
+            return settled
+        if not settlement.charge:
+            raise CountersUnavailable
+        await self._log.spool(command[frame.arguments_at :])
+        return Settled.SPOOLED
 
     @property
     def live(self) -> int:

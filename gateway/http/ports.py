@@ -35,7 +35,7 @@ class Counters(Protocol):
         """Take a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
-        """Replace a hold by the actual use. Fails with `CountersUnavailable`."""
+        """Replace a hold by the actual use; SPOOLED is as certain. Fails with `CountersUnavailable`."""
 
     def watch(self, observed: Observed) -> None:
         """Keep a long call's hold alive until `unwatch`."""

@@ -1,18 +1,26 @@
 -- settlement: what settle charges and appends. Needs state, event, admit, spend.
-local CHARGE, RELEASE, RECLAIM, POST = 1, 2, 3, 4
+local CHARGE, RELEASE, RECLAIM, POST, RECOVER = 1, 2, 3, 4, 5
 
 -- the packed argument: what is charged, and what only the script itself asks for
 local function settlement_of(argv)
   local run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
     struct.unpack('<c40BdddddddBdc36', argv[1])
-  local one_time = has(flags, 2)
+  local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
   return {
     mode = mode, tokens = tokens, credits = credits, units = units, service = service, key = key,
-    request = request, user = argv[2], attribution = argv[3], metadata = argv[4], tiers = argv[5] or '',
-    one_time = one_time, counts = has(flags, 4), uses = has(flags, 16), pays = has(flags, 32),
+    request = request, user = argv[2], attribution = argv[3], metadata = argv[4],
+    tiers = uses and argv[5] or '', acknowledged = recovers and argv[#argv] or '',
+    arguments = (uses and 5 or 4) + (recovers and 1 or 0),
+    one_time = one_time, counts = has(flags, 4), uses = uses, pays = has(flags, 32),
     -- a call that went silent before anything was seen of it costs nothing
     free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0),
   }, run_id, has(flags, 1), tombstone
+end
+
+-- leaves a call to the keeper, who knows the ledger
+local function late(lane, argv, s, charged)
+  return redis.call('XADD', lane, '*', 'a', argv[1], 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s.tiers,
+    'charged', string.format('%.0f', charged), 'acknowledged', s.acknowledged)
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
@@ -28,7 +36,7 @@ local function leave(a, o, s, slots)
   return not s.free
 end
 
--- moves the accounts a call touches; answers its one outbox entry and the credits it cost
+-- moves the accounts a call touches; answers its one outbox entry and the facts in it
 local function charge(s, t, o, a, now, epoch, activates)
   local f = {kind = CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key, service = s.service,
     source = s.request, user = s.user, attribution = s.attribution, metadata = s.metadata,
@@ -47,8 +55,8 @@ local function charge(s, t, o, a, now, epoch, activates)
   if s.counts then
     t[USED] = t[USED] + s.tokens
     if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
-    return movement(t, now, epoch, CONSUME, -s.tokens, f), f.credits or 0
+    return movement(t, now, epoch, CONSUME, -s.tokens, f), f
   end
   f.at = math.max(now, o[CREDIT_AT])
-  return event(t, o[ORG], f), f.credits or 0
+  return event(t, o[ORG], f), f
 end

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from gateway.counters.quota import Counters
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from gateway.http import ports
-from tests.builders import World, driven, new_id
+from tests.builders import World, driven, new_id, settlement_log
 from tests.http.fakes import CALLER, SERVICES, FakeCounters, FakeDirectory
 
 DIGEST = "d" * 64
@@ -56,7 +57,7 @@ def fake() -> Stand:
         directory.known = False
 
     def take_away() -> None:
-        directory.down, counters.decision, counters.settled = True, None, None
+        directory.down, counters.decision, counters.settled = True, None, Settled.SPOOLED
 
     return Stand(
         directory, counters, CALLER, CHAT, forget, take_away,
@@ -64,7 +65,7 @@ def fake() -> Stand:
     )  # fmt: skip
 
 
-async def real(url: str) -> Stand:
+async def real(url: str, folder: Path) -> Stand:
     world = World(url)
     world.plan(90)
     world.define_key(Limits(requests_per_minute=60))
@@ -79,6 +80,7 @@ async def real(url: str) -> Stand:
     counters = Counters(
         wire, directory, 30_000, time.monotonic,
         {verb: lambda _: None for verb in ("reserve", "settle", "extend")},
+        log=settlement_log(folder),
     )  # fmt: skip
 
     async def take_away() -> None:
@@ -91,8 +93,8 @@ async def real(url: str) -> Stand:
 
 
 @pytest.fixture(params=["fake", "real"])
-async def stand(request: pytest.FixtureRequest, valkey: str) -> AsyncIterator[Stand]:
-    made = fake() if request.param == "fake" else await real(valkey)
+async def stand(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> AsyncIterator[Stand]:
+    made = fake() if request.param == "fake" else await real(valkey, tmp_path)
     yield made
     gone = made.take_away()
     if asyncio.iscoroutine(gone):
@@ -170,8 +172,9 @@ async def test_away_is_said_and_never_guessed(stand: Stand) -> None:
     await away(stand)
     with pytest.raises(CountersUnavailable):
         await driven(stand.counters.reserve(hold(stand)))
+    assert await driven(stand.counters.settle(used(request, 5))) is Settled.SPOOLED
     with pytest.raises(CountersUnavailable):
-        await driven(stand.counters.settle(used(request, 5)))
+        await driven(stand.counters.settle(used(request, 5, charge=False)))
 
 
 async def test_watching_asks_nothing_of_the_call(stand: Stand) -> None:

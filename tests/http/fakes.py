@@ -137,7 +137,8 @@ class FakeCounters:
     """Admits everything and records it, until a test says otherwise.
 
     `decision` is what `reserve` answers, `settled` what `settle` does; `None` there fails with
-    `CountersUnavailable`. While `silent`, settlements get no answer.
+    `CountersUnavailable`, as does releasing what can only be
+    spooled. While `silent`, settlements get no answer.
     """
 
     def __init__(self) -> None:
@@ -177,7 +178,7 @@ class FakeCounters:
         wait: Wait[Settled] = Wait()
         if self.silent:
             self.waiting.append(wait)
-        elif self.settled is None:
+        elif self.settled is None or (self.settled is Settled.SPOOLED and not settlement.charge):
             wait.fail(CountersUnavailable())
         else:
             asyncio.get_running_loop().call_soon(wait.set, self.settled)

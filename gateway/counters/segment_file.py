@@ -1,0 +1,117 @@
+"""One open file of the settlement log: locked while its worker lives, so that others leave it alone.
+
+Whoever gets the lock of a file that lies there owns what it holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.core.model import PARTITIONS
+from gateway.counters.segment import HEADER, Contents, Record, read, record_at
+
+SUFFIX = ".settlements"
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A file of the log. `waiting` maps spooled records without an answer to their bytes.
+
+    `newest` is when it was last written to (the worker's monotonic clock), `adopted` says that
+    another worker began it, `named` that its name is on the disk, `recovered` up to which epoch
+    of each partition its records were sent again.
+    """
+
+    path: Path
+    descriptor: int
+    size: int
+    newest: float
+    adopted: bool = False
+    named: bool = False
+    waiting: dict[int, int] = field(default_factory=dict)
+    recovered: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
+
+    def write(self, at: int, data: bytes) -> None:
+        """Write all of `data`; from a thread that may block."""
+        while data:
+            written = os.pwrite(self.descriptor, data, at)
+            at, data = at + written, data[written:]
+
+    def sync(self) -> None:
+        """Have the disk keep what was written; from a thread that may block."""
+        _sync(self.descriptor)
+        if not self.named:
+            _sync_directory(self.path.parent)
+            self.named = True
+
+    def content(self) -> bytes:
+        """All bytes of the file; from a thread that may block."""
+        return os.pread(self.descriptor, self.size, 0)
+
+    def record(self, offset: int) -> Record:
+        """One record that waits."""
+        return record_at(offset, os.pread(self.descriptor, self.waiting[offset], offset))
+
+    def remove(self) -> None:
+        """Delete the file and let go of it."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+    def leave(self) -> None:
+        """Let go of the file for whoever comes next."""
+        os.close(self.descriptor)
+
+
+def create(directory: Path, now: float) -> Segment:
+    """A new file, locked before anybody can see it under its name."""
+    name = f"{os.getpid()}-{uuid.uuid4().hex}"
+    hidden = directory / f".{name}.new"
+    descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(descriptor, HEADER)
+        path = directory / f"{name}{SUFFIX}"
+        hidden.rename(path)
+    except OSError:
+        os.close(descriptor)
+        hidden.unlink(missing_ok=True)
+        raise
+    return Segment(path, descriptor, len(HEADER), now)
+
+
+def adopt(path: Path, now: float) -> tuple[Segment, Contents] | None:
+    """A file whose worker is gone, and what it holds; None where one has it. May block.
+
+    What is not understood is left alone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        there = os.fstat(descriptor)
+        if there.st_nlink == 0:  # another was faster and is done with it
+            os.close(descriptor)
+            return None
+        contents = read(os.pread(descriptor, there.st_size, 0))
+    except OSError:
+        os.close(descriptor)
+        return None
+    segment = Segment(
+        path, descriptor, there.st_size, now, adopted=True, named=True, waiting=contents.waiting
+    )
+    return segment, contents
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
