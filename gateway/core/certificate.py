@@ -24,7 +24,7 @@ class UnreadableCertificate(TollkeeperError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files of a TLS connection, by path: empty is the system's authorities, and no certificate of ours."""
+    """PEM files of a TLS connection, by path. Empty: the system's authorities, and no certificate of ours."""
 
     authority: str = ""
     certificate: str = ""

@@ -1,0 +1,189 @@
+"""The rules for Prometheus, tried by promtool: each alert fires when it should, and not when all is well."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.programs import program, run
+from tests.test_documents import anchors
+from tests.tree import ROOT
+
+MONITORING = ROOT / "deploy" / "monitoring"
+RUNBOOK = ROOT / "deploy" / "README.md"
+KEEPER, GATEWAY = 'job="tollkeeper-keeper"', 'job="tollkeeper-gateway"'
+DAY = 86_400
+
+WELL = {
+    f"up{{{GATEWAY},instance='a'}}": "1x100",
+    f"up{{{GATEWAY},instance='b'}}": "1x100",
+    f"up{{{KEEPER},instance='k1'}}": "1x100",
+    f"up{{{KEEPER},instance='k2'}}": "0x100",  # the spare may be away
+    "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
+    "tollkeeper_outbox_entries": "12 0 5 0 3x96",
+    "tollkeeper_flush_seconds_count": "0+9x100",
+    "tollkeeper_lost_events_total": "3x100",  # an old loss is no new one
+    "tollkeeper_drift_tokens": "0x100",
+    "tollkeeper_drift_credits": "0x100",
+    "tollkeeper_quarantined_accounts": "0x100",
+    "tollkeeper_dead_letters": "0x100",
+    "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
+    "tollkeeper_settlements_failed_total": "5x100",
+    "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
+    "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
+    "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
+    "tollkeeper_requests_total{status='502',reason=''}": "0+60x100",
+    "tollkeeper_upstream_failures_total": "0+60x100",
+    "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
+    "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
+    "tollkeeper_connections_refused_total{instance='a'}": "9x100",
+    "tollkeeper_reclaimed_holds_total": "0+1x100",
+    "tollkeeper_redis_memory_used_bytes": "500x100",
+    "tollkeeper_redis_memory_max_bytes": "1000x100",
+    "tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{90 * DAY}x100",
+    "tollkeeper_credential_expiry_timestamp_seconds{kind='api_key'}": f"{30 * DAY}x100",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is different from `WELL` (None: not there), and after how many minutes the alert stands."""
+
+    minutes: int
+    series: dict[str, str | None]
+    alerts: int = 1
+
+
+FAULTS = {
+    "GatewayDown": Fault(4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99"}),
+    "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='k1'}}": "1 0x99"}),
+    "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
+    "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
+    "EventsLost": Fault(10, {"tollkeeper_lost_events_total": "3x5 4x95"}),
+    "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
+    "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
+    "DeadLetters": Fault(5, {"tollkeeper_dead_letters": "0 1x99"}),
+    "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
+    "CountersUnavailable": Fault(
+        8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
+    ),
+    "SettlementsFailed": Fault(5, {"tollkeeper_settlements_failed_total": "5 5 9x98"}),
+    "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
+    "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
+    "UpstreamFailing": Fault(15, {"tollkeeper_upstream_failures_total": "0+600x100"}),
+    "OverheadHigh": Fault(
+        20,
+        {
+            "tollkeeper_overhead_seconds_bucket{le='0.1'}": "0+6100x100",
+            "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6200x100",
+        },
+    ),
+    "ConnectionsRefused": Fault(5, {"tollkeeper_connections_refused_total{instance='a'}": "9 9 10x98"}),
+    "HoldsReclaimed": Fault(40, {"tollkeeper_reclaimed_holds_total": "0+60x100"}),
+    "RedisMemoryHigh": Fault(8, {"tollkeeper_redis_memory_used_bytes": "850x100"}),
+    "RedisMemoryFull": Fault(4, {"tollkeeper_redis_memory_used_bytes": "990x100"}),
+    "CertificateExpiring": Fault(
+        20, {"tollkeeper_certificate_expiry_timestamp_seconds{peer='chat'}": f"{13 * DAY}x100"}
+    ),
+    "CertificateEnds": Fault(
+        2, {"tollkeeper_certificate_expiry_timestamp_seconds{peer='redis'}": f"{1 * DAY}x100"}
+    ),
+    "CredentialExpiring": Fault(
+        2, {"tollkeeper_credential_expiry_timestamp_seconds{kind='admin_token'}": f"{6 * DAY}x100"}
+    ),
+}
+
+
+@cache
+def alerts() -> dict[str, dict[str, Any]]:
+    """Every alert by its name without prefix."""
+    document = yaml.safe_load((MONITORING / "rules" / "alerts.yml").read_text())
+    return {
+        rule["alert"].removeprefix("Tollkeeper"): rule
+        for group in document["groups"]
+        for rule in group["rules"]
+    }
+
+
+def tried(folder: Path, *cases: tuple[str, dict[str, str], int, int]) -> str:
+    """Let promtool try alerts (name, series, minutes, how many fire)."""
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="Tollkeeper{name}",alertstate="firing"}})',
+                    "eval_time": f"{minutes}m",
+                    "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
+                }
+            ],
+        }
+        for name, series, minutes, firing in cases
+    ]
+    rules = [str(path) for path in sorted((MONITORING / "rules").glob("*.yml"))]
+    file = folder / "tests.yml"
+    file.write_text(json.dumps({"rule_files": rules, "evaluation_interval": "1m", "tests": tests}))
+    return run(program("promtool", "prometheus"), "test", "rules", str(file))
+
+
+def test_rules_and_configuration_are_valid() -> None:
+    promtool = program("promtool", "prometheus")
+    rules = [str(path) for path in (MONITORING / "rules").glob("*.yml")]
+    assert "SUCCESS" in run(promtool, "check", "rules", "--lint-fatal", *rules)
+    assert "SUCCESS" in run(promtool, "check", "config", str(MONITORING / "prometheus.yml"))
+
+
+def test_every_alert_is_tried() -> None:
+    assert alerts().keys() == FAULTS.keys()
+
+
+def test_each_alert_fires_on_its_fault(tmp_path: Path) -> None:
+    cases = []
+    for name, fault in FAULTS.items():
+        series = WELL | fault.series
+        there = {each: values for each, values in series.items() if values is not None}
+        cases.append((name, there, fault.minutes, fault.alerts))
+    tried(tmp_path, *cases)
+
+
+def test_no_alert_fires_while_all_is_well(tmp_path: Path) -> None:
+    tried(tmp_path, *((name, WELL, minutes, 0) for name in FAULTS for minutes in (3, 30, 90)))
+
+
+def test_no_alert_but_a_missing_keeper_fires_where_nothing_is_scraped(tmp_path: Path) -> None:
+    tried(tmp_path, *((name, {"unrelated": "1x100"}, 60, int(name == "KeeperDown")) for name in FAULTS))
+
+
+def test_no_limit_of_memory_is_no_alert(tmp_path: Path) -> None:
+    endless = WELL | {"tollkeeper_redis_memory_max_bytes": "0x100"}
+    tried(tmp_path, *((name, endless, 30, 0) for name in ("RedisMemoryHigh", "RedisMemoryFull")))
+
+
+def test_promtool_would_tell_of_an_alert_that_does_not_fire(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="FAILED"):
+        tried(tmp_path, ("DeadLetters", WELL, 30, 1))
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_each_alert_says_what_to_do(name: str) -> None:
+    alert = alerts()[name]
+    place, _, heading = alert["annotations"]["runbook_url"].partition("#")
+    assert ROOT / place == RUNBOOK
+    assert heading == f"tollkeeper{name}".lower()
+    assert heading in anchors(RUNBOOK.read_text())
+    assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+    assert alert["annotations"]["summary"]
+    assert alert["annotations"]["description"]
+
+
+def test_the_runbook_has_no_heading_for_an_alert_that_is_gone() -> None:
+    headings = re.findall(r"^#+ Tollkeeper(\w+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(alerts())
