@@ -204,6 +204,7 @@ class Keeper:
     def _verified(self, done: list[Verified]) -> None:
         rebuilt, repushed = sum(each.rebuilt for each in done), sum(each.repushed for each in done)
         facts = {"partitions": len(done), "accounts_rebuilt": rebuilt, "control_writes_repushed": repushed}
+        facts["holds_let_go"] = sum(each.let_go for each in done)
         self._log("counters verified", **facts, level="warning" if rebuilt or repushed else "info")
 
     def _went_back(self, accounts: list[str]) -> None:

@@ -17,6 +17,7 @@ from gateway.core.definitions import (
     UserDefinition,
 )
 from persistence import definitions
+from persistence.rows import is_uuid
 
 _APPLIED = text(
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
@@ -25,6 +26,10 @@ _AGAIN = text(
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
 )
 _EPOCHS = text("SELECT partition, epoch FROM partition_state WHERE partition = ANY(:partitions)")
+_SETTLED = text("""
+SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
+ UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
+ UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 _NOTE = text("""
 INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
@@ -83,6 +88,15 @@ class Truths:
             for row in await connection.execute(_EPOCHS, listed):
                 known.epochs[row.partition] = row.epoch
         return known
+
+    async def settled(self, request_ids: Sequence[str]) -> list[str]:
+        """Which of these requests have a row."""
+        ids = [one for one in request_ids if is_uuid(one)]
+        if not ids:
+            return []
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_SETTLED, {"ids": ids})
+            return [row.request for row in rows]
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""

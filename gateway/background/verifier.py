@@ -1,10 +1,12 @@
 """Vouches for the counters: after a Redis restart nothing is served until this has looked.
 
 A partition is served under the run id the keeper verified it under. Under another run id, each
-account's seq is compared with PostgreSQL; what is missing or behind is rebuilt under the next
-epoch; control writes that vanished wait again; then the marker is set. The marker is compared
-before each write, so of several keepers one does it. Definitions and identities are written anew
-behind the markers, and only then is it said that whatever is not there does not exist.
+account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; holds of calls
+that are in the ledger already are let go; control writes that vanished wait again; then the
+marker is set, under the next epoch, by which gateways see that something may have been forgotten.
+The marker is compared before each write, so of several keepers one does it. Definitions and
+identities are written anew behind the markers, and only then is it said that whatever is not
+there does not exist.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Verified:
     epoch: int
     rebuilt: int
     repushed: int
+    let_go: int = 0
 
 
 class Source(Protocol):
@@ -49,6 +52,9 @@ class Source(Protocol):
 
     async def truth(self, partitions: Sequence[int]) -> Truth:
         """What is known of these partitions."""
+
+    async def settled(self, request_ids: Sequence[str]) -> list[str]:
+        """Which of these requests have a row."""
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""
@@ -79,7 +85,13 @@ class Target(Protocol):
         organizations: Sequence[OrganizationAccount],
         tenants: Sequence[TenantAccount],
     ) -> bool:
-        """Write these accounts as PostgreSQL has them; False where the marker moved on."""
+        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
+
+    async def held(self, partition: int) -> list[str]:
+        """The request ids of all holds of a partition."""
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Control writes among these that the counters do not remember."""
@@ -160,12 +172,18 @@ class Verifier:
         rebuilt = len(old_organizations) + len(old_tenants)
         if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
             return None
+        next_epoch = max(epoch, truth.epochs.get(partition, 0)) + 1
+        # A Redis that was rolled back holds again what was settled since: charged once is enough.
+        ghosts = await self._source.settled(await self._target.held(partition))
+        if ghosts:
+            moved = await self._target.let_go(partition, marker, next_epoch, ghosts)
+            if moved is None:
+                return None
+            marker = moved
         lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
         if lost:
             await self._source.push_again(lost)
-        known = max(epoch, truth.epochs.get(partition, 0))
-        next_epoch = known + 1 if rebuilt or epoch == 0 or epoch < known else epoch
         if not await self._target.mark(partition, marker, next_epoch, truth.version):
             return None
         await self._source.note(self._target.run_id, partition, next_epoch)
-        return Verified(partition, next_epoch, rebuilt, len(lost))
+        return Verified(partition, next_epoch, rebuilt, len(lost), len(ghosts))

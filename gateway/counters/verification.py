@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gateway.core.definitions import OrganizationAccount, ServiceUse, TenantAccount
-from gateway.core.model import PARTITIONS
+from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters import keys, packing, states
 from gateway.counters.control import Control
+from gateway.counters.settlement_record import service_of
 
 READ_BATCH_MAX = 500
 
@@ -56,10 +59,15 @@ class Verification(Control):
         organizations: Sequence[OrganizationAccount],
         tenants: Sequence[TenantAccount],
     ) -> bool:
-        """Write these accounts as PostgreSQL has them; False where the marker moved on."""
+        """Write these accounts as PostgreSQL has them, with what the holds that are there hold of them.
+
+        False where the marker moved on.
+        """
+        holds = [hold for hold, _, _ in (await self._holds(partition, await self.held(partition))).values()]
         for organization in organizations:
             id_ = organization.definition.organization_id
-            parts = {keys.organization_state(partition, id_): states.pack(organization_state(organization))}
+            state = _with_holds_of_organization(organization_state(organization), holds)
+            parts = {keys.organization_state(partition, id_): states.pack(state)}
             for use in organization.uses:
                 packed = states.pack(activation_state(use))
                 parts[keys.activation(partition, id_, use.service_id)] = packed
@@ -68,9 +76,45 @@ class Verification(Control):
                     return False
         for tenant in tenants:
             name = keys.tenant_state(partition, tenant.definition.tenant_id)
-            if not await self.rebuild(partition, name, states.pack(tenant_state(tenant)), marker):
+            packed = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
+            if not await self.rebuild(partition, name, packed, marker):
                 return False
         return True
+
+    async def held(self, partition: int) -> list[str]:
+        """The request ids of all holds of a partition."""
+        names = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
+        return [name.decode() for name in names if isinstance(name, bytes)] if isinstance(names, list) else []
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge, under a marker only this keeper knows; answers that marker.
+
+        None where the marker moved on.
+        """
+        run_id = b"let-go:%b" % uuid.uuid4().hex.encode()
+        marker = packing.marker(run_id.ljust(len(self.run_id), b"."), epoch, packing.read_marker(before)[2])
+        if not await self.rebuild(partition, keys.marker(partition), marker, before):
+            return None
+        for request_id, (hold, user, tiers) in (await self._holds(partition, ids)).items():
+            caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
+            service = service_of(hold.service_id, hold.flags, tiers)
+            release = Settlement(caller, request_id, user, service, charge=False)
+            call = packing.settle(marker[: len(self.run_id)], 0, release, packing.MODE_RELEASE)
+            await self.run("settle", call)
+        return marker
+
+    async def _holds(
+        self, partition: int, ids: Sequence[str]
+    ) -> dict[str, tuple[states.HoldState, str, bytes]]:
+        """Holds by request id: what is held, the caller's own user, the tiers."""
+        found: dict[str, tuple[states.HoldState, str, bytes]] = {}
+        for start in range(0, len(ids), READ_BATCH_MAX):
+            batch = ids[start : start + READ_BATCH_MAX]
+            raw = await self.states([keys.hold(partition, one) for one in batch])
+            found |= {
+                one: states.unpack_hold(packed) for one, packed in zip(batch, raw, strict=True) if packed
+            }
+        return found
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Control writes among these that the counters do not remember."""
@@ -91,7 +135,7 @@ class Verification(Control):
 
 
 def tenant_state(account: TenantAccount) -> states.TenantState:
-    """A tenant's whole state from its account; nothing held, buckets full."""
+    """A tenant's whole state from its account; nothing held, full buckets."""
     definition, terms = account.definition, account.definition.terms
     started = account.seq > 0
     total = -1 if account.total is None else account.total
@@ -125,6 +169,24 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         plan_total=-1 if terms.total is None else terms.total,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
+    )
+
+
+def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.HoldState]) -> states.TenantState:
+    mine = [hold for hold in holds if hold.tenant_id == state.tenant_id]
+    return replace(state, inflight=len(mine), held=sum(hold.tokens for hold in mine))
+
+
+def _with_holds_of_organization(
+    state: states.OrganizationState, holds: Sequence[states.HoldState]
+) -> states.OrganizationState:
+    mine = [hold for hold in holds if hold.organization_id == state.organization_id]
+    paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
+    return replace(
+        state,
+        inflight=len(mine),
+        credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
+        spend_held=sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES),
     )
 
 

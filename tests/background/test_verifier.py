@@ -6,18 +6,19 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 
 from gateway.background.verifier import Verified, Verifier
-from gateway.core.model import PARTITIONS, Verdict
+from gateway.core.model import PARTITIONS, Service, Settled, Verdict
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing
 from gateway.counters.directory import Directory
 from gateway.counters.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.background.house import House, house_at
-from tests.builders import World, driven
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World, driven
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
@@ -109,7 +110,7 @@ async def test_after_a_restart_nothing_is_served_until_it_was_compared(
             await driven(directory.identify("unknown"))
         assert not ready(house)
         done = await house.verify()
-        assert all(one.rebuilt == 0 and one.epoch == 1 for one in done)
+        assert all(one.rebuilt == 0 and one.epoch == 2 for one in done)
         assert (world.tenant, world.organization, world.key) == before
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
         with pytest.raises(InvalidApiKey):
@@ -183,7 +184,7 @@ async def test_what_remains_is_never_fresh_after_a_loss(
 
 
 async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str) -> None:
-    """Another run id with older states: only what is behind is rebuilt, only there the epoch moves."""
+    """Another run id with older states: only what is behind is rebuilt."""
     async with house_at(valkey, migrated) as house:
         world, other = await house.settle_in(1000), await house.settle_in(1000)
         assert world.p != other.p
@@ -197,8 +198,86 @@ async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str
         house.verifier._vouched = b""
         done = {one.partition: one for one in await house.verify()}
         assert (done[world.p].rebuilt, done[world.p].epoch) == (1, 2)
-        assert (done[other.p].rebuilt, done[other.p].epoch) == (0, 1)
+        assert (done[other.p].rebuilt, done[other.p].epoch) == (0, 2)
         assert (world.tenant.remaining, world.tenant.seq) == (600, 2)
+
+
+@dataclass(slots=True)
+class Rollback:
+    """A server's keys as they were, to be put back under another run id."""
+
+    house: House
+    kept: dict[bytes, bytes]
+
+    @classmethod
+    def of(cls, house: House) -> Rollback:
+        with house.client() as client:
+            names = [name for name in client.keys("tk:{*") if not name.endswith((b"}:m", b"}:x"))]
+            return cls(house, {name: client.dump(name) for name in names})
+
+    async def verified(self) -> dict[int, Verified]:
+        """Forget everything since, and have that verified."""
+        with self.house.client() as client:
+            for name in client.keys("tk:{*"):
+                client.delete(name)
+            for name, packed in self.kept.items():
+                client.restore(name, 0, packed)
+            for partition in range(PARTITIONS):
+                client.set(keys.marker(partition), packing.marker(b"o" * 40, 1, 1))
+        self.house.verifier._vouched = b""
+        return {one.partition: one for one in await self.house.verify()}
+
+
+@pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
+async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger_has_their_call(
+    valkey: str, migrated: str, service: Service
+) -> None:
+    """Nobody settles them a second time, and no reclaim charges them."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(1000)
+        await house.write("tenants", "change", world.caller.tenant_id, limits={"concurrency": 9})
+        await house.push()
+        world.grant("credits", 500)
+        settled = world.reserve(need=10, service=service, user="ann", credits_=50)
+        alive = world.reserve(need=20, user="ann")
+        before = Rollback.of(house)
+        settled.settle(tokens=7, credits=50, units=2)
+        await house.flush()
+        seqs = world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq
+        done = await before.verified()
+        assert (done[world.p].let_go, done[world.p].epoch) == (1, 2)
+        assert settled.hold is None
+        assert (world.slots("ann"), world.tenant.held) == ([1, 1, 1, 1], 20)
+        assert (world.organization.credits_held, world.organization.spend_held) == (0, 0)
+        assert seqs == (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
+        assert settled.settle(tokens=7, credits=50, units=2) is Settled.UNKNOWN
+        assert await house.poster.drain() == 1
+        assert (world.late(), world.events()) == ([], [])
+        assert alive.settle(tokens=5) is Settled.DONE
+        assert (world.slots("ann"), world.tenant.held) == ([0, 0, 0, 0], 0)
+
+
+async def test_a_keeper_that_died_while_it_let_holds_go_leaves_them_to_the_next(
+    valkey: str, migrated: str
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(1000)
+        call = world.reserve(need=10)
+        before = Rollback.of(house)
+        call.settle(tokens=7)
+        await house.flush()
+        mark, house.verification.mark = house.verification.mark, nobody  # type: ignore[method-assign]  # dies here
+        with pytest.raises(CountersUnavailable):
+            await before.verified()
+        house.verification.mark = mark  # type: ignore[method-assign]  # the next one does not
+        assert (call.hold, world.reserve(need=1).verdict) == (None, Verdict.UNVERIFIED)
+        done = {one.partition: one for one in await house.verify()}
+        assert (done[world.p].let_go, world.tenant.remaining) == (0, 993)
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def nobody(*_: object) -> bool:
+    return False
 
 
 async def test_control_writes_that_vanished_are_pushed_again(own_valkey: START, migrated: str) -> None:
