@@ -9,6 +9,7 @@ from sqlalchemy import case, exists, func, select
 
 from gateway.core.administration import Row
 from gateway.errors import Unprocessable
+from persistence.app_users import acting
 from persistence.subject import Change, Subject, add, equals, fetch, require
 from persistence.tables import app_user, control_write, credit_addition, organization
 
@@ -24,7 +25,7 @@ def create(change: Change) -> Row:
     )
     given = {name: value for name, value in values.items() if value is not None}
     defaults = {
-        "added_by_id": change.command.actor.user_id,
+        "added_by_id": acting(change.command.actor),
         "category": "paid" if amount > 0 else "correction",
         "timestamp": change.now,
     }

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import ScalarSelect, select, update
 
-from gateway.core.administration import Row
+from gateway.core.administration import Actor, Row
 from gateway.errors import Conflict
 from persistence import crud
 from persistence.subject import Change, Subject, add, equals, fetch, require
 from persistence.tables import admin_token, app_user, organization, tenant
+
+BUILT_IN = "built-in"
+
+
+def acting(actor: Actor) -> int | ScalarSelect[int] | None:
+    """The user an administrator acts as: his token's, or the built-in one of the settings' tokens."""
+    if actor.token_id is not None or actor.user_id is not None:
+        return actor.user_id
+    return (
+        select(app_user.c.id)
+        .where(app_user.c.organization_id.is_(None), app_user.c.external_id == BUILT_IN)
+        .scalar_subquery()
+    )
 
 
 def define(change: Change, row: Row) -> None:

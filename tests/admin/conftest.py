@@ -205,7 +205,7 @@ LEDGERS_AND_LISTS = (
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
 )  # fmt: skip
 # What every migrated database holds from the start.
-SEEDED = ("business_model", "service")
+SEEDED = ("business_model", "service", "app_user")
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,14 @@ async def test_who_added_them_is_the_caller(api: Api) -> None:
     assert (await ada.make("credit-additions", organization_id=owner, credits_added=1))[
         "added_by_id"
     ] == staff["id"]
-    assert (await api.make("credit-additions", organization_id=owner, credits_added=1))["added_by_id"] is None
+    by_settings = await api.make("credit-additions", organization_id=owner, credits_added=1)
+    built_in = (await api.get(f"users/{by_settings['added_by_id']}")).json
+    assert (built_in["external_id"], built_in["organization_id"]) == ("built-in", None)
+    nobodys = await api.make("admin-tokens", name="robot", role="admin")
+    by_robot = await api.acting_as(nobodys["token"]).make(
+        "credit-additions", organization_id=owner, credits_added=1
+    )
+    assert by_robot["added_by_id"] is None
 
 
 async def test_the_same_key_gives_credits_once(api: Api) -> None:

@@ -1,5 +1,8 @@
 -- What is always there.
 
+-- Whom the tokens of the settings act as.
+INSERT INTO app_user (external_id, name) VALUES ('built-in', 'Built-in staff');
+
 INSERT INTO business_model (name, display_name, description, meter) VALUES
     ('Consumption', 'Consumption', 'Organization credits pay for each use.', 'consumption'),
     ('Subscription', 'Subscription', 'The subscription plan includes the service; tokens count against the tenant''s plan.', 'subscription'),
