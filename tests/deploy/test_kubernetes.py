@@ -1,0 +1,243 @@
+"""The manifests: every overlay builds, is valid, and its parts fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.monitoring import to_kubernetes
+from gateway import settings
+from tests.deploy.manifests import (
+    KUBERNETES,
+    OVERLAYS,
+    Resource,
+    built,
+    containers,
+    everything,
+    one,
+    pod,
+    pods,
+    seconds_of_pre_stop,
+)
+
+# Native sidecars came with 1.29; the newest is whatever the schemas know.
+VERSIONS = ("1.29", kubernetes_validate.latest_version())
+OPERATOR = "monitoring.coreos.com/v1"
+CHILD_S = 5.0  # serve gives its workers so long beyond the grace
+PODS = dict(pods())
+
+
+def selected(labels: Resource) -> list[Resource]:
+    """The Deployments whose pods have these labels."""
+    return [
+        each for each in everything()
+        if each["kind"] == "Deployment"
+        and labels.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+    ]  # fmt: skip
+
+
+def ports(resource: Resource) -> set[str]:
+    """Names of the ports a Deployment's pods have."""
+    return {port["name"] for each in containers(pod(resource)) for port in each.get("ports", ())}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_overlay_builds_objects_kubernetes_accepts(overlay: str) -> None:
+    assert built(overlay)
+    for resource in built(overlay):
+        if resource["apiVersion"] == OPERATOR:
+            continue
+        for version in VERSIONS:
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_the_validator_would_tell_of_an_unknown_field() -> None:
+    wrong = dict(one("gateway", "Service"))
+    wrong["spec"] = wrong["spec"] | {"prots": []}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_every_container_is_restricted(name: str) -> None:
+    """What the pod security standard `restricted` asks for, and a root file system nobody writes to."""
+    spec = PODS[name]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] >= 10_000
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(spec):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys()
+    for volume in spec.get("volumes", ()):
+        assert volume.keys() <= {"name", "configMap", "emptyDir"}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_what_a_pod_refers_to_is_there(name: str) -> None:
+    spec = PODS[name]
+    secrets = list(yaml.safe_load_all((KUBERNETES / "secret.example.yaml").read_text()))
+    keys = {each["metadata"]["name"]: each["stringData"].keys() for each in secrets}
+    maps = {each["metadata"]["name"]: each["data"] for each in everything() if each["kind"] == "ConfigMap"}
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    for volume in volumes.values():
+        assert "configMap" not in volume or volume["configMap"]["name"] in maps
+    for container in containers(spec):
+        for source in container.get("envFrom", ()):
+            if "configMapRef" in source:
+                assert source["configMapRef"]["name"] in maps
+            else:
+                assert source["secretRef"]["name"] in keys
+        for variable in container.get("env", ()):
+            reference = variable["valueFrom"]["secretKeyRef"]
+            assert reference["key"] in keys[reference["name"]]
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes.keys()
+        names = {port["name"] for port in container.get("ports", ())}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            asked = container.get(probe, {})
+            assert not asked or (asked.get("httpGet") or asked["tcpSocket"])["port"] in names
+
+
+def test_every_variable_is_a_setting() -> None:
+    for name, spec in PODS.items():
+        for container in containers(spec):
+            for variable in container.get("env", ()):
+                assert variable["name"].removeprefix("TOLLKEEPER_").lower() in settings.NAMES, name
+    for name in one("base", "ConfigMap")["data"]:
+        assert name.removeprefix("TOLLKEEPER_").lower() in settings.NAMES
+
+
+@pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*/config.yaml")), ids=lambda path: path.parent.name)
+def test_each_configuration_is_valid(path: Path) -> None:
+    read = settings.load({}, path)
+    assert read.routes
+
+
+@pytest.mark.parametrize("overlay", ["gateway", "sidecar"])
+def test_a_gateway_has_the_time_it_needs_to_end(overlay: str) -> None:
+    spec = pod(one(overlay, "Deployment"))
+    grace_s = float(one("base", "ConfigMap")["data"]["TOLLKEEPER_SHUTDOWN_GRACE_S"])
+    gateway = next(each for each in containers(spec) if each["args"][0] == "serve")
+    assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(gateway) + grace_s + CHILD_S
+
+
+def test_traffic_enters_through_the_sidecar_alone() -> None:
+    spec = pod(one("sidecar", "Deployment"))
+    (sidecar,), (service,) = spec["initContainers"], spec["containers"]
+    assert sidecar["restartPolicy"] == "Always"
+    assert {probe for probe in sidecar if probe.endswith("Probe")} == {
+        "startupProbe", "readinessProbe", "livenessProbe",
+    }  # fmt: skip
+    (port,) = one("sidecar", "Service")["spec"]["ports"]
+    assert port["targetPort"] in {each["name"] for each in sidecar["ports"]}
+    assert "ports" not in service
+    assert service["args"][service["args"].index("--host") + 1] == "127.0.0.1"
+    table = settings.load({}, KUBERNETES / "sidecar" / "config.yaml").table
+    address = f"http://127.0.0.1:{service['args'][service['args'].index('--port') + 1]}"
+    used = {route.upstream for route in table.routes}
+    assert {target.base_url for target in table.upstreams if target.name in used} == {address}
+    # The gateway ends before the service is asked to.
+    assert sidecar["lifecycle"]["preStop"]["exec"]["command"][-1].endswith("kill -TERM 1")
+    assert seconds_of_pre_stop(service) > seconds_of_pre_stop(sidecar)
+
+
+def selectors() -> Iterator[tuple[str, Resource, Resource]]:
+    """What goes by labels: its name, itself, and the labels."""
+    for each in everything():
+        spec: Any = each.get("spec", {})
+        name = f"{each['kind']} {each['metadata']['name']}"
+        if each["kind"] == "Service":
+            yield name, each, spec["selector"]
+        elif each["kind"] in {"PodDisruptionBudget", "PodMonitor", "ServiceMonitor"}:
+            yield name, each, spec["selector"]["matchLabels"]
+        elif each["kind"] == "NetworkPolicy":
+            yield name, each, spec["podSelector"]["matchLabels"]
+
+
+def test_labels_lead_to_pods_and_names_to_their_ports() -> None:
+    kinds = set()
+    for name, each, labels in selectors():
+        kinds.add(each["kind"])
+        found = selected(labels)
+        assert len(found) == 1 or each["kind"] == "PodMonitor", name
+        spec = each["spec"]
+        wanted = {port["targetPort"] for port in spec.get("ports", ())}
+        wanted |= {one["port"] for one in spec.get("podMetricsEndpoints", ())}
+        wanted |= {port["port"] for rule in spec.get("ingress", ()) for port in rule["ports"]}
+        assert all(wanted <= ports(deployment) for deployment in found), name
+        if each["kind"] == "ServiceMonitor":
+            (service,) = (
+                one
+                for one in built("keeper")
+                if one["kind"] == "Service" and labels.items() <= one["metadata"]["labels"].items()
+            )
+            names = {one["name"] for one in service["spec"]["ports"]}
+            assert {one["port"] for one in spec["endpoints"]} <= names
+    assert kinds == {"Service", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "NetworkPolicy"}
+
+
+def test_monitors_name_the_jobs_the_rules_go_by() -> None:
+    jobs = {
+        relabeling["replacement"]
+        for each in built("monitoring")
+        for end in [*each["spec"].get("endpoints", ()), *each["spec"].get("podMetricsEndpoints", ())]
+        for relabeling in end["relabelings"]
+        if relabeling["targetLabel"] == "job"
+    }
+    assert jobs == {"tollkeeper-gateway", "tollkeeper-keeper"}
+
+
+def test_the_autoscaler_scales_the_gateways_and_keeps_three() -> None:
+    autoscaler = one("gateway", "HorizontalPodAutoscaler")["spec"]
+    deployment = one("gateway", "Deployment")
+    assert autoscaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    assert autoscaler["minReplicas"] >= 3
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert pod(deployment)["topologySpreadConstraints"]
+    assert one("keeper", "Deployment")["spec"]["replicas"] == 2
+
+
+def test_only_keepers_and_the_migration_know_the_database() -> None:
+    for name, spec in PODS.items():
+        known = {variable["name"] for each in containers(spec) for variable in each.get("env", ())}
+        serving = "serve" in {each["args"][0] for each in containers(spec)}
+        assert ("TOLLKEEPER_DATABASE_URL" in known) is not serving, name
+        assert not (serving and "TOLLKEEPER_ADMIN_TOKEN" in known), name
+
+
+def test_the_operators_rules_are_those_of_prometheus() -> None:
+    written = (KUBERNETES / "monitoring" / "rules.yaml").read_text()
+    assert written == to_kubernetes.rules(), "run python deploy/monitoring/to_kubernetes.py"
+    groups = one("monitoring", "PrometheusRule")["spec"]["groups"]
+    folder = KUBERNETES.parent / "monitoring" / "rules"
+    files = [yaml.safe_load((folder / name).read_text()) for name in ("recording.yml", "alerts.yml")]
+    assert groups == [group for file in files for group in file["groups"]]
+
+
+def test_production_is_everything_under_one_image_and_namespace() -> None:
+    names = {(each["kind"], each["metadata"]["name"]) for each in built("production")}
+    parts = {
+        (each["kind"], each["metadata"]["name"])
+        for overlay in ("base", "gateway", "keeper", "migrate", "monitoring")
+        for each in built(overlay)
+    }
+    assert parts <= names
+    for each in built("production"):
+        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == "tollkeeper"
+    images = {
+        container["image"]
+        for name, spec in PODS.items() if name.startswith("production/")
+        for container in containers(spec)
+    }  # fmt: skip
+    assert len(images) == 1
+    assert not images.pop().endswith((":latest", "tollkeeper"))
