@@ -11,7 +11,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -246,12 +245,11 @@ def _command(*words: str) -> tuple[str, ...]:
 
 
 async def _dependencies(settings: Settings, port: int) -> dict[str, bool]:
-    """What a lone gateway needs, and whether it is there."""
-    redis = urlsplit(settings.redis_url)
-    place = redis.path if redis.scheme == "unix" else (redis.hostname or "127.0.0.1")
+    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves."""
+    cut_off = tallies.collect(settings.metrics_dir).get("counters_breaker_open", settings.workers)
     return {
         "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
-        "redis": await ports.answers(place, redis.port or 6379, 1.0),
+        "redis": cut_off < settings.workers,
     }
 
 
