@@ -63,7 +63,11 @@ async def driven(awaitable: Awaitable[T]) -> T:
 
 
 def settlement_log(
-    folder: Path, *, keep_s: float = 60.0, bytes_max: int = 1 << 20, say: Callable[..., None] = print
+    folder: Path,
+    *,
+    keep_s: float = 60.0,
+    bytes_max: int = 1 << 20,
+    say: Callable[..., None] = lambda *_, **__: None,
 ) -> SettlementLog:
     """A worker's log in a folder; `await log.close()` ends it in order."""
     files = LogFiles(folder, keep_s=keep_s, bytes_max=bytes_max, clock=time.monotonic, say=say)

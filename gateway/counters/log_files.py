@@ -80,8 +80,9 @@ class LogFiles:
         return current
 
     def rotate(self) -> None:
-        """Have the next record begin a new file."""
-        self._current = None
+        """Have the next record begin a new file, if there is any in this one."""
+        if self._current is not None and self._current.size > HEADER_BYTES:
+            self._current = None
 
     def expire(self) -> None:
         """Drop what is older than it has to be kept: the counters are known to have it."""

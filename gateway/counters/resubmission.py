@@ -179,9 +179,9 @@ class Resubmitter:
 
 
 def _forgotten(record: Record, segment: Segment, epochs: list[int]) -> bool:
-    """Whether the partition is under a later epoch, and this record was not sent again since."""
-    partition, epoch = partition_of(record.arguments), _epoch(record.answer)
-    return max(epoch, segment.recovered[partition]) < epochs[partition]
+    """Whether the partition is under a later epoch, and this record was not noted anew since."""
+    partition = partition_of(record.arguments)
+    return segment.recovered[partition] <= _epoch(record.answer) < epochs[partition]
 
 
 def _epoch(answer: bytes) -> int:

@@ -1,117 +1,275 @@
-"""What Redis did not acknowledge, or forgets, is settled once when it is back."""
+"""What Redis did not acknowledge, or may have forgotten, is sent again: whole, once, and within bounds."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gateway.core.model import HoldRequest, Service, Settled, Settlement
+from gateway.core.model import PARTITIONS, Service, Settled
+from gateway.core.wait import in_task
 from gateway.counters import keys, packing
-from gateway.counters.directory import Directory
-from gateway.counters.quota import Counters
-from gateway.counters.resubmission import Resubmitter
-from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.wire import Wire
+from gateway.counters import resubmission as module
+from gateway.counters.resubmission import BATCH_MAX
 from gateway.errors import CountersUnavailable
-from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, driven, new_id, settlement_log
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import Connect, eventually
+from tests.counters.conftest import eventually
+from tests.worker import Worker, worker_at
+
+SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 
 
-@dataclass(slots=True)
-class Worker:
-    """A worker's counters with their log, and who empties it."""
-
-    world: World
-    wire: Wire
-    log: SettlementLog
-    counters: Counters
-    resubmitter: Resubmitter
-
-    async def settle(self, request: HoldRequest, tokens: int, **used: Any) -> Settled:
-        settlement = Settlement(
-            request.caller,
-            request.request_id,
-            request.user,
-            request.service,
-            charge=True,
-            tokens=tokens,
-            **used,
-        )
-        settled: Settled = await driven(self.counters.settle(settlement))
-        return settled
-
-    async def look(self) -> None:
-        """One look at everything, adoption included."""
-        self.resubmitter._adopted_at = 0.0
-        await self.resubmitter.look()
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_S", 0.0)
 
 
-Hire = Callable[..., Any]
+def unverify(world: World) -> None:
+    world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
 
 
-@pytest.fixture
-async def hire(connect: Connect, tmp_path: Path) -> AsyncIterator[Hire]:
-    logs: list[SettlementLog] = []
-
-    async def hired(world: World, folder: Path = tmp_path / "settlements") -> Worker:
-        wire = await connect(world.url)
-        log = settlement_log(folder)
-        logs.append(log)
-        took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
-        counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
-        return Worker(world, wire, log, counters, Resubmitter(wire, log, time.monotonic, print))
-
-    yield hired
-    for log in logs:
-        await log.close()
+def verify(world: World, epoch: int = 1) -> None:
+    """Every partition, as the keeper does."""
+    for partition in range(PARTITIONS):
+        world.client.set(keys.marker(partition), packing.marker(world.run_id, epoch, 1))
 
 
-def abandon(log: SettlementLog) -> None:
-    """What a worker that is killed leaves: its files, unlocked."""
-    for segment in log.files.segments:
-        segment.leave()
-    log.files.segments.clear()
+def charged(world: World) -> list[tuple[str, int]]:
+    return [(event.source, event.amount) for event in world.events() if event.service_id]
 
 
-def hold(world: World, service: Service = CHAT, user: str = "", credits_: int = 0) -> HoldRequest:
-    return world.reserve(need=10, service=service, user=user, credits_=credits_).request
+# --- spooled ----------------------------------------------------------------------------
 
 
-def used(world: World) -> list[tuple[str, int]]:
-    return [(event.source, event.amount) for event in world.events() if event.source]
-
-
-@pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
 @pytest.mark.parametrize("user", ["", "ünï¢ode\r\n$5"])
 async def test_what_was_spooled_is_settled_with_all_it_carried(
-    world: World, hire: Hire, service: Service, user: str
+    world: World, tmp_path: Path, service: Service, user: str
 ) -> None:
-    worker = await hire(world)
     world.plan(100)
     world.grant("credits", 100)
-    request = hold(world, service, user, 5)
-    world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
-    metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
-    carried = {"credits": 5, "units": 2, "metadata": metadata, "attribution": attribution}
-    assert await worker.settle(request, 7, **carried) is Settled.SPOOLED
-    assert (worker.log.waiting, world.slots(user)[2]) == (1, 1)
-    with pytest.raises(CountersUnavailable):
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, user=user, credits_=5)
+        unverify(world)
+        metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
+        used = {"credits": 5, "units": 2, "metadata": metadata, "attribution": attribution}
+        assert await worker.settle(call, 7, **used) is Settled.SPOOLED
+        assert (worker.log.waiting, world.slots(user)[2]) == (1, 1)
+        with pytest.raises(CountersUnavailable):
+            await worker.look()
+        world.mark()
         await worker.look()
-    world.mark()
-    await worker.look()
-    assert (worker.log.waiting, worker.resubmitter.resubmitted) == (0, 1)
-    event = world.events()[-1]
-    assert (event.source, event.user, event.metadata, event.attribution) == (
-        request.request_id, user, metadata, attribution,
-    )  # fmt: skip
-    assert world.slots(user) == [0, 0, 0, 0]
-    before = world.events()
-    await worker.look()
-    assert world.events() == before
+        assert (worker.log.waiting, worker.resubmitter.resubmitted) == (0, 1)
+        event = world.events()[-1]
+        assert (event.source, event.user, event.metadata, event.attribution) == (
+            call.id, user, metadata, attribution,
+        )  # fmt: skip
+        assert (world.slots(user), world.late()) == ([0, 0, 0, 0], [])
+        before = world.events()
+        await worker.look()
+        assert world.events() == before
+
+
+async def test_what_a_killed_worker_spooled_is_settled_by_the_next(world: World, tmp_path: Path) -> None:
+    world.plan(1000)
+    async with worker_at(world.url, tmp_path) as worker:
+        calls = [world.reserve(need=5) for _ in range(BATCH_MAX + 3)]
+        unverify(world)
+        await asyncio.gather(*(worker.settle(call, 7) for call in calls))
+        worker.die()
+    verify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert sorted(charged(world)) == sorted((call.id, 7) for call in calls)
+        assert (world.tenant.held, world.late()) == (0, [])
+        await worker.log.written()
+        await worker.look()
+        assert len(worker.log.files.segments) == 1
+
+
+async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_through_the_late_lane(
+    world: World, tmp_path: Path
+) -> None:
+    world.plan(1000)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=5)
+        unverify(world)
+        await worker.settle(call, 7)
+        world.mark()
+        (segment,) = worker.log.files.segments
+        (offset,) = segment.waiting
+        assert packing.code_of(await _settled_again(worker, offset)) == Settled.DONE
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert (charged(world), len(world.late()), worker.log.waiting) == ([(call.id, 7)], 1, 0)
+
+
+async def _settled_again(worker: Worker, offset: int) -> bytes:
+    (segment,) = worker.log.files.segments
+    answer = await in_task(worker.resubmitter._send(segment.record(offset), packing.MODE_CHARGE))
+    assert isinstance(answer, bytes)
+    return answer
+
+
+async def test_a_redis_that_refuses_one_partition_keeps_nobody_else_waiting(
+    world: World, tmp_path: Path
+) -> None:
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    assert other.p != world.p
+    async with worker_at(world.url, tmp_path) as worker:
+        for one in (world, other):
+            one.plan(100)
+        calls = [one.reserve(need=5) for one in (world, other)]
+        unverify(world)
+        unverify(other)
+        for call in calls:
+            await worker.settle(call, 7)
+        world.mark()
+        other.mark()
+        world.client.delete(keys.outbox(world.p))
+        world.client.set(keys.outbox(world.p), "no stream")
+        await worker.look()
+        assert (charged(other), worker.log.waiting) == ([(calls[1].id, 7)], 1)
+        world.client.delete(keys.outbox(world.p))
+        await worker.look()
+        assert (charged(world), worker.log.waiting) == ([(calls[0].id, 7)], 0)
+
+
+async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
+    own_valkey: Callable[..., ValkeyServer], tmp_path: Path
+) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path, call_s=0.1) as worker:
+        call = world.reserve(need=5)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        assert await worker.settle(call, 7) is Settled.SPOOLED
+        with pytest.raises(CountersUnavailable):
+            await worker.look()
+        server.process.send_signal(signal.SIGCONT)
+        await eventually(lambda: worker.wire.available)
+        await worker.look()
+        assert (charged(world), world.tenant.held, worker.log.waiting) == ([(call.id, 7)], 0, 0)
+
+
+async def test_it_runs_by_itself(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        running = asyncio.create_task(worker.resubmitter.run())
+        call = world.reserve(need=5)
+        unverify(world)
+        await worker.settle(call, 7)
+        await asyncio.sleep(0.05)
+        assert worker.log.waiting == 1
+        world.mark()
+        await eventually(lambda: not worker.log.waiting)
+        assert charged(world) == [(call.id, 7)]
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+# --- acknowledged -----------------------------------------------------------------------
+
+
+async def acknowledged(entry: dict[bytes, bytes]) -> tuple[int, ...]:
+    return tuple(map(int, module._ACKNOWLEDGED.unpack(entry[b"acknowledged"])))
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
+async def test_what_was_acknowledged_before_is_told_to_the_keeper_when_the_epoch_moves(
+    world: World, tmp_path: Path, service: Service
+) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, credits_=5)
+        assert await worker.settle(call, 7, credits=5, units=2) is Settled.DONE
+        seqs = (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
+        await worker.log.written()
+        await worker.look()
+        assert world.late() == []
+        world.mark(epoch=2)
+        await worker.look()
+        (entry,) = world.late()
+        moved = (service.counts_tokens, service.meter == "consumption", service.meter == "pay_per_use")
+        expected = tuple(seq if moves else 0 for seq, moves in zip(seqs, moved, strict=True))
+        assert await acknowledged(entry) == (1, *expected)
+        assert worker.resubmitter.recovered == 1
+        for _ in range(3):  # told once an epoch
+            await worker.log.written()
+            await worker.look()
+        assert len(world.late()) == 1
+        world.mark(epoch=3)
+        await worker.look()
+        assert [await acknowledged(one) for one in world.late()] == [(1, *expected), (2, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
+async def test_a_hold_that_came_back_is_charged_at_once(
+    world: World, tmp_path: Path, service: Service
+) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, user="ann", credits_=50)
+        kept = {name: world.client.dump(name) for name in world.client.keys("tk:{*")}
+        assert await worker.settle(call, 7, credits=50, units=2) is Settled.DONE
+        before = (world.tenant, world.organization, world.client.xlen(keys.outbox(world.p)))
+        for name, packed in kept.items():
+            world.client.restore(name, 0, packed, replace=True)
+        world.mark(epoch=2)
+        await worker.log.written()
+        await worker.look()
+        assert (world.tenant.used, world.organization.balance, world.organization.spent) == (
+            before[0].used, before[1].balance, before[1].spent,
+        )  # fmt: skip
+        assert world.client.xlen(keys.outbox(world.p)) == before[2]
+        assert (world.slots("ann"), call.hold, len(world.late())) == ([0, 0, 0, 0], None, 1)
+
+
+async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoch_moved(
+    world: World, tmp_path: Path
+) -> None:
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    async with worker_at(world.url, tmp_path) as worker:
+        count = BATCH_MAX * 2 + 5
+        for one in (world, other):
+            one.plan(1000)
+            for _ in range(count):
+                await worker.settle(one.reserve(need=1), 1)
+        world.mark(epoch=2)
+        await worker.look()
+        assert (len(world.late()), len(other.late())) == (count, 0)
+        assert worker.resubmitter.recovered == count
+
+
+async def test_the_memory_of_a_killed_worker_is_sent_only_where_it_may_be_forgotten(
+    world: World, tmp_path: Path
+) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert world.late() == []
+        await worker.log.written()
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        assert len(worker.log.files.segments) == 1
+        worker.die()
+    verify(world, epoch=2)
+    async with worker_at(world.url, tmp_path):
+        assert len(world.late()) == 1

@@ -1,0 +1,69 @@
+"""A gateway worker's counters with their settlement log, without its sockets: settles, dies, comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.core.model import HoldRequest, Settled, Settlement
+from gateway.counters.address import parse_url
+from gateway.counters.directory import Directory
+from gateway.counters.quota import Counters
+from gateway.counters.resubmission import Resubmitter
+from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable
+from tests.builders import TTL_MS, Call, driven, settlement_log
+
+
+@dataclass(slots=True)
+class Worker:
+    """The parts, and words for what it does."""
+
+    wire: Wire
+    log: SettlementLog
+    counters: Counters
+    resubmitter: Resubmitter
+
+    async def settle(self, call: Call | HoldRequest, tokens: int, **used: Any) -> Settled:
+        """Charge a call as the data plane does."""
+        request = call.request if isinstance(call, Call) else call
+        settlement = Settlement(
+            request.caller, request.request_id, request.user, request.service, True, tokens, **used
+        )
+        settled: Settled = await driven(self.counters.settle(settlement))
+        return settled
+
+    async def look(self) -> None:
+        """One look at everything, adoption included."""
+        self.resubmitter._adopted_at = 0.0
+        await self.resubmitter.look()
+
+    def die(self) -> None:
+        """Leave what a killed worker leaves: its files, unlocked; what was not written is gone."""
+        for segment in self.log.files.segments:
+            segment.leave()
+        self.log.files.segments.clear()
+        self.log._notes.clear()
+
+
+@asynccontextmanager
+async def worker_at(url: str, folder: Path, *, call_s: float = 1.0) -> AsyncIterator[Worker]:
+    """A worker whose wire is open."""
+    wire = Wire(parse_url(url), time.monotonic, call_s=call_s)
+    await wire.open()
+    log = settlement_log(folder)
+    took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
+    counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
+    worker = Worker(wire, log, counters, Resubmitter(wire, log, time.monotonic, lambda *_, **__: None))
+    with suppress(CountersUnavailable):
+        await worker.look()
+    try:
+        yield worker
+    finally:
+        await log.close()
+        await wire.close()
