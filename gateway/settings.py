@@ -194,7 +194,7 @@ def from_json(data: bytes) -> Settings:
 
 def without_password(url: str) -> str:
     """A URL fit for a log line."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(?<=[?&]password=)[^&#]*", "***", re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", url))
 
 
 def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable:
@@ -203,7 +203,7 @@ def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable
 
 _TYPES = get_type_hints(Settings, include_extras=True)
 _URL_SCHEMES = {
-    "redis_url": {"redis", "rediss", "unix"},
+    "redis_url": {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "unix"},
     "database_url": {"postgresql", "postgres", "postgresql+psycopg"},
 }
 

@@ -235,3 +235,5 @@ def test_passwords_are_cut_out_of_urls() -> None:
     assert without_password("redis://:secret@host:1/0") == "redis://:***@host:1/0"
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert without_password("redis://host:1/0") == "redis://host:1/0"
+    by_query = "redis+sentinel://me:one@a:1,b:2/main?username=u&password=two"
+    assert without_password(by_query) == "redis+sentinel://me:***@a:1,b:2/main?username=u&password=***"

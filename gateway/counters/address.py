@@ -3,40 +3,79 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from gateway.core.certificate import TlsFiles
 from gateway.errors import SettingError
 
+SENTINEL_PORT = 26379
+SENTINELS_MAX = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where Redis is and who we are there; parsed from `redis[s]://user:password@host:port/db` or `unix://…`."""
+    """Where Redis is and who we are there; `parse_url` says how it is written.
+
+    With `sentinels` the host is theirs to name: that of the primary called `primary_name`.
+    """
 
     host: str
     port: int
     path: str = ""
     database: int = 0
     username: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = None
+    sentinels: tuple[tuple[str, int], ...] = ()
+    primary_name: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
 
 
 def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008  # it cannot change
-    """The address a URL names; SettingError where it names none, or a file cannot be used."""
+    """The address a URL names; SettingError where it names none, or a file cannot be used.
+
+    `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`, or
+    `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), where
+    the query may hold the sentinels' own `username` and `password`.
+    """
     parts = urlsplit(url)
+    if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
+        return _by_sentinels(parts, _context(files) if parts.scheme.startswith("rediss") else None)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if parts.scheme == "unix":
         query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
         return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise SettingError("REDIS_URL must be redis://, rediss:// or unix:// and name a host")
+        raise SettingError(
+            "REDIS_URL must be redis://, rediss://, redis+sentinel:// or unix:// and name a host"
+        )
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
         raise SettingError("REDIS_URL must end in a database number or nothing")
     tls = _context(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or 6379, "", int(database), user, password, tls)
+
+
+def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    name, _, database = parts.path.strip("/").partition("/")
+    try:
+        places = [urlsplit(f"//{place}") for place in hosts.split(",")]
+        sentinels = tuple((place.hostname or "", place.port or SENTINEL_PORT) for place in places)
+    except ValueError:
+        sentinels = ()
+    if not sentinels or not all(host for host, _ in sentinels) or len(sentinels) > SENTINELS_MAX:
+        raise SettingError(f"REDIS_URL must name 1 to {SENTINELS_MAX} sentinels as host:port,host:port")
+    if not name or not (database or "0").isdigit():
+        raise SettingError("REDIS_URL must end in the primary's name, and a database number or nothing")
+    theirs = dict(parse_qsl(parts.query))
+    return Address(
+        "", 0, "", int(database or "0"), unquote(username), unquote(password), tls,
+        sentinels, unquote(name), theirs.get("username", ""), theirs.get("password", ""),
+    )  # fmt: skip
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -21,6 +21,7 @@ from gateway.core.certificate import end_of
 from gateway.core.wait import Wait, in_task
 from gateway.counters.address import Address, why_not
 from gateway.counters.scripts import library
+from gateway.counters.sentinel import primary
 from gateway.errors import CountersUnavailable, StartError
 
 CALL_S = 1.0
@@ -246,12 +247,10 @@ class Wire(asyncio.Protocol):
             if address.path:
                 await self._loop.create_unix_connection(lambda: self, address.path)
             else:
+                host, port = await primary(address) if address.sentinels else (address.host, address.port)
+                name = host if address.tls else None
                 await self._loop.create_connection(
-                    lambda: self,
-                    address.host,
-                    address.port,
-                    ssl=address.tls,
-                    server_hostname=address.host if address.tls else None,
+                    lambda: self, host, port, ssl=address.tls, server_hostname=name
                 )
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
@@ -274,6 +273,10 @@ class Wire(asyncio.Protocol):
             await self._ask(b"AUTH", *user, address.password.encode())
         if address.database:
             await self._ask(b"SELECT", b"%d" % address.database)
+        if address.sentinels:
+            role = await self._ask(b"ROLE")
+            if not isinstance(role, list) or role[0] != b"master":
+                raise CountersUnavailable("the sentinels name a primary that is none (yet)")
         info = await self._ask(b"INFO", b"server")
         if not isinstance(info, bytes) or b"run_id:" not in info:
             raise CountersUnavailable("Redis does not tell its run_id")

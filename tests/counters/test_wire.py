@@ -322,6 +322,28 @@ def test_addresses(url: str, host: str, port: int, database: int) -> None:
     assert (address.tls is not None) is url.startswith("rediss")
 
 
+def test_sentinels_are_an_address() -> None:
+    address = parse_url("redis+sentinel://me:p%40w@one:7000,[::1]/main/4?username=u&password=s%26t")
+    assert (address.sentinels, address.primary_name) == ((("one", 7000), ("::1", 26379)), "main")
+    assert (address.username, address.password, address.database) == ("me", "p@w", 4)
+    assert (address.sentinel_username, address.sentinel_password) == ("u", "s&t")
+    assert "p@w" not in repr(address)
+    assert "s&t" not in repr(address)
+    assert parse_url("rediss+sentinel://one/main").tls is not None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://one", "redis+sentinel:///main", "redis+sentinel://one:x/main",
+        "redis+sentinel://one/main/x", "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
+    ],
+)  # fmt: skip
+def test_sentinels_that_name_nothing_are_refused(url: str) -> None:
+    with pytest.raises(SettingError, match="REDIS_URL"):
+        parse_url(url)
+
+
 @pytest.mark.parametrize("url", ["", "http://one", "redis://", "one:6379", "redis://one/first", "redis:///0"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="REDIS_URL"):
