@@ -1,6 +1,6 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
-.PHONY: run test check compile run-compiled bench lock clean
+.PHONY: run test check compile run-compiled bench docs lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -26,6 +26,11 @@ bench: ## The long measurements, printed as tables
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python -m tests.bench.run $(ARGS)
 	@exec .venv/bin/python -m tests.bench.streams
+
+docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
+	@.ci/environment requirements-dev.lock
+	@.venv/bin/python deploy/reference.py
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs --quiet $(or $(ARGS),build)
 
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones. Needs uv
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \

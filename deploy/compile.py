@@ -23,7 +23,8 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/http": (
         "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports",
-        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "traced", "upstream", "worker",
+        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "traced", "upstream",
+        "worker",
     ),
     "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse", "trace"),
     "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),

@@ -78,7 +78,7 @@ def _operation(path: str, method: str, operation: Json, described: Json) -> str:
     if not rows:
         return head
     cells = "".join(
-        f"<tr><th>{escape(name)}{'*' if required else ''}</th><td><code>{escape(_type(schema))}</code></td>"
+        f"<tr><th>{escape(name)}{'*' if required else ''}</th><td><code>{escape(type_of(schema))}</code></td>"
         f"<td>{escape(description)}</td></tr>"
         for name, schema, description, required in rows
     )
@@ -97,15 +97,15 @@ def _body_rows(operation: Json, described: Json) -> list[tuple[str, Json, str, b
     ]
 
 
-def _type(schema: Json) -> str:
+def type_of(schema: Json) -> str:
     """Say a schema in a few words."""
     if "anyOf" in schema:
-        return " or ".join(_type(choice) for choice in schema["anyOf"])
+        return " or ".join(type_of(choice) for choice in schema["anyOf"])
     if "$ref" in schema:
         return str(schema["$ref"].rpartition("/")[2]).removesuffix("In").lower()
     if "enum" in schema:
         return " | ".join(str(choice) for choice in schema["enum"])
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
+        return f"list of {type_of(schema.get('items', {}))}"
     kind = schema.get("type", "any")
     return str(schema.get("format") or (" or ".join(kind) if isinstance(kind, list) else kind))

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Write the reference pages that come from the code: `python deploy/reference.py`, or `make docs`.
+
+Commands from the command line itself, refusals from the tree of errors, endpoints from the OpenAPI
+document. The pages are kept, so that they can be read in a checkout; a test says when they are stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import typer  # noqa: E402  # found once the checkout is on the path
+
+from gateway import cli, cli_admin, errors  # noqa: E402
+from gateway.admin.api import MORE  # noqa: E402
+from gateway.admin.api import ROOT as API  # noqa: E402
+from gateway.admin.openapi import document  # noqa: E402
+from gateway.admin.pages import type_of  # noqa: E402
+from gateway.admin.resources import RESOURCES  # noqa: E402
+
+REFERENCE = ROOT / "docs" / "reference"
+MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it anew. -->"
+
+COMMANDS = """# Commands
+
+`tollkeeper COMMAND --help` says the same. The administration commands, those that read or change what is
+in the database, speak to the Admin API; [settings](../settings.md#the-administration-commands) says how
+they find it. All that print a table have `--json` for programs.
+"""
+REFUSALS = """# Refusals
+
+## Of the gateway
+
+A refused request never reached its upstream and cost nothing. The reason stands in `x-tollkeeper-reason`,
+is the label `reason` of `tollkeeper_requests_total`, and is the same for every API; the body has the
+API's own shape.
+"""
+ADMIN_REFUSALS = """Bytes that are not acceptable HTTP are `invalid_request` with the nearer status where
+HTTP has one: 408, 414, 417, 431, 501 or 505. What broke off an answer that had begun is in the metric
+alone: `answer_cut`, `client_gone`.
+
+## Of the Admin API
+
+As problem+json (RFC 9457); its `type` ends in the reason.
+"""
+ENDPOINTS = """# Admin API, every endpoint
+
+Under the admin port, with `Authorization: Bearer <admin token>`. The running program serves the same as a
+page at `/admin/docs` and for programs at `{api}/openapi.json`. [Admin API](../api.md) has the
+conventions.
+"""
+
+
+def main() -> int:
+    """Write what differs; the exit status."""
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            sys.stdout.write(f"written: {path.relative_to(ROOT)}\n")
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    made = {"commands.md": commands(), "refusals.md": refusals(), "endpoints.md": endpoints()}
+    return {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
+
+
+# --- commands ---------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    """Every command with its arguments and options, as the program itself knows them."""
+    program = typer.Typer(add_completion=False)
+    cli_admin.mount(program)
+    groups = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
+    lines = [
+        *COMMANDS.splitlines(),
+        "",
+    ]
+    for name, command in groups.items():
+        lines += [f"## tollkeeper {name}", "", _sentence(command.help), ""]
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            lines += _parameters(command)
+            continue
+        for word, each in inner.items():
+            lines += [f"### tollkeeper {name} {word}", "", _sentence(each.help), "", *_parameters(each)]
+    return lines
+
+
+def _parameters(command: Any) -> list[str]:
+    rows = [
+        _parameter(each) for each in command.params if each.name != "help" and not getattr(each, "hidden", 0)
+    ]
+    if not rows:
+        return []
+    return ["| Argument or option | | What it is |", "|---|---|---|", *rows, ""]
+
+
+def _parameter(each: Any) -> str:
+    if each.param_type_name == "argument":
+        names = f"`{each.metavar or each.name.upper()}`"
+    else:
+        names = ", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts))
+    says = []
+    if each.required:
+        says.append("required")
+    elif each.default not in (None, True, False, ()) and not callable(each.default):
+        shown = getattr(each.default, "value", each.default)
+        says.append(f"default `{shown}`")
+    if getattr(each, "multiple", False):
+        says.append("may be repeated")
+    kind = get_args(each.type_descriptor.annotation) or (each.type_descriptor.annotation,)
+    help_text = _cell(each.help or "")
+    if isinstance(kind[0], type) and issubclass(kind[0], Enum):
+        help_text = f"{help_text} {', '.join(f'`{choice.value}`' for choice in kind[0])}".strip()
+    return f"| {names} | {', '.join(says)} | {help_text} |"
+
+
+# --- refusals ---------------------------------------------------------------------------
+
+# A reason that is not here stops the making of the page: whoever adds one says what helps against it.
+REMEDIES = {
+    "invalid_request": "Correct the field the message names; "
+    "[how requests are read](../metering.md#what-a-request-must-be).",
+    "invalid_api_key": "Send a key of `tollkeeper key create`; "
+    "`tollkeeper key list` shows what is revoked and expired.",
+    "insufficient_credits": "`tollkeeper credits add`, or a higher `credit_limit` of the organization.",
+    "spend_cap_reached": "Raise the organization's `spend_cap`, or wait for the next month (UTC).",
+    "model_not_allowed": "Use a model of the key's list, or make a key with another list.",
+    "service_not_included": "`tollkeeper subscription change` to a plan with this service, "
+    "or give the tenant a token plan.",
+    "tenant_blocked": "`tollkeeper tenant unblock`.",
+    "unknown_route": "Correct the path, or add a route to the "
+    "[configuration](../settings.md#upstreams-and-routes).",
+    "method_not_allowed": "Use a method that `Allow` names.",
+    "request_too_large": "Send less, or raise `TOLLKEEPER_BODY_BYTES_MAX`.",
+    "concurrency_limited": "Send fewer at once, or raise `concurrency` of the scope the message names.",
+    "quota_exceeded": "Wait for `Retry-After`, `tollkeeper tenant recharge`, or another plan.",
+    "quota_held": "Try again in a second; calls in flight give back what they do not use.",
+    "rate_limited": "Wait for `Retry-After`, or raise the limit of the scope the message names.",
+    "upstream_unreachable": "Look at the upstream; `tollkeeper doctor` says whether it answers.",
+    "upstream_timeout": "Look at the upstream, or raise the "
+    "[deadline](../settings.md#deadlines-of-the-data-plane) that passed.",
+    "counters_unavailable": "Look at Redis and the keeper: "
+    "[after a restart of Redis](../howto/recover.md#redis-has-restarted).",
+    "overloaded": "Add workers or gateways, or raise the "
+    "[maximum](../settings.md#maxima-of-the-data-plane) in question.",
+}
+
+
+def refusals() -> list[str]:
+    """Every reason a request or a command can be refused for."""
+    return [
+        *REFUSALS.splitlines(),
+        "",
+        "| Status | Reason | What it says | What to do |",
+        "|---|---|---|---|",
+        *_reasons(errors.Refusal, REMEDIES),
+        "",
+        *ADMIN_REFUSALS.splitlines(),
+        "| Status | Reason | What it says |",
+        "|---|---|---|",
+        *_reasons(errors.AdminRefusal, {}),
+    ]
+
+
+def _reasons(root: type[errors.TollkeeperError], remedies: dict[str, str]) -> Iterator[str]:
+    kinds = {kind for kind in _below(root) if kind.__module__ == errors.__name__ and "reason" in vars(kind)}
+    for kind in sorted(kinds, key=lambda kind: (kind.status, kind.reason)):
+        remedy = f" {remedies[kind.reason]} |" if remedies else ""
+        yield f"| {kind.status} | `{kind.reason}` | {_cell(_sentence(kind.__doc__))} |{remedy}"
+
+
+def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.TollkeeperError]]:
+    yield root
+    for kind in root.__subclasses__():
+        yield from _below(kind)
+
+
+# --- endpoints --------------------------------------------------------------------------
+
+
+def endpoints() -> list[str]:
+    """Every endpoint of the Admin API with what it takes, from the document it serves itself."""
+    described = document(RESOURCES, version="", more=MORE)
+    lines = [
+        *ENDPOINTS.format(api=API).splitlines(),
+        "",
+    ]
+    for tag in described["tags"]:
+        lines += [f"## {tag['name']}", "", _cell(tag["description"]), "", "| Endpoint | |", "|---|---|"]
+        operations = list(_operations(described, tag["name"]))
+        lines += [f"| `{method} {path}` | {_cell(each['summary'])} |" for method, path, each in operations]
+        lines.append("")
+        for method, path, each in operations:
+            lines += _fields(method, path, each, described)
+    return lines
+
+
+def _operations(described: Any, tag: str) -> Iterator[tuple[str, str, Any]]:
+    for path, methods in described["paths"].items():
+        for method, each in methods.items():
+            if method != "parameters" and tag in each["tags"]:
+                yield method.upper(), path, each
+
+
+def _fields(method: str, path: str, operation: Any, described: Any) -> list[str]:
+    rows = [
+        f"| `{each['name']}` | {_cell(type_of(each['schema']))} | {_cell(each.get('description', ''))} |"
+        for each in operation.get("parameters", ())
+        if each["in"] == "query" and each["name"] not in {"limit", "cursor"}
+    ]
+    if "requestBody" in operation:
+        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        model = described["components"]["schemas"][reference.rpartition("/")[2]]
+        needed = model.get("required", ())
+        rows += [
+            f"| `{name}`{' (required)' if name in needed else ''} | {_cell(type_of(schema))} |"
+            f" {_cell(schema.get('description', ''))} |"
+            for name, schema in model.get("properties", {}).items()
+        ]
+    if not rows:
+        return []
+    return [f"`{method} {path}` takes:", "", "| Field | Type | |", "|---|---|---|", *rows, ""]
+
+
+def _sentence(text: str | None) -> str:
+    """The first paragraph, on one line."""
+    return " ".join((text or "").strip().split("\n\n")[0].split())
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside a cell of a table; what looks like markup is shown as it is."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

