@@ -123,23 +123,27 @@ class Control:
         await self.ask(b"SET", name, encode_identity(caller), *until)
 
     async def _terms(self, definition: OrganizationDefinition, version: int) -> None:
-        """Write an organization's terms, before anything of it can be served; older ones are ignored.
+        """Write an organization's terms, before anything of it can be served."""
+        name = keys.organization_terms(definition.organization_id)
+        await self._newest(name, encode_terms(version, definition.terms), version)
 
-        Whoever displaces newer terms, written since it looked, puts them back.
+    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
+        """Write the catalogue; partitions marked with its version make gateways read it."""
+        await self._newest(keys.CATALOGUE, encode_catalogue(version, list(catalogue.services)), version)
+
+    async def _newest(self, key: str, raw: bytes, version: int) -> None:
+        """Write what carries its version; an older one is ignored.
+
+        Whoever displaces a newer one, written since it looked, puts it back: an older catalogue
+        than the markers ask for would leave every call refused.
         """
-        name = keys.organization_terms(definition.organization_id).encode()
-        raw = encode_terms(version, definition.terms)
+        name = key.encode()
         before = await self.ask(b"GET", name)
         while not isinstance(before, bytes) or version_of(before) <= version:
             displaced = await self.ask(b"SET", name, raw, b"GET")
             if not isinstance(displaced, bytes) or version_of(displaced) <= version:
                 break
             raw, version = displaced, version_of(displaced)
-
-    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
-        """Write the catalogue; partitions marked with its version make gateways read it."""
-        raw = encode_catalogue(version, list(catalogue.services))
-        await self.ask(b"SET", keys.CATALOGUE.encode(), raw)
 
     async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
         await self.publish(definition, version)

@@ -17,11 +17,15 @@ from gateway.errors import ServiceNotIncluded
 SUBSCRIPTION = "subscription"
 
 
-class _Stored(msgspec.Struct):
+class _Versioned(msgspec.Struct):
     version: int
+
+
+class _Stored(_Versioned):
     terms: OrganizationTerms
 
 
+_VERSIONED = msgspec.json.Decoder(_Versioned)
 _STORED = msgspec.json.Decoder(_Stored)
 
 
@@ -31,8 +35,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
 
 
 def version_of(raw: bytes) -> int:
-    """The version stored terms were written under."""
-    return _STORED.decode(raw).version
+    """The version that terms, or a catalogue, were written under."""
+    return _VERSIONED.decode(raw).version
 
 
 class Terms:

@@ -154,6 +154,17 @@ async def test_the_catalogue_is_published_and_asked_for_everywhere(world: World,
     assert world.reserve().verdict is Verdict.STALE
 
 
+async def test_an_older_catalogue_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
+    """Markers ask for the newer one: with the older in its place no call would be served."""
+    for partition in range(PARTITIONS):
+        world.client.set(keys.marker(partition), packing.marker(world.run_id, 3, 9))
+    await control.publish(CatalogueDefinition((CHAT, UNITS)), 9)
+    newer = world.get(keys.CATALOGUE)
+    assert await control.define(CatalogueDefinition((CHAT,)), 8) is True
+    assert world.get(keys.CATALOGUE) == newer
+    assert packing.read_marker(world.get(keys.marker(0)))[2] == 9
+
+
 async def test_a_catalogue_waits_where_not_all_is_verified(world: World, control: Control) -> None:
     with pytest.raises(CountersUnavailable):
         await control.define(CatalogueDefinition((CHAT,)), 8)
