@@ -60,6 +60,7 @@ class ValkeyServer:
         self.options = options
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -71,6 +72,7 @@ class ValkeyServer:
                 *self.options,
             ],
             stdout=subprocess.DEVNULL,
+            env=os.environ | self.environment,
         )
         wait_until(self._answers)
 
