@@ -31,6 +31,7 @@ from gateway.http.ports import Ports
 from gateway.http.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.settings import Settings
+from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever, stop_signal
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ async def run_gateway(settings: Settings) -> None:
     address = parse_url(settings.redis_url, settings.redis_files)
     wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s)
     wire.start()
-    await wire.connected_within(FIRST_CATALOGUE_S_MAX)
+    if not await _redis_reached(settings, wire, stop, log):
+        await wire.close()
+        return
     wire.refuse_eviction()
     directory = Directory(wire, time.monotonic)
     settlements = _settlement_log(settings, log)
@@ -72,6 +75,7 @@ async def run_gateway(settings: Settings) -> None:
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
+        lambda: {"counters_unverified": int(not directory.verified)},
     ]
     if exporter is not None:
         snapshots.append(exporter.snapshot)
@@ -112,6 +116,18 @@ def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementL
     return SettlementLog(files, time.monotonic, time.time, log)
 
 
+async def _redis_reached(
+    settings: Settings, wire: Wire, stop: asyncio.Event, log: Callable[..., None]
+) -> bool:
+    """Wait for Redis; False where the worker is to stop meanwhile, StartError where it does not come."""
+
+    async def trouble() -> str:
+        there = await wire.connected_within(ASK_INTERVAL_S)
+        return "" if there else wire.trouble or "no connection"
+
+    return await reached("Redis", trouble, wait_s=settings.start_wait_s, stop=stop, log=log)
+
+
 async def run_keeper(settings: Settings) -> None:
     """Run the keeper until SIGTERM or SIGINT, then flush what is there."""
     from gateway.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
@@ -119,8 +135,8 @@ async def run_keeper(settings: Settings) -> None:
     stop = stop_signal()
     keeper = Keeper(settings)
     try:
-        await keeper.start()
-        await stop.wait()
+        if await keeper.start(stop):
+            await stop.wait()
     finally:
         await keeper.stop()
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +39,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _version(wanted: bool) -> None:  # typer's way of an eager option
+    if wanted:
+        typer.echo(f"tollkeeper {installed('tollkeeper')}")
+        raise typer.Exit
+
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with routes and upstreams.")]
 DataDirOption = Annotated[Path | None, typer.Option(help="Where everything is kept (.tollkeeper).")]
 GatewayPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8080).")]
@@ -44,6 +53,24 @@ AdminPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 =
 WorkersOption = Annotated[int | None, typer.Option(min=1, max=256, help="Gateway processes.")]
 RedisOption = Annotated[str | None, typer.Option(help="Use this Redis or Valkey instead of the embedded.")]
 DatabaseOption = Annotated[str | None, typer.Option(help="Use this PostgreSQL instead of the embedded one.")]
+
+
+class Role(StrEnum):
+    """Whose needs `doctor` looks at."""
+
+    SERVE = "serve"
+    KEEPER = "keeper"
+    ALL = "all"
+
+
+@app.callback()
+def program(
+    *,
+    version: Annotated[  # its callback answers
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Admits, meters and bills every request to an LLM or any HTTP API."""
 
 
 def run(arguments: list[str]) -> int:
@@ -124,6 +151,7 @@ def serve(
         ops_port=settings.ops_port,
         workers=settings.workers,
         grace_s=settings.shutdown_grace_s,
+        start_wait_s=settings.start_wait_s,
         worker=_command("serve", "--worker"),
         settings_line=lambda port: settings_module.to_json(settings.with_values(gateway_port=port)),
         ops=lambda port: Ops(partial(_dependencies, settings, port), partial(_metrics, settings)),
@@ -166,6 +194,9 @@ def doctor(
     data_dir: DataDirOption = None,
     redis_url: RedisOption = None,
     database_url: DatabaseOption = None,
+    role: Annotated[
+        Role, typer.Option("--for", help="What is to run here: a lone serve, a keeper, or all of it.")
+    ] = Role.ALL,
 ) -> None:
     """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
     import asyncio  # noqa: PLC0415
@@ -182,7 +213,7 @@ def doctor(
 
     async def look() -> bool:
         well = True
-        async for finding in examine(settings):
+        async for finding in examine(settings, role):
             typer.echo(f"{'ok   ' if finding.well else 'WRONG'} {finding.subject}: {finding.says}")
             well = well and finding.well
         return well
@@ -246,10 +277,13 @@ def _command(*words: str) -> tuple[str, ...]:
 
 async def _dependencies(settings: Settings, port: int) -> dict[str, bool]:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves."""
-    cut_off = tallies.collect(settings.metrics_dir).get("counters_breaker_open", settings.workers)
+    found = tallies.collect(settings.metrics_dir)
+    cut_off = found.get("counters_breaker_open", settings.workers)
+    unverified = found.get("counters_unverified", settings.workers)
     return {
         "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
         "redis": cut_off < settings.workers,
+        "counters_verified": unverified < settings.workers,
     }
 
 

@@ -34,11 +34,11 @@ class Finding:
     says: str
 
 
-async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at Redis, PostgreSQL and every upstream; settings were read already."""
+async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
+    """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
-    for name in ("admin_token", "key_pepper"):
+    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
             yield Finding(False, "settings", f"TOLLKEEPER_{name.upper()} is not set")
     if settings.redis_url:
@@ -46,11 +46,14 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
     else:
         yield Finding(False, "redis", "TOLLKEEPER_REDIS_URL is not set")
-    if settings.database_url:
-        yield await _postgresql(settings.database_url)
-    else:
-        yield Finding(False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (a lone `serve` needs none)")
-    for target in settings.upstreams:
+    if role != "serve":
+        if settings.database_url:
+            yield await _postgresql(settings.database_url)
+        else:
+            yield Finding(
+                False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
+            )
+    for target in settings.upstreams if role != "keeper" else ():
         url = urlsplit(target.base_url)
         port = url.port or (443 if url.scheme == "https" else 80)
         there = await ports.answers(url.hostname or "", port, ANSWER_MAX_S)

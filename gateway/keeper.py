@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 from gateway import logs, metrics, stationery, tallies
@@ -45,9 +46,10 @@ from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
 from gateway.readiness import Probe
 from gateway.settings import Settings
+from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever
 from persistence import engine as engines
-from persistence import partitions, watch
+from persistence import partitions, schema, watch
 from persistence.allocations import Allocations
 from persistence.notices import Notices
 from persistence.pushes import Pushes
@@ -61,7 +63,6 @@ from persistence.verification import Truths
 from persistence.writer import Writer
 
 REDIS_CALL_S = 10.0
-REDIS_START_S_MAX = 5.0
 PARTITIONS_AHEAD_S = 3600.0
 ACCOUNTS_SAID_MAX = 20
 
@@ -128,12 +129,18 @@ class Keeper:
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Start every loop, then listen."""
+    async def start(self, stop: asyncio.Event) -> bool:
+        """Wait for both databases, start every loop, then listen; False where it is to stop meanwhile.
+
+        StartError where a database does not answer in time, or is not fit for this program.
+        """
         self._wire.start()
-        if not await self._wire.connected_within(REDIS_START_S_MAX):
-            self._log("redis does not answer; trying on", why=self._wire.trouble, level="error")
+        if not await self._reached("Redis", self._redis_trouble, stop):
+            return False
         self._wire.refuse_eviction()
+        if not await self._reached("PostgreSQL", partial(engines.trouble, self._engine), stop):
+            return False
+        schema.refuse_other(await schema.version(self._engine))
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {
             "verifier": self._verifier.run,
@@ -153,6 +160,15 @@ class Keeper:
         settings = self._settings
         self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
         self._log("keeper started", port=self._listening.port)
+        return True
+
+    async def _reached(self, name: str, trouble: Callable[[], Awaitable[str]], stop: asyncio.Event) -> bool:
+        wait_s = self._settings.start_wait_s
+        return await reached(name, trouble, wait_s=wait_s, stop=stop, log=self._log)
+
+    async def _redis_trouble(self) -> str:
+        there = await self._wire.connected_within(ASK_INTERVAL_S)
+        return "" if there else self._wire.trouble or "no connection"
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""
@@ -166,7 +182,8 @@ class Keeper:
         await self._outgoing.close()
         await self._wire.close()
         await self._engine.dispose()
-        self._log("keeper stopped")
+        if self._listening is not None:
+            self._log("keeper stopped")
 
     def _ports(self) -> AdminPorts:
         settings = self._settings

@@ -58,6 +58,7 @@ FACTS = (
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
     Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", "", ("outcome",)),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),
+    Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
     Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
     Fact("settlement_log_bytes", "gauge", "Bytes of the workers' settlement logs."),

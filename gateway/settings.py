@@ -67,7 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     redis_wait_s: Seconds = 1.0
-    shutdown_grace_s: Seconds = 30.0
+    start_wait_s: Seconds = 60.0
+    shutdown_grace_s: Seconds = 20.0
     flush_interval_s: Seconds = 0.25
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0

@@ -25,7 +25,8 @@ FILES_MAX = 1_000
 # Facts about now, not sums since the start: they end with their worker.
 GAUGES = frozenset(
     {
-        "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open", "holds",
+        "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open",
+        "counters_unverified", "holds",
         "spool_entries", "settlement_log_bytes", "streams",
     }
 )  # fmt: skip

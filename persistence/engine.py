@@ -30,12 +30,18 @@ def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEng
 
 async def answers(engine: AsyncEngine) -> bool:
     """Whether PostgreSQL answers a query now."""
+    return not await trouble(engine)
+
+
+async def trouble(engine: AsyncEngine) -> str:
+    """Why PostgreSQL does not answer a query now; empty where it does."""
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-    except (SQLAlchemyError, OSError):
-        return False
-    return True
+    except (SQLAlchemyError, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return ""
 
 
 def dialect_url(url: str) -> str:

@@ -72,6 +72,12 @@ def newest_version() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
+def versions() -> list[str]:
+    """Every version this program has, oldest first."""
+    found = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    return found[::-1]
+
+
 def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 

@@ -74,6 +74,8 @@ class Directory:
         self, wire: Wire, clock: Callable[[], float], today: Callable[[], float] = time.time
     ) -> None:
         self.version = 0
+        # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
+        self.verified = False
         self._wire = wire
         self._clock = clock
         self._today = today
@@ -160,10 +162,14 @@ class Directory:
             await asyncio.sleep(CATALOGUE_S)
 
     async def _read_catalogue(self) -> None:
+        verified = False
         with suppress(CountersUnavailable):
+            vouched = self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
             if isinstance(raw, bytes):
                 self._load(raw)
+            verified = await in_task(vouched) == self._wire.run_id
+        self.verified = verified
 
     def _load(self, raw: bytes) -> None:
         if raw == self._raw:

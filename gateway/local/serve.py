@@ -13,6 +13,9 @@ from gateway.local import ops, ports
 from gateway.local.announce import Voice
 from gateway.local.child import Child, Program
 
+# A worker loads its code and waits for Redis, its own bound, before it listens.
+LOADING_S_MAX = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -24,6 +27,7 @@ class Serving:
     ops_port: int
     workers: int
     grace_s: float
+    start_wait_s: float
     worker: Sequence[str]
     settings_line: Callable[[int], bytes]
     ops: Callable[[int], ops.Ops]
@@ -88,6 +92,7 @@ def _program(serving: Serving, number: int, port: int) -> Program:
         f"gateway worker {number + 1}",
         tuple(serving.worker),
         ready,
+        serving.start_wait_s + LOADING_S_MAX,
         stdin=serving.settings_line(port),
         stop_max_s=serving.grace_s + 5.0,
     )

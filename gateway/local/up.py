@@ -22,7 +22,7 @@ from gateway.local.house import House
 from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.servers import start_servers
 
-KEEPER_READY_MAX_S = 90.0
+READY_MAX_S = 90.0
 # What `up.json` says to the commands run beside this data directory.
 NOTED = (
     "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
@@ -137,7 +137,7 @@ def _keeper(options: Options, parts: Parts, endpoints: Endpoints, settings: byte
     async def ready(_pid: int) -> bool:
         return await asyncio.to_thread(demo.status_of, f"{url}/readyz") == 200
 
-    return Program("keeper", tuple(parts.keeper), ready, KEEPER_READY_MAX_S, stdin=settings)
+    return Program("keeper", tuple(parts.keeper), ready, READY_MAX_S, stdin=settings)
 
 
 def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: bytes, number: int) -> Program:
@@ -148,6 +148,7 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
         f"gateway worker {number + 1}",
         tuple(parts.gateway),
         ready,
+        READY_MAX_S,
         stdin=settings,
         stop_max_s=options.grace_s + 5.0,
     )

@@ -1,4 +1,4 @@
-"""A PostgreSQL that is older than it was is noticed without traffic, and nothing of it is dropped or guessed."""
+"""A PostgreSQL that is older than it was is noticed without traffic; nothing is dropped, nothing guessed."""
 
 from __future__ import annotations
 

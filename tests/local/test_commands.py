@@ -9,12 +9,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 
 from gateway.local.announce import usage_line
+from persistence.schema import NEEDED
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 
@@ -135,8 +138,14 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         assert get(f"http://{gateway.strip()}/v1/models")[0] == 401
         assert get(f"http://{ops.strip()}/livez")[0] == 200
         status, body = get(f"http://{ops.strip()}/readyz")
-        assert status == 200
-        assert json.loads(body)["dependencies"] == {"gateway": "ok", "redis": "ok"}
+        assert status == 503
+        assert json.loads(body)["dependencies"] == {
+            "gateway": "ok", "redis": "ok", "counters_verified": "unavailable",
+        }  # fmt: skip
+        # What a keeper says once it has compared this very server.
+        with redis.Redis.from_url(valkey) as client:
+            client.set("tk:verified", client.info("server")["run_id"])
+        until(lambda: get(f"http://{ops.strip()}/readyz")[0] == 200)
         until(lambda: 'status="401"' in get(f"http://{ops.strip()}/metrics")[1])
         assert get(f"http://{ops.strip()}/other")[0] == 404
     finally:
@@ -144,6 +153,72 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         assert process.wait(STEP_MAX_S) == 0
         assert process.stderr is not None
         process.stderr.close()
+
+
+PEPPER = {"KEY_PEPPER": "a-pepper-long-enough"}
+KEEPER = PEPPER | {"ADMIN_TOKEN": "an-admin-token-here", "ADMIN_PORT": "0"}
+
+
+def test_serve_waits_for_redis_saying_so_and_gives_up(tmp_path: Path) -> None:
+    nobody = "redis://127.0.0.1:1/0"
+    done = run(
+        "serve", "--gateway-port", "0", "--ops-port", "0", cwd=tmp_path, REDIS_URL=nobody,
+        START_WAIT_S="0.5", DATA_DIR=str(tmp_path), **PEPPER,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "waiting for Redis" in done.stderr
+    assert "Redis cannot be reached, after 0.5 s: " in done.stderr
+
+
+def test_a_keeper_waits_for_both_databases_and_gives_up(tmp_path: Path, valkey: str) -> None:
+    nobody = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/d"}
+    for there, name in (({}, "Redis"), ({"REDIS_URL": valkey}, "PostgreSQL")):
+        done = run("keeper", cwd=tmp_path, START_WAIT_S="0.5", **(KEEPER | nobody | there))
+        assert done.returncode == 1
+        assert f"waiting for {name}" in done.stderr
+        assert f"{name} cannot be reached, after 0.5 s: " in done.stderr
+        assert "hush" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "DROP TABLE alembic_version",
+            f"PostgreSQL has no schema, {NEEDED} is needed: run tollkeeper migrate",
+        ),
+        (
+            "UPDATE alembic_version SET version_num = '9999'",
+            f"PostgreSQL has schema version 9999, this program knows {NEEDED} at most: run a newer one",
+        ),
+    ],
+)
+def test_a_keeper_refuses_a_schema_it_was_not_written_for(
+    tmp_path: Path, valkey: str, database: str, change: str, said: str
+) -> None:
+    assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(change)
+    done = run("keeper", cwd=tmp_path, REDIS_URL=valkey, DATABASE_URL=database, **KEEPER)
+    assert (done.returncode, done.stderr.splitlines()) == (1, [f"tollkeeper: {said}"])
+
+
+def test_doctor_judges_what_the_process_in_question_needs(tmp_path: Path, valkey: str) -> None:
+    lone = run("doctor", "--for", "serve", cwd=tmp_path, REDIS_URL=valkey, **PEPPER)
+    said = lone.stdout.splitlines()
+    assert any(line.startswith("ok    redis: ") for line in said)
+    assert any(" upstream " in line for line in said)
+    assert not any("postgresql" in line or "is not set" in line for line in said)
+    keeper = run("doctor", "--for", "keeper", cwd=tmp_path, REDIS_URL=valkey, **PEPPER)
+    assert keeper.returncode == 1
+    assert "TOLLKEEPER_DATABASE_URL is not set" in keeper.stdout
+    assert "upstream " not in keeper.stdout
+    assert run("doctor", "--for", "nobody", cwd=tmp_path).returncode == 2
+
+
+def test_the_version_is_said(tmp_path: Path) -> None:
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"tollkeeper {version('tollkeeper')}\n")
 
 
 def get(url: str) -> tuple[int, str]:

@@ -68,7 +68,8 @@ async def test_accepted_entries_of_an_unknown_account_become_dead_letters(
     await release(migrated, "tenant:999999", accept=True)
     report = await writer.write(batch)
     assert (report.dead_letters, report.held) == (2, 0)
-    assert rows_of(migrated, "SELECT organization_id, tenant_id FROM dead_letter") == [
-        (account.organization_id, 999_999)
-    ] * 2
+    assert (
+        rows_of(migrated, "SELECT organization_id, tenant_id FROM dead_letter")
+        == [(account.organization_id, 999_999)] * 2
+    )
     assert await broken(migrated) == []

@@ -1,0 +1,54 @@
+"""How processes wait at their start for what they cannot do without: bounded, and saying so.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from gateway.errors import StartError
+
+ASK_INTERVAL_S = 0.25
+ASK_S_MAX = 10.0
+SAY_INTERVAL_S = 5.0
+
+
+async def reached(
+    name: str,
+    trouble: Callable[[], Awaitable[str]],
+    *,
+    wait_s: float,
+    stop: asyncio.Event,
+    log: Callable[..., None],
+) -> bool:
+    """Wait until something answers; False where the process is to stop meanwhile.
+
+    `trouble` answers why it does not, empty where it does. StartError once `wait_s` seconds are over.
+    """
+    clock = asyncio.get_running_loop().time
+    began = said = clock()
+    while True:
+        why = await _asked(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_INTERVAL_S)))
+        if not why:
+            return True
+        waited = clock() - began
+        if stop.is_set():
+            return False
+        if waited >= wait_s:
+            raise StartError(f"{name} cannot be reached, after {wait_s:g} s: {why}")
+        if clock() - said >= SAY_INTERVAL_S or said == began:
+            said = clock()
+            log(f"waiting for {name}", waited_s=round(waited, 1), at_most_s=wait_s, why=why, level="warning")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
+
+
+async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
+    try:
+        async with asyncio.timeout(within_s):
+            return await trouble()
+    except TimeoutError:
+        return f"no answer within {within_s:g} s"
