@@ -1,0 +1,245 @@
+"""A Redis that forgets what it acknowledged: with the workers' logs nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gateway.core.model import Service, Settled
+from gateway.counters import resubmission
+from tests.background.house import House, house_at
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
+from tests.conftest import ValkeyServer
+from tests.worker import Worker, worker_at
+
+START = Callable[..., ValkeyServer]
+BOOKED = """
+select request_id::text as request, amount from token_ledger where transaction_type = 'consume'
+union all select request_id::text, credits_used from credit_transaction
+union all select request_id::text, usage_amount from feature_usage"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resubmission, "BATCH_S", 0.0)
+
+
+@dataclass(slots=True)
+class Scene:
+    """A keeper, a worker, an account, and what the upstream counted."""
+
+    server: ValkeyServer
+    house: House
+    worker: Worker
+    world: World
+    folder: Path
+    truth: dict[str, int] = field(default_factory=dict)
+
+    async def settle(self, call: Call, tokens: int) -> Settled:
+        """One complete answer."""
+        settled = await self.worker.settle(call, tokens, credits=tokens, units=tokens)
+        self.truth[call.id] = tokens
+        return settled
+
+    async def settle_some(self, count: int, service: Service = CHAT) -> None:
+        for tokens in range(1, count + 1):
+            await self.settle(self.world.reserve(need=tokens, service=service, credits_=tokens), tokens)
+
+    def copy(self) -> Path:
+        """The append-only file as it is now."""
+        shutil.copytree(self.server.folder / "appendonlydir", self.folder / "copy")
+        return self.folder / "copy"
+
+    async def crash(self, older: Path | None = None) -> None:
+        """Kill Redis; with `older` it comes back as it was then."""
+        self.server.stop(signal.SIGKILL)
+        async with asyncio.timeout(15):
+            while self.house.wire.connected or self.worker.wire.connected:
+                await asyncio.sleep(0.01)
+        if older is not None:
+            shutil.rmtree(self.server.folder / "appendonlydir")
+            shutil.copytree(older, self.server.folder / "appendonlydir")
+        self.server.start()
+        async with asyncio.timeout(15):
+            while not (self.house.wire.connected and self.worker.wire.connected):
+                await asyncio.sleep(0.01)
+        self.see_again()
+
+    def see_again(self) -> None:
+        caller = self.world.caller
+        self.world.client.close()
+        self.world = World(
+            self.world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
+            key_id=caller.key_id, made=True,
+        )  # fmt: skip
+
+    async def recover(self) -> None:
+        """Everything the keeper and the worker do by themselves."""
+        self.house.verifier._vouched = b""
+        await self.house.verify()
+        await self.house.push()
+        await self.worker.look()
+        for _ in range(3):
+            await self.house.flush()
+            await self.house.poster.drain()
+        await self.house.flush()
+
+    def check(self) -> None:
+        """Every request that was answered in full is in the books once, at what it used."""
+        rows = self.house.rows(BOOKED)
+        assert Counter((row["request"], int(row["amount"])) for row in rows) == Counter(self.truth.items())
+        self.check_accounts()
+
+    def check_accounts(self) -> None:
+        """Nothing is held, nothing waits, and counters and ledger say the same."""
+        assert self.house.rows("select * from quarantine") == []
+        assert self.world.late() == []
+        tenant, organization = self.world.tenant, self.world.organization
+        assert (tenant.held, tenant.inflight, organization.inflight) == (0, 0, 0)
+        assert (organization.credits_held, organization.spend_held, self.world.deadlines()) == (0, 0, {})
+        (quota,) = self.house.rows(
+            "select tokens_used, last_seq from tenant_quota where tenant_id = %s", tenant.tenant_id
+        )
+        (account,) = self.house.rows(
+            "select credit_balance, credit_last_seq, spend_last_seq from organization where id = %s",
+            organization.organization_id,
+        )
+        assert (quota["tokens_used"], quota["last_seq"]) == (tenant.used, tenant.seq)
+        assert tuple(account.values()) == (
+            organization.balance, organization.credit_seq, organization.spend_seq,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def scene_at(server: ValkeyServer, database: str, folder: Path) -> AsyncIterator[Scene]:
+    async with house_at(server.url, database) as house:
+        world = await house.settle_in(100_000)
+        await house.made("credit-additions", organization_id=world.caller.organization_id, credits_added=9000)
+        await house.push()
+        async with worker_at(server.url, folder / "settlements") as worker:
+            yield Scene(server, house, worker, world, folder)
+
+
+async def forgotten(scene: Scene, service: Service) -> None:
+    """Some of what is forgotten is in the ledger already, some was on its way, some holds come back."""
+    world = scene.world
+    await scene.settle_some(3, service)
+    calls = [world.reserve(need=5, service=service, credits_=5, user="ann") for _ in range(4)]
+    copy = scene.copy()
+    for call in calls[:2]:
+        await scene.settle(call, 5)
+    await scene.settle_some(3, service)
+    await scene.house.flush()
+    await scene.settle(calls[2], 5)
+    await scene.settle_some(3, service)
+    await scene.crash(copy)
+    await scene.recover()
+    assert await scene.settle(calls[3], 5) is Settled.DONE
+    await scene.recover()
+    assert scene.world.user("ann").inflight == 0
+
+
+@pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda one: str(one.key))
+async def test_an_older_append_only_file_costs_nothing(
+    own_valkey: START, migrated: str, tmp_path: Path, service: Service
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        await forgotten(scene, service)
+        scene.check()
+
+
+async def test_what_is_paid_once_is_paid_once_whatever_is_forgotten(
+    own_valkey: START, migrated: str, tmp_path: Path
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        await forgotten(scene, ONE_TIME)
+        scene.check_accounts()
+        assert len(scene.house.rows(BOOKED)) == 1
+
+
+async def test_a_first_payment_that_is_forgotten_is_made_by_somebody_once(
+    own_valkey: START, migrated: str, tmp_path: Path
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        copy = scene.copy()
+        await scene.settle_some(3, ONE_TIME)
+        await scene.crash(copy)
+        await scene.recover()
+        scene.check_accounts()
+        assert len(scene.house.rows(BOOKED)) == 1
+
+
+async def test_an_emptied_redis_costs_nothing(
+    valkey_server: ValkeyServer, valkey: str, migrated: str, tmp_path: Path
+) -> None:
+    """The same server, the same run id: only the epoch tells."""
+    assert valkey
+    async with scene_at(valkey_server, migrated, tmp_path) as scene:
+        await scene.settle_some(3)
+        await scene.house.flush()
+        await scene.settle_some(3)
+        open_call = scene.world.reserve(need=5)
+        scene.world.client.flushall()
+        assert await scene.settle(open_call, 5) is Settled.SPOOLED
+        await scene.recover()
+        scene.check()
+
+
+async def test_redis_and_the_worker_killed_together_lose_nothing_that_was_written(
+    own_valkey: START, migrated: str, tmp_path: Path
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        copy = scene.copy()
+        await scene.settle_some(5)
+        await scene.worker.log.written()
+        scene.worker.die()
+        await scene.crash(copy)
+        async with worker_at(server.url, tmp_path / "settlements") as scene.worker:
+            await scene.recover()
+            scene.check()
+
+
+@pytest.mark.parametrize("seed", range(1))
+async def test_any_mix_of_losses_books_each_call_once(
+    own_valkey: START, migrated: str, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        copy, calls = scene.copy(), list[Call]()
+        for _ in range(20):
+            match dice.choice(
+                ["hold", "hold", "settle", "settle", "settle", "flush", "copy", "crash", "empty"]
+            ):
+                case "hold":
+                    calls.append(scene.world.reserve(need=5, service=dice.choice([CHAT, CREDITS, UNITS])))
+                case "settle" if calls:
+                    await scene.settle(calls.pop(dice.randrange(len(calls))), dice.randint(1, 9))
+                case "flush":
+                    await scene.house.flush()
+                case "copy":
+                    shutil.rmtree(copy)
+                    copy = scene.copy()
+                case "crash":
+                    await scene.crash(copy if dice.random() < 0.7 else None)
+                    await scene.recover()
+                case "empty":
+                    scene.world.client.flushall()
+                    await scene.recover()
+        for call in calls:
+            await scene.settle(call, 3)
+        await scene.recover()
+        scene.check()
