@@ -32,6 +32,7 @@ from gateway.background.terms import Calendar
 from gateway.background.verifier import Verified, Verifier
 from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
+from gateway.core.holds import ReclaimPolicy
 from gateway.core.wait import in_task
 from gateway.counters.address import parse_url
 from gateway.counters.control import Control
@@ -94,7 +95,7 @@ class Keeper:
         self._verifier = Verifier(
             Truths(self._engine, partition_of), Verification(self._wire), self._verified
         )
-        self._reclaimer = Reclaimer(keeping)
+        self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
         private = settings.webhook_private_addresses

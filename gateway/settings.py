@@ -66,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    reclaim: Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")] = (
+        "charge_observed"
+    )
     redis_wait_s: Seconds = 1.0
     start_wait_s: Seconds = 60.0
     shutdown_grace_s: Seconds = 20.0
@@ -229,8 +232,8 @@ def _wanted(name: str) -> str:
     meta = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)
     kind = getattr(hint, "__origin__", hint)
     if meta is not None and meta.pattern is not None:
-        if name == "log_level":
-            return "one of debug, info, warning, error"
+        if meta.pattern.startswith("^(") and "[" not in meta.pattern:
+            return f"one of {', '.join(meta.pattern[2:-2].split('|'))}"
         return "16 to 512 visible ASCII characters"
     noun = {int: "a whole number", float: "a number"}.get(kind, "text")
     if meta is None:

@@ -1,8 +1,9 @@
 """Gives back what dead calls hold: a hold nobody renewed ends under the stated policy.
 
-`charge_observed`: what was seen of the call is charged, a call nothing was seen of costs nothing.
-A hold is taken back only when two sweeps in a row found it past its deadline, and leaves a
-tombstone, so that a settlement which comes after all becomes a correction.
+`charge_observed`: what was seen of the call is charged, a call nothing was seen of costs nothing;
+`release`: it costs nothing; `charge_hold`: it costs what it held. A hold is taken back only when
+two sweeps in a row found it past its deadline, and leaves a tombstone, so that a settlement which
+comes after all becomes a correction.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from gateway.core.holds import ExpiredHold
+from gateway.core.holds import Charge, ExpiredHold, ReclaimPolicy
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 1.0
@@ -24,15 +25,16 @@ class Holds(Protocol):
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Holds past their deadline."""
 
-    async def reclaim(self, hold: ExpiredHold) -> bool:
-        """End one; False where it was settled meanwhile."""
+    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+        """End one, charging so much; False where it was settled meanwhile."""
 
 
 class Reclaimer:
     """Sweeps deadlines. `reclaimed` counts holds taken back since the start."""
 
-    def __init__(self, holds: Holds) -> None:
+    def __init__(self, holds: Holds, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
         self._holds = holds
+        self._policy = policy
         self._seen: frozenset[str] = frozenset()
         self.reclaimed = 0
 
@@ -43,7 +45,7 @@ class Reclaimer:
         self._seen = frozenset(hold.request_id for hold in expired)
         done = 0
         for hold in again:
-            done += await self._holds.reclaim(hold)
+            done += await self._holds.reclaim(hold, hold.charge(self._policy))
         self.reclaimed += done
         return done
 

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gateway.core.model import Caller, Service
 
 
+class ReclaimPolicy(StrEnum):
+    """What a call costs that nobody settled: what was seen of it, nothing, or all it held."""
+
+    CHARGE_OBSERVED = "charge_observed"
+    RELEASE = "release"
+    CHARGE_HOLD = "charge_hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a call is charged: all zero is nothing."""
+
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed: `observed` tokens were seen of its call."""
+    """A hold whose deadline passed: `held` tokens taken for it, `observed` seen of its call."""
 
     request_id: str
     caller: Caller
@@ -19,6 +37,15 @@ class ExpiredHold:
     credits: int
     units: int
     created_ms: int
+    held: int = 0
+
+    def charge(self, policy: ReclaimPolicy) -> Charge:
+        """What the call is charged when its hold is taken back."""
+        if policy == ReclaimPolicy.CHARGE_HOLD:
+            return Charge(max(self.held, self.observed), self.credits, self.units)
+        if policy == ReclaimPolicy.RELEASE or not self.observed:
+            return Charge()
+        return Charge(self.observed, self.credits, self.units)
 
 
 @dataclass(frozen=True, slots=True)

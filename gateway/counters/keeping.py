@@ -9,7 +9,7 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.holds import ExpiredHold, LateSettlement
+from gateway.core.holds import Charge, ExpiredHold, LateSettlement
 from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS, Caller, Service, Settlement
 from gateway.core.pricing import Pricing
@@ -47,17 +47,17 @@ class Keeping(Control):
                     found.append(hold)
         return found
 
-    async def reclaim(self, hold: ExpiredHold) -> bool:
-        """Charge what was observed, give the rest back, leave a tombstone."""
+    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+        """Charge so much for a call, give the rest of its hold back, leave a tombstone."""
         settlement = Settlement(
             caller=hold.caller,
             request_id=hold.request_id,
             user=hold.user,
             service=hold.service,
             charge=True,
-            tokens=hold.observed,
-            credits=hold.credits if hold.observed else 0,
-            units=hold.units,
+            tokens=charge.tokens,
+            credits=charge.credits,
+            units=charge.units,
             metadata=b'{"estimated":true,"reclaimed":true}',
         )
         return await self._settle(settlement, packing.MODE_RECLAIM)
@@ -149,7 +149,15 @@ class Keeping(Control):
         service = _service(state.service_id, state.flags, tiers)
         credits_ = 0 if state.flags & states.HOLD_USES else state.credits
         return ExpiredHold(
-            request_id, caller, user, service, state.observed, credits_, state.units, state.created
+            request_id,
+            caller,
+            user,
+            service,
+            state.observed,
+            credits_,
+            state.units,
+            state.created,
+            state.tokens,
         )
 
 

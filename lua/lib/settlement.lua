@@ -12,8 +12,8 @@ local function settlement_of(argv)
     tiers = uses and argv[5] or '', acknowledged = recovers and argv[#argv] or '',
     arguments = (uses and 5 or 4) + (recovers and 1 or 0),
     one_time = one_time, counts = has(flags, 4), uses = uses, pays = has(flags, 32),
-    -- a call that went silent before anything was seen of it costs nothing
-    free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0),
+    -- a call that is taken back for nothing leaves no row
+    free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
   }, run_id, has(flags, 1), tombstone
 end
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.background.reclaimer import Reclaimer
-from gateway.core.holds import ExpiredHold
+from gateway.core.holds import Charge, ExpiredHold, ReclaimPolicy
 from gateway.core.ledger import EventNote
-from gateway.core.model import Caller, Limits, Settled, Verdict
+from gateway.core.model import Caller, Limits, Service, Settled, Verdict
 from gateway.counters import keys
 from tests.background.house import House, house_at
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
+from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
 
@@ -32,7 +33,7 @@ class Holds:
     async def expired(self, count: int) -> list[ExpiredHold]:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
-    async def reclaim(self, hold: ExpiredHold) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
         self.reclaimed.append(hold.request_id)
         return hold.request_id not in self.settled
 
@@ -140,3 +141,66 @@ async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) ->
             dead(world)
         assert await sweep_twice(house) == 4
         assert [world.tenant.held for world in worlds] == [0] * 4
+
+
+# --- policies ---------------------------------------------------------------------------
+
+OBSERVED, RELEASE, HOLD = ReclaimPolicy
+
+
+@pytest.mark.parametrize(
+    ("policy", "observed", "charged"),
+    [
+        (OBSERVED, 20, Charge(20, 4, 3)),
+        (OBSERVED, 0, Charge()),
+        (RELEASE, 20, Charge()),
+        (HOLD, 20, Charge(50, 4, 3)),
+        (HOLD, 70, Charge(70, 4, 3)),
+        (HOLD, 0, Charge(50, 4, 3)),
+    ],
+)
+def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charge) -> None:
+    hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, 0, held=50)
+    assert hold.charge(policy) == charged
+
+
+@pytest.mark.parametrize(("policy", "left"), [(OBSERVED, 80), (RELEASE, 100), (HOLD, 50)])
+async def test_a_late_settlement_corrects_whatever_the_policy_charged(
+    valkey: str, migrated: str, policy: ReclaimPolicy, left: int
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        house.reclaimer = Reclaimer(house.keeping, policy)
+        world = await house.settle_in(100)
+        call = dead(world)
+        call.extend(observed=20)
+        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+        assert await sweep_twice(house) == 1
+        await house.flush()
+        assert (world.tenant.remaining, world.tenant.held) == (left, 0)
+        assert call.settle(tokens=30) is Settled.RECLAIMED
+        await house.poster.drain()
+        await house.flush()
+        assert world.tenant.remaining == 70
+        signed = [row[2] for row in house.ledger(world.caller.tenant_id)]
+        assert sum(signed) == 70
+        assert await broken(migrated) == []
+
+
+@pytest.mark.parametrize(
+    ("service", "held", "kept"),
+    [(CREDITS, {"credits_": 30}, 70), (ONE_TIME, {"credits_": 30}, 70), (UNITS, {"units": 4}, 100)],
+    ids=["credits", "one-time", "units"],
+)
+async def test_what_other_meters_held_is_charged_where_that_is_the_policy(
+    valkey: str, migrated: str, service: Service, held: dict[str, int], kept: int
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        house.reclaimer = Reclaimer(house.keeping, HOLD)
+        world = await house.settle_in(100)
+        world.grant("credits", 100)
+        call = dead(world, 0, service=service, **held)
+        assert call.verdict is Verdict.ADMITTED
+        assert await sweep_twice(house) == 1
+        event = world.events()[-1]
+        assert (event.source, event.note, event.units) == (call.id, EventNote.RECLAIMED, held.get("units", 0))
+        assert (world.organization.credits_held, world.organization.balance) == (0, kept)
