@@ -109,7 +109,7 @@ def test_usage_command_shows_the_tokens(stack: Stack) -> None:
     stack.chat(key, "30,12")
     stack.settled(tenant, 2)
     shown = subprocess.run(
-        [sys.executable, "-m", "gateway", "usage", "--json"],
+        [sys.executable, "-m", "gateway", "usage", "--tenant", str(tenant), "--json"],
         cwd=ROOT,
         env=os.environ
         | {"TOLLKEEPER_ADMIN_URL": stack.admin_url, "TOLLKEEPER_ADMIN_TOKEN": stack.admin_token},
