@@ -7,18 +7,20 @@ with one finding a line.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
 
+from gateway.core.route import UpstreamTarget
 from gateway.core.wait import in_task
 from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.scripts import VERBS, library
 from gateway.counters.wire import Wire, encode
 from gateway.errors import TollkeeperError
-from gateway.local import ports
+from gateway.http.upstream import reach
 from gateway.settings import Settings, without_password
 
 REDIS_VERSION_MIN = (7, 0)
@@ -54,11 +56,20 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
     for target in settings.upstreams if role != "keeper" else ():
-        url = urlsplit(target.base_url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        there = await ports.answers(url.hostname or "", port, ANSWER_MAX_S)
-        says = "accepts connections" if there else "does not accept connections"
-        yield Finding(there, f"upstream {target.name}", f"{target.base_url} {says}")
+        yield await _upstream(target)
+
+
+async def _upstream(target: UpstreamTarget) -> Finding:
+    subject = f"upstream {target.name}"
+    try:
+        end = await reach(target, ANSWER_MAX_S)
+    except ssl.SSLCertVerificationError as error:
+        said = f"its certificate cannot be verified: {error.verify_message}"
+        return Finding(False, subject, f"{target.base_url}: {said}")
+    except (OSError, TimeoutError):
+        return Finding(False, subject, f"{target.base_url} does not accept connections")
+    until = f", its certificate is valid until {_day(end)}" if end else ""
+    return Finding(True, subject, f"{target.base_url} accepts connections{until}")
 
 
 async def _redis(settings: Settings) -> AsyncIterator[Finding]:
@@ -86,6 +97,8 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(
         numbers >= REDIS_VERSION_MIN, "redis", f"{shown} is {name} {version} (7.0 or newer is needed)"
     )
+    if wire.certificate_end is not None:
+        yield Finding(True, "redis", f"its certificate is valid until {_day(wire.certificate_end)}")
     policy = info.get("maxmemory_policy", "unknown")
     yield Finding(policy == "noeviction", "redis", f"maxmemory-policy is {policy} (noeviction is needed)")
     durable = info.get("aof_enabled") == "1"
@@ -110,8 +123,13 @@ async def _info(wire: Wire) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
+def _day(moment: float) -> str:
+    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}"
+
+
 async def _postgresql(url: str) -> Finding:
     from persistence.migrate import newest_version, schema_version  # noqa: PLC0415  # heavy to load
+    from persistence.watch import certificate_end  # noqa: PLC0415
 
     shown = without_password(url)
     try:
@@ -122,7 +140,9 @@ async def _postgresql(url: str) -> Finding:
         return Finding(False, "postgresql", f"{shown}: {first}")
     wanted = newest_version()
     if found == wanted:
-        return Finding(True, "postgresql", f"{shown} has schema version {found}")
+        end = await asyncio.to_thread(certificate_end, url)
+        until = f", its certificate is valid until {_day(end)}" if end else ""
+        return Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
     return Finding(
         False,
         "postgresql",

@@ -250,7 +250,7 @@ class Keeper:
     async def _certificates(self) -> Mapping[str, object]:
         ends = {
             "redis": self._wire.certificate_end,
-            "postgresql": await watch.certificate_end(self._settings.database_url),
+            "postgresql": await asyncio.to_thread(watch.certificate_end, self._settings.database_url),
         }
         return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}
 

@@ -5,8 +5,10 @@ Two migrators at once wait for each other; the second finds nothing left to do.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from alembic import command
@@ -18,9 +20,11 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from gateway.core.certificate import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence import partitions
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
+from persistence.watch import certificate_end
 
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema.
 SCHEMA_LOCK = (7801, 1)
@@ -63,8 +67,18 @@ def _connected(url: str) -> Iterator[Connection]:
             yield connection
     except (SQLAlchemyError, CommandError) as error:
         cause = getattr(error, "orig", None) or error
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0] + _ended(str(cause), url)
         raise SchemaUnavailable(f"the schema of PostgreSQL cannot be used: {first}") from error
+
+
+def _ended(said: str, url: str) -> str:
+    """Libpq says that it does not trust a certificate, but not that it has ended."""
+    if "certificate verify failed" in said:
+        with suppress(OSError, UnreadableCertificate):
+            end = certificate_end(url)
+            if end is not None and end < time.time():
+                return f" (it ended on {datetime.fromtimestamp(end, UTC):%Y-%m-%d})"
+    return ""
 
 
 def newest_version() -> str:

@@ -4,14 +4,14 @@ and until when its own certificate is valid.
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import ssl
 
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.certificate import end_of
+from gateway.core.certificate import not_after
 from persistence.engine import plain_url
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)
@@ -39,26 +39,24 @@ async def next_ends(engine: AsyncEngine) -> list[tuple[str, float]]:
     return [(kind, float(end)) for kind, end in rows if end is not None]
 
 
-async def certificate_end(url: str) -> float | None:
+def certificate_end(url: str) -> float | None:
     """Until when, Unix time, the server's certificate is valid; None where it speaks no TLS.
 
     Asked over a connection of its own, since libpq does not show the certificate it has verified.
+    Blocks; raises OSError where nobody answers.
     """
     address = conninfo_to_dict(plain_url(url))
     host = str(address.get("host") or "localhost").partition(",")[0]
     if host.startswith("/") or address.get("sslmode") == "disable":
         return None
     port = int(str(address.get("port") or 5432).partition(",")[0])
-    async with asyncio.timeout(SSL_ANSWER_S_MAX):
-        reader, writer = await asyncio.open_connection(host, port)
-        try:
-            writer.write(SSL_REQUEST)
-            if await reader.readexactly(1) != b"S":
-                return None
-            await writer.start_tls(_looking_only(), server_hostname=host)
-            return end_of(writer.transport)
-        finally:
-            writer.close()
+    with socket.create_connection((host, port), SSL_ANSWER_S_MAX) as plain:
+        plain.sendall(SSL_REQUEST)
+        if plain.recv(1) != b"S":
+            return None
+        with _looking_only().wrap_socket(plain, server_hostname=host) as session:
+            certificate = session.getpeercert(binary_form=True)
+    return not_after(certificate) if certificate else None
 
 
 def _looking_only() -> ssl.SSLContext:

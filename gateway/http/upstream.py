@@ -131,6 +131,25 @@ class Upstream:
             self._idle.remove(link)
 
 
+async def reach(target: UpstreamTarget, within_s: float) -> float | None:
+    """Connect as a call would, and say until when its certificate is valid, Unix time; None without TLS.
+
+    Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
+    """
+    parts = urlsplit(target.base_url)
+    tls = parts.scheme == "https"
+    async with asyncio.timeout(within_s):
+        _, writer = await asyncio.open_connection(
+            parts.hostname,
+            parts.port or (443 if tls else 80),
+            ssl=_context(target.ca_file) if tls else None,
+            server_hostname=parts.hostname if tls else None,
+        )
+        end = end_of(writer.transport)
+        writer.close()
+    return end
+
+
 def _context(ca_file: str | None) -> ssl.SSLContext:
     """Verification of certificate and name, as everywhere; only the authority may be named."""
     context = ssl.create_default_context(cafile=ca_file)

@@ -46,6 +46,6 @@ async def test_entries_put_aside_are_counted(migrated: str) -> None:
         await engine.dispose()
 
 
-async def test_a_server_without_tls_has_no_certificate(migrated: str) -> None:
-    assert await certificate_end(migrated) is None
-    assert await certificate_end(f"{migrated}?sslmode=disable") is None
+def test_a_server_without_tls_has_no_certificate(migrated: str) -> None:
+    assert certificate_end(migrated) is None
+    assert certificate_end(f"{migrated}?sslmode=disable") is None

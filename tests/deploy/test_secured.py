@@ -1,0 +1,177 @@
+"""Each process on its own against a Redis and a PostgreSQL that speak TLS alone, as users with few rights."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.conftest import free_port
+from tests.deploy.processes import READY_S_MAX, Admin, Process, get
+from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis
+from tests.journey.stack import eventually
+
+ADMIN_TOKEN = "an-admin-token-of-tests"
+
+
+@dataclass
+class House:
+    """The servers, and where processes are started."""
+
+    folder: Path
+    authority: Authority
+    redis: SecuredRedis
+    postgres: SecuredPostgres
+    environ: dict[str, str]
+    ports: dict[str, int]
+    started: list[Process]
+
+    def start(self, *arguments: str, **environ: str) -> Process:
+        name = f"{arguments[0]}-{len(self.started)}"
+        made = Process(self.folder, name, list(arguments), self.environ | environ)
+        self.started.append(made)
+        return made
+
+    def doctor(self) -> tuple[int, dict[str, str]]:
+        """Its status, and what it says by subject; several lines of one are put together."""
+        done = self.start("doctor", "--config", str(self.folder / "config.yaml"))
+        status = done.ended()
+        found: dict[str, str] = {}
+        for well, subject, says in re.findall(r"^(ok|WRONG) +([^:]+): (.*)$", done.said, re.MULTILINE):
+            found[subject] = found.get(subject, "") + f"{well} {says}\n"
+        return status, found
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-secured-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        authority = Authority(folder)
+        redis = SecuredRedis(folder / "redis", authority, clients=True)
+        postgres = SecuredPostgres(folder / "postgres", authority)
+        certificate, key = authority.issue("tollkeeper")
+        ports = {port: free_port() for port in ("gateway", "admin", "ops")}
+        upstream = free_port()
+        (folder / "config.yaml").write_text(
+            "upstreams:\n" + "".join(
+                f"  {name}: {{base_url: 'http://127.0.0.1:{upstream}'}}\n"
+                for name in ("openai", "anthropic", "gemini")
+            )
+        )  # fmt: skip
+        environ = {
+            "TOLLKEEPER_REDIS_URL": redis.url, "TOLLKEEPER_REDIS_CA_FILE": str(authority.file),
+            "TOLLKEEPER_REDIS_CERT_FILE": str(certificate), "TOLLKEEPER_REDIS_KEY_FILE": str(key),
+            "TOLLKEEPER_DATABASE_URL": postgres.url, "TOLLKEEPER_ADMIN_TOKEN": ADMIN_TOKEN,
+            "TOLLKEEPER_KEY_PEPPER": "a-pepper-of-tests-only", "TOLLKEEPER_DATA_DIR": str(folder / "data"),
+        } | {f"TOLLKEEPER_{port.upper()}_PORT": str(number) for port, number in ports.items()}  # fmt: skip
+        one = House(folder, authority, redis, postgres, environ, ports, [])
+        try:
+            redis.start()
+            postgres.start()
+            one.start("demo-upstream", "--port", str(upstream))
+            yield one
+        finally:
+            for process in one.started:
+                if process.running:
+                    process.popen.kill()
+                    process.ended()
+            redis.stop()
+            postgres.stop()
+
+
+def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> None:
+    assert house.start("migrate").ended() == 0
+    keeper = house.start("keeper")
+    eventually(lambda: answers(house.ports["admin"]), READY_S_MAX)
+    config = str(house.folder / "config.yaml")
+    serve = house.start("serve", "--config", config)
+    eventually(lambda: answers(house.ports["ops"]), READY_S_MAX)
+
+    admin = Admin(house.ports["admin"], ADMIN_TOKEN)
+    tenant, key = admin.customer(1000)
+    admin.ask("POST", f"/tenants/{tenant}/recharge", amount=500)
+    answer = httpx.post(
+        f"http://127.0.0.1:{house.ports['gateway']}/v1/chat/completions",
+        json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
+        headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    eventually(lambda: admin.used(tenant) == 42)
+    assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
+
+    status, found = house.doctor()
+    assert status == 0, found
+    assert "its certificate is valid until" in found["redis"]
+    assert "its certificate is valid until" in found["postgresql"]
+    with house.redis.client() as client:
+        refused = [each for each in client.acl_log() if each["username"] != "test"]
+    assert refused == []  # nothing was tried that users.acl does not allow
+    assert serve.stop() == 0
+    assert keeper.stop() == 0
+    for process in house.started:
+        assert PASSWORD not in process.said
+
+
+def answers(port: int) -> bool:
+    try:
+        return get(port, "/readyz")[0] == 200
+    except OSError:
+        return False
+
+
+def test_an_expired_certificate_is_named(house: House) -> None:
+    assert house.start("migrate").ended() == 0
+    house.redis.stop()
+    house.postgres.stop()
+    house.redis.start(days=-1)
+    house.postgres.start(days=-1)
+
+    status, found = house.doctor()
+    assert status == 1
+    assert "WRONG" in found["redis"]
+    assert "certificate has expired" in found["redis"]
+    assert "WRONG" in found["postgresql"]
+    assert re.search(r"certificate verify failed \(it ended on \d{4}-\d\d-\d\d\)", found["postgresql"])
+
+    migrate = house.start("migrate")
+    assert migrate.ended() == 1
+    assert "it ended on" in migrate.said
+    assert len(migrate.said.splitlines()) == 1
+
+    serve = house.start("serve", "--config", str(house.folder / "config.yaml"))
+    keeper = house.start("keeper")
+    for process in (serve, keeper):
+        eventually(lambda process=process: "certificate has expired" in process.said, READY_S_MAX)
+    serve.stop()
+    keeper.stop()
+
+
+@pytest.mark.parametrize("setting", ["CA_FILE", "CERT_FILE"])
+def test_a_file_that_cannot_be_used_stops_the_start(tmp_path: Path, setting: str) -> None:
+    environ = {
+        "TOLLKEEPER_REDIS_URL": "rediss://localhost:1/0", "TOLLKEEPER_DATABASE_URL": "postgresql://localhost:1/x",
+        "TOLLKEEPER_ADMIN_TOKEN": ADMIN_TOKEN, "TOLLKEEPER_KEY_PEPPER": "a-pepper-of-tests-only",
+        f"TOLLKEEPER_REDIS_{setting}": os.devnull + "/nothing.pem",
+    }  # fmt: skip
+    missing = Process(tmp_path, "keeper", ["keeper"], environ)
+    assert missing.ended() == 1
+    assert f"REDIS_{setting}='/dev/null/nothing.pem'" in missing.said
+    assert "Traceback" not in missing.said
+
+
+def test_a_wrong_password_is_told_apart_from_a_server_that_is_away(house: House) -> None:
+    wrong = house.environ["TOLLKEEPER_REDIS_URL"].replace(PASSWORD, "another")
+    house.environ["TOLLKEEPER_REDIS_URL"] = wrong
+    _, found = house.doctor()
+    assert "WRONGPASS" in found["redis"]
+    house.redis.stop()
+    _, found = house.doctor()
+    assert "WRONGPASS" not in found["redis"]
+    assert "does not answer" in found["redis"]
