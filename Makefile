@@ -1,5 +1,7 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
+# Each has servers of its own; tests of one file run in one of them.
+TEST_PROCESSES ?= 2
 .PHONY: run test check compile run-compiled bench docs lock clean
 
 run: ## Start everything on this machine
@@ -7,7 +9,7 @@ run: ## Start everything on this machine
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
 test: check ## Every check and the whole test suite
-	.venv/bin/python -m pytest -q $(ARGS)
+	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: ## Style, types and layers
 	@.ci/environment requirements-dev.lock
@@ -31,6 +33,10 @@ docs: ## The site of docs/ in build/site, its reference made from the code; ARGS
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python deploy/reference.py
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs --quiet $(or $(ARGS),build)
+
+faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--rows NAME,… --fresh --list"
+	@.ci/environment requirements-dev.lock
+	@SEED="$(SEED)" exec .venv/bin/python -m tests.faults.run $(ARGS)
 
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones. Needs uv
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 $(UPGRADE) \
