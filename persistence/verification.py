@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import text
@@ -33,8 +33,10 @@ SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 _NOTE = text("""
 INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
-VALUES (:partition, :run_id, :epoch, now(), now())
-ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id, epoch = excluded.epoch,
+SELECT n.partition, :run_id, n.epoch, now(), now()
+  FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch) ORDER BY 1
+ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
+       epoch = greatest(partition_state.epoch, excluded.epoch),
        verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
 
 
@@ -103,9 +105,8 @@ class Truths:
         async with self._engine.begin() as connection:
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
-    async def note(self, run_id: bytes, partition: int, epoch: int) -> None:
-        """Keep what a partition was verified as."""
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
+        """Keep what partitions are verified as: no later epoch is ever one of these."""
+        values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:
-            await connection.execute(
-                _NOTE, {"partition": partition, "run_id": run_id.decode(), "epoch": epoch}
-            )
+            await connection.execute(_NOTE, values)

@@ -12,7 +12,7 @@ there does not exist.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,8 +59,8 @@ class Source(Protocol):
     async def push_again(self, ids: Sequence[str]) -> None:
         """Have these applied control writes wait again."""
 
-    async def note(self, run_id: bytes, partition: int, epoch: int) -> None:
-        """Keep what a partition was verified as."""
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
+        """Keep what partitions are verified as: no later epoch is ever one of these."""
 
 
 class Target(Protocol):
@@ -142,10 +142,12 @@ class Verifier:
         # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
         truth = await self._source.truth(opened if said else range(PARTITIONS))
         await self._target.publish(truth.catalogue, truth.version)
+        epochs = {one: max(epoch, truth.epochs.get(one, 0)) + 1 for one, _, epoch in open_partitions}
+        await self._source.note(run_id, epochs)
         done = [
             verified
-            for partition, marker, epoch in open_partitions
-            if (verified := await self._partition(truth, partition, marker, epoch)) is not None
+            for partition, marker, _ in open_partitions
+            if (verified := await self._partition(truth, partition, marker, epochs[partition])) is not None
         ]
         for definitions in truth.definitions.values():
             for definition in definitions:
@@ -166,24 +168,23 @@ class Verifier:
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
     async def _partition(self, truth: Truth, partition: int, marker: bytes, epoch: int) -> Verified | None:
+        """Verify one as of this epoch; None where another keeper was faster."""
         organizations = truth.organizations.get(partition, [])
         tenants = truth.tenants.get(partition, [])
         old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
         rebuilt = len(old_organizations) + len(old_tenants)
         if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
             return None
-        next_epoch = max(epoch, truth.epochs.get(partition, 0)) + 1
         # A Redis that was rolled back holds again what was settled since: charged once is enough.
         ghosts = await self._source.settled(await self._target.held(partition))
         if ghosts:
-            moved = await self._target.let_go(partition, marker, next_epoch, ghosts)
+            moved = await self._target.let_go(partition, marker, epoch, ghosts)
             if moved is None:
                 return None
             marker = moved
         lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
         if lost:
             await self._source.push_again(lost)
-        if not await self._target.mark(partition, marker, next_epoch, truth.version):
+        if not await self._target.mark(partition, marker, epoch, truth.version):
             return None
-        await self._source.note(self._target.run_id, partition, next_epoch)
-        return Verified(partition, next_epoch, rebuilt, len(lost), len(ghosts))
+        return Verified(partition, epoch, rebuilt, len(lost), len(ghosts))
