@@ -141,7 +141,7 @@ class Proxy:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(channel, reader, to_server, Way.TO_SERVER))
                 both.create_task(self._pump(channel, other, writer, Way.TO_CLIENT))
-        except (OSError, TimeoutError, BaseExceptionGroup):
+        except (OSError, TimeoutError, BaseExceptionGroup, RuntimeError):  # the last is uvloop's for closed
             (channel or _Channel(writer, writer)).reset()
         finally:
             self._channels.discard(channel)  # type: ignore[arg-type]  # None is never in it

@@ -1,0 +1,252 @@
+"""What must hold after every row, whatever was broken: compared call by call, and added up.
+
+The upstream says what each request id used, the callers which answers they have completely, the
+counters and the ledger what was charged. Nothing is compared before everything has come to rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from gateway.core.model import PARTITIONS
+from gateway.counters import keys, states
+from persistence.invariants import INVARIANTS
+from tests.faults.cast import CREDITS_A_CALL, Cast
+from tests.faults.truth import Told
+from tests.faults.workload import Call
+from tests.faults.world import FaultError, World
+
+REST_S_MAX = 90.0
+LOOK_S = 0.05
+Sums = dict[str, int]
+
+CHARGED = {
+    "tokens": (
+        "SELECT coalesce(request_id::text, metadata->>'request_id'), "
+        "sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), "
+        "count(*) FILTER (WHERE transaction_type = 'consume'), "
+        "bool_or(coalesce(metadata->>'estimated', '') = 'true') FROM token_ledger "
+        "WHERE tenant_id = ANY(%s) AND (transaction_type = 'consume' OR metadata ? 'request_id') GROUP BY 1"
+    ),
+    "credits": (
+        "SELECT request_id::text, sum(credits_used), count(*) FILTER (WHERE NOT metadata ? 'corrects'), "
+        "false FROM credit_transaction WHERE organization_id = ANY(%s) GROUP BY 1"
+    ),
+    "units": (
+        "SELECT request_id::text, sum(usage_amount), count(*) FILTER (WHERE NOT metadata ? 'corrects'), "
+        "false FROM feature_usage WHERE organization_id = ANY(%s) GROUP BY 1"
+    ),
+}
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a row found. Amounts are tokens, credits or units alike.
+
+    `lost`: of answers received completely and not charged, which were `lost_calls` (`lost_ids`).
+    `doubled`: charged beyond what the upstream counted. `unheard`: used, never received completely,
+    and not charged. `over_granted`: charged to the tight tenant beyond its grant. `counted_lost`: movements
+    the product itself says were lost.
+    `detected_s` and `serving_s`: from the fault to the first refusal, and to the first answer after it.
+    """
+
+    calls: int = 0
+    complete: int = 0
+    lost: int = 0
+    lost_calls: int = 0
+    doubled: int = 0
+    unheard: int = 0
+    unheard_calls: int = 0
+    over_granted: int = 0
+    counted_lost: int = 0
+    detected_s: float | None = None
+    serving_s: float | None = None
+    other: dict[str, Any] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    lost_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a row may leave: movements lost and listed as lost, accounts stopped, uses nobody received."""
+
+    lost: bool = False
+    lost_events: bool = False
+    quarantine: bool = False
+    unheard: bool = True
+
+
+async def at_rest(world: World, within_s: float = REST_S_MAX) -> None:
+    """Wait until no call, hold, late settlement or outbox entry is left."""
+    end = world.loop.time() + within_s
+    while left := await asyncio.to_thread(_left, world):
+        if world.loop.time() > end:
+            raise FaultError(f"not at rest after {within_s:g} s: {left}")
+        await asyncio.sleep(LOOK_S)
+
+
+def _left(world: World) -> Sums:
+    left = {"calls": world.upstream.busy}
+    try:
+        with world.counters() as counters:
+            pipe = counters.pipeline(transaction=False)
+            for partition in range(PARTITIONS):
+                pipe.zcard(keys.deadlines(partition))
+                pipe.xlen(keys.late(partition))
+                pipe.xlen(keys.outbox(partition))
+            counts = pipe.execute()
+    except redis.RedisError as error:
+        raise FaultError(f"Redis does not answer: {error}") from error
+    left |= {"holds": sum(counts[::3]), "late": sum(counts[1::3]), "outbox": sum(counts[2::3])}
+    return {name: count for name, count in left.items() if count}
+
+
+async def audit(cast: Cast, calls: Iterable[Call], expected: Expected | None = None) -> Figures:
+    """Compare everything once it is at rest; `broken` names each promise that does not hold."""
+    await at_rest(cast.world)
+    return await asyncio.to_thread(_audit, cast, list(calls), expected or Expected())
+
+
+def _audit(cast: Cast, calls: list[Call], expected: Expected) -> Figures:
+    world = cast.world
+    figures = Figures(calls=len(calls), complete=sum(call.complete for call in calls))
+    charged = _charged(cast)
+    received = {call.request_id for call in calls if call.complete}
+    _compare(figures, charged, world.upstream.told, received, expected)
+    if world.upstream.repeated:
+        figures.broken.append(f"sent upstream twice: {world.upstream.repeated[:3]}")
+    _balances(cast, figures)
+    _slots(cast, figures)
+    _views(cast, figures, expected)
+    if figures.unheard and not expected.unheard:
+        figures.broken.append(f"{figures.unheard} used and not charged")
+    return figures
+
+
+def _charged(cast: Cast) -> dict[str, tuple[str, int, int, bool]]:
+    """By request id: the kind of account, what it was charged, in how many rows, whether by estimate."""
+    found: dict[str, tuple[str, int, int, bool]] = {}
+    for kind, query in CHARGED.items():
+        whose = [one.id for one in cast.tenants] if kind == "tokens" else cast.organizations
+        for request_id, amount, rows, estimated in cast.world.rows(query, whose):
+            found[request_id] = (kind, int(amount), int(rows), bool(estimated))
+    return found
+
+
+def _compare(
+    figures: Figures,
+    charged: dict[str, tuple[str, int, int, bool]],
+    told: dict[str, Told],
+    received: set[str],
+    expected: Expected,
+) -> None:
+    for request_id in received - told.keys():
+        figures.broken.append(f"{request_id} was answered and never asked of the upstream")
+    for request_id in received & told.keys():
+        amount = charged.get(request_id, ("", 0, 0, False))[1]
+        figures.lost += max(0, used(told[request_id]) - amount)
+    for request_id, (kind, amount, rows, estimated) in charged.items():
+        truth = told.get(request_id)
+        if truth is None:
+            figures.doubled += amount
+            figures.broken.append(f"{request_id} was charged {amount} and never asked of the upstream")
+            continue
+        if kind != truth.kind or rows > 1:
+            figures.broken.append(f"{request_id} ({truth.kind}) has {rows} rows of {kind}")
+        exact = request_id in received or not (estimated or truth.cut)
+        if exact:
+            figures.doubled += max(0, amount - used(truth))
+        if exact and amount != used(truth):
+            figures.broken.append(f"{request_id} used {used(truth)} and was charged {amount}")
+    seen = charged.keys() | received
+    unheard = [one for one in told.values() if one.complete and one.request_id not in seen]
+    figures.unheard, figures.unheard_calls = sum(map(used, unheard)), len(unheard)
+    gone = received - charged.keys()
+    figures.lost_calls, figures.lost_ids = len(gone), sorted(gone)
+    if not expected.lost:
+        figures.broken += [f"{request_id} was received completely and not charged" for request_id in gone]
+
+
+def used(told: Told) -> int:
+    """What a call is charged: tokens, the credits of a use, or units."""
+    if told.kind == "tokens":
+        return told.tokens
+    return told.units * (CREDITS_A_CALL if told.kind == "credits" else 1)
+
+
+def _balances(cast: Cast, figures: Figures) -> None:
+    """Granted − remaining = Σ ledger, live and stored alike; the tight tenant within its grant."""
+    world = cast.world
+    query = (
+        "SELECT tenant_id, sum(CASE direction WHEN 'IN' THEN amount ELSE -amount END) "
+        "FROM token_ledger WHERE tenant_id = ANY(%s) GROUP BY 1"
+    )
+    sums = {tenant: int(left) for tenant, left in world.rows(query, [one.id for one in cast.tenants])}
+    for tenant in cast.tenants:
+        quota = world.admin("GET", f"/tenant-quotas/{tenant.id}")
+        if quota["tokens_remaining"] != sums[tenant.id] or quota["tokens_held"]:
+            figures.broken.append(f"tenant {tenant.id} has {quota}, its ledger leaves {sums[tenant.id]}")
+        if tenant is cast.tight:
+            figures.over_granted = max(0, -sums[tenant.id])
+            if figures.over_granted:
+                figures.broken.append(f"the tight tenant got {figures.over_granted} more than its grant")
+    for organization in cast.organizations:
+        posted = "SELECT coalesce(sum(amount), 0) FROM credit_posting WHERE organization_id = %s"
+        spent = "SELECT coalesce(sum(credits_used), 0) FROM credit_transaction WHERE organization_id = %s"
+        left = int(world.rows(posted, organization)[0][0]) - int(world.rows(spent, organization)[0][0])
+        found = world.admin("GET", f"/organizations/{organization}")["credit_balance"]
+        if found != left:
+            figures.broken.append(
+                f"organization {organization} has {found} credits, its ledger leaves {left}"
+            )
+
+
+def _slots(cast: Cast, figures: Figures) -> None:
+    """No slot, no hold and nothing held is left in the counters."""
+    with cast.world.counters() as counters:
+        for organization in cast.organizations:
+            tag = f"tk:{{p{keys.partition_of(organization):02d}}}:"
+            for name in counters.scan_iter(match=f"{tag}[kuto]:*", count=1000):
+                packed = counters.get(name)
+                assert isinstance(packed, bytes)
+                kind = name.decode().removeprefix(tag)[0]
+                state = UNPACK[kind](packed)
+                held = [
+                    getattr(state, each, 0) for each in ("inflight", "held", "credits_held", "spend_held")
+                ]
+                if any(held):
+                    figures.broken.append(f"{name.decode()} still holds {held}")
+
+
+UNPACK: dict[str, Any] = {
+    "k": states.unpack_key,
+    "u": states.unpack_user,
+    "t": states.unpack_tenant,
+    "o": states.unpack_organization,
+}
+
+
+def _views(cast: Cast, figures: Figures, expected: Expected) -> None:
+    """Invariant views, dead letters, quarantine, and what the product says it lost."""
+    world = cast.world
+    names = [f"tenant:{one.id}" for one in cast.tenants]
+    names += [f"{kind}:{one}" for one in cast.organizations for kind in ("credits", "spend")]
+    for view in INVARIANTS:
+        for account, seq, detail in world.rows(f"SELECT account, seq, detail FROM invariant_{view}"):
+            figures.broken.append(f"invariant {view}: {account} at {seq}: {detail}")
+    lost = "SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM lost_event WHERE account = ANY(%s)"
+    figures.counted_lost = int(world.rows(lost, names)[0][0])
+    if figures.counted_lost and not expected.lost_events:
+        figures.broken.append(f"{figures.counted_lost} movements are listed as lost")
+    stopped = "SELECT account, reason FROM quarantine WHERE account = ANY(%s) AND released_at IS NULL"
+    for account, reason in world.rows(stopped, names):
+        if not expected.quarantine:
+            figures.broken.append(f"{account} is in quarantine: {reason}")
+    dead = "SELECT reason FROM dead_letter WHERE organization_id = ANY(%s)"
+    for (reason,) in world.rows(dead, cast.organizations):
+        figures.broken.append(f"dead letter: {reason}")

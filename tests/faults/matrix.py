@@ -1,0 +1,41 @@
+"""The matrix: every row there is, and how one is played."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.faults import rows_postgres, rows_processes, rows_redis, rows_traffic
+from tests.faults.audit import Figures
+from tests.faults.scene import Row, Scene
+from tests.faults.world import World
+
+LOG_TAIL = 1_500
+PARTS = (rows_processes, rows_redis, rows_postgres, rows_traffic)
+
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+async def play(row: Row, world: World, *, long: bool, seed: int, say: Say = _silent) -> Figures:
+    """Play one row on a world; what it found."""
+    world.upstream.forget()
+    figures = await row.play(Scene(world, long, seed, say))
+    if any("not charged" in one for one in figures.broken) or figures.doubled or figures.over_granted:
+        sums = f"lost {figures.lost}, doubled {figures.doubled}, over-granted {figures.over_granted}"
+        figures.broken.insert(0, sums)
+    return figures
+
+
+def told(world: World, figures: Figures) -> str:
+    """Why a row failed, with the ends of the processes' logs."""
+    return "\n".join([str(figures), *figures.broken[:20], ends(world)])
+
+
+def ends(world: World) -> str:
+    """The ends of the processes' logs."""
+    logs = [node.program.log for node in [*world.gateways, *world.keepers]]
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-LOG_TAIL:]}" for log in logs if log.exists())

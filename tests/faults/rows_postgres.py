@@ -1,0 +1,206 @@
+"""Rows in which PostgreSQL is away, refuses, or is set back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from gateway.core.model import PARTITIONS
+from gateway.counters import keys
+from tests.bench.figures import percentile
+from tests.faults.audit import Figures
+from tests.faults.cast import Cast
+from tests.faults.scene import Scene, row
+from tests.faults.servers import ROOT
+from tests.faults.workload import Call, Load
+from tests.faults.world import FaultError, World
+
+P99_RATIO_MAX = 1.2
+DRAIN_RATE_MIN = 10_000
+BACKLOG_ENTRIES = 1_000_000
+CONNECTIONS_MAX = 300
+
+
+@dataclass(slots=True)
+class Depth:
+    """How full Redis is: entries that wait, and bytes used."""
+
+    entries: int
+    used_bytes: int
+
+    @classmethod
+    def of(cls, world: World) -> Depth:
+        """As it is now."""
+        with world.counters() as counters:
+            entries = sum(counters.xlen(keys.outbox(one)) for one in range(PARTITIONS))
+            return cls(entries, int(counters.info("memory")["used_memory"]))
+
+
+def _p99_ms(calls: list[Call], began: float, ended: float) -> float:
+    times = [one.seconds for one in calls if one.complete and began <= one.began and one.ended <= ended]
+    return percentile(times, 0.99) * 1000 if times else 0.0
+
+
+async def _out(scene: Scene, out_s: float) -> Figures:
+    """PostgreSQL crashes and stays away under load; the stream grows and drains by itself."""
+    await scene.set_up()
+    world = scene.world
+    async with scene.load(callers=6, pause_s=0.02) as load:
+        await load.more(30)
+        began = time.monotonic()
+        await asyncio.sleep(min(out_s, 30.0))
+        await asyncio.to_thread(world.postgres.stop, signal.SIGQUIT)
+        out, first = time.monotonic(), Depth.of(world)
+        await asyncio.sleep(out_s)
+        back, last = time.monotonic(), Depth.of(world)
+        await asyncio.to_thread(world.postgres.start)
+        await load.more(30)
+    figures = await scene.finish()
+    drained = time.monotonic()
+    waiting = last.entries - first.entries
+    before, during = _p99_ms(load.calls, began, out), _p99_ms(load.calls, out, back)
+    each = (last.used_bytes - first.used_bytes) / max(1, waiting)
+    figures.other = {
+        "out_s": out_s, "p99_before_ms": round(before, 2), "p99_out_ms": round(during, 2),
+        "ratio": round(during / before, 2), "backlog": waiting, "bytes_an_event": round(each),
+        "mib_in_60_min": round(each * waiting / (back - out) * 3600 / 2**20, 1),
+        "drained_s": round(drained - back, 1),
+        "refused": sum(one.status not in (0, 200, 429) for one in load.calls),
+    }  # fmt: skip
+    if scene.long and during > before * P99_RATIO_MAX:
+        figures.broken.append(f"p99 {during:.1f} ms while PostgreSQL was away, {before:.1f} ms before")
+    if figures.other["refused"]:
+        figures.broken.append(f"{figures.other['refused']} calls were refused while PostgreSQL was away")
+    return figures
+
+
+@row("PostgreSQL is out for 1 minute under load")
+async def postgres_out(scene: Scene) -> Figures:
+    """The hot path does not notice."""
+    return await _out(scene, 60.0 if scene.long else 1.0)
+
+
+@row("PostgreSQL is out for 10 minutes under load", only_long=True, limit_s=1800)
+async def postgres_out_long(scene: Scene) -> Figures:
+    """What 10 minutes show says what 60 need."""
+    return await _out(scene, 600.0)
+
+
+@row("A backlog of 1,000,000 events drains", only_long=True, limit_s=1800)
+async def backlog(scene: Scene) -> Figures:
+    """By the flusher's own bench: a real Valkey, the embedded PostgreSQL, fsync on."""
+    command = [sys.executable, "-m", "tests.bench.flush", "--entries", str(BACKLOG_ENTRIES)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if not done.stdout:
+        raise FaultError(done.stderr[-500:])
+    figures = Figures(other=json.loads(done.stdout))
+    if done.returncode or figures.other["rows_per_second"] < DRAIN_RATE_MIN:
+        figures.broken.append(f"{figures.other['rows_per_second']} rows a second")
+    return figures
+
+
+async def _around(scene: Scene, load: Load, hold_s: float, what: str) -> None:
+    """Calls go on while PostgreSQL cannot store them."""
+    before = Depth.of(scene.world).entries
+    await scene.world.until(lambda: Depth.of(scene.world).entries > before, 20, f"a backlog while {what}")
+    await asyncio.sleep(hold_s)
+    await load.more(10)
+
+
+@row("PostgreSQL is read-only")
+async def postgres_read_only(scene: Scene) -> Figures:
+    """As after a failover to a standby, or with a full disk."""
+    await scene.set_up()
+    world = scene.world
+    async with scene.load() as load:
+        await load.more(20)
+        world.rows("ALTER SYSTEM SET default_transaction_read_only = on")
+        world.rows("SELECT pg_reload_conf()")
+        try:
+            await _around(scene, load, 20.0 if scene.long else 0.2, "it is read-only")
+        finally:
+            with psycopg.connect(world.postgres.url, autocommit=True) as connection:
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
+        await load.more(20)
+    return await scene.finish()
+
+
+@row("PostgreSQL is out of connections")
+async def postgres_full(scene: Scene) -> Figures:
+    """Others have them all, and the keeper's own are gone."""
+    await scene.set_up()
+    world = scene.world
+    taken: list[psycopg.Connection[tuple[object, ...]]] = []
+
+    def take() -> None:
+        with suppress(psycopg.OperationalError):
+            while len(taken) < CONNECTIONS_MAX:
+                taken.append(psycopg.connect(world.postgres.url, autocommit=True))
+
+    async with scene.load() as load:
+        await load.more(20)
+        try:
+            await asyncio.to_thread(take)
+            ours = [one.info.backend_pid for one in taken]
+            for _ in range(3):  # what becomes free by it is taken before the keeper is back
+                taken[0].execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND NOT pid = ANY(%s)", [ours],
+                )  # fmt: skip
+                await asyncio.to_thread(take)
+                ours = [one.info.backend_pid for one in taken]
+            await _around(scene, load, 10.0 if scene.long else 0.1, "it is full")
+        finally:
+            for connection in taken:
+                connection.close()
+        await load.more(20)
+    figures = await scene.finish()
+    figures.other = {"connections": len(taken)}
+    return figures
+
+
+@row("PostgreSQL deadlocks")
+async def postgres_deadlocks(scene: Scene) -> Figures:
+    """A rival takes the rows of the balances the other way round."""
+    cast = await scene.set_up()
+    world = scene.world
+    wanted = 10 if scene.long else 1
+    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = world.rows(query)[0][0]
+    ended = asyncio.Event()
+    async with scene.load() as load:
+        await load.more(10)
+        rival = asyncio.create_task(asyncio.to_thread(_rival, cast, ended))
+        try:
+            await world.until(lambda: world.rows(query)[0][0] >= before + wanted, 120, "deadlocks")
+        finally:
+            ended.set()
+            await rival
+        await load.more(10)
+    figures = await scene.finish()
+    figures.other = {"deadlocks": world.rows(query)[0][0] - before}
+    return figures
+
+
+def _rival(cast: Cast, ended: asyncio.Event) -> None:
+    first, *_, last = sorted(one.id for one in cast.tenants)
+    with psycopg.connect(cast.world.postgres.url) as connection:
+        connection.execute("SET deadlock_timeout = '10s'")  # so that it is not always the rival who is chosen
+        connection.commit()
+        while not ended.is_set():
+            with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
+                for tenant in (last, first):
+                    connection.execute("SELECT 1 FROM tenant_quota WHERE tenant_id = %s FOR UPDATE", [tenant])
+                    time.sleep(0.15)

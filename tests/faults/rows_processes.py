@@ -1,0 +1,209 @@
+"""Rows in which our own processes die, freeze or stop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.audit import Figures
+from tests.faults.proxy import Trap, Way
+from tests.faults.scene import Scene, row
+from tests.faults.servers import Program
+from tests.faults.workload import Asked, Kind
+from tests.faults.world import Node
+
+CRASH_S_MAX = 6.0
+NTH = (1, 1, 2, 3, 5, 8)
+PAUSED_S = 20.0
+STREAMS = 200
+STOP_S_MAX = 25.0
+
+
+@dataclass(slots=True)
+class Crashes:
+    """Kills of processes at named points: how often each point was the last thing a process met."""
+
+    scene: Scene
+    seen: Path
+    only: tuple[str, ...]
+    wanted: int
+    died: dict[str, int] = field(default_factory=dict)
+    rare: set[str] = field(default_factory=set)
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.died.values())
+
+    async def run(self, nodes: list[Node]) -> None:
+        """Let some processes meet their points, then kill them until it is enough."""
+        for node in nodes:
+            node.program.crash = ("", 0, self.seen)
+            await self._again(node.program)
+        await self.scene.world.until(lambda: len(self._points()) > len(self.only) * 2)
+        await asyncio.sleep(5.0 if self.scene.long else 0.3)
+        await asyncio.gather(*(self._kill(node.program) for node in nodes))
+        for node in nodes:
+            node.program.crash = None
+            await self._again(node.program)
+
+    def _points(self) -> list[str]:
+        found = set(self.seen.read_text().splitlines()) if self.seen.exists() else set()
+        return sorted(one for one in found if one.startswith(self.only))
+
+    def _choose(self) -> tuple[str, int, Path]:
+        """A point met least often so far; rarely met ones at their first time."""
+        draw = self.scene.draw
+        point = min(self._points(), key=lambda one: (self.died.get(one, 0), draw.random()))
+        return point, 1 if point in self.rare else draw.choice(NTH), self.seen
+
+    async def _again(self, program: Program) -> None:
+        before = program.starts
+        program.send(signal.SIGKILL)
+        await self.scene.world.until(lambda: program.starts > before)
+
+    async def _kill(self, program: Program) -> None:
+        plan = program.crash = self._choose()
+        await self._again(program)
+        while self.count < self.wanted:
+            # The next plan is set before this one is carried out: the restart takes it up.
+            point, starts, began = plan[0], program.starts, time.monotonic()
+            plan = program.crash = self._choose()
+            while program.starts == starts and time.monotonic() - began < CRASH_S_MAX:
+                await asyncio.sleep(0.01)
+            if program.starts == starts:
+                self.rare.add(point)
+                self.scene.say(f"not met in time: {plan}")
+                await self._again(program)
+                continue
+            self.died[point] = self.died.get(point, 0) + 1
+            self.scene.say(f"{self.count} of {self.wanted} crashes, {len(self.died)} points")
+
+
+async def _crashes(scene: Scene, nodes: list[Node], only: tuple[str, ...], wanted: int) -> Figures:
+    await scene.set_up()
+    seen = scene.world.folder / f"points-{nodes[0].program.role}-{only[0].replace('/', '.')}"
+    crashes = Crashes(scene, seen, only, wanted)
+    async with scene.load(callers=10):
+        await crashes.run(nodes)
+    await scene.cast.until_served()
+    figures = await scene.finish()
+    figures.other = {"crashes": crashes.count, "points": len(crashes.died)}
+    return figures
+
+
+@row("A gateway is killed at each crash point", limit_s=3600)
+async def gateway_crashes(scene: Scene) -> Figures:
+    """Self-SIGKILL at every await of a request: suspended, sent, resumed."""
+    return await _crashes(scene, scene.world.gateways[:2], ("gateway/",), 200 if scene.long else 4)
+
+
+@row("The flusher is killed at each crash point", limit_s=3600)
+async def flusher_crashes(scene: Scene) -> Figures:
+    """Self-SIGKILL at every await between reading an entry and its acknowledgement."""
+    only = ("gateway/background/flusher.", "gateway/counters/outbox.", "persistence/writer.")
+    return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 3)
+
+
+@row("The keeper is killed at each crash point of any of its loops", only_long=True, limit_s=3600)
+async def keeper_crashes(scene: Scene) -> Figures:
+    """Self-SIGKILL at every await of verifier, pusher, reclaimer, late lane and the rest."""
+    return await _crashes(scene, scene.world.keepers[:1], ("gateway/", "persistence/"), 100)
+
+
+@row("COMMIT is sent and its reply is lost")
+async def commit_reply_lost(scene: Scene) -> Figures:
+    """Its link is cut before COMMIT passes, and after it was executed; the keeper lives or is killed."""
+    await scene.set_up()
+    keeper = scene.world.keepers[0]
+    assert keeper.sql is not None
+    cuts = 0
+    async with scene.load() as load:
+        for number in range(50 if scene.long else 6):
+            way = Way.TO_CLIENT if number % 3 else Way.TO_SERVER
+            trap = Trap(way, b"COMMIT")
+            if number % 2:
+                trap.then = lambda: keeper.program.send(signal.SIGKILL)
+            keeper.sql.set_trap(trap)
+            await load.more(5)
+            await asyncio.wait_for(trap.sprung.wait(), CRASH_S_MAX)
+            cuts += 1
+            scene.say(f"{cuts} cuts")
+    figures = await scene.finish()
+    figures.other = {"cuts": cuts}
+    return figures
+
+
+async def _keepers(scene: Scene, count: int) -> Figures:
+    await scene.set_up()
+    world = scene.world
+    more = [await world.add_keeper() for _ in range(count - len(world.keepers))]
+    pause_s = PAUSED_S if scene.long else 1.5
+    try:
+        async with scene.load():
+            for number in range(4 if scene.long else 1):
+                paused = world.keepers[number % count]
+                await asyncio.sleep(0.5)
+                paused.program.send(signal.SIGSTOP)
+                await asyncio.sleep(pause_s)
+                paused.program.send(signal.SIGCONT)
+                scene.say(f"keeper {number + 1} woke after {pause_s:g} s")
+                await asyncio.sleep(0.5)
+    finally:
+        for node in more:
+            await world.remove(node)
+    figures = await scene.finish()
+    figures.other = {"keepers": count, "paused_s": pause_s}
+    return figures
+
+
+@row("Two keepers on the same partitions, one paused past its lease and woken")
+async def two_keepers(scene: Scene) -> Figures:
+    """The paused one wakes in the middle of a transaction that has timed out."""
+    return await _keepers(scene, 2)
+
+
+@row("Four keepers on the same partitions, one paused past its lease and woken")
+async def four_keepers(scene: Scene) -> Figures:
+    """The same with four."""
+    return await _keepers(scene, 4)
+
+
+@row("SIGTERM with 200 streams")
+async def sigterm(scene: Scene) -> Figures:
+    """Streams in flight end whole within the grace; the worker is gone within 25 s."""
+    await scene.set_up()
+    node = scene.world.gateways[0]
+    tenant = scene.cast.tenants[0]
+    pause_s = "0.5" if scene.long else "0.15"
+
+    def ask(_: random.Random) -> Asked:
+        fields = {"x_fault_pause_s": pause_s, "x_fault_pieces": "20"}
+        return scene.cast.ask(Kind.STREAM, tenant, scene.draw, **fields)
+
+    load = scene.cast.load(ask, callers=STREAMS)
+    load.ports = [load.ports[0]]
+    streams = STREAMS if scene.long else 60
+    load.callers = streams
+    told = scene.world.upstream.told
+    before = len(told)
+    async with load:
+        await scene.world.until(lambda: len(told) >= before + streams)
+        load._stop.set()
+        scene.world.restarts = False
+        began = time.monotonic()
+        status = await asyncio.to_thread(node.program.stop)
+        took = time.monotonic() - began
+        scene.world.restarts = True
+    scene.calls += load.calls
+    figures = await scene.finish()
+    figures.other = {"streams": streams, "whole": load.complete, "stopped_s": round(took, 1)}
+    if status or took > STOP_S_MAX or load.complete != streams:
+        figures.broken.append(
+            f"status {status} after {took:.1f} s, {load.complete} of {streams} streams whole"
+        )
+    return figures

@@ -1,0 +1,271 @@
+"""Rows in which clients, upstreams and clocks misbehave; and a soak of everything at once."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+
+from tests.faults.audit import Expected, Figures
+from tests.faults.scene import Scene, row
+from tests.faults.truth import PIECES
+from tests.faults.workload import Asked, Call, Caller, Kind
+from tests.faults.world import FaultError, World
+
+ABORTS_SHORT, ABORTS_LONG = 150, 10_000
+AT_ONCE = 32
+SOAK_S_SHORT, SOAK_S_LONG = 5.0, 1_200.0
+MEMORY_GROWTH_MAX = 1.25
+LIBFAKETIME = "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"
+HOUR_S = 3_600
+
+
+async def _each(scene: Scene, asked: list[Asked]) -> None:
+    """Make these calls, many at once, spread over the gateways."""
+    waiting = iter(asked)
+
+    async def one(number: int) -> None:
+        caller = Caller(scene.world.gateways[number % len(scene.world.gateways)].door)
+        for each in waiting:
+            scene.calls.append(await caller.call(each))
+            if len(scene.calls) % 500 == 0:
+                scene.say(f"{len(scene.calls)} of {len(asked)} calls")
+        caller.leave()
+
+    await asyncio.gather(*(one(number) for number in range(AT_ONCE)))
+
+
+@row("Clients disconnect at every event")
+async def clients_leave(scene: Scene) -> Figures:
+    """Whatever a client leaves behind is read to its end and charged, and holds nothing."""
+    cast = await scene.set_up()
+    draw = scene.draw
+
+    def asked(number: int) -> Asked:
+        kind = (Kind.STREAM, Kind.STREAM, Kind.CHAT, Kind.CREDITS, Kind.UNITS)[number % 5]
+        # 0: nothing read; 1: the head; then one piece after another
+        leave_at = draw.randrange(PIECES + 4) if kind is Kind.STREAM else draw.randrange(2)
+        return cast.ask(kind, draw.choice(cast.tenants[:2]), draw, leave_at)
+
+    aborts = ABORTS_LONG if scene.long else ABORTS_SHORT
+    await _each(scene, [asked(number) for number in range(aborts)])
+    figures = await scene.finish(Expected(unheard=False))
+    figures.other = {"aborts": sum(not call.complete for call in scene.calls)}
+    return figures
+
+
+@row("Upstreams reset")
+async def upstream_resets(scene: Scene) -> Figures:
+    """At every piece of an answer, and all connections at once: what came is charged."""
+    cast = await scene.set_up()
+    draw = scene.draw
+
+    def asked(number: int) -> Asked:
+        kind = (Kind.STREAM, Kind.CHAT, Kind.UNITS)[number % 3]
+        cut = {"x_fault_cut": str(number // 3 % (PIECES + 1))} if number % 2 else {}
+        return cast.ask(kind, draw.choice(cast.tenants[:2]), draw, None, **cut)
+
+    async def drop() -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            scene.world.upstream_link.reset()
+
+    dropping = asyncio.create_task(drop())
+    try:
+        await _each(scene, [asked(number) for number in range(5_000 if scene.long else 120)])
+    finally:
+        dropping.cancel()
+    return await scene.finish()
+
+
+@row("Stale sockets: the upstream closed what was pooled")
+async def stale_sockets(scene: Scene) -> Figures:
+    """A connection its upstream has closed is never written to: no call fails, none is sent twice."""
+    cast = await scene.set_up()
+    failed: list[Call] = []
+    for number in range(200 if scene.long else 10):
+        before = len(scene.calls)
+        await _each(scene, [cast.ask(Kind.CHAT, cast.tenants[0], scene.draw) for _ in range(AT_ONCE)])
+        failed += [call for call in scene.calls[before:] if not call.complete]
+        if number % 2:
+            scene.world.upstream.drop()
+        else:
+            scene.world.upstream_link.reset()
+        await asyncio.sleep(0.05)
+    figures = await scene.finish(Expected(unheard=False))
+    if failed:
+        figures.broken.append(f"{len(failed)} calls failed, the first with {failed[0].status}")
+    return figures
+
+
+# --- clocks -----------------------------------------------------------------------------
+
+
+def libfaketime() -> str:
+    """Where libfaketime is, installed where it is missing and may be; "" where it cannot be had."""
+    place = LIBFAKETIME.format(machine=os.uname().machine)
+    if not Path(place).exists() and shutil.which("apt-get") and os.geteuid() == 0:
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "faketime"]
+        subprocess.run(install, capture_output=True, check=False)
+    return place if Path(place).exists() else ""
+
+
+class Clock:
+    """A wall clock that processes started with `environment` believe in."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.set(0)
+        self.environment = {
+            "LD_PRELOAD": libfaketime(),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set(self, ahead_s: float) -> None:
+        """Be so many seconds ahead of the truth."""
+        self._file.write_text(f"{ahead_s:+.0f}\n")
+
+
+def _until_night_s(before_s: float) -> float:
+    """Seconds from now to so many before the next midnight, UTC."""
+    now = dt.datetime.now(dt.UTC)
+    night = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (night - now).total_seconds() - before_s
+
+
+@row("Clocks jump by an hour, forwards and backwards", alone=True)
+async def clocks_jump(scene: Scene) -> Figures:
+    """Redis' clock over a midnight and back, and a gateway's: a daily quota is granted once for each day."""
+    world = scene.world
+    if not libfaketime():
+        raise FaultError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+    night_s = _until_night_s(1_800)
+    theirs, ours = Clock(world.folder / "redis-clock"), Clock(world.folder / "gateway-clock")
+    theirs.set(night_s)
+    world.valkey.environment |= theirs.environment
+    await asyncio.to_thread(world.valkey.stop, signal.SIGTERM)
+    await asyncio.to_thread(world.valkey.start)
+    program = world.gateways[0].program
+    program.environment |= ours.environment
+    await asyncio.to_thread(program.stop)
+    cast = await scene.set_up(reset_interval="daily")
+    hold_s = 3.0 if scene.long else 0.8
+    async with scene.load() as load:
+        for _ in range(5 if scene.long else 1):
+            # the gateway's wall clock first, then Redis' over midnight, then both back
+            for their_s, our_s in (
+                (0, HOUR_S),
+                (HOUR_S, HOUR_S),
+                (HOUR_S, -HOUR_S),
+                (0, -HOUR_S),
+                (-HOUR_S, 0),
+            ):
+                theirs.set(night_s + their_s)
+                ours.set(our_s)
+                await asyncio.sleep(hold_s)
+        await load.more(10)
+    theirs.set(night_s)
+    figures = await scene.finish()
+    query = (
+        "SELECT tenant_id, count(*) FROM token_ledger "
+        "WHERE tenant_id = ANY(%s) AND transaction_type = 'reset' GROUP BY 1"
+    )
+    resets = {int(count) for _, count in world.rows(query, [one.id for one in cast.tenants])}
+    figures.other = {"resets_a_tenant": sorted(resets)}
+    if resets != {2}:
+        figures.broken.append(f"one midnight passed and {resets} resets were made, the first grant included")
+    return figures
+
+
+# --- everything at once -----------------------------------------------------------------
+
+
+def _troubles(world: World, draw: random.Random) -> list[Callable[[], Awaitable[None]]]:
+    """What may happen to a deployment in a soak."""
+
+    async def kill_gateway() -> None:
+        draw.choice(world.gateways[1:]).program.send(signal.SIGKILL)
+
+    async def kill_keeper() -> None:
+        draw.choice(world.keepers).program.send(signal.SIGKILL)
+
+    async def freeze_keeper() -> None:
+        keeper = draw.choice(world.keepers).program
+        keeper.send(signal.SIGSTOP)
+        await asyncio.sleep(draw.uniform(0.5, 3))
+        keeper.send(signal.SIGCONT)
+
+    async def freeze_valkey() -> None:
+        world.valkey.send(signal.SIGSTOP)
+        await asyncio.sleep(draw.uniform(0.2, 3))
+        world.valkey.send(signal.SIGCONT)
+
+    async def kill_valkey() -> None:
+        world.valkey.kill()
+        await asyncio.to_thread(world.valkey.start)
+
+    async def crash_postgres() -> None:
+        await asyncio.to_thread(world.postgres.stop, signal.SIGQUIT)
+        await asyncio.sleep(draw.uniform(0, 2))
+        await asyncio.to_thread(world.postgres.start)
+
+    async def reset_links() -> None:
+        for link in world.links():
+            link.reset()
+
+    async def slow_link() -> None:
+        link = draw.choice(world.links())
+        link.latency_s, link.slice_bytes = draw.uniform(0, 0.05), draw.choice((0, 1, 7, 100))
+        await asyncio.sleep(2)
+        link.latency_s, link.slice_bytes = 0.0, 0
+
+    async def flush_scripts() -> None:
+        with world.counters() as counters:
+            counters.execute_command("FUNCTION", "FLUSH", "SYNC")
+
+    return [
+        kill_gateway, kill_keeper, freeze_keeper, freeze_valkey, kill_valkey, crash_postgres, reset_links,
+        slow_link, flush_scripts,
+    ]  # fmt: skip
+
+
+@row("A mixed soak of 20 minutes", limit_s=3600)
+async def soak(scene: Scene) -> Figures:
+    """All of it in a row that the seed draws, under load; the worker that is spared keeps its size."""
+    await scene.set_up()
+    world = scene.world
+    seconds = SOAK_S_LONG if scene.long else SOAK_S_SHORT
+    spared = psutil.Process(world.gateways[0].program.pid)
+    end = time.monotonic() + seconds
+    settled_kib, happened = 0, 0
+    async with scene.load(callers=12, pause_s=0.01) as load:
+        while time.monotonic() < end:
+            trouble = scene.draw.choice(_troubles(world, scene.draw))
+            await trouble()
+            happened += 1
+            left = end - time.monotonic()
+            scene.say(f"{happened} troubles, {load.complete} answers, {left:.0f} s to go")
+            if not settled_kib and left < seconds * 0.75:
+                settled_kib = spared.memory_info().rss // 1024
+            await asyncio.sleep(scene.draw.uniform(0.2, 4 if scene.long else 1))
+        await load.more(20)
+    last_kib = spared.memory_info().rss // 1024
+    figures = await scene.finish()
+    figures.other = {
+        "seconds": seconds, "troubles": happened, "worker_kib_after_a_quarter": settled_kib,
+        "worker_kib_at_the_end": last_kib,
+    }  # fmt: skip
+    if settled_kib and last_kib > settled_kib * MEMORY_GROWTH_MAX:
+        figures.broken.append(f"a worker grew from {settled_kib} to {last_kib} KiB")
+    return figures

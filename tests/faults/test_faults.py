@@ -1,0 +1,53 @@
+"""The matrix in its short, seeded form: each row on real processes, one deployment shared by most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults import matrix
+from tests.faults.scene import ROWS
+from tests.faults.world import World
+
+SEED = 7
+
+
+class Shared:
+    """A world that is made when it is first needed, and anew after a row that left it broken."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+
+    def get(self) -> World:
+        if self.world is None:
+            self.world = World(SEED).open()
+        return self.world
+
+    def drop(self) -> None:
+        if self.world is not None:
+            self.world.close()
+        self.world = None
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    one = Shared()
+    yield one
+    one.drop()
+
+
+@pytest.mark.parametrize("name", [name for name, one in ROWS.items() if not one.only_long])
+def test_row(name: str, shared: Shared) -> None:
+    row = ROWS[name]
+    world = World(SEED, gateways=row.gateways, keepers=row.keepers).open() if row.alone else shared.get()
+    try:
+        figures = world.run(asyncio.wait_for(matrix.play(row, world, long=False, seed=SEED), row.limit_s))
+        assert not figures.broken, matrix.told(world, figures)
+    except BaseException:
+        shared.drop()
+        raise
+    finally:
+        if row.alone:
+            world.close()
