@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import logs, tallies, tokenizer
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.address import parse_url
+from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
+from gateway.counters.leaser import Leaser
 from gateway.counters.log_files import LogFiles
 from gateway.counters.quota import Counters
 from gateway.counters.resubmission import Resubmitter
@@ -30,6 +33,7 @@ from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
 from gateway.http.server import DataPlane
 from gateway.http.tally import Histogram, Tally
+from gateway.seat import take_seat
 from gateway.settings import Settings
 from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever, stop_signal
@@ -54,13 +58,11 @@ async def run_gateway(settings: Settings) -> None:
         await wire.close()
         return
     wire.refuse_eviction()
-    directory = Directory(wire, time.monotonic)
     settlements = _settlement_log(settings, log)
     resubmitter = Resubmitter(wire, settlements, time.monotonic, log)
-    scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend")}
-    took = {verb: histogram.observe for verb, histogram in scripts.items()}
-    ttl_ms = int(settings.hold_ttl_s * 1000)
-    counters = Counters(wire, directory, ttl_ms, time.monotonic, took, log=settlements)
+    scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend", "lease")}
+    allowances = Allowances(time.monotonic, take_seat(Path(settings.data_dir) / "seats"))
+    directory, counters, leaser = _counters(settings, wire, allowances, settlements, scripts)
     tally = Tally()
     ports = Ports(
         directory=directory,
@@ -76,6 +78,7 @@ async def run_gateway(settings: Settings) -> None:
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_unverified": int(not directory.verified)},
+        lambda: {"leases": allowances.in_force, "admitted_locally": allowances.admitted},
     ]
     if exporter is not None:
         snapshots.append(exporter.snapshot)
@@ -83,6 +86,7 @@ async def run_gateway(settings: Settings) -> None:
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
+        asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
@@ -98,6 +102,7 @@ async def run_gateway(settings: Settings) -> None:
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
     waiting = settlements.waiting
+    await leaser.give_back()
     await settlements.close()
     await wire.close()
     log("gateway stopped", settlements_waiting=waiting)
@@ -194,6 +199,36 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     return plane, exporter
+
+
+def _counters(
+    settings: Settings,
+    wire: Wire,
+    allowances: Allowances,
+    settlements: SettlementLog,
+    scripts: dict[str, Histogram],
+) -> tuple[Directory, Counters, Leaser]:
+    """The doors to Redis of one worker; `scripts` takes the seconds of each."""
+    directory = Directory(wire, time.monotonic, allowances=allowances, stale_s=settings.lease_s_max)
+    counters = Counters(
+        wire,
+        directory,
+        int(settings.hold_ttl_s * 1000),
+        time.monotonic,
+        {verb: histogram.observe for verb, histogram in scripts.items()},
+        log=settlements,
+        allowances=allowances,
+    )
+    leaser = Leaser(
+        wire,
+        allowances,
+        time.monotonic,
+        fraction=settings.lease_fraction,
+        lease_s=settings.lease_s_max,
+        took=scripts["lease"].observe,
+        pending=lambda: settlements.waiting,
+    )
+    return directory, counters, leaser
 
 
 def _snapshot(

@@ -60,6 +60,8 @@ FACTS = (
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),
     Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
+    Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
+    Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),
     Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
     Fact("settlement_log_bytes", "gauge", "Bytes of the workers' settlement logs."),
     Fact("settlements_spooled", "counter", "Settlements the local log keeps for the counters."),

@@ -70,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "charge_observed"
     )
     redis_wait_s: Seconds = 1.0
+    lease_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
     start_wait_s: Seconds = 60.0
     shutdown_grace_s: Seconds = 20.0
     flush_interval_s: Seconds = 0.25

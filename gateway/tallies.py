@@ -26,7 +26,7 @@ FILES_MAX = 1_000
 GAUGES = frozenset(
     {
         "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open",
-        "counters_unverified", "holds",
+        "counters_unverified", "holds", "leases",
         "spool_entries", "settlement_log_bytes", "streams",
     }
 )  # fmt: skip

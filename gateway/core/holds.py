@@ -27,7 +27,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed: `held` tokens taken for it, `observed` seen of its call."""
+    """A hold whose deadline passed: `held` tokens taken for it, `observed` seen of its call.
+
+    A `lease` is no call's, and charged nothing.
+    """
 
     request_id: str
     caller: Caller
@@ -38,9 +41,12 @@ class ExpiredHold:
     units: int
     created_ms: int
     held: int = 0
+    lease: bool = False
 
     def charge(self, policy: ReclaimPolicy) -> Charge:
         """What the call is charged when its hold is taken back."""
+        if self.lease:
+            return Charge()
         if policy == ReclaimPolicy.CHARGE_HOLD:
             return Charge(max(self.held, self.observed), self.credits, self.units)
         if policy == ReclaimPolicy.RELEASE or not self.observed:

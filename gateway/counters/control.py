@@ -120,7 +120,7 @@ class Control:
             definition.models,
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
-        await self.ask(b"SET", name, encode_identity(caller), *until)
+        await self.ask(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
 
     async def _terms(self, definition: OrganizationDefinition, version: int) -> None:
         """Write an organization's terms, before anything of it can be served."""

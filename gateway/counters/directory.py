@@ -2,7 +2,8 @@
 
 An identity lives a second here, found or not, so a revoked or new credential counts within one;
 its organization's terms are read with it, so a new price or subscription does too.
-That a credential is unknown may be said only by a verified Redis: otherwise nobody knows.
+That a credential is unknown may be said only by a verified Redis: otherwise nobody knows. While it
+cannot say anything, callers it knew before are still known where their tenant has a lease.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
+from gateway.counters.allowance import Allowances
 from gateway.counters.terms import Terms
 from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
@@ -34,6 +36,7 @@ class _Identity(msgspec.Struct):
     p: int
     u: str = ""
     m: list[str] | None = None
+    x: int = 0
 
 
 class _Catalogue(msgspec.Struct):
@@ -50,10 +53,12 @@ def encode_catalogue(version: int, services: list[Service]) -> bytes:
     return msgspec.json.encode({"version": version, "services": {one.key: one for one in services}})
 
 
-def encode_identity(caller: Caller) -> bytes:
-    """An identity as the keeper writes it."""
+def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
+    """An identity as the keeper writes it; `expires_ms` 0 is never."""
+    until = {"x": expires_ms} if expires_ms else {}
     return msgspec.json.encode(
         {
+            **until,
             "o": caller.organization_id,
             "t": caller.tenant_id,
             "k": caller.key_id,
@@ -67,11 +72,18 @@ def encode_identity(caller: Caller) -> bytes:
 class Directory:
     """Identities, terms and services of one worker. `version` is the catalogue's, 0 before the first read.
 
-    `clock` is monotonic; `today` tells the time of day in seconds since the epoch.
+    `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
+    told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
     """
 
     def __init__(
-        self, wire: Wire, clock: Callable[[], float], today: Callable[[], float] = time.time
+        self,
+        wire: Wire,
+        clock: Callable[[], float],
+        today: Callable[[], float] = time.time,
+        *,
+        allowances: Allowances | None = None,
+        stale_s: float = 0.0,
     ) -> None:
         self.version = 0
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
@@ -81,7 +93,10 @@ class Directory:
         self._today = today
         self._raw = b""
         self._services: dict[str, Service] = {}
-        self._known: dict[str, tuple[Caller | None, float]] = {}
+        self._allowances = allowances or Allowances(clock)
+        self._stale_s = stale_s
+        # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
+        self._known: dict[str, tuple[Caller | None, float, int]] = {}
         self._terms: dict[int, Terms] = {}
 
     def service(self, key: str) -> Service | None:
@@ -116,15 +131,27 @@ class Directory:
             if entry[0] is None:
                 raise InvalidApiKey
             return entry[0]
+        try:
+            caller = await self._look_up(digest, entry[0] if entry is not None else None)
+        except CountersUnavailable:
+            if self._wire.available:  # it answers, and will not
+                raise
+            caller = None
+        caller = caller or self._known_before(digest)
+        if caller is None:
+            raise CountersUnavailable
+        return caller
+
+    async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
+        """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none."""
         # Who it was is looked up together with the terms: one round trip, but for the first time.
-        known = entry[0] if entry is not None else None
         asked = self._wire.send(encode(b"GET", keys.identity(digest).encode()))
         terms = self._ask_terms(known.organization_id) if known is not None else None
         raw = await asked
         if raw is None:
             verified = await self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             if verified != self._wire.run_id:
-                raise CountersUnavailable
+                return None
             self._remember(digest, None)
             raise InvalidApiKey
         assert isinstance(raw, bytes)
@@ -137,8 +164,18 @@ class Directory:
         if terms is None or known is None or known.organization_id != caller.organization_id:
             terms = self._ask_terms(caller.organization_id)
         self._learn(caller.organization_id, await terms)
-        self._remember(digest, caller)
+        self._remember(digest, caller, found.x)
+        self._allowances.seen(caller)
         return caller
+
+    def _known_before(self, digest: str) -> Caller | None:
+        """Who a digest stood for when Redis could last be asked, where that is good enough."""
+        caller, fresh, expires_ms = self._known.get(digest, (None, 0.0, 0))
+        if caller is None or fresh + self._stale_s < self._clock():
+            return None
+        if expires_ms and self._today() * 1000 >= expires_ms:
+            return None
+        return caller if self._allowances.covers(caller) else None
 
     async def refresh(self) -> None:
         """Read the catalogue again."""
@@ -192,7 +229,7 @@ class Directory:
             del self._terms[next(iter(self._terms))]
         self._terms[organization_id] = terms
 
-    def _remember(self, digest: str, caller: Caller | None) -> None:
+    def _remember(self, digest: str, caller: Caller | None, expires_ms: int = 0) -> None:
         if len(self._known) >= IDENTITIES_MAX:
             del self._known[next(iter(self._known))]
-        self._known[digest] = caller, self._clock() + IDENTITY_S
+        self._known[digest] = caller, self._clock() + IDENTITY_S, expires_ms

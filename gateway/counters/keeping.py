@@ -16,6 +16,7 @@ from gateway.core.pricing import Pricing
 from gateway.counters import keys, packing, states
 from gateway.counters.control import APPLIED, Control
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
+from gateway.counters.lease import IF_OVER, NONE, lease
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.counters.tiers import read_tiers
 from gateway.errors import CountersUnavailable
@@ -48,7 +49,13 @@ class Keeping(Control):
         return found
 
     async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
-        """Charge so much for a call, give the rest of its hold back, leave a tombstone."""
+        """Charge so much for a call, give the rest of its hold back, leave a tombstone.
+
+        A lease is only given back, if nobody renewed it meanwhile.
+        """
+        if hold.lease:
+            call = lease(self.run_id, hold.caller, hold.request_id, IF_OVER)
+            return packing.code_of(cast("bytes", await self.run("lease", call))) == NONE
         settlement = Settlement(
             caller=hold.caller,
             request_id=hold.request_id,
@@ -158,6 +165,7 @@ class Keeping(Control):
             state.units,
             state.created,
             state.tokens,
+            bool(state.flags & states.HOLD_LEASE),
         )
 
 

@@ -15,6 +15,7 @@ from typing import cast
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
 from gateway.core.wait import in_task
 from gateway.counters import packing
+from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
 from gateway.counters.flags import service_flags
 from gateway.counters.settlement_log import SettlementLog
@@ -27,6 +28,7 @@ RESERVE_TRIES = 2
 TOMBSTONE_MS = 3_600_000
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
+MISSED_S = 0.5
 CUT = 2
 _NO_ID = "0" * 36
 _ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, Settled.DONE, Settled.UNVERIFIED
@@ -77,15 +79,18 @@ class Counters:
         took: Mapping[str, Callable[[float], None]],
         *,
         log: SettlementLog,
+        allowances: Allowances | None = None,
     ) -> None:
         self._wire = wire
         self._log = log
+        self._allowances = allowances if allowances is not None else Allowances(clock)
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
         self._frames: dict[tuple[int, str, int], _Frame] = {}
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
+        self._missed = False
         self._extending: asyncio.Task[None] | None = None
         self._reserve_took, self._settle_took, self._extend_took = (
             took["reserve"],
@@ -94,30 +99,42 @@ class Counters:
         )
 
     async def reserve(self, request: HoldRequest) -> Decision:
-        """Take a hold on every limit or on none; CountersUnavailable where that cannot be known."""
+        """Take a hold on every limit or on none; CountersUnavailable where that cannot be known.
+
+        While Redis is away or not verified, what was leased before decides.
+        """
         service, wire = request.service, self._wire
         frame = self._frames.get((request.caller.key_id, request.user, service.id))
         if frame is None or frame.service is not service:
             frame = self._frame(request.caller, request.user, service)
         head, middle, end = frame.reserve
         request_id = request.request_id.encode()
-        for _ in range(RESERVE_TRIES):
-            packed = packing.reserve_packed(
-                wire.run_id, self._directory.version, request.need, request.ceiling, request.credits,
-                request.units, self._ttl_ms, service.id, frame.flags, request_id,
-            )  # fmt: skip
-            started = self._clock()
-            answer = await wire.send(b"".join((head, request_id, middle, packed, end)))
-            self._reserve_took(self._clock() - started)
-            decision = packing.decision(cast("bytes", answer), service)
-            verdict = decision.verdict
-            if verdict is _ADMITTED:
-                return decision
-            if verdict is not Verdict.STALE:
-                break
-            await self._directory.refresh()
-        if verdict is Verdict.UNVERIFIED or verdict is Verdict.STALE:
+        verdict = Verdict.STALE
+        try:
+            for _ in range(RESERVE_TRIES):
+                packed = packing.reserve_packed(
+                    wire.run_id, self._directory.version, request.need, request.ceiling, request.credits,
+                    request.units, self._ttl_ms, service.id, frame.flags, request_id,
+                )  # fmt: skip
+                started = self._clock()
+                answer = await wire.send(b"".join((head, request_id, middle, packed, end)))
+                self._reserve_took(self._clock() - started)
+                decision = packing.decision(cast("bytes", answer), service)
+                verdict = decision.verdict
+                if verdict is _ADMITTED:
+                    return decision
+                if verdict is not Verdict.STALE:
+                    break
+                await self._directory.refresh()
+        except CountersUnavailable:
+            if wire.available:  # it answers, and will not: that it is full is no outage
+                raise
+            return self._allowances.admit(request)
+        if verdict is Verdict.UNVERIFIED:
+            return self._allowances.admit(request)
+        if verdict is Verdict.STALE:
             raise CountersUnavailable
+        self._allowances.refused(request.caller, verdict)
         return decision
 
     async def settle(self, settlement: Settlement) -> Settled:
@@ -131,6 +148,12 @@ class Counters:
         frame = self._frames.get((settlement.caller.key_id, settlement.user, service.id))
         if frame is None or frame.service is not service:
             frame = self._frame(settlement.caller, settlement.user, service)
+        calls = self._allowances.calls
+        local = len(calls) > 0 and settlement.request_id in calls
+        if local and not settlement.charge:
+            self._allowances.over(settlement, Settled.UNKNOWN)
+            if not self._wire.available:  # and there is no hold to be released
+                return Settled.UNKNOWN
         command = self._settle_command(frame, settlement)
         settled, started = _UNVERIFIED, self._clock()
         try:
@@ -144,11 +167,12 @@ class Counters:
                 self._log.note(command[frame.arguments_at :], answer)
             if service.one_time:  # what it costs is known only there
                 settlement.credits = packing.charged_of(answer) if settled is _DONE else 0
+            if local:
+                self._allowances.over(settlement, settled)
             return settled
         if not settlement.charge:
             raise CountersUnavailable
-        await self._log.spool(command[frame.arguments_at :])
-        return Settled.SPOOLED
+        return await self._spool(settlement, command[frame.arguments_at :])
 
     @property
     def live(self) -> int:
@@ -166,14 +190,17 @@ class Counters:
 
     def outgrown(self, observed: Observed) -> None:
         """This watched call has used up its hold: extend it shortly, together with others."""
+        if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
+            return
         self._outgrown[observed.request_id] = observed
         if self._extending is None or self._extending.done():
             self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
 
     async def keep_extending(self) -> None:
-        """Renew every live hold three times a lifetime, until cancelled."""
+        """Renew every live hold three times a lifetime, until cancelled; what was missed, soon."""
         while True:
-            await asyncio.sleep(self._ttl_ms / 3000)
+            await asyncio.sleep(MISSED_S if self._missed else self._ttl_ms / 3000)
+            self._missed = False
             await self.extend_all()
 
     async def extend_all(self) -> None:
@@ -218,6 +245,16 @@ class Counters:
             len(attribution), attribution, len(metadata), metadata, last,
         )  # fmt: skip
 
+    async def _spool(self, settlement: Settlement, arguments: bytes) -> Settled:
+        """Keep a settlement the counters did not acknowledge; one kept nowhere is charged to nobody."""
+        try:
+            await self._log.spool(arguments)
+        except CountersUnavailable:
+            self._allowances.over(settlement, _DONE)
+            raise
+        self._allowances.over(settlement, Settled.SPOOLED)
+        return Settled.SPOOLED
+
     async def _extend(self, partition: int, live: list[Observed]) -> None:
         calls = [(one.request_id, one.caller.tenant_id, one.tokens, EXTEND_MARGIN_TOKENS) for one in live]
         keys, arguments = packing.extend(self._wire.run_id, self._ttl_ms, partition, calls)
@@ -225,8 +262,10 @@ class Counters:
         try:
             answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
         except CountersUnavailable:
+            self._missed = True
             return
         self._extend_took(self._clock() - started)
+        self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
         for one, (held, exhausted) in zip(live, packing.extended(cast("bytes", answer)), strict=False):
             if held >= 0:
                 one.held, one.exhausted, one.cut = held, exhausted > 0, exhausted == CUT

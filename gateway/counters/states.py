@@ -11,7 +11,15 @@ from dataclasses import astuple, dataclass, fields
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
 POLICY_BILL = 2
-HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
+HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS, HOLD_LEASE = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+)
 
 
 @dataclass(slots=True)

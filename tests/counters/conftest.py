@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.counters import keys
 from gateway.counters.address import parse_url
+from gateway.counters.allowance import Allowances
+from gateway.counters.directory import Directory, encode_catalogue
+from gateway.counters.leaser import Leaser
+from gateway.counters.quota import Counters
+from gateway.counters.resubmission import Resubmitter
 from gateway.counters.wire import Wire
-from tests.builders import World
+from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
+from tests.counters.leases import LEASE_S, Clock, Employ, Worker, silent
 
 Connect = Callable[..., Awaitable[Wire]]
 
@@ -44,3 +52,31 @@ async def connect() -> AsyncIterator[Connect]:
     yield opened
     for wire in wires:
         await wire.close()
+
+
+@pytest.fixture
+def employ(connect: Connect, tmp_path: Path) -> Employ:
+    async def hired(world: World, fraction: float = 0.1) -> Worker:
+        wire, clock = await connect(world.url), Clock()
+        allowances, log = Allowances(clock), settlement_log(tmp_path / new_id(), say=silent)
+        directory = Directory(wire, clock)
+        counters = Counters(
+            wire, directory, TTL_MS, clock,
+            dict.fromkeys(("reserve", "settle", "extend"), lambda _: None), log=log, allowances=allowances,
+        )  # fmt: skip
+        leaser = Leaser(
+            wire, allowances, clock, fraction=fraction, lease_s=LEASE_S, pending=lambda: log.waiting
+        )
+        world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT]))
+        await driven(directory.refresh())
+        resubmitter = Resubmitter(wire, log, clock, silent)
+        return Worker(world, wire, allowances, counters, leaser, clock, log, resubmitter)
+
+    return hired
+
+
+@pytest.fixture
+def allowing(world: World) -> World:
+    world.plan(1000, on_store_failure="allow")
+    world.grant("credits", 200)
+    return world

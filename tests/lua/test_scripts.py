@@ -13,7 +13,7 @@ import redis
 
 from gateway.core.definitions import PlanTerms, TenantDefinition
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement, Verdict
-from gateway.counters import keys, packing, scripts, states
+from gateway.counters import keys, lease, packing, scripts, states
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer, free_port, wait_until
 
@@ -24,12 +24,14 @@ SERVICE = type(ONE_TIME)(id=9, key="every", meter="consumption", counts_tokens=T
 
 def calls(world: World) -> dict[str, packing.Call]:
     """One call of every script and mode, with every key it can take and a reset that is due."""
-    world.plan(100, reset_interval="daily")
+    world.plan(100, reset_interval="daily", on_store_failure="allow")
     world.grant("credits", 100)
     world.define_user("ann", Limits(concurrency=9))
     request = HoldRequest(world.caller, new_id(), "ann", SERVICE, 5, 5, 1, 1)
     holds = {mode: world.reserve(need=5, user="ann", service=SERVICE, credits_=1) for mode in (1, 2, 3, 4)}
     live = [world.reserve(need=5, user="ann") for _ in range(2)]
+    held = new_id()
+    world.run("lease", lease.lease(world.run_id, world.caller, held, TTL_MS, fraction=0.1))
     world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
     made = {"reserve": packing.reserve(world.run_id, 1, TTL_MS, request)}
     for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post")):
@@ -54,6 +56,11 @@ def calls(world: World) -> dict[str, packing.Call]:
     )
     made["load verify"] = packing.rebuild(world.run_id, world.p, keys.marker(world.p), marker, marker)
     made["load forget"] = packing.forget(world.run_id, world.p, world.user_key("ann"))
+    made["lease"] = lease.lease(
+        world.run_id, world.caller, new_id(), TTL_MS,
+        fraction=0.1, tokens=lease.Share(5, 3, 2), credits_=lease.Share(1, 1, 1),
+    )  # fmt: skip
+    made["lease give back"] = lease.lease(world.run_id, world.caller, held, lease.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
     return made
 
@@ -61,7 +68,7 @@ def calls(world: World) -> dict[str, packing.Call]:
 CALLS = [
     "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle unknown", "extend",
     *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify", "load forget",
-    "peek",
+    "peek", "lease", "lease give back",
 ]  # fmt: skip
 
 
@@ -76,6 +83,8 @@ def test_every_call_runs(world: World, name: str) -> None:
     answer = run(world, name, calls(world)[name])
     if name == "reserve":
         assert packing.decision(answer, SERVICE).verdict is Verdict.ADMITTED
+    elif name == "lease give back":
+        assert packing.code_of(answer) == lease.NONE
     elif name not in {"settle unknown", "extend", "peek"}:
         assert packing.code_of(answer) == 1
     assert world.everything() != before

@@ -1,0 +1,12 @@
+-- lease: how much of an account is set aside for a gateway. Needs state.
+local STORE_ALLOW, WHOLE = 1, 1000000
+
+-- tokens are counted and not limited: nothing has to be set aside
+local function unlimited(t) return t[TOTAL] < 0 or t[POLICY] == POLICY_BILL end
+
+-- what the gateway may count on from now on, and what is held for it: at least what it counts on still
+local function portion(free, share, kept, spent)
+  local left = math.max(0, free - spent)
+  local aim = spent + math.floor(left / WHOLE) * share + math.floor(left % WHOLE * share / WHOLE)
+  return aim, math.max(kept, aim)
+end

@@ -1,0 +1,97 @@
+"""One worker with its leases and its settlement log, on a real server, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.core.model import (
+    Decision,
+    HoldRequest,
+    Settled,
+    Settlement,
+)
+from gateway.counters.allowance import Allowances
+from gateway.counters.leaser import RENEW_S, Leaser
+from gateway.counters.quota import Counters
+from gateway.counters.resubmission import Resubmitter
+from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.wire import Wire
+from tests.builders import (
+    CHAT,
+    World,
+    driven,
+    new_id,
+)
+
+LEASE_S = 600.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that pass when told."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker's counters and leases; `cut` is whether it has lost Redis."""
+
+    world: World
+    wire: Wire
+    allowances: Allowances
+    counters: Counters
+    leaser: Leaser
+    clock: Clock
+    log: SettlementLog
+    resubmitter: Resubmitter
+
+    def seen(self) -> None:
+        self.allowances.seen(self.world.caller)
+
+    async def renew(self) -> None:
+        """Everything that is due by then."""
+        self.seen()
+        self.clock.now += RENEW_S
+        await self.leaser.lease()
+
+    async def lose(self) -> None:
+        """The breaker opens: to this worker Redis is away."""
+        self.wire.available = False
+        await self.leaser.lease()
+
+    async def find(self) -> None:
+        self.wire.available = True
+        await self.leaser.lease()
+
+    @property
+    def left(self) -> int:
+        return self.allowances.all()[0].tokens.left
+
+    def request(self, need: int = 0, **more: Any) -> HoldRequest:
+        service = more.pop("service", CHAT)
+        return HoldRequest(
+            self.world.caller, new_id(), "", service, need, more.pop("ceiling", need), more.pop("credits_", 0)
+        )
+
+    async def reserve(self, need: int = 0, **more: Any) -> tuple[HoldRequest, Decision]:
+        request = self.request(need, **more)
+        return request, await driven(self.counters.reserve(request))
+
+    async def settle(self, request: HoldRequest, tokens: int, *, charge: bool = True, **used: Any) -> Settled:
+        settlement = Settlement(
+            request.caller, request.request_id, request.user, request.service, charge, tokens, **used
+        )
+        return await driven(self.counters.settle(settlement))
+
+
+Employ = Callable[..., Any]
+
+
+def silent(*_: Any, **__: Any) -> None:
+    """Says nothing."""
