@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from gateway import cli_admin, tallies
+from gateway import cli_admin, cli_backup, tallies
 from gateway import settings as settings_module
 from gateway.configuration import default_table
 from gateway.local import ports
@@ -38,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli_backup.mount(app)
 
 
 def _version(wanted: bool) -> None:  # typer's way of an eager option
@@ -67,7 +68,7 @@ class Role(StrEnum):
 def program(
     *,
     version: Annotated[  # its callback answers
-        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Say which this is.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Admits, meters and bills every request to an LLM or any HTTP API."""
@@ -223,9 +224,7 @@ def doctor(
 
 @app.command("demo-upstream")
 def demo_upstream(
-    *,
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 9000,
-    host: str = "127.0.0.1",
+    *, port: Annotated[int, typer.Option(min=0, max=65535)] = 9000, host: str = "127.0.0.1"
 ) -> None:
     """Run an upstream with the OpenAI, Anthropic and Gemini shapes."""
     import asyncio  # noqa: PLC0415

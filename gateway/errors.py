@@ -265,6 +265,12 @@ class SchemaUnavailable(TollkeeperError):
     status = 503
 
 
+class BackupFailed(TollkeeperError):
+    """A backup cannot be made or restored; the message says why, on one line."""
+
+    reason = "backup_failed"
+
+
 class OutOfRange(TollkeeperError):
     """This would take the account past 9007199254740991, beyond which numbers are not exact."""
 

@@ -46,6 +46,11 @@ async def _postgres(house: House, options: Options, password: str) -> str:
     if options.database_url:
         await _reachable(options.database_url, "PostgreSQL", "--database-url")
         return options.database_url
+    return await start_postgres(house, password)
+
+
+async def start_postgres(house: House, password: str) -> str:
+    """The embedded PostgreSQL of a data directory, made where there is none; its URL."""
     data = house.data
     house.voice.step("starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster")
     await asyncio.to_thread(postgres.initialise, data.postgres, password)

@@ -1,0 +1,67 @@
+"""A backup taken under load, brought back elsewhere: the gateway serves what was left then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.journey.stack import ROOT, Stack, eventually
+from tests.persistence.scenario import broken
+
+PEPPER = {"TOLLKEEPER_KEY_PEPPER": "a-pepper-kept-elsewhere"}
+
+
+def tollkeeper(*words: str, cwd: Path) -> str:
+    """One command, as a person types it; what it printed."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=120, check=False,
+        cwd=cwd, env=environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def test_a_backup_under_load_serves_its_balances_elsewhere(
+    own_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = own_stack(**PEPPER)
+    tenant, key = stack.tenant(100_000)
+    stack.chat(key, "10,10")
+    stack.settled(tenant, 2)
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            stack.chat(key, "1,1")
+
+    loading = [threading.Thread(target=load) for _ in range(2)]
+    for thread in loading:
+        thread.start()
+    try:
+        tollkeeper("backup", "--to", str(tmp_path), "--data-dir", str(stack.data_dir), cwd=tmp_path)
+    finally:
+        stop.set()
+        for thread in loading:
+            thread.join()
+    stack.stop()
+    [file] = tmp_path.glob("*.tar")
+
+    elsewhere = Path(stack.data_dir).with_name("data1")  # where the next stack begins
+    said = tollkeeper("restore", "--from", str(file), "--data-dir", str(elsewhere), cwd=tmp_path)
+    assert "agree with each other" in said
+    again = own_stack(**PEPPER)
+    assert Path(again.data_dir) == elsewhere
+    left = again.quota(tenant)["tokens_remaining"]
+    assert left == again.ledger(tenant)[-1]["total_remaining"]
+    assert 0 < left <= 99_980
+    answer = eventually(lambda: (a := again.chat(key, "3,4")).status_code == 200 and a)
+    assert answer.headers["x-tollkeeper-tokens-remaining"]
+    eventually(lambda: again.ledger(tenant)[-1]["amount"] == 7)
+    assert again.quota(tenant)["tokens_remaining"] == left - 7
+    assert {row[0] for row in again.rows("SELECT epoch FROM partition_state")} == {2}
+    assert await broken(again.database_url) == []
