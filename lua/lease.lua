@@ -47,7 +47,7 @@ local writes = {KEYS[6], write(TENANT_FORM, TENANT_SIZE, t), KEYS[7], write(ORG_
 if ends then redis.call('DEL', KEYS[5])
 else
   writes[5], writes[6] = KEYS[5], struct.pack(HOLD_FORM, HOLD_LEASE, held, 0, 0, 0, 0, c_held, 0, 0, now + ttl,
-    o[ORG], t[TENANT], 0, 0, h and h[H_CREATED] or now, 0)
+    o[ORG], t[TENANT], 0, 0, h and h[H_CREATED] or now, 0, -1)
 end
 redis.call('MSET', unpack(writes))
 if ends then return struct.pack('<dd', 2, now) end

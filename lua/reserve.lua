@@ -9,7 +9,7 @@
 -- ARGV[2] the caller's own user id, up to 128 bytes  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
---     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none)
+--     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none), credits held
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
@@ -59,10 +59,9 @@ end
 
 local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)
 t[HELD], o[purse] = t[HELD] + tokens, o[purse] + credits
-local kept = (u and HOLD_USER or 0) + (one_time and HOLD_ONE_TIME or 0) + (counts and HOLD_COUNTS or 0)
-  + (uses and HOLD_USES or 0) + (has(flags, 32) and HOLD_PAYS or 0)
+local kept = has(flags, 8) and flags - 8 or flags -- the same bits, but for the one that says reclaimed
 local hold = struct.pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
-  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
+  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
 redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
 local err = reset and append(KEYS[3], {reset})
 if err then redis.call('ZREM', KEYS[2], request) return err end
@@ -71,4 +70,4 @@ local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
 if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
 redis.call('MSET', unpack(writes))
-return admitted(now, tokens, t, o, scopes)
+return admitted(now, tokens, t, o, scopes, credits)

@@ -1,18 +1,21 @@
--- settle: replace a hold by what was really used, once.
+-- settle: replace a hold by what was really used, once; or make good what a reclaim charged.
 -- needs: state bucket event cycle admit spend append settlement
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
 -- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME or 16
--- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed, once by g,
---         5 recover: was acknowledged before, by a Redis that may have forgotten it),
+-- ARGV[1] packed: run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
+--         5 recover: was acknowledged before, by a Redis that may have forgotten it,
+--         6 correct: no hold needed, amounts are what was used less what a reclaim charged),
 --         tokens, credits, units, service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- ARGV[last] with mode recover: epoch, seq, credit seq and spend seq it was acknowledged with (doubles; 0: not moved)
+--   with post and correct: the late lane's entry. It is the token: deleted with the charge
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, credit seq, spend seq (0: not moved)
 --   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
---   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does
+--   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does.
+--   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
 local s, run_id, with_user, tombstone = settlement_of(ARGV)
@@ -23,17 +26,17 @@ local raw = redis.call('MGET', unpack(KEYS, 5))
 local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
-local posted = s.mode == POST and redis.call('HEXISTS', KEYS[4], s.request) == 1
-if posted then return struct.pack('<dddddddd', 1, now, 0, 0, 0, epoch, 0, 0) end
+local taken = s.entry and dealt_with(KEYS[3], s.entry, KEYS[4], s.source)
+if taken then return struct.pack('<dddddddd', 1, now, 0, 0, 0, epoch, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
-local gone = (not h and s.mode ~= POST and -2) or (h and has(h[1], HOLD_RECLAIMED) and s.mode ~= POST and -1)
+local gone = (not h and not s.entry and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s.entry and -1)
   or (not (raw[3] and raw[4]) and -2)
 if gone then
   if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and h[H_CHARGED] or 0) end
   return struct.pack('<ddd', gone, now, epoch)
 end
 local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
-if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
+if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
 local t, o, k = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[5] and open(KEY_FORM, raw[5])
 local u = with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
 local a_key = KEYS[with_user and 11 or 10]
@@ -47,7 +50,7 @@ if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
 t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
 local purse = s.uses and SPEND_HELD or CHELD
 if not s.one_time then o[purse] = math.max(0, o[purse] - h[H_CREDITS]) end
-local activates = s.one_time and leave(a, o, s, slots)
+local activates = s.one_time and s.mode ~= CORRECT and leave(a, o, s, slots)
 local f = {}
 if not s.free then events[#events + 1], f = charge(s, t, o, a, now, epoch, activates) end
 
@@ -59,7 +62,7 @@ if err then
   if removed == 1 then redis.call('ZADD', KEYS[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
   return err
 end
-if s.mode == POST then redis.call('HSET', KEYS[4], s.request, '1') end
+if s.entry then redis.call('HSET', KEYS[4], s.source, '1') redis.call('XDEL', KEYS[3], s.entry) end
 if s.mode == RECLAIM and slots == 1 then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
   redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', tombstone))

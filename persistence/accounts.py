@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from gateway.core.ledger import Event, EventFlag
+from gateway.core.ledger import Event, EventFlag, EventKind
 from gateway.core.model import INTEGER_MAX
 from gateway.core.outbox import Batch
 from persistence import statements
@@ -16,6 +16,7 @@ from persistence.copying import Place
 from persistence.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Fault, Head, Heads, Placed
 from persistence.refill import Movement
 from persistence.rollup import Moves
+from persistence.rows import request_of
 
 _UNLIMITED, _IN = int(EventFlag.UNLIMITED), int(EventFlag.IN)
 _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
@@ -237,6 +238,8 @@ def _carries(placed: Placed, part: int) -> bool:
 def _claim(event: Event | None, part: int) -> tuple[tuple[int, int], tuple[str | None, int, int | None]]:
     assert event is not None
     source = event.source.lower() or None
+    if part != TOKENS and event.kind == EventKind.ADJUST:
+        source = request_of(event).lower() or None
     if part == TOKENS:
         balance = None if event.flags & _UNLIMITED else event.remaining
         return (event.tenant_id, event.seq), (source, event.amount, balance)

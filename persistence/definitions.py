@@ -54,7 +54,7 @@ SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit
                   FROM service_activation AS a WHERE a.organization_id = organization.id
                 UNION ALL
                 SELECT service_id, false, usage_amount FROM usage_daily AS d
-                 WHERE d.organization_id = organization.id AND d.usage_amount > 0
+                 WHERE d.organization_id = organization.id AND d.usage_amount <> 0
                    AND d.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
              GROUP BY service_id) AS u) AS uses,
        cast(extract(year FROM now() AT TIME ZONE 'UTC') * 12 + extract(month FROM now() AT TIME ZONE 'UTC')

@@ -180,11 +180,14 @@ def storable(event: Event) -> bool:
     """Whether every number fits its column; one that does not comes from no script of ours."""
     ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
     places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
-    amounts = (event.amount, event.used, event.credits, event.units)
-    balances = (event.remaining, event.balance, event.spend, event.spent)
+    amounts = (event.amount, event.used, event.credits)
+    # Only what makes good a reclaim gives units back.
+    gives_back = event.kind == EventKind.ADJUST
+    balances = (event.remaining, event.balance, event.spend, event.spent, event.units)
     times = (event.at_ms, event.next_reset_ms)
     return (
         all(0 <= number <= INTEGER_MAX for number in (*ids, *places, *amounts))
+        and (gives_back or event.units >= 0)
         and all(-INTEGER_MAX <= number <= INTEGER_MAX for number in balances)
         and all(0 <= number <= TIME_MS_MAX for number in times)
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from gateway.core.ledger import Event, EventFlag, EventKind
 from persistence.guard import Placed
-from persistence.rows import corrects
 
 DAY_MS = 86_400_000
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
+ADJUST = int(EventKind.ADJUST)
 
 # tenant, day since 1970, service (0: none)
 Bucket = tuple[int, int, int]
@@ -45,15 +45,16 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
         flags = event.flags
         if flags & TOKENS:
             quotas[event.tenant_id] = event
-        if event.kind == CONSUME:
+        kind = event.kind
+        if kind == CONSUME or (kind == ADJUST and flags & (CREDITS | USAGE)):
             bucket = (event.tenant_id, event.at_ms // DAY_MS, event.service_id)
             sums = daily.get(bucket)
             if sums is None:
                 sums = daily[bucket] = [event.organization_id, 0, 0, 0, 0]
-            if b'"corrects"' not in event.metadata or not corrects(event.metadata):
+            if kind == CONSUME:
                 sums[1] += 1
-            if flags & TOKENS:
-                sums[2] += event.amount
+                if flags & TOKENS:
+                    sums[2] += event.amount
             if flags & CREDITS:
                 sums[3] += event.credits
                 moves.credits[event.organization_id] = event
@@ -65,6 +66,6 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
         else:
             if flags & CREDITS:
                 moves.credits[event.organization_id] = event
-            if event.kind == RESET:
+            if kind == RESET:
                 moves.resets[event.tenant_id] = event.at_ms
     return moves

@@ -163,10 +163,15 @@ def _names(event: Event) -> tuple[bytes, bytes]:
     return _uuid(corrects(event.metadata)), _uuid(event.source)
 
 
+def request_of(event: Event) -> str:
+    """The request a use belongs to, or that an adjustment makes good; empty if it names none."""
+    return event.source if event.kind == _CONSUMED else corrects(event.metadata)
+
+
 def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
     content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
     return (
-        _uuid(event.source),
+        _uuid(request_of(event)),
         _reference(event.service_id),
         _reference(event.tenant_id),
         _reference(event.key_id),

@@ -25,9 +25,19 @@ from gateway.core.definitions import (
     UserDefinition,
 )
 from gateway.core.ledger import Event, decode
-from gateway.core.model import Caller, Decision, HoldRequest, Limits, Service, Settled, Settlement, Verdict
-from gateway.core.pricing import Pricing, TokenPrice
-from gateway.counters import keys, packing, states
+from gateway.core.model import (
+    Caller,
+    Decision,
+    HoldRequest,
+    Limits,
+    Observed,
+    Service,
+    Settled,
+    Settlement,
+    Verdict,
+)
+from gateway.core.pricing import Pricing, TokenPrice, TokenRate
+from gateway.counters import extending, keys, packing, states
 from gateway.counters.log_files import LogFiles
 from gateway.counters.scripts import library
 from gateway.counters.settlement_log import SettlementLog
@@ -112,12 +122,21 @@ class Call:
         return self.settle(tokens, mode=packing.MODE_RECLAIM, **used)
 
     def post(self, tokens: int = 0, **used: Any) -> Settled:
-        """Charge through the late lane's door: no hold needed."""
+        """Charge through the late lane's door: no hold needed, but an entry there."""
         return self.settle(tokens, mode=packing.MODE_POST, **used)
+
+    def correct(self, tokens: int = 0, **used: Any) -> Settled:
+        """Make good what a reclaim charged."""
+        return self.settle(tokens, mode=packing.MODE_CORRECT, **used)
 
     def extend(self, observed: int, margin: int = 0) -> tuple[int, int]:
         """(hold in tokens or -1, exhausted) after renewing this call alone."""
         return self.world.extend([self], observed, margin)[0]
+
+    def priced(self, observed: int, margin: int, rate: TokenRate) -> tuple[int, int, int]:
+        """(hold in tokens, in credits, exhausted) after renewing this call, whose tokens have a price."""
+        live = Observed(self.request.caller, self.id, 0, observed, rate=rate)
+        return self.world.extended([(live, margin)])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +202,18 @@ class World:
             request.caller, request.request_id, request.user, request.service,
             charge=mode != packing.MODE_RELEASE, tokens=tokens, **used,
         )  # fmt: skip
-        answer = self.run("settle", packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode))
+        late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
+        entry = cast("bytes", self.client.xadd(keys.late(self.p), {"a": ""})) if late else None
+        answer = self.run("settle", packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, entry))
         return Settled(packing.code_of(answer))
 
     def extend(self, calls: list[Call], observed: int, margin: int = 0) -> list[tuple[int, int]]:
-        live = [(call.id, call.request.caller.tenant_id, observed, margin) for call in calls]
-        return packing.extended(self.run("extend", packing.extend(self.run_id, TTL_MS, self.p, live)))
+        live = [(Observed(call.request.caller, call.id, 0, observed), margin) for call in calls]
+        return [(tokens, exhausted) for tokens, _, exhausted in self.extended(live)]
+
+    def extended(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int]]:
+        """What `extend` answers for calls and their margins."""
+        return extending.extended(self.run("extend", extending.extend(self.run_id, TTL_MS, self.p, live)))
 
     def grant(
         self, verb: str, amount: int = 0, *, write_id: str = "", metadata: bytes = b"",

@@ -2,16 +2,17 @@
 
 Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or
 may never have reached Redis. Once everything that happened before it is in the ledger, the
-ledger knows: a request id found there is dropped or corrected, one not found is posted.
+ledger knows: a request id found there is dropped or corrected, one not found is posted. The
+lane's entry is the token: posting and correcting delete it in the same step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from gateway.core.holds import LateSettlement
+from gateway.core.holds import Charged, LateSettlement
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.5
@@ -22,13 +23,13 @@ class Lane(Protocol):
     """The counters' late lane."""
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements before which nothing of their organization waits in the outbox."""
+        """Late settlements that can be decided: what came before them is on its way no more."""
 
     async def post(self, late: LateSettlement) -> bool:
-        """Charge one without a hold, once by its request id; False where its account is not known."""
+        """Charge one without a hold, once by its entry; False where its account is not known."""
 
-    async def correct(self, late: LateSettlement, write_id: str) -> None:
-        """Adjust the tokens a reclaim charged to what was really used."""
+    async def correct(self, late: LateSettlement, more: Charged) -> bool:
+        """Move tokens (more or less), credits (more) and units (more or less), once by the entry."""
 
     async def drop(self, late: LateSettlement) -> None:
         """Remove one that is dealt with."""
@@ -37,8 +38,11 @@ class Lane(Protocol):
 class Ledger(Protocol):
     """PostgreSQL."""
 
-    async def charged(self, late: Sequence[LateSettlement]) -> dict[str, int]:
-        """Tokens the ledger has for each of these request ids, corrections included; absent: no row."""
+    async def charged(self, late: Sequence[LateSettlement]) -> Mapping[str, Charged]:
+        """What is charged for each of these request ids, corrections included; absent: nothing."""
+
+    async def refund(self, late: LateSettlement, amount: int) -> None:
+        """Give credits of a request back, once by its id."""
 
 
 class Poster:
@@ -57,11 +61,9 @@ class Poster:
         for one in late:
             charged = known.get(one.request_id)
             if charged is None:
-                if not await self._lane.post(one):
-                    continue
-            elif one.charged and one.service.counts_tokens and charged != one.tokens:
-                await self._lane.correct(one, correction_id(one.request_id))
-            await self._lane.drop(one)
+                await self._lane.post(one)
+            else:
+                await self._correct(one, charged)
         return len(late)
 
     async def run(self) -> None:
@@ -73,7 +75,23 @@ class Poster:
                 await asyncio.sleep(INTERVAL_S)
             await asyncio.sleep(INTERVAL_S)
 
+    async def _correct(self, one: LateSettlement, charged: Charged) -> None:
+        """Make good what a reclaim charged; what settled after all stays as it is."""
+        more = difference(one, charged) if one.charged or charged.reclaimed else Charged()
+        if more.credits < 0:
+            await self._ledger.refund(one, -more.credits)
+        move = Charged(more.tokens, max(0, more.credits), more.units)
+        if move == Charged():
+            await self._lane.drop(one)
+        else:
+            await self._lane.correct(one, move)
 
-def correction_id(request_id: str) -> str:
-    """The id of a request's one correction: the request id with its version nibble set to 8."""
-    return f"{request_id[:14]}8{request_id[15:]}"
+
+def difference(late: LateSettlement, charged: Charged) -> Charged:
+    """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
+    service = late.service
+    return Charged(
+        late.tokens - charged.tokens if service.counts_tokens else 0,
+        late.credits - charged.credits if service.meter == "consumption" and not service.one_time else 0,
+        late.units - charged.units if service.meter == "pay_per_use" else 0,
+    )

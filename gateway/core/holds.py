@@ -27,9 +27,9 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed: `held` tokens taken for it, `observed` seen of its call.
+    """A hold whose deadline passed, `held` in tokens and `held_credits`.
 
-    A `lease` is no call's, and charged nothing.
+    `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's, and charged nothing.
     """
 
     request_id: str
@@ -42,13 +42,14 @@ class ExpiredHold:
     created_ms: int
     held: int = 0
     lease: bool = False
+    held_credits: int = 0
 
     def charge(self, policy: ReclaimPolicy) -> Charge:
         """What the call is charged when its hold is taken back."""
         if self.lease:
             return Charge()
         if policy == ReclaimPolicy.CHARGE_HOLD:
-            return Charge(max(self.held, self.observed), self.credits, self.units)
+            return Charge(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
         if policy == ReclaimPolicy.RELEASE or not self.observed:
             return Charge()
         return Charge(self.observed, self.credits, self.units)
@@ -56,7 +57,7 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold was gone. `charged` is what a reclaim had charged for it already."""
+    """A settlement whose hold was gone. `charged` is not 0 where a reclaim has charged it already."""
 
     partition: int
     entry_id: bytes
@@ -70,3 +71,23 @@ class LateSettlement:
     attribution: str
     metadata: bytes
     charged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What of a call is charged, corrections included. `reclaimed`: by what was seen of it."""
+
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+    reclaimed: bool = False
+
+
+def correction_id(request_id: str) -> str:
+    """Return the id of a request's one correction: its own with the version nibble set to 8."""
+    return f"{request_id[:14]}8{request_id[15:]}"
+
+
+def refund_id(request_id: str) -> str:
+    """Return the id of the one intent that gives a request's credits back: version nibble 9."""
+    return f"{request_id[:14]}9{request_id[15:]}"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from gateway.core.tiers import TIER_BYTES
+
 VERSION = 1
 
 
@@ -43,9 +45,11 @@ class EventFlag(IntFlag):
 # version, kind, flags, note; at, epoch, organization, tenant, key, service;
 # token account: seq, cycle, amount, remaining, used, next_reset;
 # credit account: seq, credits, balance; spend account: seq, units, amount, spent.
+# Texts and metadata follow, each with its length, then `priced`, which ends the entry.
 HEAD = struct.Struct("<4B19d")
 LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
+BEFORE = struct.Struct("<d")
 
 
 @dataclass(slots=True)
@@ -55,7 +59,8 @@ class Event:
     `source` is the request id of a use or the control-write id of a grant (36 characters),
     empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
-    a JSON object or empty.
+    a JSON object or empty. `priced`, with the usage part, says what units were priced by: the
+    month's units before them, then the tiers (`gateway/core/tiers.py`); empty where it does not.
     """
 
     kind: int
@@ -84,6 +89,7 @@ class Event:
     attribution: str
     metadata: bytes
     note: int = 0
+    priced: bytes = b""
 
 
 class EventNote(IntEnum):
@@ -108,10 +114,12 @@ def decode(packed: bytes) -> Event:
         attribution, at = _short(packed, at)
         (length,) = LENGTH_2.unpack_from(packed, at)
         at += LENGTH_2.size
-        if at + length != len(packed):
-            raise MalformedEvent(f"{len(packed)} bytes, expected {at + length}")
+        end = at + length
+        if end != len(packed) and not _is_priced(head[2], len(packed) - end):
+            raise MalformedEvent(f"{len(packed)} bytes, expected {end}")
         texts = (source.decode(), user.decode(), attribution.decode())
-        fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, packed[at:], head[3]]
+        rest = (packed[at:end], head[3], packed[end:])
+        fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, *rest]
         return Event(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, MalformedEvent):
@@ -132,7 +140,7 @@ def encode(event: Event) -> bytes:
     for text in (event.source, event.user, event.attribution):
         raw = text.encode()
         parts += [LENGTH_1.pack(len(raw)), raw]
-    parts += [LENGTH_2.pack(len(event.metadata)), event.metadata]
+    parts += [LENGTH_2.pack(len(event.metadata)), event.metadata, event.priced]
     return b"".join(parts)
 
 
@@ -170,6 +178,10 @@ def places_before(event: Event) -> list[Place]:
         balance = event.spent - event.spend
         found.append(Place(account, event.spend_seq - 1, balance, event.at_ms, event.epoch))
     return found
+
+
+def _is_priced(flags: int, length: int) -> bool:
+    return bool(flags & EventFlag.USAGE) and length >= BEFORE.size and not (length - BEFORE.size) % TIER_BYTES
 
 
 def _short(packed: bytes, at: int) -> tuple[bytes, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
-from gateway.core.pricing import NO_PRICING, Pricing
+from gateway.core.pricing import NO_PRICING, Pricing, TokenRate
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
@@ -148,6 +148,7 @@ class Decision:
     credits_remaining: int | None = None
     requests: Window | None = None
     tokens: Window | None = None
+    held_credits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +211,10 @@ class Settlement:
 class Observed:
     """A live call's hold as `extend` keeps it: renewed while the call lives.
 
-    `tokens` is what was seen so far; `held` what the hold covers, raised by `extend`;
-    `exhausted` is set when the account has nothing left to extend it with, `cut` when its plan
-    then ends the call instead of letting it finish.
+    `tokens` is what was seen so far; `held` how many of them the hold covers, by `counts` its
+    tokens and by `rate` its credits, raised by `extend`; `exhausted` is set when an account has
+    nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
+    finish.
     """
 
     caller: Caller
@@ -221,6 +223,8 @@ class Observed:
     tokens: int = 0
     exhausted: bool = False
     cut: bool = False
+    counts: bool = True
+    rate: TokenRate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, localcontext
 
 MICRO = 1_000_000
 ANY_MODEL = "*"
+ENDLESS = 2**53 - 1
 
 # Decimals of a currency's minor unit where they are not two (ISO 4217, table A.1).
 MINOR_DIGITS: Mapping[str, int] = {
@@ -53,6 +54,30 @@ class TokenPrice:
     input: int = 0
     output: int = 0
     cached: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRate:
+    """What a call under way costs by the tokens seen of it: the first `read` were its input.
+
+    Prices are micro-credits a token.
+    """
+
+    read: int
+    input: int
+    output: int
+
+    def credits(self, tokens: int) -> int:
+        """Credits of so many tokens, rounded up."""
+        read = min(tokens, self.read)
+        return -(-(read * self.input + (tokens - read) * self.output) // MICRO)
+
+    def covered(self, credits_: int) -> int:
+        """Return the most tokens so many credits pay; more than any call has where they cost nothing."""
+        left = credits_ * MICRO - self.read * self.input
+        if left < 0:
+            return credits_ * MICRO // self.input
+        return self.read + left // self.output if self.output else ENDLESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +137,21 @@ def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portio
     return portions
 
 
+def spread(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:
+    """Spread units as `graduated` does; below zero they are given back.
+
+    What is given back beyond a month's first unit is worth what the first units cost.
+    """
+    if quantity < 0:
+        given = spread(tiers, already + quantity, -quantity)
+        return [Portion(each.tier, -each.quantity, each.unit_price) for each in given]
+    owed = min(quantity, max(0, -already))
+    return [
+        *(graduated(tiers, -already - owed, owed) if owed else ()),
+        *graduated(tiers, max(0, already), quantity - owed),
+    ]
+
+
 def spend_micro(tiers: Sequence[Tier], already: int, quantity: int) -> int:
     """What `quantity` more units cost, in millionths of the currency.
 
@@ -149,6 +189,8 @@ def unit_credits(units: int, credits_each: int, negotiated: int | None = None) -
 
 
 def _whole_micro(tiers: Sequence[Tier], units: int) -> int:
+    if units < 0:
+        return -_whole_micro(tiers, -units)
     with localcontext(EXACT):
         cost = sum((part.quantity * part.unit_price for part in graduated(tiers, 0, units)), Decimal(0))
         return int((cost * MICRO).to_integral_value(ROUND_CEILING))

@@ -6,7 +6,7 @@ The same rule prices an estimate, for the hold, and what was really used.
 from __future__ import annotations
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
-from gateway.core.pricing import token_credits
+from gateway.core.pricing import ANY_MODEL, ENDLESS, TokenRate, token_credits
 
 CONSUMPTION = "consumption"
 
@@ -14,6 +14,21 @@ CONSUMPTION = "consumption"
 def is_by_token(service: Service) -> bool:
     """Whether tokens set the price, so that a hold is an estimate and not the price itself."""
     return service.meter == CONSUMPTION and not service.one_time and service.pricing.per_million is not None
+
+
+def rate_of(service: Service, model: str, read: int) -> TokenRate | None:
+    """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
+    if not is_by_token(service) or service.pricing.per_million is None:
+        return None
+    prices = service.pricing.per_million
+    price = prices.get(model, prices.get(ANY_MODEL))
+    return None if price is None else TokenRate(read, price.input, price.output)
+
+
+def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) -> int:
+    """Tokens of a call that a hold of tokens and credits covers."""
+    most = tokens if counts else ENDLESS
+    return most if rate is None else min(most, rate.covered(credits_))
 
 
 def credits_of(service: Service, model: str, usage: Usage) -> int:

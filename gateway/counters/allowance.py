@@ -21,7 +21,7 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.core.tariff import CONSUMPTION, is_by_token
+from gateway.core.tariff import CONSUMPTION, covered, is_by_token
 from gateway.counters.lease import Leased, Share
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
@@ -178,7 +178,7 @@ class Allowances:
         one.credits.spent += credits_
         self.calls[request.request_id] = _Taken(one, tokens, credits_)
         self.admitted += 1
-        return _decision(one, service, tokens)
+        return _decision(one, service, tokens, credits_)
 
     def over(self, settlement: Settlement, settled: Settled) -> None:
         """A call admitted here is over: it counts with its use until that is charged."""
@@ -194,13 +194,21 @@ class Allowances:
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
-        one = taken.allowance
-        want = observed.tokens + margin - observed.held
-        more = want if one.unlimited else min(want, max(0, one.tokens.left))
-        one.tokens.spent += more
-        taken.tokens += more
-        observed.held += more
-        if more < want:
+        one, wanted, short = taken.allowance, observed.tokens + margin, False
+        if observed.counts:
+            want = wanted - taken.tokens
+            more = want if one.unlimited else min(want, max(0, one.tokens.left))
+            one.tokens.spent += more
+            taken.tokens += more
+            short = more < want
+        if observed.rate is not None:
+            want = max(0, observed.rate.credits(wanted) - taken.credits)
+            more = min(want, max(0, one.credits.left))
+            one.credits.spent += more
+            taken.credits += more
+            short = short or more < want
+        observed.held = covered(observed.counts, observed.rate, taken.tokens, taken.credits)
+        if short:
             observed.exhausted, observed.cut = True, one.cuts
         return True
 
@@ -232,7 +240,7 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
     raise CountersUnavailable(_USED_UP)
 
 
-def _decision(one: Allowance, service: Service, tokens: int) -> Decision:
+def _decision(one: Allowance, service: Service, tokens: int, credits_: int) -> Decision:
     """What is left of the allowance, in place of what is left of the account."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
@@ -241,6 +249,7 @@ def _decision(one: Allowance, service: Service, tokens: int) -> Decision:
         held_tokens=tokens,
         tokens_remaining=max(0, one.tokens.left) if limited else None,
         credits_remaining=max(0, one.credits.left) if service.meter == CONSUMPTION else None,
+        held_credits=credits_,
     )
 
 

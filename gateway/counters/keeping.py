@@ -9,19 +9,20 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.holds import Charge, ExpiredHold, LateSettlement
+from gateway.core.holds import Charge, Charged, ExpiredHold, LateSettlement, correction_id
 from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS, Caller, Service, Settlement
 from gateway.core.pricing import Pricing
+from gateway.core.tiers import read_tiers
 from gateway.counters import keys, packing, states
 from gateway.counters.control import APPLIED, Control
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 from gateway.counters.lease import IF_OVER, NONE, lease
 from gateway.counters.quota import TOMBSTONE_MS
-from gateway.counters.tiers import read_tiers
 from gateway.errors import CountersUnavailable
 
 WAITING_MAX = 1_000
+CORRECTED = "settled after its hold was reclaimed"
 
 
 class Keeping(Control):
@@ -70,7 +71,11 @@ class Keeping(Control):
         return await self._settle(settlement, packing.MODE_RECLAIM)
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements before which nothing of their organization waits in the outbox."""
+        """Late settlements before which nothing of their organization waits in the outbox.
+
+        Of a request that was dealt with already, none before that is in PostgreSQL: then the
+        ledger knows what to do with another one.
+        """
         found: list[LateSettlement] = []
         lanes = await self.ask_each(
             (b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count)
@@ -79,16 +84,27 @@ class Keeping(Control):
         for partition, entries in enumerate(lanes):
             if not isinstance(entries, list) or not entries:
                 continue
+            lane = [_late(partition, _entry_id(one), cast("list[object]", one)[1]) for one in entries]
+            moving = await self._moving(partition, lane)
             oldest, all_seen_until = await self._waiting(partition)
-            for entry in entries:
-                entry_id = _entry_id(entry)
+            for late in lane:
+                entry_id = late.entry_id
                 if _ms(entry_id) >= all_seen_until:
                     break
-                late = _late(partition, entry_id, cast("list[object]", entry)[1])
+                if late.request_id in moving:
+                    continue
                 # Two streams number the entries of one millisecond each by itself.
                 if oldest.get(late.caller.organization_id, all_seen_until) > _ms(entry_id):
                     found.append(late)
         return found
+
+    async def _moving(self, partition: int, lane: Sequence[LateSettlement]) -> set[str]:
+        """Requests that were posted or corrected, and are not in PostgreSQL yet."""
+        requests = [one.request_id for one in lane]
+        names = [name.encode() for one in requests for name in (one, correction_id(one))]
+        known = await self.ask(b"HMGET", keys.control(partition).encode(), *names)
+        assert isinstance(known, list)
+        return {one for one, *ids in zip(requests, known[::2], known[1::2], strict=True) if any(ids)}
 
     async def _waiting(self, partition: int) -> tuple[dict[int, float], float]:
         """Each organization's oldest entry in the outbox (ms), and the ms before which all were seen."""
@@ -105,7 +121,7 @@ class Keeping(Control):
         return oldest, _ms(_entry_id(entries[-1])) if len(entries) == WAITING_MAX else inf
 
     async def post(self, late: LateSettlement) -> bool:
-        """Charge one without a hold, once by its request id; False where its account is not known."""
+        """Charge one without a hold, once by its entry; False where its account is not known."""
         settlement = Settlement(
             caller=late.caller,
             request_id=late.request_id,
@@ -118,29 +134,35 @@ class Keeping(Control):
             attribution=late.attribution,
             metadata=late.metadata,
         )
-        return await self._settle(settlement, packing.MODE_POST)
+        return await self._settle(settlement, packing.MODE_POST, late.entry_id)
 
-    async def correct(self, late: LateSettlement, write_id: str) -> None:
-        """Adjust the tokens a reclaim charged to what was really used."""
-        metadata = {"request_id": late.request_id, "reason": "settled after its hold was reclaimed"}
-        call = packing.grant(
-            self.run_id,
-            "adjust",
-            late.charged - late.tokens,
-            write_id,
-            tenant_id=late.caller.tenant_id,
-            organization_id=late.caller.organization_id,
+    async def correct(self, late: LateSettlement, more: Charged) -> bool:
+        """Move what was really used beyond what a reclaim charged; tokens and units may be less.
+
+        Once by the entry; False where its account is not known.
+        """
+        own = msgspec.json.decode(late.metadata) if late.metadata else {}
+        metadata = {**own, "corrects": late.request_id, "reason": CORRECTED}
+        settlement = Settlement(
+            caller=late.caller,
+            request_id=late.request_id,
+            user=late.user,
+            service=late.service,
+            charge=True,
+            tokens=more.tokens,
+            credits=more.credits,
+            units=more.units,
+            attribution=late.attribution,
             metadata=msgspec.json.encode(metadata),
         )
-        if packing.code_of(cast("bytes", await self.run("grant", call))) < APPLIED:
-            raise CountersUnavailable
+        return await self._settle(settlement, packing.MODE_CORRECT, late.entry_id)
 
     async def drop(self, late: LateSettlement) -> None:
         """Remove one that is dealt with."""
         await self.ask(b"XDEL", keys.late(late.partition).encode(), late.entry_id)
 
-    async def _settle(self, settlement: Settlement, mode: int) -> bool:
-        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode)
+    async def _settle(self, settlement: Settlement, mode: int, late: bytes | None = None) -> bool:
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late)
         code = packing.code_of(cast("bytes", await self.run("settle", call)))
         if code == 0:
             raise CountersUnavailable
@@ -154,7 +176,9 @@ class Keeping(Control):
         state, user, tiers = states.unpack_hold(packed)
         caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
         service = _service(state.service_id, state.flags, tiers)
-        credits_ = 0 if state.flags & states.HOLD_USES else state.credits
+        # What tokens set the price of costs what was seen; any other price is known beforehand.
+        held = 0 if state.flags & states.HOLD_USES else state.credits
+        credits_ = held if state.seen < 0 else state.seen
         return ExpiredHold(
             request_id,
             caller,
@@ -166,6 +190,7 @@ class Keeping(Control):
             state.created,
             state.tokens,
             bool(state.flags & states.HOLD_LEASE),
+            held,
         )
 
 

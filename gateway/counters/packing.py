@@ -27,12 +27,12 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
+from gateway.core.tiers import pack_tiers
 from gateway.counters import keys
 from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
-from gateway.counters.tiers import pack_tiers
 
 MARKER = struct.Struct("<40sdd")
-MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER = 1, 2, 3, 4, 5
+MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 _RESERVE = struct.Struct("<40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
 _SETTLE_USED = struct.Struct("<40sB3d")
@@ -40,12 +40,10 @@ _SETTLE_WHO = struct.Struct("<4dBd")
 settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units
 # The whole argument, as the late lane keeps it: what was used, by whom, the request id.
 SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
-_EXTEND = struct.Struct("<dd36s")
-_ADMITTED = struct.Struct("<15q")
+_ADMITTED = struct.Struct("<16q")
 _REFUSED = struct.Struct("<7q")
 _SETTLED = struct.Struct("<8d")
 _ONE = struct.Struct("<d")
-_PAIR = struct.Struct("<dd")
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
@@ -82,8 +80,10 @@ def reserve_argument(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRe
     )  # fmt: skip
 
 
-def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> Call:
-    """Keys and arguments of `settle`."""
+def settle(
+    run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int, late: bytes | None = None
+) -> Call:
+    """Keys and arguments of `settle`; `late` is the late lane's entry that is dealt with."""
     caller = settlement.caller
     p, user = caller.partition, settlement.user
     flags = service_flags(settlement)
@@ -110,6 +110,8 @@ def settle(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) 
         names.append(keys.activation(p, caller.organization_id, settlement.service.id))
     if flags & FLAG_USES:
         arguments.append(pack_tiers(settlement.service.pricing.tiers))
+    if late is not None:
+        arguments.append(late)
     return tuple(names), tuple(arguments)
 
 
@@ -132,21 +134,6 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
     )
 
 
-def extended(answer: bytes) -> list[tuple[int, int]]:
-    """The answer of `extend`: (hold in tokens or -1, exhausted) a call; empty where unverified."""
-    return [(int(held), int(exhausted)) for held, exhausted in _PAIR.iter_unpack(answer[8:])]
-
-
-def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[str, int, int, int]]) -> Call:
-    """Keys and arguments of `extend`; `live` is (request id, tenant, observed, margin) each."""
-    names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
-    arguments = [run_id, str(ttl_ms).encode()]
-    for request_id, tenant_id, observed, margin in live:
-        names += [keys.hold(partition, request_id), keys.tenant_state(partition, tenant_id)]
-        arguments.append(_EXTEND.pack(observed, margin, request_id.encode()))
-    return tuple(names), tuple(arguments)
-
-
 def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) == _ADMITTED.size:
@@ -159,7 +146,8 @@ def decision(answer: bytes, service: Service) -> Decision:
             free if counts and free >= 0 else None,
             v[6] if service.meter == "consumption" else None,
             Window._make(v[7:11]) if v[7] else None,
-            Window._make(v[11:]) if v[11] else None,
+            Window._make(v[11:15]) if v[11] else None,
+            v[15] if service.meter == "consumption" else 0,
         )  # fmt: skip
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)

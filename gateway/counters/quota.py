@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
+from gateway.core.tariff import covered
 from gateway.core.wait import in_task
-from gateway.counters import packing
+from gateway.counters import extending, packing
 from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
 from gateway.counters.flags import service_flags
@@ -256,8 +257,8 @@ class Counters:
         return Settled.SPOOLED
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
-        calls = [(one.request_id, one.caller.tenant_id, one.tokens, EXTEND_MARGIN_TOKENS) for one in live]
-        keys, arguments = packing.extend(self._wire.run_id, self._ttl_ms, partition, calls)
+        calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
+        keys, arguments = extending.extend(self._wire.run_id, self._ttl_ms, partition, calls)
         started = self._clock()
         try:
             answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
@@ -266,6 +267,8 @@ class Counters:
             return
         self._extend_took(self._clock() - started)
         self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
-        for one, (held, exhausted) in zip(live, packing.extended(cast("bytes", answer)), strict=False):
-            if held >= 0:
-                one.held, one.exhausted, one.cut = held, exhausted > 0, exhausted == CUT
+        extended = extending.extended(cast("bytes", answer))
+        for one, (tokens, credits_, exhausted) in zip(live, extended, strict=False):
+            if tokens >= 0:
+                one.held = covered(one.counts, one.rate, tokens, credits_)
+                one.exhausted, one.cut = exhausted > 0, exhausted == CUT

@@ -10,9 +10,9 @@ import struct
 
 from gateway.core.model import Caller, Service, Settlement
 from gateway.core.pricing import Pricing
+from gateway.core.tiers import read_tiers
 from gateway.counters import keys, packing
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
-from gateway.counters.tiers import read_tiers
 
 _WHERE = struct.Struct("<d")
 _ORGANIZATION_AT = struct.calcsize("<40sB3d2d")

@@ -11,15 +11,9 @@ from dataclasses import astuple, dataclass, fields
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
 POLICY_BILL = 2
-HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS, HOLD_LEASE = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-)
+HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS = 1, 2, 4, 8, 16, 32
+HOLD_BY_TOKEN = 64
+HOLD_LEASE = 128
 
 
 @dataclass(slots=True)
@@ -142,7 +136,8 @@ class OrganizationState:
 
 @dataclass(slots=True)
 class HoldState:
-    """One hold: what was taken where, and what was observed so far.
+    """One hold: what was taken where, and what was observed so far: tokens, and `seen` in credits
+    (-1 where tokens do not set the price).
 
     `credits` are millionths of the currency where `flags` has `HOLD_USES`.
     """
@@ -163,6 +158,7 @@ class HoldState:
     units: int = 0
     created: int = 0
     charged: int = 0
+    seen: int = -1
 
 
 @dataclass(slots=True)

@@ -21,8 +21,9 @@ from gateway.core.model import (
     Usage,
     Verdict,
 )
+from gateway.core.pricing import TokenRate
 from gateway.core.refusal import from_decision
-from gateway.core.tariff import CONSUMPTION, credits_of, is_by_token
+from gateway.core.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
@@ -36,9 +37,20 @@ _UNUSED = Usage(units=0)
 class Charge:
     """One call's claim on its limits. `decision` is set by `reserve`, `meter` once an answer is metered."""
 
-    __slots__ = ("_call", "_caller", "_exchange", "_service", "_user", "_worker", "decision", "meter")
+    __slots__ = (
+        "_call",
+        "_caller",
+        "_exchange",
+        "_rate",
+        "_service",
+        "_user",
+        "_worker",
+        "decision",
+        "meter",
+    )
 
     decision: Decision
+    _rate: TokenRate | None
 
     def __init__(
         self, exchange: Exchange, worker: Worker, caller: Caller, service: Service, call: Call
@@ -56,7 +68,7 @@ class Charge:
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         need = ceiling = credits_held = 0
-        by_token = is_by_token(service)
+        by_token, rate = is_by_token(service), None
         if service.counts_tokens or by_token:
             need, ceiling = ports.estimator.hold(self._call, service.key)
         units = exchange.plan.units
@@ -64,6 +76,7 @@ class Charge:
             read = min(need, self._call.input_estimate) if by_token else 0
             expected = Usage(input=read, output=need - read, units=units)
             credits_held = credits_of(service, self._call.model, expected)
+            rate = rate_of(service, self._call.model, self._call.input_estimate) if by_token else None
         if not service.counts_tokens:
             need = ceiling = 0
         request = HoldRequest(
@@ -76,7 +89,7 @@ class Charge:
             exchange.shielded, exchange.deadline = False, NEVER
         if decision.verdict is not _ADMITTED:
             raise from_decision(decision)
-        self.decision = decision
+        self.decision, self._rate = decision, rate
         exchange.charge = self
 
     async def settle(self, status: int, complete: bool) -> bool:
@@ -110,7 +123,10 @@ class Charge:
 
     def watch(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
-        observed = Observed(self._caller, self._exchange.request_id, self.decision.held_tokens)
+        observed = Observed(
+            self._caller, self._exchange.request_id, self._covered(),
+            counts=self._service.counts_tokens, rate=self._rate,
+        )  # fmt: skip
         self._exchange.observed = observed
         self._worker.ports.counters.watch(observed)
 
@@ -118,18 +134,23 @@ class Charge:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
         observed = self._exchange.observed
         if observed is None:
-            if tokens <= self.decision.held_tokens or not self._service.counts_tokens:
+            if tokens <= self._covered():
                 return True
             self.watch()
             observed = self._exchange.observed
             assert observed is not None
         observed.tokens = tokens
-        if tokens < observed.held or not self._service.counts_tokens:
+        if tokens < observed.held:
             return True
         if observed.exhausted:
             return not observed.cut
         self._worker.ports.counters.outgrown(observed)
         return True
+
+    def _covered(self) -> int:
+        """Tokens the hold covers as it was taken, in tokens and in credits."""
+        decision = self.decision
+        return covered(self._service.counts_tokens, self._rate, decision.held_tokens, decision.held_credits)
 
     @property
     def settles_after_reply(self) -> bool:

@@ -63,8 +63,9 @@ local function refused(code, now, scope, kind, used, limit, till)
   return struct.pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
 end
 
-local function admitted(now, tokens, t, o, scopes)
+local function admitted(now, tokens, t, o, scopes, credits)
   local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
-  return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
-    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, tightest(scopes, TPM, TUSED))
+  local scope2, limit2, used2, whole2 = tightest(scopes, TPM, TUSED)
+  return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
+    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, scope2, limit2, used2, whole2, credits)
 end

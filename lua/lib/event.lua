@@ -17,14 +17,14 @@ local function standing(t)
 end
 
 -- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance,
--- spend_seq, units, spend, spent, source, user, attribution, metadata
+-- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
   return struct.pack(EVENT_FORM, VERSION_1, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
     t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,
     f.credit_seq or 0, f.credits or 0, f.balance or 0, f.spend_seq or 0, f.units or 0, f.spend or 0, f.spent or 0,
-    #source, source, #user, user, #attribution, attribution, #metadata, metadata)
+    #source, source, #user, user, #attribution, attribution, #metadata, metadata) .. (f.priced or '')
 end
 
 -- stamps the next seq and a time that never runs backwards, then packs a token movement

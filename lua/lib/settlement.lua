@@ -1,5 +1,13 @@
 -- settlement: what settle charges and appends. Needs state, event, admit, spend.
-local CHARGE, RELEASE, RECLAIM, POST, RECOVER = 1, 2, 3, 4, 5
+local CHARGE, RELEASE, RECLAIM, POST, RECOVER, CORRECT = 1, 2, 3, 4, 5, 6
+
+-- the id of a request's one correction: its own with the version nibble set to 8
+local function correction_of(request) return string.sub(request, 1, 14) .. '8' .. string.sub(request, 16) end
+
+-- whether somebody took an entry of the late lane, or its request is on its way to PostgreSQL
+local function dealt_with(lane, entry, control, id)
+  return redis.call('HEXISTS', control, id) == 1 or #redis.call('XRANGE', lane, entry, entry) == 0
+end
 
 -- the packed argument: what is charged, and what only the script itself asks for
 local function settlement_of(argv)
@@ -10,7 +18,8 @@ local function settlement_of(argv)
     mode = mode, tokens = tokens, credits = credits, units = units, service = service, key = key,
     request = request, user = argv[2], attribution = argv[3], metadata = argv[4],
     tiers = uses and argv[5] or '', acknowledged = recovers and argv[#argv] or '',
-    arguments = (uses and 5 or 4) + (recovers and 1 or 0),
+    arguments = (uses and 5 or 4) + (mode >= POST and 1 or 0), entry = mode >= POST and not recovers and argv[#argv],
+    source = mode == CORRECT and correction_of(request) or request,
     one_time = one_time, counts = has(flags, 4), uses = uses, pays = has(flags, 32),
     -- a call that is taken back for nothing leaves no row
     free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
@@ -38,24 +47,25 @@ end
 
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it
 local function charge(s, t, o, a, now, epoch, activates)
-  local f = {kind = CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key, service = s.service,
-    source = s.request, user = s.user, attribution = s.attribution, metadata = s.metadata,
+  local corrects = s.mode == CORRECT -- moves only what differs
+  local f = {kind = corrects and ADJUST or CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key,
+    service = s.service, source = s.source, user = s.user, attribution = s.attribution, metadata = s.metadata,
     note = (s.mode == POST and NOTE_LATE) or (s.mode == RECLAIM and NOTE_RECLAIMED) or 0}
   if activates then f.flags = f.flags + ACTIVATES end
-  if (s.pays and not s.one_time) or activates then
+  if (s.pays and not s.one_time and not (corrects and s.credits == 0)) or activates then
     o[BALANCE], o[CSEQ] = o[BALANCE] - s.credits, o[CSEQ] + 1
     o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
     f.flags, f.credit_seq, f.credits, f.balance = f.flags + CREDITS, o[CSEQ], s.credits, o[BALANCE]
   end
-  if s.uses then
+  if s.uses and not (corrects and s.units == 0) then
     local _, pay = spending()
-    f.spend = pay(o, a, s.tiers, s.units, now)
+    f.spend, f.priced = pay(o, a, s.tiers, s.units, now)
     f.flags, f.spend_seq, f.units, f.spent = f.flags + USAGE, o[SSEQ], s.units, o[SPENT]
   end
-  if s.counts then
-    t[USED] = t[USED] + s.tokens
+  if s.counts and not (corrects and s.tokens == 0) then
+    if not corrects then t[USED] = t[USED] + s.tokens end
     if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
-    return movement(t, now, epoch, CONSUME, -s.tokens, f), f
+    return movement(t, now, epoch, f.kind, -s.tokens, f), f
   end
   f.at = math.max(now, o[CREDIT_AT])
   return event(t, o[ORG], f), f

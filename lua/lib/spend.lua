@@ -12,8 +12,10 @@ local function spending()
   end
 
   -- what a month's first units cost, rounded up once. Packed a tier: up to (-1: no end), whole millionths
-  -- a unit, and millionths of one: a price of twelve decimals, in integers throughout
+  -- a unit, and millionths of one: a price of twelve decimals, in integers throughout. Units given back
+  -- beyond a month's first are worth what the first ones cost
   local function cost_of(tiers, units)
+    if units < 0 then return -cost_of(tiers, -units) end
     local cost, parts, below = 0, 0, 0
     for at = 1, #tiers, TIER_BYTES do
       if below >= units then break end
@@ -47,15 +49,17 @@ local function spending()
     return nil, spent + price > o[CAP] and -11 or -9, spent, boundary(3, 1, now)
   end
 
-  -- moves the month's quantity and the spend account; answers what the units cost
+  -- moves the month's quantity and the spend account; answers what the units cost, and packed what by:
+  -- the month's units before them, and the tiers
   local function pay(o, a, tiers, units, now)
     local month = month_of(now)
     local price = price_of(a, tiers, units, month)
     if month > a[A_MONTH] then a[A_MONTH], a[A_QUANTITY] = month, 0 end
     if month > o[MONTH] then o[MONTH], o[SPENT] = month, 0 end
+    local priced = struct.pack('<d', a[A_QUANTITY]) .. tiers
     a[A_QUANTITY] = a[A_QUANTITY] + units
     o[SPENT], o[SSEQ] = o[SPENT] + price, o[SSEQ] + 1
-    return price
+    return price, priced
   end
   return hold, pay
 end

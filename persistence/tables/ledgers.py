@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
 )
 
+from gateway.core.model import INTEGER_MAX
 from persistence.tables.columns import count, document, metadata, moment, money, one_of, refers, signed
 
 # Ledgers number their rows in blocks: a sequence asked once a row costs a tenth of a flush.
@@ -116,7 +117,16 @@ feature_usage = Table(
     Column("feature_id", BigInteger),
     *_attributed(),
     Column("timestamp", DateTime(timezone=True), nullable=False),
-    count("usage_amount", default=None),
+    # Units given back are those of a row that corrects another.
+    Column(
+        "usage_amount",
+        BigInteger,
+        CheckConstraint(
+            f"abs(usage_amount) <= {INTEGER_MAX} AND (usage_amount >= 0 OR metadata ? 'corrects')",
+            name="usage_amount",
+        ),
+        nullable=False,
+    ),
     Column("feature_version", Text),
     document("metadata", default=None),
     Column("request_id", Uuid),
@@ -148,10 +158,10 @@ usage_daily = Table(
     count("requests"),
     count("tokens"),
     count("credits"),
-    count("usage_amount"),
+    signed("usage_amount"),
     # What invoices have billed of the amounts above: the rest is billed by the next one.
     count("billed_credits"),
-    count("billed_usage_amount"),
+    signed("billed_usage_amount"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
     Index(None, "organization_id", "day"),
     Index(None, "day"),

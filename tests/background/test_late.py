@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from gateway.background.late import Poster, correction_id
-from gateway.core.holds import LateSettlement
+from gateway.background.late import Poster
+from gateway.core.holds import Charged, LateSettlement, correction_id, refund_id
 from gateway.core.ledger import HEAD, decode, encode
 from gateway.core.model import Caller, Settled
+from gateway.core.pricing import Pricing, Tier
 from gateway.counters import keeping as keeping_module
 from gateway.counters import keys
+from persistence.sweeps import Sweeps
 from tests.background.house import House, house_at
-from tests.builders import CHAT, CREDITS, UNITS
+from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, UNITS, World
+from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
 
@@ -28,64 +32,81 @@ class Lane:
     """A lane in memory, and what was done with its entries."""
 
     entries: list[LateSettlement]
-    known_accounts: bool = True
-    done: list[tuple[str, ...]] = field(default_factory=list)
+    done: list[tuple[object, ...]] = field(default_factory=list)
 
     async def late(self, count: int) -> list[LateSettlement]:
         return self.entries[:count]
 
     async def post(self, late: LateSettlement) -> bool:
         self.done.append(("post", late.request_id))
-        return self.known_accounts
+        return True
 
-    async def correct(self, late: LateSettlement, write_id: str) -> None:
-        self.done.append(("correct", write_id))
+    async def correct(self, late: LateSettlement, more: Charged) -> bool:
+        self.done.append(("correct", more.tokens, more.credits, more.units))
+        return True
 
     async def drop(self, late: LateSettlement) -> None:
         self.done.append(("drop", late.request_id))
 
 
 class Ledger:
-    """Rows by request id."""
+    """What is charged by request id, and what was given back."""
 
-    def __init__(self, **charged: int) -> None:
+    def __init__(self, charged: dict[str, Charged]) -> None:
         self.rows = charged
+        self.refunds: list[int] = []
 
-    async def charged(self, late: object) -> dict[str, int]:
+    async def charged(self, late: object) -> dict[str, Charged]:
         return self.rows
+
+    async def refund(self, late: LateSettlement, amount: int) -> None:
+        self.refunds.append(amount)
+
+
+RECLAIMED = replace(LATE, charged=20)
+PAID = replace(RECLAIMED, service=CREDITS, tokens=0, credits=9)
+UNITS_LATE = replace(RECLAIMED, service=UNITS, tokens=0, units=3)
+ONCE = replace(RECLAIMED, service=ONE_TIME, tokens=0, credits=50)
 
 
 @pytest.mark.parametrize(
-    ("late", "rows", "verbs"),
+    ("late", "charged", "done", "refunds"),
     [
-        (LATE, {}, ["post", "drop"]),
-        (LATE, {LATE.request_id: 70}, ["drop"]),
-        (LATE, {LATE.request_id: 50}, ["drop"]),  # settled after all, by another answer of the upstream
-        (replace(LATE, charged=20), {LATE.request_id: 20}, ["correct", "drop"]),
-        (replace(LATE, charged=20), {LATE.request_id: 70}, ["drop"]),
-        (replace(LATE, charged=20, service=CREDITS), {LATE.request_id: 0}, ["drop"]),
+        (LATE, None, [("post", LATE.request_id)], []),
+        (LATE, Charged(70), [("drop", LATE.request_id)], []),
+        (LATE, Charged(50), [("drop", LATE.request_id)], []),  # settled after all, by another answer
+        (RECLAIMED, Charged(20), [("correct", 50, 0, 0)], []),
+        (RECLAIMED, Charged(90), [("correct", -20, 0, 0)], []),
+        (RECLAIMED, Charged(70), [("drop", LATE.request_id)], []),
+        (LATE, Charged(20, reclaimed=True), [("correct", 50, 0, 0)], []),  # its tombstone is gone
+        (PAID, Charged(0, 5), [("correct", 0, 4, 0)], []),
+        (PAID, Charged(0, 9), [("drop", LATE.request_id)], []),
+        (PAID, Charged(0, 30), [("drop", LATE.request_id)], [21]),
+        (replace(PAID, service=EVERYTHING, tokens=70), Charged(20, 30), [("correct", 50, 0, 0)], [21]),
+        (UNITS_LATE, Charged(units=5), [("correct", 0, 0, -2)], []),
+        (UNITS_LATE, Charged(units=1), [("correct", 0, 0, 2)], []),
+        (ONCE, Charged(0, 0), [("drop", LATE.request_id)], []),  # somebody else paid
     ],
-    ids=["never arrived", "arrived", "arrived otherwise", "reclaimed", "corrected", "not in tokens"],
-)
+    ids=[
+        "never arrived", "arrived", "arrived otherwise", "more tokens", "fewer tokens", "corrected",
+        "reclaimed long ago", "more credits", "the same credits", "fewer credits", "more and fewer",
+        "fewer units", "more units", "paid once by another",
+    ],
+)  # fmt: skip
 async def test_what_the_ledger_knows_decides(
-    late: LateSettlement, rows: dict[str, int], verbs: list[str]
+    late: LateSettlement, charged: Charged | None, done: list[tuple[object, ...]], refunds: list[int]
 ) -> None:
     lane = Lane([late])
-    await Poster(lane, Ledger(**rows)).drain()
-    assert [verb for verb, _ in lane.done] == verbs
-
-
-async def test_an_account_nobody_knows_yet_keeps_its_entry_and_no_others() -> None:
-    lane = Lane([LATE], known_accounts=False)
-    await Poster(lane, Ledger()).drain()
-    assert [verb for verb, _ in lane.done] == ["post"]
+    ledger = Ledger({} if charged is None else {late.request_id: charged})
+    await Poster(lane, ledger).drain()
+    assert (lane.done, ledger.refunds) == (done, refunds)
 
 
 def test_a_correction_has_an_id_of_its_own_that_is_a_uuid() -> None:
     request_id = str(uuid.uuid4())
     assert correction_id(request_id) != request_id
     assert uuid.UUID(correction_id(request_id)).version == 8
-    assert correction_id(request_id) == correction_id(request_id)
+    assert uuid.UUID(refund_id(request_id)).version == 9
 
 
 # --- with the counters and the database -------------------------------------------------
@@ -168,8 +189,8 @@ async def test_a_call_settled_after_its_reclaim_is_corrected(valkey: str, migrat
             (2, "consume", -20, 80),
             (3, "adjust", -15, 65),
         ]
-        row = house.rows("select metadata from token_ledger where seq = 3")[0]
-        assert row["metadata"]["request_id"] == call.id
+        row = house.rows("select request_id::text, metadata from token_ledger where seq = 3")[0]
+        assert (row["request_id"], row["metadata"]["corrects"]) == (call.id, call.id)
         assert world.tenant.remaining == 65
 
 
@@ -191,6 +212,112 @@ async def test_a_call_reclaimed_for_free_is_charged_when_it_settles(valkey: str,
         call.settle(tokens=25)
         await drained(house)
         assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -25, 75)
+
+
+async def paid(house: House, world: World) -> None:
+    """100 credits, as an administrator adds them."""
+    await house.made("credit-additions", organization_id=world.caller.organization_id, credits_added=100)
+    await house.push()
+
+
+def uses(house: House, table: str, *columns: str) -> list[tuple[Any, ...]]:
+    """A ledger's rows in order, each by the columns and the request it corrects."""
+    listed = f"select {', '.join(columns)}, metadata->>'corrects' as corrects from {table} order by seq"
+    return [tuple(row.values()) for row in house.rows(listed)]
+
+
+async def test_credits_a_reclaim_charged_too_few_are_an_extra_row(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await paid(house, world)
+        call = world.reserve(service=CREDITS, credits_=10, user="ann")
+        call.reclaim(tokens=20, credits=10)
+        call.settle(credits=17, metadata=b'{"model":"m"}', attribution="5\t6\tv")
+        call.settle(credits=17)
+        await drained(house)
+        assert uses(house, "credit_transaction", "credits_used", "balance_after", "request_id::text") == [
+            (10, 90, call.id, None),
+            (7, 83, call.id, call.id),
+        ]
+        row = house.rows("select content_id, user_id, metadata from credit_transaction where seq = 3")[0]
+        assert (row["content_id"], row["metadata"]["model"], row["user_id"] is None) == (5, "m", False)
+        assert (world.organization.balance, world.late()) == (83, [])
+        assert world.client.hlen(keys.control(world.p)) == 0
+        assert await broken(migrated) == []
+
+
+async def test_credits_a_reclaim_charged_too_many_are_given_back_once(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await paid(house, world)
+        call = world.reserve(service=CREDITS, credits_=30)
+        call.reclaim(tokens=20, credits=30, metadata=b'{"reclaimed":true}')
+        for _ in range(2):
+            call.settle(credits=12)
+        await house.flush()
+        (late, _) = await house.keeping.late(10)
+        charged = await Sweeps(house.engine).charged([late])
+        assert charged[call.id] == Charged(0, 30, 0, reclaimed=True)
+        for _ in range(2):  # and dies before it drops the entry
+            await Sweeps(house.engine).refund(late, 18)
+        await drained(house)
+        assert await house.push() == 0
+        await house.flush()
+        listed = "select category, credits_added from credit_addition order by id"
+        assert [tuple(row.values()) for row in house.rows(listed)] == [("paid", 100), ("refund", 18)]
+        assert (world.organization.balance, world.late()) == (88, [])
+        assert await broken(migrated) == []
+
+
+async def test_units_are_corrected_both_ways_at_the_tiers_they_were_admitted_at(
+    valkey: str, migrated: str
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        tiers = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+        service = replace(UNITS, pricing=tiers)
+        for units in (8, 15):
+            call = world.reserve(service=service, units=12)
+            call.reclaim(tokens=1, units=12)
+            call.settle(units=units)
+        await drained(house)
+        assert [row[:3] for row in uses(house, "feature_usage", "usage_amount", "spend", "spent_after")] == [
+            (12, 11_600, 11_600), (12, 9_600, 21_200), (-4, -3_200, 18_000), (3, 2_400, 20_400),
+        ]  # fmt: skip
+        assert world.organization.spent == 10 * 1000 + 13 * 800
+        assert house.rows("select usage_amount, requests from usage_daily") == [
+            {"usage_amount": 23, "requests": 2}
+        ]
+        assert await broken(migrated) == []
+
+
+async def test_tokens_and_credits_of_one_call_are_corrected_together(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await paid(house, world)
+        call = world.reserve(need=50, service=EVERYTHING, credits_=10)
+        call.reclaim(tokens=20, credits=10)
+        call.settle(tokens=35, credits=18)
+        await drained(house)
+        assert house.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -20, 80), (3, "adjust", -15, 65)]
+        assert [row[0] for row in uses(house, "credit_transaction", "credits_used")] == [10, 8]
+        assert (world.tenant.used, world.organization.balance) == (20, 82)
+        assert await broken(migrated) == []
+
+
+async def test_what_is_paid_once_is_never_corrected(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await paid(house, world)
+        payer, rider = (world.reserve(service=ONE_TIME, credits_=50) for _ in range(2))
+        payer.reclaim()  # nothing was seen of it
+        rider.reclaim(tokens=5)  # so this one pays
+        for call in (payer, rider):
+            call.settle(credits=50)
+        await drained(house)
+        assert [row[0] for row in uses(house, "credit_transaction", "credits_used")] == [50]
+        assert (world.organization.balance, world.organization.credits_held, world.late()) == (50, 0, [])
+        assert await broken(migrated) == []
 
 
 @pytest.mark.parametrize("service", [CREDITS, UNITS], ids=lambda one: str(one.key))
@@ -216,7 +343,8 @@ async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str
         call.settle(tokens=40)
         await house.flush()
         (late,) = await house.keeping.late(10)
-        assert await house.keeping.post(late)  # and dies before it drops the entry
+        for _ in range(2):  # and a frozen one that had read the same
+            assert await house.keeping.post(late)
         await house.poster.drain()
         await drained(house)
         assert world.tenant.used == 40

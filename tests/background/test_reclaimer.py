@@ -10,9 +10,10 @@ from gateway.background.reclaimer import Reclaimer
 from gateway.core.holds import Charge, ExpiredHold, ReclaimPolicy
 from gateway.core.ledger import EventNote
 from gateway.core.model import Caller, Limits, Service, Settled, Verdict
+from gateway.core.pricing import TokenRate
 from gateway.counters import keys
 from tests.background.house import House, house_at
-from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
+from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
@@ -99,6 +100,19 @@ async def test_what_was_seen_of_a_dead_call_is_charged(valkey: str, migrated: st
         assert (
             house.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"] is True
         )
+
+
+async def test_a_dead_call_paid_by_token_costs_what_was_seen(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.grant("credits", 100)
+        call = dead(world, 0, service=BY_TOKEN, credits_=60)
+        call.priced(14, 5, TokenRate(read=10, input=2_000_000, output=5_000_000))
+        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+        assert await sweep_twice(house) == 1
+        assert (world.organization.balance, world.organization.credits_held) == (60, 0)
+        call.settle(credits=45)
+        assert len(world.late()) == 1
 
 
 async def test_a_live_call_is_not_touched(valkey: str, migrated: str) -> None:

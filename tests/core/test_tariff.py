@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
-from gateway.core.pricing import Pricing, TokenPrice
-from gateway.core.tariff import credits_of, is_by_token
+from gateway.core.pricing import ENDLESS, Pricing, TokenPrice, TokenRate
+from gateway.core.tariff import covered, credits_of, is_by_token, rate_of
 
 PRICES = {"small": TokenPrice(3, 15, 1), "large": TokenPrice(input=3_000_000, output=15_000_000)}
 UNIT = Service(1, "images", "consumption", credits=6)
@@ -48,6 +50,39 @@ def test_what_a_use_costs(
 ) -> None:
     read, written, cached = tokens
     assert credits_of(service, model, Usage(read, written, cached, units=units)) == expected
+
+
+def test_a_call_under_way_is_priced_as_it_will_be() -> None:
+    assert rate_of(UNIT, "small", 5) is None
+    assert rate_of(TOKEN, "unpriced", 5) is None
+    rate = rate_of(TOKEN, "large", 5)
+    assert rate == TokenRate(5, 3_000_000, 15_000_000)
+    assert [rate.credits(tokens) for tokens in (0, 5, 7)] == [0, 15, 45]
+    assert rate.credits(7) == credits_of(TOKEN, "large", Usage(5, 2))
+
+
+PRICE = st.integers(0, 10**9)
+
+
+@given(read=st.integers(0, 10**6), prices=st.tuples(PRICE, PRICE), credits_=st.integers(0, 10**9))
+def test_credits_cover_as_many_tokens_as_they_pay_and_no_more(
+    read: int, prices: tuple[int, int], credits_: int
+) -> None:
+    rate = TokenRate(read, *prices)
+    tokens = rate.covered(credits_)
+    assert rate.credits(min(tokens, 10**9)) <= credits_
+    if tokens < ENDLESS:
+        assert rate.credits(tokens + 1) > credits_
+
+
+def test_a_hold_covers_what_both_its_tokens_and_its_credits_cover() -> None:
+    rate = TokenRate(0, 0, 1_000_000)
+    assert [covered(True, None, 50, 0), covered(False, None, 0, 0)] == [50, ENDLESS]
+    assert [covered(True, rate, 50, 20), covered(True, rate, 50, 70), covered(False, rate, 0, 20)] == [
+        20,
+        50,
+        20,
+    ]
 
 
 def test_no_use_costs_more_than_is_counted_exactly() -> None:

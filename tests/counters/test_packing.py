@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Scope, Verdict
-from gateway.counters import keys, packing, states
+from gateway.counters import extending, keys, packing, states
 from gateway.counters.scripts import DIGEST_LENGTH, VERBS, library
 from gateway.counters.wire import encode_script
 from tests.builders import CHAT
@@ -70,10 +70,10 @@ def test_a_bare_answer_is_a_verdict(verdict: Verdict) -> None:
     assert packing.decision(struct.pack("<d", verdict), CHAT).verdict is verdict
 
 
-@given(st.lists(st.tuples(INTEGERS, st.integers(0, 2)), max_size=5))
-def test_an_answer_of_extend_is_a_pair_a_call(pairs: list[tuple[int, int]]) -> None:
-    answer = struct.pack("<d", 1) + b"".join(struct.pack("<dd", *pair) for pair in pairs)
-    assert packing.extended(answer) == pairs
+@given(st.lists(st.tuples(INTEGERS, INTEGERS, st.integers(0, 2)), max_size=5))
+def test_an_answer_of_extend_is_three_numbers_a_call(calls: list[tuple[int, int, int]]) -> None:
+    answer = struct.pack("<d", 1) + b"".join(struct.pack("<ddd", *one) for one in calls)
+    assert extending.extended(answer) == calls
 
 
 def test_a_refusal_names_scope_and_limit() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.core.model import Decision, HoldRequest, Limits, Observed, Service, Settled, Settlement, Verdict
+from gateway.core.pricing import TokenRate
 from gateway.counters import keys, packing
 from gateway.counters import quota as quota_module
 from gateway.counters.directory import Directory, encode_catalogue
@@ -20,7 +21,18 @@ from gateway.counters.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Count
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable
-from tests.builders import CHAT, CREDITS, ONE_TIME, TTL_MS, UNITS, World, driven, new_id, settlement_log
+from tests.builders import (
+    BY_TOKEN,
+    CHAT,
+    CREDITS,
+    ONE_TIME,
+    TTL_MS,
+    UNITS,
+    World,
+    driven,
+    new_id,
+    settlement_log,
+)
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import Connect, eventually
 
@@ -274,6 +286,21 @@ async def test_an_account_with_nothing_left_says_exhausted(world: World, hire: H
     worker.counters.watch(observed)
     await worker.counters.extend_all()
     assert (observed.held, observed.exhausted) == (30, True)
+
+
+async def test_credits_of_a_live_call_follow_its_tokens(world: World, hire: Hire) -> None:
+    worker = await hire(world)
+    world.grant("credits", 1000)
+    call = world.reserve(service=BY_TOKEN, credits_=30)
+    rate = TokenRate(read=10, input=1_000_000, output=2_000_000)
+    observed = Observed(world.caller, call.id, held=20, tokens=50, counts=False, rate=rate)
+    worker.counters.watch(observed)
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (50 + EXTEND_MARGIN_TOKENS, False)
+    assert world.organization.credits_held == 10 + 2 * (40 + EXTEND_MARGIN_TOKENS)
+    observed.tokens = 500
+    await worker.counters.extend_all()
+    assert (observed.held, observed.exhausted) == (10 + 990 // 2, True)
 
 
 async def test_many_live_calls_go_in_batches(world: World, hire: Hire) -> None:

@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from gateway.core.model import Service
+from gateway.core.pricing import Pricing, TokenPrice
 from tests.http.fakes import (
     CHAT_STREAM,
     DONE_EVENT,
@@ -91,6 +93,28 @@ async def test_what_counts_no_tokens_is_never_extended_for_them() -> None:
         stage.upstream.scripts.append([STREAM_HEAD + chunks(*[EVENT] * 200)])
         await stage.ask(get(b"/services/search/x"), "GET")
         assert not stage.counters.outgrowths
+
+
+async def test_a_stream_that_outgrows_its_credits_is_treated_as_one_without_tokens() -> None:
+    price = Pricing(per_million={"*": TokenPrice(1_000_000, 1_000_000)})
+    for extension, cut in (((1 << 20, False, False), False), ((40, True, True), True)):
+        async with staged() as stage:
+            stage.directory.services["chat"] = Service(1, "chat", "consumption", False, pricing=price)
+            assert stage.counters.decision is not None
+            stage.counters.decision.held_credits = 25
+            stage.counters.extension = extension
+            stage.upstream.scripts.append(
+                [STREAM_HEAD, *([chunks(EVENT, end=False), 0.001] * 100), chunks(DONE_EVENT)]
+            )
+            got = await stage.ask(post(CHAT_STREAM))
+            assert stage.counters.outgrowths[0] >= 25
+            assert stage.counters.watched[0].rate is not None
+            assert (got.body.count(EVENT) < 100, got.complete, got.body.endswith(DONE_EVENT)) == (
+                cut,
+                True,
+                True,
+            )
+            assert stage.counters.charges[0].credits >= min(100, stage.counters.watched[0].held)
 
 
 async def test_a_slow_reader_that_hangs_up_is_drained_and_charged_in_full() -> None:

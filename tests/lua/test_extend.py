@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.core.model import Settled
+from gateway.core.pricing import TokenRate
 from gateway.counters import keys
-from tests.builders import CREDITS, TTL_MS, World, new_id
+from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id
 
 
 def test_extend_renews_the_deadline_and_notes_what_was_seen(world: World) -> None:
@@ -92,6 +95,43 @@ def test_two_calls_of_one_tenant_share_what_is_free(world: World) -> None:
     calls = [world.reserve(need=40) for _ in range(2)]
     assert world.extend(calls, observed=55) == [(55, 0), (45, 1)]
     assert world.tenant.held == 100
+
+
+RATE = TokenRate(read=10, input=1_000_000, output=2_000_000)
+
+
+def test_a_stream_that_outgrew_its_credits_takes_more_as_far_as_they_are_free(world: World) -> None:
+    world.grant("credits", 100)
+    call = world.reserve(service=BY_TOKEN, credits_=30)
+    assert call.decision.held_credits == 30
+    assert call.priced(20, 5, RATE) == (0, 10 + 2 * 15, 0)
+    assert world.organization.credits_held == 40
+    other = world.reserve(service=BY_TOKEN, credits_=50)
+    assert call.priced(30, 5, RATE) == (0, 50, 1)
+    assert world.organization.credits_held == 100
+    other.release()
+    assert call.priced(30, 5, RATE) == (0, 60, 0)
+    hold = call.hold
+    assert hold is not None
+    assert (hold.observed, hold.seen, hold.credits) == (30, 50, 60)
+    call.settle(credits=77)
+    assert (world.organization.balance, world.organization.credits_held) == (23, 0)
+
+
+def test_credits_that_are_used_up_end_a_stream_where_the_plan_says_so(world: World) -> None:
+    world.plan(1000, on_exhausted="cut")
+    world.grant("credits", 20)
+    call = world.reserve(need=50, service=replace(BY_TOKEN, counts_tokens=True), credits_=20)
+    assert call.priced(15, 0, RATE) == (50, 20, 0)
+    assert call.priced(16, 0, RATE) == (50, 20, 2)
+    world.define_organization(credit_limit=2)
+    assert call.priced(16, 0, RATE) == (50, 22, 0)
+
+
+def test_a_price_that_is_known_is_never_extended(world: World) -> None:
+    world.grant("credits", 100)
+    call = world.reserve(service=CREDITS, credits_=30)
+    assert call.priced(500, 500, RATE) == (0, 30, 0)
 
 
 def test_an_extended_hold_settles_to_zero(world: World) -> None:

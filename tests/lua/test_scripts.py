@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from gateway.core.definitions import PlanTerms, TenantDefinition
-from gateway.core.model import PARTITIONS, HoldRequest, Limits, Settlement, Verdict
-from gateway.counters import keys, lease, packing, scripts, states
+from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
+from gateway.counters import extending, keys, lease, packing, scripts, states
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer, free_port, wait_until
 
@@ -28,21 +28,25 @@ def calls(world: World) -> dict[str, packing.Call]:
     world.grant("credits", 100)
     world.define_user("ann", Limits(concurrency=9))
     request = HoldRequest(world.caller, new_id(), "ann", SERVICE, 5, 5, 1, 1)
-    holds = {mode: world.reserve(need=5, user="ann", service=SERVICE, credits_=1) for mode in (1, 2, 3, 4)}
+    holds = {mode: world.reserve(need=5, user="ann", service=SERVICE, credits_=1) for mode in (1, 2, 3, 4, 6)}
     live = [world.reserve(need=5, user="ann") for _ in range(2)]
     held = new_id()
     world.run("lease", lease.lease(world.run_id, world.caller, held, TTL_MS, fraction=0.1))
     world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
     made = {"reserve": packing.reserve(world.run_id, 1, TTL_MS, request)}
-    for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post")):
+    for mode, name in ((1, "charge"), (2, "release"), (3, "reclaim"), (4, "post"), (6, "correct")):
         settlement = Settlement(
             world.caller, holds[mode].id, "ann", SERVICE, charge=mode != 2, tokens=7, credits=1
         )
-        made[f"settle {name}"] = packing.settle(world.run_id, TOMBSTONE_MS, settlement, mode)
+        is_late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
+        late: Any = world.client.xadd(keys.late(world.p), {"a": ""}) if is_late else None
+        made[f"settle {name}"] = packing.settle(world.run_id, TOMBSTONE_MS, settlement, mode, late)
     made["settle unknown"] = packing.settle(
         world.run_id, TOMBSTONE_MS, Settlement(world.caller, new_id(), "ann", SERVICE, charge=True), 1
     )
-    made["extend"] = packing.extend(world.run_id, TTL_MS, world.p, [(one.id, 7, 9, 9) for one in live])
+    made["extend"] = extending.extend(
+        world.run_id, TTL_MS, world.p, [(Observed(world.caller, one.id, 0, 9), 9) for one in live]
+    )
     terms = PlanTerms(plan_id=2, total=50, reset_interval="daily")
     for verb in packing.VERBS:
         made[f"grant {verb}"] = packing.grant(
@@ -66,7 +70,8 @@ def calls(world: World) -> dict[str, packing.Call]:
 
 
 CALLS = [
-    "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle unknown", "extend",
+    "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle correct",
+    "settle unknown", "extend",
     *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify", "load forget",
     "peek", "lease", "lease give back",
 ]  # fmt: skip

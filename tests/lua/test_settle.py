@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
+
 import pytest
 
-from gateway.core.ledger import EventFlag, EventKind, EventNote
-from gateway.core.model import INTEGER_MAX, Limits, Settled, Verdict
-from gateway.counters import keys, packing
-from tests.builders import CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
+from gateway.core.holds import correction_id
+from gateway.core.ledger import BEFORE, EventFlag, EventKind, EventNote
+from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
+from gateway.core.pricing import Pricing, Tier
+from gateway.core.tiers import read_tiers
+from gateway.counters import keys, packing, states
+from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
 
 
 def test_settle_replaces_the_hold_by_the_use(world: World) -> None:
@@ -232,6 +238,64 @@ def test_post_charges_without_a_hold_once_by_its_id(world: World) -> None:
     assert world.client.hexists(keys.control(world.p), call.id)
 
 
+def test_an_entry_of_the_late_lane_is_dealt_with_once(world: World) -> None:
+    """Two keepers, one frozen with what it read: whoever takes the entry charges, nobody else."""
+    world.plan(100)
+    call = world.reserve(need=50)
+    call.release()
+    entry = world.client.xadd(keys.late(world.p), {"a": ""})
+    used = Settlement(world.caller, call.id, "", CHAT, charge=True, tokens=30)
+    for mode in (packing.MODE_POST, packing.MODE_POST, packing.MODE_CORRECT):
+        settle = packing.settle(world.run_id, TOMBSTONE_MS, used, mode, entry)  # type: ignore[arg-type]  # untyped in redis-py
+        assert packing.code_of(world.run("settle", settle)) == 1
+        world.client.delete(keys.control(world.p))  # by the flusher: its row is stored
+    assert (world.tenant.used, world.tenant.remaining, world.late()) == (30, 70, [])
+
+
+def test_a_correction_moves_what_differs_and_counts_no_use(world: World) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    call = world.reserve(need=50, service=EVERYTHING, credits_=10, user="ann")
+    call.reclaim(tokens=20, credits=10)
+    call.correct(tokens=15, credits=4)
+    event = world.events()[-1]
+    assert (event.kind, event.amount, event.remaining, event.used) == (EventKind.ADJUST, 15, 65, 20)
+    assert (event.credits, event.credit_seq, event.balance) == (4, 3, 86)
+    assert (event.source, event.user) == (correction_id(call.id), "ann")
+    call = world.reserve(need=50, service=EVERYTHING, credits_=10)
+    call.reclaim(tokens=20, credits=10)
+    call.correct(tokens=-5)
+    event = world.events()[-1]
+    assert (event.flags & (EventFlag.CREDITS | EventFlag.IN), event.amount) == (EventFlag.IN, 5)
+    assert (world.tenant.used, world.tenant.remaining, world.organization.balance) == (40, 50, 76)
+
+
+def test_units_are_given_back_at_the_prices_they_cost(world: World) -> None:
+    tiers = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+    call = world.reserve(service=replace(UNITS, pricing=tiers), units=12)
+    call.reclaim(tokens=1, units=12)
+    assert world.organization.spent == 11_600
+    call.correct(units=-4)
+    event = world.events()[-1]
+    assert (event.units, event.spend, event.spent, event.flags) == (-4, -3_600, 8_000, EventFlag.USAGE)
+    assert BEFORE.unpack_from(event.priced) == (12,)
+    assert read_tiers(event.priced[BEFORE.size :]) == tiers.tiers
+
+
+def test_units_given_back_in_another_month_are_worth_what_the_first_ones_cost(world: World) -> None:
+    tiers = Pricing((Tier(2, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+    call = world.reserve(service=replace(UNITS, pricing=tiers), units=12)
+    call.reclaim(tokens=1, units=12)
+    name = keys.activation(world.p, 1, UNITS.id)
+    kept = states.unpack_activation(world.get(name))
+    world.rebuild(name, states.pack(replace(kept, month=kept.month - 1)))
+    world.put_organization(month=kept.month - 1)
+    call.correct(units=-3)
+    assert (world.events()[-1].spend, world.organization.spent) == (-2_800, -2_800)
+    world.reserve(service=replace(UNITS, pricing=tiers), units=4).settle(units=4)
+    assert (world.events()[-1].spend, world.organization.spent) == (3_800, 1_000)
+
+
 def test_post_leaves_the_slots_and_holds_of_others_alone(world: World) -> None:
     world.plan(100)
     world.reserve(need=40, user="ann")
@@ -247,7 +311,9 @@ def test_post_to_an_unknown_account_does_nothing(world: World) -> None:
     world.client.delete(world.tenant_key, keys.hold(world.p, call.id))
     before = world.everything()
     assert call.post(tokens=9) is Settled.UNKNOWN
-    assert world.everything() == before
+    after = world.everything()
+    assert after.pop(keys.late(world.p).encode())[0] is not None  # its entry stays
+    assert after == before
 
 
 def test_posting_a_reclaimed_call_charges_and_keeps_no_hold(world: World) -> None:

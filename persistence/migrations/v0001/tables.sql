@@ -112,7 +112,7 @@ CREATE TABLE feature_usage (
     content_id BIGINT CONSTRAINT feature_usage_content_id_check CHECK ("content_id" BETWEEN 0 AND 9007199254740991),
     project_id BIGINT CONSTRAINT feature_usage_project_id_check CHECK ("project_id" BETWEEN 0 AND 9007199254740991),
     timestamp TIMESTAMP WITH TIME ZONE NOT NULL,
-    usage_amount BIGINT NOT NULL CONSTRAINT feature_usage_usage_amount_check CHECK ("usage_amount" BETWEEN 0 AND 9007199254740991),
+    usage_amount BIGINT NOT NULL CONSTRAINT feature_usage_usage_amount_check CHECK (abs(usage_amount) <= 9007199254740991 AND (usage_amount >= 0 OR metadata ? 'corrects')),
     feature_version TEXT,
     metadata JSONB,
     request_id UUID,
@@ -293,9 +293,9 @@ CREATE TABLE usage_daily (
     requests BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_requests_check CHECK ("requests" BETWEEN 0 AND 9007199254740991),
     tokens BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_tokens_check CHECK ("tokens" BETWEEN 0 AND 9007199254740991),
     credits BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_credits_check CHECK ("credits" BETWEEN 0 AND 9007199254740991),
-    usage_amount BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_usage_amount_check CHECK ("usage_amount" BETWEEN 0 AND 9007199254740991),
+    usage_amount BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_usage_amount_check CHECK ("usage_amount" BETWEEN -9007199254740991 AND 9007199254740991),
     billed_credits BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_billed_credits_check CHECK ("billed_credits" BETWEEN 0 AND 9007199254740991),
-    billed_usage_amount BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_billed_usage_amount_check CHECK ("billed_usage_amount" BETWEEN 0 AND 9007199254740991),
+    billed_usage_amount BIGINT DEFAULT 0 NOT NULL CONSTRAINT usage_daily_billed_usage_amount_check CHECK ("billed_usage_amount" BETWEEN -9007199254740991 AND 9007199254740991),
     CONSTRAINT usage_daily_pkey PRIMARY KEY (tenant_id, day, service_id)
 );
 CREATE INDEX usage_daily_day_idx ON usage_daily (day);
