@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from gateway import logs, tallies, tokenizer
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
+from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
@@ -63,7 +64,7 @@ async def run_gateway(settings: Settings) -> None:
     scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend", "lease")}
     allowances = Allowances(time.monotonic, take_seat(Path(settings.data_dir) / "seats"))
     directory, counters, leaser = _counters(settings, wire, allowances, settlements, scripts)
-    tally = Tally()
+    tally, activity = Tally(), Activity(wire, time.time)
     ports = Ports(
         directory=directory,
         counters=counters,
@@ -79,14 +80,14 @@ async def run_gateway(settings: Settings) -> None:
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_unverified": int(not directory.verified)},
         lambda: {"leases": allowances.in_force, "admitted_locally": allowances.admitted},
+        *([exporter.snapshot] if exporter is not None else []),
     ]
-    if exporter is not None:
-        snapshots.append(exporter.snapshot)
     background = [
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
+        asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]

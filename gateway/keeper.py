@@ -34,6 +34,7 @@ from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.holds import ReclaimPolicy
 from gateway.core.wait import in_task
+from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.control import Control
 from gateway.counters.keeping import Keeping
@@ -52,6 +53,7 @@ from gateway.stopping import cancel, forever
 from persistence import engine as engines
 from persistence import partitions, schema, watch
 from persistence.allocations import Allocations
+from persistence.figures import Figures
 from persistence.notices import Notices
 from persistence.pushes import Pushes
 from persistence.quarantine import Quarantines
@@ -195,6 +197,8 @@ class Keeper:
             books=self._closer,
             reconciler=self._reconciler,
             paper=self._paper,
+            activity=Activity(self._wire, time.time),
+            tenant_names=partial(Figures(self._engine, partition_of).names, "tenants"),
             digest=lambda credential: hmac.digest(
                 settings.key_pepper.encode(), credential.encode(), "sha256"
             ).hex(),

@@ -9,7 +9,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.admin import documents, reconciliation
+from gateway.admin import activity, documents, reconciliation
 from gateway.admin.guard import guard
 from gateway.admin.openapi import More, document
 from gateway.admin.pages import mount_docs
@@ -26,6 +26,7 @@ MORE = (
         "reconciliation",
         "Whether counters and ledger say the same.",
     ),
+    More(partial(activity.paths, ROOT), activity.MODELS, "activity", "Who is busy now."),
 )
 
 
@@ -35,6 +36,7 @@ def build(ports: AdminPorts) -> web.Application:
         middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
     )
     documents.mount_invoices(app, ports, ROOT)
+    activity.mount_activity(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,13 @@ class Paper(Protocol):
         """Set an invoice, as the API answers it, on paper."""
 
 
+class Activity(Protocol):
+    """What tenants did within the last minute, over all gateways."""
+
+    async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
+        """Counts by tenant id and kind, and of how many seconds; `CountersUnavailable` if nobody knows."""
+
+
 class Reconciler(Protocol):
     """Compares the counters with the ledger."""
 
@@ -103,7 +110,7 @@ class AdminPorts:
 
     `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
-    and their content type. A token that is None does not exist.
+    and their content type. `tenant_names` reads names by id. A token that is None does not exist.
     """
 
     store: Store
@@ -112,6 +119,8 @@ class AdminPorts:
     books: Books
     paper: Paper
     reconciler: Reconciler
+    activity: Activity
+    tenant_names: Callable[[Collection[int]], Awaitable[Mapping[int, str]]]
     digest: Callable[[str], str]
     live: Health
     ready: Health

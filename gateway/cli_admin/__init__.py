@@ -14,6 +14,7 @@ from gateway.cli_admin import (
     services,
     subscriptions,
     tenants,
+    top,
     usage,
 )
 
@@ -36,4 +37,5 @@ def mount(app: typer.Typer) -> None:
     for name, section in SECTIONS.items():
         app.add_typer(section, name=name)
     app.command("usage")(usage.usage)
+    app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

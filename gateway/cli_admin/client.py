@@ -76,8 +76,12 @@ class AdminClient:
             raise CommandFailed(f"There is {how_many} of {resource} named {text!r}; give its id instead.")
         return int(found[0]["id"])
 
+    def metrics(self) -> str:
+        """Read the metrics beside the API, as Prometheus does."""
+        return self.download("/metrics").decode()
+
     def download(self, path: str) -> bytes:
-        """Read a document as it is."""
+        """Read a document as it is; a path from the root is not the API's."""
         status, raw = self._send("GET", path, None, "*/*")
         assert status == 200
         return raw
@@ -100,7 +104,8 @@ class AdminClient:
             headers["Content-Type"] = "application/json"
         if method == "POST":
             headers["Idempotency-Key"] = str(uuid4())
-        request = Request(f"{self.url}/admin/v1/{path}", data, headers, method=method)  # noqa: S310  # checked scheme
+        place = path if path.startswith("/") else f"/admin/v1/{path}"
+        request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
             with build_opener(*self._proxies()).open(request, timeout=TIMEOUT_S) as response:
                 return int(response.status), response.read()

@@ -41,45 +41,45 @@ def admin() -> Iterator[AdminClient]:
     try:
         yield find()
     except CommandFailed as failed:
-        _console(error=True).print(f"[bold red]Error:[/] {escape(failed.message)}", highlight=False)
+        console(error=True).print(f"[bold red]Error:[/] {escape(failed.message)}", highlight=False)
         raise typer.Exit(1) from failed
 
 
 def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:
     """Print a list."""
     if as_json:
-        _json({"items": list(items)})
+        print_json({"items": list(items)})
         return
     if not items:
-        _console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
+        console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
     for item in items:
         table.add_row(*(escape(cell(column, item.get(column))) for column in columns))
-    _console().print(table)
+    console().print(table)
 
 
 def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
     """Print one row, a field a line; `note` is for people only."""
     later = bool(item.pop("_later", False))
     if as_json:
-        _json(item)
+        print_json(item)
     else:
         table = Table(show_header=False)
         for name, value in item.items():
             table.add_row(f"[bold]{escape(name)}[/]", escape(cell(name, value)))
-        _console().print(table)
+        console().print(table)
         if note:
-            _console().print(note, highlight=False)
+            console().print(note, highlight=False)
     if later:
         say("Stored; it takes effect as soon as Redis is back.")
 
 
 def say(text: str) -> None:
     """Tell a person something that is no result."""
-    _console(error=True).print(text, highlight=False)
+    console(error=True).print(text, highlight=False)
 
 
 def cell(column: str, value: object) -> str:
@@ -108,10 +108,12 @@ def given(**fields: object) -> Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _json(value: Json) -> None:
+def print_json(value: Json) -> None:
+    """Print a value for programs, on one line."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def _console(*, error: bool = False) -> Console:
-    console = Console(stderr=error)
-    return console if console.is_terminal else Console(stderr=error, width=PIPE_COLUMNS)
+def console(*, error: bool = False) -> Console:
+    """Open standard output or error; a pipe is wide enough for every table."""
+    opened = Console(stderr=error)
+    return opened if opened.is_terminal else Console(stderr=error, width=PIPE_COLUMNS)

@@ -30,6 +30,11 @@ def organization_terms(organization_id: int) -> str:
     return f"tk:org:{organization_id}"
 
 
+def activity(bucket: int) -> str:
+    """What tenants did within a few seconds, for people to look at."""
+    return f"tk:busy:{bucket}"
+
+
 def marker(partition: int) -> str:
     """Run id, epoch and catalogue version the keeper verified the partition under."""
     return f"tk:{{p{partition:02d}}}:m"

@@ -37,6 +37,7 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 async def proxy(exchange: Exchange, worker: Worker) -> None:
     """Admit one call, forward it, charge what it used."""
     plan, ports = exchange.plan, worker.ports
+    caller: Caller | None = None
     try:
         metered = _route(exchange, worker)
         if plan.identity_refusal is not None:
@@ -57,6 +58,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             await charge.reserve()
             await _forward(exchange, worker, call, charge)
     except Refusal as refusal:
+        ports.tally.did(caller.tenant_id if caller is not None else 0, refusal.reason, 1)
         refuse(exchange, refusal)
     except AnswerCut as cut:
         exchange.reason, exchange.broken = "answer_cut", True

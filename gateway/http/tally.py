@@ -14,6 +14,7 @@ SECONDS = (
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
 SERIES_MAX = 4096
+TENANTS_MAX = 4096
 
 
 class HistogramSnapshot(TypedDict):
@@ -62,9 +63,13 @@ class Histogram:
 
 
 class Tally:
-    """All numbers of one worker. `requests` is keyed by (route, status, reason)."""
+    """All numbers of one worker. `requests` is keyed by (route, status, reason).
+
+    `busy` is what tenants did since it was last taken: tenant id and what, with its count.
+    """
 
     __slots__ = (
+        "busy",
         "client_disconnects",
         "connections_refused",
         "credits",
@@ -82,6 +87,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, int, str], int] = {}
+        self.busy: dict[tuple[int, str], int] = {}
         self.tokens: dict[str, list[int]] = {}
         self.units: dict[str, int] = {}
         self.credits: dict[str, int] = {}
@@ -126,6 +132,23 @@ class Tally:
         kinds[0] += tokens_in
         kinds[1] += tokens_out
         kinds[2] += total
+
+    def did(self, tenant_id: int, kind: str, count: int) -> None:
+        """Count what a tenant's calls did; of tenants beyond the maximum only that somebody did it."""
+        busy = self.busy
+        key = (tenant_id, kind)
+        if key in busy:
+            busy[key] += count
+        elif len(busy) < TENANTS_MAX:
+            busy[key] = count
+        else:
+            key = (0, kind)
+            busy[key] = busy.get(key, 0) + count
+
+    def take_busy(self) -> dict[tuple[int, str], int]:
+        """What tenants did since this was called last."""
+        taken, self.busy = self.busy, {}
+        return taken
 
     def snapshot(self) -> TallySnapshot:
         """Everything counted so far."""

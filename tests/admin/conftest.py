@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -22,6 +23,7 @@ from gateway.counters.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
 from persistence import migrate
+from persistence.figures import Figures
 from persistence.store import Store
 
 ADMIN = "admin-token-of-the-tests"
@@ -44,6 +46,7 @@ class MemoryCounters:
         self.unsettled: str | None = None
         self.reconciled: Mapping[str, object] | None = None
         self.closed: list[int] = []
+        self.busy: list[tuple[tuple[int, str], int]] = []
         self.pushed: list[str] = []
         self.peeked: list[tuple[int, int]] = []
 
@@ -86,6 +89,11 @@ class MemoryCounters:
         if self.away:
             raise CountersUnavailable
         return {organization: self.balances.get(organization) for _, organization in organizations}
+
+    async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
+        if self.away:
+            raise CountersUnavailable
+        return self.busy, float(window_s)
 
     async def close(self, organization_id: int) -> None:
         if self.unsettled is not None:
@@ -266,6 +274,8 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
         counters=counters,
         books=counters,
         reconciler=counters,
+        activity=counters,
+        tenant_names=partial(Figures(engine, partition_of).names, "tenants"),
         paper=Paper(("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,

@@ -1,0 +1,62 @@
+"""Who is busy now: what calls of tenants used and were refused lately. To be looked at, never billed.
+
+A *kind* is `requests`, `tokens`, or the reason of a refusal. Tenant 0 stands for callers nobody
+knows, and for tenants too many to be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+REQUESTS, TOKENS = "requests", "tokens"
+NOBODY = 0
+
+Counts = Mapping[tuple[int, str], int]
+
+
+@dataclass(slots=True)
+class Busy:
+    """One tenant's calls within a window."""
+
+    tenant_id: int
+    requests: int = 0
+    tokens: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Calls that were settled or refused."""
+        return self.requests + sum(self.refused.values())
+
+    def add(self, kind: str, count: int) -> None:
+        """Add what was counted of a kind."""
+        if kind == REQUESTS:
+            self.requests += count
+        elif kind == TOKENS:
+            self.tokens += count
+        else:
+            self.refused[kind] = self.refused.get(kind, 0) + count
+
+
+def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[Busy, list[Busy]]:
+    """Everybody together, and the tenants with most calls, at most `most` of them, most first."""
+    everybody, tenants = Busy(NOBODY), dict[int, Busy]()
+    for (tenant_id, kind), count in counts:
+        everybody.add(kind, count)
+        tenants.setdefault(tenant_id, Busy(tenant_id)).add(kind, count)
+    ranked = sorted(tenants.values(), key=lambda busy: (-busy.calls, -busy.tokens, busy.tenant_id))
+    return everybody, [busy for busy in ranked if busy.tenant_id != NOBODY][:most]
+
+
+def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
+    """The same counts with at most `most` tenants told apart; those with fewest calls become nobody."""
+    tenants = {tenant_id for tenant_id, _ in counts}
+    if len(tenants) <= most:
+        return dict(counts)
+    kept = {busy.tenant_id for busy in busiest(counts.items(), most)[1]}
+    found: dict[tuple[int, str], int] = {}
+    for (tenant_id, kind), count in counts.items():
+        key = (tenant_id if tenant_id in kept else NOBODY, kind)
+        found[key] = found.get(key, 0) + count
+    return found
