@@ -216,6 +216,13 @@ class Forbidden(AdminRefusal):
     status = 403
 
 
+class Forged(AdminRefusal):
+    """This form did not come from a page of this console; load the page again."""
+
+    reason = "forged"
+    status = 403
+
+
 class NotFound(AdminRefusal):
     """There is nothing at this address."""
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from gateway import logs, metrics, stationery, tallies
 from gateway.admin.api import build
@@ -205,6 +206,8 @@ class Keeper:
             live=self._live,
             ready=self._ready,
             metrics=self._metrics,
+            snapshot=self._snapshot,
+            figures=Figures(self._engine, partition_of),
             admin_token=settings.admin_token or None,
             readonly_token=settings.readonly_token or None,
             version=version("tollkeeper"),
@@ -272,6 +275,9 @@ class Keeper:
         }
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
+        return metrics.render(accept, await self._snapshot())
+
+    async def _snapshot(self) -> Mapping[str, Any]:
         snapshot = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
         snapshot.setdefault("bounds", list(SECONDS))
         snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
@@ -289,4 +295,4 @@ class Keeper:
             snapshot["holds"] = await self._control.holds()
         except CountersUnavailable:
             pass
-        return metrics.render(accept, snapshot)
+        return snapshot

@@ -66,6 +66,8 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens
 class Figures:
     """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
 
+    named = frozenset(NAMED)
+
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
         self._partition_of = partition_of

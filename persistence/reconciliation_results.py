@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.administration import Row
 from gateway.core.reconciliation import Item, Reconciled
+from persistence.subject import Change, Subject
 from persistence.tables import control_write, known_drift, reconciliation, tenant
 
 ITEMS_KEPT_MAX = 1_000
@@ -126,3 +127,17 @@ def _shown(item: Item) -> dict[str, object]:
         "seq": item.seq,
         "detail": item.detail,
     }
+
+
+def _asked(_: Change) -> Row:
+    """Somebody asked for a run: what it finds is kept when it ends, that it was asked is audited now."""
+    return {"id": "now"}
+
+
+SUBJECT: Subject = Subject(
+    source=select(reconciliation),
+    id=reconciliation.c.id,
+    time=reconciliation.c.started_at,
+    order=(("id", reconciliation.c.id),),
+    verbs={"run": _asked},
+)

@@ -44,6 +44,7 @@ from persistence import (
     plans,
     quarantine,
     quotas,
+    reconciliation_results,
     services,
     subject,
     subscriptions,
@@ -84,6 +85,7 @@ SUBJECTS: dict[str, Subject] = {
     "feature-usage": uses.FEATURE_USAGE,
     "audit-log": audit.SUBJECT,
     "console-sessions": console_sessions.SUBJECT,
+    "reconciliation": reconciliation_results.SUBJECT,
 }
 
 

@@ -31,7 +31,8 @@ def test_every_module_has_its_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "library", ["hiredis", "sqlalchemy", "psycopg", "alembic", "aiohttp", "httptools", "prometheus_client"]
+    "library",
+    ["hiredis", "sqlalchemy", "psycopg", "alembic", "aiohttp", "jinja2", "httptools", "prometheus_client"],
 )
 def test_every_outside_library_has_one_door(library: str) -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]

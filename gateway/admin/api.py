@@ -10,6 +10,7 @@ from functools import partial
 from aiohttp import web
 
 from gateway.admin import activity, documents, reconciliation
+from gateway.admin.console.console import mount_console
 from gateway.admin.guard import guard
 from gateway.admin.openapi import More, document
 from gateway.admin.pages import mount_docs
@@ -31,7 +32,7 @@ MORE = (
 
 
 def build(ports: AdminPorts) -> web.Application:
-    """Make the application of the admin port: Admin API, its documents, health and metrics."""
+    """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
     app = web.Application(
         middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
     )
@@ -53,6 +54,7 @@ def build(ports: AdminPorts) -> web.Application:
         for action in resource.actions:
             app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
     _mount_documents(app, ports)
+    mount_console(app, ports)
     _mount_operations(app, ports)
     return app
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import date
+from typing import Any, Protocol
 
 from gateway.core.administration import (
     Claim,
@@ -104,13 +105,41 @@ class Reconciler(Protocol):
         """Compare everything, keep and answer the result; make drifts good only if asked."""
 
 
+class Figures(Protocol):
+    """PostgreSQL, as the console's pages read it beyond the resources; `named` are what has names."""
+
+    named: frozenset[str]
+
+    async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
+        """The names of rows; an id without a row is left out."""
+
+    async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
+        """Quotas of tenants as last flushed, each with its partition."""
+
+    async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """A tenant's use by day and service, oldest first."""
+
+    async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """An organization's use by day and service, oldest first."""
+
+    async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """A tenant's tokens by day and model, of its latest `rows_max` movements."""
+
+    async def day(self, day: date) -> Row:
+        """Everybody's settled use of a UTC day."""
+
+    async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
+        """The tenants that used most tokens on a UTC day, most first."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
     """Everything the Admin API is made of.
 
     `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
-    and their content type. `tenant_names` reads names by id. A token that is None does not exist.
+    and their content type, `snapshot` the same numbers as plain data. `tenant_names` reads names
+    by id. A token that is None does not exist.
     """
 
     store: Store
@@ -125,6 +154,8 @@ class AdminPorts:
     live: Health
     ready: Health
     metrics: Metrics
+    snapshot: Callable[[], Awaitable[Mapping[str, Any]]]
+    figures: Figures
     admin_token: str | None = field(default=None, repr=False)
     readonly_token: str | None = field(default=None, repr=False)
     version: str = "0"

@@ -11,10 +11,10 @@ from pydantic import Field
 from gateway.admin import body
 from gateway.admin.auth import identify, require_write
 from gateway.admin.fields import Flag, In, Instant, Out
-from gateway.admin.guard import DEADLINE
+from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
-from gateway.core.administration import Row
+from gateway.core.administration import Actor, Command, Row
 from gateway.errors import NotFound
 
 RUN_S_MAX = 600.0
@@ -60,19 +60,34 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
 
     async def show(request: web.Request) -> web.Response:
         await identify(ports, request)
-        last = await ports.reconciler.last()
-        if last is None:
+        found = await last(ports)
+        if found is None:
             raise NotFound("Nothing was reconciled yet; POST runs it.")
-        return _answer(last)
+        return web.json_response(found)
 
-    async def run(request: web.Request) -> web.Response:
-        require_write(await identify(ports, request))
+    async def run_asked(request: web.Request) -> web.Response:
+        actor = await identify(ports, request)
+        require_write(actor)
         asked = body.check(ReconciliationRun, await read_body(request))
-        request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
-        return _answer(await ports.reconciler.run_now(repair=bool(asked.get("repair"))))
+        return web.json_response(await run(ports, request, actor, repair=bool(asked.get("repair"))))
 
     app.router.add_get(f"{root}/reconciliation", show)
-    app.router.add_post(f"{root}/reconciliation", run)
+    app.router.add_post(f"{root}/reconciliation", run_asked)
+
+
+async def last(ports: AdminPorts) -> Row | None:
+    """The last result as JSON; None where nothing was compared yet."""
+    found = await ports.reconciler.last()
+    return None if found is None else _json(found)
+
+
+async def run(ports: AdminPorts, request: web.Request, actor: Actor, *, repair: bool) -> Row:
+    """Compare everything now, and answer the result as JSON; who asked is in the audit log."""
+    require_write(actor)
+    request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
+    values = {"repair": repair}
+    await ports.store.write(Command("reconciliation", "run", actor, request[REQUEST_ID], dict, None, values))
+    return _json(await ports.reconciler.run_now(repair=repair))
 
 
 def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
@@ -99,5 +114,5 @@ def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(row: Row) -> web.Response:
-    return web.json_response(Reconciliation.model_validate(row).model_dump(mode="json"))
+def _json(row: Row) -> Row:
+    return Reconciliation.model_validate(row).model_dump(mode="json")

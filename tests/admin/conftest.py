@@ -44,6 +44,7 @@ class MemoryCounters:
         self.totals: dict[int, int | None] = {}
         self.balances: dict[int, int] = {}
         self.unsettled: str | None = None
+        self.numbers: dict[str, Any] = {}
         self.reconciled: Mapping[str, object] | None = None
         self.closed: list[int] = []
         self.busy: list[tuple[tuple[int, str], int]] = []
@@ -110,6 +111,9 @@ class MemoryCounters:
             "started_at": now, "finished_at": now,
         }  # fmt: skip
         return self.reconciled
+
+    async def snapshot(self) -> Mapping[str, Any]:
+        return self.numbers
 
     def _move(self, tenant: int, verb: str, payload: dict[str, Any]) -> None:
         quota = self.quotas.get(tenant, FRESH)
@@ -211,6 +215,7 @@ class Api:
 LEDGERS_AND_LISTS = (
     "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily",
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
+    "console_session",
 )  # fmt: skip
 # What every migrated database holds from the start.
 SEEDED = ("business_model", "service", "app_user")
@@ -281,6 +286,8 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
         live=well,
         ready=unwell,
         metrics=metrics,
+        snapshot=counters.snapshot,
+        figures=Figures(engine, partition_of),
         admin_token=ADMIN,
         readonly_token=READONLY,
         body_bytes_max=64 * 1024,

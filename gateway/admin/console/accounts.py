@@ -1,0 +1,166 @@
+"""What the pages of a tenant and an organization show beyond their fields: quota, use, keys, ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from aiohttp import web
+
+from gateway.admin.console import charts, lists
+from gateway.admin.console.cells import label_of
+from gateway.admin.console.desk import Desk, query
+from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.console.sessions import Signed
+from gateway.admin.views import row_id
+from gateway.core.administration import Row
+from gateway.errors import Unprocessable
+
+DAYS = 30
+DAY_ROWS_MAX = 5_000
+# So many of a tenant's latest movements are looked at to say which models it used.
+MODEL_ROWS_MAX = 10_000
+PREVIEW_ROWS = 10
+
+LEDGER = Screen(
+    "token-ledger", "Ledger", "movement", "Every movement of the tenant's tokens. Append-only.",
+    ("created_at", "transaction_type", "change", "total_remaining", "service_id", "model", "request_id"),
+    filters=("transaction_type", "direction", "request_id"), has_page=False, spans_time=True,
+)  # fmt: skip
+
+
+async def of_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """A tenant's quota, its use of the last days, its keys and its ledger."""
+    tenant_id = int(str(row["id"]))
+    by_model = request.query.get("by") != "service"
+    [with_quota], keys, ledger, usage = await asyncio.gather(
+        lists.with_quotas(desk, [row]),
+        _preview(desk, "api-keys", tenant_id=tenant_id),
+        _ledger(desk, request, tenant_id),
+        _tenant_use(desk, tenant_id, by_model=by_model),
+    )
+    names = await desk.names({"organizations": {int(str(row["organization_id"]))}})
+    quota: Any = with_quota["quota"]
+    plan = quota["plan_id"] if quota else None
+    plans = await desk.names({"token-plans": {plan} if plan else set()})
+    return {
+        "quota": quota,
+        "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
+        "plan": plans.get(("token-plans", plan), "") if plan else "",
+        "keys": keys,
+        "ledger": ledger,
+        "chart": usage,
+        "by": "model" if by_model else "service",
+    }
+
+
+async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /tenants/{id}/quota`: the account alone, asked for every other second."""
+    [row] = await lists.with_quotas(desk, [{"id": row_id(request)}])
+    return desk.answer(request, signed, "quota.html", quota=row["quota"])
+
+
+async def of_organization(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """An organization's credits, tenants, subscription, invoices and use of the last days."""
+    organization_id = int(str(row["id"]))
+    measure = request.query.get("of", "")
+    measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
+    tenants, grants, subscriptions, invoices, prices, usage = await asyncio.gather(
+        _preview(desk, "tenants", organization_id=organization_id),
+        _preview(desk, "credit-additions", organization_id=organization_id),
+        _preview(desk, "organization-subscriptions", organization_id=organization_id),
+        _preview(desk, "invoices", organization_id=organization_id),
+        _preview(desk, "organization-services", organization_id=organization_id),
+        _organization_use(desk, organization_id, measure),
+    )
+    return {
+        "previews": [tenants, grants, subscriptions, invoices, prices],
+        "chart": usage,
+        "of": measure,
+    }
+
+
+async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
+    """The first rows of a list that belongs to a page, and where all of them are."""
+    screen = SCREENS[name]
+    wanted = query(PREVIEW_ROWS, newest_first=screen.newest_first, **filters)
+    rows, more = await desk.operations[name].list(wanted)
+    [(owner, owner_id)] = filters.items()
+    columns = [index for index, column in enumerate(screen.columns) if column != owner]
+    lines = await lists.lines_of(desk, screen, rows)
+    return {
+        "screen": screen,
+        "labels": [label_of(screen.columns[index]) for index in columns],
+        "columns": columns,
+        "lines": lines,
+        "all": f"/{name}?{owner}={owner_id}" if more else "",
+        "new": f"/{name}/new?{owner}={owner_id}",
+    }
+
+
+async def _ledger(desk: Desk, request: web.Request, tenant_id: int) -> dict[str, Any]:
+    errors: Mapping[str, str] = {}
+    rows: Sequence[Row] = ()
+    cursor = None
+    try:
+        wanted = lists.read(LEDGER, request, rows_max=25, tenant_id=str(tenant_id))
+        rows, cursor = await desk.operations[LEDGER.name].list(wanted)
+    except Unprocessable as wrong:
+        errors = dict(wrong.errors)
+    return {
+        "screen": LEDGER,
+        "labels": [label_of(name) for name in LEDGER.columns],
+        "lines": await lists.lines_of(desk, LEDGER, rows),
+        "controls": lists.controls(LEDGER, request, {}, errors),
+        "errors": errors,
+        "next": lists.address(request, cursor) if cursor else "",
+        "is_first": "cursor" not in request.query,
+        "first": lists.address(request, None),
+        "is_filtered": any(request.query.get(name) for name in (*LEDGER.filters, "from", "to")),
+    }
+
+
+async def _tenant_use(desk: Desk, tenant_id: int, *, by_model: bool) -> charts.Chart:
+    since, until = _last_days()
+    figures = desk.ports.figures
+    if by_model:
+        days, models = await asyncio.gather(
+            figures.tenant_days(tenant_id, since, DAY_ROWS_MAX),
+            figures.tenant_models(tenant_id, since, MODEL_ROWS_MAX),
+        )
+        amounts = charts.by_model(days, models)
+    else:
+        days = await figures.tenant_days(tenant_id, since, DAY_ROWS_MAX)
+        amounts = charts.by_service(days, await _services(desk, days), "tokens")
+    return charts.stacked(amounts, charts.requests_by_day(days), since=since, until=until)
+
+
+async def _organization_use(desk: Desk, organization_id: int, measure: str) -> charts.Chart:
+    since, until = _last_days()
+    days = await desk.ports.figures.organization_days(organization_id, since, DAY_ROWS_MAX)
+    amounts = charts.by_service(days, await _services(desk, days), measure)
+    return charts.stacked(amounts, charts.requests_by_day(days), since=since, until=until)
+
+
+async def _services(desk: Desk, days: Sequence[Row]) -> Mapping[int, str]:
+    return await desk.ports.figures.names("services", {int(str(row["service_id"])) for row in days})
+
+
+def _last_days() -> tuple[date, date]:
+    until = datetime.now(UTC).date()
+    return until - timedelta(days=DAYS - 1), until
+
+
+async def of_invoice(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
+    """The names an invoice's lines refer to."""
+    lines: Any = row["lines"]
+    return {
+        "line_names": await desk.names(
+            {
+                "services": {line["service_id"] for line in lines if line["service_id"]},
+                "tenants": {line["tenant_id"] for line in lines if line["tenant_id"]},
+            }
+        )
+    }

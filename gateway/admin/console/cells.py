@@ -1,0 +1,136 @@
+"""What stands in a cell: each field of a row as a kind, a text and perhaps an address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.admin.console import shown
+from gateway.admin.console.fields import REFERS
+from gateway.admin.console.screens import SCREENS, Screen
+from gateway.core.administration import Row
+
+Names = Mapping[tuple[str, int], str]
+
+TIMES = frozenset({"timestamp", "last_reset"})
+MARKS = frozenset(
+    {
+        "status", "state", "standing", "category", "kind", "role", "transaction_type", "direction", "meter",
+        "reset_interval", "overage_policy", "admission", "on_exhausted", "on_store_failure",
+        "billing_interval", "service_type", "action", "resolution",
+    }
+)  # fmt: skip
+MONEY = frozenset(
+    {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
+     "subtotal", "tax", "cost", "unit_price"}
+)  # fmt: skip
+CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
+UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
+ITEMS_MAX = 6
+MINUTE_CHARS = len("2026-01-31 10:00")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of a row.
+
+    `kind` is text, number, time, mark, code, document, quota or none; `tone` is how a mark is set.
+    """
+
+    kind: str
+    text: str
+    href: str = ""
+    tone: str = ""
+
+
+def label_of(column: str) -> str:
+    """A column's heading."""
+    return {"id": "No.", "quota": "Tokens left", "after": "What"}.get(column, shown.words(column))
+
+
+def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
+    """What a row has in a column."""
+    if column == "state":
+        word = state_of(screen.name, row)
+        return Cell("mark", word, tone=shown.tone(word))
+    if column == "quota":
+        return Cell("quota", "")
+    if column == "change":
+        sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
+        return Cell("number", f"{sign}{shown.number(row['amount'])}", tone=tone)
+    value: Any = row.get(column)
+    if column == "model":
+        metadata: Any = row.get("metadata") or {}
+        value = metadata.get("model") or metadata.get("reason")
+    target = target_of(screen, column)
+    if target and isinstance(value, int):
+        known = SCREENS.get(target)
+        name = names.get((target, value)) or (f"{known.one} {value}" if known else str(value))
+        return Cell("text", name, f"/{target}/{value}" if known and known.has_page else "")
+    if value is None:
+        return Cell("none", "unlimited" if column in UNLIMITED and screen.name != "invoices" else shown.NONE)
+    return _of_value(screen, column, value, row)
+
+
+def target_of(screen: Screen, column: str) -> str:
+    """The resource a column's ids refer to; empty if it holds none."""
+    return screen.refers.get(column) or REFERS.get(column, "")
+
+
+def references(screens_rows: Iterable[tuple[Screen, Iterable[Row]]]) -> dict[str, set[int]]:
+    """Every id that rows refer to, by resource."""
+    found: dict[str, set[int]] = {}
+    for screen, rows in screens_rows:
+        for row in rows:
+            for column, value in row.items():
+                target = target_of(screen, column)
+                if target and isinstance(value, int):
+                    found.setdefault(target, set()).add(value)
+    return found
+
+
+def state_of(name: str, row: Row) -> str:
+    """The state a row is in, in a word."""
+    if name == "tenants":
+        quota: Any = row.get("quota") or {}
+        if quota.get("manual_block"):
+            return "blocked"
+        return "used up" if quota.get("is_blocked") else "active"
+    if row.get("revoked_at"):
+        return "revoked"
+    if row.get("resolved_at"):
+        return str(row.get("resolution") or "resolved")
+    if row.get("released_at"):
+        return "released"
+    ends = row.get("expires_at")
+    if ends and datetime.fromisoformat(str(ends)) <= datetime.now(UTC):
+        return "expired"
+    return "open" if name in {"dead-letters", "quarantine"} else "active"
+
+
+def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
+    if isinstance(value, bool):
+        return Cell("mark", "yes" if value else "no", tone="good" if value else "plain")
+    if column in MONEY and isinstance(value, str):
+        return Cell("number", shown.money(value, str(row.get("currency") or "")))
+    if column in MARKS:
+        return Cell("mark", str(value).replace("_", " "), tone=shown.tone(value))
+    if column == "id":
+        return Cell("number", str(value))
+    if isinstance(value, int):
+        return Cell("number", shown.number(value))
+    if column in TIMES or column.endswith("_at"):
+        text = shown.moment(value) if "T" in str(value) else shown.day(value)
+        return Cell("time", text if screen.spans_time else text[:MINUTE_CHARS])
+    if column.endswith("limits"):
+        return Cell("text", shown.limits(value))
+    if column == "last_delivery":
+        return Cell("mark", f"{value['event']}: {value['state']}", tone=shown.tone(value["state"]))
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        more = f" and {len(value) - ITEMS_MAX} more" if len(value) > ITEMS_MAX else ""
+        return Cell("text", (", ".join(value[:ITEMS_MAX]) + more) or "everything")
+    if isinstance(value, dict | list):
+        return Cell("document", shown.document(value))
+    return Cell("code" if column in CODES else "text", str(value))

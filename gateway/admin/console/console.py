@@ -1,0 +1,112 @@
+"""The console's routes, on the admin port at `/`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.admin import documents
+from gateway.admin.console import accounts, lists, reconciling, records
+from gateway.admin.console.attempts import Attempts
+from gateway.admin.console.desk import Desk
+from gateway.admin.console.live import Live
+from gateway.admin.console.overview import Overview
+from gateway.admin.console.records import Extras
+from gateway.admin.console.render import Assets, Pages
+from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.console.sessions import Sessions
+from gateway.admin.console.signing import Signing
+from gateway.admin.ports import AdminPorts
+
+# Pages that show more than a row's fields.
+EXTRAS: dict[str, Extras] = {
+    "tenants": accounts.of_tenant,
+    "organizations": accounts.of_organization,
+    "invoices": accounts.of_invoice,
+}
+# Addresses of programs: what is not there is a problem, not a page.
+PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
+
+
+def mount_console(app: web.Application, ports: AdminPorts) -> None:
+    """Serve the console."""
+    assets = Assets()
+    sessions = Sessions(ports)
+    desk = Desk(ports, Pages(assets, version=ports.version), sessions)
+    router = app.router
+    router.add_get("/static/{mark}/{name}", assets.serve)
+
+    signing = Signing(desk, Attempts(time.monotonic))
+    router.add_get("/sign-in", signing.show)
+    router.add_post("/sign-in", signing.sign_in)
+    router.add_post("/sign-out", signing.sign_out)
+
+    live = Live(ports.snapshot, time.time)
+    overview = Overview(desk, live, time.monotonic)
+    router.add_get("/", desk.reading(overview.show))
+    router.add_get("/live", desk.reading(overview.fragment))
+    router.add_get("/live/history", desk.reading(overview.history))
+    app.cleanup_ctx.append(partial(_sampling, live))
+
+    router.add_get("/reconciliation", desk.reading(reconciling.show_with(desk)))
+    router.add_post("/reconciliation", desk.writing(reconciling.run_with(desk, repair=False)))
+    router.add_post("/reconciliation/repair", desk.writing(reconciling.run_with(desk, repair=True)))
+    router.add_get("/find/{resource}", desk.reading(partial(lists.find, desk)))
+
+    async def signed_in(_: AdminPorts, request: web.Request) -> object:
+        return await sessions.of(request)
+
+    router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
+    documents.mount_invoices(app, ports, "", signed_in)
+    for screen in SCREENS.values():
+        _mount_screen(app, desk, screen)
+    app.middlewares.append(_not_found_as_page(desk))
+
+
+def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:
+    router, resource = app.router, screen.resource
+    collection, one = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
+    extras = EXTRAS.get(screen.name)
+    router.add_get(collection, desk.reading(partial(lists.show, desk, screen)))
+    if resource.create is not None:
+        router.add_get(f"{collection}/new", desk.reading(partial(records.new, desk, screen)))
+        router.add_post(collection, desk.writing(partial(records.create, desk, screen)))
+    if screen.has_page:
+        router.add_get(one, desk.reading(partial(records.show, desk, screen, extras=extras)))
+    if resource.patch is not None:
+        change = partial(records.change, desk, screen, extras=extras)
+        router.add_post(f"{one}/{records.CHANGE}", desk.writing(change))
+    if resource.deletable:
+        delete = partial(records.delete, desk, screen, extras=extras)
+        router.add_post(f"{one}/{records.DELETE}", desk.writing(delete))
+    for action in resource.actions:
+        act = partial(records.act, desk, screen, action=action, extras=extras)
+        router.add_post(f"{one}/{records.address_of(action)}", desk.writing(act))
+
+
+def _not_found_as_page(desk: Desk) -> Middleware:
+    @web.middleware
+    async def found(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPNotFound:
+            if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
+                raise
+            return desk.answer(
+                request, None, "error.html", 404, message="There is nothing at this address.", errors=(),
+                reason="not_found", code=404,
+            )  # fmt: skip
+
+    return found
+
+
+async def _sampling(live: Live, _: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(live.run())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,170 @@
+"""What every page stands on: the operations, the templates, who is signed in, and errors as pages.
+
+`reading` and `writing` wrap a page's handler: nobody unknown gets to it, no forged form, and
+no write of a reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from gateway.admin.auth import ADMIN, require_write
+from gateway.admin.console.render import Pages
+from gateway.admin.console.screens import menu
+from gateway.admin.console.sessions import Sessions, Signed, require_form_token, require_own_origin
+from gateway.admin.guard import REQUEST_ID
+from gateway.admin.operations import Asked, Operations
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources import RESOURCES
+from gateway.core.administration import Claim, Query
+from gateway.errors import AdminRefusal, TollkeeperError, Unauthorized, UnsupportedEncoding
+
+FORM = "application/x-www-form-urlencoded"
+THEME_COOKIE = "tollkeeper_theme"
+# What may be chosen from a list; of more, the id is asked for.
+CHOICES_MAX = 200
+LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
+
+Posted = MultiMapping[Any]
+Reading = Callable[[web.Request, Signed], Awaitable[web.StreamResponse]]
+Writing = Callable[[web.Request, Signed, Posted], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Choices = dict[str, list[tuple[str, str]]]
+
+
+class Desk:
+    """The console's common ground."""
+
+    def __init__(self, ports: AdminPorts, pages: Pages, sessions: Sessions) -> None:
+        self.ports = ports
+        self.sessions = sessions
+        self.operations = {name: Operations(ports, resource) for name, resource in RESOURCES.items()}
+        self._pages = pages
+        self._menu = menu()
+
+    def reading(self, page: Reading) -> Handler:
+        """A page that is looked at."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            signed = None
+            try:
+                signed = await self.sessions.of(request)
+                return await page(request, signed)
+            except TollkeeperError as error:
+                return self.refused(request, signed, error)
+
+        return handle
+
+    def writing(self, page: Writing) -> Handler:
+        """A form that was sent: by a page of ours, by somebody who may write."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            signed = None
+            try:
+                signed = await self.sessions.of(request)
+                posted = await read_form(request)
+                require_form_token(signed, posted)
+                require_write(signed.actor)
+                return await page(request, signed, posted)
+            except TollkeeperError as error:
+                return self.refused(request, signed, error)
+
+        return handle
+
+    def answer(
+        self, request: web.Request, signed: Signed | None, template: str, status: int = 200, **facts: Any
+    ) -> web.Response:
+        """Render a page with what every page has."""
+        return self._pages.answer(
+            template,
+            status,
+            path=request.path,
+            theme=theme_of(request),
+            signed=signed,
+            may_write=signed is not None and signed.actor.role == ADMIN,
+            form_token=signed.form_token if signed is not None else "",
+            menu=self._menu,
+            here=request.path.strip("/").split("/")[0] or "overview",
+            done=request.query.get("done", ""),
+            later=request.query.get("later") == "1",
+            **facts,
+        )
+
+    def refused(
+        self, request: web.Request, signed: Signed | None, error: TollkeeperError
+    ) -> web.StreamResponse:
+        """Say an error on a page; who is not signed in is shown the door."""
+        if isinstance(error, Unauthorized):
+            wanted = request.path_qs if request.method == "GET" and request.path != "/" else ""
+            address = f"/sign-in?next={quote(wanted, safe='')}" if wanted else "/sign-in"
+            if "HX-Request" in request.headers:
+                return web.Response(status=401, headers={"HX-Redirect": "/sign-in"})
+            return see(address)
+        errors = error.errors if isinstance(error, AdminRefusal) else ()
+        response = self.answer(
+            request, signed, "error.html", error.status, message=error.message, errors=errors,
+            reason=error.reason, code=error.status,
+        )  # fmt: skip
+        if error.status == 503:
+            response.headers["Retry-After"] = "1"
+        return response
+
+    def asked(self, request: web.Request, signed: Signed, posted: Posted, digest: str) -> Asked:
+        """Who asks for a write; a form that is sent twice is done once."""
+        once = posted.get("once")
+        claim = None
+        if isinstance(once, str) and once.isalnum() and len(once) == 32:
+            claim = Claim(signed.actor.scope, f"console:{once}", request.method, request.path, digest)
+        return Asked(signed.actor, request[REQUEST_ID], claim)
+
+    async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:
+        """The names of rows by (resource, id)."""
+        from_store = [name for name in wanted if name in self.ports.figures.named]
+        found = await asyncio.gather(
+            *(self.ports.figures.names(name, sorted(wanted[name])) for name in from_store)
+        )
+        return {
+            (resource, row_id): name
+            for resource, names in zip(from_store, found, strict=True)
+            for row_id, name in names.items()
+        }
+
+    async def choices(self, resources: set[str]) -> Choices:
+        """What an id may refer to, where that is a short list."""
+        wanted = sorted(resources & LISTED)
+        found = await asyncio.gather(*(self._short_list(name) for name in wanted))
+        return {name: rows for name, rows in zip(wanted, found, strict=True) if rows is not None}
+
+    async def _short_list(self, name: str) -> list[tuple[str, str]] | None:
+        rows, more = await self.operations[name].list(query(limit=CHOICES_MAX))
+        return [(str(row["id"]), str(row["name"])) for row in rows] if more is None else None
+
+
+def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query:
+    """The first rows of a list under filters that are known to be good."""
+    return Query(filters, None, None, None, limit, newest_first)
+
+
+async def read_form(request: web.Request) -> Posted:
+    """Read a posted form that came from a page of ours."""
+    require_own_origin(request)
+    if request.content_type != FORM:
+        raise UnsupportedEncoding
+    return await request.post()
+
+
+def theme_of(request: web.Request) -> str:
+    """Light, dark, or whatever the machine is set to."""
+    chosen = request.cookies.get(THEME_COOKIE, "")
+    return chosen if chosen in {"light", "dark"} else ""
+
+
+def see(address: str) -> web.Response:
+    """Send the browser on, after a form that was taken."""
+    return web.Response(status=303, headers={"Location": address})

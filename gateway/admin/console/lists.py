@@ -1,0 +1,186 @@
+"""Lists: one page of a resource under its filters, newest first where that is what people look for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from aiohttp import web
+from multidict import MultiDict
+
+from gateway.admin import live
+from gateway.admin.console import shown
+from gateway.admin.console.cells import Cell, cell, label_of, references, target_of
+from gateway.admin.console.desk import Choices, Desk, query
+from gateway.admin.console.screens import Screen
+from gateway.admin.console.sessions import Signed
+from gateway.admin.listing import FILTER_CHARS_MAX, Filter, read_query
+from gateway.core.administration import Query, Row
+from gateway.errors import Unprocessable
+
+ROWS_A_PAGE = 50
+FOUND = frozenset({"organizations", "tenants"})
+FOUND_MAX = 20
+KINDS = {"id": "id", "count": "id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One filter: its name, what is in it, and what may be chosen."""
+
+    name: str
+    label: str
+    kind: str
+    value: str
+    choices: Sequence[tuple[str, str]] = ()
+    refers: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a list."""
+
+    id: int
+    href: str
+    cells: Sequence[Cell]
+    row: Row
+
+
+async def show(desk: Desk, screen: Screen, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /<resource>`."""
+    choices = await desk.choices({target_of(screen, name) for name in screen.filters})
+    errors: Mapping[str, str] = {}
+    rows: Sequence[Row] = ()
+    cursor = None
+    try:
+        rows, cursor = await desk.operations[screen.name].list(read(screen, request))
+    except Unprocessable as wrong:
+        errors = dict(wrong.errors)
+    lines = await lines_of(desk, screen, rows)
+    resource = screen.resource
+    return desk.answer(
+        request,
+        signed,
+        "list.html",
+        422 if errors else 200,
+        screen=screen,
+        labels=[label_of(name) for name in screen.columns],
+        lines=lines,
+        controls=controls(screen, request, choices, errors),
+        errors=errors,
+        next=address(request, cursor) if cursor else "",
+        is_first="cursor" not in request.query,
+        first=address(request, None),
+        can_create=resource.create is not None,
+        is_filtered=any(request.query.get(name) for name in (*screen.filters, "from", "to")),
+    )
+
+
+async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /find/<resource>?<field>=`: what an id may be, as options of the field."""
+    name = request.match_info["resource"]
+    text = next(iter(request.query.values()), "").strip()
+    rows: Sequence[Row] = ()
+    if name in FOUND and 0 < len(text) <= FILTER_CHARS_MAX:
+        rows, _ = await desk.operations[name].list(query(FOUND_MAX, search=text))
+    return desk.answer(request, signed, "options.html", options=[(row["id"], row["name"]) for row in rows])
+
+
+def read(screen: Screen, request: web.Request, *, rows_max: int = ROWS_A_PAGE, **fixed: str) -> Query:
+    """The list a page asks for: empty filters are none, days are whole UTC days."""
+    sent = MultiDict({"limit": str(rows_max), "order": "desc" if screen.newest_first else "asc"} | fixed)
+    for name in (*screen.filters, "cursor"):
+        text = request.query.get(name, "").strip()
+        if text and name not in fixed:
+            sent[name] = text
+    if screen.spans_time:
+        for name, days in (("from", 0), ("to", 1)):
+            text = request.query.get(name, "").strip()
+            if text:
+                sent[name] = _midnight(name, text, days)
+    return read_query(screen.name, screen.resource.filters, sent)
+
+
+async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line]:
+    """Rows with everything their cells need: names of what they refer to, quotas of tenants."""
+    if screen.name == "tenants":
+        rows = await with_quotas(desk, rows)
+    names = await desk.names(references([(screen, rows)]))
+    return [
+        Line(
+            id_ := int(str(row.get("id", 0))),
+            f"/{screen.name}/{id_}" if screen.has_page else "",
+            [cell(screen, row, name, names) for name in screen.columns],
+            row,
+        )
+        for row in rows
+    ]
+
+
+async def with_quotas(desk: Desk, tenants: Sequence[Row]) -> list[Row]:
+    """Tenants with their quota as it is now."""
+    ids = [int(str(row["id"])) for row in tenants]
+    stored = await desk.ports.figures.quotas(ids)
+    quotas: dict[object, Any] = {row["id"]: row for row in await live.overlay(desk.ports, "quota", stored)}
+    return [{**row, "quota": quota_of(quotas.get(row["id"]))} for row in tenants]
+
+
+def quota_of(row: Row | None) -> Row | None:
+    """A quota with its shares of the whole, in per cent: used, held, left."""
+    if row is None:
+        return None
+    values: Any = row
+    used, held, left = int(values["tokens_used"]), int(values["tokens_held"]), values["tokens_remaining"]
+    whole = used + max(0, int(left)) if left is not None else 0
+    is_over = left is not None and int(left) <= 0
+    used_share = 100.0 if is_over else shown.percent(used, whole) if left is not None else 0.0
+    held_share = min(shown.percent(held, whole), 100.0 - used_share) if left is not None else 0.0
+    return {
+        **row,
+        "whole": whole,
+        "used_share": round(used_share, 2),
+        "held_share": round(held_share, 2),
+        "tone": "bad" if left is not None and left <= 0 else "warn" if used_share >= 80 else "good",
+    }
+
+
+def controls(
+    screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str]
+) -> list[Control]:
+    """The filters a list offers, with what is in them."""
+    found = []
+    for name in screen.filters:
+        wanted: Filter = screen.resource.filters[name]
+        target = target_of(screen, name)
+        offered = [(each, each.replace("_", " ")) for each in wanted.choices]
+        if target:
+            offered = choices.get(target, [])
+        elif wanted.kind == "flag":
+            offered = [("true", "yes"), ("false", "no")]
+        kind = "choice" if offered else KINDS.get(wanted.kind, "text")
+        value, error = request.query.get(name, ""), errors.get(name, "")
+        shape = "search" if name == "search" else kind
+        found.append(Control(name, label_of(name), shape, value, offered, target, error))
+    if screen.spans_time:
+        for name in ("from", "to"):
+            value = request.query.get(name, "")
+            found.append(Control(name, name.title(), "day", value, error=errors.get(name, "")))
+    return found
+
+
+def address(request: web.Request, cursor: str | None) -> str:
+    """The same list from a cursor on, or from its beginning."""
+    kept = {name: text for name, text in request.query.items() if text and name not in {"cursor", "done"}}
+    if cursor is not None:
+        kept["cursor"] = cursor
+    return str(request.rel_url.with_query(kept)) if kept else request.path
+
+
+def _midnight(name: str, text: str, days: int) -> str:
+    try:
+        return f"{date.fromisoformat(text) + timedelta(days=days)}T00:00:00Z"
+    except (ValueError, OverflowError) as error:
+        raise Unprocessable(errors=((name, "must be a day such as 2026-01-31"),)) from error

@@ -1,0 +1,85 @@
+"""Signing in and out."""
+
+from __future__ import annotations
+
+import math
+import re
+from urllib.parse import quote
+
+from aiohttp import web
+
+from gateway.admin.console.attempts import Attempts
+from gateway.admin.console.desk import Desk, Posted, read_form, see
+from gateway.admin.console.sessions import COOKIE, require_form_token, set_cookie
+from gateway.errors import TollkeeperError, Unauthorized
+
+_TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
+_LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)
+
+
+class Signing:
+    """The door of the console."""
+
+    def __init__(self, desk: Desk, attempts: Attempts) -> None:
+        self._desk = desk
+        self._attempts = attempts
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """`GET /sign-in`; who is signed in already goes on."""
+        try:
+            await self._desk.sessions.of(request)
+        except Unauthorized:
+            return self._door(request)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return see(_next(request))
+
+    async def sign_in(self, request: web.Request) -> web.StreamResponse:
+        """`POST /sign-in`."""
+        address = request.remote or ""
+        wait_s = self._attempts.wait_s(address)
+        if wait_s > 0:
+            response = self._door(request, 429, f"Too many attempts. Try again in {math.ceil(wait_s)} s.")
+            response.headers["Retry-After"] = str(math.ceil(wait_s))
+            return response
+        try:
+            name = await self._desk.sessions.begin(request, _token(await read_form(request)))
+        except Unauthorized:
+            self._attempts.failed(address)
+            return self._door(request, 401, "This token is not known, or no longer valid.")
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        response = see(_next(request))
+        set_cookie(request, response, name)
+        return response
+
+    async def sign_out(self, request: web.Request) -> web.StreamResponse:
+        """`POST /sign-out`."""
+        response = see("/sign-in?done=signed-out")
+        response.del_cookie(COOKIE, path="/")
+        try:
+            signed = await self._desk.sessions.of(request)
+            require_form_token(signed, await read_form(request))
+            await self._desk.sessions.end(request, signed)
+        except Unauthorized:
+            return response
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
+        return response
+
+    def _door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
+        address = _next(request)
+        action = "/sign-in" if address == "/" else f"/sign-in?next={quote(address, safe='')}"
+        return self._desk.answer(request, None, "sign_in.html", status, message=message, action=action)
+
+
+def _token(posted: Posted) -> str:
+    token = posted.get("token", "")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token.strip()):
+        raise Unauthorized
+    return token.strip()
+
+
+def _next(request: web.Request) -> str:
+    wanted = request.query.get("next", "")
+    return wanted if _LOCAL.fullmatch(wanted) else "/"

@@ -1,0 +1,108 @@
+"""Signing in and out: what the cookie is, who is let in, how often one may try."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.admin.conftest import ADMIN, Api
+from tests.admin.console.conftest import Person
+
+
+async def test_the_cookie_names_a_session_and_nothing_else(nobody: Person, api: Api) -> None:
+    answer = await nobody.sign_in(ADMIN)
+    assert (answer.status, answer.headers["Location"]) == (303, "/")
+    cookie = answer.headers["Set-Cookie"]
+    for part in ("HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"):
+        assert part in cookie
+    assert "Secure" not in cookie
+    assert ADMIN not in cookie
+    [(digest, token_digest)] = api.rows("select digest, token_digest from console_session")
+    assert digest not in cookie
+    assert ADMIN not in token_digest
+    assert (await nobody.open("/")).status == 200
+
+
+async def test_the_cookie_is_secure_behind_tls(nobody: Person) -> None:
+    answer = await nobody.post("/sign-in", {"token": ADMIN}, X_Forwarded_Proto="https")
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize("token", ["", "wrong-token-of-nobody", "x" * 600, "\x00", "töken"])
+async def test_unknown_tokens_stay_outside(nobody: Person, token: str) -> None:
+    answer = await nobody.sign_in(token)
+    assert (answer.status, nobody.cookie) == (401, "")
+    assert "not known" in answer.text
+
+
+async def test_who_is_not_signed_in_is_shown_the_door(nobody: Person) -> None:
+    answer = await nobody.open("/tenants?search=acme")
+    assert answer.status == 303
+    assert answer.headers["Location"] == "/sign-in?next=%2Ftenants%3Fsearch%3Dacme"
+    assert (await nobody.post("/tenants", {"name": "x"})).headers["Location"] == "/sign-in"
+    polled = await nobody.send("GET", "/live", HX_Request="true")
+    assert (polled.status, polled.headers["HX-Redirect"]) == (401, "/sign-in")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent_to"),
+    [
+        ("/tenants?search=a", "/tenants?search=a"),
+        ("//evil.example", "/"),
+        ("/\\evil.example", "/"),
+        ("https://evil.example", "/"),
+    ],
+)
+async def test_the_door_leads_nowhere_else(nobody: Person, wanted: str, sent_to: str) -> None:
+    answer = await nobody.post(f"/sign-in?next={wanted}", {"token": ADMIN})
+    assert answer.headers["Location"] == sent_to
+
+
+async def test_a_few_wrong_tokens_a_minute(nobody: Person) -> None:
+    for _ in range(5):
+        assert (await nobody.sign_in("wrong-token-of-nobody")).status == 401
+    refused = await nobody.sign_in(ADMIN)
+    assert refused.status == 429
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert nobody.cookie == ""
+
+
+async def test_signing_out_ends_the_session(admin: Person, api: Api) -> None:
+    old = admin.cookie
+    answer = await admin.post("/sign-out", {"form_token": (await admin.open("/")).form_token})
+    assert (answer.status, answer.headers["Location"]) == (303, "/sign-in?done=signed-out")
+    admin.cookie = old
+    assert (await admin.open("/")).status == 303
+    assert api.rows("select count(*) from console_session") == [(0,)]
+    said = api.rows("select action, actor from audit_log where resource = 'console-sessions' order by id")
+    assert said == [("create", "builtin:admin"), ("end", "builtin:admin")]
+
+
+async def test_a_session_ends_with_its_token(nobody: Person, api: Api) -> None:
+    token = await api.make("admin-tokens", name="ops", role="admin")
+    assert (await nobody.sign_in(token["token"])).status == 303
+    assert (await nobody.open("/")).status == 200
+    await api.post(f"admin-tokens/{token['id']}/revoke")
+    assert (await nobody.open("/")).status == 303
+
+
+async def test_a_session_is_over_in_time(admin: Person, api: Api) -> None:
+    api.rows("update console_session set expires_at = now() - interval '1 second'")
+    assert (await admin.open("/")).status == 303
+
+
+@pytest.mark.parametrize(
+    "cookie", ["tollkeeper_session=", "tollkeeper_session=" + "A" * 43, "tollkeeper_session=../x"]
+)
+async def test_made_up_sessions_are_nobodys(nobody: Person, cookie: str) -> None:
+    nobody.cookie = cookie
+    assert (await nobody.open("/")).status == 303
+
+
+async def test_sessions_are_bounded(nobody: Person, api: Api) -> None:
+    api.rows(
+        "insert into console_session (digest, token_digest, expires_at)"
+        " select 'd' || n, 't', now() + interval '1 hour' from generate_series(1, 1100) as n"
+    )
+    await nobody.sign_in(ADMIN)
+    assert api.rows("select count(*) from console_session") == [(1000,)]
+    assert (await nobody.open("/")).status == 200
