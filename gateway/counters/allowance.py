@@ -71,6 +71,7 @@ class Allowance:
     until: float = 0.0
     seen: float = 0.0
     turn: int = 0
+    used_at: float = 0.0
     held: bool = False
     ends: bool = False
 
@@ -89,8 +90,13 @@ class Allowance:
     def drop(self) -> None:
         """Count on nothing any more."""
         self.until, self.unlimited = 0.0, False
+        self.tokens.kept = self.credits.kept = 0
+        self.charged()
+
+    def charged(self) -> None:
+        """All that is settled is charged, or will be without being held until then."""
         for purse in (self.tokens, self.credits):
-            purse.kept, purse.spent, purse.settled = 0, purse.spent - purse.settled, 0
+            purse.renew(purse.kept, purse.settled)
 
 
 @dataclass(slots=True)
@@ -186,6 +192,7 @@ class Allowances:
         if taken is None:
             return
         used = settlement.charge and settled is not Settled.DONE
+        taken.allowance.used_at = self._clock()
         _correct(taken.allowance.tokens, taken.tokens, settlement.tokens if used else 0)
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 

@@ -93,7 +93,7 @@ class Directory:
         self._today = today
         self._raw = b""
         self._services: dict[str, Service] = {}
-        self._allowances = allowances or Allowances(clock)
+        self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
         self._known: dict[str, tuple[Caller | None, float, int]] = {}

@@ -14,7 +14,7 @@ from typing import cast
 
 from gateway.core.wait import Wait, in_task
 from gateway.counters.allowance import Allowance, Allowances
-from gateway.counters.lease import GIVE_BACK, LEASED, NONE, UNKNOWN, Share, lease, leased
+from gateway.counters.lease import GIVE_BACK, LEASED, NONE, NOTHING, UNKNOWN, Share, lease, leased
 from gateway.counters.packing import code_of
 from gateway.counters.wire import Reply, Wire, encode_script
 from gateway.errors import CountersUnavailable
@@ -24,6 +24,8 @@ RENEW_S = 5.0
 DENIED_S = 60.0
 ACTIVE_S = 60.0
 BATCH_MAX = 500
+# Somebody else's settlement may wait in the same late lane for long: nothing is held that long for it.
+CHARGED_S_MAX = 600.0
 
 _Asked = tuple[Allowance, Share, Share, float, Wait[Reply]]
 
@@ -96,7 +98,7 @@ class Leaser:
 
     async def give_back(self) -> None:
         """Give every lease back, before this worker ends; what is used and not charged yet stays held."""
-        waits = [self._send(one, GIVE_BACK) for one in self._allowances.all() if one.held and not one.spent]
+        waits = [self._end(one) for one in self._allowances.all() if one.held]
         for wait in waits:
             try:
                 await in_task(wait)
@@ -105,6 +107,8 @@ class Leaser:
 
     def _ask(self, one: Allowance, now: float) -> _Asked:
         handed_in = self._pending() == 0
+        if one.spent and handed_in and now - one.used_at > CHARGED_S_MAX:
+            one.charged()
         tokens, credits_ = one.tokens.share(handed_in), one.credits.share(handed_in)
         if now - one.seen > ACTIVE_S and not one.spent:
             one.ends = True
@@ -112,14 +116,23 @@ class Leaser:
             one.drop()
             wait = self._send(one, GIVE_BACK)
         else:
-            wait = self._send(one, round(self._lease_s * 1000), tokens, credits_)
+            wait = self._send(one, self._lease_s, self._fraction, tokens, credits_)
         return one, tokens, credits_, now, wait
 
-    def _send(self, one: Allowance, ttl_ms: int, *shares: Share) -> Wait[Reply]:
-        tokens, credits_ = shares or (Share(), Share())
+    def _end(self, one: Allowance) -> Wait[Reply]:
+        """Give all of it back but what is used: that is held until it should be charged."""
+        if not one.spent:
+            return self._send(one, GIVE_BACK)
+        spent, credits_ = (Share(purse.spent, purse.spent) for purse in (one.tokens, one.credits))
+        return self._send(one, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
+
+    def _send(
+        self, one: Allowance, seconds: float, fraction: float = 0.0,
+        tokens: Share = NOTHING, credits_: Share = NOTHING,
+    ) -> Wait[Reply]:  # fmt: skip
         call = lease(
-            self._wire.run_id, one.caller, one.lease_id, ttl_ms,
-            fraction=self._fraction, tokens=tokens, credits_=credits_,
+            self._wire.run_id, one.caller, one.lease_id, round(seconds * 1000),
+            fraction=fraction, tokens=tokens, credits_=credits_,
         )  # fmt: skip
         return self._wire.send(encode_script("lease", *call))
 

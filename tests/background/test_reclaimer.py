@@ -12,8 +12,9 @@ from gateway.core.ledger import EventNote
 from gateway.core.model import Caller, Limits, Service, Settled, Verdict
 from gateway.core.pricing import TokenRate
 from gateway.counters import keys
+from gateway.counters.lease import lease
 from tests.background.house import House, house_at
-from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World
+from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World, new_id
 from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
@@ -146,6 +147,30 @@ async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, s
         assert await sweep_twice(house) == 1
         assert (world.organization.credits_held, world.organization.balance) == (0, 100)
         assert (world.organization.inflight, len(world.events())) == (0, entries)
+
+
+@pytest.mark.parametrize("policy", list(ReclaimPolicy))
+async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
+    valkey: str, migrated: str, policy: ReclaimPolicy
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.plan(100, on_store_failure="allow")
+        world.define_organization(Limits(concurrency=5))
+        call = world.reserve(need=10)
+        entries = len(world.events())
+        lease_id = new_id()
+        world.run("lease", lease(world.run_id, world.caller, lease_id, 60_000, fraction=0.5))
+        assert world.tenant.held == 55
+        world.client.zadd(keys.deadlines(world.p), {lease_id: 1})
+        house.reclaimer = Reclaimer(house.keeping, policy)
+        assert await sweep_twice(house) == 0  # by its own word it lasts
+        world.run("lease", lease(world.run_id, world.caller, lease_id, 1, fraction=0.5))
+        while world.now_ms() < world.deadlines()[lease_id]:
+            pass
+        assert await sweep_twice(house) == 1
+        assert (world.tenant.held, world.tenant.inflight, len(world.events())) == (10, 1, entries)
+        assert list(world.deadlines()) == [call.id]
 
 
 async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) -> None:

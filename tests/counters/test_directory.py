@@ -12,6 +12,7 @@ from gateway.core.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Caller, Service
 from gateway.counters import directory as directory_module
 from gateway.counters import keys
+from gateway.counters.allowance import Allowances
 from gateway.counters.directory import IDENTITY_S, Directory, encode_catalogue, encode_identity
 from gateway.counters.terms import encode_terms
 from gateway.counters.wire import Wire
@@ -212,3 +213,92 @@ async def test_organizations_kept_are_bounded(desk: Desk, monkeypatch: pytest.Mo
         await desk.identify()
     with pytest.raises(CountersUnavailable):
         desk.directory.resolve(CALLER, "images")
+
+
+# --- while Redis is away ----------------------------------------------------------------
+
+
+@pytest.fixture
+async def leasing(valkey: str, connect: Connect) -> tuple[Desk, Allowances]:
+    wire, clock = await connect(valkey), Clock()
+    leases = Allowances(clock)
+    directory = Directory(wire, clock, lambda: clock.now, allowances=leases, stale_s=600)
+    return Desk(directory, wire, clock, redis.Redis.from_url(valkey)), leases
+
+
+def lease(leases: Allowances) -> None:
+    """Every tenant that was seen has one, for long."""
+    for one in leases.all():
+        one.until = 10**6
+
+
+async def test_who_was_known_before_is_known_while_redis_is_away(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    known = await desk.identify()
+    assert [one.caller for one in leases.all()] == [CALLER]
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 600
+    assert await desk.identify() is known
+    with pytest.raises(CountersUnavailable):
+        await desk.identify("e" * 64)
+    leases.all()[0].until = 0.0
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_who_was_known_long_ago_is_nobody_any_more(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 602
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_a_key_expires_while_redis_is_away(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.client.set(keys.identity(DIGEST), encode_identity(CALLER, round((desk.clock.now + 60) * 1000)))
+    await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 59
+    assert await desk.identify() == CALLER
+    desk.clock.now += 1
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_a_credential_known_as_revoked_stays_refused(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    desk.verify()
+    await desk.identify()
+    lease(leases)
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += IDENTITY_S + 0.001
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += IDENTITY_S + 0.001
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_who_was_known_before_is_known_to_an_emptied_redis_until_it_is_verified(
+    leasing: tuple[Desk, Allowances],
+) -> None:
+    desk, leases = leasing
+    desk.know()
+    known = await desk.identify()
+    lease(leases)
+    desk.client.flushall()
+    desk.clock.now += IDENTITY_S + 0.001
+    assert await desk.identify() is known
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()

@@ -16,7 +16,7 @@ from gateway.core.model import (
 )
 from gateway.counters import keys, packing
 from gateway.counters.allowance import Allowances
-from gateway.counters.leaser import ACTIVE_S, DENIED_S, RENEW_S
+from gateway.counters.leaser import ACTIVE_S, CHARGED_S_MAX, DENIED_S, RENEW_S
 from gateway.errors import CountersUnavailable
 from tests.builders import (
     CHAT,
@@ -263,3 +263,35 @@ def post_late(world: World) -> None:
         request = HoldRequest(caller, argument[-1].decode(), "", CHAT, 0, 0)
         world.settle(request, int(argument[2]), mode=packing.MODE_POST)
         world.client.xdel(keys.late(world.p), entry_id)
+
+
+async def test_a_worker_that_stops_leaves_only_what_is_not_charged_yet(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    await worker.settle(request, 50)
+    worker.wire.available = True
+    await worker.leaser.give_back()
+    assert (allowing.tenant.held, allowing.organization.credits_held) == (50, 0)
+    assert max(allowing.deadlines().values()) <= allowing.now_ms() + ACTIVE_S * 1000
+
+
+async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    await worker.settle(request, 50)
+    await worker.find()
+    await hand_in([worker])
+    await worker.renew()
+    assert allowing.tenant.held == 50 + 95
+    worker.clock.now += CHARGED_S_MAX
+    await worker.renew()
+    await worker.renew()
+    assert allowing.tenant.held == 100
