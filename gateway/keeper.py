@@ -91,9 +91,19 @@ class Keeper:
         sweeps = Sweeps(self._engine)
         self._outbox = Outbox(self._wire)
         self._writer = Writer(settings.database_url)
-        self._flusher = Flusher(
-            self._outbox, self._writer, self._flushed, flush_interval_s=settings.flush_interval_s
+        accounts = Accounts(self._engine)
+        self._setbacks = Setbacks(
+            self._outbox,
+            self._standings,
+            accounts,
+            Quarantines(self._engine),
+            partition_of=partition_of,
+            observe=self._went_back,
         )
+        self._flusher = Flusher(
+            self._outbox, self._writer, self._flushed,
+            look=self._setbacks.look, flush_interval_s=settings.flush_interval_s,
+        )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
         self._verifier = Verifier(
             Truths(self._engine, partition_of), Verification(self._wire), self._verified
@@ -106,7 +116,6 @@ class Keeper:
         self._outgoing = Outgoing(private=private)
         self._courier = Courier(Notices(self._engine), self._outgoing, lambda: datetime.now(UTC))
         self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
-        accounts = Accounts(self._engine)
         self._reconciler = Reconciler(
             self._standings,
             accounts,
@@ -115,14 +124,6 @@ class Keeper:
             lambda: datetime.now(UTC),
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
-        self._setbacks = Setbacks(
-            self._outbox,
-            self._standings,
-            accounts,
-            Quarantines(self._engine),
-            partition_of=partition_of,
-            observe=self._went_back,
-        )
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
         self._watcher = Watcher((self._memory, self._books, self._certificates))
         self._database = Probe(lambda: engines.answers(self._engine))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -113,7 +113,11 @@ class Pass:
 
 
 class Flusher:
-    """Empties the outbox into the ledger. `observe` is told of every batch, stored or not."""
+    """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
+
+    `look` is awaited before the first pass and before the one behind a failure: a ledger that was
+    away may be older than it was, and what is stored from then on hides that.
+    """
 
     def __init__(
         self,
@@ -121,12 +125,14 @@ class Flusher:
         writer: Writer,
         observe: Callable[[Flushed | Failed], None],
         *,
+        look: Callable[[], Awaitable[object]] | None = None,
         flush_interval_s: float = FLUSH_INTERVAL_S,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
     ) -> None:
         self._outbox = outbox
         self._writer = writer
         self._observe = observe
+        self._look = look
         self._flush_interval_s = flush_interval_s
         self._drain_timeout_s = drain_timeout_s
         self._stopping = asyncio.Event()
@@ -135,13 +141,18 @@ class Flusher:
         """Flush until stopped, then drain what is there within the drain timeout."""
         calm_collector()
         failures = 0
+        look = self._look
         while not self._stopping.is_set():
             delay_s = self._flush_interval_s
             try:
+                if look is not None:
+                    await look()
+                    look = None
                 await self.flush()
                 failures = 0
             except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
                 failures += 1
+                look = self._look
                 delay_s = back_off_s(failures)
                 self._observe(Failed(error, failures))
             with suppress(TimeoutError):

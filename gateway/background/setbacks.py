@@ -3,7 +3,8 @@
 Each flush notes, in its own transaction, the newest entry it stored of each partition. An entry
 that was deleted from the outbox although PostgreSQL does not know of it was stored in rows that
 are gone. Then every account of that partition is compared, and one whose movements are neither
-in the ledger nor in the outbox is quarantined: nothing of it is guessed, nothing dropped.
+in the ledger nor in the outbox is quarantined: nothing of it is guessed, nothing dropped. The
+flusher has it look before it stores again, since the next flush notes a newer entry.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Setbacks:
         self._marks = marks
         self._partition_of = partition_of
         self._observe = observe
+        self._older: set[int] = set()  # partitions PostgreSQL went back in, until they could be compared
         self.quarantined: int | None = None
 
     async def look(self) -> list[str]:
@@ -99,10 +101,11 @@ class Setbacks:
         for partition, newest in deleted.items():
             mark, epoch = marks.get(partition, (b"", 0))
             if _place(newest) > _place(mark):
-                found = await self._compare(partition, epoch)
-                if found is not None:
-                    stopped += await self._marks.stop(found)
-                    await self._marks.catch_up(partition, newest)
+                self._older.add(partition)
+            if partition in self._older and (found := await self._compare(partition, epoch)) is not None:
+                stopped += await self._marks.stop(found)
+                await self._marks.catch_up(partition, newest)
+                self._older.discard(partition)
         if stopped:
             self._observe(stopped)
         self.quarantined = await self._marks.stopped()

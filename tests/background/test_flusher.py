@@ -166,6 +166,31 @@ async def test_nothing_is_deleted_while_the_ledger_is_away_and_it_recovers() -> 
     assert store.stored == {1: [b"%08d" % n for n in range(1, 11)]}
 
 
+async def test_a_ledger_that_was_away_is_looked_at_before_anything_is_stored_again() -> None:
+    outbox, seen = Streams(p1=10), Seen()
+    store = Store(outbox)
+    store.failures = 2
+    stored: list[int] = []
+
+    async def look() -> None:
+        stored.append(len(store.stored))
+        if len(stored) == 2:
+            raise LedgerUnavailable
+
+    loop = Flusher(outbox, store, seen, look=look, flush_interval_s=0.001)
+    running = asyncio.create_task(loop.run())
+    while outbox.left():
+        await asyncio.sleep(0.005)
+    outbox.entries[2] = [b"1"]
+    while outbox.left():
+        await asyncio.sleep(0.005)
+    loop.stop()
+    await running
+    # At first, and behind each failure, its own included; never where all is well.
+    assert stored == [0, 0, 0, 0]
+    assert len(seen.failed) == 3
+
+
 def test_the_wait_between_failures_doubles_up_to_a_bound() -> None:
     waits = [back_off_s(failures) for failures in range(1, 1_000)]
     assert waits[:3] == [BACK_OFF_MIN_S, 2 * BACK_OFF_MIN_S, 4 * BACK_OFF_MIN_S]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 
+from gateway.background.flusher import Flusher
 from gateway.background.setbacks import Setbacks
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
@@ -110,6 +112,31 @@ async def test_an_older_postgresql_is_noticed_without_traffic(valkey: str, migra
             await house.flush()
             assert (await reconciler_of(house).run_now())["items"] == []
             assert world.tenant.remaining == 880
+
+
+async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            use(world, 4)
+            await house.flush()
+        async with house_at(valkey, older) as house:
+            setbacks = setbacks_of(house)
+            looked = asyncio.Event()
+
+            async def look() -> None:
+                await setbacks.look()
+                looked.set()
+
+            use(world, 1)  # it would be stored, or not, before the second is over
+            flusher = Flusher(Outbox(house.wire), house.writer, lambda _: None, look=look)
+            running = asyncio.create_task(flusher.run())
+            await looked.wait()
+            flusher.stop()
+            await running
+            stopped = house.rows("select account from quarantine order by 1")
+            assert [row["account"] for row in stopped] == accounts_of(world)
 
 
 async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str) -> None:
