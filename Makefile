@@ -25,7 +25,8 @@ run-compiled: compile ## `make run` with the compiled hot path
 bench: ## The long measurements, printed as tables
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python -m tests.bench.run $(ARGS)
-	@exec .venv/bin/python -m tests.bench.streams
+	@.venv/bin/python -m tests.bench.streams
+	@exec .venv/bin/python -m tests.bench.invoicing
 
 docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
 	@.ci/environment requirements-dev.lock

@@ -5,6 +5,7 @@ Server-side prepared statements are off, so that it works through a transaction 
 
 from __future__ import annotations
 
+import psycopg
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -42,6 +43,14 @@ async def trouble(engine: AsyncEngine) -> str:
         cause = getattr(error, "orig", None) or error
         return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     return ""
+
+
+async def alive(engine: AsyncEngine) -> bool:
+    """Whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
+    url = plain_url(engine.url.render_as_string(hide_password=False))
+    async with await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        await connection.execute("SELECT 1")
+    return True
 
 
 def dialect_url(url: str) -> str:

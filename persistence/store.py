@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -53,6 +54,8 @@ from persistence import (
     uses,
     webhooks,
 )
+from persistence import engine as engines
+from persistence.bounded import answered
 from persistence.invoice_usage import InvoiceUsage
 from persistence.subject import Change, Subject
 
@@ -165,6 +168,9 @@ class Store:
         return {**row, "partition": self._partition_of(int(str(row["organization_id"])))}
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
+        return await answered(self._tried(work), partial(engines.alive, self._engine))
+
+    async def _tried(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, TRIES_MAX + 1):
             try:
                 async with self._engine.begin() as connection:

@@ -99,7 +99,7 @@ async def test_what_is_restored_is_whole(
     assert await broken(empty) == []
     shape = "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2"
     assert rows_of(empty, shape) == rows_of(database, shape)
-    with psycopg.connect(empty) as connection, pytest.raises(psycopg.Error, match="append-only|refused"):
+    with psycopg.connect(empty) as connection, pytest.raises(psycopg.Error, match=r"append-only|refused"):
         connection.execute("DELETE FROM token_ledger")
 
 

@@ -20,6 +20,8 @@ from gateway.core.administration import Actor, Claim, Command, Query, Replay, Ro
 from gateway.errors import Conflict, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
+# Pushes under way; the loop itself holds tasks only weakly.
+_pushing: set[asyncio.Task[bool]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,25 +149,41 @@ class Operations:
         return Done(status, {**content, **(once or {})}, made=command.verb == "create")
 
     async def _push(self, written: Written) -> bool:
-        """Push what was written; False if something of it is applied later."""
+        """Push what was written; False if something of it is applied later.
+
+        A push that takes too long goes on by itself: nobody waits for it, or for its end.
+        """
         accounts = list(dict.fromkeys(intent.account for intent in written.intents))
-        applied = len(accounts) <= INLINE_PUSHES_MAX
-        try:
-            async with asyncio.timeout(self._ports.push_timeout_s):
-                for account in accounts[:INLINE_PUSHES_MAX]:
-                    applied = await self._ports.pusher.push(account) and applied
-        except Exception:  # noqa: BLE001  # the intent is committed: whatever fails here is done later
-            _log.warning("control writes wait", exc_info=True, extra={"accounts": accounts[:8]})
+        pushing = asyncio.create_task(self._push_each(accounts[:INLINE_PUSHES_MAX]))
+        _pushing.add(pushing)
+        pushing.add_done_callback(_pushed)
+        done, _ = await asyncio.wait({pushing}, timeout=self._ports.push_timeout_s)
+        error = pushing.exception() if done else None
+        if not done or error is not None:
+            # The intent is committed: whatever fails here is done later.
+            _log.warning("control writes wait", exc_info=error, extra={"accounts": accounts[:8]})
             return False
         if accounts:
             refusal = await self._ports.store.refusal([intent.id for intent in written.intents])
             if refusal is not None:
                 raise Conflict(refusal)
+        return pushing.result() and len(accounts) <= INLINE_PUSHES_MAX
+
+    async def _push_each(self, accounts: Sequence[str]) -> bool:
+        applied = True
+        for account in accounts:
+            applied = await self._ports.pusher.push(account) and applied
         return applied
 
     async def _render(self, resource: Resource, row: Row) -> Row:
         [row] = await live.overlay(self._ports, resource.live, [row])
         return resource.render(row)
+
+
+def _pushed(pushing: asyncio.Task[bool]) -> None:
+    _pushing.discard(pushing)
+    if not pushing.cancelled():
+        pushing.exception()  # said where it was waited for, else by the pusher's own next round
 
 
 def _replayed(first: Replay, status: int) -> Done:

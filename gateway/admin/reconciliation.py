@@ -15,9 +15,12 @@ from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
 from gateway.core.administration import Actor, Command, Row
-from gateway.errors import NotFound
 
 RUN_S_MAX = 600.0
+NOTHING_YET: Row = {
+    "checked": 0, "drift_tokens": 0, "drift_credits": 0, "pending": 0, "items": [],
+    "started_at": None, "finished_at": None,
+}  # fmt: skip
 
 
 class ReconciliationRun(In):
@@ -48,7 +51,7 @@ class Reconciliation(Out):
     drift_credits: int = Field(description="Sum of absolute differences.")
     pending: int = Field(description="Accounts with movements not stored yet.")
     items: Annotated[list[ReconciliationItem], Field(description="Accounts that differ.")]
-    started_at: Instant
+    started_at: Instant | None = Field(description="Null before the first run.")
     finished_at: Instant | None
 
 
@@ -60,10 +63,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
 
     async def show(request: web.Request) -> web.Response:
         await identify(ports, request)
-        found = await last(ports)
-        if found is None:
-            raise NotFound("Nothing was reconciled yet; POST runs it.")
-        return web.json_response(found)
+        return web.json_response(await last(ports) or _json(NOTHING_YET))
 
     async def run_asked(request: web.Request) -> web.Response:
         actor = await identify(ports, request)

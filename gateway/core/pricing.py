@@ -183,11 +183,6 @@ def token_credits(
     return -(-micro // MICRO)
 
 
-def unit_credits(units: int, credits_each: int, negotiated: int | None = None) -> int:
-    """Credits of `units`: at the negotiated price where there is one, 0 included."""
-    return units * (credits_each if negotiated is None else negotiated)
-
-
 def _whole_micro(tiers: Sequence[Tier], units: int) -> int:
     if units < 0:
         return -_whole_micro(tiers, -units)

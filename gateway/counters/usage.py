@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import cast
 
 import msgspec
@@ -13,6 +14,7 @@ from gateway.counters.wire import Wire, encode_script
 from gateway.errors import CountersUnavailable
 
 UNIT = 60_000
+MILLION = 1_000_000
 Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
 
 
@@ -53,9 +55,38 @@ async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
             "next_reset_at": _moment(tenant.next_reset),
             "is_blocked": tenant.is_blocked,
             "credits_remaining": organization.balance + organization.credit_limit - organization.credits_held,
-            "limits": [limit for scope, state in scopes for limit in _limits(scope, state)],
+            "limits": [
+                *(limit for scope, state in scopes for limit in _limits(scope, state)),
+                *_spend(organization, datetime.now(UTC)),
+            ],
         }
     )
+
+
+def _spend(organization: states.OrganizationState, now: datetime) -> list[dict[str, object]]:
+    """What Pay-Per-Use costs this month, as decimals; without a cap only what it came to."""
+    month = now.year * 12 + now.month
+    held = organization.spend_held
+    spent = (organization.spent if organization.month >= month else 0) + held
+    capped = organization.cap >= 0
+    if not capped and not spent:
+        return []
+    # Month by month from January of the year 0.
+    begins = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return [
+        {
+            "scope": "organization",
+            "name": "spend_cap",
+            "limit": _money(organization.cap) if capped else None,
+            "used": _money(spent),
+            "remaining": _money(max(0, organization.cap - spent)) if capped else None,
+            "reset_at": _moment(round(begins.timestamp() * 1000)),
+        }
+    ]
+
+
+def _money(millionths: int) -> str:
+    return f"{Decimal(millionths) / MILLION:f}"
 
 
 def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:

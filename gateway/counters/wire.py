@@ -68,7 +68,6 @@ class Wire(asyncio.Protocol):
         self.eviction = ""
         self.certificate_end: float | None = None
         self.trouble = ""
-        self.on_connect: Callable[[], None] | None = None
         self._address = address
         self._clock = clock
         self._call_s = call_s
@@ -263,8 +262,6 @@ class Wire(asyncio.Protocol):
         self._opened.set()
         if self._sweeper is None:
             self._sweep()
-        if self.on_connect is not None:
-            self.on_connect()
 
     async def _greet(self) -> None:
         address = self._address

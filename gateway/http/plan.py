@@ -125,14 +125,15 @@ class Planner:
         if match is None:
             plan.refusal = UnknownRoute()
         elif match.route is None:
-            plan.refusal, plan.allow = MethodNotAllowed(), match.allow
+            plan.refusal, plan.allow, plan.label = MethodNotAllowed(), match.allow, match.template
         else:
             self._accept(plan, head, match, match.route, is_anthropic)
         return plan
 
     def _match(self, method: str, path: str) -> Match | None:
         if path == USAGE_PATH:
-            return Match(_USAGE_ROUTE) if method in ("GET", "HEAD") else Match(None, allow=("GET", "HEAD"))
+            there = method in ("GET", "HEAD")
+            return Match(_USAGE_ROUTE) if there else Match(None, allow=("GET", "HEAD"), template=USAGE_PATH)
         match = self._table.match(method, path)
         if match is not None and match.params.get("service_key") in self._table.reserved_services:
             return None

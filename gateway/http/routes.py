@@ -23,12 +23,16 @@ _PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path on the allow-list. `route` is None where the path is known and the method is not."""
+    """A path on the allow-list. `route` is None where the path is known and the method is not.
+
+    `template` is the path as the allow-list has it.
+    """
 
     route: Route | None
     params: dict[str, str] = field(default_factory=dict)
     rest: bytes | None = None
     allow: tuple[str, ...] = ()
+    template: str = ""
 
 
 class RouteTable:
@@ -84,7 +88,7 @@ def _match(routes: list[Route], method: str, params: dict[str, str], rest: str |
     for route in routes:
         if _takes(route, method):
             return Match(route, params, rest.encode() if rest is not None else None)
-    return Match(None, allow=_allow(routes))
+    return Match(None, allow=_allow(routes), template=routes[0].path)
 
 
 def _takes(route: Route, method: str) -> bool:

@@ -6,7 +6,9 @@ from tests.admin.conftest import READONLY, Api
 
 
 async def test_runs_and_the_last_result(api: Api) -> None:
-    assert (await api.get("reconciliation")).status == 404
+    before = await api.get("reconciliation")
+    assert (before.status, before.json["items"], before.json["checked"]) == (200, [], 0)
+    assert (before.json["started_at"], before.json["finished_at"]) == (None, None)
     found = await api.post("reconciliation")
     assert (found.status, found.json["checked"], found.json["drift_tokens"]) == (200, 3, 7)
     assert found.json["items"] == []

@@ -19,7 +19,6 @@ from gateway.core.pricing import (
     spend_micro,
     times,
     token_credits,
-    unit_credits,
 )
 
 UNITS = st.integers(0, 10_000_000)
@@ -112,10 +111,6 @@ def test_credits_by_token_are_the_exact_price_rounded_up(price: int, tokens: int
     credits_ = token_credits({"*": TokenPrice(price)}, "m", input_tokens=tokens, output_tokens=0)
     assert credits_ is not None
     assert 0 <= credits_ - Fraction(price * tokens, 1_000_000) < 1
-
-
-def test_a_negotiated_price_of_zero_is_a_price() -> None:
-    assert (unit_credits(3, 8), unit_credits(3, 8, 6), unit_credits(3, 8, 0)) == (24, 18, 0)
 
 
 def test_pricing_is_read_as_it_is_stored() -> None:

@@ -187,8 +187,7 @@ async def test_a_server_that_does_not_answer_cannot_be_opened(own_valkey: START)
 async def test_a_restart_is_noticed_by_its_run_id(own_valkey: START, connect: Connect) -> None:
     server = own_valkey()
     wire = await connect(server.url)
-    first, connected = wire.run_id, []
-    wire.on_connect = lambda: connected.append(wire.run_id)
+    first = wire.run_id
     assert len(first) == 40
     server.stop(signal.SIGKILL)
     await eventually(lambda: not wire.connected)
@@ -196,7 +195,6 @@ async def test_a_restart_is_noticed_by_its_run_id(own_valkey: START, connect: Co
     server.start()
     await eventually(lambda: wire.connected)
     assert wire.run_id != first
-    assert connected == [wire.run_id]
     assert await ask(wire, b"ECHO", b"again") == b"again"
 
 

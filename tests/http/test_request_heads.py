@@ -285,3 +285,7 @@ async def test_known_paths_say_which_methods_they_take() -> None:
         assert (got.status, got.one(b"allow")) == (405, b"GET, HEAD")
         got = await stage.ask(get(b"/v1beta/models/g:generateContent"), "GET")
         assert got.status == 405
+        # Counted under the route they would have been, never under what was asked.
+        refused = [row[0] for row in stage.tally.snapshot()["requests"] if row[1] == 405]
+        generate = "/v1beta/models/{model}:generateContent"
+        assert sorted(refused) == ["/v1/chat/completions", "/v1/models", generate]

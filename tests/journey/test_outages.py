@@ -55,6 +55,9 @@ def test_traffic_goes_on_without_postgresql_and_rows_arrive_later(own_stack: Sta
         os.kill(pid, signal.SIGSTOP)
     try:
         assert [stack.chat(key, "3,4").status_code for _ in range(5)] == [200] * 5
+        # People are told, by somebody who does not wait for it himself.
+        assert stack.admin("GET", "/organizations")[0] == 503
+        assert stack.admin("POST", "/organizations", {"name": "later"})[0] == 503
     finally:
         for pid in children:
             os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,78 @@
+"""Nobody waits for a PostgreSQL that does not answer, and everybody for one that is only slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gateway.errors import Conflict, StoreUnavailable
+from persistence import bounded
+from persistence.bounded import answered
+from persistence.engine import alive, create
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "SILENT_S_MAX", 0.02)
+    monkeypatch.setattr(bounded, "PROBE_S_MAX", 0.02)
+
+
+async def yes() -> bool:
+    return True
+
+
+async def never() -> bool:
+    await asyncio.Event().wait()
+    return True
+
+
+async def broken() -> bool:
+    raise OSError("refused")
+
+
+async def test_slow_work_is_waited_for() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0.2)
+        return 7
+
+    assert await answered(work(), yes) == 7
+
+
+async def test_what_goes_wrong_in_the_work_is_said() -> None:
+    async def work() -> int:
+        raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        await answered(work(), yes)
+
+
+@pytest.mark.parametrize("alive", [never, broken])
+async def test_work_on_a_silent_server_is_left_behind(alive: Callable[[], Awaitable[bool]]) -> None:
+    left = asyncio.Event()
+
+    async def work() -> int:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+            # As a query whose cancellation waits for the server's word.
+            await asyncio.sleep(3600)
+        return 0
+
+    with pytest.raises(StoreUnavailable):
+        await answered(work(), alive)
+    await left.wait()
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_not_alive(postgres: str) -> None:
+    there = create(postgres)
+    assert await alive(there)
+    await there.dispose()
+    silent = await asyncio.start_server(lambda _, __: asyncio.sleep(3600), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    engine = create(f"postgresql://u@127.0.0.1:{port}/d")
+    assert not await bounded._answers(lambda: alive(engine))
+    await engine.dispose()
+    silent.close()
