@@ -134,7 +134,8 @@ def _charged(cast: Cast) -> dict[str, tuple[str, int, int, bool]]:
     for kind, query in CHARGED.items():
         whose = [one.id for one in cast.tenants] if kind == "tokens" else cast.organizations
         for request_id, amount, rows, estimated in cast.world.rows(query, whose):
-            found[request_id] = (kind, int(amount), int(rows), bool(estimated))
+            if request_id:  # what stands for rows that are gone is no call's
+                found[request_id] = (kind, int(amount), int(rows), bool(estimated))
     return found
 
 

@@ -144,7 +144,7 @@ class Proxy:
         except (OSError, TimeoutError, BaseExceptionGroup, RuntimeError):  # the last is uvloop's for closed
             (channel or _Channel(writer, writer)).reset()
         finally:
-            self._channels.discard(channel)  # type: ignore[arg-type]  # None is never in it
+            self._channels.discard(channel)
 
     async def _pump(
         self, channel: _Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way

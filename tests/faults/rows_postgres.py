@@ -10,13 +10,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
 from gateway.core.model import PARTITIONS
 from gateway.counters import keys
 from tests.bench.figures import percentile
-from tests.faults.audit import Figures
+from tests.faults.audit import Expected, Figures
 from tests.faults.cast import Cast
 from tests.faults.scene import Scene, row
 from tests.faults.servers import ROOT
@@ -27,6 +28,8 @@ P99_RATIO_MAX = 1.2
 DRAIN_RATE_MIN = 10_000
 BACKLOG_ENTRIES = 1_000_000
 CONNECTIONS_MAX = 300
+DETECTED_S_MAX = 5.0
+RELEASES_MAX = 100
 
 
 @dataclass(slots=True)
@@ -204,3 +207,75 @@ def _rival(cast: Cast, ended: asyncio.Event) -> None:
                 for tenant in (last, first):
                     connection.execute("SELECT 1 FROM tenant_quota WHERE tenant_id = %s FOR UPDATE", [tenant])
                     time.sleep(0.15)
+
+
+RELEASED = "restored from an older backup"
+
+
+@row("PostgreSQL is restored from an older backup")
+async def postgres_restored(scene: Scene) -> Figures:
+    """Accounts whose rows are gone are stopped; released, what is missing is on file, exactly."""
+    cast = await scene.set_up()
+    world = scene.world
+    backup = world.folder / "postgres-backup"
+    async with scene.load() as load:
+        await load.more(30)
+        await asyncio.to_thread(world.postgres.copy, backup)
+        await world.until_admin()
+        await load.more(60)
+        await world.until(lambda: Depth.of(world).entries < load.callers, 60, "rows that a backup has not")
+        await asyncio.to_thread(world.postgres.stop)
+        gone = await asyncio.to_thread(_movements, world, cast, backup)
+        restored = time.monotonic()
+        await world.until_admin()
+        await world.until(lambda: _stopped(world), 60, "accounts are stopped")
+        detected = time.monotonic()
+        await load.more(30)  # callers notice nothing
+    released = await asyncio.to_thread(_release, world)
+    figures = await scene.finish(Expected(lost=True, lost_events=True))
+    figures.detected_s = detected - restored
+    figures.other = {"rows_gone": gone, "released": released}
+    if figures.counted_lost != gone or (scene.long and figures.detected_s > DETECTED_S_MAX):
+        found = f"{gone} rows are gone, {figures.counted_lost} are counted"
+        figures.broken.append(f"{found}; noticed after {figures.detected_s:.1f} s")
+    return figures
+
+
+MOVEMENTS = (
+    "SELECT (SELECT count(*) FROM token_ledger WHERE tenant_id = ANY(%s)) "
+    "+ (SELECT count(*) FROM credit_transaction WHERE organization_id = ANY(%s)) "
+    "+ (SELECT count(*) FROM credit_posting WHERE organization_id = ANY(%s)) "
+    "+ (SELECT count(*) FROM feature_usage WHERE organization_id = ANY(%s))"
+)
+
+
+def _movements(world: World, cast: Cast, backup: Path) -> int:
+    """Restore the backup; how many movements of the cast are gone by that."""
+    tenants, organizations = [one.id for one in cast.tenants], cast.organizations
+    whose = (tenants, organizations, organizations, organizations)
+    world.postgres.start()
+    before = int(world.rows(MOVEMENTS, *whose)[0][0])
+    world.postgres.stop()
+    world.postgres.set_back(backup)
+    world.postgres.start()
+    return before - int(world.rows(MOVEMENTS, *whose)[0][0])
+
+
+def _stopped(world: World) -> int:
+    return int(world.rows("SELECT count(*) FROM quarantine WHERE released_at IS NULL")[0][0])
+
+
+def _release(world: World) -> int:
+    """As an operator would: accept what is missing until no account is stopped any more."""
+    released = 0
+    for _ in range(RELEASES_MAX):
+        found = world.admin("GET", "/quarantine?released=false&limit=100")["items"]
+        for one in found:
+            if one["kind"] == "gap":
+                body = {"reason": RELEASED, "accept": True}
+                world.admin("POST", f"/quarantine/{one['id']}/release", body)
+                released += 1
+        if not found and not Depth.of(world).entries:
+            break
+        time.sleep(0.2)
+    return released

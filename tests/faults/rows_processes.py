@@ -16,7 +16,7 @@ from tests.faults.servers import Program
 from tests.faults.workload import Asked, Kind
 from tests.faults.world import Node
 
-CRASH_S_MAX = 6.0
+CRASH_S_MAX = 15.0
 NTH = (1, 1, 2, 3, 5, 8)
 PAUSED_S = 20.0
 STREAMS = 200
@@ -182,8 +182,7 @@ async def sigterm(scene: Scene) -> Figures:
     pause_s = "0.5" if scene.long else "0.15"
 
     def ask(_: random.Random) -> Asked:
-        fields = {"x_fault_pause_s": pause_s, "x_fault_pieces": "20"}
-        return scene.cast.ask(Kind.STREAM, tenant, scene.draw, **fields)
+        return scene.cast.ask(Kind.STREAM, tenant, scene.draw, x_fault_pause_s=pause_s, x_fault_pieces="20")
 
     load = scene.cast.load(ask, callers=STREAMS)
     load.ports = [load.ports[0]]
