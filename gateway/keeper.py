@@ -24,13 +24,14 @@ from gateway.background.closing import Closer
 from gateway.background.expirer import Expirer
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.background.late import Poster
+from gateway.background.losses import LossCounter
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
 from gateway.background.reconciler import Reconciler
 from gateway.background.setbacks import Setbacks
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
-from gateway.background.verifier import Verified, Verifier
+from gateway.background.verifier import Verified, Verifier, summary
 from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.holds import ReclaimPolicy
@@ -55,6 +56,7 @@ from persistence import engine as engines
 from persistence import partitions, schema, watch
 from persistence.allocations import Allocations
 from persistence.figures import Figures
+from persistence.losses import Losses
 from persistence.notices import Notices
 from persistence.pushes import Pushes
 from persistence.quarantine import Quarantines
@@ -125,7 +127,8 @@ class Keeper:
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
-        self._watcher = Watcher((self._memory, self._books, self._certificates))
+        lost = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log).look
+        self._watcher = Watcher((self._memory, self._books, self._certificates, lost))
         self._database = Probe(lambda: engines.answers(self._engine))
         self._redis = Probe(self._pinged)
         self._flush_seconds = Histogram()
@@ -228,10 +231,8 @@ class Keeper:
             self._log("dead letters", count=report.dead_letters, level="error")
 
     def _verified(self, done: list[Verified]) -> None:
-        rebuilt, repushed = sum(each.rebuilt for each in done), sum(each.repushed for each in done)
-        facts = {"partitions": len(done), "accounts_rebuilt": rebuilt, "control_writes_repushed": repushed}
-        facts["holds_let_go"] = sum(each.let_go for each in done)
-        self._log("counters verified", **facts, level="warning" if rebuilt or repushed else "info")
+        level = "warning" if any(each.rebuilt or each.repushed for each in done) else "info"
+        self._log("counters verified", **summary(done), level=level)
 
     def _went_back(self, accounts: list[str]) -> None:
         shown = accounts[:ACCOUNTS_SAID_MAX]
@@ -266,8 +267,7 @@ class Keeper:
         return True, {}
 
     async def _ready(self) -> tuple[bool, Mapping[str, object]]:
-        database = await self._database.answers()
-        redis = await self._redis.answers()
+        database, redis = await self._database.answers(), await self._redis.answers()
         verified = self._verifier.ready
         return database and redis and verified, {
             "postgresql": database,

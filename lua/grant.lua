@@ -8,7 +8,8 @@
 -- ARGV[2] metadata (JSON object or empty)
 -- ARGV[3] the plan, for verb 6, packed: plan id (0 none), interval, policy, admission, exhausted,
 --   store failure, rollover, total (-1 unlimited), anchor
--- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance
+-- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance, epoch,
+--     how far the tenant's seq moved, the credits' seq (0: not moved)
 --   | 0 unverified | -2 unknown account | -3 out of range: the account would pass 2^53 - 1
 -- Example: recharge 50 on remaining -20 -> remaining 30, one outbox entry whose source is the id
 if #KEYS ~= 5 or #ARGV ~= 3 then return redis.error_reply('ERR grant takes 5 keys and 3 arguments') end
@@ -19,9 +20,11 @@ if not epoch then return struct.pack('<d', 0) end
 if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return struct.pack('<d', -2) end
 local now = clock()
 local t, o = raw[2] and open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3])
+local seq, credit_seq = t and t[SEQ] or 0, o[CSEQ]
 local function answer(code)
   local remaining = (not t or t[TOTAL] < 0) and -1 or t[REMAINING]
-  return struct.pack('<ddddd', code, now, t and t[SEQ] or o[CSEQ], remaining, o[BALANCE])
+  return struct.pack('<dddddddd', code, now, t and t[SEQ] or o[CSEQ], remaining, o[BALANCE], epoch,
+    t and t[SEQ] - seq or 0, o[CSEQ] > credit_seq and o[CSEQ] or 0)
 end
 if verb ~= SWEEP and redis.call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
 

@@ -10,9 +10,10 @@
 --         tokens, credits, units, service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
--- ARGV[last] with mode recover: epoch, seq, credit seq and spend seq it was acknowledged with (doubles; 0: not moved)
+-- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer
 --   with post and correct: the late lane's entry. It is the token: deleted with the charge
--- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, credit seq, spend seq (0: not moved)
+-- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, how far seq moved, credit seq,
+--     spend seq (0: not moved)
 --   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
 --   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does.
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
@@ -27,7 +28,7 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return struct.pack('<d', 0) end
 local now = clock()
 local taken = s.entry and dealt_with(KEYS[3], s.entry, KEYS[4], s.source)
-if taken then return struct.pack('<dddddddd', 1, now, 0, 0, 0, epoch, 0, 0) end
+if taken then return struct.pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
 local gone = (not h and not s.entry and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s.entry and -1)
   or (not (raw[3] and raw[4]) and -2)
@@ -42,7 +43,7 @@ local u = with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[
 local a_key = KEYS[with_user and 11 or 10]
 local a = (s.one_time or s.uses) and activation(raw[with_user and 7 or 6])
 
-local events = {due(t, now, epoch)}
+local seq, events = t[SEQ], {due(t, now, epoch)}
 give(t, now, slots, h[H_TENANT_TPM], s.tokens)
 give(o, now, slots, h[H_ORG_TPM], s.tokens)
 if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
@@ -75,5 +76,5 @@ if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
 if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
 redis.call('MSET', unpack(writes))
-return struct.pack('<dddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
-  f.credit_seq or 0, f.spend_seq or 0)
+return struct.pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
+  t[SEQ] - seq, f.credit_seq or 0, f.spend_seq or 0)

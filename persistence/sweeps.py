@@ -8,6 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.holds import Charged, LateSettlement, refund_id
+from gateway.core.losses import Movement
+from persistence import losses
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
@@ -75,3 +77,8 @@ class Sweeps:
         }
         async with self._engine.begin() as connection:
             await connection.execute(_REFUND, values)
+
+    async def remember(self, acknowledged: Sequence[Movement]) -> None:
+        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
+        async with self._engine.begin() as connection:
+            await losses.remember(connection, acknowledged)

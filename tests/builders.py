@@ -148,6 +148,9 @@ class Granted:
     seq: int = 0
     remaining: int = 0
     balance: int = 0
+    epoch: int = 0
+    moved: int = 0
+    credit_seq: int = 0
 
 
 class World:

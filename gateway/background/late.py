@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.holds import Charged, LateSettlement
+from gateway.core.losses import Movement
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.5
@@ -44,6 +45,9 @@ class Ledger(Protocol):
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Give credits of a request back, once by its id."""
 
+    async def remember(self, acknowledged: Sequence[Movement]) -> None:
+        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
+
 
 class Poster:
     """Empties the late lane."""
@@ -57,6 +61,8 @@ class Poster:
         late = await self._lane.late(ENTRIES_MAX)
         if not late:
             return 0
+        if acknowledged := [movement for one in late for movement in one.acknowledged]:
+            await self._ledger.remember(acknowledged)
         known = await self._ledger.charged(late)
         for one in late:
             charged = known.get(one.request_id)
@@ -67,13 +73,14 @@ class Poster:
         return len(late)
 
     async def run(self) -> None:
-        """Drain twice a second, until cancelled."""
+        """Drain twice a second, at once again where there was much, until cancelled."""
         while True:
+            drained = 0
             try:
-                await self.drain()
+                drained = await self.drain()
             except CountersUnavailable:
                 await asyncio.sleep(INTERVAL_S)
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(INTERVAL_S if drained < ENTRIES_MAX else 0)
 
     async def _correct(self, one: LateSettlement, charged: Charged) -> None:
         """Make good what a reclaim charged; what settled after all stays as it is."""

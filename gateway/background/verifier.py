@@ -47,6 +47,16 @@ class Verified:
     let_go: int = 0
 
 
+def summary(done: Sequence[Verified]) -> dict[str, int]:
+    """What verifying some partitions did, in numbers for a log line."""
+    return {
+        "partitions": len(done),
+        "accounts_rebuilt": sum(each.rebuilt for each in done),
+        "control_writes_repushed": sum(each.repushed for each in done),
+        "holds_let_go": sum(each.let_go for each in done),
+    }
+
+
 class Source(Protocol):
     """PostgreSQL."""
 

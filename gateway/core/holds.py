@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.core.losses import Movement
 from gateway.core.model import Caller, Service
 
 
@@ -57,7 +58,10 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold was gone. `charged` is not 0 where a reclaim has charged it already."""
+    """A settlement whose hold was gone. `charged` is not 0 where a reclaim has charged it already.
+
+    `acknowledged` says what it moved when a Redis that may have forgotten it acknowledged it.
+    """
 
     partition: int
     entry_id: bytes
@@ -71,6 +75,7 @@ class LateSettlement:
     attribution: str
     metadata: bytes
     charged: int
+    acknowledged: tuple[Movement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ connection it writes on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -18,22 +19,29 @@ from gateway.core.definitions import (
     KeyDefinition,
     OrganizationDefinition,
 )
+from gateway.core.losses import Movement
 from gateway.core.model import PARTITIONS, Caller, LiveQuota
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing, states
+from gateway.counters.acknowledged import of_grant
 from gateway.counters.directory import encode_catalogue, encode_identity
 from gateway.counters.terms import encode_terms, version_of
 from gateway.counters.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, OutOfRange
 
 PEEK_BATCH_MAX = 256
+MOVED_MAX = 20_000
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
 
 class Control:
-    """Writes and looks of the keeper. Every method may raise CountersUnavailable."""
+    """Writes and looks of the keeper. Every method may raise CountersUnavailable.
+
+    `moved` is what it had acknowledged of late: evidence, should Redis forget it.
+    """
 
     def __init__(self, wire: Wire) -> None:
+        self.moved: deque[Movement] = deque(maxlen=MOVED_MAX)
         self._wire = wire
 
     @property
@@ -75,7 +83,7 @@ class Control:
             metadata=_metadata(write),
             terms=write.terms,
         )
-        code = packing.code_of(cast("bytes", await self.run("grant", call)))
+        code = await self.grant(write.tenant_id, write.organization_id, call)
         if code == UNVERIFIED:
             raise CountersUnavailable
         if code == OUT_OF_RANGE:
@@ -87,7 +95,14 @@ class Control:
         call = packing.grant(
             self.run_id, "sweep", 0, "0" * 36, tenant_id=tenant_id, organization_id=organization_id
         )
-        return packing.code_of(cast("bytes", await self.run("grant", call))) == APPLIED
+        return await self.grant(tenant_id, organization_id, call) == APPLIED
+
+    async def grant(self, tenant_id: int, organization_id: int, call: packing.Call) -> int:
+        """Run `grant` and remember what it moved; its code."""
+        answer = cast("bytes", await self.run("grant", call))
+        partition = keys.partition_of(organization_id)
+        self.moved += of_grant(partition, tenant_id, organization_id, answer)
+        return packing.code_of(answer)
 
     async def define(self, definition: Definition, version: int) -> bool:
         """Bring one definition into the counters; False where its account must be rebuilt first."""

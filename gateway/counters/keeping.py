@@ -15,6 +15,7 @@ from gateway.core.model import PARTITIONS, Caller, Service, Settlement
 from gateway.core.pricing import Pricing
 from gateway.core.tiers import read_tiers
 from gateway.counters import keys, packing, states
+from gateway.counters.acknowledged import of_argument, of_settle
 from gateway.counters.control import APPLIED, Control
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 from gateway.counters.lease import IF_OVER, NONE, lease
@@ -163,9 +164,13 @@ class Keeping(Control):
 
     async def _settle(self, settlement: Settlement, mode: int, late: bytes | None = None) -> bool:
         call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late)
-        code = packing.code_of(cast("bytes", await self.run("settle", call)))
+        answer = cast("bytes", await self.run("settle", call))
+        code = packing.code_of(answer)
         if code == 0:
             raise CountersUnavailable
+        if mode != packing.MODE_RECLAIM:  # what is reclaimed is known to nobody else: a loss of it is one
+            caller = settlement.caller
+            self.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
         return code == APPLIED
 
     async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
@@ -245,4 +250,7 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
         attribution=fields[b"c"].decode(),
         metadata=fields[b"m"],
         charged=int(fields[b"charged"]),
+        acknowledged=of_argument(
+            partition, int(tenant_id), int(organization_id), fields.get(b"acknowledged", b"")
+        ),
     )

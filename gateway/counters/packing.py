@@ -42,7 +42,7 @@ settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units
 SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
 _ADMITTED = struct.Struct("<16q")
 _REFUSED = struct.Struct("<7q")
-_SETTLED = struct.Struct("<8d")
+_SETTLED = struct.Struct("<9d")
 _ONE = struct.Struct("<d")
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]

@@ -10,14 +10,14 @@ sent again is sent in bounded batches at a bounded rate.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from gateway.core.model import PARTITIONS, Settled, Settlement
+from gateway.core.model import PARTITIONS, Settled
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing
+from gateway.counters.acknowledged import argument, epoch_of
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.counters.segment import Record, acknowledged
 from gateway.counters.segment_file import Segment
@@ -33,9 +33,6 @@ BATCH_MAX = 64
 BATCH_S = 0.02
 SKIPS_MAX = 500
 
-_DONE = struct.Struct("<8d")
-_GONE = struct.Struct("<3d")
-_ACKNOWLEDGED = struct.Struct("<4d")
 _FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNOWN)})
 
 
@@ -161,7 +158,7 @@ class Resubmitter:
         settlement = unpack(record.arguments)
         names, arguments = packing.settle(self._wire.run_id, TOMBSTONE_MS, settlement, mode)
         if mode == packing.MODE_RECOVER:
-            arguments = (*arguments, _acknowledgement(settlement, record.answer))
+            arguments = (*arguments, argument(record.answer))
         return self._wire.send(encode_script("settle", names, arguments))
 
     async def _acknowledged(self, record: Record, wait: Wait[Reply]) -> bool:
@@ -181,19 +178,4 @@ class Resubmitter:
 def _forgotten(record: Record, segment: Segment, epochs: list[int]) -> bool:
     """Whether the partition is under a later epoch, and this record was not noted anew since."""
     partition = partition_of(record.arguments)
-    return segment.recovered[partition] <= _epoch(record.answer) < epochs[partition]
-
-
-def _epoch(answer: bytes) -> int:
-    """The epoch a settlement was acknowledged under."""
-    if len(answer) == _DONE.size:
-        return int(_DONE.unpack(answer)[5])
-    return int(_GONE.unpack(answer)[2])
-
-
-def _acknowledgement(settlement: Settlement, answer: bytes) -> bytes:
-    """Epoch and seqs of what a settlement moved, as `settle` takes them; 0 for what it did not move."""
-    if len(answer) != _DONE.size:
-        return _ACKNOWLEDGED.pack(_epoch(answer), 0, 0, 0)
-    _, _, seq, _, _, epoch, credit_seq, spend_seq = _DONE.unpack(answer)
-    return _ACKNOWLEDGED.pack(epoch, seq if settlement.service.counts_tokens else 0, credit_seq, spend_seq)
+    return segment.recovered[partition] <= epoch_of(record.answer) < epochs[partition]

@@ -174,7 +174,7 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
 
 def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.HoldState]) -> states.TenantState:
     mine = [hold for hold in holds if hold.tenant_id == state.tenant_id]
-    return replace(state, inflight=len(mine), held=sum(hold.tokens for hold in mine))
+    return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
 
 
 def _with_holds_of_organization(
@@ -184,10 +184,14 @@ def _with_holds_of_organization(
     paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
     return replace(
         state,
-        inflight=len(mine),
+        inflight=_slots(mine),
         credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
         spend_held=sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES),
     )
+
+
+def _slots(holds: Sequence[states.HoldState]) -> int:
+    return sum(not hold.flags & states.HOLD_LEASE for hold in holds)
 
 
 def activation_state(use: ServiceUse) -> states.ActivationState:

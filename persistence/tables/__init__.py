@@ -35,6 +35,8 @@ from persistence.tables.operations import (
     partition_state,
     quarantine,
     reconciliation,
+    recovered_event,
+    redis_loss,
     webhook,
     webhook_delivery,
 )
@@ -77,6 +79,8 @@ __all__ = [
     "partition_state",
     "quarantine",
     "reconciliation",
+    "recovered_event",
+    "redis_loss",
     "service",
     "service_activation",
     "subscription_plan",

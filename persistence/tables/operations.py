@@ -187,6 +187,36 @@ lost_event = Table(
     CheckConstraint("last_seq >= first_seq", name="seqs"),
 )
 
+# Evidence: movements the counters acknowledged and forgot, each brought by whoever sent it again.
+recovered_event = Table(
+    "recovered_event",
+    metadata,
+    line("account"),
+    count("epoch", default=None),
+    count("seq", default=None),
+    _partition(),
+    moment("created_at", now=True),
+    moment("counted_at"),
+    PrimaryKeyConstraint("account", "epoch", "seq"),
+    Index("recovered_event_open_idx", "account", "epoch", postgresql_where=text("counted_at IS NULL")),
+)
+
+# What the counters forgot of an account's epoch: what is not recovered is lost, counted exactly.
+redis_loss = Table(
+    "redis_loss",
+    metadata,
+    line("account"),
+    count("epoch", default=None),
+    _partition(),
+    count("first_seq", default=None),
+    count("last_seq", default=None),
+    count("recovered"),
+    count("lost"),
+    moment("created_at", now=True),
+    moment("updated_at", now=True),
+    PrimaryKeyConstraint("account", "epoch"),
+)
+
 reconciliation = Table(
     "reconciliation",
     metadata,

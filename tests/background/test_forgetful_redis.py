@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.losses import Loss
 from gateway.core.model import Service, Settled
 from gateway.counters import resubmission
+from persistence.losses import Losses
 from tests.background.house import House, house_at
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
@@ -99,6 +101,10 @@ class Scene:
         assert Counter((row["request"], int(row["amount"])) for row in rows) == Counter(self.truth.items())
         self.check_accounts()
 
+    async def losses(self) -> list[Loss]:
+        """What was forgotten, counted once everything has had its time."""
+        return await Losses(self.house.engine, quiet_s=0).count(self.house.keeping.moved)
+
     def check_accounts(self) -> None:
         """Nothing is held, nothing waits, and counters and ledger say the same."""
         assert self.house.rows("select * from quarantine") == []
@@ -156,6 +162,8 @@ async def test_an_older_append_only_file_costs_nothing(
     async with scene_at(server, migrated, tmp_path) as scene:
         await forgotten(scene, service)
         scene.check()
+        assert [(one.recovered, one.lost) for one in await scene.losses()] == [(4, 0)]
+        assert await scene.losses() == []
 
 
 async def test_what_is_paid_once_is_paid_once_whatever_is_forgotten(
@@ -210,6 +218,34 @@ async def test_redis_and_the_worker_killed_together_lose_nothing_that_was_writte
         async with worker_at(server.url, tmp_path / "settlements") as scene.worker:
             await scene.recover()
             scene.check()
+
+
+async def test_what_nobody_can_bring_back_is_counted_exactly(
+    own_valkey: START, migrated: str, tmp_path: Path
+) -> None:
+    """One worker dies with Redis before it could write; another knows of what came later."""
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with scene_at(server, migrated, tmp_path) as scene:
+        tenant_id = scene.world.caller.tenant_id
+        await scene.settle_some(2)
+        await scene.house.flush()
+        copy, first = scene.copy(), scene.world.tenant.seq
+        async with worker_at(server.url, tmp_path / "settlements") as other:
+            await scene.settle_some(3)
+            lost = list(scene.truth)[-3:]
+            scene.worker.die()
+            await scene.house.write("tenants", "recharge", tenant_id, amount=50)
+            await scene.house.push()
+            scene.worker = other
+            await scene.settle_some(2)
+            await scene.crash(copy)
+            await scene.recover()
+        for one in lost:
+            del scene.truth[one]
+        scene.check()
+        (loss,) = await scene.losses()
+        assert loss == Loss(f"tenant:{tenant_id}", 1, first + 1, first + 6, recovered=3, lost=3)
+        assert await Losses(scene.house.engine).total() == 3
 
 
 @pytest.mark.parametrize("seed", range(1))

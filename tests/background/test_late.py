@@ -56,6 +56,9 @@ class Ledger:
         self.rows = charged
         self.refunds: list[int] = []
 
+    async def remember(self, acknowledged: object) -> None:
+        raise AssertionError("nothing was acknowledged before")
+
     async def charged(self, late: object) -> dict[str, Charged]:
         return self.rows
 

@@ -79,3 +79,15 @@ BEGIN
         END LOOP;
     END LOOP;
 END $$;
+
+-- How far an account's ledger goes of what was counted under an epoch or before it.
+CREATE FUNCTION stored_seq(account text, until_epoch bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT coalesce(CASE split_part(account, ':', 1)
+        WHEN 'tenant' THEN (SELECT max(seq) FROM token_ledger WHERE tenant_id = owner AND epoch <= until_epoch)
+        WHEN 'credits' THEN greatest(
+            (SELECT max(seq) FROM credit_transaction WHERE organization_id = owner AND epoch <= until_epoch),
+            (SELECT max(seq) FROM credit_posting WHERE organization_id = owner AND epoch <= until_epoch))
+        ELSE (SELECT max(seq) FROM feature_usage WHERE organization_id = owner AND epoch <= until_epoch)
+      END, 0)
+      FROM (SELECT split_part(account, ':', 2)::bigint AS owner) AS named
+$$;

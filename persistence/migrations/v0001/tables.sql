@@ -236,6 +236,30 @@ CREATE TABLE reconciliation (
     CONSTRAINT reconciliation_pkey PRIMARY KEY (id)
 );
 
+CREATE TABLE recovered_event (
+    account TEXT NOT NULL,
+    epoch BIGINT NOT NULL CONSTRAINT recovered_event_epoch_check CHECK ("epoch" BETWEEN 0 AND 9007199254740991),
+    seq BIGINT NOT NULL CONSTRAINT recovered_event_seq_check CHECK ("seq" BETWEEN 0 AND 9007199254740991),
+    partition SMALLINT NOT NULL CONSTRAINT recovered_event_partition_check CHECK (partition BETWEEN 0 AND 63),
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    counted_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT recovered_event_pkey PRIMARY KEY (account, epoch, seq)
+);
+CREATE INDEX recovered_event_open_idx ON recovered_event (account, epoch) WHERE counted_at IS NULL;
+
+CREATE TABLE redis_loss (
+    account TEXT NOT NULL,
+    epoch BIGINT NOT NULL CONSTRAINT redis_loss_epoch_check CHECK ("epoch" BETWEEN 0 AND 9007199254740991),
+    partition SMALLINT NOT NULL CONSTRAINT redis_loss_partition_check CHECK (partition BETWEEN 0 AND 63),
+    first_seq BIGINT NOT NULL CONSTRAINT redis_loss_first_seq_check CHECK ("first_seq" BETWEEN 0 AND 9007199254740991),
+    last_seq BIGINT NOT NULL CONSTRAINT redis_loss_last_seq_check CHECK ("last_seq" BETWEEN 0 AND 9007199254740991),
+    recovered BIGINT DEFAULT 0 NOT NULL CONSTRAINT redis_loss_recovered_check CHECK ("recovered" BETWEEN 0 AND 9007199254740991),
+    lost BIGINT DEFAULT 0 NOT NULL CONSTRAINT redis_loss_lost_check CHECK ("lost" BETWEEN 0 AND 9007199254740991),
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT redis_loss_pkey PRIMARY KEY (account, epoch)
+);
+
 CREATE TABLE service_activation (
     organization_id BIGINT NOT NULL,
     service_id BIGINT NOT NULL,

@@ -1,0 +1,98 @@
+"""What Redis forgot and nobody brought back: counted from what was acknowledged, seq by seq.
+
+An epoch's movements that are in the ledger end at its highest stored seq. Whoever acknowledged
+something beyond that brings it as evidence, once it was sent again. What lies between the ledger's
+end and the last movement anybody knows of, and has no evidence, is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.losses import Loss, Movement
+
+# How long evidence has to be quiet before a loss is counted: the late lane has had its time.
+QUIET_S = 10
+KEPT_DAYS = 7
+MOVEMENTS_MAX = 5_000
+
+_REMEMBER = text("""
+INSERT INTO recovered_event (account, partition, epoch, seq)
+SELECT DISTINCT n.account, n.partition, n.epoch, n.seq
+  FROM unnest(cast(:accounts AS text[]), cast(:partitions AS smallint[]), cast(:epochs AS bigint[]),
+              cast(:seqs AS bigint[])) AS n (account, partition, epoch, seq)
+  JOIN LATERAL (SELECT stored_seq(n.account, n.epoch)) AS s (seq) ON n.seq > s.seq
+ON CONFLICT DO NOTHING""")
+
+_OPEN = text("""
+SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL""")
+
+_COUNT = text("""
+WITH quiet AS (
+    SELECT account, epoch, min(partition) AS partition, max(seq) AS last_seq,
+           stored_seq(account, epoch) AS stored
+      FROM recovered_event GROUP BY account, epoch
+    HAVING bool_or(counted_at IS NULL) AND max(created_at) <= now() - make_interval(secs => :quiet_s)
+), counted AS (
+    UPDATE recovered_event AS r SET counted_at = now() FROM quiet AS q
+     WHERE r.account = q.account AND r.epoch = q.epoch AND r.counted_at IS NULL
+)
+INSERT INTO redis_loss (account, partition, epoch, first_seq, last_seq, recovered, lost)
+SELECT q.account, q.partition, q.epoch, q.stored + 1, q.last_seq, k.recovered,
+       q.last_seq - q.stored - k.recovered
+  FROM quiet AS q CROSS JOIN LATERAL (
+       SELECT count(*) AS recovered FROM recovered_event AS r
+        WHERE r.account = q.account AND r.epoch = q.epoch AND r.seq > q.stored) AS k
+ WHERE q.last_seq > q.stored
+ON CONFLICT (account, epoch) DO UPDATE SET first_seq = excluded.first_seq, last_seq = excluded.last_seq,
+       recovered = excluded.recovered, lost = excluded.lost, updated_at = now()
+RETURNING account, epoch, first_seq, last_seq, recovered, lost""")
+
+_FORGET = text("""
+DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")
+_TOTAL = text("SELECT coalesce(sum(lost), 0) FROM redis_loss")
+
+
+async def remember(connection: AsyncConnection, movements: Sequence[Movement]) -> None:
+    """Keep as evidence which of these acknowledged movements their epoch's ledger has not.
+
+    Everything their organizations had in the outbox of that epoch must be stored by now.
+    """
+    seqs = [(one, seq) for one in movements for seq in range(one.first_seq, one.last_seq + 1)]
+    for start in range(0, len(seqs), MOVEMENTS_MAX):
+        batch = seqs[start : start + MOVEMENTS_MAX]
+        values = {
+            "accounts": [one.account for one, _ in batch],
+            "partitions": [one.partition for one, _ in batch],
+            "epochs": [one.epoch for one, _ in batch],
+            "seqs": [seq for _, seq in batch],
+        }
+        await connection.execute(_REMEMBER, values)
+
+
+class Losses:
+    """Where losses are counted."""
+
+    def __init__(self, engine: AsyncEngine, *, quiet_s: float = QUIET_S) -> None:
+        self._engine = engine
+        self._quiet_s = quiet_s
+
+    async def count(self, known: Sequence[Movement]) -> list[Loss]:
+        """Count what came to rest; `known` is what this keeper did itself, evidence too where it is asked."""
+        async with self._engine.begin() as connection:
+            open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
+            if not open_:
+                return []
+            await remember(connection, [one for one in known if (one.account, one.epoch) in open_])
+            rows = await connection.execute(_COUNT, {"quiet_s": self._quiet_s})
+            losses = [Loss(*row) for row in rows]
+            await connection.execute(_FORGET, {"days": KEPT_DAYS})
+            return losses
+
+    async def total(self) -> int:
+        """Movements lost so far, of all accounts."""
+        async with self._engine.connect() as connection:
+            return int(await connection.scalar(_TOTAL) or 0)
