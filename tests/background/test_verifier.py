@@ -15,10 +15,11 @@ from gateway.core.model import PARTITIONS, Service, Settled, Verdict
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing
 from gateway.counters.directory import Directory
+from gateway.counters.lease import lease
 from gateway.counters.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.background.house import House, house_at
-from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World, driven
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
@@ -255,6 +256,23 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
         assert (world.late(), world.events()) == ([], [])
         assert alive.settle(tokens=5) is Settled.DONE
         assert (world.slots("ann"), world.tenant.held) == ([0, 0, 0, 0], 0)
+
+
+async def test_leases_a_rolled_back_redis_has_stay_held_and_take_no_slot(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(1000)
+        world.put_tenant(on_store_failure=1)
+        for _ in range(2):
+            world.run("lease", lease(world.run_id, world.caller, new_id(), 60_000, fraction=0.1))
+        held = world.tenant.held
+        assert held == 190
+        before = Rollback.of(house)
+        world.reserve(need=10).settle(tokens=7)
+        await house.flush()
+        done = await before.verified()
+        assert done[world.p].rebuilt == 1
+        assert world.tenant.held == held
+        assert (world.tenant.inflight, world.organization.inflight) == (0, 0)
 
 
 async def test_a_keeper_that_died_while_it_let_holds_go_leaves_them_to_the_next(
