@@ -8,7 +8,7 @@ from gateway.core.administration import Row
 from persistence.subject import Change, Subject, equals
 from persistence.tables import audit_log
 
-PLAIN = (int, str, bool, dict, list, type(None))
+PLAIN = (int, float, str, bool, type(None))
 MADE_OR_CHANGED = frozenset({"create", "change"})
 
 
@@ -32,7 +32,15 @@ def record(change: Change, row: Row) -> None:
 
 def _plain(values: Row) -> dict[str, object]:
     """The values as JSON has them: days, instants and money as text."""
-    return {name: value if isinstance(value, PLAIN) else str(value) for name, value in values.items()}
+    return {name: _json(value) for name, value in values.items()}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return value if isinstance(value, PLAIN) else str(value)
 
 
 SUBJECT: Subject = Subject(

@@ -27,6 +27,7 @@ _line = func.jsonb_build_object(
     "quantity", func.trim_scale(invoice_line.c.quantity),
     "unit_price", cast(invoice_line.c.unit_price, Text),
     "amount", cast(_paid(invoice_line.c.amount), Text),
+    "corrects_position", invoice_line.c.corrects_position,
 )  # fmt: skip
 _of_invoice = invoice_line.c.invoice_id == invoice.c.id
 _lines = (

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core.administration import Row
-from gateway.core.invoice import Bill, Line, bill, credit_note
+from gateway.core.credit_note import partial_note, whole_note
+from gateway.core.invoice import Bill, Line, bill
 from gateway.errors import Conflict, Unprocessable
 from persistence import invoice_facts
 from persistence.invoice_source import SUBJECT_PARTS
@@ -53,6 +55,11 @@ UPDATE usage_daily AS u
                coalesce(sum(quantity) FILTER (WHERE kind = 'credits_consumed'), 0) AS credits
           FROM invoice_basis WHERE invoice_id = :invoice AND day IS NOT NULL GROUP BY 1, 2, 3) AS b
  WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id""")
+# What the credit notes of an invoice, drafts included, give back of its lines.
+_GIVEN = text("""
+SELECT l.corrects_position AS position, -sum(l.amount) AS amount
+  FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id
+ WHERE n.corrects_id = :id AND n.status <> 'void' GROUP BY 1""")
 _COVERS = text("""
 SELECT jsonb_build_object('since', cast(:since AS text), 'credits', o.credit_last_seq,
        'spend', o.spend_last_seq, 'tenants', coalesce((
@@ -141,28 +148,35 @@ def void(change: Change) -> Row:
 
 
 def give_back(change: Change) -> Row:
-    """Make a draft of a credit note over all lines of a finalized invoice."""
+    """Make a draft of a credit note: over all that is left of a finalized invoice, or the lines asked for."""
     row = _locked(change)
     if row["status"] != "finalized" or row["kind"] != "invoice":
         raise Conflict("Only a finalized invoice can be given back.")
-    for status in ("draft", "finalized"):
-        _refuse_while_credited(change, status, "There is a credit note for this invoice already.")
     kept = invoice_line.c
-    lines = [
-        Line(
+    lines = {
+        each.position: Line(
             each.kind, each.description, int(each.quantity), each.unit_price, each.amount, each.service_id,
             each.tenant_id,
         )
         for each in change.connection.execute(
             select(invoice_line).where(kept.invoice_id == change.row_id).order_by(kept.position)
         )
-    ]  # fmt: skip
+    }  # fmt: skip
+    given = {
+        int(each.position): each.amount for each in change.connection.execute(_GIVEN, {"id": change.row_id})
+    }
+    asked = change.command.values.get("lines")
+    if isinstance(asked, list):
+        wanted = {line["position"]: line.get("amount") for line in asked}
+        note = partial_note(lines, given, wanted, str(row["currency"]))
+    else:
+        note = whole_note(lines, given)
     same = ("organization_id", "currency", "period_start", "period_end", "customer")
     made = insert(invoice).values(
         kind="credit_note", corrects_id=change.row_id, **{name: row[name] for name in same}
     )
     note_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
-    _keep_lines(change, note_id, credit_note(lines))
+    _keep_lines(change, note_id, list(note.values()), list(note))
     return fetch(change.connection, SUBJECT, note_id)
 
 
@@ -208,15 +222,17 @@ def _compute(
     return made, facts.since
 
 
-def _keep_lines(change: Change, invoice_id: int, lines: Sequence[Line]) -> None:
+def _keep_lines(
+    change: Change, invoice_id: int, lines: Sequence[Line], corrects: Sequence[int | None] = ()
+) -> None:
     rows: list[dict[str, Any]] = [
         {
             "invoice_id": invoice_id, "position": position, "kind": line.kind,
             "description": line.description, "service_id": line.service_id or None,
             "tenant_id": line.tenant_id, "quantity": line.quantity, "unit_price": line.unit_price,
-            "amount": line.amount,
+            "amount": line.amount, "corrects_position": corrected,
         }
-        for position, line in enumerate(lines, 1)
+        for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
     ]  # fmt: skip
     if rows:
         change.connection.execute(insert(invoice_line), rows)

@@ -96,9 +96,19 @@ def void(invoice: Invoice, *, as_json: AsJson = False) -> None:
 
 
 @app.command("credit-note")
-def credit_note(invoice: Invoice, *, as_json: AsJson = False) -> None:
-    """Make a draft that gives a finalized invoice back."""
-    _act(invoice, "credit-note", as_json=as_json)
+def credit_note(
+    invoice: Invoice,
+    *,
+    line: Annotated[
+        list[str] | None,
+        typer.Option(help="POSITION or POSITION=AMOUNT of a line to give back, before tax; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a draft that gives a finalized invoice back, or some of its lines, or part of them."""
+    with admin() as api:
+        body = {"lines": [_credit(text) for text in line]} if line else {}
+        _print(api.post(f"invoices/{invoice}/credit-note", body), as_json=as_json)
 
 
 @app.command()
@@ -165,6 +175,13 @@ def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft:
 def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
     start, end = period
     return api.post("invoices", {"organization_id": owner, "period_start": start, "period_end": end})
+
+
+def _credit(text: str) -> Json:
+    position, _, amount = text.partition("=")
+    if not (position.isascii() and position.isdigit()):
+        raise CommandFailed(f"--line {text!r} must be POSITION or POSITION=AMOUNT.")
+    return {"position": int(position), **({"amount": amount} if amount else {})}
 
 
 def _act(invoice: int, action: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ where lines go is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -148,18 +148,6 @@ def bill(facts: Facts) -> Bill:
     lines = [line for line, _ in billed]
     lines += _tax(sum((line.amount for line in lines), Decimal(0)), facts)
     return Bill(tuple(lines), tuple(basis for _, basis in billed if basis is not None))
-
-
-def credit_note(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Turn an invoice's lines round: what was billed is given back, line by line; information is left out."""
-    return tuple(
-        Line(
-            line.kind, line.description, -line.quantity, line.unit_price, -line.amount,
-            line.service_id, line.tenant_id,
-        )
-        for line in lines
-        if line.kind != INFORMATION
-    )  # fmt: skip
 
 
 def span(start: date, end: date) -> str:

@@ -164,6 +164,8 @@ invoice_line = Table(
     Column("quantity", Numeric(28, 10), nullable=False),
     Column("unit_price", Numeric(28, 12), nullable=False),
     Column("amount", Numeric(28, 10), nullable=False),
+    # Of a credit note: the line of the invoice it gives back, or part of it.
+    Column("corrects_position", Integer),
     UniqueConstraint("invoice_id", "position"),
 )
 

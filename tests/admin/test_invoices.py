@@ -187,6 +187,39 @@ async def test_void_and_credit_note(api: Api) -> None:
     assert (await draft(api, ids))["total_amount"] == "69.60"
 
 
+async def test_credit_notes_over_parts(api: Api) -> None:
+    ids = await acme(api)
+    made = await draft(api, ids)
+    where = f"invoices/{made['id']}/credit-note"
+    await api.post(f"invoices/{made['id']}/finalize")
+    first = made["lines"][0]
+    part = await api.post(where, {"lines": [{"position": first["position"], "amount": "10.00"}]})
+    assert (part.status, part.json["subtotal"], part.json["tax"], part.json["total_amount"]) == (
+        200, "-10.00", "-2.00", "-12.00",
+    ), part.raw  # fmt: skip
+    assert part.json["lines"][0]["corrects_position"] == first["position"]
+    done = (await api.post(f"invoices/{part.json['id']}/finalize")).json
+    assert (done["status"], done["number"][-6:]) == ("finalized", "000002")
+    too_much = await api.post(where, {"lines": [{"position": first["position"], "amount": first["amount"]}]})
+    assert (too_much.status, "is left of it" in str(too_much.json["errors"])) == (422, True)
+    for wrong in (
+        {"lines": []},
+        {"lines": [{"position": 1}, {"position": 1}]},
+        {"lines": [{"position": 0}]},
+        {"lines": [{"position": 1, "amount": 5}]},
+        {"all": True},
+    ):
+        assert (await api.post(where, wrong)).status == 422
+    rest = (await api.post(where)).json
+    assert rest["total_amount"] == "-57.60"
+    assert (await api.post(where)).status == 409
+    assert (await api.delete(f"invoices/{rest['id']}")).status == 204
+    assert (await api.post(where)).json["total_amount"] == "-57.60"
+    with psycopg.connect(api.url) as connection, pytest.raises(errors.RestrictViolation):
+        connection.execute("UPDATE invoice_line SET amount = 0 WHERE invoice_id = %s", (done["id"],))
+    assert api.rows("select * from invariant_invoice where detail like 'line %%'") == []
+
+
 async def test_unknown_invoices(api: Api) -> None:
     for path in ("9", "9.pdf", "9.csv", "9/usage.csv", "99999999999999999999.pdf", "0.pdf"):
         assert (await api.get(f"invoices/{path}")).status == 404

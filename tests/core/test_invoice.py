@@ -9,7 +9,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.invoice import Bill, Facts, Fee, Overage, Purchase, Use, bill, credit_note, span
+from gateway.core.invoice import Bill, Facts, Fee, Overage, Purchase, Use, bill, span
 from gateway.core.pricing import Tier, rounded
 from gateway.core.subscription import Segment, begin, cancel, change_now, covered
 
@@ -97,13 +97,6 @@ def test_days_billed_ahead_are_given_back_after_a_cancellation() -> None:
     assert line.description == "Pro, 16 to 30 April 2026 (15 of 30 days), given back"
     [basis] = made.basis
     assert (basis.start, basis.end, basis.quantity) == (date(2026, 4, 16), MAY, -15)
-
-
-def test_a_credit_note_gives_back_line_by_line() -> None:
-    made = bill(worked_example())
-    note = credit_note(made.lines)
-    assert sum((line.amount for line in note), made.total) == 0
-    assert "credits_consumed" not in {line.kind for line in note}
 
 
 def test_spans_read_as_people_write_them() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PlainSerializer
+from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.fields import Day, Id, In, Instant, Out, Paid, show_decimal
+from gateway.admin.fields import Day, Id, In, Instant, Money, Out, Paid, show_decimal
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource
+from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")
 KINDS = ("invoice", "credit_note")
+LINES_MAX = 1_000
 
 UnitPrice = Annotated[Paid, PlainSerializer(show_decimal, when_used="json")]
 
@@ -22,6 +24,29 @@ class InvoiceCreate(In):
     organization_id: Id
     period_start: Day = Field(description="The first day.")
     period_end: Day = Field(description="The day after the last.")
+
+
+class CreditLine(In):
+    """A line of the invoice, and how much of it is given back."""
+
+    position: Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
+    amount: Money | None = Field(default=None, description="Before tax; left out, what is left of the line.")
+
+
+class CreditNote(In):
+    """What to give back of an invoice."""
+
+    lines: Annotated[list[CreditLine], Field(min_length=1, max_length=LINES_MAX)] | None = Field(
+        default=None, description="Some lines, or parts of them; left out, all that is left."
+    )
+
+    @model_validator(mode="after")
+    def each_once(self) -> CreditNote:
+        """A line may be named once."""
+        positions = [line.position for line in self.lines or ()]
+        if len(set(positions)) < len(positions):
+            raise ValueError("a line is named twice")
+        return self
 
 
 class InvoiceLine(Out):
@@ -37,6 +62,7 @@ class InvoiceLine(Out):
     quantity: int
     unit_price: UnitPrice
     amount: Paid
+    corrects_position: int | None = Field(description="Of a credit note: the invoice's line it gives back.")
 
 
 class Invoice(Out):
@@ -80,7 +106,11 @@ RESOURCES = (
             Action("recompute", "Make a draft's lines anew from what is settled now"),
             Action("finalize", "Give it its number; nothing changes it from then on", settles=True),
             Action("void", "Take a finalized one back; what it billed may be billed again"),
-            Action("credit-note", "Make a draft that gives a finalized one back; answers with the draft"),
+            Action(
+                "credit-note",
+                "Make a draft that gives a finalized one back, or part of it; answers with the draft",
+                CreditNote,
+            ),
         ),
     ),
 )

@@ -161,6 +161,12 @@ CREATE VIEW invariant_invoice AS
      WHERE (coalesce(d.billed_usage_amount, 0), coalesce(d.billed_credits, 0))
            <> (coalesce(b.units, 0), coalesce(b.credits, 0))
     UNION ALL
+    -- credit notes give back no more of a line than it billed
+    SELECT 'invoice:' || n.corrects_id, NULL, format('line %s of %s gives back %s', c.corrects_position, max(l.amount), -sum(c.amount))
+      FROM invoice AS n JOIN invoice_line AS c ON c.invoice_id = n.id AND c.corrects_position IS NOT NULL
+      JOIN invoice_line AS l ON l.invoice_id = n.corrects_id AND l.position = c.corrects_position
+     WHERE n.status <> 'void' GROUP BY n.corrects_id, c.corrects_position HAVING abs(sum(c.amount)) > abs(max(l.amount))
+    UNION ALL
     SELECT 'invoice:' || series, NULL, format('%s numbers given out, the last is %s', count(*), max(last_number))
       FROM (SELECT s.series, s.last_number FROM invoice_sequence AS s
               LEFT JOIN invoice AS i ON i.number LIKE s.series || '-%') AS numbered

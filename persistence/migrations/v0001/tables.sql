@@ -525,6 +525,7 @@ CREATE TABLE invoice_line (
     quantity NUMERIC(28, 10) NOT NULL,
     unit_price NUMERIC(28, 12) NOT NULL,
     amount NUMERIC(28, 10) NOT NULL,
+    corrects_position INTEGER,
     CONSTRAINT invoice_line_pkey PRIMARY KEY (id),
     CONSTRAINT invoice_line_invoice_id_position_key UNIQUE (invoice_id, position),
     CONSTRAINT invoice_line_invoice_id_fkey FOREIGN KEY(invoice_id) REFERENCES invoice (id),
