@@ -13,7 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.api import build
 from gateway.admin.paper import Paper
@@ -259,10 +261,8 @@ def admin_database(migrated: str) -> str:
     return migrated
 
 
-@pytest.fixture
-async def api(admin_database: str) -> AsyncIterator[Api]:
-    engine = engines.create(admin_database)
-    counters = MemoryCounters(admin_database)
+def ports_over(engine: AsyncEngine, counters: MemoryCounters) -> AdminPorts:
+    """Everything the admin port is made of: a real store, counters in memory."""
 
     async def well() -> tuple[bool, dict[str, object]]:
         return True, {"postgres": "ok"}
@@ -273,25 +273,34 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
     async def metrics(accept: str) -> tuple[bytes, str]:
         return b"tollkeeper_build_info 1\n", "text/plain; version=0.0.4"
 
-    ports = AdminPorts(
+    figures = Figures(engine, partition_of)
+    return AdminPorts(
         store=Store(engine, partition_of),
         pusher=counters,
         counters=counters,
         books=counters,
         reconciler=counters,
         activity=counters,
-        tenant_names=partial(Figures(engine, partition_of).names, "tenants"),
+        tenant_names=partial(figures.names, "tenants"),
         paper=Paper(("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,
         ready=unwell,
         metrics=metrics,
         snapshot=counters.snapshot,
-        figures=Figures(engine, partition_of),
+        figures=figures,
         admin_token=ADMIN,
         readonly_token=READONLY,
         body_bytes_max=64 * 1024,
     )
-    async with TestClient(TestServer(build(ports))) as client:
+
+
+@pytest.fixture
+async def api(admin_database: str) -> AsyncIterator[Api]:
+    engine = engines.create(admin_database)
+    counters = MemoryCounters(admin_database)
+    # Cookies are kept by who has them, not by the client.
+    server = TestServer(build(ports_over(engine, counters)))
+    async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         yield Api(client, counters, admin_database)
     await engine.dispose()

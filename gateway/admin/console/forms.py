@@ -92,7 +92,7 @@ def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool
     nested: dict[str, dict[str, object]] = {}
     touched: set[str] = set()
     for each in fields:
-        if not _was_sent(each, posted):
+        if each.name not in posted:
             continue
         typed = _typed(each, each.name, posted)
         differs = typed != _typed(each, FORMER + each.name, posted)
@@ -129,11 +129,6 @@ def errors_by_field(
             said = f"{inner}: {message}" if inner else message
             beside[place] = f"{beside[place]}; {said}" if place in beside else said
     return beside, others
-
-
-def _was_sent(each: Field, posted: MultiMapping[Any]) -> bool:
-    # A browser sends nothing for checkboxes that are not ticked: their marker says they were there.
-    return each.name in posted or f"{FORMER}{each.name}" in posted
 
 
 def _typed(each: Field, name: str, posted: MultiMapping[Any]) -> Any:

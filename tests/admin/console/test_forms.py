@@ -1,0 +1,277 @@
+"""Forms: sent from a page of ours by who may, done once, and what is wrong is said beside its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.admin.console.records import CHANGE, DELETE, address_of
+from gateway.admin.console.screens import SCREENS
+from tests.admin.conftest import ADMIN, Api
+from tests.admin.console.conftest import Person
+from tests.admin.console.test_pages import furnish, well_formed
+
+
+async def tenant_of(api: Api, total: int | None = 1000) -> Any:
+    plan = await api.make("token-plans", name="Plan", total_amount=total)
+    return await api.make("tenants", name="Acme", plan_id=plan["id"])
+
+
+async def test_recharge_adjust_reset_block_and_unblock(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    page, one = f"/tenants/{made['id']}", f"/tenants/{made['id']}"
+    done = await admin.fill(page, f"{one}/recharge", amount="1,000,000")
+    assert (done.status, done.headers["Location"]) == (303, f"{one}?done=recharge")
+    assert "1,001,000" in (await admin.open(one)).text
+    await admin.fill(page, f"{one}/adjust", amount="1000", direction="OUT", reason="typed wrong")
+    assert api.counters.quotas[made["id"]].tokens_remaining == 1_000_000
+    await admin.fill(page, f"{one}/reset")
+    assert api.counters.quotas[made["id"]].tokens_remaining == 1000
+    assert (await admin.fill(page, f"{one}/block")).status == 303
+    shown = await admin.open(one)
+    assert "Blocked by hand" in shown.text
+    assert f'action="{one}/block"' not in shown.text
+    await admin.fill(page, f"{one}/unblock")
+    said = api.rows("select action, actor from audit_log where resource = 'tenants' order by id offset 1")
+    assert [action for action, _ in said] == ["recharge", "adjust", "reset", "block", "unblock"]
+    assert {actor for _, actor in said} == {"builtin:admin"}
+
+
+async def test_a_form_that_is_sent_twice_is_done_once(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    action = f"/tenants/{made['id']}/recharge"
+    fields = [*(await admin.open(f"/tenants/{made['id']}")).fields(action), ("amount", "5")]
+    assert [(await admin.post(action, fields)).status for _ in range(3)] == [303, 303, 303]
+    assert api.counters.quotas[made["id"]].tokens_remaining == 1005
+
+
+async def test_a_key_is_shown_once(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    fields = [
+        *(await admin.open("/api-keys/new")).fields("/api-keys"),
+        ("tenant_id", str(made["id"])),
+        ("name", "k"),
+    ]
+    first = await admin.post("/api-keys", fields)
+    assert first.status == 201
+    [(digest, prefix)] = api.rows("select digest, prefix from api_key")
+    assert prefix in first.text
+    assert digest not in first.text
+    again = await admin.post("/api-keys", fields)
+    assert "shown then" in again.text
+    assert "tk_" not in again.text
+    assert api.rows("select count(*) from api_key") == [(1,)]
+    page = await admin.open(f"/tenants/{made['id']}")
+    assert prefix in page.text
+    [(key_id,)] = api.rows("select id from api_key")
+    await admin.fill(f"/api-keys/{key_id}", f"/api-keys/{key_id}/revoke")
+    assert "revoked" in (await admin.open(f"/tenants/{made['id']}")).text
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"amount": "0"}, "greater than or equal to 1"),
+        ({"amount": "-5"}, "greater than or equal to 1"),
+        ({"amount": "1.5"}, "valid integer"),
+        ({"amount": "1,5"}, "valid integer"),
+        ({"amount": "ten"}, "valid integer"),
+        ({"amount": ""}, "valid integer"),
+        ({"amount": "9" * 40}, "valid integer"),
+        ({"amount": "<script>alert(1)</script>"}, "valid integer"),
+    ],
+)
+async def test_what_is_wrong_stands_at_its_field(
+    api: Api, admin: Person, typed: dict[str, str], said: str
+) -> None:
+    made = await tenant_of(api)
+    answer = await admin.fill(f"/tenants/{made['id']}", f"/tenants/{made['id']}/recharge", **typed)
+    assert answer.status == 422
+    well_formed(answer)
+    field = answer.text.partition('name="amount"')[2].partition("</form>")[0]
+    assert said in field.partition('class="error"')[2]
+    assert "<script>alert" not in answer.text
+    assert api.rows("select count(*) from control_write where verb = 'recharge'") == [(0,)]
+
+
+async def test_a_form_comes_back_as_it_was_typed(admin: Person) -> None:
+    answer = await admin.fill(
+        "/services/new", "/services", name="Vision", key="NOT A KEY", credits="12", service_type="One-Time",
+        business_model_id="1", pricing='{"tiers": [{"up_to": 5, "unit_price": "x"}]}', description='"><b>',
+    )  # fmt: skip
+    assert answer.status == 422
+    for kept in (
+        'value="NOT A KEY"',
+        'value="12"',
+        "&#34;&gt;&lt;b&gt;",
+        "must be 1 to 64",
+        "tiers.0.unit_price",
+    ):
+        assert kept in answer.text, kept
+    assert '<option value="One-Time" selected>' in answer.text
+
+
+async def test_only_what_was_typed_over_is_changed(api: Api, admin: Person) -> None:
+    made = await api.make("token-plans", name="Team", total_amount=5, description="first", rollover_max=3)
+    one = f"/token-plans/{made['id']}"
+    hidden = (await admin.open(one)).fields(f"{one}/change")
+    former = {name.removeprefix("was."): value for name, value in hidden if name.startswith("was.")}
+    await api.patch(f"token-plans/{made['id']}", {"rollover_max": 9})
+    typed = {**former, "name": "Team 2", "total_amount": ""}
+    answer = await admin.post(f"{one}/change", [*hidden, *typed.items()])
+    assert answer.headers.get("Location") == f"{one}?done=changed", answer.text
+    now = (await api.get(f"token-plans/{made['id']}")).json
+    assert (now["name"], now["total_amount"], now["rollover_max"], now["description"]) == (
+        "Team 2",
+        None,
+        9,
+        "first",
+    )
+    same = await admin.post(f"{one}/change", [*(await admin.open(one)).fields(f"{one}/change")])
+    assert same.headers["Location"] == f"{one}?done=nothing"
+
+
+async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    other = await api.make("token-plans", name="Other", total_amount=7)
+    one = f"/tenants/{made['id']}"
+    hidden = (await admin.open(one)).fields(f"{one}/change")
+    typed = [("plan_id", str(other["id"])), ("limits.requests_per_minute", "60"), ("limits.concurrency", "")]
+    assert (await admin.post(f"{one}/change", [*hidden, *typed])).status == 303
+    now = (await api.get(f"tenants/{made['id']}")).json
+    assert (now["plan_id"], now["limits"], now["name"]) == (other["id"], {"requests_per_minute": 60}, "Acme")
+
+
+async def test_an_invoice_from_draft_to_void(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    one = f"/invoices/{made['invoices']['id']}"
+    assert 'action="' + one + '/void"' not in (await admin.open(one)).text
+    assert (await admin.fill(one, f"{one}/finalize")).headers["Location"] == f"{one}?done=finalize"
+    assert api.counters.closed == [made["organizations"]["id"]]
+    page = await admin.open(one)
+    assert "finalized" in page.text
+    assert f'action="{one}/delete"' not in page.text
+    assert (await admin.fill(one, f"{one}/void")).status == 303
+    assert (await api.get(f"invoices/{made['invoices']['id']}")).json["status"] == "void"
+
+
+async def test_what_the_books_say_against_it_is_shown(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    one = f"/invoices/{made['invoices']['id']}"
+    api.counters.unsettled = "Movements of tenant 7 are still on their way."
+    answer = await admin.fill(one, f"{one}/finalize")
+    assert answer.status == 409
+    assert "Movements of tenant 7 are still on their way." in answer.text
+    assert '<details name="actions" open><summary>Finalize' in answer.text
+
+
+async def test_what_waits_for_the_counters_is_said(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    api.counters.away = True
+    answer = await admin.fill(f"/tenants/{made['id']}", f"/tenants/{made['id']}/recharge", amount="5")
+    assert answer.headers["Location"].endswith("?done=recharge&later=1")
+    assert "as soon as the counters" in (await admin.open(answer.headers["Location"])).text
+
+
+async def test_reconciliation_is_run_and_audited(api: Api, admin: Person) -> None:
+    answer = await admin.fill("/reconciliation", "/reconciliation")
+    assert answer.headers["Location"] == "/reconciliation?done=reconciled"
+    assert ">7<" in (await admin.open("/reconciliation")).text
+    await admin.fill("/reconciliation", "/reconciliation/repair")
+    said = api.rows("select action, after from audit_log where resource = 'reconciliation' order by id")
+    assert said == [("run", {"repair": False}), ("run", {"repair": True})]
+
+
+async def test_rows_are_made_and_deleted(api: Api, admin: Person) -> None:
+    answer = await admin.fill("/webhooks/new", "/webhooks", url="https://hooks.example/x", enabled="false")
+    assert answer.status == 201
+    assert "whsec_" in answer.text
+    [(row_id, enabled, events)] = api.rows("select id, enabled, events from webhook")
+    assert (enabled, events) == (False, [])
+    assert (await admin.fill(f"/webhooks/{row_id}", f"/webhooks/{row_id}/delete")).status == 303
+    assert (await admin.open(f"/webhooks/{row_id}")).status == 404
+    made = await tenant_of(api)
+    await api.make("api-keys", tenant_id=made["id"])
+    refused = await admin.fill(f"/tenants/{made['id']}", f"/tenants/{made['id']}/delete")
+    assert refused.status == 409
+    assert "still has API keys" in refused.text
+
+
+FORGED = [
+    ({"Origin": "http://evil.example"}, True),
+    ({"Origin": "null"}, True),
+    ({"Origin": ""}, True),
+    ({"Sec_Fetch_Site": "cross-site"}, True),
+    ({"Sec_Fetch_Site": "same-site"}, True),
+    ({"Sec_Fetch_Site": "none"}, True),
+    ({}, False),
+]
+
+
+@pytest.mark.parametrize(("headers", "with_token"), FORGED)
+async def test_a_forged_form_is_refused(
+    api: Api, admin: Person, headers: dict[str, str], *, with_token: bool
+) -> None:
+    made = await tenant_of(api)
+    action = f"/tenants/{made['id']}/recharge"
+    fields = (await admin.open(f"/tenants/{made['id']}")).fields(action)
+    if not with_token:
+        fields = [(name, value if name != "form_token" else "0" * 64) for name, value in fields]
+    answer = await admin.post(action, [*fields, ("amount", "5")], **headers)
+    assert answer.status == 403
+    assert "did not come from a page" in answer.text
+    assert api.counters.quotas[made["id"]].tokens_remaining == 1000
+
+
+async def test_a_form_token_is_one_sessions(api: Api, admin: Person) -> None:
+    other = Person(admin.client)
+    await other.sign_in(ADMIN)
+    stolen = (await other.open("/")).form_token
+    made = await tenant_of(api)
+    answer = await admin.post(f"/tenants/{made['id']}/recharge", {"form_token": stolen, "amount": "5"})
+    assert answer.status == 403
+
+
+async def test_json_and_files_are_no_forms(api: Api, admin: Person) -> None:
+    made = await tenant_of(api)
+    token = (await admin.open("/")).form_token
+    for kind in ("application/json", "text/plain", "multipart/form-data; boundary=x"):
+        body = f'{{"form_token": "{token}", "amount": 5}}'.encode()
+        answer = await admin.post(f"/tenants/{made['id']}/recharge", body, Content_Type=kind)
+        assert answer.status == 415, kind
+    assert api.counters.quotas[made["id"]].tokens_remaining == 1000
+
+
+def writes() -> list[str]:
+    """Where every form of every page is sent to."""
+    found = ["/reconciliation", "/reconciliation/repair"]
+    for name, screen in SCREENS.items():
+        resource = screen.resource
+        found += [f"/{name}"] if resource.create is not None else []
+        found += [f"/{name}/1/{CHANGE}"] if resource.patch is not None else []
+        found += [f"/{name}/1/{DELETE}"] if resource.deletable else []
+        found += [f"/{name}/1/{address_of(action)}" for action in resource.actions]
+    return found
+
+
+async def test_a_reader_can_change_nothing_anywhere(api: Api, reader: Person) -> None:
+    await furnish(api)
+    before = api.rows("select count(*) from audit_log")
+    token = (await reader.open("/")).form_token
+    assert len(writes()) > 40
+    for address in writes():
+        answer = await reader.post(address, {"form_token": token, "amount": "5", "name": "x"})
+        assert answer.status == 403, address
+    assert api.rows("select count(*) from audit_log") == before
+
+
+async def test_a_reader_sees_no_button(api: Api, reader: Person) -> None:
+    made = await furnish(api)
+    for address in [f"/{name}/{row['id']}" for name, row in made.items()] + [f"/{name}" for name in SCREENS]:
+        page = await reader.open(address)
+        assert page.status == 200, address
+        assert page.text.count('method="post"') == 1, address  # to sign out
+        assert "/new" not in page.text, address
+        assert "Actions" not in page.text, address
+    assert (await reader.open("/tenants/new")).status == 404

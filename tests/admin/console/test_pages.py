@@ -1,0 +1,303 @@
+"""Every page: there with data and without, well-formed, inert to hostile text, bounded, closed to others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from gateway.admin.console.screens import SCREENS
+from tests.admin.conftest import Api
+from tests.admin.console.conftest import Page, Person
+
+HOSTILE = """<script>alert("x")</script>'"><img src=x onerror=alert(1)>{{ 7777*7777 }}{% raw %}&amp;"""
+VOID = frozenset({"meta", "link", "img", "input", "br", "hr", "rect", "circle", "path"})
+ADDRESSES = ["/", "/reconciliation", *(f"/{name}" for name in SCREENS)]
+NEW = [f"/{name}/new" for name, screen in SCREENS.items() if screen.resource.create is not None]
+
+
+class Elements(HTMLParser):
+    """Opens and closes elements as they come, and keeps every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        names = [name for name, _ in attrs]
+        if len(names) != len(set(names)):
+            self.wrong.append(f"{tag} says {names}")
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"</{tag}> closes nothing")
+
+
+def well_formed(page: Page) -> Elements:
+    """The elements of a page whose tags match, whose ids are its own, and which runs nothing of its own."""
+    elements = Elements()
+    elements.feed(page.text)
+    elements.close()
+    assert elements.wrong == []
+    assert elements.open == []
+    assert len(elements.ids) == len(set(elements.ids)), sorted(elements.ids)
+    for tag, name, value in elements.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name != "style", tag
+        if name in {"src", "href", "action", "hx-get"}:
+            assert value.startswith(("/", "#", "?")), (tag, name, value)
+            assert not value.startswith("//"), (tag, name, value)
+    return elements
+
+
+async def furnish(api: Api) -> dict[str, Any]:
+    """One of everything, with names that mean harm."""
+    plan = await api.make("token-plans", name=HOSTILE, total_amount=10**12, description=HOSTILE)
+    organization = await api.make("organizations", name=HOSTILE, spend_cap="9000000000")
+    tenant = await api.make(
+        "tenants", name=HOSTILE, organization_id=organization["id"], plan_id=plan["id"],
+        limits={"requests_per_minute": 60},
+    )  # fmt: skip
+    await api.make("api-keys", tenant_id=tenant["id"], name=HOSTILE)
+    await api.make("users", external_id=HOSTILE[:100], organization_id=organization["id"], name=HOSTILE)
+    service = await api.make(
+        "services", name=HOSTILE, key="hostile", credits=10**12, service_type="One-Time", business_model_id=1,
+        pricing={"tiers": [{"up_to": None, "unit_price": "0.001"}]}, description=HOSTILE,
+    )  # fmt: skip
+    await api.make(
+        "organization-services", organization_id=organization["id"], service_id=service["id"],
+        negotiated_credits=0,
+    )  # fmt: skip
+    gold = await api.make(
+        "subscription-plans", name=HOSTILE, monthly_cost="0", annual_cost="10.50", feature_access=["hostile"]
+    )
+    await api.make(
+        "organization-subscriptions", organization_id=organization["id"], plan_id=gold["id"],
+        start_date="2026-01-01", end_date="2028-01-01",
+    )  # fmt: skip
+    await api.make("credit-additions", organization_id=organization["id"], credits_added=5, remark=HOSTILE)
+    await api.make("webhooks", url="https://hooks.example/<script>", events=["quota.80"])
+    await api.make("admin-tokens", name=HOSTILE, role="readonly")
+    invoice = await api.make(
+        "invoices", organization_id=organization["id"], period_start="2026-01-01", period_end="2026-02-01"
+    )
+    await api.post("reconciliation")
+    _write_ledgers(api, organization["id"], tenant["id"], service["id"])
+    return {"tenants": tenant, "organizations": organization, "invoices": invoice, "services": service}
+
+
+def _write_ledgers(api: Api, organization: int, tenant: int, service: int) -> None:
+    metadata = '{"model": "<script>alert(1)</script>"}'
+    api.rows(
+        "insert into token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
+        " created_at, epoch, seq, cycle, service_id, request_id, metadata) select %s, 'consume', 1000000000000, 0, 'OUT',"
+        " now(), 1, n, 1, %s, gen_random_uuid(), %s::jsonb from generate_series(1, 60) as n",
+        tenant, service, metadata,
+    )  # fmt: skip
+    api.rows(
+        "insert into usage_daily (day, organization_id, tenant_id, service_id, requests, tokens, credits)"
+        " values (current_date, %s, %s, %s, 60, 60000000000001, 5)",
+        organization, tenant, service,
+    )  # fmt: skip
+    for table, amount in (("credit_transaction", "credits_used"), ("feature_usage", "usage_amount")):
+        api.rows(
+            f"insert into {table} (organization_id, tenant_id, feature_id, timestamp, {amount}, epoch, seq,"
+            " metadata) values (%s, %s, %s, now(), 7, 1, 1, %s::jsonb)",
+            organization, tenant, service, metadata,
+        )  # fmt: skip
+    api.rows(
+        "insert into dead_letter (partition, entry_id, raw, reason, organization_id)"
+        " values (1, '1-0', '\\x3c7363726970743e', %s, %s)",
+        HOSTILE, organization,
+    )  # fmt: skip
+    api.rows(
+        "insert into webhook_delivery (webhook_id, event, occasion, state, error)"
+        " select id, 'quota.80', 'once', 'failed', %s from webhook",
+        HOSTILE,
+    )
+
+
+async def test_every_page_without_data(admin: Person) -> None:
+    for address in [*ADDRESSES, *NEW, "/sign-in"]:
+        page = await admin.open(address)
+        assert page.status == (303 if address == "/sign-in" else 200), address
+        if page.status == 200:
+            well_formed(page)
+
+
+async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    owners = [f"/{name}/{row['id']}" for name, row in made.items()]
+    rows = [
+        f"/{name}/{api.rows(f'select max(id) from {table}')[0][0]}"
+        for name, table in (
+            ("api-keys", "api_key"), ("users", "app_user"), ("token-plans", "token_plan"),
+            ("webhooks", "webhook"), ("subscription-plans", "subscription_plan"), ("admin-tokens", "admin_token"),
+            ("organization-subscriptions", "organization_subscription"), ("dead-letters", "dead_letter"),
+            ("organization-services", "organization_service"), ("credit-additions", "credit_addition"),
+            ("webhook-deliveries", "webhook_delivery"), ("business-models", "business_model"),
+        )
+    ]  # fmt: skip
+    fragments = ["/live", f"/tenants/{made['tenants']['id']}/quota", "/find/tenants?tenant_id=script"]
+    for address in [
+        *ADDRESSES,
+        *owners,
+        *rows,
+        *fragments,
+        f"{owners[0]}?by=service",
+        f"{owners[1]}?of=credits",
+    ]:
+        page = await admin.open(address)
+        assert page.status == 200, address
+        elements = well_formed(page)
+        assert "<script>alert" not in page.text, address
+        assert "<img src=x" not in page.text, address
+        assert not any(tag == "img" and value == "x" for tag, _, value in elements.attributes)
+        assert "60481729" not in page.text, address
+    page = await admin.open(owners[0])
+    assert "1,000,000,000,000" in page.text
+    assert "&lt;script&gt;alert" in page.text
+
+
+async def test_pages_run_nothing_but_their_own_files(admin: Person) -> None:
+    page = await admin.open("/tenants")
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    for part in ("frame-ancestors 'none'", "base-uri 'none'", "form-action 'self'"):
+        assert part in policy
+    assert "unsafe" not in policy
+    wanted = {
+        "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+    }  # fmt: skip
+    assert {name: page.headers[name] for name in wanted} == wanted
+    scripts = [value for tag, name, value in well_formed(page).attributes if (tag, name) == ("script", "src")]
+    assert len(scripts) == 3
+    for address in scripts:
+        script = await admin.open(address)
+        assert (script.status, script.headers["Content-Type"]) == (200, "text/javascript; charset=utf-8")
+        assert "immutable" in script.headers["Cache-Control"]
+    old = await admin.open("/static/000000000000/console.css")
+    assert old.headers["Cache-Control"] == "no-store"
+    for address in ("/static/x/nothing.js", "/static/x/..%2f..%2fapi.py", "/static/x/__init__.py"):
+        assert (await admin.open(address)).status == 404
+
+
+async def test_the_theme_is_what_was_chosen(admin: Person) -> None:
+    assert "data-theme=" not in (await admin.open("/")).text.split("<body")[0]
+    admin.cookie += "; tollkeeper_theme=dark"
+    assert '<html lang="en" data-theme="dark">' in (await admin.open("/")).text
+    admin.cookie = admin.cookie.replace("=dark", '="><script>')
+    assert "data-theme=" not in (await admin.open("/")).text.split("<body")[0]
+
+
+async def test_what_is_not_there_is_a_page_for_people_and_a_problem_for_programs(admin: Person) -> None:
+    for address in ("/nothing", "/tenants/99", "/tenants/0", f"/tenants/{'9' * 30}", "/invoices/99.pdf"):
+        page = await admin.open(address)
+        assert (page.status, "404" in page.text) == (404, True), address
+    page = await admin.send("GET", "/admin/v1/nothing")
+    assert page.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_lists_go_on_where_they_end(api: Api, admin: Person) -> None:
+    made = await api.make("tenants", name="Tenant 0")
+    api.rows(
+        "insert into tenant (organization_id, name)"
+        " select %s, 'Tenant ' || n from generate_series(1, 119) as n",
+        made["organization_id"],
+    )
+    seen: list[str] = []
+    address: str | None = "/tenants?search=tenant"
+    pages = 0
+    while address:
+        page = await admin.open(address)
+        pages += 1
+        found = list(links(page, "/tenants/"))
+        assert len(found) <= 50
+        seen += found
+        address = next((link for link in links(page, "/tenants?") if "cursor=" in link), None)
+    assert (pages, len(seen), len(set(seen))) == (3, 120, 120)
+
+
+def links(page: Page, prefix: str) -> Iterator[str]:
+    elements = well_formed(page)
+    return (
+        value for tag, name, value in elements.attributes
+        if (tag, name) == ("a", "href") and value.startswith(prefix) and not value.endswith("/new")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("/tenants?organization_id=x", "/tenants?cursor=bad", "/audit-log?from=yesterday"),
+        *("/audit-log?to=9999-12-31", "/credit-transactions?request_id=7", "/invoices?status=lost"),
+    ],
+)
+async def test_filters_that_cannot_be_used_are_said(admin: Person, address: str) -> None:
+    page = await admin.open(address)
+    assert page.status == 422
+    assert "cannot be used" in page.text
+    well_formed(page)
+
+
+async def test_filters_find(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    tenant = f"/tenants/{made['tenants']['id']}"
+    assert "Nothing matches" in (await admin.open(f"{tenant}?transaction_type=recharge")).text
+    assert "−1,000,000,000,000" in (await admin.open(f"{tenant}?transaction_type=consume")).text
+    assert "Nothing matches" in (await admin.open("/tenants?search=nobody")).text
+    assert "&lt;script" in (await admin.open("/tenants?search=alert")).text
+    assert "Nothing matches" in (await admin.open("/audit-log?actor=nobody")).text
+
+
+async def test_ids_are_found_by_name(api: Api, admin: Person) -> None:
+    made = await api.make("organizations", name="Acme <Europe>")
+    page = await admin.open("/find/organizations?organization_id=eur")
+    assert f'<option value="{made["id"]}">Acme &lt;Europe&gt;</option>' in page.text
+    for address in (
+        "/find/organizations",
+        "/find/organizations?q=",
+        "/find/admin-tokens?q=a",
+        "/find/x?q=" + "a" * 300,
+    ):
+        assert "<option" not in (await admin.open(address)).text
+
+
+async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> None:
+    assert "No gateway on this machine" in (await admin.open("/live")).text
+    api.counters.numbers = {
+        "bounds": [0.1, 1.0],
+        "requests": [["/v1/chat", 200, "", 90], ["/v1/chat", 429, "quota_exceeded", 10]],
+        "tokens": [["chat", "total", 1000]], "credits": [["chat", 5]], "holds": 3, "outbox_entries": 10**12,
+        "outbox_oldest_seconds": 75.0, "drift_tokens": 7, "drift_credits": 0,
+        "request_seconds": {"buckets": [90, 10, 0], "sum": 3.0},
+        "overhead_seconds": {"buckets": [90, 10, 0], "sum": 3.0},
+    }  # fmt: skip
+    page = await admin.open("/")
+    while "100 in all" not in page.text:  # samples are taken half a second apart
+        page = await admin.open("/live")
+    for said in ("quota_exceeded", "1,000,000,000,000", "oldest 75.0 s", ">3<", ">7<"):
+        assert said in page.text, said
+    history = await admin.open("/live/history")
+    assert history.headers["Content-Type"].startswith("application/json")
+
+
+async def test_documents_of_an_invoice_need_a_session(api: Api, admin: Person, nobody: Person) -> None:
+    made = await furnish(api)
+    address = f"/invoices/{made['invoices']['id']}"
+    assert (await admin.open(f"{address}.pdf")).headers["Content-Type"] == "application/pdf"
+    assert "usage" in (await admin.open(f"{address}/usage.csv")).headers["Content-Disposition"]
+    assert (await nobody.open(f"{address}.pdf")).status in {303, 401}

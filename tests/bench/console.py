@@ -1,0 +1,214 @@
+"""Milliseconds of each page of the console over a database of full size, slowest first.
+
+The database is filled by PostgreSQL itself: 100,000 tenants and 10,000,000 rows of the token
+ledger, a tenth of them of one tenant, with everything else in proportion. Prints a table.
+Usage: python -m tests.bench.console [--tenants N] [--rows N] [--rounds N] [--url URL of a filled database]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+from aiohttp import DummyCookieJar
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.admin.api import build
+from persistence import engine as engines
+from persistence import migrate
+from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
+from tests.admin.console.conftest import Person
+from tests.bench.flush import postgres
+
+BUDGET_MS = 200.0
+ORGANIZATIONS_SHARE = 5  # tenants an organization
+WORDS = "ARRAY['Acme','Zenith','Orbit','Nimbus','Harbor','Quartz','Vertex','Lumen','Cobalt','Juniper']"
+AGO = "now() - ({n} % 3900000) * interval '1 second'"
+
+# Each fills one table; {tenants}, {organizations} and {rows} are numbers.
+FILL = (
+    f"""INSERT INTO organization (name, credit_balance)
+SELECT ({WORDS})[1 + n % 10] || ' ' || ({WORDS})[1 + n / 10 % 10] || ' ' || n, 1000
+  FROM generate_series(1, {{organizations}}) AS n""",
+    """INSERT INTO token_plan (name, total_amount) SELECT 'Plan ' || n, n * 1000000
+  FROM generate_series(1, 50) AS n""",
+    f"""INSERT INTO tenant (organization_id, name, plan_id)
+SELECT 1 + n % {{organizations}}, ({WORDS})[1 + n % 10] || '-' || ({WORDS})[1 + n / 7 % 10] || ' team ' || n,
+       1 + n % 50 FROM generate_series(1, {{tenants}}) AS n""",
+    """INSERT INTO tenant_quota (tenant_id, plan_id, total, tokens_used, tokens_remaining, last_seq, epoch)
+SELECT n, 1 + n % 50, 1000000, n % 900000, 1000000 - n % 900000, 90, 1
+  FROM generate_series(1, {tenants}) AS n""",
+    """INSERT INTO token_ledger (tenant_id, transaction_type, amount, total_remaining, direction, created_at,
+                          epoch, seq, cycle, request_id, service_id, metadata)
+SELECT CASE WHEN n <= {rows} / 10 THEN 1 ELSE 2 + n % ({tenants} - 1) END,
+       CASE WHEN n % 400 = 0 THEN 'recharge' ELSE 'consume' END, 100, 1000000,
+       CASE WHEN n % 400 = 0 THEN 'IN' ELSE 'OUT' END,
+       now() - ({rows} - n) * interval '45 days' / {rows}, 1,
+       CASE WHEN n <= {rows} / 10 THEN n ELSE n / ({tenants} - 1) END, 1, gen_random_uuid(), 1 + n % 6,
+       jsonb_build_object('model', 'model-' || n % 5, 'input', 60, 'output', 40)
+  FROM generate_series(1, {rows}) AS n""",
+    """INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, requests, tokens, credits)
+SELECT current_date - d, 1 + t % {organizations}, t, s, 3, 300, 1
+  FROM generate_series(1, {tenants}) AS t, generate_series(0, 29) AS d, generate_series(1, 6) AS s
+ WHERE s = 1 OR t <= 100""",
+    """INSERT INTO api_key (tenant_id, name, digest, prefix)
+SELECT n, 'server', encode(sha256(n::text::bytea), 'hex'), 'tk_abcde'
+  FROM generate_series(1, {tenants}) AS n""",
+    """INSERT INTO app_user (organization_id, external_id)
+SELECT 1 + n % {organizations}, 'user-' || n FROM generate_series(1, {tenants}) AS n""",
+    """INSERT INTO organization_service (organization_id, service_id, negotiated_credits)
+SELECT n, 1 + n % 6, n FROM generate_series(1, {organizations}) AS n""",
+    """INSERT INTO credit_addition (organization_id, credits_added, spent, timestamp)
+SELECT 1 + n % {organizations}, 1000, n % 1000, """
+    + AGO
+    + """ FROM generate_series(1, 3 * {organizations}) AS n""",
+    """INSERT INTO credit_transaction (organization_id, tenant_id, feature_id, "timestamp", credits_used,
+                                balance_after, epoch, seq, request_id)
+SELECT CASE WHEN n <= {rows} / 50 THEN 1 ELSE 2 + n % ({organizations} - 1) END, 1, 1 + n % 6,
+       now() - ({rows} / 10 - n) * interval '45 days' / ({rows} / 10), 2, 1000, 1,
+       CASE WHEN n <= {rows} / 50 THEN n ELSE n / ({organizations} - 1) END, gen_random_uuid()
+  FROM generate_series(1, {rows} / 10) AS n""",
+    """INSERT INTO feature_usage (organization_id, tenant_id, feature_id, "timestamp", usage_amount, epoch,
+                           seq, request_id)
+SELECT CASE WHEN n <= {rows} / 50 THEN 1 ELSE 2 + n % ({organizations} - 1) END, 1, 1 + n % 6,
+       now() - ({rows} / 10 - n) * interval '45 days' / ({rows} / 10), 2, 1,
+       CASE WHEN n <= {rows} / 50 THEN n ELSE n / ({organizations} - 1) END, gen_random_uuid()
+  FROM generate_series(1, {rows} / 10) AS n""",
+    """INSERT INTO invoice (organization_id, number, status, currency, period_start, period_end, total_amount)
+SELECT 1 + n % {organizations}, 'INV-' || n, CASE WHEN n % 100 = 0 THEN 'void' ELSE 'finalized' END, 'USD',
+       current_date - 60, current_date - 30, 100 FROM generate_series(1, 2 * {organizations}) AS n""",
+    """INSERT INTO invoice_line (invoice_id, position, kind, description, service_id, quantity, unit_price,
+                          amount)
+SELECT n, p, 'usage', 'Line ' || p, 1, 10, 2, 20
+  FROM generate_series(1, 2 * {organizations}) AS n, generate_series(1, 5) AS p""",
+    """INSERT INTO subscription_plan (name, monthly_cost, annual_cost) SELECT 'Gold ' || n, 10, 100
+  FROM generate_series(1, 20) AS n""",
+    """INSERT INTO organization_subscription (organization_id, plan_id, start_date, end_date, standing)
+SELECT n, 1 + n % 20, current_date - 30, current_date + 300, 'active'
+  FROM generate_series(1, {organizations}) AS n""",
+    """INSERT INTO subscription_segment (organization_id, plan_id, billing_interval, cost, anchor_date,
+                                  start_date, end_date)
+SELECT n, 1 + n % 20, 'monthly', 10, current_date - 30, current_date - 30, current_date + 300
+  FROM generate_series(1, {organizations}) AS n""",
+    """INSERT INTO audit_log (actor, action, resource, resource_id, after, created_at)
+SELECT CASE WHEN n = 7 THEN 'token:1' ELSE 'builtin:admin' END, 'recharge', 'tenants',
+       (1 + n % {tenants})::text, '{{"amount": 5}}', """
+    + AGO
+    + """ FROM generate_series(1, 5 * {tenants}) AS n""",
+    """INSERT INTO control_write (account, verb, state) SELECT 'tenant:' || n, 'recharge', 'done'
+  FROM generate_series(1, {tenants}) AS n""",
+    """INSERT INTO webhook (url, secret) SELECT 'https://example.com/' || n, 's'
+  FROM generate_series(1, 20) AS n""",
+    """INSERT INTO webhook_delivery (webhook_id, event, occasion, state)
+SELECT 1 + n % 20, 'quota.80', 'o' || n, 'delivered' FROM generate_series(1, {tenants}) AS n""",
+    """INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)
+SELECT n % 64, n || '-0', '\\x00', 'malformed', n FROM generate_series(1, 5000) AS n""",
+)
+
+# A page's name and its address; every round asks for other rows.
+PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
+    ("overview", lambda n: "/"),
+    ("overview, live", lambda n: "/live"),
+    ("organizations", lambda n: "/organizations"),
+    ("organizations, search", lambda n: f"/organizations?search=zen+{n * 13}"),
+    ("organization", lambda n: f"/organizations/{1 + n * 7}"),
+    ("tenants", lambda n: "/tenants"),
+    ("tenants, search for one", lambda n: f"/tenants?search=team+{n * 991}"),
+    ("tenants, search for many", lambda n: "/tenants?search=acme"),
+    ("tenants, search for most", lambda n: "/tenants?search=team"),
+    ("tenants, search for none", lambda n: f"/tenants?search=nobody{n}"),
+    ("tenants of an organization", lambda n: f"/tenants?organization_id={1 + n * 3}"),
+    ("tenant", lambda n: f"/tenants/{2 + n * 97}"),
+    ("tenant with a million movements", lambda n: "/tenants/1"),
+    ("its recharges", lambda n: "/tenants/1?transaction_type=recharge"),
+    ("its ledger of a day", lambda n: "/tenants/1?from={day}&to={day}"),
+    ("its use by service", lambda n: "/tenants/1?by=service"),
+    ("API keys", lambda n: "/api-keys"),
+    ("users of an organization", lambda n: f"/users?organization_id={1 + n}"),
+    ("credits", lambda n: "/credit-additions"),
+    ("credits of an organization", lambda n: f"/credit-additions?organization_id={1 + n}"),
+    ("credit transactions", lambda n: "/credit-transactions"),
+    ("credit transactions of one", lambda n: "/credit-transactions?organization_id=1"),
+    ("of one and a service", lambda n: "/credit-transactions?organization_id=1&feature_id=3"),
+    ("of a service", lambda n: "/credit-transactions?feature_id=3"),
+    ("feature usage of a day", lambda n: "/feature-usage?from={day}&to={day}"),
+    ("subscriptions", lambda n: "/organization-subscriptions"),
+    ("invoices", lambda n: "/invoices"),
+    ("invoices, void", lambda n: "/invoices?status=void"),
+    ("invoice", lambda n: f"/invoices/{1 + n}"),
+    ("negotiated prices", lambda n: "/organization-services"),
+    ("audit log", lambda n: "/audit-log"),
+    ("audit log of a tenant", lambda n: f"/audit-log?resource=tenants&resource_id={n}"),
+    ("audit log of an actor", lambda n: "/audit-log?actor=token:1"),
+    ("deliveries", lambda n: "/webhook-deliveries"),
+    ("dead letters", lambda n: "/dead-letters"),
+)
+
+
+def fill(url: str, *, tenants: int, rows: int) -> None:
+    """Fill a migrated database; triggers rest meanwhile."""
+    numbers = {"tenants": tenants, "organizations": tenants // ORGANIZATIONS_SHARE, "rows": rows, "n": "n"}
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("SELECT ensure_partitions(now() - interval '31 days', 3)")
+        for statement in FILL:
+            connection.execute(statement.format(**numbers))  # type: ignore[arg-type]  # SQL of our own
+        connection.execute("VACUUM ANALYZE")
+
+
+async def measure(url: str, rounds: int) -> list[tuple[str, list[float], int]]:
+    """Milliseconds of every page, sorted, with the bytes of its last answer."""
+    engine = engines.create(url)
+    found = []
+    day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86_400))
+    server = TestServer(build(ports_over(engine, MemoryCounters(url))))
+    async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
+        person = Person(client)
+        await person.sign_in(ADMIN)
+        for name, address in PAGES:
+            taken = []
+            for n in range(rounds):
+                started = time.perf_counter()
+                page = await person.open(address(n).replace("{day}", day))
+                taken.append((time.perf_counter() - started) * 1000)
+                assert page.status == 200, (name, page.status, re.sub(r"<[^>]+>", "", page.text)[-500:])
+            found.append((name, sorted(taken), len(page.text)))
+    await engine.dispose()
+    return found
+
+
+@contextlib.contextmanager
+def _given(url: str) -> Iterator[str]:
+    yield url
+
+
+def main() -> int:
+    """Fill, measure, print; 1 if a page is slower than it may be."""
+    parser = argparse.ArgumentParser(prog="console")
+    parser.add_argument("--tenants", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--url", help="a database that is filled already")
+    options = parser.parse_args()
+    with _given(options.url) if options.url else postgres() as url:
+        if not options.url:
+            migrate.upgrade(url)
+            started = time.perf_counter()
+            fill(url, tenants=options.tenants, rows=options.rows)
+            print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        found = asyncio.run(measure(url, options.rounds))
+    print(f"{'page':36}{'p50 ms':>9}{'p95 ms':>9}{'worst':>9}{'kB':>7}")
+    for name, taken, size in sorted(found, key=lambda each: -each[1][int(len(each[1]) * 0.95)]):
+        p50, p95 = taken[len(taken) // 2], taken[int(len(taken) * 0.95)]
+        print(f"{name:36}{p50:9.1f}{p95:9.1f}{taken[-1]:9.1f}{size / 1000:7.0f}")
+    return int(any(taken[int(len(taken) * 0.95)] > BUDGET_MS for _, taken, _ in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
