@@ -129,8 +129,7 @@ class Keeper:
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
         lost = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log).look
         self._watcher = Watcher((self._memory, self._books, self._certificates, lost))
-        self._database = Probe(lambda: engines.answers(self._engine))
-        self._redis = Probe(self._pinged)
+        self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
         self._listening: Listening | None = None
