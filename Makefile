@@ -31,7 +31,7 @@ bench: ## The long measurements, printed as tables
 docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python deploy/reference.py
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs --quiet $(or $(ARGS),build)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs $(or $(ARGS),build)
 
 faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--rows NAME,… --fresh --list"
 	@.ci/environment requirements-dev.lock

@@ -32,7 +32,12 @@ COMMANDS = """# Commands
 
 `tollkeeper COMMAND --help` says the same. The administration commands, those that read or change what is
 in the database, speak to the Admin API; [settings](../settings.md#the-administration-commands) says how
-they find it. All that print a table have `--json` for programs.
+they find it. What prints a result has `--json` for programs.
+
+Shells complete commands and options once they are told to: `tollkeeper --install-completion` does so for
+the bash, zsh, fish or PowerShell it is typed in, from the next shell on. `tollkeeper --show-completion`
+prints the script instead, for a place of your own such as `~/.config/fish/completions/tollkeeper.fish`.
+Zsh wants `compinit` to have run.
 """
 REFUSALS = """# Refusals
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version as installed
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway import cli_admin, cli_backup, tallies
+from gateway import cli_admin, cli_backup, cli_doctor, tallies
 from gateway import settings as settings_module
 from gateway.configuration import default_table
 from gateway.local import ports
 from gateway.local.announce import PlainVoice
-from gateway.local.data_directory import known_values
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.ops import Ops
 from gateway.local.plan import Endpoints, Options, Parts
@@ -35,10 +34,10 @@ app = typer.Typer(
     name="tollkeeper",
     help="Admits, meters and bills every request to an LLM or any HTTP API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 cli_backup.mount(app)
+cli_doctor.mount(app)
 
 
 def _version(wanted: bool) -> None:  # typer's way of an eager option
@@ -53,15 +52,8 @@ GatewayPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0
 AdminPortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any free port (8081).")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, max=256, help="Gateway processes.")]
 RedisOption = Annotated[str | None, typer.Option(help="Use this Redis or Valkey instead of the embedded.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DatabaseOption = Annotated[str | None, typer.Option(help="Use this PostgreSQL instead of the embedded one.")]
-
-
-class Role(StrEnum):
-    """Whose needs `doctor` looks at."""
-
-    SERVE = "serve"
-    KEEPER = "keeper"
-    ALL = "all"
 
 
 @app.callback()
@@ -181,45 +173,14 @@ def keeper(
 
 
 @app.command()
-def migrate(*, config: ConfigOption = None, database_url: DatabaseOption = None) -> None:
+def migrate(
+    *, config: ConfigOption = None, database_url: DatabaseOption = None, json: JsonOption = False
+) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
     settings = _settings(config, database_url=database_url)
     settings.require("database_url")
-    typer.echo(f"schema version {_migrate(settings.database_url)}")
-
-
-@app.command()
-def doctor(
-    *,
-    config: ConfigOption = None,
-    data_dir: DataDirOption = None,
-    redis_url: RedisOption = None,
-    database_url: DatabaseOption = None,
-    role: Annotated[
-        Role, typer.Option("--for", help="What is to run here: a lone serve, a keeper, or all of it.")
-    ] = Role.ALL,
-) -> None:
-    """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
-    import asyncio  # noqa: PLC0415
-
-    from gateway.doctor import examine  # noqa: PLC0415
-
-    settings = _settings(
-        config, data_dir=str(data_dir) if data_dir else None, redis_url=redis_url, database_url=database_url
-    )
-    known = known_values(Path(settings.data_dir), settings.named())
-    if upstream := known.pop("upstream_url", ""):
-        settings = settings.with_upstream(upstream)
-    settings = settings.with_values(**known)
-
-    async def look() -> bool:
-        well = True
-        async for finding in examine(settings, role):
-            typer.echo(f"{'ok   ' if finding.well else 'WRONG'} {finding.subject}: {finding.says}")
-            well = well and finding.well
-        return well
-
-    raise typer.Exit(0 if asyncio.run(look()) else 1)
+    schema = _migrate(settings.database_url)
+    typer.echo(dumps({"schema_version": schema}) if json else f"schema version {schema}")
 
 
 @app.command("demo-upstream")

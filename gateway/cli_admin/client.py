@@ -110,7 +110,7 @@ class AdminClient:
             with build_opener(*self._proxies()).open(request, timeout=TIMEOUT_S) as response:
                 return int(response.status), response.read()
         except HTTPError as error:
-            raise CommandFailed(_refusal(error)) from error
+            raise CommandFailed(_refusal(error, path)) from error
         except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise CommandFailed(
@@ -154,14 +154,25 @@ def _noted(path: Path) -> dict[str, str]:
     return {name: str(value) for name, value in noted.items()} if isinstance(noted, dict) else {}
 
 
-def _refusal(error: HTTPError) -> str:
-    """Say what the API answered, field by field."""
+# What helps against an answer, where the answer itself does not say.
+_HELP = {
+    401: "Set TOLLKEEPER_ADMIN_TOKEN to a valid one; `up` has its own in its data directory (secrets.json).",
+    403: "Set TOLLKEEPER_ADMIN_TOKEN to a token of the role admin.",
+    429: "Wait a moment and try again.",
+    503: "Ask /readyz at the same address, or `tollkeeper doctor`, what is away.",
+}
+
+
+def _refusal(error: HTTPError, path: str) -> str:
+    """Say what the API answered, field by field, and what to do about it."""
     try:
         problem = json.loads(error.read())
         fields = [f"  {item['field']}: {item['message']}" for item in problem.get("errors", ())]
-        text = "\n".join([str(problem["detail"]), *fields])
+        said = "\n".join([str(problem["detail"]), *fields])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        text = f"The Admin API answered {error.code}."
+        said = f"The Admin API answered {error.code}."
     if error.code == 401:
-        return "The admin token is not accepted; set TOLLKEEPER_ADMIN_TOKEN to a valid one."
-    return text
+        said = "The admin token is not accepted."
+    elif error.code == 404:
+        said = f"{said} There is no {path.partition('?')[0]}; the command's `list` shows what there is."
+    return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said

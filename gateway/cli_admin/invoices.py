@@ -11,7 +11,7 @@ import typer
 
 from gateway.cli_admin.client import AdminClient, CommandFailed, Json
 from gateway.cli_admin.options import AsJson, LimitRows
-from gateway.cli_admin.output import admin, row, rows, say
+from gateway.cli_admin.output import admin, deleted, row, rows, say, steps
 
 app = typer.Typer(no_args_is_help=True, help="Invoices: drafts, numbers, documents.")
 
@@ -112,11 +112,12 @@ def credit_note(
 
 
 @app.command()
-def delete(invoice: Invoice) -> None:
+def delete(invoice: Invoice, *, as_json: AsJson = False) -> None:
     """Delete a draft."""
     with admin() as api:
-        api.delete(f"invoices/{invoice}")
-        say("Deleted.")
+        row_id = invoice
+        api.delete(f"invoices/{row_id}")
+        deleted(row_id, as_json=as_json)
 
 
 @app.command()
@@ -132,20 +133,21 @@ def run(
         organizations = api.items("organizations", ORGANIZATIONS_MAX)
         done: list[Json] = []
         failed = 0
-        for number, organization in enumerate(organizations, 1):
-            step = f"{number}/{len(organizations)} {organization['name']}"
-            try:
-                invoice = _one_of_run(api, int(organization["id"]), period, draft=draft)
-            except CommandFailed as refusal:
-                failed += 1
-                say(f"{step}: {refusal.message}")
-                continue
-            if invoice is None:
-                say(f"{step}: nothing to bill")
-                continue
-            done.append(invoice)
-            named = invoice["number"] or f"draft {invoice['id']}"
-            say(f"{step}: {named}, {invoice['currency']} {invoice['total_amount']}")
+        with steps(len(organizations), f"Invoices from {period[0]}") as step:
+            for organization in organizations:
+                name = organization["name"]
+                try:
+                    invoice = _one_of_run(api, int(organization["id"]), period, draft=draft)
+                except CommandFailed as refusal:
+                    failed += 1
+                    step(f"{name}: {refusal.message}")
+                    continue
+                if invoice is None:
+                    step(f"{name}: nothing to bill")
+                    continue
+                done.append(invoice)
+                named = invoice["number"] or f"draft {invoice['id']}"
+                step(f"{name}: {named}, {invoice['currency']} {invoice['total_amount']}")
         rows(done, COLUMNS, as_json=as_json, title=f"Invoices from {period[0]} to {period[1]}")
         if failed:
             raise CommandFailed(f"{failed} of {len(organizations)} organizations are left; run it again.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, Tpm
-from gateway.cli_admin.output import admin, given, limits, row, rows, say
+from gateway.cli_admin.output import admin, deleted, given, limits, row, rows
 
 app = typer.Typer(no_args_is_help=True, help="Organizations: who is billed.")
 
@@ -58,8 +58,9 @@ def show(organization: Organization, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def delete(organization: Organization) -> None:
+def delete(organization: Organization, *, as_json: AsJson = False) -> None:
     """Delete an organization that has no tenants and no users."""
     with admin() as api:
-        api.delete(f"organizations/{api.named('organizations', organization)}")
-        say("Deleted.")
+        row_id = api.named("organizations", organization)
+        api.delete(f"organizations/{row_id}")
+        deleted(row_id, as_json=as_json)

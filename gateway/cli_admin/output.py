@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gateway.cli_admin.client import AdminClient, CommandFailed, Json, find
 
 PIPE_COLUMNS = 240
+READABLE_COLUMNS = 12
 NUMBERS = frozenset(
     {
         *("id", "tenant_id", "organization_id", "plan_id", "seq"),
@@ -46,7 +49,7 @@ def admin() -> Iterator[AdminClient]:
 
 
 def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:
-    """Print a list."""
+    """Print a list: a table, or where the terminal is too narrow for one, row below row."""
     if as_json:
         print_json({"items": list(items)})
         return
@@ -56,9 +59,50 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
-    for item in items:
-        table.add_row(*(escape(cell(column, item.get(column))) for column in columns))
-    console().print(table)
+    cells = [[escape(cell(column, item.get(column))) for column in columns] for item in items]
+    for line in cells:
+        table.add_row(*line)
+    out = console()
+    if _fits(columns, cells, out.width):
+        out.print(table)
+        return
+    if title:
+        out.print(f"[italic]{escape(title)}[/]")
+    for line in cells:
+        out.print(_record(columns, line))
+
+
+@contextmanager
+def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
+    """Say how far long work is, on standard error: a bar on a terminal, a line a step where nobody looks.
+
+    The function that is lent is called once a step, with what came of it.
+    """
+    out = console(error=True)
+    if not out.is_terminal:
+        numbers = count(1)
+        yield lambda text: out.print(f"{next(numbers)}/{total} {text}", highlight=False, markup=False)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task(title, total=total)
+
+        def step(text: str) -> None:
+            progress.console.print(text, highlight=False, markup=False)
+            progress.advance(task)
+
+        yield step
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Show on a terminal that something is going on."""
+    out = console(error=True)
+    if out.is_terminal:
+        with out.status(title):
+            yield
+    else:
+        yield
 
 
 def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
@@ -75,6 +119,14 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
             console().print(note, highlight=False)
     if later:
         say("Stored; it takes effect as soon as Redis is back.")
+
+
+def deleted(row_id: int, *, as_json: bool) -> None:
+    """Say that a row is gone."""
+    if as_json:
+        print_json({"id": row_id, "deleted": True})
+    else:
+        say("Deleted.")
 
 
 def say(text: str) -> None:
@@ -95,6 +147,22 @@ def cell(column: str, value: object) -> str:
     if isinstance(value, list):
         return ", ".join(str(part) for part in value) or "-"
     return str(value)
+
+
+def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether each column can have what reads well: its name, and some of what is in it."""
+    widest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
+    return sum(needed) + 3 * len(columns) + 1 <= width
+
+
+def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
+    record = Table(show_header=False, expand=True)
+    record.add_column(no_wrap=True)
+    record.add_column(overflow="fold", ratio=1)
+    for name, value in zip(columns, line, strict=True):
+        record.add_row(f"[bold]{escape(name)}[/]", value)
+    return record
 
 
 def limits(requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:

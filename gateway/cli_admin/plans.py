@@ -9,7 +9,7 @@ import typer
 
 from gateway.cli_admin.client import CommandFailed
 from gateway.cli_admin.options import AsJson, LimitRows
-from gateway.cli_admin.output import admin, given, row, rows, say
+from gateway.cli_admin.output import admin, deleted, given, row, rows
 
 app = typer.Typer(no_args_is_help=True, help="Token plans: how much, how often.")
 
@@ -142,11 +142,14 @@ def update(
 
 
 @app.command()
-def delete(plan: Annotated[str, typer.Argument(metavar="PLAN", help="Id or name.")]) -> None:
+def delete(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Id or name.")], *, as_json: AsJson = False
+) -> None:
     """Delete a token plan that no tenant follows."""
     with admin() as api:
-        api.delete(f"token-plans/{api.named('token-plans', plan)}")
-        say("Deleted.")
+        row_id = api.named("token-plans", plan)
+        api.delete(f"token-plans/{row_id}")
+        deleted(row_id, as_json=as_json)
 
 
 def _total(text: str) -> int | None:

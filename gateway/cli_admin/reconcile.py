@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli_admin.options import AsJson
-from gateway.cli_admin.output import admin, row, rows
+from gateway.cli_admin.output import admin, row, rows, waiting
 
 COLUMNS = ("account", "kind", "difference", "seq", "detail")
 
@@ -19,7 +19,8 @@ def reconcile(
 ) -> None:
     """Compare every account now; exit 1 if any is wrong."""
     with admin() as api:
-        found = api.post("reconciliation", {"repair": repair})
+        with waiting("Comparing every account"):
+            found = api.post("reconciliation", {"repair": repair})
         if as_json:
             row(dict(found), as_json=True)
         else:

@@ -10,7 +10,7 @@ import typer
 
 from gateway.cli_admin.client import AdminClient, CommandFailed, Json
 from gateway.cli_admin.options import AsJson, LimitRows
-from gateway.cli_admin.output import admin, given, row, rows, say
+from gateway.cli_admin.output import admin, deleted, given, row, rows
 
 app = typer.Typer(no_args_is_help=True, help="Services: what can be used, and its price.")
 
@@ -97,11 +97,12 @@ def negotiate(
 
 
 @app.command()
-def delete(service: ServiceKey) -> None:
+def delete(service: ServiceKey, *, as_json: AsJson = False) -> None:
     """Delete a service nobody has a price for."""
     with admin() as api:
-        api.delete(f"services/{_named(api, service)}")
-        say("Deleted.")
+        row_id = _named(api, service)
+        api.delete(f"services/{row_id}")
+        deleted(row_id, as_json=as_json)
 
 
 def _named(api: AdminClient, text: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from gateway.cli_admin.client import Json
 from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, TenantName, Tpm
-from gateway.cli_admin.output import admin, given, limits, row, rows, say
+from gateway.cli_admin.output import admin, deleted, given, limits, row, rows
 
 app = typer.Typer(no_args_is_help=True, help="Tenants and their token quotas.")
 
@@ -138,11 +138,12 @@ def ledger(
 
 
 @app.command()
-def delete(tenant: TenantName) -> None:
+def delete(tenant: TenantName, *, as_json: AsJson = False) -> None:
     """Delete a tenant that has no working API keys; its ledger stays."""
     with admin() as api:
-        api.delete(f"tenants/{api.named('tenants', tenant)}")
-        say("Deleted.")
+        row_id = api.named("tenants", tenant)
+        api.delete(f"tenants/{row_id}")
+        deleted(row_id, as_json=as_json)
 
 
 def _act(tenant: str, action: str, body: Json, *, as_json: bool) -> None:

@@ -131,10 +131,10 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
         (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "", "TOLLKEEPER_ADMIN_TOKEN": ""}, "TOLLKEEPER_DATA_DIR"),
         (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "http://127.0.0.1:1"}, "tollkeeper up"),
         (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "ftp://x"}, "http://"),
-        (("org", "create", "x"), {"TOLLKEEPER_ADMIN_TOKEN": READONLY}, "read"),
+        (("org", "create", "x"), {"TOLLKEEPER_ADMIN_TOKEN": READONLY}, "a token of the role admin"),
         (("org", "create", "x", "--currency", "euro"), {}, "currency: must be an ISO 4217 code"),
         (("tenant", "show", "nobody"), {}, "none of tenants"),
-        (("tenant", "show", "99"), {}, "nothing at this address"),
+        (("tenant", "show", "99"), {}, "There is no tenants/99"),
         (("tenant", "recharge", "1", "0"), {}, "equal to 1"),
         (("plan", "create", "x", "--total", "many"), {}, "--total"),
         (("plan", "update", "1"), {}, "Nothing to change"),
@@ -147,6 +147,24 @@ async def test_failures_say_what_to_do(
     assert result.exit_code != 0
     assert expected in result.stderr
     assert "Traceback" not in result.output
+
+
+async def test_a_table_that_does_not_fit_is_told_row_by_row(run: Run, api: Api) -> None:
+    await api.make("tenants", name="a name that is rather long", limits={"requests_per_minute": 60})
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm"}
+    wide = (await run("tenant", "list", COLUMNS="120", **terminal)).stdout
+    narrow = (await run("tenant", "list", COLUMNS="44", **terminal)).stdout
+    assert wide.count("user_limits") == narrow.count("user_limits") == 1
+    assert max(map(len, narrow.splitlines())) <= 44
+    [told] = [line for line in narrow.splitlines() if "organization_id" in line]
+    assert "name" not in told
+    assert "a name that is" in narrow
+    assert "a name that is rather long" in wide
+
+
+async def test_what_is_deleted_is_said_to_programs_too(run: Run, api: Api) -> None:
+    tenant = await api.make("tenants", name="gone")
+    assert await from_json(run, "tenant", "delete", "gone") == {"id": tenant["id"], "deleted": True}
 
 
 async def test_what_waits_for_redis_is_said(run: Run, api: Api) -> None:

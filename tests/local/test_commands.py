@@ -108,6 +108,11 @@ def test_doctor_says_what_is_wrong_and_what_is_well(tmp_path: Path, valkey: str,
     assert any(line.startswith("ok    redis: ") and "Valkey" in line for line in lines)
     assert any(line.startswith("WRONG postgresql: ") and "tollkeeper migrate" in line for line in lines)
     assert all(line.startswith(("ok    ", "WRONG ")) for line in lines)
+    told = run("doctor", "--json", cwd=tmp_path, REDIS_URL=valkey, DATABASE_URL=database, **secrets)
+    assert told.returncode == 1
+    found = json.loads(told.stdout)
+    assert found["well"] is False
+    assert {one["subject"]: one["well"] for one in found["findings"]}["postgresql"] is False
 
 
 def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> None:
