@@ -30,6 +30,7 @@ INSERT INTO webhook_delivery (webhook_id, event, payload, occasion)
 SELECT w.id, n.event, n.data, n.occasion FROM news AS n
   JOIN webhook AS w ON w.enabled AND w.deleted_at IS NULL
    AND (w.events = '[]'::jsonb OR w.events ? n.event)
+   AND (w.organization_id IS NULL OR w.organization_id = (n.data->>'organization_id')::bigint)
 ON CONFLICT (webhook_id, occasion) DO NOTHING"""
 
 

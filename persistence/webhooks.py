@@ -12,7 +12,7 @@ from gateway.core.webhook import TEST_EVENT
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, Verb, equals, lock
-from persistence.tables import webhook, webhook_delivery
+from persistence.tables import organization, webhook, webhook_delivery
 
 
 def with_an_allowed_url(verb: Verb) -> Verb:
@@ -59,13 +59,14 @@ _last = (
     .limit(1)
     .scalar_subquery()
 )  # fmt: skip
-_verbs = crud.verbs(lambda: WEBHOOKS, webhook)
+_verbs = crud.verbs(lambda: WEBHOOKS, webhook, refers={"organization_id": organization})
 
 WEBHOOKS: Subject = Subject(
     source=select(webhook, _last.label("last_delivery")).where(webhook.c.deleted_at.is_(None)),
     id=webhook.c.id,
     time=webhook.c.created_at,
     order=(("id", webhook.c.id),),
+    filters={"organization_id": equals(webhook.c.organization_id)},
     verbs={
         "create": with_an_allowed_url(_verbs["create"]),
         "change": with_an_allowed_url(_verbs["change"]),

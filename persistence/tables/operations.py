@@ -247,6 +247,8 @@ webhook = Table(
     "webhook",
     metadata,
     identity(),
+    # Null hears of every organization.
+    refers("organization_id", "organization"),
     line("url"),
     document("events", default="[]"),
     Column("secret", Text, nullable=False),

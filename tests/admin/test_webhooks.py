@@ -27,6 +27,19 @@ async def test_a_webhook_and_its_secret(api: Api) -> None:
     assert (await api.get(f"webhooks/{made['id']}")).status == 404
 
 
+async def test_a_webhook_of_one_organization(api: Api) -> None:
+    one = await api.make("organizations", name="Acme")
+    made = await api.make("webhooks", url=URL, organization_id=one["id"])
+    everybody = await api.make("webhooks", url=URL)
+    assert (made["organization_id"], everybody["organization_id"]) == (one["id"], None)
+    listed = (await api.get(f"webhooks?organization_id={one['id']}")).json["items"]
+    assert [row["id"] for row in listed] == [made["id"]]
+    assert (await api.post("webhooks", {"url": URL, "organization_id": 999})).status == 422
+    assert (await api.patch(f"webhooks/{made['id']}", {"organization_id": None})).json[
+        "organization_id"
+    ] is None
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

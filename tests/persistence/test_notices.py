@@ -64,6 +64,27 @@ async def look(notices: Notices) -> None:
     await notices.notice(now() - timedelta(hours=1), now())
 
 
+async def test_an_organizations_webhook_hears_of_no_other(migrated: str, notices: Notices) -> None:
+    ours, theirs = settle_in(migrated, 100, 100)
+    for account in (ours, theirs):
+        hook(migrated)
+        with psycopg.connect(migrated) as connection:
+            connection.execute(
+                "UPDATE webhook SET organization_id = %s WHERE organization_id IS NULL",
+                [account.organization_id],
+            )
+    hook(migrated)
+    ours.reset()
+    ours.consume(50)
+    store(migrated, ours)
+    await look(notices)
+    heard = rows_of(
+        migrated,
+        "SELECT w.organization_id FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id",
+    )
+    assert sorted(heard, key=str) == sorted([(ours.organization_id,), (None,)], key=str)
+
+
 async def test_thresholds_are_told_once_a_cycle(migrated: str, notices: Notices) -> None:
     hook(migrated, '["quota.50", "quota.80", "quota.100"]')
     [account] = settle_in(migrated, 100)

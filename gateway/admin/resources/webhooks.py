@@ -28,6 +28,7 @@ STATES = ("pending", "delivered", "failed")
 class WebhookCreate(In):
     """An address to be told."""
 
+    organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
     url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)]
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
         default=[], description="What to tell it; nothing named is everything."
@@ -51,6 +52,7 @@ class Webhook(Out):
     """An address that is told; `secret` itself is in the create answer only."""
 
     id: Id
+    organization_id: Id | None
     url: str
     events: list[str]
     enabled: bool
@@ -83,6 +85,7 @@ RESOURCES = (
         create=WebhookCreate,
         patch=patch_of("WebhookPatch", WebhookCreate),
         deletable=True,
+        filters={"organization_id": Filter()},
         actions=(Action("test", "Send a message now, to try it"),),
         secret=Secret("secret", SECRET_PREFIX, kept=True),
     ),
