@@ -44,6 +44,12 @@ CHARGED = {
 }
 
 
+COUNTED_LOST = (
+    "SELECT (SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM lost_event WHERE account = ANY(%s)) "
+    "+ (SELECT coalesce(sum(lost), 0) FROM redis_loss WHERE account = ANY(%s))"
+)
+
+
 @dataclass(slots=True)
 class Figures:
     """What a row found. Amounts are tokens, credits or units alike.
@@ -240,8 +246,7 @@ def _views(cast: Cast, figures: Figures, expected: Expected) -> None:
     for view in INVARIANTS:
         for account, seq, detail in world.rows(f"SELECT account, seq, detail FROM invariant_{view}"):
             figures.broken.append(f"invariant {view}: {account} at {seq}: {detail}")
-    lost = "SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM lost_event WHERE account = ANY(%s)"
-    figures.counted_lost = int(world.rows(lost, names)[0][0])
+    figures.counted_lost = int(world.rows(COUNTED_LOST, names, names)[0][0])
     if figures.counted_lost and not expected.lost_events:
         figures.broken.append(f"{figures.counted_lost} movements are listed as lost")
     stopped = "SELECT account, reason FROM quarantine WHERE account = ANY(%s) AND released_at IS NULL"
