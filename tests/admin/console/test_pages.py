@@ -18,6 +18,22 @@ ADDRESSES = ["/", "/reconciliation", *(f"/{name}" for name in SCREENS)]
 NEW = [f"/{name}/new" for name, screen in SCREENS.items() if screen.resource.create is not None]
 
 
+TABLES = {
+    "api-keys": "api_key",
+    "users": "app_user",
+    "token-plans": "token_plan",
+    "webhooks": "webhook",
+    "subscription-plans": "subscription_plan",
+    "admin-tokens": "admin_token",
+    "organization-subscriptions": "organization_subscription",
+    "dead-letters": "dead_letter",
+    "organization-services": "organization_service",
+    "credit-additions": "credit_addition",
+    "webhook-deliveries": "webhook_delivery",
+    "business-models": "business_model",
+}
+
+
 class Elements(HTMLParser):
     """Opens and closes elements as they come, and keeps every attribute."""
 
@@ -102,8 +118,9 @@ def _write_ledgers(api: Api, organization: int, tenant: int, service: int) -> No
     metadata = '{"model": "<script>alert(1)</script>"}'
     api.rows(
         "insert into token_ledger (tenant_id, transaction_type, amount, total_remaining, direction,"
-        " created_at, epoch, seq, cycle, service_id, request_id, metadata) select %s, 'consume', 1000000000000, 0, 'OUT',"
-        " now(), 1, n, 1, %s, gen_random_uuid(), %s::jsonb from generate_series(1, 60) as n",
+        " created_at, epoch, seq, cycle, service_id, request_id, metadata)"
+        " select %s, 'consume', 1000000000000, 0, 'OUT', now(), 1, n, 1, %s, gen_random_uuid(), %s::jsonb"
+        " from generate_series(1, 60) as n",
         tenant, service, metadata,
     )  # fmt: skip
     api.rows(
@@ -140,16 +157,7 @@ async def test_every_page_without_data(admin: Person) -> None:
 async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
     made = await furnish(api)
     owners = [f"/{name}/{row['id']}" for name, row in made.items()]
-    rows = [
-        f"/{name}/{api.rows(f'select max(id) from {table}')[0][0]}"
-        for name, table in (
-            ("api-keys", "api_key"), ("users", "app_user"), ("token-plans", "token_plan"),
-            ("webhooks", "webhook"), ("subscription-plans", "subscription_plan"), ("admin-tokens", "admin_token"),
-            ("organization-subscriptions", "organization_subscription"), ("dead-letters", "dead_letter"),
-            ("organization-services", "organization_service"), ("credit-additions", "credit_addition"),
-            ("webhook-deliveries", "webhook_delivery"), ("business-models", "business_model"),
-        )
-    ]  # fmt: skip
+    rows = [f"/{name}/{api.rows(f'select max(id) from {table}')[0][0]}" for name, table in TABLES.items()]
     fragments = ["/live", f"/tenants/{made['tenants']['id']}/quota", "/find/tenants?tenant_id=script"]
     for address in [
         *ADDRESSES,

@@ -1,0 +1,112 @@
+// A person with a browser: everything is done by keyboard, then looked at on a phone and in the dark.
+// Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice"}'; answers one line of JSON.
+import { chromium } from "playwright-core";
+
+const asked = JSON.parse(process.argv[2]);
+const found = { errors: [], foreign: [], wide: [] };
+const context = await chromium.launchPersistentContext(asked.profile, {
+  executablePath: asked.browser,
+  headless: true,
+  viewport: { width: 1280, height: 900 },
+  colorScheme: "light",
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+context.setDefaultTimeout(15000);
+const page = context.pages()[0] ?? (await context.newPage());
+page.on("console", (message) => { if (message.type() === "error") found.errors.push(message.text()); });
+page.on("pageerror", (error) => found.errors.push(String(error)));
+page.on("request", (request) => { if (!request.url().startsWith(asked.url)) found.foreign.push(request.url()); });
+const keys = page.keyboard;
+
+// Press Tab until an element is reached, as a person without a mouse does.
+async function tabTo(selector, most = 120) {
+  for (let pressed = 0; pressed < most; pressed += 1) {
+    if (await page.evaluate((wanted) => document.activeElement?.matches(wanted), selector)) return;
+    await keys.press("Tab");
+  }
+  throw new Error(`Tab never reaches ${selector}`);
+}
+
+// Keyboard alone: the door, the live overview, the search, a tenant, a recharge.
+await page.goto(asked.url);
+await page.waitForURL("**/sign-in");
+await tabTo("#token");
+await keys.type(asked.token);
+await keys.press("Enter");
+await page.waitForURL(`${asked.url}/`);
+await page.waitForSelector(".plot canvas");
+await page.waitForFunction(() => /[1-9][\d,]* in all/.test(document.querySelector("#live").textContent));
+const first = await page.textContent("#live .health");
+await page.waitForFunction((text) => document.querySelector("#live .health").textContent !== text, first);
+found.live = true;
+await tabTo(".menu a[href='/tenants']");
+await keys.press("Enter");
+await page.waitForURL("**/tenants");
+await keys.press("/");
+await keys.type(asked.name);
+await page.waitForFunction(() => document.querySelectorAll("#list tbody tr").length === 1);
+found.searched = page.url().includes("search=");
+await tabTo("#list tbody a");
+await keys.press("Enter");
+await page.waitForURL(`**/tenants/${asked.tenant}`);
+found.before = await page.textContent("#remaining");
+await tabTo("#actions summary");
+await keys.press("Enter");
+await tabTo("input[name=amount]");
+await keys.type("1,000");
+await keys.press("Enter");
+await page.waitForURL("**done=recharge");
+found.after = await page.textContent("#remaining");
+found.said = (await page.textContent("[role=status]")).trim();
+
+// What is wrong comes back beside its field.
+await page.click("summary:text-is('Adjust')");
+await page.fill("#actions form[action$=adjust] input[name=amount]", "-3");
+await page.click("#actions form[action$=adjust] button[type=submit]");
+await page.waitForSelector("#actions details[open] .error");
+found.refused = (await page.textContent("#actions details[open] .wrong .error")).trim();
+
+// A key, shown once.
+await page.goto(`${asked.url}/api-keys/new?tenant_id=${asked.tenant}`);
+await page.fill("input[name=name]", "browser");
+await page.click("main button[type=submit]");
+found.key = await page.textContent("#secret");
+await page.click("main a:text-is('Back')");
+found.listed = (await page.textContent("main")).includes(found.key.slice(0, 8));
+
+// An invoice from draft to final.
+await page.goto(`${asked.url}/invoices/${asked.invoice}`);
+await page.click("summary:text-is('Finalize')");
+await page.click("form[action$=finalize] button[type=submit]");
+await page.waitForURL("**done=finalize");
+found.invoice = (await page.textContent("main .under .mark")).trim();
+
+// Light and dark: what the machine says, until a person says otherwise.
+const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+found.light = await background();
+await page.emulateMedia({ colorScheme: "dark" });
+found.dark = await background();
+await page.click("[data-theme-toggle]");
+found.switched = await background();
+await page.reload();
+found.kept = await background();
+
+// A phone: nothing is wider than the screen, the menu opens and leads on.
+await page.setViewportSize({ width: 360, height: 740 });
+for (const path of ["/", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
+  `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation"]) {
+  await page.goto(asked.url + path);
+  const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  if (wider > 0) found.wide.push(`${path}: ${wider} px`);
+}
+await page.click(".bar .menu-button");
+await page.click(".menu a[href='/tenants']");
+await page.waitForURL("**/tenants");
+found.menu = await page.isHidden("#menu");
+
+await page.setViewportSize({ width: 1280, height: 900 });
+await page.click("button:text-is('Sign out')");
+await page.waitForURL("**/sign-in**");
+console.log(JSON.stringify(found));
+await context.close();

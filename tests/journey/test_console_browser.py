@@ -1,0 +1,89 @@
+"""The console in a real Chromium, by keyboard, on a phone and in the dark, against a whole stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journey.stack import Stack
+
+PACKAGE = "playwright-core@1.65.1"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+INSTALL_S_MAX = 240
+RUN_S_MAX = 120
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """The Chromium of this machine; Debian's is installed where that can be done."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "timeout": INSTALL_S_MAX}
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", *command], check=False, capture_output=True, **quiet)  # type: ignore[call-overload]  # known options
+        found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("there is no Chromium, and Debian's package could not be installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The person's script beside Playwright, which comes from the registry npm is set up with."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed, and Playwright cannot be had without it")
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "package.json").write_text('{"private":true,"type":"module"}')
+    installed = subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--loglevel=error", PACKAGE],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        timeout=INSTALL_S_MAX,
+    )
+    if installed.returncode:
+        pytest.skip(f"npm cannot install Playwright: {installed.stderr.decode()[-200:]}")
+    return Path(shutil.copy(Path(__file__).with_name("browser.mjs"), folder))
+
+
+def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> None:
+    plan = stack.make("token-plans", name="Browser plan", total_amount=5000)
+    tenant = stack.make("tenants", name="Browserland Quokka", plan_id=plan["id"])
+    invoice = stack.make(
+        "invoices",
+        organization_id=tenant["organization_id"],
+        period_start="2020-01-01",
+        period_end="2020-02-01",
+    )
+    stack.chat(stack.api_key)
+    asked = {
+        "browser": browser, "profile": str(script.parent / "profile"), "url": stack.admin_url,
+        "token": stack.admin_token, "name": "quok", "tenant": tenant["id"], "invoice": invoice["id"],
+    }  # fmt: skip
+    ran = subprocess.run(
+        ["node", script.name, json.dumps(asked)],
+        cwd=script.parent,
+        capture_output=True,
+        timeout=RUN_S_MAX,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()[-3000:]
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    # The browser says of each answer of 400 and above that it is an error; one form was refused on purpose.
+    assert [text for text in found["errors"] if "422" not in text] == []
+    assert found["foreign"] == []
+    assert found["wide"] == []
+    assert (found["before"], found["after"], found["said"]) == ("5,000", "6,000", "Recharged.")
+    assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
+    assert "greater than or equal to 1" in found["refused"]
+    assert found["invoice"] == "finalized"
+    assert (found["switched"], found["kept"]) == (found["light"], found["light"])
+    assert found["dark"] != found["light"]
+    assert stack.chat(found["key"]).status_code == 200
