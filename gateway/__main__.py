@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Coroutine
 
 from gateway.errors import TollkeeperError
+from gateway.lifeline import Lifeline
 
-LIFELINE_LOST_MAX_S = 45.0
 OPEN_FILES_MAX = 1_000_000
 LIBRARY_MISSING = "cannot open shared object file"
 
@@ -51,16 +48,18 @@ def _worker(role: str) -> int:
     from gateway import logs  # noqa: PLC0415
     from gateway.settings import from_json  # noqa: PLC0415
 
-    line = sys.stdin.buffer.readline()
+    lifeline = Lifeline(sys.stdin.fileno())
+    line = lifeline.first()
     if not line.endswith(b"\n"):
         return _failed("the supervisor went away before it said the settings")
     settings = from_json(line)
-    _hold_lifeline(settings.shutdown_grace_s + 10.0)
+    lifeline.hold(settings.shutdown_grace_s + 10.0)
     _allow_many_sockets()
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 
-    uvloop.run(_to_its_end(run_gateway(settings) if role == "serve" else run_keeper(settings)))
+    work = run_gateway(settings, lifeline) if role == "serve" else run_keeper(settings)
+    uvloop.run(_to_its_end(work))
     return 0
 
 
@@ -81,24 +80,11 @@ def _demo_upstream(port: int) -> int:
 
     from gateway.local.demo_upstream import serve_until_stopped  # noqa: PLC0415
 
-    sys.stdin.buffer.readline()
-    _hold_lifeline(5.0)
+    lifeline = Lifeline(sys.stdin.fileno())
+    lifeline.first()
+    lifeline.hold(5.0)
     asyncio.run(serve_until_stopped("127.0.0.1", port))
     return 0
-
-
-def _hold_lifeline(grace_s: float) -> None:
-    """Stop this process, in order, when the supervisor's end of our standard input closes."""
-    lifeline = os.dup(sys.stdin.fileno())
-
-    def watch() -> None:
-        while os.read(lifeline, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(min(grace_s, LIFELINE_LOST_MAX_S))
-        os._exit(1)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def _allow_many_sockets() -> None:

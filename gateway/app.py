@@ -34,8 +34,9 @@ from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
 from gateway.http.server import DataPlane
 from gateway.http.tally import Histogram, Tally
+from gateway.lifeline import Lifeline
 from gateway.seat import take_seat
-from gateway.settings import Settings
+from gateway.settings import Settings, from_json
 from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever, stop_signal
 
@@ -48,7 +49,7 @@ FIRST_CATALOGUE_S_MAX = 5.0
 REDIS_LOOK_S = 0.2
 
 
-async def run_gateway(settings: Settings) -> None:
+async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log = logs.logger("tollkeeper.gateway")
     stop = stop_signal()
@@ -97,6 +98,7 @@ async def run_gateway(settings: Settings) -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
     await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
+    _listen(lifeline, plane, log)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
     if exporter is not None:
@@ -132,6 +134,26 @@ async def _redis_reached(
         return "" if there else wire.trouble or "no connection"
 
     return await reached("Redis", trouble, wait_s=settings.start_wait_s, stop=stop, log=log)
+
+
+def _listen(lifeline: Lifeline | None, plane: DataPlane, log: Callable[..., None]) -> None:
+    if lifeline is not None:
+        loop = asyncio.get_running_loop()
+        lifeline.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
+
+
+def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
+    """Serve by other settings; the process that sent them has checked them."""
+    settings = from_json(line)
+    plane.renew(
+        settings.routes,
+        settings.upstreams,
+        http_limits(settings),
+        dict(settings.service_upstreams),
+        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
+    )
+    logs.configure(settings.log_level)
+    log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))
 
 
 async def run_keeper(settings: Settings) -> None:

@@ -19,13 +19,14 @@ import typer
 from gateway import cli_admin, cli_backup, cli_doctor, tallies
 from gateway import settings as settings_module
 from gateway.configuration import default_table
-from gateway.local import ports
 from gateway.local.announce import PlainVoice
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.ops import Ops
 from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.serve import Serving, run_serve
 from gateway.local.up import run_up
+from gateway.readiness import of_gateway
+from gateway.renewal import Renewal
 from gateway.settings import Settings, load
 
 HOME = str(Path(__file__).resolve().parent.parent)
@@ -133,10 +134,12 @@ def serve(
     redis_url: RedisOption = None,
 ) -> None:
     """Run the data plane alone: needs Redis or Valkey, never PostgreSQL."""
-    settings = _settings(
-        config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url
+    read = partial(
+        _settings, config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url
     )
+    settings = read()
     settings.require("redis_url", "key_pepper")
+    now = Renewal(settings, read)
     serving = Serving(
         host=settings.gateway_host,
         port=settings.gateway_port,
@@ -146,8 +149,9 @@ def serve(
         grace_s=settings.shutdown_grace_s,
         start_wait_s=settings.start_wait_s,
         worker=_command("serve", "--worker"),
-        settings_line=lambda port: settings_module.to_json(settings.with_values(gateway_port=port)),
-        ops=lambda port: Ops(partial(_dependencies, settings, port), partial(_metrics, settings)),
+        settings_line=lambda port: settings_module.to_json(now.running.with_values(gateway_port=port)),
+        ops=lambda port: Ops(partial(of_gateway, settings, port), partial(_metrics, settings)),
+        renew=now.renew,
     )
     raise typer.Exit(run_serve(serving, PlainVoice(json_line=False)))
 
@@ -233,18 +237,6 @@ def _parts(settings: Settings) -> Parts:
 def _command(*words: str) -> tuple[str, ...]:
     """The command line of this very program in a process of its own."""
     return (sys.executable, "-P", "-m", "gateway", *words)
-
-
-async def _dependencies(settings: Settings, port: int) -> dict[str, bool]:
-    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves."""
-    found = tallies.collect(settings.metrics_dir)
-    cut_off = found.get("counters_breaker_open", settings.workers)
-    unverified = found.get("counters_unverified", settings.workers)
-    return {
-        "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
-        "redis": cut_off < settings.workers,
-        "counters_verified": unverified < settings.workers,
-    }
 
 
 def _metrics(settings: Settings, accept: str) -> tuple[bytes, str]:

@@ -9,6 +9,7 @@ of an upstream is a credential.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,6 +231,11 @@ def _target(name: str, written: _Upstream) -> UpstreamTarget:
     for field, value in written.headers.items():
         if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
             raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
+    if written.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=written.ca_file)
+        except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+            raise SettingError(f"upstreams.{name}.ca_file: {written.ca_file!r} cannot be used") from error
     return UpstreamTarget(
         name,
         base_url_of(written.base_url, f"upstreams.{name}.base_url"),

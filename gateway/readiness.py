@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from gateway import tallies
+from gateway.local import ports
+from gateway.settings import Settings
+
 ANSWER_S_MAX = 2.0
 
 
@@ -28,3 +32,15 @@ class Probe:
             return await self._ask()
         except Exception:  # noqa: BLE001  # whatever it meets, it does not answer
             return False
+
+
+async def of_gateway(settings: Settings, port: int) -> dict[str, bool]:
+    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves."""
+    found = tallies.collect(settings.metrics_dir)
+    cut_off = found.get("counters_breaker_open", settings.workers)
+    unverified = found.get("counters_unverified", settings.workers)
+    return {
+        "gateway": await ports.answers(ports.reachable_host(settings.gateway_host), port, 1.0),
+        "redis": cut_off < settings.workers,
+        "counters_verified": unverified < settings.workers,
+    }

@@ -79,7 +79,7 @@ class ClientConnection(asyncio.Protocol):
         "_write_wait",
         "blocked",
         "deadline",
-        "exchange",
+        "exchange", "idle_since",
         "transport",
     )  # fmt: skip
 
@@ -88,13 +88,12 @@ class ClientConnection(asyncio.Protocol):
         self._limits = host.limits
         self.transport: Any = None
         self.exchange: Exchange | None = None
-        self.deadline = NEVER
+        self.deadline = self.idle_since = NEVER
         self.blocked = False
         self._phase = _IDLE
         self._buffer = b""
         self._buffered = False
-        self._scanned = 0
-        self._pauses = 0
+        self._scanned = self._pauses = 0
         self._advancing = False
         self._closing = False
         self._ended = False
@@ -115,6 +114,7 @@ class ClientConnection(asyncio.Protocol):
         """Accept, unless there are too many."""
         self.transport = transport
         if self._host.opened(self):
+            self.idle_since = self._host.clock.now
             self.deadline = self._host.clock.now + self._limits.head_s
 
     def data_received(self, data: bytes) -> None:
@@ -464,10 +464,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         self._phase = _IDLE
-        if self._host.draining:
+        if self._closing:
             self._linger()
             return
-        self.deadline = self._host.clock.now + self._limits.keepalive_s
+        self.idle_since = self._host.clock.now
+        self.deadline = self.idle_since + self._limits.keepalive_s
         if self._buffer:
             self._advance()
         elif self._pauses:

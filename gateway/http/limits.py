@@ -33,6 +33,8 @@ class HttpLimits:
     body_s: float = 120.0
     keepalive_s: float = 75.0
     linger_s: float = 2.0
+    # At the end: who has been idle for so long is not about to send; five times that is waited at most.
+    quiet_s: float = 1.0
     client_write_s: float = 120.0
     upstream_connect_s: float = 5.0
     upstream_first_byte_s: float = 120.0

@@ -24,6 +24,7 @@ from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
 BACKLOG = 4096
+QUIET_TIMES_MAX = 5
 
 
 class DataPlane:
@@ -46,28 +47,53 @@ class DataPlane:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.limits = limits
-        self.draining = False
+        self.draining = self._shut = False
         self.clock = Clock(loop, ports.seconds, limits.tick_s)
-        by_name = {target.name: target for target in targets}
-        missing = {route.upstream for route in routes} | set((service_upstreams or {}).values())
-        if missing - by_name.keys():
-            raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
-        self.planner = Planner(
-            tuple(routes), by_name, service_upstreams or {}, pepper, limits, traced=ports.tracer is not None
-        )
         self._ports = ports
-        self._upstreams = {
-            name: Upstream(target, self.clock, limits, ports.tally) for name, target in by_name.items()
-        }
-        self._worker = Worker(ports, limits, self.clock, self._upstreams, bounds)
+        self._pepper = pepper
+        self._upstreams: dict[str, Upstream] = {}
+        self._left: list[Upstream] = []
+        self.renew(routes, targets, limits, service_upstreams, bounds)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self.clock.every_tick(self._check)
-        for upstream in self._upstreams.values():
-            self.clock.every_tick(upstream.check)
+        self.clock.every_tick(self._check_upstreams)
+
+    def renew(
+        self,
+        routes: Sequence[Route],
+        targets: Sequence[UpstreamTarget],
+        limits: HttpLimits,
+        service_upstreams: Mapping[str, str] | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> None:
+        """Serve by these from the next request on; those in progress end as they began.
+
+        Connections keep the limits they were accepted under. Nothing has changed where it raises.
+        """
+        by_name = {target.name: target for target in targets}
+        missing = {route.upstream for route in routes} | set((service_upstreams or {}).values())
+        if missing - by_name.keys():
+            raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
+        ports = self._ports
+        traced = ports.tracer is not None
+        planner = Planner(
+            tuple(routes), by_name, service_upstreams or {}, self._pepper, limits, traced=traced
+        )
+        upstreams: dict[str, Upstream] = {}
+        for name, target in by_name.items():
+            there = self._upstreams.get(name)
+            same = there is not None and there.target == target and limits == self.limits
+            upstreams[name] = there if same and there else Upstream(target, self.clock, limits, ports.tally)
+        for name, upstream in self._upstreams.items():
+            if upstreams.get(name) is not upstream:
+                upstream.leave()
+                self._left.append(upstream)
+        self.limits, self.planner, self._upstreams = limits, planner, upstreams
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds)
 
     @property
     def connections(self) -> int:
@@ -77,7 +103,7 @@ class DataPlane:
     @property
     def upstream_connections(self) -> int:
         """Upstream connections open or being opened now."""
-        return sum(upstream.connections for upstream in self._upstreams.values())
+        return sum(upstream.connections for upstream in [*self._upstreams.values(), *self._left])
 
     @property
     def certificate_ends(self) -> list[tuple[str, float]]:
@@ -112,8 +138,16 @@ class DataPlane:
         return int(server.sockets[0].getsockname()[1])
 
     async def drain(self, grace_s: float) -> None:
-        """Stop accepting, let requests in progress end within the grace, then close everything."""
+        """Stop accepting, let requests in progress end within the grace, then close everything.
+
+        First every answer says that its connection ends with it, until whoever is left has been idle for
+        a while: a request that is on its way to a connection that is being closed would be lost.
+        """
+        began = self._ports.seconds()
         self.draining = True
+        await self._quiet(grace_s)
+        grace_s = max(0.0, grace_s - (self._ports.seconds() - began))
+        self._shut = True
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
@@ -125,9 +159,17 @@ class DataPlane:
                 connection.transport.abort()
             if not await self._emptied(self.limits.counters_s):
                 self._ports.log("drain_incomplete", calls=self.calls)
-        for upstream in self._upstreams.values():
+        for upstream in [*self._upstreams.values(), *self._left]:
             upstream.close()
         self.clock.stop()
+
+    async def _quiet(self, grace_s: float) -> None:
+        seconds, quiet_s = self._ports.seconds, self.limits.quiet_s
+        end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
+        while (now := seconds()) < end:  # it is quiet when nothing happens, so nobody tells
+            if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
+                return
+            await asyncio.sleep(self.limits.tick_s)
 
     async def _emptied(self, within_s: float) -> bool:
         """Whether every connection and every call without a client is over in time."""
@@ -144,7 +186,7 @@ class DataPlane:
     def opened(self, connection: ClientConnection) -> bool:
         """Count a connection; refuse it where there are too many."""
         self._connections.add(connection)
-        if len(self._connections) <= self.limits.connections_max and not self.draining:
+        if len(self._connections) <= self.limits.connections_max and not self._shut:
             return True
         self._ports.tally.connections_refused += 1
         connection.turn_away(Overloaded(retry_after_s=1))
@@ -198,6 +240,13 @@ class DataPlane:
                 reason=exchange.reason,
                 duration_ms=round(took * 1000, 3),
             )
+
+    def _check_upstreams(self, now: float) -> None:
+        """Deadlines and idle connections of every upstream; those that were left go with their last call."""
+        for upstream in [*self._upstreams.values(), *self._left]:
+            upstream.check(now)
+        if self._left:
+            self._left = [upstream for upstream in self._left if upstream.connections]
 
     def _check(self, now: float) -> None:
         """One look at every connection: deadlines, and long calls whose hold must be renewed."""

@@ -27,14 +27,16 @@ class Upstream:
     """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one."""
 
     __slots__ = (
-        "_clock", "_connecting", "_context", "_host", "_idle", "_limits", "_links", "_port", "_tally",
-        "certificate_end", "name",
+        "_clock", "_connecting", "_context", "_host", "_idle", "_left", "_limits", "_links", "_port",
+        "_tally", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
         parts = urlsplit(target.base_url)
         tls = parts.scheme == "https"
         self.name = target.name
+        self.target = target
+        self._left = False
         self.certificate_end: float | None = None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if tls else 80)
@@ -103,7 +105,8 @@ class Upstream:
 
     def give_back(self, link: Link, sent: bool) -> None:
         """Keep a connection whose exchange is over and whose request was `sent` in full; drop any other."""
-        if sent and len(self._idle) < self._limits.pool_idle_max and link.release(self._clock.now):
+        room = not self._left and len(self._idle) < self._limits.pool_idle_max
+        if sent and room and link.release(self._clock.now):
             self._idle.append(link)
         else:
             link.abandon()
@@ -116,6 +119,13 @@ class Upstream:
         for link in [link for link in self._idle if link.idle_since < oldest]:
             self._idle.remove(link)
             link.abandon()
+
+    def leave(self) -> None:
+        """Keep no connection beyond its call: nobody will call here again."""
+        self._left = True
+        for link in self._idle[:]:
+            link.abandon()
+        self._idle.clear()
 
     def close(self) -> None:
         """Drop every connection."""

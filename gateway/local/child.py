@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gateway.errors import StartError
@@ -66,6 +66,15 @@ class Child:
             await asyncio.shield(self._end(process, 2.0))
             raise
         self._keeper = asyncio.create_task(self._keep(process))
+
+    async def tell(self, line: bytes) -> None:
+        """Say another line on its standard input, and to whatever is started in its place later."""
+        self.program = replace(self.program, stdin=line)
+        process = self._process
+        if process is not None and process.returncode is None and process.stdin is not None:
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(line + b"\n")
+                await process.stdin.drain()
 
     async def stop(self) -> None:
         """Ask it to stop, wait its time, then kill it."""

@@ -1,14 +1,19 @@
-"""`tollkeeper serve`: gateway workers on one port, watched, and their operations port."""
+"""`tollkeeper serve`: gateway workers on one port, watched, and their operations port.
+
+SIGHUP has the settings read anew, unless a person started it in a terminal: then it means that the
+terminal is gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.errors import StartError
+from gateway.errors import StartError, TollkeeperError
 from gateway.local import ops, ports
 from gateway.local.announce import Voice
 from gateway.local.child import Child, Program
@@ -19,7 +24,11 @@ LOADING_S_MAX = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What to run and where. `settings_line` is given the port the workers share."""
+    """What to run and where. `settings_line` is given the port the workers share.
+
+    `renew` reads the settings anew and says what changed, or raises where anything is wrong: then
+    `settings_line` says what it said before.
+    """
 
     host: str
     port: int
@@ -31,6 +40,7 @@ class Serving:
     worker: Sequence[str]
     settings_line: Callable[[int], bytes]
     ops: Callable[[int], ops.Ops]
+    renew: Callable[[], str]
 
 
 def run_serve(serving: Serving, voice: Voice) -> int:
@@ -44,9 +54,11 @@ def run_serve(serving: Serving, voice: Voice) -> int:
 
 
 async def _serve(serving: Serving, voice: Voice) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, renew = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, stop.set if sys.stdin.isatty() else renew.set)
     with ports.reserved(serving.host, serving.port, "gateway (--gateway-port)") as socket:
         port: int = socket.getsockname()[1]
         try:
@@ -61,6 +73,7 @@ async def _serve(serving: Serving, voice: Voice) -> None:
         ]
         starting = asyncio.create_task(_start(children))
         stopping = asyncio.create_task(stop.wait())
+        renewing = asyncio.create_task(_renewing(serving, renew, children, port, voice))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -71,6 +84,7 @@ async def _serve(serving: Serving, voice: Voice) -> None:
                 )
                 await stopping
         finally:
+            renewing.cancel()
             stopping.cancel()
             starting.cancel()
             with contextlib.suppress(asyncio.CancelledError, StartError):
@@ -78,6 +92,23 @@ async def _serve(serving: Serving, voice: Voice) -> None:
             voice.say("stopping: calls are finished first")
             await asyncio.gather(*(child.stop() for child in children))
             operations.close()
+
+
+async def _renewing(
+    serving: Serving, renew: asyncio.Event, children: list[Child], port: int, voice: Voice
+) -> None:
+    """Hand settings that were read anew to the workers; with anything wrong in them the old ones stay."""
+    while True:
+        await renew.wait()
+        renew.clear()
+        try:
+            done = serving.renew()
+        except TollkeeperError as error:
+            voice.say(f"settings are kept as they were: {error.message}")
+            continue
+        line = serving.settings_line(port)
+        await asyncio.gather(*(child.tell(line) for child in children))
+        voice.say(f"settings read anew: {done}")
 
 
 async def _start(children: list[Child]) -> None:

@@ -347,7 +347,7 @@ async def staged(
         replace(stage.ports(), tracer=tracer),
         routes,
         [target],
-        HttpLimits(**limits),  # type: ignore[arg-type] # counts are integers
+        HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers
         PEPPER,
     )
     stage.port = await stage.plane.start(host="127.0.0.1")

@@ -348,6 +348,25 @@ async def test_drain_finishes_what_runs_and_closes_what_is_idle() -> None:
             await stage.client()
 
 
+async def test_a_client_that_goes_on_sending_is_told_to_leave_before_it_is_cut_off() -> None:
+    """Its next answer says so; only who stays silent finds the connection closed."""
+    async with staged(quiet_s=0.5) as stage:
+        busy, silent, late = await stage.client(), await stage.client(), await stage.client()
+        await silent.ask(post(CHAT))
+        await busy.ask(post(CHAT))
+        draining = asyncio.create_task(stage.plane.drain(30))
+        await eventually(lambda: stage.plane.draining)
+        for client in (busy, late, await stage.client()):
+            got = await client.ask(post(CHAT))
+            assert got.status == 200
+            assert got.one(b"connection") == b"close"
+            assert await client.is_closed()
+        assert await silent.is_closed()
+        await draining
+        with pytest.raises(ConnectionError):
+            await stage.client()
+
+
 async def test_drain_ends_at_its_grace() -> None:
     async with staged() as stage:
         stage.upstream.scripts.append([30.0])

@@ -1,0 +1,51 @@
+"""A worker's standard input: its settings come over it, later ones too, and when it ends so does the worker.
+
+The supervisor holds the other end, so that no worker outlives it, however it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+LOST_MAX_S = 45.0
+
+
+class Lifeline:
+    """Lines of the supervisor, read from a descriptor of our own."""
+
+    def __init__(self, descriptor: int) -> None:
+        # Not `sys.stdin` itself: a thread that still reads it would stop the interpreter's end.
+        self._lines = os.fdopen(os.dup(descriptor), "rb")
+        self._lock = threading.Lock()
+        self._told: Callable[[bytes], object] | None = None
+        self._waiting: bytes | None = None
+
+    def first(self) -> bytes:
+        """The first line, its newline included; without one the supervisor went away before."""
+        return self._lines.readline()
+
+    def hold(self, grace_s: float) -> None:
+        """From now on stop this process, in order, when the other end closes."""
+        threading.Thread(target=self._watch, args=(grace_s,), name="lifeline", daemon=True).start()
+
+    def listen(self, told: Callable[[bytes], object]) -> None:
+        """Call `told`, from another thread, with each later line; at once with the last one that came."""
+        with self._lock:
+            self._told = told
+            if self._waiting is not None:
+                told(self._waiting)
+
+    def _watch(self, grace_s: float) -> None:
+        while line := self._lines.readline():
+            with self._lock:
+                if self._told is not None:
+                    self._told(line)
+                else:
+                    self._waiting = line
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(min(grace_s, LOST_MAX_S))
+        os._exit(1)

@@ -1,0 +1,133 @@
+"""A rolling restart of gateways under load.
+
+Clients behave as a Service's do: connections are kept and used again, new ones are made to a gateway
+that is ready, none is tried twice. A gateway that is to end is first taken out of the list, then told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.conftest import free_port
+from tests.deploy.house import House
+from tests.deploy.processes import Process
+
+BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
+USED = 42
+# Until every node has heard that an endpoint is gone; five seconds in a cluster.
+UNHEARD_S = 0.3
+
+
+@dataclass
+class Outcome:
+    """What clients saw: how often each status and each failure, and how long answers took, in seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return sum(self.statuses.values()) + sum(self.failures.values())
+
+
+class Gateways:
+    """Gateways behind something like a Service: new connections go to those that are `ready`."""
+
+    def __init__(self, house: House, count: int) -> None:
+        self.house = house
+        self.ports = [(free_port(), free_port()) for _ in range(count)]
+        self.processes: list[Process] = [house.serve(*ports) for ports in self.ports]
+        self.ready: list[int] = [port for port, _ in self.ports]
+
+    async def replace(self, index: int) -> None:
+        """What a rollout does to one: another is started, the old one leaves the list and is told to end."""
+        old_port, _ = self.ports[index]
+        old = self.processes[index]
+        ports = (free_port(), free_port())
+        self.processes[index] = await asyncio.to_thread(self.house.serve, *ports)
+        self.ports[index] = ports
+        self.ready.append(ports[0])
+        self.ready.remove(old_port)
+        await asyncio.sleep(UNHEARD_S)
+        assert await asyncio.to_thread(old.stop) == 0
+
+
+class Client:
+    """One connection that is kept, as a pool would: when it is closed the next request opens another."""
+
+    def __init__(self, gateways: Gateways, key: str, outcome: Outcome) -> None:
+        self._gateways = gateways
+        self._outcome = outcome
+        body = json.dumps(BODY).encode()
+        self._request = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer %b\r\n"
+            b"content-type: application/json\r\nx-demo-usage: 30,12\r\ncontent-length: %d\r\n\r\n%b"
+            % (key.encode(), len(body), body)
+        )
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def call(self) -> None:
+        """One request, never sent twice."""
+        began = time.monotonic()
+        try:
+            if self._reader is None or self._writer is None or self._reader.at_eof():
+                self.close()
+                port = random.choice(self._gateways.ready)
+                self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+            self._writer.write(self._request)
+            head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+            await self._reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            self._outcome.failures[type(error).__name__] += 1
+            self.close()
+            return
+        self._outcome.statuses[int(head[9:12])] += 1
+        self._outcome.took.append(time.monotonic() - began)
+        if b"\r\nconnection: close\r\n" in head:
+            self.close()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None
+
+
+async def loaded(gateways: Gateways, key: str, rate: float, clients: int, outcome: Outcome) -> None:
+    """Requests at a steady rate over all clients together, until cancelled."""
+
+    async def one(number: int) -> None:
+        client = Client(gateways, key, outcome)
+        interval_s = clients / rate
+        due = time.monotonic() + interval_s * number / clients
+        try:
+            while True:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await client.call()
+                due = max(due + interval_s, time.monotonic())
+        finally:
+            client.close()
+
+    await asyncio.gather(*(one(number) for number in range(clients)))
+
+
+async def roll(gateways: Gateways, key: str, rate: float, clients: int, rounds: int = 1) -> Outcome:
+    """Replace every gateway, one after the other, while clients go on."""
+    outcome = Outcome()
+    load = asyncio.create_task(loaded(gateways, key, rate, clients, outcome))
+    await asyncio.sleep(1)
+    for _ in range(rounds):
+        for index in range(len(gateways.ports)):
+            await gateways.replace(index)
+    await asyncio.sleep(1)
+    load.cancel()
+    await asyncio.gather(load, return_exceptions=True)
+    return outcome
