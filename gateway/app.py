@@ -96,9 +96,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
-    await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
-    log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
-    _listen(lifeline, plane, log)
+    await _listen(settings, plane, lifeline, log)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
     if exporter is not None:
@@ -136,7 +134,12 @@ async def _redis_reached(
     return await reached("Redis", trouble, wait_s=settings.start_wait_s, stop=stop, log=log)
 
 
-def _listen(lifeline: Lifeline | None, plane: DataPlane, log: Callable[..., None]) -> None:
+async def _listen(
+    settings: Settings, plane: DataPlane, lifeline: Lifeline | None, log: Callable[..., None]
+) -> None:
+    """Accept clients, and settings that come later."""
+    await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
+    log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
     if lifeline is not None:
         loop = asyncio.get_running_loop()
         lifeline.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
