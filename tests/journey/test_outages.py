@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.conftest import free_port
+from tests.journey.apis import STREAMS, call
+from tests.journey.exactness import Comparison, as_counted
 from tests.journey.stack import Stack, eventually
 
 Start = Callable[..., Stack]
@@ -116,6 +119,28 @@ def test_killed_workers_and_keeper_are_restarted_and_lose_nothing(own_stack: Sta
     amounts = eventually(lambda: sum(a := consumed()) == stack.quota(tenant)["tokens_used"] and a, 20)
     assert len(amounts) >= complete
     assert 1_000_000 - stack.quota(tenant)["tokens_remaining"] == sum(amounts)
+
+
+def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack: Start) -> None:
+    """Redis is frozen while they end, then killed; the second time the gateway is too, before it is back."""
+    stack = own_stack()
+    comparison = Comparison(stack)
+    request = STREAMS[0].request(comparison.key, comparison.model, {"words": "40", "pause_s": "0.05"})
+    for done, workers_die in ((0, False), (4, True)):
+        pids = json.loads((stack.data_dir / "pids.json").read_text())
+        with ThreadPoolExecutor(4) as pool:
+            streams = [pool.submit(call, stack.gateway_url, request) for _ in range(4)]
+            eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] > 0)
+            os.kill(pids["redis"], signal.SIGSTOP)
+            assert all(stream.result().complete for stream in streams)
+        if workers_die:
+            os.kill(pids["gateway"][0], signal.SIGKILL)
+        os.kill(pids["redis"], signal.SIGKILL)
+        eventually(lambda: stack.admin("GET", f"/tenant-quotas/{comparison.tenant}")[0] == 200, 60)
+        stack.settled(comparison.tenant, done + 5)
+        eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] == 0, 60)
+    compared = comparison.compare(as_counted)
+    assert (compared.calls, compared.wrong) == (8, ())
 
 
 def _tree(pid: int) -> list[int]:
