@@ -23,8 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tests.faults import matrix
+from tests.faults.matrix import ROWS
 from tests.faults.report import COLUMNS, Played, Results, cells
-from tests.faults.scene import ROWS, Row
+from tests.faults.scene import Row
 from tests.faults.world import World
 
 FOLDER = Path("build/faults")

@@ -1,6 +1,6 @@
 """What every row of the matrix is told by: a cast, its load, a prober, and the figures in the end.
 
-`row` names a row and puts it into `ROWS`, in the order of the matrix.
+`row` puts a row into `NAMED`; the matrix has them in its order.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Row:
     keepers: int
 
 
-ROWS: dict[str, Row] = {}
+NAMED: dict[str, Row] = {}
 
 
 def row(
@@ -123,12 +123,12 @@ def row(
     gateways: int = 2,
     keepers: int = 1,
 ) -> Callable[[Play], Play]:
-    """Put a play into the matrix under its function's name."""
+    """Name a play by its function: a row of the matrix."""
 
     def named(play: Play) -> Play:
         name = play.__name__
-        assert name not in ROWS
-        ROWS[name] = Row(name, title, play, alone, only_long, limit_s, gateways, keepers)
+        assert name not in NAMED
+        NAMED[name] = Row(name, title, play, alone, only_long, limit_s, gateways, keepers)
         return play
 
     return named

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import matrix
-from tests.faults.scene import ROWS
+from tests.faults.matrix import ROWS
 from tests.faults.world import World
 
 SEED = 7
