@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tests.conftest import free_port
 from tests.journey.apis import STREAMS, call
@@ -127,7 +128,7 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack:
     comparison = Comparison(stack)
     request = STREAMS[0].request(comparison.key, comparison.model, {"words": "40", "pause_s": "0.05"})
     for done, workers_die in ((0, False), (4, True)):
-        pids = json.loads((stack.data_dir / "pids.json").read_text())
+        pids = json.loads((Path(stack.data_dir) / "pids.json").read_text())
         with ThreadPoolExecutor(4) as pool:
             streams = [pool.submit(call, stack.gateway_url, request) for _ in range(4)]
             eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] > 0)
