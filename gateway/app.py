@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
 REDIS_LOOK_S = 0.2
+# Behind its grace a keeper ends, whatever it waits for.
+ENDING_S_MAX = 4.0
 
 
 async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> None:
@@ -169,7 +171,21 @@ async def run_keeper(settings: Settings) -> None:
         if await keeper.start(stop):
             await stop.wait()
     finally:
-        await keeper.stop()
+        await _stopped(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX)
+
+
+async def _stopped(stop: Callable[[], Coroutine[None, None, None]], within_s: float) -> None:
+    """Stop within a bound; what PostgreSQL never answers is left where it is: the outbox keeps the rest.
+
+    A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
+    be joined at the end: so the process ends here.
+    """
+    stopping = asyncio.create_task(stop())
+    done, _ = await asyncio.wait({stopping}, timeout=within_s)
+    if not done:
+        logs.logger("tollkeeper.keeper")("stopped in the middle", after_s=within_s, level="warning")
+        os._exit(0)
+    stopping.result()
 
 
 async def tell_of_redis(available: Callable[[], bool], log: Callable[..., None]) -> None:

@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
     start_wait_s: Seconds = 60.0
-    shutdown_grace_s: Seconds = 20.0
+    shutdown_grace_s: Seconds = 18.0
     flush_interval_s: Seconds = 0.25
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0

@@ -20,6 +20,8 @@ from gateway.local.child import Child, Program
 
 # A worker loads its code and waits for Redis, its own bound, before it listens.
 LOADING_S_MAX = 30.0
+# Behind its grace it breaks calls off and settles what came of them.
+SETTLING_S_MAX = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,5 +127,5 @@ def _program(serving: Serving, number: int, port: int) -> Program:
         ready,
         serving.start_wait_s + LOADING_S_MAX,
         stdin=serving.settings_line(port),
-        stop_max_s=serving.grace_s + 5.0,
+        stop_max_s=serving.grace_s + SETTLING_S_MAX,
     )

@@ -23,6 +23,8 @@ from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.servers import start_servers
 
 READY_MAX_S = 90.0
+# Behind its grace a gateway breaks calls off and settles what came of them.
+SETTLING_S_MAX = 6.0
 # What `up.json` says to the commands run beside this data directory.
 NOTED = (
     "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
@@ -150,7 +152,7 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
         ready,
         READY_MAX_S,
         stdin=settings,
-        stop_max_s=options.grace_s + 5.0,
+        stop_max_s=options.grace_s + SETTLING_S_MAX,
     )
 
 

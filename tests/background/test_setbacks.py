@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 
+from gateway import backup
 from gateway.background.flusher import Flusher
 from gateway.background.setbacks import Setbacks
 from gateway.counters.keys import partition_of
@@ -38,6 +41,22 @@ def older_copy(url: str) -> Iterator[str]:
         admin.execute(f"create database {copy} template {name}")
         yield f"{base}/{copy}"
         admin.execute(f"drop database {copy} with (force)")
+
+
+@asynccontextmanager
+async def brought_back(url: str, folder: Path) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """A real backup of the database as it is now, and what brings it back later, into another one."""
+    base, name = url.rpartition("/")[0], f"brought_back_{os.getpid()}"
+    file, _ = await asyncio.to_thread(backup.back_up, url, folder, datetime.now(UTC))
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
+        admin.execute(f"create database {name}")
+
+        async def back() -> str:
+            await asyncio.to_thread(backup.restore, f"{base}/{name}", file, ids_ahead=0)
+            return f"{base}/{name}"
+
+        yield back
+        admin.execute(f"drop database {name} with (force)")
 
 
 def use(world: World, times: int) -> None:
@@ -70,13 +89,16 @@ async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str)
         assert marks[partition_of(world.caller.organization_id)][0]
 
 
-async def test_an_older_postgresql_is_noticed_without_traffic(valkey: str, migrated: str) -> None:
+async def test_an_older_postgresql_is_noticed_without_traffic(
+    valkey: str, migrated: str, tmp_path: Path
+) -> None:
     async with house_at(valkey, migrated) as house:
         world = await busy(house)
-    with older_copy(migrated) as older:
+    async with brought_back(migrated, tmp_path) as back:
         async with house_at(valkey, migrated) as house:
             use(world, 4)
             await house.flush()
+        older = await back()
         async with house_at(valkey, older) as house:
             setbacks = setbacks_of(house)
             assert await setbacks.look() == accounts_of(world)

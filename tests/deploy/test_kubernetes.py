@@ -28,7 +28,7 @@ from tests.deploy.manifests import (
 # Native sidecars came with 1.29; the newest is whatever the schemas know.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
-CHILD_S = 5.0  # serve gives its workers so long beyond the grace
+CHILD_S = 6.0  # serve gives its workers so long beyond the grace
 PODS = dict(pods())
 
 

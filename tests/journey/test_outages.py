@@ -68,6 +68,23 @@ def test_traffic_goes_on_without_postgresql_and_rows_arrive_later(own_stack: Sta
     assert [row["amount"] for row in stack.settled(tenant, 6)] == [1000, 7, 7, 7, 7, 7]
 
 
+def test_a_keeper_stops_although_postgresql_is_frozen_and_loses_nothing(own_stack: Start) -> None:
+    stack = own_stack(TOLLKEEPER_SHUTDOWN_GRACE_S="1")
+    tenant, key = stack.tenant()
+    keeper, children = stack.pids["keeper"], _tree(stack.pids["postgres"])
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert [stack.chat(key, "3,4").status_code for _ in range(3)] == [200] * 3
+        os.kill(keeper, signal.SIGTERM)
+        eventually(lambda: _pids(stack)["keeper"] != keeper, 25)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
+    eventually(lambda: stack.admin("GET", "/organizations")[0] == 200, 60)
+    assert [row["amount"] for row in stack.settled(tenant, 4)] == [1000, 7, 7, 7]
+
+
 def test_frozen_redis_is_503_quickly_and_killed_redis_comes_back_verified(own_stack: Start) -> None:
     stack = own_stack()
     tenant, key = stack.tenant()
@@ -142,6 +159,12 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack:
         eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] == 0, 60)
     compared = comparison.compare(as_counted)
     assert (compared.calls, compared.wrong) == (8, ())
+
+
+def _pids(stack: Stack) -> dict[str, object]:
+    """The process ids as they are now."""
+    pids: dict[str, object] = json.loads((Path(stack.data_dir) / "pids.json").read_text())
+    return pids
 
 
 def _tree(pid: int) -> list[int]:
