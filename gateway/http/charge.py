@@ -206,9 +206,7 @@ class Charge:
             ports.estimator.learn(self._call, service.key, usage)
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
-        tally.did(self._caller.tenant_id, "requests", 1)
-        if service.counts_tokens:
-            tally.did(self._caller.tenant_id, "tokens", usage.total)
+        tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)
         units = tally.units
         units[service.key] = units.get(service.key, 0) + usage.units
         if credits_charged:

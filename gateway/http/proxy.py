@@ -58,7 +58,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             await charge.reserve()
             await _forward(exchange, worker, call, charge)
     except Refusal as refusal:
-        ports.tally.did(caller.tenant_id if caller is not None else 0, refusal.reason, 1)
+        ports.tally.refused(caller.tenant_id if caller is not None else 0, refusal.reason)
         refuse(exchange, refusal)
     except AnswerCut as cut:
         exchange.reason, exchange.broken = "answer_cut", True

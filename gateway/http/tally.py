@@ -65,7 +65,8 @@ class Histogram:
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
-    `busy` is what tenants did since it was last taken: tenant id and what, with its count.
+    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) begin anew
+    whenever they are taken.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class Tally:
         "connections_refused",
         "credits",
         "overhead_seconds",
+        "refusals",
         "request_seconds",
         "requests",
         "settlements_estimated",
@@ -87,7 +89,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, int, str], int] = {}
-        self.busy: dict[tuple[int, str], int] = {}
+        self.busy: dict[int, list[int]] = {}
+        self.refusals: dict[tuple[int, str], int] = {}
         self.tokens: dict[str, list[int]] = {}
         self.units: dict[str, int] = {}
         self.credits: dict[str, int] = {}
@@ -133,21 +136,28 @@ class Tally:
         kinds[1] += tokens_out
         kinds[2] += total
 
-    def did(self, tenant_id: int, kind: str, count: int) -> None:
-        """Count what a tenant's calls did; of tenants beyond the maximum only that somebody did it."""
-        busy = self.busy
-        key = (tenant_id, kind)
-        if key in busy:
-            busy[key] += count
-        elif len(busy) < TENANTS_MAX:
-            busy[key] = count
-        else:
-            key = (0, kind)
-            busy[key] = busy.get(key, 0) + count
+    def served(self, tenant_id: int, tokens: int) -> None:
+        """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
+        busy = self.busy.get(tenant_id)
+        if busy is None:
+            busy = self.busy.setdefault(tenant_id if len(self.busy) < TENANTS_MAX else 0, [0, 0])
+        busy[0] += 1
+        busy[1] += tokens
+
+    def refused(self, tenant_id: int, reason: str) -> None:
+        """Count a refusal to a tenant, or to tenant 0 where nobody is known."""
+        refusals = self.refusals
+        key = (tenant_id if len(refusals) < TENANTS_MAX else 0, reason)
+        refusals[key] = refusals.get(key, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
-        """What tenants did since this was called last."""
-        taken, self.busy = self.busy, {}
+        """What tenants did since this was called last: tenant id and kind, with its count."""
+        busy, self.busy = self.busy, {}
+        taken, self.refusals = self.refusals, {}
+        for tenant_id, (requests, tokens) in busy.items():
+            taken[tenant_id, "requests"] = requests
+            if tokens:
+                taken[tenant_id, "tokens"] = tokens
         return taken
 
     def snapshot(self) -> TallySnapshot:
