@@ -25,12 +25,15 @@ _APPLIED = text(
 _AGAIN = text(
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
 )
-_EPOCHS = text("SELECT partition, epoch FROM partition_state WHERE partition = ANY(:partitions)")
+_EPOCHS = text("SELECT partition, epoch FROM partition_state")
 _SETTLED = text("""
 SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
  UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
  UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
+# The flusher's locks: whoever has them all knows that every flush begun before has ended.
+_BARRIER = text("""
+SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
 _NOTE = text("""
 INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
 SELECT n.partition, :run_id, n.epoch, now(), now()
@@ -48,7 +51,6 @@ class Known:
     tenants: dict[int, list[TenantAccount]] = field(default_factory=dict)
     definitions: dict[int, list[Definition]] = field(default_factory=dict)
     applied: dict[int, list[str]] = field(default_factory=dict)
-    epochs: dict[int, int] = field(default_factory=dict)
     catalogue: CatalogueDefinition = field(default_factory=lambda: CatalogueDefinition(()))
     version: int = 0
 
@@ -87,8 +89,6 @@ class Truths:
             listed = {"partitions": list(wanted)}
             for row in await connection.execute(_APPLIED, listed):
                 known.applied.setdefault(row.partition, []).append(str(row.id))
-            for row in await connection.execute(_EPOCHS, listed):
-                known.epochs[row.partition] = row.epoch
         return known
 
     async def settled(self, request_ids: Sequence[str]) -> list[str]:
@@ -105,8 +105,17 @@ class Truths:
         async with self._engine.begin() as connection:
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
+    async def epochs(self) -> dict[int, int]:
+        """The last epoch of each partition; absent: never verified."""
+        async with self._engine.connect() as connection:
+            return {row.partition: row.epoch for row in await connection.execute(_EPOCHS)}
+
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
-        """Keep what partitions are verified as: no later epoch is ever one of these."""
+        """Keep what partitions are verified as: no later epoch is ever one of these.
+
+        Flushes that are under way have ended then: what is read next is not older than they are.
+        """
         values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
         async with self._engine.begin() as connection:
+            await connection.execute(_BARRIER, {"partitions": sorted(epochs)})
             await connection.execute(_NOTE, values)

@@ -31,7 +31,6 @@ class Truth(Protocol):
     tenants: dict[int, list[TenantAccount]]
     definitions: dict[int, list[Definition]]
     applied: dict[int, list[str]]
-    epochs: dict[int, int]
     catalogue: CatalogueDefinition
     version: int
 
@@ -70,7 +69,13 @@ class Source(Protocol):
         """Have these applied control writes wait again."""
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
-        """Keep what partitions are verified as: no later epoch is ever one of these."""
+        """Keep what partitions are verified as: no later epoch is ever one of these.
+
+        Flushes that are under way have ended then: the truth that is read next is not older.
+        """
+
+    async def epochs(self) -> Mapping[int, int]:
+        """The last epoch of each partition; absent: never verified."""
 
 
 class Target(Protocol):
@@ -150,10 +155,11 @@ class Verifier:
         self._vouched = b""
         opened = [partition for partition, _, _ in open_partitions]
         # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
+        known = await self._source.epochs()
+        epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in open_partitions}
+        await self._source.note(run_id, epochs)
         truth = await self._source.truth(opened if said else range(PARTITIONS))
         await self._target.publish(truth.catalogue, truth.version)
-        epochs = {one: max(epoch, truth.epochs.get(one, 0)) + 1 for one, _, epoch in open_partitions}
-        await self._source.note(run_id, epochs)
         done = [
             verified
             for partition, marker, _ in open_partitions

@@ -29,6 +29,8 @@ from gateway.errors import CountersUnavailable
 LOOK_S = 1.0
 RETRY_S = 0.2
 ADOPT_S = 10.0
+# A partition whose stream is broken has all of its records fail: not every second.
+RECOVER_AGAIN_S = 10.0
 BATCH_MAX = 64
 BATCH_S = 0.02
 SKIPS_MAX = 500
@@ -46,6 +48,7 @@ class Resubmitter:
         self.recovered = 0
         self._wire, self._log, self._clock, self._say = wire, log, clock, say
         self._epochs: list[int] = []
+        self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
 
     async def run(self) -> None:
@@ -75,7 +78,7 @@ class Resubmitter:
         epochs = await self._verified_epochs()
         for segment in list(log.files.segments):
             await self._send_spooled(segment, epochs)
-        if adopted or epochs != self._epochs:
+        if adopted or (epochs != self._epochs and self._clock() >= self._recover_at):
             await self._recover_all(epochs)
         if epochs == self._epochs and all(epochs):
             for segment in log.files.segments:
@@ -122,6 +125,7 @@ class Resubmitter:
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
         self._epochs = [] if failed else epochs
+        self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
 
     async def _recover(self, segment: Segment, content: bytes, epochs: list[int]) -> set[int]:
         """Send again what one file has of earlier epochs; the partitions where that failed."""

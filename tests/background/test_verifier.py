@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import psycopg
 import pytest
 
 from gateway.background.verifier import Verified, Verifier
@@ -291,6 +292,21 @@ async def test_a_keeper_that_died_while_it_let_holds_go_leaves_them_to_the_next(
         assert (call.hold, world.reserve(need=1).verdict) == (None, Verdict.UNVERIFIED)
         done = {one.partition: one for one in await house.verify()}
         assert (done[world.p].let_go, world.tenant.remaining) == (0, 993)
+        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_what_a_flush_is_storing_is_waited_for(valkey: str, migrated: str) -> None:
+    """Rows that were read before Redis forgot them are in the ledger before anything is compared with it."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(1000)
+        world.client.delete(keys.marker(world.p))
+        async with await psycopg.AsyncConnection.connect(migrated) as flushing:
+            await flushing.execute("select pg_advisory_xact_lock(7800, %s)", [world.p])
+            verifying = asyncio.create_task(house.verify())
+            await asyncio.sleep(0.1)
+            assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+            await flushing.commit()
+            await verifying
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
