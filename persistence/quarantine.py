@@ -126,14 +126,16 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: st
     """List the missing movements as lost, and put what they changed on file in the last one's place."""
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
-    before, epoch, cycle = _stands(connection, kind, owner)
+    stored, before, epoch, cycle = _stands(connection, kind, owner)
+    if stored >= last:
+        return  # what was missing is there by now
     # An entry that says nothing of where the account stood leaves the balance to reconciliation.
     stood = row["stood"] or {"balance": before, "cycle": cycle, "at_ms": None}
     after, at = stood["balance"], datetime.now(UTC)
     if stood["at_ms"]:
         at = datetime.fromtimestamp(stood["at_ms"] / 1000, UTC)
     difference = (after or 0) - (before or 0)
-    first, epoch = row["stored_seq"] + 1, max(epoch, row["epoch"])
+    first, epoch = stored + 1, max(epoch, row["epoch"])
     detail = {"quarantine": row["id"], "difference": difference, "reason": reason, "by": by}
     connection.execute(
         insert(lost_event).values(
@@ -186,19 +188,20 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
     connection.execute(upsert(usage_daily).values(day).on_conflict_do_nothing())
 
 
-def _stands(connection: Connection, kind: str, owner: int) -> tuple[int | None, int, int]:
-    """Where PostgreSQL has an account: balance, epoch, cycle."""
-    if kind == "tenant":
-        quota = tenant_quota.c
-        chosen = select(quota.tokens_remaining, quota.epoch, quota.cycle).where(quota.tenant_id == owner)
-    else:
-        its = organization.c
-        columns = (
-            (its.credit_balance, its.credit_epoch) if kind == "credits" else (its.spent, its.spend_epoch)
-        )
-        chosen = select(*columns, text("0")).where(its.id == owner)
-    found = connection.execute(chosen).one()
-    return found[0], found[1], found[2]
+def _stands(connection: Connection, kind: str, owner: int) -> tuple[int, int | None, int, int]:
+    """Where PostgreSQL has an account: last seq, balance, epoch, cycle."""
+    quota, its, none = tenant_quota.c, organization.c, text("0")
+    chosen = {
+        "tenant": select(quota.last_seq, quota.tokens_remaining, quota.epoch, quota.cycle).where(
+            quota.tenant_id == owner
+        ),
+        "credits": select(its.credit_last_seq, its.credit_balance, its.credit_epoch, none).where(
+            its.id == owner
+        ),
+        "spend": select(its.spend_last_seq, its.spent, its.spend_epoch, none).where(its.id == owner),
+    }[kind]
+    seq, balance, epoch, cycle = connection.execute(chosen).one()
+    return seq, balance, epoch, cycle
 
 
 QUARANTINE: Subject = Subject(
