@@ -30,7 +30,8 @@ SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, fou
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
   JOIN tenant_quota AS q ON q.tenant_id = k.id
   LEFT JOIN token_ledger AS found ON found.tenant_id = k.id AND found.seq = k.seq
-  LEFT JOIN token_ledger AS last ON last.tenant_id = k.id AND last.seq = q.last_seq
+  LEFT JOIN LATERAL (SELECT total_remaining FROM token_ledger WHERE tenant_id = k.id AND seq <= q.last_seq
+                      ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
 # An unlimited account has no balance: what counts are the movements since it became limited. A drift on
 # file shows in the row behind it; until there is one, only the counters show it.
@@ -57,9 +58,12 @@ SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_ba
       SELECT seq, balance_after FROM credit_posting WHERE organization_id = k.id AND seq = k.seq
   ) AS found ON true
   LEFT JOIN LATERAL (
-      SELECT balance_after FROM credit_transaction WHERE organization_id = k.id AND seq = o.credit_last_seq
+      (SELECT seq, balance_after FROM credit_transaction
+        WHERE organization_id = k.id AND seq <= o.credit_last_seq ORDER BY seq DESC LIMIT 1)
       UNION ALL
-      SELECT balance_after FROM credit_posting WHERE organization_id = k.id AND seq = o.credit_last_seq
+      (SELECT seq, balance_after FROM credit_posting
+        WHERE organization_id = k.id AND seq <= o.credit_last_seq ORDER BY seq DESC LIMIT 1)
+      ORDER BY seq DESC LIMIT 1
   ) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")
 _CREDIT_SUMS = text("""
@@ -80,7 +84,8 @@ SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS hea
   FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
   JOIN organization AS o ON o.id = k.id
   LEFT JOIN feature_usage AS found ON found.organization_id = k.id AND found.seq = k.seq
-  LEFT JOIN feature_usage AS last ON last.organization_id = k.id AND last.seq = o.spend_last_seq
+  LEFT JOIN LATERAL (SELECT spent_after FROM feature_usage WHERE organization_id = k.id
+                        AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
 # Spend begins at zero with every month.
 _SPEND_SUMS = text("""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from gateway.background import reconciler as reconcilers
 from gateway.background.closing import Closer
 from gateway.background.reconciler import Reconciler
+from gateway.core.ledger import decode, encode
+from gateway.core.model import Service
 from gateway.core.reconciliation import Kind
 from gateway.counters import keys
 from gateway.counters.keys import partition_of
@@ -21,7 +24,7 @@ from gateway.errors import Conflict, CountersUnavailable
 from persistence.reconciliation_results import Results
 from persistence.reconciliations import Accounts
 from tests.background.house import House, house_at
-from tests.builders import CREDITS, UNITS, World
+from tests.builders import CHAT, CREDITS, UNITS, World
 from tests.persistence.scenario import broken
 
 
@@ -162,6 +165,30 @@ async def test_a_changed_row_in_postgresql_is_found(valkey: str, migrated: str) 
         assert kinds(await reconciler_of(house).run_now()) == [
             (f"tenant:{world.caller.tenant_id}", "drift", 5)
         ]
+
+
+@pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda one: str(one.key))
+async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
+    valkey: str, migrated: str, service: Service
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        call = world.reserve(service=service, need=10, credits_=3)
+        call.settle(tokens=10, credits=3, units=2)
+        [(entry_id, fields)] = world.entries(keys.outbox(world.p))
+        poisoned = encode(replace(decode(fields[b"e"]), service_id=2**80))
+        world.client.xdel(keys.outbox(world.p), entry_id)
+        world.client.xadd(keys.outbox(world.p), {"e": poisoned})
+        await house.flush()
+        assert len(house.rows("select 1 from dead_letter")) == 1
+        reconciler = reconciler_of(house)
+        assert (await reconciler.run_now())["items"] == []
+        closer = Closer(Standings(house.wire), Accounts(house.engine), reconciler, partition_of)
+        with pytest.raises(Conflict, match="could not be stored"):
+            await closer.close(world.caller.organization_id)
+        [letter] = house.rows("select id from dead_letter")
+        await house.write("dead-letters", "resolve", letter["id"], reason="a test")
+        await closer.close(world.caller.organization_id)
 
 
 async def test_missing_rows_are_a_gap(valkey: str, migrated: str) -> None:
