@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.counters.segment import HEADER_BYTES
-from gateway.counters.segment_file import SUFFIX, Segment, adopt, create
+from gateway.counters.segment_file import SUFFIX, Segment, adopted, claim, create
 from gateway.errors import StartError
 
 # A log is this many files when it is full: what is dropped goes in such pieces.
@@ -103,10 +103,10 @@ class LogFiles:
         mine = {segment.path for segment in self.segments} | self._left_alone
         found = []
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
-            taken = None if path in mine else await asyncio.to_thread(adopt, path, self._clock())
-            if taken is None:
+            descriptor = None if path in mine else claim(path)
+            if descriptor is None:
                 continue
-            segment, contents = taken
+            segment, contents = await asyncio.to_thread(adopted, path, descriptor, self._clock())
             facts = {"file": path.name, "waiting": len(segment.waiting), "torn_bytes": contents.torn_bytes}
             if not contents.understood:
                 self._left_alone.add(path)

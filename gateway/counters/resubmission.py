@@ -69,16 +69,17 @@ class Resubmitter:
 
         CountersUnavailable where Redis is away or nothing is verified.
         """
-        log, adopted = self._log, False
+        log = self._log
         if self._clock() - self._adopted_at >= ADOPT_S:
-            adopted = bool(await log.files.adopt())
+            if await log.files.adopt():
+                self._epochs = []  # nobody has looked under which they were acknowledged
             self._adopted_at = self._clock()
         if log.files.empty and not log.waiting:
             return
         epochs = await self._verified_epochs()
         for segment in list(log.files.segments):
             await self._send_spooled(segment, epochs)
-        if adopted or (epochs != self._epochs and self._clock() >= self._recover_at):
+        if epochs != self._epochs and self._clock() >= self._recover_at:
             await self._recover_all(epochs)
         if epochs == self._epochs and all(epochs):
             for segment in log.files.segments:

@@ -84,28 +84,27 @@ def create(directory: Path, now: float) -> Segment:
     return Segment(path, descriptor, len(HEADER), now)
 
 
-def adopt(path: Path, now: float) -> tuple[Segment, Contents] | None:
-    """A file whose worker is gone, and what it holds; None where one has it. May block.
-
-    What is not understood is left alone.
-    """
+def claim(path: Path) -> int | None:
+    """The descriptor of a file whose worker is gone, locked; None where one has it or it is gone itself."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        there = os.fstat(descriptor)
-        if there.st_nlink == 0:  # another was faster and is done with it
-            os.close(descriptor)
-            return None
-        contents = read(os.pread(descriptor, there.st_size, 0))
+        if os.fstat(descriptor).st_nlink > 0:  # else another was faster, and is done with it
+            return descriptor
     except OSError:
-        os.close(descriptor)
-        return None
-    segment = Segment(
-        path, descriptor, there.st_size, now, adopted=True, named=True, waiting=contents.waiting
-    )
+        pass
+    os.close(descriptor)
+    return None
+
+
+def adopted(path: Path, descriptor: int, now: float) -> tuple[Segment, Contents]:
+    """A claimed file, and what it holds; from a thread that may block."""
+    size = os.fstat(descriptor).st_size
+    contents = read(os.pread(descriptor, size, 0))
+    segment = Segment(path, descriptor, size, now, adopted=True, named=True, waiting=contents.waiting)
     return segment, contents
 
 

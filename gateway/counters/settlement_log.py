@@ -86,7 +86,7 @@ class SettlementLog:
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
-        self._is_full = False
+        self._is_full = self._is_failing = False
         self._turned = asyncio.Event()
 
     @property
@@ -110,8 +110,11 @@ class SettlementLog:
         """
         wait: Wait[None] = Wait()
         self._spools.append((arguments, wait))
-        if self._writing is None and len(self._spools) == 1:
-            self._loop.call_soon(self._turn)
+        if len(self._spools) == 1:
+            if self._writing is None:
+                self._loop.call_soon(self._turn)
+            else:
+                self._loop.call_later(SPOOL_S_MAX, self._give_up_behind, self._writing)
         return wait
 
     def done(self, segment: Segment, offset: int) -> None:
@@ -242,7 +245,9 @@ class SettlementLog:
             self.counts.unlogged += turn.notes
             self._failed(error)
             self._refuse(turn.waits)
-        elif turn.spooled:
+        else:
+            self._is_failing = False
+        if error is None and turn.spooled:
             for file, at, length in turn.spooled:
                 file.waiting[at] = length
             self.counts.spooled += len(turn.spooled)
@@ -257,6 +262,11 @@ class SettlementLog:
         if self._unsynced and self._syncing is None:
             self._syncing = self._loop.call_later(SYNC_S, self._sync_due)
 
+    def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
+        """The disk hangs: nobody waits longer for its turn, whatever still comes of what was given."""
+        if self._writing is writing:
+            _give_up([wait for _, wait in self._spools])
+
     def _sync_due(self) -> None:
         self._syncing = None
         self._turn()
@@ -269,7 +279,9 @@ class SettlementLog:
         _give_up(waits)
 
     def _failed(self, error: BaseException) -> None:
-        self._say("settlement log cannot be written", error=str(error), level="error")
+        if not self._is_failing:
+            self._is_failing = True
+            self._say("settlement log cannot be written", error=str(error), level="error")
 
 
 def _write(turn: _Turn) -> None:

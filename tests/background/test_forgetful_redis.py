@@ -89,6 +89,7 @@ class Scene:
         self.house.verifier._vouched = b""
         await self.house.verify()
         await self.house.push()
+        await self.worker.log.written()
         await self.worker.look()
         for _ in range(3):
             await self.house.flush()

@@ -249,6 +249,7 @@ async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoc
             one.plan(1000)
             for _ in range(count):
                 await worker.settle(one.reserve(need=1), 1)
+        await worker.log.written()
         world.mark(epoch=2)
         await worker.look()
         assert (len(world.late()), len(other.late())) == (count, 0)
@@ -274,4 +275,21 @@ async def test_the_memory_of_a_killed_worker_is_sent_only_where_it_may_be_forgot
         worker.die()
     verify(world, epoch=2)
     async with worker_at(world.url, tmp_path):
+        assert len(world.late()) == 1
+
+
+async def test_what_was_adopted_while_redis_was_away_is_looked_at_when_it_is_back(
+    world: World, tmp_path: Path
+) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        worker.die()
+    world.client.delete(*(keys.marker(partition) for partition in range(PARTITIONS)))
+    async with worker_at(world.url, tmp_path) as worker:
+        assert len(worker.log.files.segments) == 2
+        verify(world, epoch=2)
+        await worker.look()
         assert len(world.late()) == 1
