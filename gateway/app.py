@@ -21,11 +21,8 @@ from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
-from gateway.counters.allowance import Allowances
-from gateway.counters.directory import Directory
-from gateway.counters.leaser import Leaser
+from gateway.counters.door import SCRIPTS, Door, open_door
 from gateway.counters.log_files import LogFiles
-from gateway.counters.quota import Counters
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.usage import usage
@@ -64,9 +61,9 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     wire.refuse_eviction()
     settlements = _settlement_log(settings, log)
     resubmitter = Resubmitter(wire, settlements, time.monotonic, log)
-    scripts = {verb: Histogram() for verb in ("reserve", "settle", "extend", "lease")}
-    allowances = Allowances(time.monotonic, take_seat(Path(settings.data_dir) / "seats"))
-    directory, counters, leaser = _counters(settings, wire, allowances, settlements, scripts)
+    scripts = {verb: Histogram() for verb in SCRIPTS}
+    door = _door(settings, wire, settlements, scripts)
+    directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, activity = Tally(), Activity(wire, time.time)
     ports = Ports(
         directory=directory,
@@ -82,7 +79,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_unverified": int(not directory.verified)},
-        lambda: {"leases": allowances.in_force, "admitted_locally": allowances.admitted},
+        lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [
@@ -109,6 +106,19 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     await settlements.close()
     await wire.close()
     log("gateway stopped", settlements_waiting=waiting)
+
+
+def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[str, Histogram]) -> Door:
+    """What the worker asks Redis through; `scripts` takes the seconds of each."""
+    return open_door(
+        wire,
+        log,
+        take_seat(Path(settings.data_dir) / "seats"),
+        {verb: histogram.observe for verb, histogram in scripts.items()},
+        hold_ttl_s=settings.hold_ttl_s,
+        lease_fraction=settings.lease_fraction,
+        lease_s=settings.lease_s_max,
+    )
 
 
 def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementLog:
@@ -241,36 +251,6 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     return plane, exporter
-
-
-def _counters(
-    settings: Settings,
-    wire: Wire,
-    allowances: Allowances,
-    settlements: SettlementLog,
-    scripts: dict[str, Histogram],
-) -> tuple[Directory, Counters, Leaser]:
-    """The doors to Redis of one worker; `scripts` takes the seconds of each."""
-    directory = Directory(wire, time.monotonic, allowances=allowances, stale_s=settings.lease_s_max)
-    counters = Counters(
-        wire,
-        directory,
-        int(settings.hold_ttl_s * 1000),
-        time.monotonic,
-        {verb: histogram.observe for verb, histogram in scripts.items()},
-        log=settlements,
-        allowances=allowances,
-    )
-    leaser = Leaser(
-        wire,
-        allowances,
-        time.monotonic,
-        fraction=settings.lease_fraction,
-        lease_s=settings.lease_s_max,
-        took=scripts["lease"].observe,
-        pending=lambda: settlements.waiting,
-    )
-    return directory, counters, leaser
 
 
 def _snapshot(

@@ -175,7 +175,10 @@ class Directory:
             return None
         if expires_ms and self._today() * 1000 >= expires_ms:
             return None
-        return caller if self._allowances.covers(caller) else None
+        if not self._allowances.covers(caller):
+            return None
+        self._allowances.seen(caller)  # its lease stays, whatever Redis answers when it is back
+        return caller
 
     async def refresh(self) -> None:
         """Read the catalogue again."""

@@ -143,7 +143,9 @@ class Leaser:
             assert found is not None
             one.take(found, began + self._lease_s, tokens, credits_)
             # What is counted on no longer is freed soon where it is much.
-            shrunk = one.tokens.kept * 2 < tokens.kept or one.credits.kept * 2 < credits_.kept
+            shrunk = one.credits.kept * 2 < credits_.kept or (
+                not one.unlimited and one.tokens.kept * 2 < tokens.kept
+            )
             self._schedule(one, now if shrunk else now + RENEW_S)
         elif code == NONE:
             one.drop()

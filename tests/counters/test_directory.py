@@ -241,6 +241,7 @@ async def test_who_was_known_before_is_known_while_redis_is_away(leasing: tuple[
     desk.wire.available = False
     desk.clock.now += 600
     assert await desk.identify() is known
+    assert leases.all()[0].seen == desk.clock.now
     with pytest.raises(CountersUnavailable):
         await desk.identify("e" * 64)
     leases.all()[0].until = 0.0

@@ -162,6 +162,35 @@ async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, emp
     assert allowing.tenant.held == 0
 
 
+async def test_a_long_outage_keeps_the_leases_of_those_who_call(own_valkey: START, employ: Employ) -> None:
+    """Redis is back after minutes, and empty: until it is verified they go on."""
+    world = World(own_valkey().url)
+    world.plan(1000, on_store_failure="allow")
+    worker = await employ(world)
+    await worker.renew()
+    await worker.lose()
+    worker.clock.now += ACTIVE_S * 3
+    worker.seen()
+    world.client.flushall()
+    await worker.find()
+    assert (await worker.reserve(60))[1].tokens_remaining == 40
+    world.client.close()
+
+
+async def test_what_is_unlimited_is_not_asked_for_all_the_time(world: World, employ: Employ) -> None:
+    world.plan(None, on_store_failure="allow")
+    worker = await employ(world)
+    await worker.renew()
+    await worker.lose()
+    await worker.reserve(1000)
+    await worker.find()
+    world.client.config_resetstat()
+    for _ in range(20):
+        worker.clock.now += 0.24
+        await worker.leaser.lease()
+    assert "cmdstat_fcall" not in world.client.info("commandstats")
+
+
 async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: World, employ: Employ) -> None:
     """Its answer was late: the hold is there, and what was taken of the lease comes back."""
     worker = await employ(allowing)

@@ -1,0 +1,49 @@
+"""What one worker asks Redis through, put together: who calls, the limits, the leases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from gateway.counters.allowance import Allowances
+from gateway.counters.directory import Directory
+from gateway.counters.leaser import Leaser
+from gateway.counters.quota import Counters
+from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.wire import Wire
+
+SCRIPTS = ("reserve", "settle", "extend", "lease")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The parts that share one wire."""
+
+    directory: Directory
+    counters: Counters
+    allowances: Allowances
+    leaser: Leaser
+
+
+def open_door(
+    wire: Wire,
+    log: SettlementLog,
+    seat: UUID,
+    took: Mapping[str, Callable[[float], None]],
+    *,
+    hold_ttl_s: float,
+    lease_fraction: float,
+    lease_s: float,
+) -> Door:
+    """The parts by these settings; `took` is told the seconds of each of `SCRIPTS`."""
+    clock = time.monotonic
+    allowances = Allowances(clock, seat)
+    directory = Directory(wire, clock, allowances=allowances, stale_s=lease_s)
+    counters = Counters(wire, directory, int(hold_ttl_s * 1000), clock, took, log=log, allowances=allowances)
+    leaser = Leaser(
+        wire, allowances, clock,
+        fraction=lease_fraction, lease_s=lease_s, took=took["lease"], pending=lambda: log.waiting,
+    )  # fmt: skip
+    return Door(directory, counters, allowances, leaser)
