@@ -50,7 +50,9 @@ def test_every_resource_is_documented() -> None:
     assert rows("docs/api.md").keys() == RESOURCES.keys()
 
 
-COMMAND = re.compile(r"(?:`|^ {4}(?:\.venv/bin/)?)tollkeeper ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", re.MULTILINE)
+COMMAND = re.compile(
+    r"(?:`|^ {4}(?:\.venv/bin/)?)tollkeeper ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", re.MULTILINE
+)
 
 
 @cache

@@ -62,7 +62,7 @@ def _watch(
     failed = ""
     with Live(console=console(), screen=True, auto_refresh=False) as live, _keys() as key:
         while True:
-            live.update(_shown(look, api.url, console().width, failed), refresh=True)
+            live.update(_shown(look, api.url, console().width, failed, keys=True), refresh=True)
             if key(interval_s) in QUITS:
                 return
             try:
@@ -106,12 +106,12 @@ def _rates(counts: Json, seconds: float) -> Json:
     }
 
 
-def _shown(look: Json, url: str, columns: int, failed: str = "") -> Group:
+def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
     """The look as people read it, within so many columns."""
     latency, outbox = look["latency_s"], look["outbox"]
-    head = Text.assemble(
-        ("tollkeeper ", "bold"), f"{url}, last {look['window_s']:.0f} s; ", ("q quits", "dim")
-    )
+    head = Text.assemble(("tollkeeper ", "bold"), f"{url}, last {look['window_s']:.0f} s")
+    if keys:
+        head.append("; q quits", "dim")
     facts = [
         ("requests/s", _number(look["requests_per_s"])),
         ("tokens/s", _number(look["tokens_per_s"])),
@@ -122,7 +122,9 @@ def _shown(look: Json, url: str, columns: int, failed: str = "") -> Group:
         ("holds", _number(look["holds"])),
         ("outbox", f"{_number(outbox['entries'])}, oldest {_duration(outbox['oldest_s'])}"),
     ]
-    summary = Text("   ").join(Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in facts)
+    lines = [head, *([Text(failed, "bold red")] if failed else []), *_told(facts, columns)]
+    if look["refused"]:
+        lines.append(Text.assemble(("refused for ", "dim"), (_reasons(look["refused"]), "bold")))
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
     for name in ("requests/s", "tokens/s", "refused/s"):
@@ -130,14 +132,30 @@ def _shown(look: Json, url: str, columns: int, failed: str = "") -> Group:
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)
     for row in look["tenants"]:
-        reasons = sorted(row["refused"].items(), key=lambda pair: -pair[1])
         cells = [
             escape(str(row["tenant"] or f"tenant {row['tenant_id']}, deleted")),
             *(_number(row[name]) for name in ("requests_per_s", "tokens_per_s", "refused_per_s")),
-            ", ".join(f"{reason} {count:,}" for reason, count in reasons),
+            _reasons(row["refused"]),
         ]
         table.add_row(*cells[: len(table.columns)])
-    return Group(head, *([Text(failed, "bold red")] if failed else []), summary, table)
+    return Group(*lines, table)
+
+
+def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
+    """Facts in lines that break between them alone."""
+    lines = [Text()]
+    for name, value in facts:
+        fact = Text.assemble((f"{name} ", "dim"), (value, "bold"))
+        if lines[-1] and len(lines[-1]) + 3 + len(fact) > columns:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1] else "").append_text(fact)
+    return lines
+
+
+def _reasons(refused: Json) -> str:
+    """Why calls were refused, what happened most first."""
+    ranked = sorted(refused.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{reason} {count:,}" for reason, count in ranked)
 
 
 def _number(value: float | None) -> str:

@@ -115,7 +115,7 @@ async def test_it_is_live_until_q_and_leaves_the_terminal_as_it_was(api: Api, co
     try:
         await terminal.until("requests/s")
         await terminal.until("tenant of")
-        assert ("rate_limited" in terminal.seen) is (columns == 120)
+        assert ("│ rate_limited 30" in terminal.seen) is (columns == 120)
         api.counters.busy = [((0, "invalid_api_key"), 990)]
         await terminal.until("99")
         api.counters.away = True
