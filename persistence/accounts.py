@@ -138,6 +138,9 @@ def move(connection: Connection[Any], moves: Moves) -> None:
     if moves.daily:
         rows = [(*bucket, *sums) for bucket, sums in sorted(moves.daily.items())]
         connection.execute(statements.ROLL_UP, _columns(rows))
+    if moves.priced:
+        rows = [(*bucket, *sums) for bucket, sums in sorted(moves.priced.items())]
+        connection.execute(statements.ROLL_UP_TIERS, _columns(rows))
     if moves.activations:
         rows = [(e.organization_id, e.service_id, e.source, e.at_ms) for e in moves.activations]
         connection.execute(statements.ACTIVATE, _columns(sorted(rows)))

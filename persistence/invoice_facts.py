@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from gateway.core.invoice import Facts, Fee, Overage, Purchase, Use
-from gateway.core.pricing import read_pricing
+from gateway.core.pricing import Portion
 from gateway.core.subscription import Segment, covered
 
 _ORGANIZATION = text("SELECT currency, tax_rate, name FROM organization WHERE id = :organization")
@@ -42,23 +43,29 @@ WITH last AS (
                            WHERE l.tenant_id = t.id AND l.created_at < :until ORDER BY l.seq DESC LIMIT 1)
       FROM tenant AS t WHERE t.organization_id = :organization
 ), ended AS (
-    SELECT last.tenant_id, last.name, l.seq, l.cycle, -l.total_remaining AS tokens
+    SELECT last.tenant_id, last.name, l.seq, l.cycle, -l.total_remaining AS tokens, l.created_at AS at
       FROM last JOIN token_ledger AS l ON l.tenant_id = last.tenant_id AND l.seq = last.seq
      WHERE l.created_at >= :since AND l.total_remaining < 0
 )
-SELECT e.tenant_id, e.name, e.cycle, e.tokens, p.overage_unit_price,
-       (SELECT b.created_at FROM token_ledger AS b WHERE b.tenant_id = e.tenant_id AND b.seq <= e.seq
-           AND b.transaction_type = 'reset' AND b.cycle = e.cycle ORDER BY b.seq DESC LIMIT 1) AS began,
+SELECT e.tenant_id, e.name, e.cycle, e.tokens, p.unit_price, began.at AS began,
        coalesce((SELECT sum(b.quantity) FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id
                   WHERE i.status = 'finalized' AND b.kind = 'overage' AND b.tenant_id = e.tenant_id
                     AND b.cycle = e.cycle), 0) AS billed
   FROM ended AS e
- CROSS JOIN LATERAL (SELECT (w.payload->>'plan_id')::bigint AS plan_id
+  LEFT JOIN LATERAL (SELECT b.created_at AS at FROM token_ledger AS b
+          WHERE b.tenant_id = e.tenant_id AND b.seq <= e.seq AND b.transaction_type = 'reset'
+            AND b.cycle = e.cycle ORDER BY b.seq DESC LIMIT 1) AS began ON true
+ CROSS JOIN LATERAL (SELECT (w.payload->>'plan_id')::bigint AS plan_id, g.created_at AS at
            FROM token_ledger AS g JOIN control_write AS w ON w.id = g.control_write_id AND w.verb = 'plan'
           WHERE g.tenant_id = e.tenant_id AND g.seq <= e.seq AND g.transaction_type <> 'consume'
           ORDER BY g.seq DESC LIMIT 1) AS given
-  JOIN token_plan AS p ON p.id = given.plan_id AND p.overage_policy = 'bill'
-   AND p.overage_unit_price IS NOT NULL
+  -- The first price for them from when the cycle, or the plan in it, began: a later one is the next cycle's.
+ CROSS JOIN LATERAL (SELECT v.unit_price
+           FROM (SELECT *, lead(since) OVER w AS till, lag(since) OVER w IS NULL AS is_first
+                   FROM token_plan_price WHERE plan_id = given.plan_id WINDOW w AS (ORDER BY since)) AS v
+          WHERE v.overage_policy = 'bill' AND v.unit_price IS NOT NULL AND (v.since <= e.at OR v.is_first)
+            AND coalesce(v.till, 'infinity') > greatest(began.at, given.at)
+          ORDER BY v.since LIMIT 1) AS p
  ORDER BY e.tenant_id, e.cycle""")
 _PURCHASES = text("""
 SELECT a.id, a.credits_added, a.unit_cost, a.remark, (a."timestamp" AT TIME ZONE 'UTC')::date AS day
@@ -73,22 +80,17 @@ SELECT a.id, a.credits_added, a.unit_cost, a.remark, (a."timestamp" AT TIME ZONE
 _CONSUMED = text("""
 SELECT coalesce(sum(credits - billed_credits), 0)::bigint FROM usage_daily
  WHERE organization_id = :organization AND day >= :since_day AND day < :until_day""")
-# All units of a month count for its tiers, also those billed before `since`.
+# All units of a month count for their place in it, also those billed before `since`.
 _USES = text("""
-SELECT u.service_id, coalesce(s.name, 'service ' || u.service_id) AS name,
-       coalesce(n.pricing, s.pricing) AS pricing, date_trunc('month', u.day)::date AS month,
-       sum(u.billed_usage_amount)::bigint AS billed,
-       sum(u.usage_amount - u.billed_usage_amount)
-           FILTER (WHERE u.day >= :since_day AND u.day < :until_day)::bigint AS units
-  FROM usage_daily AS u
-  LEFT JOIN service AS s ON s.id = u.service_id
-  LEFT JOIN organization_service AS n ON n.service_id = u.service_id AND n.organization_id = u.organization_id
- WHERE u.organization_id = :organization AND u.day >= date_trunc('month', cast(:since_day AS date))
-   AND u.day < date_trunc('month', cast(:until_day AS date)) + interval '1 month'
- GROUP BY u.service_id, s.name, n.pricing, s.pricing, date_trunc('month', u.day)
-HAVING sum(u.usage_amount - u.billed_usage_amount)
-           FILTER (WHERE u.day >= :since_day AND u.day < :until_day) > 0
- ORDER BY month, u.service_id""")
+SELECT t.service_id, coalesce(s.name, 'service ' || t.service_id) AS name,
+       date_trunc('month', t.day)::date AS month, t.unit_price, sum(t.billed_quantity)::bigint AS billed,
+       coalesce(sum(t.quantity - t.billed_quantity)
+                FILTER (WHERE t.day >= :since_day AND t.day < :until_day), 0)::bigint AS units
+  FROM usage_tier AS t LEFT JOIN service AS s ON s.id = t.service_id
+ WHERE t.organization_id = :organization AND t.day >= date_trunc('month', cast(:since_day AS date))
+   AND t.day < date_trunc('month', cast(:until_day AS date)) + interval '1 month'
+ GROUP BY t.service_id, s.name, date_trunc('month', t.day), t.unit_price
+ ORDER BY month, t.service_id, min(t.first_unit), t.unit_price""")
 
 
 def read(connection: Connection, organization_id: int, start: date, end: date) -> tuple[Facts, str]:
@@ -114,13 +116,7 @@ def read(connection: Connection, organization_id: int, start: date, end: date) -
             for row in connection.execute(_PURCHASES, here)
         ],
         credits_consumed=connection.execute(_CONSUMED, here).scalar_one(),
-        uses=[
-            Use(
-                row.service_id, row.name, row.month, row.billed + row.units, row.billed,
-                read_pricing(row.pricing).tiers,
-            )
-            for row in connection.execute(_USES, here)
-        ],
+        uses=_uses(connection, here),
     )  # fmt: skip
     return facts, organization.name
 
@@ -149,10 +145,23 @@ def _overages(connection: Connection, here: Mapping[str, Any]) -> list[Overage]:
             began=row.began.astimezone(UTC).date() if row.began else None,
             tokens=row.tokens,
             billed=int(row.billed),
-            unit_price=Decimal(row.overage_unit_price),
+            unit_price=Decimal(row.unit_price),
         )
         for row in connection.execute(_OVERAGES, here)
     ]
+
+
+def _uses(connection: Connection, here: Mapping[str, Any]) -> list[Use]:
+    rows = connection.execute(_USES, here)
+    return [
+        Use(
+            service_id, of_month[0].name, month, sum(row.billed for row in of_month),
+            tuple(Portion(at, row.units, row.unit_price) for at, row in enumerate(of_month) if row.units),
+        )
+        for (month, service_id), of_month in (
+            (key, list(group)) for key, group in groupby(rows, key=lambda row: (row.month, row.service_id))
+        )
+    ]  # fmt: skip
 
 
 def _midnight(day: date) -> datetime:

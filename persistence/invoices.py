@@ -34,20 +34,34 @@ _LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")
 _LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
 _BILL_DAYS = text("""
 WITH billed AS (
-    SELECT tenant_id, day, service_id, usage_amount - billed_usage_amount AS units,
-           credits - billed_credits AS credits FROM usage_daily
+    SELECT tenant_id, day, service_id, credits - billed_credits AS credits FROM usage_daily
      WHERE organization_id = :organization AND day >= :since AND day < :until
-       AND (usage_amount > billed_usage_amount OR credits > billed_credits)
+       AND (usage_amount <> billed_usage_amount OR credits > billed_credits)
      ORDER BY tenant_id, day, service_id FOR UPDATE
 ), marked AS (
     UPDATE usage_daily AS u SET billed_usage_amount = u.usage_amount, billed_credits = u.credits
       FROM billed AS b WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id
+), priced AS (
+    SELECT tenant_id, day, service_id, unit_price, quantity - billed_quantity AS units FROM usage_tier
+     WHERE organization_id = :organization AND day >= :since AND day < :until AND quantity <> billed_quantity
+     ORDER BY tenant_id, day, service_id, unit_price FOR UPDATE
+), marked_too AS (
+    UPDATE usage_tier AS u SET billed_quantity = u.quantity FROM priced AS b
+     WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id
+       AND u.unit_price = b.unit_price
 )
-INSERT INTO invoice_basis (invoice_id, kind, quantity, tenant_id, day, service_id)
-SELECT :invoice, k.kind, k.quantity, b.tenant_id, b.day, nullif(b.service_id, 0)
-  FROM billed AS b CROSS JOIN LATERAL (VALUES ('usage', b.units), ('credits_consumed', b.credits))
-       AS k (kind, quantity) WHERE k.quantity > 0""")
+INSERT INTO invoice_basis (invoice_id, kind, quantity, tenant_id, day, service_id, unit_price)
+SELECT :invoice, 'usage', units, tenant_id, day, nullif(service_id, 0), unit_price FROM priced
+UNION ALL
+SELECT :invoice, 'credits_consumed', credits, tenant_id, day, nullif(service_id, 0), NULL
+  FROM billed WHERE credits > 0""")
 _UNBILL_DAYS = text("""
+WITH units AS (
+    UPDATE usage_tier AS u SET billed_quantity = u.billed_quantity - b.quantity
+      FROM invoice_basis AS b
+     WHERE b.invoice_id = :invoice AND b.kind = 'usage' AND u.tenant_id = b.tenant_id AND u.day = b.day
+       AND u.service_id = coalesce(b.service_id, 0) AND u.unit_price = b.unit_price
+)
 UPDATE usage_daily AS u
    SET billed_usage_amount = u.billed_usage_amount - b.units, billed_credits = u.billed_credits - b.credits
   FROM (SELECT tenant_id, day, coalesce(service_id, 0) AS service_id,
@@ -55,7 +69,6 @@ UPDATE usage_daily AS u
                coalesce(sum(quantity) FILTER (WHERE kind = 'credits_consumed'), 0) AS credits
           FROM invoice_basis WHERE invoice_id = :invoice AND day IS NOT NULL GROUP BY 1, 2, 3) AS b
  WHERE u.tenant_id = b.tenant_id AND u.day = b.day AND u.service_id = b.service_id""")
-# What the credit notes of an invoice, drafts included, give back of its lines.
 _GIVEN = text("""
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount
   FROM invoice_line AS l JOIN invoice AS n ON n.id = l.invoice_id

@@ -5,19 +5,26 @@ Pure. Only entries that really become rows are passed in, so nothing is counted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
 
-from gateway.core.ledger import Event, EventFlag, EventKind
+from gateway.core.ledger import BEFORE, Event, EventFlag, EventKind
+from gateway.core.pricing import MICRO, Tier, spread
+from gateway.core.tiers import DECIMALS, read_tiers
 from persistence.guard import Placed
 
 DAY_MS = 86_400_000
+PRICES_MAX = 1_024
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
 
 # tenant, day since 1970, service (0: none)
 Bucket = tuple[int, int, int]
+# The same, and what a unit costs.
+PricedBucket = tuple[int, int, int, Decimal]
 
 
 @dataclass(slots=True)
@@ -25,7 +32,7 @@ class Moves:
     """The last movement of each account, and what was used by bucket.
 
     `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
-    of the last reset by tenant.
+    of the last reset by tenant. `priced` holds organization, first unit, units.
     """
 
     quotas: dict[int, Event] = field(default_factory=dict)
@@ -34,6 +41,7 @@ class Moves:
     resets: dict[int, int] = field(default_factory=dict)
     activations: list[Event] = field(default_factory=list)
     daily: dict[Bucket, list[int]] = field(default_factory=dict)
+    priced: dict[PricedBucket, list[int]] = field(default_factory=dict)
 
 
 def add_up(fresh: Iterable[Placed]) -> Moves:
@@ -60,6 +68,7 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
                 moves.credits[event.organization_id] = event
             if flags & USAGE:
                 sums[4] += event.units
+                _add_priced(moves, bucket, event)
                 moves.spends[event.organization_id] = event
             if flags & ACTIVATES:
                 moves.activations.append(event)
@@ -69,3 +78,29 @@ def add_up(fresh: Iterable[Placed]) -> Moves:
             if kind == RESET:
                 moves.resets[event.tenant_id] = event.at_ms
     return moves
+
+
+def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
+    for first, units, price in _portions(event):
+        sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
+        sums[1] = min(sums[1], first)
+        sums[2] += units
+
+
+def _portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
+    """First unit of the month, units and price of each tier the event's units lie in."""
+    if not event.priced:
+        # An entry of before prices were kept: what it cost, spread over its units.
+        each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
+        yield 0, event.units, round(each, DECIMALS)
+        return
+    at = int(BEFORE.unpack_from(event.priced)[0])
+    tiers = _tiers(event.priced[BEFORE.size :]) or (Tier(None, Decimal(0)),)
+    for portion in spread(tiers, at, event.units):
+        yield at, portion.quantity, portion.unit_price
+        at += portion.quantity
+
+
+@lru_cache(maxsize=PRICES_MAX)
+def _tiers(packed: bytes) -> tuple[Tier, ...]:
+    return read_tiers(packed)

@@ -141,6 +141,13 @@ SELECT t, date '1970-01-01' + d, s, o, r, k, c, a
 ON CONFLICT (tenant_id, day, service_id) DO UPDATE SET
     requests = u.requests + excluded.requests, tokens = u.tokens + excluded.tokens,
     credits = u.credits + excluded.credits, usage_amount = u.usage_amount + excluded.usage_amount"""
+ROLL_UP_TIERS = """
+INSERT INTO usage_tier AS u (tenant_id, day, service_id, unit_price, organization_id, first_unit, quantity)
+SELECT t, date '1970-01-01' + d, s, p, o, f, q
+  FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[],
+              %s::bigint[]) AS n (t, d, s, p, o, f, q)
+ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
+    first_unit = least(u.first_unit, excluded.first_unit), quantity = u.quantity + excluded.quantity"""
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from gateway.core.pricing import EXACT, Tier, graduated, rounded, times
+from gateway.core.pricing import EXACT, Portion, rounded, times
 from gateway.core.subscription import Piece, Segment, pieces
 
 INFORMATION = "credits_consumed"
@@ -55,14 +55,16 @@ class Purchase:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Pay-Per-Use units of a service in one calendar month; tiers count all units of that month."""
+    """Pay-Per-Use units of a service in one calendar month, by what they cost when they were used.
+
+    `billed` units of that month were billed before; a negative portion gives billed ones back.
+    """
 
     service_id: int
     service: str
     month: date
-    units: int
     billed: int
-    tiers: tuple[Tier, ...]
+    portions: tuple[Portion, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,27 +231,19 @@ def _consumed(facts: Facts) -> Iterator[tuple[Line, None]]:
 def _uses(facts: Facts) -> Iterator[tuple[Line, None]]:
     """One line a tier; which days' units were billed is kept with the daily roll-up."""
     for use in facts.uses:
-        if use.units <= use.billed:
-            continue
-        tiers = use.tiers or (Tier(None, Decimal(0)),)
         at = use.billed
-        for portion in graduated(tiers, use.billed, use.units - use.billed):
+        for portion in use.portions:
             description = f"{use.service}, {use.month:%B %Y}"
-            if len(tiers) > 1:
+            if portion.quantity < 0:
+                description += ", given back"
+            elif use.billed or len(use.portions) > 1:
                 description += f", units {at + 1:,} to {at + portion.quantity:,}"
             at += portion.quantity
             amount = rounded(times(portion.quantity, portion.unit_price), facts.currency)
-            yield (
-                Line(
-                    "usage",
-                    description,
-                    portion.quantity,
-                    portion.unit_price,
-                    amount,
-                    service_id=use.service_id,
-                ),
-                None,
+            line = Line(
+                "usage", description, portion.quantity, portion.unit_price, amount, service_id=use.service_id
             )
+            yield line, None
 
 
 def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:

@@ -23,6 +23,7 @@ from persistence.tables.ledgers import (
     service_activation,
     token_ledger,
     usage_daily,
+    usage_tier,
 )
 from persistence.tables.operations import (
     audit_log,
@@ -48,6 +49,7 @@ from persistence.tables.people import (
     tenant,
     tenant_quota,
     token_plan,
+    token_plan_price,
 )
 
 __all__ = [
@@ -89,7 +91,9 @@ __all__ = [
     "tenant_quota",
     "token_ledger",
     "token_plan",
+    "token_plan_price",
     "usage_daily",
+    "usage_tier",
     "webhook",
     "webhook_delivery",
 ]

@@ -186,6 +186,7 @@ invoice_basis = Table(
     refers("credit_addition_id", "credit_addition"),
     refers("service_id", "service", index=False),
     Column("day", Date),
+    Column("unit_price", Numeric(28, 12)),
 )
 
 # The last number given out, row-locked while the next is taken, so numbers have no gap.

@@ -15,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
+    Numeric,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -165,6 +166,27 @@ usage_daily = Table(
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
     Index(None, "organization_id", "day"),
     Index(None, "day"),
+)
+
+# A day's Pay-Per-Use units by what they cost; `first_unit` is the first one's place in its month.
+usage_tier = Table(
+    "usage_tier",
+    metadata,
+    Column("tenant_id", BigInteger, nullable=False),
+    Column("day", Date, nullable=False),
+    Column("service_id", BigInteger, nullable=False),
+    Column("unit_price", Numeric(28, 12), nullable=False),
+    Column("organization_id", BigInteger, nullable=False),
+    Column(
+        "first_unit",
+        BigInteger,
+        CheckConstraint(f'"first_unit" BETWEEN -{INTEGER_MAX} AND {INTEGER_MAX}', name="first_unit"),
+        nullable=False,
+    ),
+    signed("quantity"),
+    signed("billed_quantity"),
+    PrimaryKeyConstraint("tenant_id", "day", "service_id", "unit_price"),
+    Index(None, "organization_id", "day"),
 )
 
 credit_addition = Table(

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Numeric,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -164,6 +165,17 @@ token_plan = Table(
     moment("created_at", now=True),
     moment("updated_at", now=True),
     moment("deleted_at"),
+)
+
+# What tokens beyond a plan cost since when, kept by a trigger.
+token_plan_price = Table(
+    "token_plan_price",
+    metadata,
+    Column("plan_id", BigInteger, nullable=False),
+    moment("since", required=True),
+    Column("overage_policy", Text, nullable=False),
+    money("unit_price"),
+    PrimaryKeyConstraint("plan_id", "since"),
 )
 
 # The token account as of the last flushed event, and all a rebuild of Redis needs.

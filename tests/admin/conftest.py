@@ -215,7 +215,7 @@ class Api:
 
 # Tables that refer to no other.
 LEDGERS_AND_LISTS = (
-    "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily",
+    "token_ledger", "credit_transaction", "credit_posting", "feature_usage", "usage_daily", "usage_tier",
     "service_activation", "invoice_sequence", "known_drift", "reconciliation", "quarantine", "dead_letter",
     "console_session",
 )  # fmt: skip

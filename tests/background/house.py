@@ -48,12 +48,12 @@ def _rendered(row: Row) -> Row:
 
 
 class House:
-    """One keeper, each part by itself."""
+    """One keeper, each part by itself; `patience` with Redis is the wire's."""
 
-    def __init__(self, valkey: str, database: str) -> None:
+    def __init__(self, valkey: str, database: str, **patience: float) -> None:
         self.valkey, self.database = valkey, database
         self.engine = engines.create(database)
-        self.wire = Wire(parse_url(valkey), time.monotonic)
+        self.wire = Wire(parse_url(valkey), time.monotonic, **patience)
         self.keeping = Keeping(self.wire)
         self.verification = Verification(self.wire)
         sweeps = Sweeps(self.engine)

@@ -57,6 +57,10 @@ SELECT 1, t, s, date '2026-04-01' + d, 1,
        CASE WHEN s = 2 AND t = 1 THEN 3 * ({requests} / 90) ELSE 0 END
   FROM generate_series(1, {tenants}) AS t, generate_series(1, 3) AS s, generate_series(0, 29) AS d""",
     """
+INSERT INTO usage_tier (organization_id, tenant_id, service_id, day, unit_price, first_unit, quantity)
+SELECT organization_id, tenant_id, service_id, day, 0.001, 0, usage_amount FROM usage_daily
+ WHERE usage_amount > 0""",
+    """
 UPDATE tenant_quota SET last_seq = 1 + {requests} / {tenants},
        tokens_remaining = 1000000 - 10 * ({requests} / {tenants})""",
     "UPDATE organization SET credit_last_seq = {requests} / 3, spend_last_seq = {requests} / 3",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.invoice import Bill, Facts, Fee, Overage, Purchase, Use, bill, span
-from gateway.core.pricing import Tier, rounded
+from gateway.core.pricing import Portion, Tier, rounded, spread
 from gateway.core.subscription import Segment, begin, cancel, change_now, covered
 
 APRIL, MAY = date(2026, 4, 1), date(2026, 5, 1)
@@ -19,6 +19,11 @@ TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
 
 def amounts(made: Bill) -> list[str]:
     return [str(line.amount) for line in made.lines]
+
+
+def use(units: int, billed: int = 0) -> Use:
+    """So many units of April, some of them billed before."""
+    return Use(3, "rerank", APRIL, billed, tuple(spread(TIERS, billed, units - billed)))
 
 
 def worked_example() -> Facts:
@@ -35,7 +40,7 @@ def worked_example() -> Facts:
         overages=[Overage(7, "Main", 1, APRIL, 2_345_678, 0, Decimal("0.000003"))],
         purchases=[Purchase(2, APRIL, 8_000, Decimal("0.01"))],
         credits_consumed=1_500 * 6 + 500,
-        uses=[Use(3, "rerank", APRIL, 41_250, 0, TIERS)],
+        uses=[use(41_250)],
     )
 
 
@@ -65,9 +70,19 @@ def test_nothing_to_bill_is_an_invoice_without_lines() -> None:
 
 
 def test_late_units_go_on_in_the_tier_their_month_had_reached() -> None:
-    late = Use(3, "rerank", APRIL, 12_000, 9_000, TIERS)
+    late = use(12_000, 9_000)
     made = bill(Facts("USD", Decimal(0), MAY, date(2026, 6, 1), uses=[late]))
     assert [(line.quantity, str(line.amount)) for line in made.lines] == [(1_000, "1.00"), (2_000, "1.60")]
+
+
+def test_units_of_two_prices_are_lines_of_their_own_and_units_given_back_are_negative() -> None:
+    prices = ((40, "0.02"), (60, "0.03"), (-10, "0.02"))
+    dearer = tuple(Portion(at, units, Decimal(price)) for at, (units, price) in enumerate(prices))
+    made = bill(Facts("USD", Decimal(0), APRIL, MAY, uses=[Use(3, "rerank", APRIL, 0, dearer)]))
+    assert [(line.quantity, str(line.amount)) for line in made.lines] == [
+        (40, "0.80"), (60, "1.80"), (-10, "-0.20"),
+    ]  # fmt: skip
+    assert made.lines[2].description == "rerank, April 2026, given back"
 
 
 def test_zero_decimal_currencies_bill_whole_units() -> None:
@@ -179,8 +194,7 @@ def test_units_are_billed_once_however_often_invoices_are_made(
     for step, units in enumerate(usage):
         total += units
         if invoiced[step]:
-            use = Use(3, "rerank", APRIL, total, billed, TIERS)
-            lines += bill(Facts("USD", Decimal(0), APRIL, MAY, uses=[use])).lines
+            lines += bill(Facts("USD", Decimal(0), APRIL, MAY, uses=[use(total, billed)])).lines
             billed = total
     assert sum(line.quantity for line in lines) == billed
     first = sum(line.quantity for line in lines if line.unit_price == TIERS[0].unit_price)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 import psycopg
 
 from gateway.core.administration import Actor, Command, Row
-from gateway.core.ledger import Event, EventFlag, EventKind, encode
+from gateway.core.ledger import BEFORE, Event, EventFlag, EventKind, encode
 from gateway.core.outbox import Batch, fan_out
+from gateway.core.pricing import Tier, spend_micro
+from gateway.core.tiers import pack_tiers
 from gateway.counters.keys import partition_of
 from persistence import engine, invariants
 from persistence.store import Store
@@ -53,6 +55,9 @@ class Account:
     spend_seq: int = 0
     spent: int = 0
     spend_month: str = ""
+    # What units cost from now on (none: what `spend` says), and how many a service had in a month.
+    tiers: tuple[Tier, ...] = ()
+    units: dict[tuple[int, str], int] = field(default_factory=dict)
     entries: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     @property
@@ -98,6 +103,7 @@ class Account:
         user: str = "",
         request_id: str = "",
         metadata: bytes = METADATA,
+        kind: EventKind = EventKind.CONSUME,
         **facts: object,
     ) -> Event:
         flags = EventFlag(0)
@@ -109,19 +115,25 @@ class Account:
         if credits_ is not None:
             flags |= EventFlag.CREDITS
             self.credit_seq, self.balance = self.credit_seq + 1, self.balance - credits_
+        priced = b""
         if units is not None:
             flags |= EventFlag.USAGE
             month = _month(self.at_ms)
+            if self.tiers:
+                before = self.units.get((self.service_id, month), 0)
+                self.units[self.service_id, month] = before + units
+                spend = spend_micro(self.tiers, before, units)
+                priced = BEFORE.pack(before) + pack_tiers(self.tiers)
             if month != self.spend_month:
                 self.spend_month, self.spent = month, 0
             self.spend_seq, self.spent = self.spend_seq + 1, self.spent + spend
         return self.emit(
-            EventKind.CONSUME, flags, amount=tokens or 0,
+            kind, flags, amount=tokens or 0,
             credit_seq=self.credit_seq if credits_ is not None else 0,
             credits=credits_ or 0, balance=self.balance if credits_ is not None else 0,
             spend_seq=self.spend_seq if units is not None else 0, units=units or 0, spend=spend,
             spent=self.spent if units is not None else 0, key_id=5, service_id=self.service_id, user=user,
-            source=request_id or str(uuid.uuid4()), metadata=metadata, **facts,
+            source=request_id or str(uuid.uuid4()), metadata=metadata, priced=priced, **facts,
         )  # fmt: skip
 
     def grant(self, kind: EventKind, amount: int, source: str = "", **facts: object) -> Event:

@@ -5,17 +5,20 @@ The store and the ledger run under a clock of their own; movements are what the 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 
 from gateway.background.terms import Calendar
 from gateway.core.administration import Actor, Command, Written
 from gateway.core.ledger import EventKind
+from gateway.core.pricing import Tier
 from gateway.counters.keys import partition_of
 from gateway.errors import Conflict
 from persistence import engine
@@ -97,6 +100,9 @@ async def april(migrated: str) -> AsyncIterator[April]:
     await pool.dispose()
 
 
+TIERS = (Tier(10_000, Decimal("0.0010")), Tier(None, Decimal("0.0008")))
+
+
 async def plan(april: April, name: str, cost: str, tokens: int) -> int:
     token_plan = await april.do(
         "token-plans", "create", name=name, total_amount=tokens, reset_interval="monthly",
@@ -119,7 +125,7 @@ async def service(april: April, key: str, model: str, **more: object) -> int:
 
 
 def use(account: Account, service_id: int, **used: Any) -> None:
-    account.service_id = service_id
+    account.service_id, account.tiers = service_id, TIERS
     account.consume(None, **used)
 
 
@@ -127,7 +133,7 @@ async def set_up(april: April) -> dict[str, int]:
     """The organization as it is when April begins."""
     starter = await plan(april, "Starter", "29.00", 2_000_000)
     pro = await plan(april, "Pro", "99.00", 10_000_000)
-    tiers = [{"up_to": 10_000, "unit_price": "0.0010"}, {"up_to": None, "unit_price": "0.0008"}]
+    tiers = [{"up_to": tier.up_to, "unit_price": str(tier.unit_price)} for tier in TIERS]
     ids = {
         "pro": pro,
         "image": await service(april, "image-gen", "Consumption", credits=8),
@@ -213,6 +219,70 @@ async def test_the_worked_example(april: April) -> None:
     assert rows_of(april.url, ledger) == [(10_000_000, "IN", 12_345_678), (-2_345_678, "OUT", 445_678)]
     assert rows_of(april.url, "SELECT spent FROM credit_addition ORDER BY id") == [(2_000,), (7_500,)]
     assert await broken(april.url) == []
+
+
+async def test_units_are_billed_at_what_they_cost_when_they_were_used(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    account = april.account
+    use(account, ids["rerank"], units=12_000)
+    dearer = {"tiers": [{"up_to": None, "unit_price": "0.002"}]}
+    await april.do("services", "change", ids["rerank"], pricing=dearer)
+    use(account, ids["rerank"], units=500)  # admitted before
+    account.tiers = (Tier(None, Decimal("0.002")),)
+    account.consume(None, units=100)
+    april.flush()
+    await april.on(at(5, 1, 0))
+    lines = [(10_000, "10.00"), (2_500, "2.00"), (100, "0.20")]
+    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
+    assert usage(first) == lines
+    assert sum(Decimal(amount) for _, amount in lines) == Decimal(account.spent) / 10**6
+    await april.do("invoices", "void", first["id"])
+    assert usage(await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))) == lines
+    assert await broken(april.url) == []
+
+
+async def test_units_given_back_after_their_invoice_are_given_back_by_the_next(april: April) -> None:
+    ids = await set_up(april)
+    await april.on(at(4, 1))
+    account = april.account
+    use(account, ids["rerank"], units=10_100)
+    april.flush()
+    first = await invoiced(april, ids, date(2026, 4, 1), date(2026, 4, 11))
+    assert usage(first) == [(10_000, "10.00"), (100, "0.08")]
+    corrects = b'{"corrects":"%s"}' % str(uuid.uuid4()).encode()
+    account.consume(None, units=-300, kind=EventKind.ADJUST, metadata=corrects)
+    april.flush()
+    second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 5, 1))
+    assert usage(second) == [(-200, "-0.20"), (-100, "-0.08")]
+    assert await broken(april.url) == []
+
+
+async def test_tokens_beyond_a_plan_cost_what_they_did_when_their_cycle_began(april: April) -> None:
+    ids = await set_up(april)
+    [(plan_id,)] = rows_of(april.url, "SELECT id FROM token_plan WHERE name = 'Starter'")
+    await april.on(at(4, 1))
+    april.account.consume(3_000_000)
+    await april.do("token-plans", "change", int(str(plan_id)), overage_unit_price=Decimal("0.00001"))
+    await april.do("token-plans", "change", int(str(plan_id)), overage_policy="block")
+    changes = ((3, 1, "0.000003", "bill"), (4, 20, "0.00001", "bill"), (6, 20, "0.00001", "block"))
+    with psycopg.connect(april.url) as connection:
+        connection.execute("DELETE FROM token_plan_price WHERE plan_id = %s", (plan_id,))
+        for month, day, price, policy in changes:
+            connection.execute(
+                "INSERT INTO token_plan_price (plan_id, since, unit_price, overage_policy)"
+                " VALUES (%s, %s, %s, %s)",
+                (plan_id, at(month, day), price, policy),
+            )
+    april.account.consume(1_000_000)
+    for month in (5, 6):
+        await april.on(at(month, 1, 0))
+        april.account.reset()
+        april.account.consume(2_500_000)
+    april.flush()
+    made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 6, 30))
+    overage = [(line["quantity"], line["amount"]) for line in made["lines"] if line["kind"] == "overage"]
+    assert overage == [(2_000_000, "6.00"), (500_000, "5.00"), (500_000, "5.00")]
 
 
 async def test_late_use_is_billed_once_by_the_next_invoice(april: April) -> None:

@@ -91,3 +91,18 @@ CREATE FUNCTION stored_seq(account text, until_epoch bigint) RETURNS bigint LANG
       END, 0)
       FROM (SELECT split_part(account, ':', 2)::bigint AS owner) AS named
 $$;
+
+-- What tokens beyond a plan cost, and since when: an invoice asks for a cycle's price long after it.
+CREATE FUNCTION keep_plan_price() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO token_plan_price (plan_id, since, overage_policy, unit_price)
+    VALUES (NEW.id, now(), NEW.overage_policy, NEW.overage_unit_price)
+    ON CONFLICT (plan_id, since) DO UPDATE
+       SET overage_policy = excluded.overage_policy, unit_price = excluded.unit_price;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER priced AFTER INSERT ON token_plan FOR EACH ROW EXECUTE FUNCTION keep_plan_price();
+CREATE TRIGGER repriced AFTER UPDATE ON token_plan FOR EACH ROW
+    WHEN ((OLD.overage_policy, OLD.overage_unit_price) IS DISTINCT FROM (NEW.overage_policy, NEW.overage_unit_price))
+    EXECUTE FUNCTION keep_plan_price();

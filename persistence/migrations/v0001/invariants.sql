@@ -123,7 +123,16 @@ CREATE VIEW invariant_rollup AS
            format('day %s service %s: roll-up %s/%s/%s/%s, rows %s/%s/%s/%s', day, service_id,
                   d.requests, d.tokens, d.credits, d.usage_amount, c.requests, c.tokens, c.credits, c.units) AS detail
       FROM counted AS c FULL JOIN usage_daily AS d USING (tenant_id, day, service_id)
-     WHERE (d.requests, d.tokens, d.credits, d.usage_amount) IS DISTINCT FROM (c.requests, c.tokens, c.credits, c.units);
+     WHERE (d.requests, d.tokens, d.credits, d.usage_amount) IS DISTINCT FROM (c.requests, c.tokens, c.credits, c.units)
+    UNION ALL
+    -- the units of a day are all of them priced, and billed as they are priced
+    SELECT 'tenant:' || tenant_id, NULL, format('day %s service %s: %s units, priced %s; billed %s, priced %s', day, service_id,
+           d.usage_amount, coalesce(t.quantity, 0), d.billed_usage_amount, coalesce(t.billed, 0))
+      FROM (SELECT * FROM usage_daily WHERE usage_amount <> 0 OR billed_usage_amount <> 0) AS d
+      FULL JOIN (SELECT tenant_id, day, service_id, sum(quantity) AS quantity, sum(billed_quantity) AS billed
+                   FROM usage_tier GROUP BY 1, 2, 3 HAVING sum(quantity) <> 0 OR sum(billed_quantity) <> 0) AS t
+           USING (tenant_id, day, service_id)
+     WHERE (coalesce(d.usage_amount, 0), coalesce(d.billed_usage_amount, 0)) <> (coalesce(t.quantity, 0), coalesce(t.billed, 0));
 
 -- Every credit that left is allocated once, and no addition gives more than it has.
 CREATE VIEW invariant_allocations AS
@@ -153,7 +162,7 @@ CREATE VIEW invariant_invoice AS
     -- what a day is marked as billed is what invoices in force billed of it
     SELECT 'tenant:' || tenant_id, NULL, format('day %s service %s: billed %s/%s, invoices %s/%s', day, service_id,
            d.billed_usage_amount, d.billed_credits, coalesce(b.units, 0), coalesce(b.credits, 0))
-      FROM (SELECT * FROM usage_daily WHERE billed_usage_amount > 0 OR billed_credits > 0) AS d
+      FROM (SELECT * FROM usage_daily WHERE billed_usage_amount <> 0 OR billed_credits > 0) AS d
       FULL JOIN (SELECT b.tenant_id, b.day, b.service_id, sum(b.quantity) FILTER (WHERE b.kind = 'usage') AS units,
                         sum(b.quantity) FILTER (WHERE b.kind = 'credits_consumed') AS credits
                    FROM invoice_basis AS b JOIN invoice AS i ON i.id = b.invoice_id AND i.status = 'finalized'

@@ -1,0 +1,303 @@
+"""The domain in one page: what limits, prices and accounts come to, without storage, clock or failure.
+
+Nothing here is the product's own code. A call is admitted against what is free, settled by what it
+used; every movement is a row with the balance after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+
+NEVER = 10**18
+Tiers = tuple[tuple[int | None, Fraction], ...]
+# Kind of movement, signed amount, balance after it (None: unlimited), the request it belongs to.
+Row = tuple[str, int, int | None, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    id: int = 0
+    total: int | None = None
+    policy: str = "block"
+    rollover: int = 0
+
+
+@dataclass(frozen=True)
+class Price:
+    """A service as a call was admitted to it."""
+
+    key: str
+    meter: str
+    counts: bool = False
+    credits: int = 0
+    once: bool = False
+    tiers: Tiers = ()
+    per_million: tuple[int, int] | None = None
+
+    def cost(self, read: int, written: int, units: int) -> int:
+        """Credits of one use."""
+        if self.meter != "consumption" or self.once:
+            return self.credits if self.once else 0
+        if self.per_million is None:
+            return self.credits * units
+        return ceil(Fraction(read * self.per_million[0] + written * self.per_million[1], 10**6))
+
+
+def worth(tiers: Tiers, units: int) -> int:
+    """What a month's first units cost, in millionths; what is given back beyond them, negative."""
+    if units < 0:
+        return -worth(tiers, -units)
+    total, below = Fraction(0), 0
+    for end, price in tiers:
+        upto = units if end is None or end == tiers[-1][0] else min(units, end)
+        total += max(0, upto - below) * price
+        below = max(below, upto)
+    return ceil(total * 10**6)
+
+
+@dataclass
+class Tenant:
+    plan: Plan = field(default_factory=Plan)
+    total: int | None = None
+    remaining: int = 0
+    used: int = 0
+    held: int = 0
+    cycle: int = 0
+    blocked: bool = False
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def balance(self) -> int | None:
+        return None if self.total is None else self.remaining
+
+    def move(self, kind: str, amount: int, request: str = "") -> None:
+        if self.total is not None and kind != "reset":
+            self.remaining += amount
+        self.rows.append((kind, amount, self.balance, request))
+
+    def reset(self) -> None:
+        before = self.balance or 0
+        carried = 0
+        if self.total is not None:
+            carried = min(before, self.plan.rollover) if before > 0 else 0
+            if before <= 0 and self.plan.policy == "carry":
+                carried = before
+        self.total, self.used, self.cycle = self.plan.total, 0, self.cycle + 1
+        self.remaining = 0 if self.total is None else self.total + carried
+        self.move("reset", (self.balance or 0) - before)
+
+    def follow(self, plan: Plan) -> None:
+        """Move to another plan, now."""
+        before, old = self.balance or 0, self.total
+        self.plan = plan
+        if not self.rows:
+            self.reset()
+            return
+        self.total = plan.total
+        if self.total is None:
+            self.remaining = 0
+        else:
+            self.remaining = self.total - self.used if old is None else self.remaining + self.total - old
+        after = self.balance or 0
+        self.rows.append(("adjust", after - before, self.balance, ""))
+
+    def hold(self, need: int) -> tuple[int, str]:
+        if self.total is None or self.plan.policy == "bill":
+            return need, ""
+        if self.remaining <= 0:
+            return 0, "QUOTA_EXCEEDED"
+        free = self.remaining - self.held
+        return (min(free, need), "") if free > 0 else (0, "QUOTA_HELD")
+
+
+@dataclass
+class Once:
+    """A One-Time service: nobody paid, somebody is about to, paid."""
+
+    state: str = "unpaid"
+    waiting: int = 0
+    price: int = 0
+
+
+@dataclass
+class Call:
+    tenant: Tenant
+    price: Price
+    request: str
+    tokens: int = 0
+    credits: int = 0
+    spend: int = 0
+    seen: tuple[int, int] = (0, 0)  # tokens, credits
+    units: int = 0  # charged by a reclaim
+    state: str = "open"  # then done, reclaimed (charged what was seen), or lost with its hold
+
+
+@dataclass
+class Grant:
+    id: int
+    amount: int
+    promotional: bool
+    priority: int
+    left: int = 0
+    until: int = NEVER
+
+
+@dataclass
+class Organization:
+    balance: int = 0
+    limit: int = 0
+    held: int = 0
+    cap: int | None = None
+    spent: int = 0
+    spend_held: int = 0
+    quantity: dict[str, int] = field(default_factory=dict)
+    once: dict[str, Once] = field(default_factory=dict)
+    credit_rows: list[Row] = field(default_factory=list)
+    unit_rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # units, cost, spent, request
+    grants: dict[int, Grant] = field(default_factory=dict)
+    debts: list[int] = field(default_factory=list)
+
+    def reserve(self, tenant: Tenant, price: Price, request: str, need: int, units: int) -> Call | str:
+        """The call, or which limit refused it."""
+        if tenant.blocked:
+            return "TENANT_BLOCKED"
+        call = Call(tenant, price, request)
+        if price.counts:
+            call.tokens, refusal = tenant.hold(need)
+            if refusal:
+                return refusal
+        wanted = price.cost(need, 0, units)
+        once = self.once.setdefault(price.key, Once()) if price.once else None
+        if once is not None and once.state != "unpaid":
+            wanted = 0
+        if wanted > 0:
+            there = self.balance + self.limit
+            free = there - self.held
+            estimate = price.per_million is not None
+            if wanted > free and not (estimate and free > 0):
+                short = there <= 0 if estimate else wanted > there
+                return "INSUFFICIENT_CREDITS" if short else "QUOTA_HELD"
+            call.credits = min(wanted, free)
+        if price.meter == "pay_per_use" and self.cap is not None:
+            more = self._worth(price, units)
+            if more > 0 and self.spent + self.spend_held + more > self.cap:
+                return "SPEND_CAP_REACHED" if self.spent + more > self.cap else "QUOTA_HELD"
+            call.spend = max(0, more)
+        if once is not None and once.state != "paid":
+            once.waiting += 1
+            if once.state == "unpaid":
+                once.state, once.price = "pending", wanted
+        tenant.held += call.tokens
+        self.held += call.credits
+        self.spend_held += call.spend
+        return call
+
+    def extend(self, call: Call, seen: int, worth_: int, wanted: tuple[int, int]) -> None:
+        """Note what was seen of a call, and hold more where it is free."""
+        tenant = call.tenant
+        call.seen = (max(seen, call.seen[0]), max(worth_, call.seen[1]))
+        more = wanted[0] - call.tokens
+        if call.price.counts and more > 0:
+            if tenant.total is not None and tenant.plan.policy != "bill":
+                more = min(more, max(0, tenant.remaining - tenant.held))
+            call.tokens, tenant.held = call.tokens + more, tenant.held + more
+        more = wanted[1] - call.credits
+        if call.price.per_million is not None and more > 0:
+            more = min(more, max(0, self.balance + self.limit - self.held))
+            call.credits, self.held = call.credits + more, self.held + more
+
+    def release(self, call: Call) -> None:
+        """The hold goes; what it pays for a One-Time service stays with those who wait."""
+        call.tenant.held -= call.tokens
+        self.spend_held -= call.spend
+        if not call.price.once:
+            self.held -= call.credits
+        call.tokens = call.credits = call.spend = 0
+
+    def fail(self, call: Call) -> None:
+        self.release(call)
+        once = self.once.get(call.price.key)
+        if once is not None:
+            once.waiting = max(0, once.waiting - 1)
+            if once.state == "pending" and not once.waiting:
+                self.held -= once.price
+                once.state, once.price = "unpaid", 0
+
+    def charge(self, call: Call, tokens: int, paid: int, units: int, *, held: bool = True) -> None:
+        """Settle a call by what it used; `held` says whether its hold is still there."""
+        price, once = call.price, self.once.get(call.price.key)
+        if held:
+            self.release(call)
+        if once is not None:
+            once.waiting = max(0, once.waiting - held)
+            if once.state != "paid":
+                if once.state == "pending":
+                    self.held -= once.price
+                    paid = once.price
+                once.state = "paid"
+                self.pay(paid, call.request)
+        elif price.meter == "consumption":
+            self.pay(paid, call.request)
+        if price.meter == "pay_per_use":
+            self.use(price, units, call.request)
+        if price.counts:
+            call.tenant.used += tokens
+            call.tenant.move("consume", -tokens, call.request)
+
+    def correct(self, call: Call, tokens: int, paid: int, units: int) -> None:
+        """Make good what a reclaim charged; credits only upward."""
+        if paid:
+            self.pay(paid, call.request)
+        if units:
+            self.use(call.price, units, call.request)
+        if tokens:
+            call.tenant.move("adjust", -tokens, call.request)
+
+    def pay(self, paid: int, request: str) -> None:
+        self.balance -= paid
+        self.credit_rows.append(("use", -paid, self.balance, request))
+        self._allocate(paid)
+
+    def use(self, price: Price, units: int, request: str) -> None:
+        cost = self._worth(price, units)
+        self.quantity[price.key] = self.quantity.get(price.key, 0) + units
+        self.spent += cost
+        self.unit_rows.append((units, cost, self.spent, request))
+
+    def grant(self, amount: int, grant: Grant | None = None) -> None:
+        """Credits added, or taken back."""
+        self.balance += amount
+        self.credit_rows.append(("grant", amount, self.balance, ""))
+        if amount < 0:
+            self._allocate(-amount)
+        elif grant is not None:
+            grant.left = amount
+            self.grants[grant.id] = grant
+            while grant.left and self.debts:
+                part = min(grant.left, self.debts[0])
+                grant.left -= part
+                self.debts[0] -= part
+                self.debts = [debt for debt in self.debts if debt]
+
+    def expire(self, grant: Grant) -> None:
+        rest, grant.left = grant.left, 0
+        if rest:
+            self.balance -= rest
+            self.credit_rows.append(("grant", -rest, self.balance, ""))
+
+    def _worth(self, price: Price, units: int) -> int:
+        before = self.quantity.get(price.key, 0)
+        return worth(price.tiers, before + units) - worth(price.tiers, before)
+
+    def _allocate(self, amount: int) -> None:
+        order: Sequence[Grant] = sorted(
+            self.grants.values(), key=lambda one: (one.priority, one.until, not one.promotional, one.id)
+        )
+        for grant in order:
+            part = min(grant.left, amount)
+            grant.left, amount = grant.left - part, amount - part
+        if amount:
+            self.debts.append(amount)
