@@ -50,16 +50,18 @@ _MODELS = text("""
 SELECT (l.created_at AT TIME ZONE 'UTC')::date AS day, l.metadata->>'model' AS model,
        count(*) AS requests, sum(l.amount)::bigint AS tokens
   FROM (SELECT created_at, metadata, amount, transaction_type FROM token_ledger
-         WHERE tenant_id = :tenant AND created_at >= :since ORDER BY seq DESC LIMIT :rows) AS l
- WHERE l.transaction_type = 'consume' GROUP BY 1, 2 ORDER BY 1, 2""")
-_DAY = text("""
-SELECT coalesce(sum(requests), 0)::bigint AS requests, coalesce(sum(tokens), 0)::bigint AS tokens,
-       coalesce(sum(credits), 0)::bigint AS credits, count(DISTINCT tenant_id) AS tenants
-  FROM usage_daily WHERE day = :day""")
+         WHERE tenant_id = :tenant ORDER BY seq DESC LIMIT :rows) AS l
+ WHERE l.transaction_type = 'consume' AND l.created_at >= :since GROUP BY 1, 2 ORDER BY 1, 2""")
+# One pass over the day: its busiest tenants, each row with the sums of all.
 _BUSIEST = text("""
-SELECT u.tenant_id, t.name, u.requests, u.tokens
-  FROM (SELECT tenant_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens FROM usage_daily
-         WHERE day = :day GROUP BY tenant_id ORDER BY 3 DESC, 2 DESC, 1 LIMIT :rows) AS u
+SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
+  FROM (SELECT tenant_id, requests, tokens, sum(requests) OVER () AS all_requests,
+               sum(tokens) OVER () AS all_tokens, sum(credits) OVER () AS all_credits,
+               count(*) OVER () AS tenants
+          FROM (SELECT tenant_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
+                       sum(credits)::bigint AS credits
+                  FROM usage_daily WHERE day = :day GROUP BY tenant_id) AS used
+         ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")
 
 
@@ -99,13 +101,8 @@ class Figures:
         """A tenant's tokens by day and model, of its latest `rows_max` movements."""
         return await self._rows(_MODELS, tenant=tenant_id, since=since, rows=rows_max)
 
-    async def day(self, day: date) -> Row:
-        """Everybody's settled use of a UTC day."""
-        [row] = await self._rows(_DAY, day=day)
-        return row
-
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
-        """The tenants that used most tokens on a UTC day, most first."""
+        """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
         return await self._rows(_BUSIEST, day=day, rows=rows_max)
 
     async def _rows(self, statement: Any, **values: object) -> Sequence[Row]:

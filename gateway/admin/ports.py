@@ -125,11 +125,8 @@ class Figures(Protocol):
     async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's tokens by day and model, of its latest `rows_max` movements."""
 
-    async def day(self, day: date) -> Row:
-        """Everybody's settled use of a UTC day."""
-
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
-        """The tenants that used most tokens on a UTC day, most first."""
+        """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,11 +46,11 @@ SELECT n, 1 + n % 50, 1000000, n % 900000, 1000000 - n % 900000, 90, 1
   FROM generate_series(1, {tenants}) AS n""",
     """INSERT INTO token_ledger (tenant_id, transaction_type, amount, total_remaining, direction, created_at,
                           epoch, seq, cycle, request_id, service_id, metadata)
-SELECT CASE WHEN n <= {rows} / 10 THEN 1 ELSE 2 + n % ({tenants} - 1) END,
+SELECT CASE WHEN n % 10 = 0 THEN 1 ELSE 2 + n % ({tenants} - 1) END,
        CASE WHEN n % 400 = 0 THEN 'recharge' ELSE 'consume' END, 100, 1000000,
        CASE WHEN n % 400 = 0 THEN 'IN' ELSE 'OUT' END,
        now() - ({rows} - n) * interval '45 days' / {rows}, 1,
-       CASE WHEN n <= {rows} / 10 THEN n ELSE n / ({tenants} - 1) END, 1, gen_random_uuid(), 1 + n % 6,
+       n / CASE WHEN n % 10 = 0 THEN 1 ELSE {tenants} - 1 END, 1, gen_random_uuid(), 1 + n % 6,
        jsonb_build_object('model', 'model-' || n % 5, 'input', 60, 'output', 40)
   FROM generate_series(1, {rows}) AS n""",
     """INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, requests, tokens, credits)

@@ -21,7 +21,7 @@ from gateway.errors import Unprocessable
 DAYS = 30
 DAY_ROWS_MAX = 5_000
 # So many of a tenant's latest movements are looked at to say which models it used.
-MODEL_ROWS_MAX = 10_000
+MODEL_ROWS_MAX = 5_000
 PREVIEW_ROWS = 10
 
 LEDGER = Screen(

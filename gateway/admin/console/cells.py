@@ -28,6 +28,16 @@ MONEY = frozenset(
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
+LABELS = {
+    "id": "No.",
+    "quota": "Tokens left",
+    "after": "What",
+    "resource_id": "Row",
+    "timestamp": "When",
+    "credits_added": "Added",
+    "credits_remaining": "Left",
+    "negotiated_credits": "Credits",
+}
 ITEMS_MAX = 6
 MINUTE_CHARS = len("2026-01-31 10:00")
 
@@ -47,7 +57,7 @@ class Cell:
 
 def label_of(column: str) -> str:
     """A column's heading."""
-    return {"id": "No.", "quota": "Tokens left", "after": "What"}.get(column, shown.words(column))
+    return LABELS.get(column) or shown.words(column)
 
 
 def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
@@ -123,7 +133,8 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("number", shown.number(value))
     if column in TIMES or column.endswith("_at"):
         text = shown.moment(value) if "T" in str(value) else shown.day(value)
-        return Cell("time", text if screen.spans_time else text[:MINUTE_CHARS])
+        in_order = screen.spans_time and column in {"timestamp", "created_at"}
+        return Cell("time", text if in_order else text[:MINUTE_CHARS])
     if column.endswith("limits"):
         return Cell("text", shown.limits(value))
     if column == "last_delivery":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,27 +14,39 @@ from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
 from gateway.core.administration import Row
+from gateway.errors import StoreUnavailable
 
 BUSIEST = 10
 TODAY_FRESH_S = 5.0
 
 
-@dataclass(slots=True)
 class Today:
-    """Sums of the day, looked up at most every few seconds however many people look."""
+    """The day's busiest tenants, looked up every few seconds however many people look.
 
-    desk: Desk
-    clock: Callable[[], float]
-    _at: float = float("-inf")
-    _found: tuple[Row, Any] | None = None
+    Who looks gets what was found last; only the first one waits.
+    """
 
-    async def now(self) -> tuple[Row, Any]:
-        """Everybody's use of this UTC day, and its busiest tenants."""
-        if self._found is None or self.clock() - self._at >= TODAY_FRESH_S:
-            self._at = self.clock()
-            day, figures = datetime.now(UTC).date(), self.desk.ports.figures
-            self._found = await asyncio.gather(figures.day(day), figures.busiest(day, BUSIEST))
-        return self._found
+    def __init__(self, desk: Desk, clock: Callable[[], float]) -> None:
+        self._desk = desk
+        self._clock = clock
+        self._asked_at = float("-inf")
+        self._found: Sequence[Row] | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    async def now(self) -> Sequence[Row]:
+        """The tenants that used most today, each with the sums of everybody."""
+        if self._clock() - self._asked_at >= TODAY_FRESH_S and (self._asking is None or self._asking.done()):
+            self._asked_at = self._clock()
+            self._asking = asyncio.create_task(self._ask())
+        if self._found is None and self._asking is not None:
+            await self._asking
+        return self._found or ()
+
+    async def _ask(self) -> None:
+        try:
+            self._found = await self._desk.ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
+        except StoreUnavailable:
+            self._found = None
 
 
 class Overview:
@@ -60,14 +71,12 @@ class Overview:
         return web.Response(text=json.dumps(columns), content_type="application/json")
 
     async def _facts(self) -> dict[str, Any]:
-        now, (today, busiest), (well, dependencies) = await asyncio.gather(
+        now, busiest, (well, dependencies) = await asyncio.gather(
             self._live.now(), self._today.now(), self._desk.ports.ready()
         )
         return {
             "now": now,
-            "today": today,
             "busiest": busiest,
-            "most": max((int(row["tokens"]) for row in busiest), default=0),
             "well": well,
             "dependencies": dependencies,
             "at": datetime.now(UTC),

@@ -66,13 +66,19 @@ async def show(
         status,
         screen=screen,
         row=row,
-        name=str(row.get(screen.title_field) or f"{screen.one} {row['id']}"),
+        name=title_of(screen, row),
         state=state_of(screen.name, {**row, **more}),
         facts=facts_of(screen, row, names),
         names=names,
         forms=offered,
         **more,
     )
+
+
+def title_of(screen: Screen, row: Row) -> str:
+    """What a row's page is called."""
+    said = row.get(screen.title_field) if screen.title_field != "id" else None
+    return str(said or f"{screen.one[:1].upper()}{screen.one[1:]} {row['id']}")
 
 
 def facts_of(screen: Screen, row: Row, names: Mapping[tuple[str, int], str]) -> list[tuple[str, Cell]]:

@@ -111,7 +111,7 @@ SCREENS = {
             "credit-additions", "Credits", "grant",
             "Credits given to organizations and taken back, with what is left of each.",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
-             "remark", "timestamp"),
+             "timestamp"),
             empty="No credits were given yet.", filters=("organization_id", "category"), title_field="id",
             spans_time=True,
         ),
@@ -160,7 +160,8 @@ SCREENS = {
             "quarantine", "Quarantine", "quarantined account",
             "Accounts whose entries contradict what is stored: they wait until a person decides.",
             ("account", "kind", "reason", "state", "created_at"),
-            empty="No account is held back. This is how it should be.", title_field="account",
+            empty="No account is held back. This is how it should be.",
+            filters=("kind", "organization_id", "tenant_id", "released"), title_field="account",
         ),
         Screen(
             "admin-tokens", "Admin tokens", "admin token",

@@ -112,7 +112,7 @@ def words(name: str) -> str:
     """A field's name as a label."""
     if name in PROPER:
         return PROPER[name]
-    text = name.removesuffix("_id").replace("_", " ").replace("-", " ").strip() or name
+    text = name.removesuffix("_id").removesuffix("_at").replace("_", " ").replace("-", " ").strip() or name
     return text[:1].upper() + text[1:]
 
 

@@ -112,7 +112,7 @@
         ...this.size(),
         series: [{ label: "UTC", value: (_, time) => (time == null ? "—" : clock(time)) }, ...series],
         axes: [{ ...axis, space: 80, values: (_, times) => times.map(clock) }, { ...axis, size: 56, values: (_, values) => values.map(short) }],
-        scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
+        scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
         cursor: { drag: { x: false, y: false } },
       }, this.data(), this.place);
     }
