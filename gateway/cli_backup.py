@@ -8,16 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway.cli_admin.client import Json
+from gateway.cli_admin.options import AsJson
+from gateway.cli_admin.output import print_json, waiting
 from gateway.errors import BackupFailed
 from gateway.local.announce import PlainVoice
 from gateway.local.data_directory import DataDirectory, known_values, opened
 from gateway.local.house import House
 from gateway.local.servers import start_postgres
 from gateway.settings import PREFIX, Settings, load, without_password
+
+if TYPE_CHECKING:
+    from gateway.backup import Manifest
 
 IDS_AHEAD = 1_000_000
 
@@ -39,6 +45,7 @@ def backup(
         Path | None, typer.Option(help="Of a running `up`, where no database is named.")
     ] = None,
     database_url: Database = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
     from gateway.backup import back_up  # noqa: PLC0415  # each command loads what it needs
@@ -50,8 +57,12 @@ def backup(
         raise BackupFailed(
             f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
         )
-    target, manifest = back_up(url, to, datetime.now(UTC))
+    with waiting("Writing what PostgreSQL holds"):
+        target, manifest = back_up(url, to, datetime.now(UTC))
     rows = sum(manifest.rows.values())
+    if as_json:
+        print_json({"file": str(target), **_facts(manifest), "bytes": manifest.bytes})
+        return
     typer.echo(f"{target}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes")
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
@@ -72,6 +83,7 @@ def restore(
             help="How far new ids stay clear of those given out since the backup; 0 if none were.",
         ),
     ] = IDS_AHEAD,
+    as_json: AsJson = False,
 ) -> None:
     """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
     from gateway import backup  # noqa: PLC0415  # each command loads what it needs
@@ -84,8 +96,12 @@ def restore(
             done = await asyncio.to_thread(backup.restore, url, source, ids_ahead=ids_ahead)
             return without_password(url), *done
 
-    url, manifest, wrong = asyncio.run(go())
+    with waiting("Bringing the backup in, and checking it"):
+        url, manifest, wrong = asyncio.run(go())
     rows = sum(manifest.rows.values())
+    if as_json:
+        print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
+        raise typer.Exit(1 if wrong else 0)
     typer.echo(f"{url}: {rows:,} rows of {manifest.taken_at}, schema version {manifest.schema_version}")
     for one in wrong:
         typer.echo(f"WRONG {one}")
@@ -94,6 +110,14 @@ def restore(
     typer.echo(
         "The rows agree with each other. Next: tollkeeper migrate, then the keeper, on an empty Redis."
     )
+
+
+def _facts(manifest: Manifest) -> Json:
+    return {
+        "rows": sum(manifest.rows.values()),
+        "schema_version": manifest.schema_version,
+        "taken_at": manifest.taken_at,
+    }
 
 
 @asynccontextmanager

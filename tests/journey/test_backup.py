@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,13 +44,15 @@ async def test_a_backup_under_load_serves_its_balances_elsewhere(
     for thread in loading:
         thread.start()
     try:
-        tollkeeper("backup", "--to", str(tmp_path), "--data-dir", str(stack.data_dir), cwd=tmp_path)
+        words = ("backup", "--to", str(tmp_path), "--data-dir", str(stack.data_dir), "--json")
+        told = json.loads(tollkeeper(*words, cwd=tmp_path))
     finally:
         stop.set()
         for thread in loading:
             thread.join()
     stack.stop()
     [file] = tmp_path.glob("*.tar")
+    assert (told["file"], told["rows"] > 0) == (str(file), True)
 
     elsewhere = Path(stack.data_dir).with_name("data1")  # where the next stack begins
     said = tollkeeper("restore", "--from", str(file), "--data-dir", str(elsewhere), cwd=tmp_path)
