@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from gateway.lifeline import Lifeline
 from gateway.seat import take_seat
 from gateway.settings import Settings, from_json
 from gateway.starting import ASK_INTERVAL_S, reached
-from gateway.stopping import cancel, forever, stop_signal
+from gateway.stopping import cancel, ended, forever, stop_signal
 
 if TYPE_CHECKING:
     from gateway.traces.exporter import Exporter
@@ -181,21 +181,7 @@ async def run_keeper(settings: Settings) -> None:
         if await keeper.start(stop):
             await stop.wait()
     finally:
-        await _stopped(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX)
-
-
-async def _stopped(stop: Callable[[], Coroutine[None, None, None]], within_s: float) -> None:
-    """Stop within a bound; what PostgreSQL never answers is left where it is: the outbox keeps the rest.
-
-    A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
-    be joined at the end: so the process ends here.
-    """
-    stopping = asyncio.create_task(stop())
-    done, _ = await asyncio.wait({stopping}, timeout=within_s)
-    if not done:
-        logs.logger("tollkeeper.keeper")("stopped in the middle", after_s=within_s, level="warning")
-        os._exit(0)
-    stopping.result()
+        await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
 
 
 async def tell_of_redis(available: Callable[[], bool], log: Callable[..., None]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 
 RESTART_S = 1.0
@@ -47,3 +48,19 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError, Exception):
             await task
+
+
+async def ended(
+    stop: Callable[[], Coroutine[None, None, None]], within_s: float, log: Callable[..., None]
+) -> None:
+    """Stop within a bound; past it the process ends here, and what is under way stays where it is.
+
+    A query that waits for a server that is frozen can neither end nor be cancelled, and threads would
+    be joined at the end.
+    """
+    stopping = asyncio.create_task(stop())
+    done, _ = await asyncio.wait({stopping}, timeout=within_s)
+    if not done:
+        log("stopped in the middle", after_s=within_s, level="warning")
+        os._exit(0)
+    stopping.result()
