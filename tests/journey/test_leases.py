@@ -62,7 +62,9 @@ def test_calls_go_on_within_their_lease_while_redis_is_away_and_are_charged_once
     assert eventually(lambda: stack.chat(denied, "1,1").status_code == 200, 15)
 
     with ThreadPoolExecutor(4) as pool:
-        statuses = pool.map(lambda _: stack.chat(large_key, "4,6", x_demo_delay_s="0.05").status_code, range(80))
+        statuses = pool.map(
+            lambda _: stack.chat(large_key, "4,6", x_demo_delay_s="0.05").status_code, range(80)
+        )
         os.kill(stack.pids["redis"], signal.SIGKILL)
         assert set(statuses) == {200}
 
