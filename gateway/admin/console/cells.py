@@ -133,7 +133,7 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("number", shown.number(value))
     if column in TIMES or column.endswith("_at"):
         text = shown.moment(value) if "T" in str(value) else shown.day(value)
-        in_order = screen.spans_time and column in {"timestamp", "created_at"}
+        in_order = not screen.has_page and column in {"timestamp", "created_at"}
         return Cell("time", text if in_order else text[:MINUTE_CHARS])
     if column.endswith("limits"):
         return Cell("text", shown.limits(value))

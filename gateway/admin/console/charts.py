@@ -19,7 +19,7 @@ HEIGHT = 100.0
 class Bar:
     """One part of a day's bar: where it stands in a drawing that is 100 high."""
 
-    series: int
+    colour: int
     label: str
     amount: int
     y: float
@@ -44,6 +44,11 @@ class Chart:
     series: tuple[str, ...]
     top: int
     total: int
+
+    @property
+    def legend(self) -> list[tuple[int, str]]:
+        """Each series with the number of its colour."""
+        return [(colour_of(index, name), name) for index, name in enumerate(self.series)]
 
     @property
     def is_empty(self) -> bool:
@@ -113,6 +118,11 @@ def requests_by_day(days: Sequence[Row]) -> dict[date, int]:
     return found
 
 
+def colour_of(index: int, name: str) -> int:
+    """The number of a series' colour: what is not told apart has one of its own."""
+    return SERIES_MAX if name == EARLIER else index
+
+
 def _column(day: date, parts: Mapping[str, int], series: Sequence[str], top: int, requests: int) -> Column:
     bars, base = [], 0.0
     for index, name in enumerate(series):
@@ -120,7 +130,13 @@ def _column(day: date, parts: Mapping[str, int], series: Sequence[str], top: int
         if amount:
             height = HEIGHT * amount / top
             bars.append(
-                Bar(index, name, amount, round(HEIGHT - base - height, 3), round(max(height, 0.4), 3))
+                Bar(
+                    colour_of(index, name),
+                    name,
+                    amount,
+                    round(HEIGHT - base - height, 3),
+                    round(max(height, 0.4), 3),
+                )
             )
             base += height
     return Column(day, sum(parts.values()), requests, tuple(bars))

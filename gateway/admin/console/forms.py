@@ -104,10 +104,8 @@ def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool
                 nested[outer][inner] = value
             if differs or (not changes and value is not None):
                 touched.add(outer)
-        elif changes and differs:
+        elif (changes and differs) or (not changes and value is not None):
             body[each.name] = value
-        elif not changes and (value is not None or each.required):
-            body[each.name] = value if value is not None else ""
     body |= {outer: nested[outer] for outer in touched}
     return body
 

@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 Snapshot = Mapping[str, Any]
@@ -22,6 +21,7 @@ WATCHED_S = 30.0
 SAMPLES_MAX = 600
 FRESH_S = 0.5
 RATE_S = 10.0
+SMOOTHED_S = 4.0
 MINUTE_S = 60.0
 REASONS_MAX = 12
 
@@ -89,10 +89,14 @@ class Live:
         await self._fresh()
         columns: list[list[float | None]] = [[] for _ in range(6)]
         samples = list(self._samples)
-        for before, after in pairwise(samples):
-            rate, late = rates(before, after), latencies(before, after)
+        before = 0
+        for after in range(1, len(samples)):
+            # Gateways tell their numbers once a second, which would make a comb of shorter steps.
+            while before + 1 < after and samples[after].at - samples[before + 1].at >= SMOOTHED_S:
+                before += 1
+            rate, late = rates(samples[before], samples[after]), latencies(samples[before], samples[after])
             values = (
-                round(after.at, 3), rate["requests_s"], rate["refused_s"], rate["tokens_s"],
+                round(samples[after].at, 3), rate["requests_s"], rate["refused_s"], rate["tokens_s"],
                 _milli(late["p50"]), _milli(late["p99"]),
             )  # fmt: skip
             for column, value in zip(columns, values, strict=True):

@@ -77,7 +77,7 @@ async def test_a_key_is_shown_once(api: Api, admin: Person) -> None:
         ({"amount": "1.5"}, "valid integer"),
         ({"amount": "1,5"}, "valid integer"),
         ({"amount": "ten"}, "valid integer"),
-        ({"amount": ""}, "valid integer"),
+        ({"amount": ""}, "required"),
         ({"amount": "9" * 40}, "valid integer"),
         ({"amount": "<script>alert(1)</script>"}, "valid integer"),
     ],
