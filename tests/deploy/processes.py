@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ STOP_S_MAX = 45.0
 class Process:
     """One `tollkeeper …`; nothing of this process' own settings reaches it."""
 
-    def __init__(self, folder: Path, name: str, arguments: list[str], environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        arguments: list[str],
+        environ: dict[str, str],
+        program: Sequence[str] = (),
+    ) -> None:
         self.log = folder / f"{name}.log"
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "HOME") if key in os.environ}
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *arguments],
-                env=kept | {"PYTHONPATH": str(ROOT)} | environ,
+                [*(program or (sys.executable, "-m", "gateway")), *arguments],
+                env=kept | ({} if program else {"PYTHONPATH": str(ROOT)}) | environ,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
             )  # fmt: skip
 

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""What is installed beside this Python, as a CycloneDX document: `python deploy/sbom.py`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import Distribution, distributions
+
+
+def component(package: Distribution) -> dict[str, object]:
+    """One package: name, version, package URL and licence as it states them."""
+    name = package.metadata["Name"].lower().replace("_", "-")
+    found: dict[str, object] = {
+        "type": "library",
+        "name": name,
+        "version": package.version,
+        "purl": f"pkg:pypi/{name}@{package.version}",
+    }
+    licence = package.metadata.get("License-Expression")
+    if licence:
+        found["licenses"] = [{"expression": licence}]
+    return found
+
+
+def document() -> dict[str, object]:
+    """The whole, packages by name; the program itself is what the others are there for."""
+    packages = sorted((component(each) for each in distributions()), key=lambda each: str(each["name"]))
+    version = platform.python_version()
+    purl = f"pkg:generic/python@{version}"
+    python = {"type": "platform", "name": "python", "version": version, "purl": purl}
+    (own,) = (each for each in packages if each["name"] == "tollkeeper")
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": {"component": own | {"type": "application"}},
+        "components": [python, *(each for each in packages if each is not own)],
+    }
+
+
+if __name__ == "__main__":
+    json.dump(document(), sys.stdout, indent=1)

@@ -1,0 +1,140 @@
+"""One host: the compose file is valid, safe and fits the program; so do the units of systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from gateway import settings
+from tests.conftest import free_port, valkey_binary, wait_until
+from tests.deploy.programs import run
+from tests.tree import ROOT
+
+DEPLOY = ROOT / "deploy"
+PASSWORD = "correct-horse-battery"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+EXPOSURE_MAX = 2.5  # of 10, as `systemd-analyze security` counts
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return found
+
+
+def own() -> dict[str, Any]:
+    """The services that are ours."""
+    return {name: each for name, each in compose()["services"].items() if name not in {"redis", "postgres"}}
+
+
+def test_compose_file_is_valid() -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    assert "ok" in run(str(checker), *schema, str(DEPLOY / "compose.yaml"))
+
+
+def test_every_variable_of_the_compose_file_is_a_setting_or_given() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    example = (DEPLOY / "compose.env.example").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in example if "=" in line and not line.startswith("#"))
+    needed = set(re.findall(r"(?<!\$)\$\{(\w+):\?", text))
+    assert needed <= given.keys()
+    assert given.keys() <= set(re.findall(r"(?<!\$)\$\{(\w+)", text))
+    for each in own().values():
+        for name in each["environment"]:
+            assert name in given or name.removeprefix("TOLLKEEPER_").lower() in settings.NAMES, name
+
+
+def test_containers_can_write_only_where_they_should() -> None:
+    for name, each in own().items():
+        assert each["read_only"] is True, name
+        assert each["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in each["security_opt"]
+    assert "postgres" not in own()["gateway"]["networks"]
+    outside = [port for each in compose()["services"].values() for port in each.get("ports", ())]
+    assert [port for port in outside if not port.startswith("127.0.0.1:")] == ["8080:8080"]
+    grace_s = float(own()["gateway"]["environment"]["TOLLKEEPER_SHUTDOWN_GRACE_S"])
+    assert float(own()["gateway"]["stop_grace_period"].removesuffix("s")) > grace_s + 5
+
+
+def test_each_starts_after_what_it_needs() -> None:
+    needs = {name: each.get("depends_on", {}) for name, each in compose()["services"].items()}
+    assert needs["migrate"]["postgres"]["condition"] == "service_healthy"
+    assert needs["keeper"]["migrate"]["condition"] == "service_completed_successfully"
+    assert needs["gateway"]["keeper"]["condition"] == "service_healthy"
+    for each in needs.values():
+        for name, need in each.items():
+            assert need["condition"] != "service_healthy" or "healthcheck" in compose()["services"][name]
+
+
+def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None:
+    """Its very command, with folders of this machine in place of the container's."""
+    service = compose()["services"]["redis"]
+    shell, options, script = service["command"]
+    port = free_port()
+    script = script.replace("$$", "$").replace("/run/", f"{tmp_path}/").replace("/data", str(tmp_path))
+    script = script.replace("/etc/tollkeeper/", f"{DEPLOY}/").replace("--dir", f"--port {port} --dir")
+    environ = {"REDIS_PASSWORD": PASSWORD, "REDIS_MEMORY": "64mb"}
+    assert environ.keys() == service["environment"].keys()
+    environ["PATH"] = f"{valkey_binary().parent}:{os.environ['PATH']}"
+    server = subprocess.Popen([shell, options, script], env=environ, stdout=subprocess.DEVNULL)
+    try:
+        health = dict(zip(service["healthcheck"]["test"], service["healthcheck"]["test"][1:], strict=False))
+        watching = redis.Redis(port=port, username=health["--user"], password=health["--pass"])
+
+        def answers() -> bool:
+            try:
+                return bool(watching.ping())
+            except redis.ConnectionError:
+                return False
+
+        wait_until(answers)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            watching.get("tk:x")
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=port).ping()
+        ours = redis.Redis(port=port, username="tollkeeper", password=PASSWORD)
+        assert ours.set("tk:x", "1")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            ours.set("other", "1")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            ours.flushall()
+        memory: Any = ours.info("memory")
+        assert memory["maxmemory_policy"] == "noeviction"
+        assert memory["maxmemory"] == 64 * 1024 * 1024
+        persistence: Any = ours.info("persistence")
+        assert persistence["aof_enabled"] == 1
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_are_valid_and_confined(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    here = tmp_path / unit.name
+    here.write_text(unit.read_text().replace("/opt/tollkeeper/bin/tollkeeper", "/bin/true"))
+    assert run("systemd-analyze", "verify", str(here)) == ""
+    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", str(here))
+    exposure = re.search(r"exposure level for \S+ ([\d.]+)", said)
+    assert exposure is not None
+    assert float(exposure[1]) <= EXPOSURE_MAX
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
+    lines = dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"\w+=", line))
+    started = lines["ExecStart"].split()
+    assert started[0] == "/opt/tollkeeper/bin/tollkeeper"
+    assert started[1] == unit.stem.removeprefix("tollkeeper-").replace("gateway", "serve")
+    assert float(lines["TimeoutStopSec"]) > settings.Settings().shutdown_grace_s + 5
+    assert ("ExecReload" in lines) is (started[1] == "serve")
