@@ -324,3 +324,15 @@ async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(
     await worker.renew()
     await worker.renew()
     assert allowing.tenant.held == 100
+
+
+async def test_many_tenants_are_asked_for_in_batches(
+    world: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.counters.leaser.BATCH_MAX", 3)
+    worker = await employ(world)
+    for tenant in range(100, 105):
+        worker.allowances.seen(replace(world.caller, tenant_id=tenant))
+    world.client.config_resetstat()
+    assert [await worker.leaser.lease() for _ in range(3)] == [True, False, False]
+    assert world.client.info("commandstats")["cmdstat_fcall"]["calls"] == 5
