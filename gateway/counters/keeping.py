@@ -96,6 +96,7 @@ class Keeping(Control):
                     continue
                 # Two streams number the entries of one millisecond each by itself.
                 if oldest.get(late.caller.organization_id, all_seen_until) > _ms(entry_id):
+                    moving.add(late.request_id)  # another entry of the same call waits for this one's row
                     found.append(late)
         return found
 

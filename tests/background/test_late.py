@@ -354,6 +354,29 @@ async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str
         assert len(house.ledger(world.caller.tenant_id)) == 2
 
 
+async def test_a_call_twice_in_the_lane_is_posted_once_however_soon_its_row_is_stored(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        call = world.reserve(need=10)
+        world.client.delete(keys.hold(world.p, call.id))
+        call.settle(tokens=7)
+        call.settle(tokens=7)
+        assert len(world.late()) == 2
+        await house.flush()
+        post = house.keeping.post
+
+        async def stored_at_once(late: LateSettlement) -> bool:
+            posted = await post(late)
+            await house.flush()
+            return posted
+
+        monkeypatch.setattr(house.keeping, "post", stored_at_once)
+        await drained(house)
+        assert (world.tenant.used, world.late()) == (7, [])
+
+
 async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None:
     async with house_at(valkey, migrated) as one, house_at(valkey, migrated) as other:
         world = await one.settle_in(1000)
