@@ -1,0 +1,214 @@
+"""A real Prometheus scrapes a real Tollkeeper: whatever rules and dashboards ask for is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+
+from gateway.metrics import FACTS, PREFIX
+from tests.conftest import free_port
+from tests.deploy.programs import program
+from tests.deploy.secured import Authority, SecuredRedis
+from tests.deploy.test_rules import MONITORING
+from tests.journey.stack import Stack, eventually
+
+# What the keeper adds to what was scraped, and Prometheus by itself.
+OTHERS = {"up", "ALERTS", f"{PREFIX}build_info"}
+DASHBOARDS = sorted((MONITORING / "grafana").glob("*.json"))
+SCRAPE_S_MAX = 45.0
+
+
+class Prometheus:
+    """A Prometheus with the rules of this tree, scraping every second."""
+
+    def __init__(self, folder: Path, admin_url: str) -> None:
+        self.port = free_port()
+        configuration = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+        configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        configuration["rule_files"] = [str(MONITORING / name) for name in configuration["rule_files"]]
+        target = urllib.parse.urlsplit(admin_url).netloc
+        for job in configuration["scrape_configs"]:
+            job["static_configs"] = [{"targets": [target]}] if job["job_name"].endswith("keeper") else []
+        # Rules are written for fifteen seconds; here they are worked out every second.
+        rules = []
+        for name in configuration["rule_files"]:
+            written = yaml.safe_load(Path(name).read_text())
+            for group in written["groups"]:
+                group.pop("interval", None)
+            (folder / Path(name).name).write_text(yaml.safe_dump(written))
+            rules.append(str(folder / Path(name).name))
+        configuration["rule_files"] = rules
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        self.process = subprocess.Popen(
+            [
+                program("prometheus", "prometheus"),
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+                "--log.level=error",
+            ]
+        )
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data of one call of its API."""
+        query = urllib.parse.urlencode(parameters)
+        address = f"http://127.0.0.1:{self.port}/api/v1/{path}?{query}"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return json.loads(answer.read())["data"]
+
+    def asked(self, query: str) -> list[Any]:
+        """What a query finds now."""
+        found: list[Any] = self.get("query", query=query)["result"]
+        return found
+
+    def ready(self) -> bool:
+        try:
+            return bool(self.asked(f"{PREFIX}build_info"))
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A Tollkeeper whose Redis has a certificate, after some of everything has happened to it."""
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-scrape-") as folder:
+        authority = Authority(Path(folder))
+        redis = SecuredRedis(Path(folder) / "redis", authority)
+        redis.start()
+        one = None
+        try:
+            options = ("--workers", "1", "--redis-url", redis.url)
+            one = Stack(Path(folder) / "data", *options, TOLLKEEPER_REDIS_CA_FILE=str(authority.file))
+            yield one
+        finally:
+            if one is not None:
+                one.stop()
+            redis.stop()
+
+
+@pytest.fixture(scope="module")
+def prometheus(stack: Stack) -> Iterator[Prometheus]:
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-prometheus-") as folder:
+        one = Prometheus(Path(folder), stack.admin_url)
+        try:
+            eventually(one.ready, SCRAPE_S_MAX)
+            live(stack)
+            eventually(lambda: one.asked(f"rate({PREFIX}credits_total[1m]) > 0"), SCRAPE_S_MAX)
+            yield one
+        finally:
+            one.process.terminate()
+            one.process.wait(20)
+
+
+def live(stack: Stack) -> None:
+    """Some calls of every kind, spread over a few scrapes so that rates are seen."""
+    tenant, key = stack.tenant(None)
+    organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
+    models = {model["name"]: model["id"] for model in stack.admin("GET", "/business-models")[1]["items"]}
+    for name, model in (("seals", "Consumption"), ("pages", "Pay-Per-Use")):
+        fields: dict[str, Any] = {"name": name, "key": name, "credits": 3, "counts_tokens": False}
+        stack.make("services", **fields, service_type="Pay-As-You-Go", business_model_id=models[model])
+    stack.make("credit-additions", organization_id=organization, credits_added=1000)
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400 * 30))
+    stack.make("api-keys", tenant_id=tenant, expires_at=ends)
+    _, poor = stack.tenant(1)
+    for _ in range(4):
+        for _ in range(3):
+            assert stack.chat(key, "5,7").status_code == 200
+            assert stack.chat(poor, "5,7").status_code in {200, 429}
+            for name in ("seals", "pages"):
+                address = f"{stack.gateway_url}/services/{name}/v1/things"
+                answer = httpx.post(address, headers={"authorization": f"Bearer {key}"}, json={}, timeout=30)
+                assert answer.status_code < 500, answer.text
+        time.sleep(1.1)
+
+
+def names(query: str) -> set[str]:
+    """The metrics a query reads."""
+    without = re.sub(r'"[^"]*"', '""', query)
+    without = re.sub(r"\b(?:by|without|on|ignoring)\s*\([^)]*\)", "", without)
+    found = re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?=\s*[{\[]|\s*[)>/*=<+-]|\s+and|\s+or|\s*$)", without)
+    return {name for name in found if name.startswith((PREFIX, "up")) or ":" in name}
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every recording rule and alert."""
+    return [
+        rule
+        for path in sorted((MONITORING / "rules").glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+
+
+def queries() -> list[tuple[str, str]]:
+    """Every query of every dashboard, with the panel it stands in."""
+    return [
+        (f"{path.stem}: {panel['title']}", target["expr"].replace("$__rate_interval", "1m"))
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    """Histograms by their three series, counters by their total."""
+    known = set(OTHERS) | {rule["record"] for rule in rules() if "record" in rule}
+    for fact in FACTS:
+        name = PREFIX + fact.name
+        known |= {f"{name}_total"} if fact.kind == "counter" else {name}
+        if fact.kind == "histogram":
+            known |= {f"{name}_{part}" for part in ("bucket", "count", "sum")}
+    for place, query in [*queries(), *((str(rule), rule["expr"]) for rule in rules())]:
+        assert names(query), place
+        assert names(query) <= known, f"{place}: {names(query) - known}"
+
+
+def test_every_query_of_every_dashboard_returns_data(prometheus: Prometheus) -> None:
+    def without() -> list[str]:
+        return [f"{place}: {query}" for place, query in queries() if not prometheus.asked(query)]
+
+    end = time.monotonic() + SCRAPE_S_MAX
+    while missing := without():
+        assert time.monotonic() < end, "no data:\n" + "\n".join(missing)
+        time.sleep(1)
+
+
+def test_every_rule_is_worked_out_without_a_fault(prometheus: Prometheus) -> None:
+    def worked_out() -> bool:
+        found = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+        assert len(found) == len(rules())
+        assert [rule for rule in found if rule["health"] == "err"] == []
+        return all(rule["health"] == "ok" for rule in found)
+
+    eventually(worked_out, SCRAPE_S_MAX)
+
+
+def test_every_metric_an_alert_reads_is_scraped(prometheus: Prometheus) -> None:
+    """An alert on a metric that is never there would be silent for ever."""
+
+    def missing() -> list[str]:
+        read = {name for rule in rules() for name in names(rule["expr"])}
+        return sorted(name for name in read if not prometheus.asked(name))
+
+    end = time.monotonic() + SCRAPE_S_MAX
+    while found := missing():
+        assert time.monotonic() < end, found
+        time.sleep(1)
+
+
+def test_no_alert_fires_at_a_tollkeeper_that_is_well(prometheus: Prometheus) -> None:
+    found = prometheus.get("alerts")["alerts"]
+    assert [alert["labels"] for alert in found if alert["state"] == "firing"] == []
