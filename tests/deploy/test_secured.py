@@ -105,6 +105,7 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     assert answer.status_code == 200, answer.text
     eventually(lambda: admin.used(tenant) == 42)
     assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
+    eventually(lambda: admin.ask("GET", "/activity")["requests"] == 1)
 
     status, found = house.doctor()
     assert status == 0, found
