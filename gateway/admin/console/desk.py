@@ -154,9 +154,12 @@ def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query
 async def read_form(request: web.Request) -> Posted:
     """Read a posted form that came from a page of ours."""
     require_own_origin(request)
-    if request.content_type != FORM:
+    if request.content_type != FORM or (request.charset or "utf-8").lower() != "utf-8":
         raise UnsupportedEncoding
-    return await request.post()
+    try:
+        return await request.post()
+    except UnicodeDecodeError as error:
+        raise AdminRefusal("The form is not valid UTF-8 text.") from error
 
 
 def theme_of(request: web.Request) -> str:

@@ -72,10 +72,11 @@ class Live:
         """The numbers of this moment, and rates over the last seconds."""
         await self._fresh()
         if not self._samples:
-            return {"is_known": False, "facts": {}, "reasons": []}
+            return {"is_known": False, "is_of_all": False, "sees_gateways": False, "facts": {}, "reasons": []}
         last = self._samples[-1]
         return {
             "is_known": True,
+            "is_of_all": False,
             "sees_gateways": bool(last.bounds) and bool(last.request_buckets),
             "requests": last.requests,
             "facts": last.facts,

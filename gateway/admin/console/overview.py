@@ -13,10 +13,12 @@ from aiohttp import web
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
+from gateway.core.activity import busiest
 from gateway.core.administration import Row
-from gateway.errors import StoreUnavailable
+from gateway.errors import CountersUnavailable, StoreUnavailable
 
 BUSIEST = 10
+WINDOW_S = 60
 TODAY_FRESH_S = 5.0
 FIRST_WAIT_S = 0.1
 
@@ -72,13 +74,37 @@ class Overview:
         return web.Response(text=json.dumps(columns), content_type="application/json")
 
     async def _facts(self) -> dict[str, Any]:
-        now, busiest, (well, dependencies) = await asyncio.gather(
+        now, most, (well, dependencies) = await asyncio.gather(
             self._live.now(), self._today.now(), self._desk.ports.ready()
         )
+        if now["is_known"] and not now["sees_gateways"]:
+            now = {**now, **await self._elsewhere()}
         return {
             "now": now,
-            "busiest": busiest,
+            "busiest": most,
             "well": well,
             "dependencies": dependencies,
             "at": datetime.now(UTC),
+        }
+
+    async def _elsewhere(self) -> dict[str, Any]:
+        """What all gateways told Redis of the last minute, in place of what none of this machine did."""
+        try:
+            counts, seconds = await self._desk.ports.activity.read(WINDOW_S)
+        except CountersUnavailable:
+            return {}
+        everybody, _ = busiest(counts, 0)
+        refused = sum(everybody.refused.values())
+        if not everybody.requests + refused or seconds <= 0:
+            return {}
+        return {
+            "is_of_all": True,
+            "requests": everybody.requests + refused,
+            "requests_s": (everybody.requests + refused) / seconds,
+            "tokens_s": everybody.tokens / seconds,
+            "refused_s": refused / seconds,
+            "reasons": [
+                (reason, count, None)
+                for reason, count in sorted(everybody.refused.items(), key=lambda each: (-each[1], each[0]))
+            ],
         }

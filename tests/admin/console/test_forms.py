@@ -240,6 +240,13 @@ async def test_json_and_files_are_no_forms(api: Api, admin: Person) -> None:
         body = f'{{"form_token": "{token}", "amount": 5}}'.encode()
         answer = await admin.post(f"/tenants/{made['id']}/recharge", body, Content_Type=kind)
         assert answer.status == 415, kind
+    typed = f"form_token={token}&amount=5".encode()
+    kind = "application/x-www-form-urlencoded"
+    address = f"/tenants/{made['id']}/recharge"
+    assert (await admin.post(address, typed, Content_Type=f"{kind}; charset=utf-16")).status == 415
+    assert (await admin.post(address, typed, Content_Type=f"{kind}; charset=nothing")).status == 415
+    assert (await admin.post(address, typed + b"&x=\xff", Content_Type=kind)).status == 400
+    assert (await admin.post(address, typed + b"&x=" + b"y" * 100_000, Content_Type=kind)).status == 413
     assert api.counters.quotas[made["id"]].tokens_remaining == 1000
 
 

@@ -285,7 +285,14 @@ async def test_ids_are_found_by_name(api: Api, admin: Person) -> None:
 
 
 async def test_the_overview_says_what_gateways_do(api: Api, admin: Person) -> None:
-    assert "No gateway on this machine" in (await admin.open("/live")).text
+    assert "Nothing was called elsewhere" in (await admin.open("/live")).text
+    api.counters.busy = [((7, "requests"), 60), ((7, "tokens"), 6000), ((0, "invalid_api_key"), 12)]
+    elsewhere = await admin.open("/live")
+    for said in ("of all gateways", "72 in the last minute", "invalid_api_key", ">100<"):
+        assert said in elsewhere.text, said
+    api.counters.away = True
+    assert (await admin.open("/live")).status == 200
+    api.counters.away = False
     api.counters.numbers = {
         "bounds": [0.1, 1.0],
         "requests": [["/v1/chat", 200, "", 90], ["/v1/chat", 429, "quota_exceeded", 10]],
