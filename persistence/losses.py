@@ -20,11 +20,16 @@ KEPT_DAYS = 7
 MOVEMENTS_MAX = 5_000
 
 _REMEMBER = text("""
+WITH brought AS MATERIALIZED (
+    SELECT DISTINCT * FROM unnest(
+        cast(:accounts AS text[]), cast(:partitions AS smallint[]), cast(:epochs AS bigint[]),
+        cast(:seqs AS bigint[])) AS n (account, partition, epoch, seq)
+), stored AS MATERIALIZED (
+    SELECT account, epoch, stored_seq(account, epoch) AS upto
+      FROM (SELECT DISTINCT account, epoch FROM brought) AS accounts
+)
 INSERT INTO recovered_event (account, partition, epoch, seq)
-SELECT DISTINCT n.account, n.partition, n.epoch, n.seq
-  FROM unnest(cast(:accounts AS text[]), cast(:partitions AS smallint[]), cast(:epochs AS bigint[]),
-              cast(:seqs AS bigint[])) AS n (account, partition, epoch, seq)
-  JOIN LATERAL (SELECT stored_seq(n.account, n.epoch)) AS s (seq) ON n.seq > s.seq
+SELECT account, partition, epoch, seq FROM brought JOIN stored USING (account, epoch) WHERE seq > upto
 ON CONFLICT DO NOTHING""")
 
 _OPEN = text("""
