@@ -134,7 +134,7 @@ async def test_the_breaker_opens_with_the_oldest_wait_and_closes_with_its_answer
     own_valkey: START, connect: Connect
 ) -> None:
     server = own_valkey()
-    wire = await connect(server.url, call_s=0.2, stall_s=30)
+    wire = await connect(server.url, call_s=0.5, stall_s=30)
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     late = [wire.send(encode(b"RPUSH", b"late", b"%d" % n)) for n in range(20)]
