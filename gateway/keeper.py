@@ -31,7 +31,7 @@ from gateway.background.reconciler import Reconciler
 from gateway.background.setbacks import Setbacks
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
-from gateway.background.verifier import Verified, Verifier, summary
+from gateway.background.verifier import RECOVERY_S, Verified, Verifier, summary
 from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.holds import ReclaimPolicy
@@ -108,8 +108,9 @@ class Keeper:
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
         self._verifier = Verifier(
-            Truths(self._engine, partition_of), Verification(self._wire), self._verified
-        )
+            Truths(self._engine, partition_of), Verification(self._wire), self._verified,
+            recovery_s=RECOVERY_S,
+        )  # fmt: skip
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)

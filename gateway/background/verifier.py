@@ -22,6 +22,8 @@ from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
 WATCH_S = 1.0
+# A worker looks for a new epoch once a second.
+RECOVERY_S, RECOVERY_S_MAX = 2.0, 4.0
 
 
 class Truth(Protocol):
@@ -114,6 +116,15 @@ class Target(Protocol):
     async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
         """Vouch for a partition; False where the marker moved on."""
 
+    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
+        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
+
+    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
+        """Open a partition that was closed under this epoch; False where the marker moved on."""
+
+    async def late_waiting(self) -> int:
+        """Settlements in the late lanes of all partitions."""
+
     async def define(self, definition: Definition, version: int) -> bool:
         """Bring one definition into the counters."""
 
@@ -128,15 +139,27 @@ class Target(Protocol):
 
 
 class Verifier:
-    """Compares, rebuilds and vouches. `observe` is told what was done, where anything was."""
+    """Compares, rebuilds and vouches. `observe` is told what was done, where anything was.
+
+    `recovery_s` is how long nobody is admitted to a Redis that was restarted while this keeper
+    watched: the workers send again what it may have forgotten, and who used up a quota in its last
+    second is not let in twice.
+    """
 
     def __init__(
-        self, source: Source, target: Target, observe: Callable[[list[Verified]], None] = lambda _: None
+        self,
+        source: Source,
+        target: Target,
+        observe: Callable[[list[Verified]], None] = lambda _: None,
+        *,
+        recovery_s: float = 0.0,
     ) -> None:
         self._source = source
         self._target = target
         self._observe = observe
         self._vouched = b""
+        self._recovery_s = recovery_s
+        self._has_vouched = False
 
     @property
     def ready(self) -> bool:
@@ -160,15 +183,20 @@ class Verifier:
         await self._source.note(run_id, epochs)
         truth = await self._source.truth(opened if said else range(PARTITIONS))
         await self._target.publish(truth.catalogue, truth.version)
+        closes = bool(self._recovery_s and self._has_vouched and open_partitions)
         done = [
             verified
             for partition, marker, _ in open_partitions
-            if (verified := await self._partition(truth, partition, marker, epochs[partition])) is not None
+            if (verified := await self._partition(truth, partition, marker, epochs[partition], closes=closes))
         ]
         for definitions in truth.definitions.values():
             for definition in definitions:
                 await self._target.define(definition, truth.version)
+        if closes:
+            await self._recovered()
+            done = [one for one in done if await self._target.admit(one.partition, one.epoch, truth.version)]
         if len(done) == len(open_partitions) and self._target.run_id == run_id:
+            self._has_vouched = True
             await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
@@ -183,7 +211,17 @@ class Verifier:
                 self._vouched = b""
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
-    async def _partition(self, truth: Truth, partition: int, marker: bytes, epoch: int) -> Verified | None:
+    async def _recovered(self) -> None:
+        """Wait, bounded, until workers had the time to send again, and nothing of it waits any more."""
+        await asyncio.sleep(self._recovery_s)
+        for _ in range(int(RECOVERY_S_MAX / INTERVAL_S)):
+            if not await self._target.late_waiting():
+                return
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _partition(
+        self, truth: Truth, partition: int, marker: bytes, epoch: int, *, closes: bool
+    ) -> Verified | None:
         """Verify one as of this epoch; None where another keeper was faster."""
         organizations = truth.organizations.get(partition, [])
         tenants = truth.tenants.get(partition, [])
@@ -201,6 +239,10 @@ class Verifier:
         lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
         if lost:
             await self._source.push_again(lost)
-        if not await self._target.mark(partition, marker, epoch, truth.version):
+        if closes:
+            marked = await self._target.close_mark(partition, marker, epoch)
+        else:
+            marked = await self._target.mark(partition, marker, epoch, truth.version)
+        if not marked:
             return None
         return Verified(partition, epoch, rebuilt, len(lost), len(ghosts))

@@ -32,6 +32,8 @@ from gateway.counters import keys
 from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
 
 MARKER = struct.Struct("<40sdd")
+# A catalogue version no gateway has: `reserve` refuses, everything else runs.
+CLOSED = INTEGER_MAX
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 _RESERVE = struct.Struct("<40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
@@ -271,8 +273,13 @@ def limits(of: Limits) -> tuple[int, int, int]:
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
-    """The marker of a verified partition."""
+    """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
     return MARKER.pack(run_id, epoch, catalogue)
+
+
+def is_closed(raw: bytes) -> bool:
+    """Whether a partition is verified, but admits nobody yet."""
+    return read_marker(raw)[2] == CLOSED
 
 
 def read_marker(raw: bytes) -> tuple[bytes, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,18 @@ from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters import keys, packing, states
 from gateway.counters.control import Control
 from gateway.counters.settlement_record import service_of
+from gateway.counters.wire import Wire
 
 READ_BATCH_MAX = 500
+CLOSED_S_MAX = 15.0
 
 
 class Verification(Control):
     """The keeper's connection, with what verification needs besides."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self._closed: dict[int, tuple[bytes, float]] = {}
 
     async def unverified(self) -> list[tuple[int, bytes, int]]:
         """Partitions not verified under the present run id: (partition, marker, epoch)."""
@@ -25,9 +32,33 @@ class Verification(Control):
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
             run_id, epoch, _ = packing.read_marker(marker)
-            if run_id != self.run_id:
+            if run_id != self.run_id or self._left_closed(partition, marker):
                 found.append((partition, marker, epoch))
         return found
+
+    def _left_closed(self, partition: int, marker: bytes) -> bool:
+        """Whether a partition was closed for longer than any keeper that lives leaves it so."""
+        if not packing.is_closed(marker):
+            self._closed.pop(partition, None)
+            return False
+        now = asyncio.get_running_loop().time()
+        seen, since = self._closed.get(partition, (b"", now))
+        self._closed[partition] = (marker, since if seen == marker else now)
+        return seen == marker and now - since > CLOSED_S_MAX
+
+    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
+        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
+        return await self.mark(partition, before, epoch, packing.CLOSED)
+
+    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
+        """Open a partition that was closed under this epoch; False where the marker moved on."""
+        closed = packing.marker(self.run_id, epoch, packing.CLOSED)
+        return await self.mark(partition, closed, epoch, catalogue)
+
+    async def late_waiting(self) -> int:
+        """Settlements in the late lanes of all partitions."""
+        lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
+        return sum(one for one in lengths if isinstance(one, int))
 
     async def behind(
         self,
