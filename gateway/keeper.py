@@ -95,13 +95,9 @@ class Keeper:
         self._writer = Writer(settings.database_url)
         accounts = Accounts(self._engine)
         self._setbacks = Setbacks(
-            self._outbox,
-            self._standings,
-            accounts,
-            Quarantines(self._engine),
-            partition_of=partition_of,
-            observe=self._went_back,
-        )
+            self._outbox, self._standings, accounts, Quarantines(self._engine),
+            partition_of=partition_of, observe=self._went_back,
+        )  # fmt: skip
         self._flusher = Flusher(
             self._outbox, self._writer, self._flushed,
             look=self._setbacks.look, flush_interval_s=settings.flush_interval_s,
