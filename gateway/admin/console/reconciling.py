@@ -7,14 +7,14 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin import reconciliation
-from gateway.admin.console.desk import Desk, Posted, see
+from gateway.admin.console.desk import Desk, Posted, Reading, Writing, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.sessions import Signed
 
 ITEMS_SHOWN_MAX = 500
 
 
-def show_with(desk: Desk) -> Any:
+def show_with(desk: Desk) -> Reading:
     """Make the page's handler."""
 
     async def show(request: web.Request, signed: Signed) -> web.Response:
@@ -39,7 +39,7 @@ def show_with(desk: Desk) -> Any:
     return show
 
 
-def run_with(desk: Desk, *, repair: bool) -> Any:
+def run_with(desk: Desk, *, repair: bool) -> Writing:
     """Make the handler of a run."""
 
     async def run(request: web.Request, signed: Signed, _posted: Posted) -> web.Response:

@@ -57,8 +57,9 @@ async def show(
     names = await desk.names(references([(screen, [row])]))
     offered = await forms_of(desk, screen, {**row, **more}) if signed.actor.role == "admin" else []
     if refused is not None:
-        offered = [refused if each.action == refused.action and each.title == refused.title else each
-                   for each in offered]  # fmt: skip
+        # First, and there even if the row no longer offers it.
+        others = [each for each in offered if (each.action, each.title) != (refused.action, refused.title)]
+        offered = [refused, *others]
     return desk.answer(
         request,
         signed,

@@ -166,6 +166,16 @@ async def test_what_the_books_say_against_it_is_shown(api: Api, admin: Person) -
     assert '<details name="actions" open><summary>Finalize' in answer.text
 
 
+async def test_what_is_no_longer_offered_is_refused_aloud(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    one = f"/invoices/{made['invoices']['id']}"
+    hidden = (await admin.open(one)).fields(f"{one}/recompute")
+    await admin.fill(one, f"{one}/finalize")
+    answer = await admin.post(f"{one}/recompute", hidden)
+    assert answer.status == 409
+    assert 'role="alert"' in answer.text
+
+
 async def test_what_waits_for_the_counters_is_said(api: Api, admin: Person) -> None:
     made = await tenant_of(api)
     api.counters.away = True
