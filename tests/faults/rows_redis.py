@@ -57,7 +57,11 @@ async def _lossy(scene: Scene) -> AsyncIterator[tuple[Load, list[float]]]:
 
 
 async def _told(scene: Scene, moments: list[float], expected: Expected | None = None) -> Figures:
-    """Figures with how long it took to notice and to serve again, worst of all rounds."""
+    """Figures with how long it took to notice and to serve again, worst of all rounds.
+
+    What depends on how fast the machine is breaks the long form alone.
+    """
+    expected = expected or Expected(over_granted=not scene.long)
     await scene.world.until_admin()
     await scene.rest()
     if scene.long:
@@ -211,7 +215,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
             await world.until(lambda: scene.served_after(moments[-1]) is not None, 60, "serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
-    figures = await _told(scene, moments, Expected(lost_events=True, lost=True))
+    figures = await _told(scene, moments, Expected(lost_events=True, lost=True, over_granted=True))
     figures.other = {"lost_calls": figures.lost_calls, "killed": rounds * len(world.gateways)}
     # What was answered after the last movement anybody's log has is known to nobody.
     if figures.counted_lost > figures.lost_calls + figures.unheard_calls:
