@@ -32,6 +32,7 @@ NOTED = (
 SERVING_TRIES_MAX = 200
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
+USAGE_PATH = "/.tollkeeper/usage"
 
 
 async def up(options: Options, parts: Parts, voice: Voice) -> None:
@@ -157,24 +158,29 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
 
 
 async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
-    """Wait until calls with the key are really decided: counters verified, services known.
+    """Wait until calls are really decided: services known, and the key, where there is one.
 
     A service that does not exist is asked for: it costs nothing, and only a worker that knows
-    the services can say so. Each attempt is a new connection, which the kernel gives to any
-    worker, so a run of answers stands for all of them.
+    the services can say so.
     """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    wanted = {404} if key else {401}
+    await _until_answers(f"{gateway_url}{NO_SUCH_SERVICE}", {}, 404, workers)
+    if key:
+        headers = {"Authorization": f"Bearer {key}"}
+        await _until_answers(f"{gateway_url}{USAGE_PATH}", headers, 200, workers)
+
+
+async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers: int) -> None:
+    """Each attempt is a new connection, which the kernel gives to any worker: a run stands for all."""
     in_a_row, status = 0, None
     for _ in range(SERVING_TRIES_MAX):
-        status = await asyncio.to_thread(demo.status_of, f"{gateway_url}{NO_SUCH_SERVICE}", headers)
-        in_a_row = in_a_row + 1 if status in wanted else 0
+        status = await asyncio.to_thread(demo.status_of, url, headers)
+        in_a_row = in_a_row + 1 if status == wanted else 0
         if in_a_row == PROBES_PER_WORKER * workers:
             return
-        if status not in wanted:
+        if status != wanted:
             await asyncio.sleep(0.2)
-    hint = "; was TOLLKEEPER_KEY_PEPPER changed?" if status == 401 else ""
-    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'} to the demo key{hint}")
+    hint = " to the demo key; was TOLLKEEPER_KEY_PEPPER changed?" if status == 401 else ""
+    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
 
 
 def _reserve(locks: ExitStack, host: str, port: int, what: str) -> int:

@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,14 @@ BODY = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
     """`tollkeeper up --workers 2`, its facts and the file of its standard error."""
-    place = tmp_path_factory.mktemp("real")
+    with up(tmp_path_factory.mktemp("real"), "--workers", "2") as found:
+        yield found
+
+
+@contextmanager
+def up(place: Path, *more: str) -> Iterator[tuple[dict[str, Any], Path]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
-    words = [
-        "up",
-        "--json",
-        "--gateway-port",
-        "0",
-        "--admin-port",
-        "0",
-        "--workers",
-        "2",
-        "--data-dir",
-        "data",
-    ]
+    words = ["up", "--json", "--gateway-port", "0", "--admin-port", "0", "--data-dir", "data", *more]
     with (place / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway", *words],
@@ -137,3 +132,10 @@ def test_logs_are_json_lines_without_the_secrets(running: tuple[dict[str, Any], 
     assert all("event" in json.loads(line) for line in lines)
     for secret in (facts["admin_token"], facts["api_key"], facts["redis_url"], facts["database_url"]):
         assert secret not in said
+
+
+def test_without_a_demo_there_is_nothing_but_services(tmp_path: Path) -> None:
+    with up(tmp_path, "--no-demo") as (facts, _):
+        assert not facts["api_key"]
+        assert call(f"{facts['gateway_url']}/v1/chat/completions", "tk_" + "x" * 32, BODY)[0] == 401
+        assert call(f"{facts['admin_url']}/admin/v1/tenants", facts["admin_token"])[1]["items"] == []
