@@ -12,6 +12,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Coroutine
+from pathlib import Path
 
 from gateway.errors import TollkeeperError
 from gateway.lifeline import Lifeline
@@ -28,6 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
             return _worker(words[0])
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
             return _demo_upstream(int(words[1]))
+        if words[:1] == ["serve"]:
+            from gateway import serving  # noqa: PLC0415  # and a lone gateway too
+
+            options = serving.plain_options(words[1:])
+            if options is not None:
+                config = options.pop("config", None)
+                return serving.serve(Path(config) if config else None, **options)
         from gateway.cli import run  # noqa: PLC0415  # workers are spared the command line's libraries
 
         return run(words)

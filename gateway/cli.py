@@ -6,8 +6,6 @@ Options become plain values; what they start is wired here and told apart from h
 from __future__ import annotations
 
 import os
-import sys
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version as installed
 from json import dumps
@@ -16,20 +14,15 @@ from typing import Annotated
 
 import typer
 
-from gateway import cli_admin, cli_backup, cli_doctor, tallies
+from gateway import cli_admin, cli_backup, cli_doctor, serving
 from gateway import settings as settings_module
 from gateway.configuration import default_table
 from gateway.local.announce import PlainVoice
 from gateway.local.demo_upstream import serve_until_stopped
-from gateway.local.ops import Ops
 from gateway.local.plan import Endpoints, Options, Parts
-from gateway.local.serve import Serving, run_serve
 from gateway.local.up import run_up
-from gateway.readiness import of_gateway
-from gateway.renewal import Renewal
-from gateway.settings import Settings, load
-
-HOME = str(Path(__file__).resolve().parent.parent)
+from gateway.serving import command, find_home, resolved
+from gateway.settings import Settings
 
 app = typer.Typer(
     name="tollkeeper",
@@ -69,11 +62,10 @@ def program(
 
 def run(arguments: list[str]) -> int:
     """Parse and run; the exit status. Raises what the command raises."""
-    # Workers are started from this very checkout or installation, wherever the person stands.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
+    find_home()
     cli_admin.mount(app)
-    command = typer.main.get_command(app)
-    result = command.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
+    everything = typer.main.get_command(app)
+    result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
 
 
@@ -92,7 +84,7 @@ def up(
     json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
 ) -> None:
     """Start everything on this machine: databases, demo data, gateway and keeper."""
-    settings = _settings(
+    settings = resolved(
         config,
         data_dir=str(data_dir) if data_dir else None,
         gateway_port=gateway_port,
@@ -134,26 +126,8 @@ def serve(
     redis_url: RedisOption = None,
 ) -> None:
     """Run the data plane alone: needs Redis or Valkey, never PostgreSQL."""
-    read = partial(
-        _settings, config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url
-    )
-    settings = read()
-    settings.require("redis_url", "key_pepper")
-    now = Renewal(settings, read)
-    serving = Serving(
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        ops_host=settings.ops_host,
-        ops_port=settings.ops_port,
-        workers=settings.workers,
-        grace_s=settings.shutdown_grace_s,
-        start_wait_s=settings.start_wait_s,
-        worker=_command("serve", "--worker"),
-        settings_line=lambda port: settings_module.to_json(now.running.with_values(gateway_port=port)),
-        ops=lambda port: Ops(partial(of_gateway, settings, port), partial(_metrics, settings)),
-        renew=now.renew,
-    )
-    raise typer.Exit(run_serve(serving, PlainVoice(json_line=False)))
+    options = {"gateway_port": gateway_port, "ops_port": ops_port, "workers": workers, "redis_url": redis_url}
+    raise typer.Exit(serving.serve(config, **options))
 
 
 @app.command()
@@ -170,7 +144,7 @@ def keeper(
     from gateway import logs  # noqa: PLC0415
     from gateway.app import run_keeper  # noqa: PLC0415
 
-    settings = _settings(config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
+    settings = resolved(config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
     uvloop.run(run_keeper(settings))
@@ -181,7 +155,7 @@ def migrate(
     *, config: ConfigOption = None, database_url: DatabaseOption = None, json: JsonOption = False
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
-    settings = _settings(config, database_url=database_url)
+    settings = resolved(config, database_url=database_url)
     settings.require("database_url")
     schema = _migrate(settings.database_url)
     typer.echo(dumps({"schema_version": schema}) if json else f"schema version {schema}")
@@ -195,15 +169,6 @@ def demo_upstream(
     import asyncio  # noqa: PLC0415
 
     asyncio.run(serve_until_stopped(host, port))
-
-
-def _settings(config: Path | None, **options: str | int | None) -> Settings:
-    """Settings with the given options over everything else."""
-    environ = dict(os.environ)
-    for name, value in options.items():
-        if value is not None:
-            environ[f"{settings_module.PREFIX}{name.upper()}"] = str(value)
-    return load(environ, config)
 
 
 def _parts(settings: Settings) -> Parts:
@@ -225,24 +190,13 @@ def _parts(settings: Settings) -> Parts:
         )
 
     return Parts(
-        gateway=_command("serve", "--worker"),
-        keeper=_command("keeper", "--worker"),
-        demo_upstream=lambda port: _command("demo-upstream", str(port), "--worker"),
+        gateway=command("serve", "--worker"),
+        keeper=command("keeper", "--worker"),
+        demo_upstream=lambda port: command("demo-upstream", str(port), "--worker"),
         settings_line=settings_line,
         prepare=lambda: import_module("persistence.migrate"),
         migrate=_migrate,
     )
-
-
-def _command(*words: str) -> tuple[str, ...]:
-    """The command line of this very program in a process of its own."""
-    return (sys.executable, "-P", "-m", "gateway", *words)
-
-
-def _metrics(settings: Settings, accept: str) -> tuple[bytes, str]:
-    from gateway import metrics  # noqa: PLC0415
-
-    return metrics.render(accept, tallies.collect(settings.metrics_dir))
 
 
 def _migrate(url: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from gateway.settings import Settings
@@ -17,6 +18,7 @@ from tests.deploy.manifests import KUBERNETES, one, pod, started
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
 from tests.journey.stack import eventually
 
+IDLE_MIB_MAX = 60.0
 ADMIN_TOKEN = "an-admin-token-of-tests"
 # Which setting says what a named port of a manifest is.
 SETTING = {"http": "gateway_port", "ops": "ops_port", "admin": "admin_port"}
@@ -97,6 +99,8 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         eventually(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
     place.start("sidecar", service)
+    assert get(place.ports["ops"], "/metrics")[0] == 200
+    assert memory_mib(serving.popen.pid) < IDLE_MIB_MAX
 
     admin = Admin(place.ports["admin"], ADMIN_TOKEN)
     tenant, key = admin.customer()
@@ -125,6 +129,12 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
     assert keeping.stop() == 0, keeping.said
 
 
+def memory_mib(pid: int) -> float:
+    """What a process and its children take together, what they share counted once, after a scrape."""
+    one = psutil.Process(pid)
+    return sum(each.memory_full_info().pss for each in [one, *one.children(recursive=True)]) / 2**20
+
+
 def here(hook: list[str], pid: int) -> list[str]:
     """A preStop hook for a process of this machine, without waiting for a cluster to hear of it."""
     text = re.sub(r"sleep \d+", "sleep 0.1", hook[-1])
@@ -139,10 +149,10 @@ def test_a_gateway_that_cannot_reach_redis_is_never_started(place: Pod) -> None:
     place._secrets["tollkeeper-gateway/redis-url"] = url.replace("redis://", "redis://nobody:wrong@")
     serving = place.start("sidecar", sidecar)
     eventually(lambda: answers(sidecar, "livenessProbe", place.ports), READY_S_MAX)
-    eventually(lambda: answers(sidecar, "readinessProbe", place.ports), READY_S_MAX)
     status, said = get(place.ports["ops"], "/readyz")
     assert status == 503
     assert '"redis": "unavailable"' in said
     assert not answers(sidecar, "startupProbe", place.ports)
-    assert "WRONGPASS" in serving.said
+    assert not answers(sidecar, "readinessProbe", place.ports)
+    eventually(lambda: "WRONGPASS" in serving.said, READY_S_MAX)
     assert serving.stop() == 0
