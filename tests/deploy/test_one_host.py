@@ -138,3 +138,18 @@ def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
     assert started[1] == unit.stem.removeprefix("tollkeeper-").replace("gateway", "serve")
     assert float(lines["TimeoutStopSec"]) > settings.Settings().shutdown_grace_s + 5
     assert ("ExecReload" in lines) is (started[1] == "serve")
+
+
+def test_the_user_may_use_every_command_that_is_used(valkey: str) -> None:
+    """And none that is not: what is allowed and what the sources name are the same."""
+    (user,) = re.findall(r"^user tollkeeper .*", (DEPLOY / "users.acl").read_text(), re.MULTILINE)
+    allowed = {word[1:].partition("|")[0].upper() for word in user.split() if word.startswith("+")}
+    with redis.Redis.from_url(valkey) as client:
+        client.response_callbacks.pop("COMMAND")  # it expects another answer
+        there = {name.decode().upper() for name in client.execute_command("COMMAND", "LIST")}
+    named = {
+        match
+        for path in [*(ROOT / "gateway").rglob("*.py"), *(ROOT / "lua").rglob("*.lua")]
+        for match in re.findall(r"""(?:b"|call\('|call\(\s*')([A-Z]{2,})["']""", path.read_text())
+    }
+    assert allowed == (named & there) - {"AUTH"}  # which everybody may
