@@ -258,7 +258,7 @@ async def test_credits_a_reclaim_charged_too_many_are_given_back_once(valkey: st
         for _ in range(2):
             call.settle(credits=12)
         await house.flush()
-        (late, _) = await house.keeping.late(10)
+        (late,) = await house.keeping.late(10)  # of a call one entry at a time
         charged = await Sweeps(house.engine).charged([late])
         assert charged[call.id] == Charged(0, 30, 0, reclaimed=True)
         for _ in range(2):  # and dies before it drops the entry
