@@ -36,6 +36,7 @@ WELL = {
     "tollkeeper_dead_letters": "0x100",
     "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
     "tollkeeper_settlements_failed_total": "5x100",
+    "tollkeeper_settlements_refused_total": "0x100",
     "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
     "tollkeeper_requests_total{status='200',reason=''}": "0+6000x100",
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
@@ -75,6 +76,7 @@ FAULTS = {
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
     ),
     "SettlementsFailed": Fault(5, {"tollkeeper_settlements_failed_total": "5 5 9x98"}),
+    "SettlementsRefused": Fault(5, {"tollkeeper_settlements_refused_total": "0 0 2x98"}),
     "SpoolWaiting": Fault(6, {"tollkeeper_spool_entries{instance='a'}": "0 3x99"}),
     "ErrorRatio": Fault(15, {"tollkeeper_requests_total{status='502',reason=''}": "0+600x100"}),
     "UpstreamFailing": Fault(15, {"tollkeeper_upstream_failures_total": "0+600x100"}),
