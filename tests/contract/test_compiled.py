@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_S_MAX = 420
+RUN_S_MAX = 900
 
 
 def compiler() -> object:
