@@ -99,14 +99,14 @@ async def _crashes(scene: Scene, nodes: list[Node], only: tuple[str, ...], wante
 @row("A gateway is killed at each crash point", limit_s=3600)
 async def gateway_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await of a request: suspended, sent, resumed."""
-    return await _crashes(scene, scene.world.gateways[:2], ("gateway/",), 200 if scene.long else 4)
+    return await _crashes(scene, scene.world.gateways[:2], ("gateway/",), 200 if scene.long else 3)
 
 
 @row("The flusher is killed at each crash point", limit_s=3600)
 async def flusher_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await between reading an entry and its acknowledgement."""
     only = ("gateway/background/flusher.", "gateway/counters/outbox.", "persistence/writer.")
-    return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 3)
+    return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 2)
 
 
 @row("The keeper is killed at each crash point of any of its loops", only_long=True, limit_s=3600)
@@ -123,7 +123,7 @@ async def commit_reply_lost(scene: Scene) -> Figures:
     assert keeper.sql is not None
     cuts = 0
     async with scene.load() as load:
-        for number in range(50 if scene.long else 6):
+        for number in range(50 if scene.long else 3):
             way = Way.TO_CLIENT if number % 3 else Way.TO_SERVER
             trap = Trap(way, b"COMMIT")
             if number % 2:
@@ -167,7 +167,7 @@ async def two_keepers(scene: Scene) -> Figures:
     return await _keepers(scene, 2)
 
 
-@row("Four keepers on the same partitions, one paused past its lease and woken")
+@row("Four keepers on the same partitions, one paused past its lease and woken", only_long=True)
 async def four_keepers(scene: Scene) -> Figures:
     """The same with four."""
     return await _keepers(scene, 4)

@@ -23,7 +23,7 @@ from tests.faults.world import FaultError, World
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
 AT_ONCE = 32
-SOAK_S_SHORT, SOAK_S_LONG = 5.0, 1_200.0
+SOAK_S_SHORT, SOAK_S_LONG = 3.0, 1_200.0
 MEMORY_GROWTH_MAX = 1.25
 LIBFAKETIME = "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"
 HOUR_S = 3_600

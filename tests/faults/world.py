@@ -133,6 +133,10 @@ class World:
         for proxy in self.links():
             await proxy.stop()
         await self.upstream.stop()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def links(self) -> list[Proxy]:
         """Every proxy there is."""
