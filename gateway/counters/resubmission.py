@@ -121,8 +121,9 @@ class Resubmitter:
         self._log.files.rotate()
         before, failed = self.recovered, set[int]()
         for segment in list(self._log.files.segments):
-            content = await asyncio.to_thread(segment.content)
-            failed |= await self._recover(segment, content, epochs)
+            if segment in self._log.files.segments:  # else it made room for what is spooled, meanwhile
+                content = await asyncio.to_thread(segment.reading())
+                failed |= await self._recover(segment, content, epochs)
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
         self._epochs = [] if failed else epochs

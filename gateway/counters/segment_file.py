@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gateway.core.model import PARTITIONS
@@ -49,9 +51,9 @@ class Segment:
             _sync_directory(self.path.parent)
             self.named = True
 
-    def content(self) -> bytes:
-        """All bytes of the file; from a thread that may block."""
-        return os.pread(self.descriptor, self.size, 0)
+    def reading(self) -> Callable[[], bytes]:
+        """What reads the whole file, from a thread that may block; the file may be dropped meanwhile."""
+        return partial(_read_whole, os.dup(self.descriptor), self.size)
 
     def record(self, offset: int) -> Record:
         """One record that waits."""
@@ -106,6 +108,13 @@ def adopted(path: Path, descriptor: int, now: float) -> tuple[Segment, Contents]
     contents = read(os.pread(descriptor, size, 0))
     segment = Segment(path, descriptor, size, now, adopted=True, named=True, waiting=contents.waiting)
     return segment, contents
+
+
+def _read_whole(descriptor: int, size: int) -> bytes:
+    try:
+        return os.pread(descriptor, size, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -33,7 +33,7 @@ SYNC_S = 1.0
 SPOOL_S_MAX = 2.0
 # A Redis that syncs its append-only file once a second has what is older than this.
 AT_RISK_S = 2.0
-NOTES_MAX = 50_000
+NOTES_MAX = SPOOLS_MAX = 50_000
 
 
 @dataclass(slots=True)
@@ -100,8 +100,7 @@ class SettlementLog:
             self.counts.unlogged += 1
             return
         self._notes.append((answer, arguments))
-        if self._timer is None:
-            self._timer = self._loop.call_later(WRITE_S, self._turn)
+        self._soon(WRITE_S)
 
     def spool(self, arguments: bytes) -> Wait[None]:
         """Keep what the counters did not acknowledge; set once it is on the disk for certain.
@@ -109,6 +108,9 @@ class SettlementLog:
         Fails with CountersUnavailable where there is no room, or not within `SPOOL_S_MAX`.
         """
         wait: Wait[None] = Wait()
+        if len(self._spools) >= SPOOLS_MAX:
+            self._refuse([wait])
+            return wait
         self._spools.append((arguments, wait))
         if len(self._spools) == 1:
             if self._writing is None:
@@ -148,9 +150,8 @@ class SettlementLog:
             while self._writing is not None:
                 await asyncio.wait([self._writing])
                 await asyncio.sleep(0)
-        for timer in (self._timer, self._syncing):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._timer, self._syncing)):
+            timer.cancel()
         self._thread.shutdown()
         self.files.close(needed=self._clock() - self._noted_at < AT_RISK_S)
 
@@ -162,11 +163,11 @@ class SettlementLog:
 
     def _turn(self) -> None:
         """Begin to write, unless a write is under way: its end begins the next."""
-        if self._writing is not None:
-            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._writing is not None:
+            return
         turn = self._gathered()
         if not turn.writes and not turn.synced:
             self._turned.set()
@@ -266,6 +267,7 @@ class SettlementLog:
         """The disk hangs: nobody waits longer for its turn, whatever still comes of what was given."""
         if self._writing is writing:
             _give_up([wait for _, wait in self._spools])
+            self._loop.call_later(SPOOL_S_MAX, self._give_up_behind, writing)  # for who comes now
 
     def _sync_due(self) -> None:
         self._syncing = None

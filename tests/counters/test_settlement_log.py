@@ -215,6 +215,46 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
     assert log.waiting == 1
 
 
+async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
+    monkeypatch.setattr(module, "SPOOLS_MAX", 2)
+    monkeypatch.setattr(module, "_write", lambda _: time.sleep(1.0))
+    began = time.monotonic()
+    for name in (b"one", b"behind", b"later"):
+        with pytest.raises(CountersUnavailable):
+            await in_task(log.spool(name))
+    assert time.monotonic() - began < 0.7
+    assert log.spool(b"too many").done
+    assert (log.waiting, log.counts.refused) == (2, 1)
+
+
+async def test_what_is_noted_while_a_write_takes_long_is_written_after_it(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    writes = module._write
+    monkeypatch.setattr(module, "_write", lambda turn: (time.sleep(0.1), writes(turn)))
+    spooled = log.spool(b"one")
+    await asyncio.sleep(0.01)
+    log.note(b"two", ANSWER)
+    await in_task(spooled)
+    await asyncio.wait_for(log.written(), 2)
+    assert noted(tmp_path) == [b"two"]
+
+
+async def test_a_file_that_makes_room_while_it_is_read_is_read_to_its_end(begin: Open) -> None:
+    log = begin()
+    log.note(b"one", ANSWER)
+    await log.written()
+    (file,) = log.files.segments
+    reading = file.reading()
+    log.files.drop(file)
+    assert [one.arguments for one in segment.acknowledged(reading())] == [b"one"]
+
+
 def test_a_worker_that_can_keep_nothing_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StartError, match="cannot be written"):
