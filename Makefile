@@ -1,5 +1,7 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
+# Each has servers of its own; tests of one file run in one of them.
+TEST_PROCESSES ?= 2
 .PHONY: run test check compile run-compiled bench docs lock clean
 
 run: ## Start everything on this machine
@@ -7,7 +9,7 @@ run: ## Start everything on this machine
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
 test: check ## Every check and the whole test suite
-	.venv/bin/python -m pytest -q $(ARGS)
+	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: ## Style, types and layers
 	@.ci/environment requirements-dev.lock
