@@ -8,7 +8,7 @@ python=$1 environment=$2 compiled=$3
 packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 "$python" -m pip wheel -q --no-index --no-deps --no-build-isolation --wheel-dir build/wheel .
-"$python" -m pip --python "$environment/bin/python" install -q --no-index --no-deps build/wheel/*.whl
+"$python" -m pip --python "$environment/bin/python" install -q --no-compile --no-index --no-deps build/wheel/*.whl
 if [ "$compiled" = yes ]; then
     PYTHONPATH="$packages" "$python" deploy/compile.py build/compiled
     (cd build/compiled && find . -name '*.so' -exec cp --parents {} "$packages" \;)
