@@ -102,7 +102,7 @@ class Counters:
     async def reserve(self, request: HoldRequest) -> Decision:
         """Take a hold on every limit or on none; CountersUnavailable where that cannot be known.
 
-        While Redis is away or not verified, what was leased before decides.
+        While Redis is away, not verified or not open yet, what was leased before decides.
         """
         service, wire = request.service, self._wire
         frame = self._frames.get((request.caller.key_id, request.user, service.id))
@@ -131,10 +131,8 @@ class Counters:
             if wire.available:  # it answers, and will not: that it is full is no outage
                 raise
             return self._allowances.admit(request)
-        if verdict is Verdict.UNVERIFIED:
+        if verdict is Verdict.UNVERIFIED or verdict is Verdict.STALE:
             return self._allowances.admit(request)
-        if verdict is Verdict.STALE:
-            raise CountersUnavailable
         self._allowances.refused(request.caller, verdict)
         return decision
 

@@ -14,6 +14,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.core.pricing import Pricing, Tier
+from gateway.counters import packing
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import (
     BY_TOKEN,
@@ -145,6 +146,18 @@ async def test_an_unverified_redis_is_away_and_a_full_one_is_not(own_valkey: STA
     world.client.flushall()
     assert (await worker.reserve(1))[1].tokens_remaining == 99
     world.client.close()
+
+
+async def test_a_redis_that_is_verified_and_not_open_yet_is_away(allowing: World, employ: Employ) -> None:
+    worker = await employ(allowing)
+    allowing.mark(catalogue=packing.CLOSED)
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(1)
+    await worker.renew()
+    request, decision = await worker.reserve(1)
+    assert decision.tokens_remaining == 99
+    assert await worker.settle(request, 1) is Settled.UNKNOWN
+    assert len(allowing.late()) == 1
 
 
 async def test_a_stream_that_outgrows_its_hold_takes_from_the_lease(world: World, employ: Employ) -> None:
