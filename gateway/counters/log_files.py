@@ -106,7 +106,12 @@ class LogFiles:
             descriptor = None if path in mine else claim(path)
             if descriptor is None:
                 continue
-            segment, contents = await asyncio.to_thread(adopted, path, descriptor, self._clock())
+            try:
+                segment, contents = await asyncio.to_thread(adopted, path, descriptor, self._clock())
+            except OSError as error:
+                self._left_alone.add(path)
+                self._say("settlement log cannot be read", file=path.name, error=str(error), level="error")
+                continue
             facts = {"file": path.name, "waiting": len(segment.waiting), "torn_bytes": contents.torn_bytes}
             if not contents.understood:
                 self._left_alone.add(path)

@@ -2,7 +2,7 @@
 
 A file is a header and blocks; a block carries its length and checksum, so what a crash left of
 the last one is recognised, and damage in the middle costs the damaged block alone. Pure: whoever
-opens, locks and bounds files is in `settlement_log.py`.
+opens and locks files is in `segment_file.py`.
 """
 
 from __future__ import annotations

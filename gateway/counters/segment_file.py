@@ -103,9 +103,13 @@ def claim(path: Path) -> int | None:
 
 
 def adopted(path: Path, descriptor: int, now: float) -> tuple[Segment, Contents]:
-    """A claimed file, and what it holds; from a thread that may block."""
-    size = os.fstat(descriptor).st_size
-    contents = read(os.pread(descriptor, size, 0))
+    """A claimed file, and what it holds; from a thread that may block. Let go of where it cannot be read."""
+    try:
+        size = os.fstat(descriptor).st_size
+        contents = read(os.pread(descriptor, size, 0))
+    except OSError:
+        os.close(descriptor)
+        raise
     segment = Segment(path, descriptor, size, now, adopted=True, named=True, waiting=contents.waiting)
     return segment, contents
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gateway.core.wait import in_task
-from gateway.counters import segment
+from gateway.counters import log_files, segment
 from gateway.counters import settlement_log as module
 from gateway.counters.segment_file import SUFFIX
 from gateway.counters.settlement_log import SettlementLog
@@ -293,6 +293,29 @@ async def test_files_of_another_format_are_named_and_left_alone(begin: Open, tmp
     for _ in range(2):
         assert await log.files.adopt() == []
     assert (path.exists(), len(said)) == (True, 1)
+
+
+async def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being_adopted(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = segment.HEADER + segment.block(segment.SPOOLED, 1, segment.records([(b"", b"one")]))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}{SUFFIX}").write_bytes(good)
+    said: list[str] = []
+    log = begin(say=lambda event, **facts: said.append(f"{event}: {facts['file']}"))
+    reads = log_files.adopted
+
+    def broken(path: Path, descriptor: int, now: float) -> Any:
+        if path.name.startswith("a"):
+            os.close(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+        return reads(path, descriptor, now)
+
+    monkeypatch.setattr(log_files, "adopted", broken)
+    (adopted,) = await log.files.adopt()
+    assert (adopted.path.name, said[0]) == (f"b{SUFFIX}", f"settlement log cannot be read: a{SUFFIX}")
+    assert await log.files.adopt() == []
+    assert len(said) == 2
 
 
 async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) -> None:
