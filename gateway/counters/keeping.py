@@ -11,15 +11,13 @@ import msgspec
 
 from gateway.core.holds import Charge, Charged, ExpiredHold, LateSettlement, correction_id
 from gateway.core.ledger import MalformedEvent, decode
-from gateway.core.model import PARTITIONS, Caller, Service, Settlement
-from gateway.core.pricing import Pricing
-from gateway.core.tiers import read_tiers
+from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters import keys, packing, states
 from gateway.counters.acknowledged import of_argument, of_settle
 from gateway.counters.control import APPLIED, Control
-from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 from gateway.counters.lease import IF_OVER, NONE, lease
 from gateway.counters.quota import TOMBSTONE_MS
+from gateway.counters.settlement_record import service_of
 from gateway.errors import CountersUnavailable
 
 WAITING_MAX = 1_000
@@ -181,7 +179,7 @@ class Keeping(Control):
             return None
         state, user, tiers = states.unpack_hold(packed)
         caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
-        service = _service(state.service_id, state.flags, tiers)
+        service = service_of(state.service_id, state.flags, tiers)
         # What tokens set the price of costs what was seen; any other price is known beforehand.
         held = 0 if state.flags & states.HOLD_USES else state.credits
         credits_ = held if state.seen < 0 else state.seen
@@ -200,24 +198,6 @@ class Keeping(Control):
         )
 
 
-def _service(service_id: int, hold_flags: int, tiers: bytes) -> Service:
-    """The service as far as settling needs it: which accounts it moves, and at which tiers."""
-    if hold_flags & states.HOLD_USES:
-        meter = "pay_per_use"
-    elif hold_flags & (states.HOLD_ONE_TIME | states.HOLD_PAYS):
-        meter = "consumption"
-    else:
-        meter = "subscription"
-    return Service(
-        id=service_id,
-        key="",
-        meter=meter,
-        counts_tokens=bool(hold_flags & states.HOLD_COUNTS),
-        one_time=bool(hold_flags & states.HOLD_ONE_TIME),
-        pricing=Pricing(read_tiers(tiers)),
-    )
-
-
 def _entry_id(entry: object) -> bytes:
     return cast("bytes", cast("list[object]", entry)[0])
 
@@ -232,19 +212,13 @@ def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
     (
         _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
     ) = packing.SETTLE.unpack(fields[b"a"])  # fmt: skip
-    hold_flags = (
-        (states.HOLD_COUNTS if flags & FLAG_COUNTS else 0)
-        | (states.HOLD_ONE_TIME if flags & FLAG_ONE_TIME else 0)
-        | (states.HOLD_USES if flags & FLAG_USES else 0)
-        | (states.HOLD_PAYS if flags & FLAG_PAYS else 0)
-    )
     return LateSettlement(
         partition=partition,
         entry_id=entry_id,
         request_id=request.decode(),
         caller=Caller(int(organization_id), int(tenant_id), int(key_id), partition),
         user=fields[b"u"].decode(),
-        service=_service(int(service_id), hold_flags, fields.get(b"t", b"")),
+        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
         tokens=int(tokens),
         credits=int(credits_),
         units=int(units),

@@ -47,7 +47,10 @@ def unpack(arguments: bytes) -> Settlement:
 
 
 def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
-    """The service as far as settling needs it: which accounts it moves, and at which tiers."""
+    """The service as far as settling needs it: which accounts it moves, and at which tiers.
+
+    The flags are those of the call, or of its hold: they are the same bits.
+    """
     if flags & FLAG_USES:
         meter = "pay_per_use"
     elif flags & (FLAG_ONE_TIME | FLAG_PAYS):
