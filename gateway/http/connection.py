@@ -454,11 +454,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _count_discarded(self, size: int) -> None:
         self._discarded += size
-        if self._discarded > self._limits.discarded_bytes_max:
-            if self._phase == _DISCARD:
+        if self._phase == _DISCARD:
+            if self._discarded > self._limits.discarded_bytes_max:
                 self._linger()
-            else:
-                self.transport.abort()
+        elif self._discarded > self._limits.lingered_bytes_max:
+            self.transport.abort()
 
     # between requests, and the end
 

@@ -18,6 +18,8 @@ class HttpLimits:
     body_bytes_max: int = 32 * 1024 * 1024
     body_bytes_per_s_min: int = 16 * 1024
     discarded_bytes_max: int = 256 * 1024
+    # Of a refused body, for clients that read no answer before they have sent everything.
+    lingered_bytes_max: int = 64 * 1024 * 1024
     chunk_line_bytes_max: int = 256
     chunk_extension_bytes_max: int = 16 * 1024
     trailer_bytes_max: int = 16 * 1024

@@ -111,6 +111,34 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
         assert await client.is_closed()
 
 
+async def test_a_client_that_reads_only_after_it_sent_everything_is_told_too() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + AUTH
+        client.writer.write(head + b"content-length: %d\r\n\r\n" % (33 * 2**20))
+        for _ in range(33):
+            client.writer.write(b"x" * 2**20)
+            await client.writer.drain()
+        got = await client.answer()
+        assert (got.status, got.reason) == (413, "request_too_large")
+        assert await client.is_closed()
+
+
+async def test_what_a_refused_client_still_sends_is_read_to_a_limit() -> None:
+    async with staged(body_bytes_max=1000, lingered_bytes_max=2**20) as stage:
+        client = await stage.client()
+        await client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + AUTH)
+        await client.send(b"content-length: 99999999\r\n\r\n")
+
+        async def flood() -> None:
+            for _ in range(99):
+                client.writer.write(b"x" * 2**20)
+                await client.writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await flood()
+
+
 async def test_a_chunked_body_is_counted_as_it_comes() -> None:
     async with staged(body_bytes_max=1000) as stage:
         client = await stage.client()
