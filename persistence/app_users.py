@@ -68,6 +68,27 @@ def create(change: Change) -> Row:
     return row
 
 
+_verbs = crud.verbs(
+    lambda: SUBJECT,
+    app_user,
+    referenced={
+        "Admin tokens still belong to this user; delete them first.": lambda row_id: select(
+            admin_token.c.id
+        ).where(admin_token.c.user_id == row_id, admin_token.c.revoked_at.is_(None)),
+    },
+    define=define,
+    defining=frozenset({"limits"}),
+)
+
+
+def delete(change: Change) -> Row:
+    """Delete a user; the one that the settings' tokens act as is always there."""
+    row = fetch(change.connection, SUBJECT, change.row_id)
+    if row["organization_id"] is None and row["external_id"] == BUILT_IN:
+        raise Conflict("The built-in staff user is always there.")
+    return _verbs["delete"](change)
+
+
 SUBJECT: Subject = Subject(
     source=select(app_user).where(app_user.c.deleted_at.is_(None)),
     id=app_user.c.id,
@@ -78,17 +99,8 @@ SUBJECT: Subject = Subject(
         "external_id": equals(app_user.c.external_id),
     },
     verbs={
-        **crud.verbs(
-            lambda: SUBJECT,
-            app_user,
-            referenced={
-                "Admin tokens still belong to this user; delete them first.": lambda row_id: select(
-                    admin_token.c.id
-                ).where(admin_token.c.user_id == row_id, admin_token.c.revoked_at.is_(None)),
-            },
-            define=define,
-            defining=frozenset({"limits"}),
-        ),
+        **_verbs,
         "create": create,
+        "delete": delete,
     },
 )

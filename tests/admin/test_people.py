@@ -129,6 +129,12 @@ async def test_a_deleted_user_can_come_back(api: Api) -> None:
     assert (again["id"], again["limits"], again["name"]) == (made["id"], {}, None)
 
 
+async def test_the_built_in_staff_user_stays(api: Api) -> None:
+    [built_in] = (await api.get("users?external_id=built-in")).json["items"]
+    assert (await api.delete(f"users/{built_in['id']}")).status == 409
+    assert (await api.get(f"users/{built_in['id']}")).status == 200
+
+
 async def test_a_users_limits_reach_each_tenant_of_the_organization(api: Api) -> None:
     organization = await api.make("organizations", name="One")
     tenants = [await api.make("tenants", name=name, organization_id=organization["id"]) for name in "ab"]
