@@ -27,7 +27,7 @@ SECRET_NAME = re.compile(
 SECRET_TEXT = (
     # Authorization values, keys by their usual prefixes, passwords in URLs, keys in queries.
     (re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;]+", re.IGNORECASE), rf"\1 {HIDDEN}"),
-    (re.compile(r"\b(?:tk|sk|pk|rk|ta)[_-][A-Za-z0-9_-]{8,}"), HIDDEN),
+    (re.compile(r"\b(?:tka?|sk|pk|rk|ta|whsec)[_-][A-Za-z0-9_-]{8,}"), HIDDEN),
     (re.compile(r"\bAIza[A-Za-z0-9_-]{20,}"), HIDDEN),
     (re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@"), rf"\1:{HIDDEN}@"),
     (

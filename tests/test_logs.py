@@ -79,6 +79,8 @@ def test_counts_are_not_secrets(stream: io.StringIO, name: str) -> None:
         "Authorization: Bearer hush-hush",
         "got Basic aHVzaA==hush",
         "key tk_hushhush1 is unknown",
+        "token tka_hushhush1 is unknown",
+        "signed with whsec_hushhush1",
         "key sk-hush-0123456789",
         "redis://:hush@127.0.0.1:6379/0",
         "postgresql://me:hush@db/x",
