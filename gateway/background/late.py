@@ -57,19 +57,25 @@ class Poster:
         self._ledger = ledger
 
     async def drain(self) -> int:
-        """Deal with what can be dealt with now; answers how many."""
+        """Deal with what can be dealt with now; answers how many.
+
+        One that the counters refuse keeps no other from being dealt with.
+        """
         late = await self._lane.late(ENTRIES_MAX)
         if not late:
             return 0
         if acknowledged := [movement for one in late for movement in one.acknowledged]:
             await self._ledger.remember(acknowledged)
         known = await self._ledger.charged(late)
+        refused = None
         for one in late:
             charged = known.get(one.request_id)
-            if charged is None:
-                await self._lane.post(one)
-            else:
-                await self._correct(one, charged)
+            try:
+                await (self._lane.post(one) if charged is None else self._correct(one, charged))
+            except CountersUnavailable as error:
+                refused = error
+        if refused is not None:
+            raise refused
         return len(late)
 
     async def run(self) -> None:

@@ -39,14 +39,22 @@ class Reclaimer:
         self.reclaimed = 0
 
     async def sweep(self) -> int:
-        """Take back what was past its deadline in the last sweep too; answers how many."""
+        """Take back what was past its deadline in the last sweep too; answers how many.
+
+        One that the counters refuse keeps no other from being taken back.
+        """
         expired = await self._holds.expired(HOLDS_MAX)
         again = [hold for hold in expired if hold.request_id in self._seen]
         self._seen = frozenset(hold.request_id for hold in expired)
-        done = 0
+        done, refused = 0, None
         for hold in again:
-            done += await self._holds.reclaim(hold, hold.charge(self._policy))
+            try:
+                done += await self._holds.reclaim(hold, hold.charge(self._policy))
+            except CountersUnavailable as error:
+                refused = error
         self.reclaimed += done
+        if refused is not None:
+            raise refused
         return done
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ from gateway.core.model import Caller, Settled
 from gateway.core.pricing import Pricing, Tier
 from gateway.counters import keeping as keeping_module
 from gateway.counters import keys
+from gateway.errors import CountersUnavailable
 from persistence.sweeps import Sweeps
 from tests.background.house import House, house_at
 from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, UNITS, World
@@ -25,6 +26,9 @@ from tests.persistence.scenario import broken
 # --- alone ------------------------------------------------------------------------------
 
 LATE = LateSettlement(0, b"1-0", str(uuid.UUID(int=1)), Caller(1, 7, 3, 0), "", CHAT, 70, 0, 1, "", b"", 0)
+
+
+REFUSED = 666
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Lane:
         return self.entries[:count]
 
     async def post(self, late: LateSettlement) -> bool:
+        if late.tokens == REFUSED:
+            raise CountersUnavailable
         self.done.append(("post", late.request_id))
         return True
 
@@ -103,6 +109,13 @@ async def test_what_the_ledger_knows_decides(
     ledger = Ledger({} if charged is None else {late.request_id: charged})
     await Poster(lane, ledger).drain()
     assert (lane.done, ledger.refunds) == (done, refunds)
+
+
+async def test_one_that_the_counters_refuse_keeps_no_other() -> None:
+    lane = Lane([replace(LATE, tokens=REFUSED), LATE])
+    with pytest.raises(CountersUnavailable):
+        await Poster(lane, Ledger({})).drain()
+    assert lane.done == [("post", LATE.request_id)]
 
 
 def test_a_correction_has_an_id_of_its_own_that_is_a_uuid() -> None:

@@ -13,6 +13,7 @@ from gateway.core.model import Caller, Limits, Service, Settled, Verdict
 from gateway.core.pricing import TokenRate
 from gateway.counters import keys
 from gateway.counters.lease import lease
+from gateway.errors import CountersUnavailable
 from tests.background.house import House, house_at
 from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World, new_id
 from tests.persistence.scenario import broken
@@ -30,12 +31,15 @@ class Holds:
 
     sweeps: list[list[str]]
     settled: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     reclaimed: list[str] = field(default_factory=list)
 
     async def expired(self, count: int) -> list[ExpiredHold]:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
     async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+        if hold.request_id in self.refused:
+            raise CountersUnavailable
         self.reclaimed.append(hold.request_id)
         return hold.request_id not in self.settled
 
@@ -59,6 +63,15 @@ async def test_a_hold_that_settled_meanwhile_is_not_counted() -> None:
     reclaimer = Reclaimer(holds)
     await reclaimer.sweep()
     assert (await reclaimer.sweep(), reclaimer.reclaimed) == (0, 0)
+
+
+async def test_a_hold_the_counters_refuse_keeps_no_other() -> None:
+    holds = Holds([["a", "b"], ["a", "b"]], refused={"a"})
+    reclaimer = Reclaimer(holds)
+    await reclaimer.sweep()
+    with pytest.raises(CountersUnavailable):
+        await reclaimer.sweep()
+    assert (holds.reclaimed, reclaimer.reclaimed) == (["b"], 1)
 
 
 # --- with the counters ------------------------------------------------------------------
