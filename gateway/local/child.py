@@ -129,9 +129,10 @@ class Child:
         self._process = process
         self.pid = process.pid
         self._changed()
-        if program.stdin is not None and process.stdin is not None:
+        line = self.program.stdin  # another than above, where it was told one meanwhile
+        if line is not None and process.stdin is not None:
             with contextlib.suppress(ConnectionError):
-                process.stdin.write(program.stdin + b"\n")
+                process.stdin.write(line + b"\n")
                 await process.stdin.drain()
         return process
 
