@@ -39,10 +39,16 @@ class Connection(Protocol):
 
 
 def end_of(connection: Connection) -> float | None:
-    """Until when, Unix time, the certificate of the other side is valid; None where it showed none."""
+    """Until when, Unix time, the certificate of the other side is valid; None where it showed none.
+
+    None too where that cannot be read: a connection that is good otherwise does not fail for it.
+    """
     session = connection.get_extra_info("ssl_object")
     certificate = session.getpeercert(binary_form=True) if session is not None else None
-    return not_after(certificate) if certificate else None
+    try:
+        return not_after(certificate) if certificate else None
+    except UnreadableCertificate:
+        return None
 
 
 def not_after(certificate: bytes) -> float:

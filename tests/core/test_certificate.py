@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 
-from gateway.core.certificate import UnreadableCertificate, not_after
+from gateway.core.certificate import UnreadableCertificate, end_of, not_after
 
 
 def der(until: datetime) -> bytes:
@@ -39,3 +39,23 @@ def test_a_cut_certificate_is_told_so() -> None:
     for end in range(0, len(whole), 7):
         with pytest.raises(UnreadableCertificate):
             not_after(whole[:end])
+
+
+class Session:
+    """A TLS session whose peer showed these bytes."""
+
+    def __init__(self, shown: bytes | None) -> None:
+        self.shown = shown
+
+    def get_extra_info(self, _name: str) -> Session:
+        return self
+
+    def getpeercert(self, *, binary_form: bool) -> bytes | None:
+        assert binary_form
+        return self.shown
+
+
+def test_a_certificate_that_cannot_be_read_fails_no_connection() -> None:
+    until = datetime(2030, 1, 1, tzinfo=UTC)
+    shown = (der(until), b"something", None)
+    assert [end_of(Session(one)) for one in shown] == [until.timestamp(), None, None]
