@@ -14,10 +14,10 @@ from typing import Annotated
 
 import typer
 
-from gateway import cli_admin, cli_backup, cli_doctor, serving
+from gateway import cli_admin, cli_backup, cli_doctor, logs, serving
 from gateway import settings as settings_module
 from gateway.configuration import default_table
-from gateway.local.announce import PlainVoice
+from gateway.local.announce import JsonVoice, PlainVoice
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.up import run_up
@@ -113,7 +113,8 @@ def up(
         demo_upstream=demo and not configured,
         grace_s=settings.shutdown_grace_s,
     )
-    raise typer.Exit(run_up(options, _parts(settings), PlainVoice(json_line=json)))
+    logs.configure(settings.log_level)
+    raise typer.Exit(run_up(options, _parts(settings), JsonVoice() if json else PlainVoice()))
 
 
 @app.command()
@@ -141,7 +142,6 @@ def keeper(
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
     import uvloop  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway import logs  # noqa: PLC0415
     from gateway.app import run_keeper  # noqa: PLC0415
 
     settings = resolved(config, admin_port=admin_port, redis_url=redis_url, database_url=database_url)

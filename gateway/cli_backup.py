@@ -127,7 +127,7 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
         yield settings.database_url
         return
     with opened(Path(settings.data_dir)) as data:
-        house = House(data, PlainVoice(json_line=True))
+        house = House(data, PlainVoice())
         try:
             yield await start_postgres(house, _password(data))
         finally:

@@ -11,9 +11,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from gateway import logs, tallies
 from gateway import settings as settings_module
-from gateway import tallies
-from gateway.local.announce import PlainVoice
+from gateway.local.announce import JsonVoice, PlainVoice
 from gateway.local.ops import Ops
 from gateway.local.serve import Serving, run_serve
 from gateway.readiness import of_gateway
@@ -59,7 +59,8 @@ def serve(config: Path | None, **options: str | int | None) -> int:
         ops=lambda port: Ops(partial(of_gateway, settings, port), partial(_metrics, settings)),
         renew=now.renew,
     )
-    return run_serve(serving, PlainVoice(json_line=False))
+    logs.configure(settings.log_level)
+    return run_serve(serving, PlainVoice() if sys.stderr.isatty() else JsonVoice("tollkeeper.serve"))
 
 
 def find_home() -> None:

@@ -1,7 +1,8 @@
 """What `up` says: progress and news on standard error, the result on standard output.
 
 With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
-the other processes are. Without it a person reads, so both are sentences.
+the other processes are. Without it a person reads, so both are sentences. Why it cannot start is a
+sentence in either case.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+from gateway import logs
 
 # Where the commands look by themselves.
 DATA_DIR = ".tollkeeper"
@@ -37,8 +40,7 @@ class Voice(Protocol):
 class PlainVoice:
     """Sentences for a person; steps carry the seconds since the start."""
 
-    def __init__(self, *, json_line: bool, write: Callable[[str], None] | None = None) -> None:
-        self._json_line = json_line
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201  # its purpose
         self._began = time.monotonic()
 
@@ -57,8 +59,28 @@ class PlainVoice:
     def ready(self, facts: dict[str, Any]) -> None:
         """Say where everything is."""
         self.step("ready")
-        text = json.dumps(facts, separators=(",", ":")) if self._json_line else _for_a_person(facts)
-        print(text, flush=True)  # noqa: T201  # standard output is the result
+        print(_for_a_person(facts), flush=True)  # noqa: T201  # standard output is the result
+
+
+class JsonVoice(PlainVoice):
+    """Lines of JSON for a program; `logs.configure` says where the news go, and which."""
+
+    def __init__(self, name: str = "tollkeeper.up") -> None:
+        super().__init__()
+        self._log = logs.logger(name)
+
+    def step(self, sentence: str) -> None:
+        """Say what is being done during the start."""
+        self._log(sentence, after_s=round(time.monotonic() - self._began, 1))
+
+    def say(self, sentence: str) -> None:
+        """Say what happened."""
+        self._log(sentence)
+
+    def ready(self, facts: dict[str, Any]) -> None:
+        """Say where everything is."""
+        self.step("ready")
+        print(json.dumps(facts, separators=(",", ":")), flush=True)  # noqa: T201  # the result
 
 
 def _for_a_person(facts: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ class Up:
         assert self.process.wait(STEP_MAX_S) == 1, self.said()
         assert self.process.stdout is not None
         assert self.process.stdout.read() == b""
-        lines = [line for line in self.said().splitlines() if not line.startswith("tollkeeper [")]
+        lines = [line for line in self.said().splitlines() if not line.startswith("{")]
         assert len(lines) == 1, self.said()
         assert not alone or not at_work_in(self.data_dir)
         return lines[0]

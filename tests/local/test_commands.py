@@ -139,7 +139,8 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "serving on " in line)
-        gateway, ops = line.split("serving on ")[1].split(", health and metrics on ")
+        said = json.loads(line)["event"].removeprefix("serving on ")
+        gateway, ops = said.split(", health and metrics on ")
         assert get(f"http://{gateway.strip()}/v1/models")[0] == 401
         assert get(f"http://{ops.strip()}/livez")[0] == 200
         status, body = get(f"http://{ops.strip()}/readyz")

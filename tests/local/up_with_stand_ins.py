@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.local.announce import PlainVoice
+from gateway import logs
+from gateway.local.announce import JsonVoice
 from gateway.local.plan import Endpoints, Options, Parts
 from gateway.local.up import run_up
 
@@ -53,7 +54,8 @@ def main() -> int:
         prepare=lambda: None,
         migrate=lambda url: None,
     )
-    return run_up(options, parts, PlainVoice(json_line=True))
+    logs.configure()
+    return run_up(options, parts, JsonVoice())
 
 
 if __name__ == "__main__":
