@@ -21,7 +21,7 @@ from gateway.counters.acknowledged import argument, epoch_of
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.counters.segment import Record, acknowledged
 from gateway.counters.segment_file import Segment
-from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.settlement_log import AT_RISK_S, SettlementLog
 from gateway.counters.settlement_record import partition_of, unpack
 from gateway.counters.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable
@@ -82,8 +82,9 @@ class Resubmitter:
         if epochs != self._epochs and self._clock() >= self._recover_at:
             await self._recover_all(epochs)
         if epochs == self._epochs and all(epochs):
+            sure = self._clock() - AT_RISK_S  # what is younger, Redis may still forget
             for segment in log.files.segments:
-                if segment.adopted and not segment.waiting:
+                if segment.adopted and not segment.waiting and segment.newest <= sure:
                     log.drop(segment)
             log.expire()
 

@@ -28,6 +28,7 @@ SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_S", 0.0)
+    monkeypatch.setattr(module, "AT_RISK_S", 0.0)
 
 
 def unverify(world: World) -> None:
@@ -291,5 +292,26 @@ async def test_what_was_adopted_while_redis_was_away_is_looked_at_when_it_is_bac
     async with worker_at(world.url, tmp_path) as worker:
         assert len(worker.log.files.segments) == 2
         verify(world, epoch=2)
+        await worker.look()
+        assert len(world.late()) == 1
+
+
+async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_RISK_S", 60.0)
+    world.plan(100)
+    verify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=5)
+        assert await worker.settle(call, 7) is Settled.DONE
+        await worker.log.written()
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        await asyncio.sleep(0.01)
+        await worker.look()
+        assert world.late() == []
+        verify(world, 2)
         await worker.look()
         assert len(world.late()) == 1
