@@ -114,7 +114,8 @@ def up(
         grace_s=settings.shutdown_grace_s,
     )
     logs.configure(settings.log_level)
-    raise typer.Exit(run_up(options, _parts(settings), JsonVoice() if json else PlainVoice()))
+    voice = JsonVoice(logs.logger("tollkeeper.up")) if json else PlainVoice()
+    raise typer.Exit(run_up(options, _parts(settings), voice))
 
 
 @app.command()

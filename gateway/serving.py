@@ -60,7 +60,8 @@ def serve(config: Path | None, **options: str | int | None) -> int:
         renew=now.renew,
     )
     logs.configure(settings.log_level)
-    return run_serve(serving, PlainVoice() if sys.stderr.isatty() else JsonVoice("tollkeeper.serve"))
+    voice = PlainVoice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
+    return run_serve(serving, voice)
 
 
 def find_home() -> None:

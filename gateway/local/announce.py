@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway import logs
-
 # Where the commands look by themselves.
 DATA_DIR = ".tollkeeper"
 
@@ -63,11 +61,11 @@ class PlainVoice:
 
 
 class JsonVoice(PlainVoice):
-    """Lines of JSON for a program; `logs.configure` says where the news go, and which."""
+    """Lines of JSON for a program; the news go to `log`."""
 
-    def __init__(self, name: str = "tollkeeper.up") -> None:
+    def __init__(self, log: Callable[..., None]) -> None:
         super().__init__()
-        self._log = logs.logger(name)
+        self._log = log
 
     def step(self, sentence: str) -> None:
         """Say what is being done during the start."""

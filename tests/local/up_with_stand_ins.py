@@ -55,7 +55,7 @@ def main() -> int:
         migrate=lambda url: None,
     )
     logs.configure()
-    return run_up(options, parts, JsonVoice())
+    return run_up(options, parts, JsonVoice(logs.logger("tollkeeper.up")))
 
 
 if __name__ == "__main__":
