@@ -33,6 +33,7 @@ SERVING_TRIES_MAX = 200
 PROBES_PER_WORKER = 6
 NO_SUCH_SERVICE = "/services/no-such-service/"
 USAGE_PATH = "/.tollkeeper/usage"
+UNKNOWN_KEY = f"tk_{'0' * 32}"
 
 
 async def up(options: Options, parts: Parts, voice: Voice) -> None:
@@ -158,15 +159,14 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
 
 
 async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
-    """Wait until calls are really decided: services known, and the key, where there is one.
+    """Wait until calls are really decided: services known, and who has a key and who has none.
 
     A service that does not exist is asked for: it costs nothing, and only a worker that knows
-    the services can say so.
+    the services can say so. That a key is unknown is said only once everything is verified.
     """
     await _until_answers(f"{gateway_url}{NO_SUCH_SERVICE}", {}, 404, workers)
-    if key:
-        headers = {"Authorization": f"Bearer {key}"}
-        await _until_answers(f"{gateway_url}{USAGE_PATH}", headers, 200, workers)
+    headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
+    await _until_answers(f"{gateway_url}{USAGE_PATH}", headers, 200 if key else 401, workers)
 
 
 async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers: int) -> None:
@@ -179,7 +179,7 @@ async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers
             return
         if status != wanted:
             await asyncio.sleep(0.2)
-    hint = " to the demo key; was TOLLKEEPER_KEY_PEPPER changed?" if status == 401 else ""
+    hint = " to the demo key; was TOLLKEEPER_KEY_PEPPER changed?" if (wanted, status) == (200, 401) else ""
     raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
 
 

@@ -120,9 +120,9 @@ class Stack:
         rows: list[Body] = body["items"]
         return rows
 
-    def settled(self, tenant_id: int, rows: int) -> list[Body]:
+    def settled(self, tenant_id: int, rows: int, within_s: float = 10.0) -> list[Body]:
         """The ledger once it has so many rows."""
-        found: list[Body] = eventually(lambda: len(r := self.ledger(tenant_id)) >= rows and r)
+        found: list[Body] = eventually(lambda: len(r := self.ledger(tenant_id)) >= rows and r, within_s)
         return found
 
     def tenant(self, total: int | None = 1000, **plan: Any) -> tuple[int, str]:

@@ -155,7 +155,7 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack:
             os.kill(pids["gateway"][0], signal.SIGKILL)
         os.kill(pids["redis"], signal.SIGKILL)
         eventually(lambda: stack.admin("GET", f"/tenant-quotas/{comparison.tenant}")[0] == 200, 60)
-        stack.settled(comparison.tenant, done + 5)
+        stack.settled(comparison.tenant, done + 5, 60)
         eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] == 0, 60)
     compared = comparison.compare(as_counted)
     assert (compared.calls, compared.wrong) == (8, ())
