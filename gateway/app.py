@@ -73,6 +73,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         usage=lambda caller, user: usage(wire, caller, user),
         log=log,
         seconds=time.monotonic,
+        access_log=settings.log_level == "debug",
     )
     plane, exporter = _plane(settings, ports)
     snapshots: list[Callable[[], tallies.Snapshot]] = [
