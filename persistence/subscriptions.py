@@ -259,6 +259,7 @@ SUBJECT: Subject = Subject(
     filters={
         "organization_id": equals(organization_subscription.c.organization_id),
         "plan_id": equals(organization_subscription.c.plan_id),
+        "next_plan_id": equals(organization_subscription.c.next_plan_id),
     },
     verbs={
         "create": create,

@@ -111,6 +111,8 @@ async def test_a_downgrade_waits_for_the_period_end(api: Api) -> None:
     changed = await api.post(f"{where}/change", {"plan_id": small["id"], "when": "period_end"})
     assert changed.json["plan_id"] == made["plan_id"]
     assert changed.json["next_plan_id"] == small["id"]
+    found = (await api.get(f"organization-subscriptions?next_plan_id={small['id']}")).json["items"]
+    assert [row["id"] for row in found] == [changed.json["id"]]
     assert date.fromisoformat(changed.json["change_at"]) > TODAY
     assert (await api.delete(f"subscription-plans/{small['id']}")).status == 409
 

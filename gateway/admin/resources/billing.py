@@ -138,7 +138,7 @@ RESOURCES = (
         create=OrganizationSubscriptionCreate,
         patch=patch_of("OrganizationSubscriptionPatch", OrganizationSubscriptionExtend),
         patch_verb="extend",
-        filters={"organization_id": Filter(), "plan_id": Filter()},
+        filters={"organization_id": Filter(), "plan_id": Filter(), "next_plan_id": Filter()},
         actions=(
             Action("change", "Move to another plan, now or when the period ends", ChangePlan),
             Action("cancel", "End it, now or when the period ends", Cancel),
