@@ -179,7 +179,7 @@ async def postgres_deadlocks(scene: Scene) -> Figures:
     """A rival takes the rows of the balances the other way round."""
     cast = await scene.set_up()
     world = scene.world
-    wanted = 10 if scene.long else 1
+    wanted = 3 if scene.long else 1
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     before = world.rows(query)[0][0]
     ended = asyncio.Event()
@@ -187,7 +187,7 @@ async def postgres_deadlocks(scene: Scene) -> Figures:
         await load.more(10)
         rival = asyncio.create_task(asyncio.to_thread(_rival, cast, ended))
         try:
-            await world.until(lambda: world.rows(query)[0][0] >= before + wanted, 120, "deadlocks")
+            await world.until(lambda: world.rows(query)[0][0] >= before + wanted, 240, "deadlocks")
         finally:
             ended.set()
             await rival
