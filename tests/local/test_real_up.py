@@ -94,6 +94,23 @@ def test_a_service_without_an_upstream_of_its_own_goes_to_the_demo_upstream(
     assert facts["api_key"] not in json.dumps(echoed)
 
 
+def test_answers_to_the_demo_key_tell_of_requests_and_tokens(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    request = urllib.request.Request(
+        f"{facts['gateway_url']}/v1/chat/completions",
+        json.dumps(BODY).encode(),
+        {"Authorization": f"Bearer {facts['api_key']}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
+        told = {name.lower() for name in answer.headers}
+    assert {
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    } <= told
+    assert {"ratelimit", "ratelimit-policy", "x-tollkeeper-tokens-remaining"} <= told
+
+
 def test_workers_are_small(running: tuple[dict[str, Any], Path]) -> None:
     facts, _ = running
     for pid in pids(facts)["gateway"]:
