@@ -143,9 +143,11 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack:
     """Redis is frozen while they end, then killed; the second time the gateway is too, before it is back."""
     stack = own_stack()
     comparison = Comparison(stack)
+    _, other = stack.tenant(1000)
     request = STREAMS[0].request(comparison.key, comparison.model, {"words": "40", "pause_s": "0.05"})
     for done, workers_die in ((0, False), (4, True)):
         pids = json.loads((Path(stack.data_dir) / "pids.json").read_text())
+        eventually(lambda: stack.chat(other, "1,1").status_code == 200, 60)  # it is open again
         with ThreadPoolExecutor(4) as pool:
             streams = [pool.submit(call, stack.gateway_url, request) for _ in range(4)]
             eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] > 0)
