@@ -2,8 +2,9 @@
 
 `python -m tests.bench.scripts [--against REVISION] [--runs N]`. A server of its own, append-only
 file on as shipped; key, user, tenant and organization limits, a token quota and a ledger entry a
-call. Pipelined in batches of 4 and 16. Variants take turns within every run, so what slows the
-machine for a moment slows them alike; minimum and median over the runs.
+call; the same with credits, and with units by tiers under a cap. Pipelined in batches of 4 and 16.
+Variants take turns within every run, so what slows the machine for a moment slows them alike;
+minimum and median over the runs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import redis
 
-from gateway.core.model import HoldRequest, Limits, Settlement
+from gateway.core.model import HoldRequest, Limits, Service, Settlement
+from gateway.core.pricing import Pricing, Tier
 from gateway.counters import keys, packing, scripts
 from tests.builders import CHAT, TTL_MS, World
 from tests.conftest import ValkeyServer
@@ -32,6 +35,11 @@ BATCHES = (4, 16)
 CALLS_A_RUN = 800
 WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
 DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
+PAID = Service(id=2, key="images", meter="consumption", counts_tokens=True, credits=1)
+TIERED = Service(
+    id=4, key="search", meter="pay_per_use", counts_tokens=True,
+    pricing=Pricing(tiers=(Tier(10_000, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+)  # fmt: skip
 EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
 Commands = list[tuple[Any, ...]]
 
@@ -66,7 +74,9 @@ class Variant:
         return made
 
 
-def of_scripts(world: World, name: str, read: Callable[[str], str] | None) -> Variant:
+def of_scripts(
+    world: World, name: str, read: Callable[[str], str] | None, service: Service = CHAT, credits_: int = 0
+) -> Variant:
     """reserve and settle as `read` finds them; as they are in this tree for None."""
     library = scripts.assemble(read) if read else scripts.library()
     if not world.client.function_list(library.name):
@@ -74,9 +84,9 @@ def of_scripts(world: World, name: str, read: Callable[[str], str] | None) -> Va
     reserve, settle = library.functions["reserve"], library.functions["settle"]
 
     def pair() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", CHAT, 300, 300)
+        request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", service, 300, 300, credits_)
         used = Settlement(
-            world.caller, request.request_id, "ann", CHAT, charge=True, tokens=270,
+            world.caller, request.request_id, "ann", service, charge=True, tokens=270, credits=credits_,
             metadata=b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}',
         )  # fmt: skip
         first = packing.reserve(world.run_id, 1, TTL_MS, request)
@@ -141,10 +151,11 @@ def bench_world() -> Iterator[World]:
         server.start()
         try:
             world = World(server.url)
-            world.define_organization(WIDE)
+            world.define_organization(WIDE, cap=10**15)
             world.define_tenant(WIDE, users=WIDE)
             world.define_key(WIDE)
             world.plan(10**15, reset_interval="monthly")
+            world.grant("credits", 10**12)
             yield world
             world.client.close()
         finally:
@@ -175,7 +186,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     options = parser.parse_args()
     with bench_world() as world:
-        variants = [empty(world), of_scripts(world, "reserve + settle", None)]
+        variants = [
+            empty(world),
+            of_scripts(world, "reserve + settle", None),
+            of_scripts(world, "and credits", None, PAID, 1),
+            of_scripts(world, "and units by tiers", None, TIERED),
+        ]
         if options.against:
             variants.append(of_scripts(world, options.against, at_revision(options.against)))
         print("Redis microseconds a pair: minimum and median")
