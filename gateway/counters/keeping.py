@@ -122,19 +122,8 @@ class Keeping(Control):
 
     async def post(self, late: LateSettlement) -> bool:
         """Charge one without a hold, once by its entry; False where its account is not known."""
-        settlement = Settlement(
-            caller=late.caller,
-            request_id=late.request_id,
-            user=late.user,
-            service=late.service,
-            charge=True,
-            tokens=late.tokens,
-            credits=late.credits,
-            units=late.units,
-            attribution=late.attribution,
-            metadata=late.metadata,
-        )
-        return await self._settle(settlement, packing.MODE_POST, late.entry_id)
+        used = Charged(tokens=late.tokens, credits=late.credits, units=late.units)
+        return await self._settle(_settlement(late, used, late.metadata), packing.MODE_POST, late.entry_id)
 
     async def correct(self, late: LateSettlement, more: Charged) -> bool:
         """Move what was really used beyond what a reclaim charged; tokens and units may be less.
@@ -143,18 +132,7 @@ class Keeping(Control):
         """
         own = msgspec.json.decode(late.metadata) if late.metadata else {}
         metadata = {**own, "corrects": late.request_id, "reason": CORRECTED}
-        settlement = Settlement(
-            caller=late.caller,
-            request_id=late.request_id,
-            user=late.user,
-            service=late.service,
-            charge=True,
-            tokens=more.tokens,
-            credits=more.credits,
-            units=more.units,
-            attribution=late.attribution,
-            metadata=msgspec.json.encode(metadata),
-        )
+        settlement = _settlement(late, more, msgspec.json.encode(metadata))
         return await self._settle(settlement, packing.MODE_CORRECT, late.entry_id)
 
     async def drop(self, late: LateSettlement) -> None:
@@ -196,6 +174,22 @@ class Keeping(Control):
             bool(state.flags & states.HOLD_LEASE),
             held,
         )
+
+
+def _settlement(late: LateSettlement, used: Charged, metadata: bytes) -> Settlement:
+    """Charge a late call with this much."""
+    return Settlement(
+        caller=late.caller,
+        request_id=late.request_id,
+        user=late.user,
+        service=late.service,
+        charge=True,
+        tokens=used.tokens,
+        credits=used.credits,
+        units=used.units,
+        attribution=late.attribution,
+        metadata=metadata,
+    )
 
 
 def _entry_id(entry: object) -> bytes:
