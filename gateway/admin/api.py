@@ -45,8 +45,7 @@ def build(ports: AdminPorts) -> web.Application:
         app.router.add_get(collection, views.list)
         if resource.create is not None:
             app.router.add_post(collection, views.create)
-        if resource.readable:
-            app.router.add_get(one, views.show)
+        app.router.add_get(one, views.show)
         if resource.patch is not None:
             app.router.add_patch(one, views.change)
         if resource.deletable:

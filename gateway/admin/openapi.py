@@ -133,9 +133,8 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
     collection: Json = {"get": _list(resource)}
     if resource.create is not None:
         collection["post"] = _create(resource)
-    one: Json = {}
-    if resource.readable:
-        one["get"] = _operation(resource, "get", f"Read one of {resource.name}", refusals=READ_REFUSALS)
+    read = _operation(resource, "get", f"Read one of {resource.name}", refusals=READ_REFUSALS)
+    one: Json = {"parameters": [row], "get": read}
     if resource.patch is not None:
         one["patch"] = _operation(
             resource, resource.patch_verb, f"Change one of {resource.name}", body=resource.patch, later=True
@@ -145,9 +144,7 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         one["delete"]["responses"] = {"204": {"description": "Deleted."}} | {
             code: ref for code, ref in one["delete"]["responses"].items() if code != "200"
         }
-    paths: Json = {root: collection}
-    if one:
-        paths[root + "/{id}"] = {"parameters": [row], **one}
+    paths: Json = {root: collection, root + "/{id}": one}
     for action in resource.actions:
         paths[f"{root}/{{id}}/{action.name}"] = {
             "parameters": [row],

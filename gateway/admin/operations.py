@@ -133,7 +133,7 @@ class Operations:
     ) -> Done:
         done = await self._ports.store.write(command)
         if isinstance(done, Replay):
-            return _replayed(done, status)
+            return _replayed(done, status, made=command.verb == "create")
         try:
             if not await self._push(done):
                 status = 202
@@ -186,7 +186,7 @@ def _pushed(pushing: asyncio.Task[bool]) -> None:
         pushing.exception()  # said where it was waited for, else by the pusher's own next round
 
 
-def _replayed(first: Replay, status: int) -> Done:
+def _replayed(first: Replay, status: int, *, made: bool) -> Done:
     if first.status == Conflict.status:
         raise Conflict(str(first.body["detail"]))
-    return Done(first.status or status, first.body, replayed=True)
+    return Done(first.status or status, first.body, made=made, replayed=True)

@@ -21,6 +21,7 @@ async def test_the_same_request_again_gets_the_first_answer(api: Api) -> None:
     assert (first.status, again.status) == (201, 201)
     assert again.json == first.json
     assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
     assert "Idempotent-Replayed" not in first.headers
     assert api.rows("select count(*) from organization") == [(1,)]
 

@@ -70,6 +70,17 @@ async def test_filters_by_foreign_key_and_name(api: Api) -> None:
     assert [row["tenant_id"] for row in quotas] == [one["id"], two["id"]]
 
 
+async def test_a_row_of_the_ledger_is_read_by_its_id(api: Api) -> None:
+    await fill_ledger(api, tenants=2, rows=3)
+    rows = await walk(api, "token-ledger", 10)
+    for row in rows:
+        read = await api.get(f"token-ledger/{row['id']}")
+        assert (read.status, read.json) == (200, row)
+    beyond = max(row["id"] for row in rows) + 1
+    for name in ("token-ledger", "credit-transactions", "feature-usage"):
+        assert (await api.get(f"{name}/{beyond}")).status == 404
+
+
 async def test_the_ledger_comes_by_seq(api: Api) -> None:
     await fill_ledger(api, tenants=3, rows=12)
     rows = await walk(api, "token-ledger?tenant_id=2", 5)

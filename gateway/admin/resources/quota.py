@@ -117,7 +117,6 @@ RESOURCES = (
         title="TokenLedgerRow",
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
-        readable=False,
         order="by tenant_id, then seq, ascending",
         filters={
             "tenant_id": Filter(),

@@ -44,9 +44,9 @@ class Secret:
 class Resource:
     """One collection of the Admin API; None for a model means it cannot be done.
 
-    `readable` offers `GET …/{id}`; `live` names what the counters know better (`quota` of a
-    tenant, `credits` of an organization); `patch_verb` is what `PATCH` does; `settle_first`
-    names the action that must be in force before a row may be deleted.
+    `live` names what the counters know better (`quota` of a tenant, `credits` of an organization);
+    `patch_verb` is what `PATCH` does; `settle_first` names the action that must be in force before
+    a row may be deleted.
     """
 
     name: str
@@ -56,7 +56,6 @@ class Resource:
     create: type[In] | None = None
     patch: type[In] | None = None
     deletable: bool = False
-    readable: bool = True
     live: str = ""
     patch_verb: str = "change"
     filters: Mapping[str, Filter] = field(default_factory=dict)

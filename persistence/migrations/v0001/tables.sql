@@ -77,6 +77,7 @@ CREATE TABLE credit_transaction (
     CONSTRAINT credit_transaction_pkey PRIMARY KEY (organization_id, seq, timestamp)
 )
  PARTITION BY RANGE ("timestamp");
+CREATE INDEX credit_transaction_id_idx ON credit_transaction USING brin (id) WITH (autosummarize = on);
 CREATE INDEX credit_transaction_request_id_idx ON credit_transaction (request_id);
 
 CREATE TABLE dead_letter (
@@ -123,6 +124,7 @@ CREATE TABLE feature_usage (
     CONSTRAINT feature_usage_pkey PRIMARY KEY (organization_id, seq, timestamp)
 )
  PARTITION BY RANGE ("timestamp");
+CREATE INDEX feature_usage_id_idx ON feature_usage USING brin (id) WITH (autosummarize = on);
 CREATE INDEX feature_usage_request_id_idx ON feature_usage (request_id);
 
 CREATE TABLE idempotency_key (
@@ -288,6 +290,7 @@ CREATE TABLE token_ledger (
     CONSTRAINT token_ledger_pkey PRIMARY KEY (tenant_id, seq, created_at)
 )
  PARTITION BY RANGE (created_at);
+CREATE INDEX token_ledger_id_idx ON token_ledger USING brin (id) WITH (autosummarize = on);
 CREATE INDEX token_ledger_request_id_idx ON token_ledger (request_id);
 CREATE INDEX token_ledger_turn_idx ON token_ledger (tenant_id, seq) WHERE transaction_type <> 'consume';
 
