@@ -8,8 +8,10 @@ no request can still be running.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Row as SqlRow
 
 from gateway.core.administration import Claim, Replay, Row
 from gateway.errors import Conflict
@@ -48,12 +50,18 @@ def claim(connection: Connection, wanted: Claim) -> Replay | None:
             )
         )
         return None
-    asked = (wanted.method, wanted.path, wanted.body_digest)
-    if (first.method, first.path, first.body_digest) != asked:
-        raise Conflict("This Idempotency-Key was used for another request.")
+    _refuse_other(first, wanted)
     if first.status is None and first.recent:
         raise _running()
     return Replay(first.status, first.response or {})
+
+
+def refuse_other(connection: Connection, wanted: Claim) -> None:
+    """Raise `Conflict` where a key stands for another request."""
+    here = (_keys.actor == wanted.scope, _keys.key == wanted.key, _keys.expires_at > func.now())
+    first = connection.execute(select(idempotency_key).where(*here)).first()
+    if first is not None:
+        _refuse_other(first, wanted)
 
 
 def keep(connection: Connection, wanted: Claim, body: Row, status: int | None = None) -> None:
@@ -63,6 +71,12 @@ def keep(connection: Connection, wanted: Claim, body: Row, status: int | None = 
         .where(_keys.actor == wanted.scope, _keys.key == wanted.key)
         .values(response=dict(body), status=status)
     )
+
+
+def _refuse_other(first: SqlRow[Any], wanted: Claim) -> None:
+    asked = (wanted.method, wanted.path, wanted.body_digest)
+    if (first.method, first.path, first.body_digest) != asked:
+        raise Conflict("This Idempotency-Key was used for another request.")
 
 
 def _sweep(connection: Connection) -> None:

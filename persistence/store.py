@@ -126,6 +126,10 @@ class Store:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
         return await self._run(lambda connection: self._write(connection, command))
 
+    async def refuse_other(self, claim: Claim) -> None:
+        """Raise `Conflict` where the claim's key stands for another request."""
+        await self._run(lambda connection: idempotency.refuse_other(connection, claim))
+
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
         """Keep the answer that was given under a claim."""
         await self._run(lambda connection: idempotency.keep(connection, claim, body, status))

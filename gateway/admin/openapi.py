@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.admin.idempotency import KEY_PARAMETER
 from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX, Filter
 from gateway.admin.resources import Action, Resource
 
@@ -184,14 +185,14 @@ def _create(resource: Resource) -> Json:
         resource, "create", f"Make one of {resource.name}", body=resource.create, title=title, later=True
     )
     operation["responses"]["201"] = operation["responses"].pop("200")
-    operation["parameters"] = [_idempotency_key()]
+    operation["parameters"] = [KEY_PARAMETER]
     return operation
 
 
 def _act(resource: Resource, action: Action, resources: Mapping[str, Resource]) -> Json:
     title = resources["tenant-quotas"].title if action.quota else resource.title
     operation = _operation(resource, action.name, action.summary, body=action.body, title=title, later=True)
-    operation["parameters"] = [_idempotency_key()]
+    operation["parameters"] = [KEY_PARAMETER]
     return operation
 
 
@@ -227,15 +228,6 @@ def _parameter(name: str, schema: Json, description: str | None = None) -> Json:
     if description:
         parameter["description"] = description
     return parameter
-
-
-def _idempotency_key() -> Json:
-    return {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "Kept for 30 days: the same key and body give the first answer again.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-    }
 
 
 def _filter_schema(wanted: Filter) -> Json:

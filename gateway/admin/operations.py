@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from gateway.admin import body, credentials, live
 from gateway.admin.auth import require_write
+from gateway.admin.idempotency import checked
 from gateway.admin.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
@@ -70,7 +71,8 @@ class Operations:
         require_write(asked.actor)
         resource = self.resource
         assert resource.create is not None
-        values = body.check(resource.create, sent, known=resource.known)
+        store = self._ports.store
+        values = await checked(store, resource.create, sent, asked.claim, known=resource.known)
         once: dict[str, object] = {}
         if resource.secret is not None:
             minted = credentials.mint(resource.secret.prefix)
@@ -104,7 +106,7 @@ class Operations:
         require_write(asked.actor)
         values: Row = {}
         if action.body is not None:
-            values = body.check(action.body, sent)
+            values = await checked(self._ports.store, action.body, sent, asked.claim)
         elif sent:
             raise Unprocessable(errors=tuple((name, "unknown field") for name in sent))
         answers = RESOURCES["tenant-quotas"] if action.quota else self.resource

@@ -41,6 +41,9 @@ class Store(Protocol):
     async def write(self, command: Command) -> Written | Replay:
         """Do one write in one transaction; `Conflict` for a claim that runs or asked something else."""
 
+    async def refuse_other(self, claim: Claim) -> None:
+        """Raise `Conflict` where the claim's key stands for another request."""
+
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
         """Keep the answer that was given under a claim."""
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field
 
-from gateway.admin import body
 from gateway.admin.auth import identify, require_write
 from gateway.admin.fields import Flag, In, Instant, Out
 from gateway.admin.guard import DEADLINE, REQUEST_ID
+from gateway.admin.idempotency import KEY_PARAMETER, checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
-from gateway.core.administration import Actor, Command, Row
+from gateway.core.administration import Actor, Claim, Command, Replay, Row
 
 RUN_S_MAX = 600.0
 NOTHING_YET: Row = {
@@ -68,8 +68,11 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
     async def run_asked(request: web.Request) -> web.Response:
         actor = await identify(ports, request)
         require_write(actor)
-        asked = body.check(ReconciliationRun, await read_body(request))
-        return web.json_response(await run(ports, request, actor, repair=bool(asked.get("repair"))))
+        sent = await read_body(request)
+        claim = claim_of(request, actor, sent)
+        repair = bool((await checked(ports.store, ReconciliationRun, sent, claim)).get("repair"))
+        found, replayed = await _run_once(ports, request, actor, claim, repair=repair)
+        return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
     app.router.add_post(f"{root}/reconciliation", run_asked)
@@ -83,11 +86,26 @@ async def last(ports: AdminPorts) -> Row | None:
 
 async def run(ports: AdminPorts, request: web.Request, actor: Actor, *, repair: bool) -> Row:
     """Compare everything now, and answer the result as JSON; who asked is in the audit log."""
+    found, _ = await _run_once(ports, request, actor, None, repair=repair)
+    return found
+
+
+async def _run_once(
+    ports: AdminPorts, request: web.Request, actor: Actor, claim: Claim | None, *, repair: bool
+) -> tuple[Row, bool]:
+    """The result as JSON, and whether it is the one that was answered first under this claim."""
     require_write(actor)
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
     values = {"repair": repair}
-    await ports.store.write(Command("reconciliation", "run", actor, request[REQUEST_ID], dict, None, values))
-    return _json(await ports.reconciler.run_now(repair=repair))
+    asked = Command("reconciliation", "run", actor, request[REQUEST_ID], dict, None, values, claim)
+    first = await ports.store.write(asked)
+    # A first run that came to no end has no result to answer with: this one has.
+    if isinstance(first, Replay) and first.status is not None:
+        return first.body, True
+    found = _json(await ports.reconciler.run_now(repair=repair))
+    if claim is not None:
+        await ports.store.finish(claim, 200, found)
+    return found, False
 
 
 def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +126,8 @@ def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
                 "tags": ["reconciliation"],
                 "summary": "Compare all accounts now; repair drifts only if asked",
                 "requestBody": {"required": False, "content": asked},
-                "responses": responses,
+                "parameters": [KEY_PARAMETER],
+                "responses": responses | {"409": {"$ref": "#/components/responses/409"}},
             },
         }
     }

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 
 from aiohttp import web
 
-from gateway.admin import body
 from gateway.admin.auth import identify, require_write
 from gateway.admin.guard import REQUEST_ID
+from gateway.admin.idempotency import claim_of
 from gateway.admin.listing import read_query
 from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
 from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.administration import Actor, Claim
+from gateway.core.administration import Actor
 from gateway.core.model import INTEGER_MAX
-from gateway.errors import AdminRefusal, NotFound
-
-_IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
+from gateway.errors import NotFound
 
 
 def answer(status: int, content: object, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -55,7 +52,7 @@ class Views:
         """`POST /<resource>`; a secret made here is in this answer only."""
         actor = await self._writer(request)
         sent = await read_body(request)
-        asked = Asked(actor, request[REQUEST_ID], _claim(request, actor, sent))
+        asked = Asked(actor, request[REQUEST_ID], claim_of(request, actor, sent))
         return self._answer(await self._operations.create(asked, sent), self._resource)
 
     async def change(self, request: web.Request) -> web.Response:
@@ -73,7 +70,7 @@ class Views:
         """`POST /<resource>/{id}/<action>`."""
         actor = await self._writer(request)
         sent = await read_body(request)
-        asked = Asked(actor, request[REQUEST_ID], _claim(request, actor, sent))
+        asked = Asked(actor, request[REQUEST_ID], claim_of(request, actor, sent))
         done = await self._operations.act(action, asked, row_id(request), sent)
         return self._answer(done, RESOURCES["tenant-quotas"] if action.quota else self._resource)
 
@@ -100,13 +97,3 @@ def row_id(request: web.Request) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 16 and 0 < int(text) <= INTEGER_MAX:
         return int(text)
     raise NotFound
-
-
-def _claim(request: web.Request, actor: Actor, sent: body.Body) -> Claim | None:
-    keys = request.headers.getall("Idempotency-Key", [])
-    if not keys:
-        return None
-    key = keys[0].strip()
-    if len(keys) > 1 or not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise AdminRefusal("Idempotency-Key must be sent once, as 1 to 255 printable ASCII characters.")
-    return Claim(actor.scope, key, request.method, request.path, body.digest(sent))

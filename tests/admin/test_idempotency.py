@@ -48,8 +48,14 @@ async def test_an_action_is_done_once(api: Api) -> None:
 )
 async def test_another_request_under_the_key_is_a_conflict(api: Api, path: str, body: dict[str, str]) -> None:
     await api.post("organizations", {"name": "x"}, key="k")
-    expected = 422 if not body else 409
-    assert (await api.post(path, body, key="k")).status == expected
+    assert (await api.post(path, body, key="k")).status == 409
+    assert (await api.post(path, {}, key="other")).status == 422
+
+
+async def test_an_actions_other_body_is_a_conflict_even_where_it_is_wrong(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": 5}, key="k")).status == 200
+    assert (await api.post(f"tenants/{tenant['id']}/recharge", {"amount": -5}, key="k")).status == 409
 
 
 async def test_a_refused_request_leaves_the_key_free(api: Api) -> None:

@@ -26,3 +26,21 @@ async def test_who_may_run_it(api: Api) -> None:
 async def test_wrong_fields(api: Api) -> None:
     for sent in ({"repair": "yes"}, {"fix": True}):
         assert (await api.post("reconciliation", sent)).status == 422
+
+
+async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
+    first = await api.post("reconciliation", {"repair": True}, key="k")
+    again = await api.post("reconciliation", {"repair": True}, key="k")
+    assert (again.status, again.json, again.headers["Idempotent-Replayed"]) == (200, first.json, "true")
+    assert (await api.post("reconciliation", key="k")).status == 409
+    assert (await api.post("reconciliation", {"repair": 1}, key="k")).status == 409
+    assert (await api.post("reconciliation", {"repair": True})).json != first.json
+
+
+async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
+    first = await api.post("reconciliation", key="k")
+    api.rows("update idempotency_key set status = null, created_at = now() - interval '1 minute'")
+    again = await api.post("reconciliation", key="k")
+    assert "Idempotent-Replayed" not in again.headers
+    assert again.json["started_at"] > first.json["started_at"]
+    assert (await api.post("reconciliation", key="k")).json == again.json
