@@ -6,7 +6,7 @@
 -- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token), request id (36)
--- ARGV[2] the caller's own user id, up to 128 bytes  ARGV[3] the service's tiers, where flags has 16
+-- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
 --     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none), credits held

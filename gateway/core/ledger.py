@@ -14,7 +14,8 @@ from typing import Any
 
 from gateway.core.tiers import TIER_BYTES
 
-VERSION = 1
+# Layout 1 had one byte for the lengths of user and attribution; an outbox may still hold such entries.
+VERSION, VERSION_BEFORE = 2, 1
 
 
 class EventKind(IntEnum):
@@ -107,11 +108,12 @@ def decode(packed: bytes) -> Event:
     """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
     try:
         head = HEAD.unpack_from(packed)
-        if head[0] != VERSION:
+        if head[0] != VERSION and head[0] != VERSION_BEFORE:
             raise MalformedEvent(f"layout version {head[0]}, expected {VERSION}")
-        source, at = _short(packed, HEAD.size)
-        user, at = _short(packed, at)
-        attribution, at = _short(packed, at)
+        of_text = LENGTH_2 if head[0] == VERSION else LENGTH_1
+        source, at = _text(packed, HEAD.size, LENGTH_1)
+        user, at = _text(packed, at, of_text)
+        attribution, at = _text(packed, at, of_text)
         (length,) = LENGTH_2.unpack_from(packed, at)
         at += LENGTH_2.size
         end = at + length
@@ -136,10 +138,9 @@ def encode(event: Event) -> bytes:
         event.next_reset_ms, event.credit_seq, event.credits, event.balance, event.spend_seq,
         event.units, event.spend, event.spent,
     )  # fmt: skip
-    parts = [head]
-    for text in (event.source, event.user, event.attribution):
-        raw = text.encode()
-        parts += [LENGTH_1.pack(len(raw)), raw]
+    source, user, attribution = event.source.encode(), event.user.encode(), event.attribution.encode()
+    parts = [head, LENGTH_1.pack(len(source)), source]
+    parts += [LENGTH_2.pack(len(user)), user, LENGTH_2.pack(len(attribution)), attribution]
     parts += [LENGTH_2.pack(len(event.metadata)), event.metadata, event.priced]
     return b"".join(parts)
 
@@ -184,9 +185,9 @@ def _is_priced(flags: int, length: int) -> bool:
     return bool(flags & EventFlag.USAGE) and length >= BEFORE.size and not (length - BEFORE.size) % TIER_BYTES
 
 
-def _short(packed: bytes, at: int) -> tuple[bytes, int]:
-    length = packed[at]
-    end = at + 1 + length
+def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]:
+    begin = at + of_length.size
+    end = begin + of_length.unpack_from(packed, at)[0]
     if end > len(packed):
-        raise MalformedEvent(f"a text of {length} bytes runs past the end")
-    return packed[at + 1 : end], end
+        raise MalformedEvent(f"a text of {end - begin} bytes runs past the end")
+    return packed[begin:end], end

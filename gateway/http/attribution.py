@@ -70,7 +70,7 @@ def _text(head: RequestHead, suffix: bytes, characters_max: int) -> str:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} must be UTF-8.", param=name) from error
-    if len(text) > characters_max or len(value) > 255 or _TEXT.fullmatch(text) is None:
+    if len(text) > characters_max or _TEXT.fullmatch(text) is None:
         raise InvalidRequest(f"{name} must be text of at most {characters_max} characters.", param=name)
     return text
 

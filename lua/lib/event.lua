@@ -1,8 +1,8 @@
 -- event: packs one outbox entry. Layout: gateway/core/ledger.py. Needs state.
-local VERSION_1, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVATES = 1, 1, 2, 4, 8, 16, 32, 64, 128
+local LAYOUT, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVATES = 2, 1, 2, 4, 8, 16, 32, 64, 128
 local CONSUME, RESET, RECHARGE, ADJUST, BLOCK, UNBLOCK, CREDIT = 1, 2, 3, 4, 5, 6, 7
 local NOTE_LATE, NOTE_RECLAIMED = 1, 2
-local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Bc0Bc0Hc0'
+local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Hc0Hc0Hc0'
 
 local function exceeded(t)
   return has(t[FLAGS], HAS_PLAN) and t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL and t[REMAINING] <= 0
@@ -20,7 +20,7 @@ end
 -- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
-  return struct.pack(EVENT_FORM, VERSION_1, f.kind, f.flags, f.note or 0, f.at, f.epoch,
+  return struct.pack(EVENT_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
     t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,
     f.credit_seq or 0, f.credits or 0, f.balance or 0, f.spend_seq or 0, f.units or 0, f.spend or 0, f.spent or 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.core.ledger import EventKind, EventNote
+from dataclasses import replace
+
+from gateway.core.ledger import HEAD, EventKind, EventNote, decode, encode
 from gateway.core.outbox import FlushReport, control_id, fan_out
 from tests.persistence.scenario import Account, entry_id
 
@@ -20,8 +22,17 @@ def test_what_cannot_be_decoded_is_handed_over_without_an_event() -> None:
     account = Account(1, 1, 100)
     account.reset()
     [(id_, packed)] = account.take()
-    for broken in (b"", b"\x02" + packed[1:], packed[:-1], packed + b"x", packed[:100]):
+    for broken in (b"", b"\x03" + packed[1:], packed[:-1], packed + b"x", packed[:100]):
         assert fan_out({0: [(id_, broken)]}) == {0: [(id_, broken, None)]}
+
+
+def test_entries_of_the_layout_before_are_read() -> None:
+    account = Account(1, 1, 100)
+    event = replace(account.reset(), user="ann", attribution="1\t2\tv3", metadata=b"{}")
+    packed = encode(event)
+    texts = b"".join(bytes([len(each)]) + each for each in (event.source.encode(), b"ann", b"1\t2\tv3"))
+    before = b"\x01" + packed[1 : HEAD.size] + texts + b"\x02\x00{}"
+    assert decode(packed) == decode(before) == event
 
 
 def test_grants_and_late_posts_are_remembered_by_their_source() -> None:

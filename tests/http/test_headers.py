@@ -161,6 +161,15 @@ async def test_attribution_travels_to_the_settlement_and_no_further() -> None:
         ]
 
 
+async def test_lengths_of_attribution_are_characters_not_bytes() -> None:
+    async with staged() as stage:
+        user, version = "\U0001f600" * 128, "\U0001f600" * 64
+        fields = f"x-tollkeeper-user: {user}\r\nx-tollkeeper-feature-version: {version}\r\n".encode()
+        assert (await stage.ask(post(CHAT, fields=fields))).status == 200
+        (charge,) = stage.counters.charges
+        assert (charge.user, charge.attribution) == (user, f"\t\t{version}")
+
+
 async def test_a_client_cannot_say_what_only_our_own_rows_say_of_themselves() -> None:
     async with staged() as stage:
         said = (
@@ -177,6 +186,7 @@ async def test_a_client_cannot_say_what_only_our_own_rows_say_of_themselves() ->
     "field",
     [
         b"x-tollkeeper-user: " + b"u" * 129, b"x-tollkeeper-user: \xff",
+        b"x-tollkeeper-user: " + "\u00fc".encode() * 129,
         b"x-tollkeeper-user: a\r\nx-tollkeeper-user: b",
         b"x-tollkeeper-content-id: -1", b"x-tollkeeper-content-id: 1.5", b"x-tollkeeper-content-id: ",
         b"x-tollkeeper-project-id: 99999999999999999999", b"x-tollkeeper-metadata: [1]",

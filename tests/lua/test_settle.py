@@ -38,6 +38,15 @@ def test_settle_appends_one_entry_that_says_everything(world: World) -> None:
     assert (event.user, event.attribution, event.metadata) == ("ann", "1\t2\tv3", b'{"model":"m"}')
 
 
+def test_the_longest_texts_of_a_caller_are_in_its_entry(world: World) -> None:
+    world.plan(100)
+    user, attribution = "\U0001f600" * 128, f"{2**53 - 1}\t{2**53 - 1}\t" + "\U0001f600" * 64
+    call = world.reserve(need=50, user=user)
+    assert call.settle(tokens=7, attribution=attribution, metadata=b"{}") is Settled.DONE
+    event = world.events()[-1]
+    assert (event.amount, event.user, event.attribution, event.metadata) == (7, user, attribution, b"{}")
+
+
 def test_settling_twice_is_settling_once(world: World) -> None:
     world.plan(100)
     call = world.reserve(need=50)
