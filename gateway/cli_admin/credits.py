@@ -13,9 +13,10 @@ from gateway.cli_admin.output import admin, given, row, rows
 app = typer.Typer(no_args_is_help=True, help="Credits: given and taken back.")
 
 COLUMNS = (
-    "id", "organization_id", "timestamp", "credits_added", "category", "priority", "expires_at", "unit_cost",
-    "remark",
+    "id", "organization_id", "timestamp", "credits_added", "credits_remaining", "category", "priority",
+    "expires_at", "unit_cost", "remark",
 )  # fmt: skip
+USE_COLUMNS = ("seq", "timestamp", "feature_id", "credits_used", "balance_after", "user_id", "request_id")
 
 Organization = Annotated[str, typer.Argument(metavar="ORG", help="Id or name.")]
 Remark = Annotated[str | None, typer.Option("--remark", help="Why.")]
@@ -41,6 +42,32 @@ def list_additions(
     with admin() as api:
         owner = api.named("organizations", organization) if organization else None
         rows(api.items("credit-additions", limit, organization_id=owner), COLUMNS, as_json=as_json)
+
+
+@app.command()
+def show(
+    addition: Annotated[int, typer.Argument(metavar="ADDITION", help="Its id.")], *, as_json: AsJson = False
+) -> None:
+    """Show one addition, and what is left of it."""
+    with admin() as api:
+        row(api.get(f"credit-additions/{addition}"), as_json=as_json)
+
+
+@app.command()
+def uses(
+    organization: Organization,
+    *,
+    newest: Annotated[bool, typer.Option(help="Newest first.")] = False,
+    since: Annotated[str | None, typer.Option(help="RFC 3339, such as 2026-01-31T00:00:00Z.")] = None,
+    until: Annotated[str | None, typer.Option(help="RFC 3339; not included.")] = None,
+    limit: LimitRows = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List what an organization's credits were used for, in order."""
+    with admin() as api:
+        owner, order = api.named("organizations", organization), "desc" if newest else None
+        query = {"organization_id": owner, "order": order, "from_": since, "to": until}
+        rows(api.items("credit-transactions", limit, **query), USE_COLUMNS, as_json=as_json)
 
 
 @app.command()

@@ -6,12 +6,37 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, TenantName, Tpm
-from gateway.cli_admin.output import admin, given, limits, row, rows
+from gateway.cli_admin.client import CommandFailed
+from gateway.cli_admin.options import (
+    AsJson,
+    AtOnce,
+    LimitRows,
+    NewAtOnce,
+    NewRpm,
+    NewTpm,
+    Rpm,
+    TenantName,
+    Tpm,
+)
+from gateway.cli_admin.output import (
+    NOTHING,
+    admin,
+    deleted,
+    emptied,
+    given,
+    limits,
+    new_limits,
+    row,
+    rows,
+    some,
+)
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 
 COLUMNS = ("id", "tenant_id", "name", "prefix", "user", "models", "expires_at", "revoked_at")
+
+
+KeyId = Annotated[int, typer.Argument(metavar="KEY", help="Id of the key.")]
 
 
 @app.command("list")
@@ -54,7 +79,49 @@ def create(
 
 
 @app.command()
-def revoke(key_id: Annotated[int, typer.Argument(help="Id of the key.")], *, as_json: AsJson = False) -> None:
+def show(key_id: KeyId, *, as_json: AsJson = False) -> None:
+    """Show what is kept of a key."""
+    with admin() as api:
+        row(api.get(f"api-keys/{key_id}"), as_json=as_json)
+
+
+@app.command()
+def change(
+    key_id: KeyId,
+    *,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    user: Annotated[str | None, typer.Option(help=f"Whom its requests act for, or {NOTHING!r}.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="All it may ask for from now; repeatable.")] = None,
+    any_model: Annotated[bool, typer.Option("--any-model", help="It may ask for any again.")] = False,
+    expires_at: Annotated[
+        str | None, typer.Option(help=f"RFC 3339, such as 2027-01-31T00:00:00Z, or {NOTHING!r}.")
+    ] = None,
+    rpm: NewRpm = None,
+    tpm: NewTpm = None,
+    concurrency: NewAtOnce = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a key may do; what is not named stays."""
+    with admin() as api:
+        if model and any_model:
+            raise CommandFailed("Give --model or --any-model, not both.")
+        where = f"api-keys/{key_id}"
+        known = api.get(where)["limits"]
+        body = given(name=name, models=model or None, limits=new_limits(known, rpm, tpm, concurrency))
+        body |= emptied(user=user, expires_at=expires_at) | ({"models": None} if any_model else {})
+        row(api.patch(where, some(body)), as_json=as_json)
+
+
+@app.command()
+def delete(key_id: KeyId, *, as_json: AsJson = False) -> None:
+    """Revoke a key and forget it."""
+    with admin() as api:
+        api.delete(f"api-keys/{key_id}")
+        deleted(key_id, as_json=as_json)
+
+
+@app.command()
+def revoke(key_id: KeyId, *, as_json: AsJson = False) -> None:
     """Refuse a key from now on, for ever."""
     with admin() as api:
         row(api.post(f"api-keys/{key_id}/revoke"), as_json=as_json)

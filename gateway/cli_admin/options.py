@@ -11,4 +11,18 @@ LimitRows = Annotated[int, typer.Option("--limit", help="Most rows to print.", m
 Rpm = Annotated[int | None, typer.Option("--rpm", help="Requests a minute.", min=1)]
 Tpm = Annotated[int | None, typer.Option("--tpm", help="Tokens a minute.", min=1)]
 AtOnce = Annotated[int | None, typer.Option("--concurrency", help="Requests at once.", min=1)]
+NewRpm = Annotated[int | None, typer.Option("--rpm", help="Requests a minute; 0 is no limit.", min=0)]
+NewTpm = Annotated[int | None, typer.Option("--tpm", help="Tokens a minute; 0 is no limit.", min=0)]
+NewAtOnce = Annotated[
+    int | None, typer.Option("--concurrency", help="Requests at once; 0 is no limit.", min=0)
+]
+UserRpm = Annotated[
+    int | None, typer.Option("--user-rpm", help="Each user's requests a minute; 0 is no limit.", min=0)
+]
+UserTpm = Annotated[
+    int | None, typer.Option("--user-tpm", help="Each user's tokens a minute; 0 is no limit.", min=0)
+]
+UserAtOnce = Annotated[
+    int | None, typer.Option("--user-concurrency", help="Each user's requests at once; 0 is no limit.", min=0)
+]
 TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="Id or name.")]

@@ -6,8 +6,19 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, Tpm
-from gateway.cli_admin.output import admin, deleted, given, limits, row, rows
+from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, NewAtOnce, NewRpm, NewTpm, Rpm, Tpm
+from gateway.cli_admin.output import (
+    NOTHING,
+    admin,
+    deleted,
+    emptied,
+    given,
+    limits,
+    new_limits,
+    row,
+    rows,
+    some,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Organizations: who is billed.")
 
@@ -55,6 +66,33 @@ def show(organization: Organization, *, as_json: AsJson = False) -> None:
     with admin() as api:
         found = api.get(f"organizations/{api.named('organizations', organization)}")
         row(found, as_json=as_json)
+
+
+@app.command()
+def change(
+    organization: Organization,
+    *,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    currency: Annotated[str | None, typer.Option(help='ISO 4217, such as "EUR".')] = None,
+    credit_limit: Annotated[int | None, typer.Option(help="Credits beyond the balance.", min=0)] = None,
+    spend_cap: Annotated[str | None, typer.Option(help=f"Pay-Per-Use a month, or {NOTHING!r}.")] = None,
+    tax_rate: Annotated[str | None, typer.Option(help='A fraction, such as "0.20".')] = None,
+    rpm: NewRpm = None,
+    tpm: NewTpm = None,
+    concurrency: NewAtOnce = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change an organization; what is not named stays."""
+    with admin() as api:
+        where = f"organizations/{api.named('organizations', organization)}"
+        body = given(
+            name=name,
+            currency=currency,
+            credit_limit=credit_limit,
+            tax_rate=tax_rate,
+            limits=new_limits(api.get(where)["limits"], rpm, tpm, concurrency),
+        )
+        row(api.patch(where, some(body | emptied(spend_cap=spend_cap))), as_json=as_json)
 
 
 @app.command()

@@ -18,13 +18,15 @@ from gateway.cli_admin.client import AdminClient, CommandFailed, Json, find
 
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
+NOTHING = "none"
 NUMBERS = frozenset(
     {
         *("id", "tenant_id", "organization_id", "plan_id", "seq"),
         *("amount", "total_amount", "total_remaining", "rollover_max"),
         *("tokens_used", "tokens_remaining", "tokens_held"),
         *("credit_balance", "credit_limit", "spend_cap"),
-        *("credits", "credits_added", "negotiated_credits", "priority", "unit_cost"),
+        *("credits", "credits_added", "credits_remaining", "credits_used", "balance_after"),
+        *("negotiated_credits", "priority", "unit_cost"),
         *("quantity", "unit_price", "position", "checked", "pending", "difference"),
     }
 )
@@ -169,6 +171,24 @@ def limits(requests: int | None, tokens: int | None, at_once: int | None) -> Jso
     """Put limits together; None where none was given."""
     given = {"requests_per_minute": requests, "tokens_per_minute": tokens, "concurrency": at_once}
     return {name: value for name, value in given.items() if value is not None} or None
+
+
+def new_limits(known: Json, requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
+    """Put what was given over the limits there are, 0 taking one away; None where none was given."""
+    told = given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once)
+    return {name: value for name, value in {**known, **told}.items() if value} if told else None
+
+
+def emptied(**fields: str | None) -> Json:
+    """Keep the fields that were given; one given as "none" is to be null."""
+    return {name: None if value == NOTHING else value for name, value in given(**fields).items()}
+
+
+def some(changes: Json) -> Json:
+    """Changes that were asked for; `CommandFailed` where there are none."""
+    if not changes:
+        raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
+    return changes
 
 
 def given(**fields: object) -> Json:

@@ -9,7 +9,7 @@ import typer
 
 from gateway.cli_admin.client import CommandFailed
 from gateway.cli_admin.options import AsJson, LimitRows
-from gateway.cli_admin.output import admin, deleted, given, row, rows
+from gateway.cli_admin.output import NOTHING, admin, deleted, emptied, given, row, rows, some
 
 app = typer.Typer(no_args_is_help=True, help="Token plans: how much, how often.")
 
@@ -55,10 +55,12 @@ class StoreFailure(StrEnum):
     ALLOW = "allow"
 
 
+Plan = Annotated[str, typer.Argument(metavar="PLAN", help="Id or name.")]
 Total = Annotated[str | None, typer.Option("--total", help=f"Tokens a cycle, or {UNLIMITED!r}.")]
 Reset = Annotated[Interval | None, typer.Option("--reset", help="How often it begins anew.")]
 Overage = Annotated[Policy | None, typer.Option("--overage", help="What happens beyond the total.")]
 Price = Annotated[str | None, typer.Option("--overage-unit-price", help="A decimal.")]
+NewPrice = Annotated[str | None, typer.Option("--overage-unit-price", help=f"A decimal, or {NOTHING!r}.")]
 Rollover = Annotated[int | None, typer.Option("--rollover-max", help="Most tokens carried over.", min=0)]
 Admit = Annotated[Admission | None, typer.Option("--admission")]
 OnExhausted = Annotated[Exhausted | None, typer.Option("--on-exhausted")]
@@ -106,14 +108,22 @@ def create(
 
 
 @app.command()
-def update(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Id or name.")],
+def show(plan: Plan, *, as_json: AsJson = False) -> None:
+    """Show one token plan."""
+    with admin() as api:
+        row(api.get(f"token-plans/{api.named('token-plans', plan)}"), as_json=as_json)
+
+
+@app.command()
+@app.command("update", hidden=True)
+def change(
+    plan: Plan,
     *,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
     total: Total = None,
     reset: Reset = None,
     overage: Overage = None,
-    overage_unit_price: Price = None,
+    overage_unit_price: NewPrice = None,
     rollover_max: Rollover = None,
     admission: Admit = None,
     on_exhausted: OnExhausted = None,
@@ -127,7 +137,6 @@ def update(
             name=name,
             reset_interval=reset,
             overage_policy=overage,
-            overage_unit_price=overage_unit_price,
             rollover_max=rollover_max,
             admission=admission,
             on_exhausted=on_exhausted,
@@ -136,15 +145,12 @@ def update(
         )
         if total is not None:
             body["total_amount"] = _total(total)
-        if not body:
-            raise CommandFailed("Nothing to change: name at least one option, such as --total.")
+        body = some(body | emptied(overage_unit_price=overage_unit_price))
         row(api.patch(f"token-plans/{api.named('token-plans', plan)}", body), as_json=as_json)
 
 
 @app.command()
-def delete(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Id or name.")], *, as_json: AsJson = False
-) -> None:
+def delete(plan: Plan, *, as_json: AsJson = False) -> None:
     """Delete a token plan that no tenant follows."""
     with admin() as api:
         row_id = api.named("token-plans", plan)

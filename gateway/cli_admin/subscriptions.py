@@ -9,7 +9,7 @@ import typer
 
 from gateway.cli_admin.client import AdminClient, CommandFailed
 from gateway.cli_admin.options import AsJson, LimitRows
-from gateway.cli_admin.output import admin, given, row, rows
+from gateway.cli_admin.output import NOTHING, admin, deleted, given, row, rows, some
 
 app = typer.Typer(no_args_is_help=True, help="Subscriptions of organizations.")
 
@@ -71,6 +71,45 @@ def offer(
             token_plan_id=api.named("token-plans", token_plan) if token_plan else None,
         )
         row(api.post("subscription-plans", body), as_json=as_json)
+
+
+@app.command()
+def show_plan(plan: Plan, *, as_json: AsJson = False) -> None:
+    """Show one subscription plan."""
+    with admin() as api:
+        row(api.get(f"subscription-plans/{api.named('subscription-plans', plan)}"), as_json=as_json)
+
+
+@app.command()
+def change_plan(
+    plan: Plan,
+    *,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    monthly: Annotated[str | None, typer.Option(help="A month's cost, for those who come.")] = None,
+    annual: Annotated[str | None, typer.Option(help="A year's cost, for those who come.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="All it includes from now; repeatable.")] = None,
+    token_plan: Annotated[
+        str | None, typer.Option(help=f"The token plan of its tenants: id or name, or {NOTHING!r}.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a subscription plan; what is not named stays."""
+    with admin() as api:
+        body = given(name=name, monthly_cost=monthly, annual_cost=annual, feature_access=feature or None)
+        if token_plan is not None:
+            none = token_plan == NOTHING
+            body["token_plan_id"] = None if none else api.named("token-plans", token_plan)
+        where = f"subscription-plans/{api.named('subscription-plans', plan)}"
+        row(api.patch(where, some(body)), as_json=as_json)
+
+
+@app.command()
+def withdraw(plan: Plan, *, as_json: AsJson = False) -> None:
+    """Delete a subscription plan nobody subscribes to."""
+    with admin() as api:
+        row_id = api.named("subscription-plans", plan)
+        api.delete(f"subscription-plans/{row_id}")
+        deleted(row_id, as_json=as_json)
 
 
 @app.command()

@@ -8,17 +8,29 @@ from typing import Annotated
 import typer
 
 from gateway.cli_admin.client import Json
-from gateway.cli_admin.options import AsJson, AtOnce, LimitRows, Rpm, TenantName, Tpm
-from gateway.cli_admin.output import admin, deleted, given, limits, row, rows
+from gateway.cli_admin.options import (
+    AsJson,
+    AtOnce,
+    LimitRows,
+    NewAtOnce,
+    NewRpm,
+    NewTpm,
+    Rpm,
+    TenantName,
+    Tpm,
+    UserAtOnce,
+    UserRpm,
+    UserTpm,
+)
+from gateway.cli_admin.output import NOTHING, admin, deleted, given, limits, new_limits, row, rows, some
 
 app = typer.Typer(no_args_is_help=True, help="Tenants and their token quotas.")
 
 COLUMNS = ("id", "name", "organization_id", "plan_id", "limits", "user_limits")
 LEDGER = ("seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id")
-NO_PLAN = "none"
 
 Tokens = Annotated[int, typer.Argument(help="Tokens.", min=1)]
-PlanName = Annotated[str, typer.Argument(metavar="PLAN", help=f"Id or name of a token plan, or {NO_PLAN!r}.")]
+PlanName = Annotated[str, typer.Argument(metavar="PLAN", help=f"Id or name of a token plan, or {NOTHING!r}.")]
 
 
 class Direction(StrEnum):
@@ -50,6 +62,9 @@ def create(
     rpm: Rpm = None,
     tpm: Tpm = None,
     concurrency: AtOnce = None,
+    user_rpm: UserRpm = None,
+    user_tpm: UserTpm = None,
+    user_concurrency: UserAtOnce = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a tenant."""
@@ -59,6 +74,7 @@ def create(
             organization_id=api.named("organizations", org) if org else None,
             plan_id=api.named("token-plans", plan) if plan else None,
             limits=limits(rpm, tpm, concurrency),
+            user_limits=new_limits({}, user_rpm, user_tpm, user_concurrency),
         )
         row(api.post("tenants", body), as_json=as_json)
 
@@ -71,6 +87,31 @@ def show(tenant: TenantName, *, as_json: AsJson = False) -> None:
         found = api.get(f"tenants/{tenant_id}")
         quota = api.get(f"tenant-quotas/{tenant_id}")
         row({**found, "quota": quota} if as_json else {**found, **quota}, as_json=as_json)
+
+
+@app.command()
+def change(
+    tenant: TenantName,
+    *,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    rpm: NewRpm = None,
+    tpm: NewTpm = None,
+    concurrency: NewAtOnce = None,
+    user_rpm: UserRpm = None,
+    user_tpm: UserTpm = None,
+    user_concurrency: UserAtOnce = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a tenant; what is not named stays. Its plan: `tenant plan`."""
+    with admin() as api:
+        where = f"tenants/{api.named('tenants', tenant)}"
+        known = api.get(where)
+        body = given(
+            name=name,
+            limits=new_limits(known["limits"], rpm, tpm, concurrency),
+            user_limits=new_limits(known["user_limits"], user_rpm, user_tpm, user_concurrency),
+        )
+        row(api.patch(where, some(body)), as_json=as_json)
 
 
 @app.command()
@@ -115,7 +156,7 @@ def unblock(tenant: TenantName, *, as_json: AsJson = False) -> None:
 def plan(tenant: TenantName, plan: PlanName, *, as_json: AsJson = False) -> None:
     """Move a tenant to another token plan, now."""
     with admin() as api:
-        plan_id = None if plan == NO_PLAN else api.named("token-plans", plan)
+        plan_id = None if plan == NOTHING else api.named("token-plans", plan)
         quota = api.patch(f"tenant-quotas/{api.named('tenants', tenant)}", {"plan_id": plan_id})
         row(quota, as_json=as_json)
 

@@ -59,7 +59,7 @@ async def test_a_day_of_administration(run: Run, api: Api) -> None:
     shown = await from_json(run, "tenant", "show", "web")
     assert (shown["name"], shown["quota"]["tokens_remaining"]) == ("web", 1000)
     assert (await from_json(run, "tenant", "plan", "web", "none"))["tokens_remaining"] is None
-    changed = await from_json(run, "plan", "update", "Basic", "--total", "unlimited", "--overage", "bill")
+    changed = await from_json(run, "plan", "change", "Basic", "--total", "unlimited", "--overage", "bill")
     assert (changed["total_amount"], changed["overage_policy"]) == (None, "bill")
     key = await from_json(run, "key", "create", "web", "laptop", "--model", "a", "--model", "b")
     assert key["key"].startswith("tk_")
@@ -74,6 +74,54 @@ async def test_a_day_of_administration(run: Run, api: Api) -> None:
     ):
         assert (await run(*arguments)).exit_code == 0
         assert (await api.get(path)).status == 404
+
+
+async def test_what_is_there_is_changed_and_the_rest_stays(run: Run) -> None:
+    await from_json(run, "org", "create", "Acme", "--rpm", "5", "--spend-cap", "10")
+    made = await from_json(run, "org", "change", "Acme", "--tpm", "7", "--spend-cap", "none")
+    assert made["limits"] == {"requests_per_minute": 5, "tokens_per_minute": 7}
+    assert (made["name"], made["spend_cap"]) == ("Acme", None)
+    fewer = await from_json(run, "org", "change", "Acme", "--rpm", "0", "--name", "Acme AG")
+    assert (fewer["name"], fewer["limits"]) == ("Acme AG", {"tokens_per_minute": 7})
+    tenant = await from_json(run, "tenant", "create", "web", "--org", "Acme AG", "--user-rpm", "3")
+    assert tenant["user_limits"] == {"requests_per_minute": 3}
+    tenant = await from_json(run, "tenant", "change", "web", "--name", "shop", "--concurrency", "2")
+    assert (tenant["name"], tenant["limits"]) == ("shop", {"concurrency": 2})
+    assert tenant["user_limits"] == {"requests_per_minute": 3}
+    key = await from_json(run, "key", "create", "shop", "laptop", "--model", "a", "--user", "ann")
+    where = str(key["id"])
+    changed = await from_json(run, "key", "change", where, "--any-model", "--user", "none", "--rpm", "1")
+    assert (changed["models"], changed["user"]) == (None, None)
+    assert (changed["name"], changed["limits"]) == ("laptop", {"requests_per_minute": 1})
+    assert (await from_json(run, "key", "show", where)) == changed
+    assert (await run("key", "delete", where)).exit_code == 0
+    assert (await run("key", "show", where)).exit_code == 1
+    plan = await from_json(run, "plan", "create", "Basic", "--overage-unit-price", "0.01")
+    plan = await from_json(run, "plan", "change", "Basic", "--overage-unit-price", "none")
+    assert plan["overage_unit_price"] is None
+    assert (await from_json(run, "plan", "show", "Basic")) == plan
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("org", "change", "web"),
+        ("tenant", "change", "web"),
+        ("key", "change", "1"),
+        ("plan", "change", "Basic"),
+        ("service", "change", "chat"),
+        ("subscription", "change-plan", "Gold"),
+    ],
+)
+async def test_a_change_of_nothing_is_said(run: Run, api: Api, arguments: tuple[str, ...]) -> None:
+    plan = await api.make("token-plans", name="Basic")
+    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
+    await api.make("api-keys", tenant_id=tenant["id"])
+    await api.make(
+        "subscription-plans", name="Gold", monthly_cost="1", annual_cost="10", feature_access=["chat"]
+    )
+    result = await run(*arguments)
+    assert (result.exit_code, "Nothing to change" in result.stderr) == (1, True)
 
 
 async def test_people_get_tables(run: Run, api: Api) -> None:

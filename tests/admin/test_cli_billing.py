@@ -36,10 +36,46 @@ async def test_services_and_negotiated_prices(run: Run, api: Api) -> None:
         made = await from_json(run, "service", "negotiate", "image-gen", "Acme", "--credits", price)
         assert made["negotiated_credits"] == int(price)
     assert api.rows("select count(*) from organization_service") == [(1,)]
+    listed = await from_json(run, "service", "prices", "--org", "Acme", "--service", "image-gen")
+    assert [row["negotiated_credits"] for row in listed["items"]] == [5]
+    assert (await run("service", "forget", "image-gen", "Acme")).exit_code == 0
+    assert (await run("service", "forget", "image-gen", "Acme")).exit_code == 1
     assert (await run("service", "create", "x", "--model", "Consumption", "--pricing", "{")).exit_code == 1
     assert (await run("service", "delete", "nobody")).exit_code == 1
     assert "rerank" in (await run("service", "list")).stdout
     assert (await run("service", "delete", "rerank")).exit_code == 0
+
+
+async def test_a_service_is_changed(run: Run) -> None:
+    await set_up(run)
+    before = await from_json(run, "service", "show", "rerank")
+    flat = {"tiers": [{"up_to": None, "unit_price": "0.01"}]}
+    changed = await from_json(
+        run, "service", "change", "rerank", "--name", "Rerank", "--pricing", json.dumps(flat),
+        "--counts-tokens", "--description", "Orders documents",
+    )  # fmt: skip
+    told = {"name": "Rerank", "pricing": flat, "counts_tokens": True, "description": "Orders documents"}
+    assert changed == before | told
+    emptied = await from_json(
+        run, "service", "change", "rerank", "--pricing", "none", "--description", "none",
+        "--model", "Consumption", "--credits", "3", "--type", "One-Time", "--no-counts-tokens",
+    )  # fmt: skip
+    assert (emptied["pricing"], emptied["description"], emptied["counts_tokens"]) == (None, None, False)
+    assert (emptied["credits"], emptied["service_type"]) == (3, "One-Time")
+    assert "Pay-Per-Use" in (await run("service", "models")).stdout
+
+
+async def test_a_subscription_plan_is_changed_and_withdrawn(run: Run) -> None:
+    await set_up(run)
+    before = await from_json(run, "subscription", "show-plan", "Pro")
+    changed = await from_json(
+        run, "subscription", "change-plan", "Pro", "--monthly", "109.00", "--token-plan", "none",
+        "--feature", "image-gen",
+    )  # fmt: skip
+    told = {"monthly_cost": "109.00", "token_plan_id": None, "feature_access": ["image-gen"]}
+    assert changed == before | told
+    assert (await run("subscription", "withdraw", "Pro")).exit_code == 0
+    assert (await run("subscription", "show-plan", "Pro")).exit_code == 1
 
 
 async def test_credits(run: Run, api: Api) -> None:
@@ -48,6 +84,13 @@ async def test_credits(run: Run, api: Api) -> None:
     assert (paid["credits_added"], paid["unit_cost"]) == (8_000, "0.01")
     back = await from_json(run, "credits", "claw-back", "Acme", "500", "--remark", "mistake")
     assert (back["credits_added"], back["category"]) == (-500, "correction")
+    assert (await from_json(run, "credits", "show", str(paid["id"]))) == paid
+    api.rows(
+        "insert into credit_transaction (organization_id, timestamp, credits_used, balance_after, epoch, seq)"
+        " values (%s, now(), 1234, 6266, 1, 3)",
+        paid["organization_id"],
+    )
+    assert "1,234" in (await run("credits", "uses", "Acme", "--newest")).stdout
     shown = await run("credits", "list", "--org", "Acme")
     assert "8,000" in shown.stdout
     assert (await run("credits", "add", "Acme", "0")).exit_code != 0
