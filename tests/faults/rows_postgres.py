@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -30,6 +32,10 @@ BACKLOG_ENTRIES = 1_000_000
 CONNECTIONS_MAX = 300
 DETECTED_S_MAX = 5.0
 RELEASES_MAX = 100
+RIVAL_S_MAX, DEADLOCKS_S_MAX = 2.0, 240.0
+WAITED_FOR = (
+    "SELECT pid FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid)) LIMIT 1"
+)
 
 
 @dataclass(slots=True)
@@ -176,7 +182,7 @@ async def postgres_full(scene: Scene) -> Figures:
 
 @row("PostgreSQL deadlocks")
 async def postgres_deadlocks(scene: Scene) -> Figures:
-    """A rival takes the rows of the balances the other way round."""
+    """A rival takes the rows of two balances, either way round."""
     cast = await scene.set_up()
     world = scene.world
     wanted = 3 if scene.long else 1
@@ -187,7 +193,9 @@ async def postgres_deadlocks(scene: Scene) -> Figures:
         await load.more(10)
         rival = asyncio.create_task(asyncio.to_thread(_rival, cast, ended))
         try:
-            await world.until(lambda: world.rows(query)[0][0] >= before + wanted, 240, "deadlocks")
+            async with asyncio.timeout(DEADLOCKS_S_MAX):
+                while (await asyncio.to_thread(world.rows, query))[0][0] < before + wanted:
+                    await asyncio.sleep(0.1)  # the callers go on meanwhile
         finally:
             ended.set()
             await rival
@@ -198,15 +206,28 @@ async def postgres_deadlocks(scene: Scene) -> Figures:
 
 
 def _rival(cast: Cast, ended: asyncio.Event) -> None:
-    first, *_, last = sorted(one.id for one in cast.tenants)
+    """Take the balances of two tenants that never run out, one and, once the writer waits for it, the other.
+
+    Whichever the writer takes first, every other turn is the other way round. What waits behind the
+    first row makes the writer's next batch one of both tenants.
+    """
+    one, other = (tenant.id for tenant in cast.tenants[:2])
     with psycopg.connect(cast.world.postgres.url) as connection:
         connection.execute("SET deadlock_timeout = '10s'")  # so that it is not always the rival who is chosen
         connection.commit()
-        while not ended.is_set():
+        for turn in itertools.cycle(((other, one), (one, other))):
+            if ended.is_set():
+                return
             with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                for tenant in (last, first):
-                    connection.execute("SELECT 1 FROM tenant_quota WHERE tenant_id = %s FOR UPDATE", [tenant])
-                    time.sleep(0.15)
+                _take(connection, turn[0])
+                end = time.monotonic() + RIVAL_S_MAX
+                while not connection.execute(WAITED_FOR).fetchone() and time.monotonic() < end:
+                    time.sleep(0.01)
+                _take(connection, turn[1])
+
+
+def _take(connection: psycopg.Connection[Any], tenant: int) -> None:
+    connection.execute("SELECT 1 FROM tenant_quota WHERE tenant_id = %s FOR UPDATE", [tenant])
 
 
 RELEASED = "restored from an older backup"
