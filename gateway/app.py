@@ -22,6 +22,7 @@ from gateway.core.estimate import Estimator
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.door import SCRIPTS, Door, open_door
+from gateway.counters.leaser import Leaser
 from gateway.counters.log_files import LogFiles
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
@@ -102,11 +103,18 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
+    await _end(leaser, settlements, wire, log)
+
+
+async def _end(leaser: Leaser, settlements: SettlementLog, wire: Wire, log: Callable[..., None]) -> None:
+    """Give back what was leased and keep what waits; a disk that hangs holds nothing up."""
     waiting = settlements.waiting
     await leaser.give_back()
-    await settlements.close()
+    closed = await settlements.close()
     await wire.close()
     log("gateway stopped", settlements_waiting=waiting)
+    if not closed:
+        os._exit(0)  # the thread that waits for the disk would be joined
 
 
 def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[str, Histogram]) -> Door:

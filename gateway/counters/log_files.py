@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.counters.segment import HEADER_BYTES
+from gateway.counters.segment import BLOCK_BYTES, HEADER_BYTES
 from gateway.counters.segment_file import SUFFIX, Segment, adopted, claim, create
 from gateway.errors import StartError
 
@@ -62,6 +62,15 @@ class LogFiles:
     def empty(self) -> bool:
         """Whether there is no record in any file."""
         return all(segment.size <= HEADER_BYTES for segment in self.segments)
+
+    def room_for(self, spooled: int, noted: int) -> tuple[Segment | None, bool]:
+        """The file for so many bytes, and whether what was only noted has room in it too. OSError too."""
+        if not spooled and not noted:
+            return None, False
+        segment = self.room(spooled + noted + 2 * BLOCK_BYTES)
+        if segment is not None or not spooled:
+            return segment, True
+        return self.room(spooled + BLOCK_BYTES), False
 
     def room(self, needed: int) -> Segment | None:
         """The file that takes so many bytes; None where all there is must not be dropped. OSError too."""

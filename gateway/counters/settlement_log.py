@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from gateway.core.wait import Wait
 from gateway.counters.log_files import LogFiles
+from gateway.counters.log_turn import Turn, give_up, write
 from gateway.counters.segment import (
     ACKNOWLEDGED,
     BLOCK_BYTES,
@@ -26,11 +28,12 @@ from gateway.counters.segment import (
     records,
 )
 from gateway.counters.segment_file import Segment
-from gateway.errors import CountersUnavailable
 
 WRITE_S = 0.05
 SYNC_S = 1.0
 SPOOL_S_MAX = 2.0
+# Behind the data plane's grace and its last calls: a worker is gone within 25 seconds.
+CLOSE_S_MAX = 1.0
 # A Redis that syncs its append-only file once a second has what is older than this.
 AT_RISK_S = 2.0
 NOTES_MAX = SPOOLS_MAX = 50_000
@@ -47,17 +50,6 @@ class LogCounts:
     spooled: int = 0
     refused: int = 0
     unlogged: int = 0
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What one write takes along: bytes by file and place, and who waits for them."""
-
-    writes: list[tuple[Segment, int, bytes]] = field(default_factory=list)
-    spooled: list[tuple[Segment, int, int]] = field(default_factory=list)
-    waits: list[Wait[None]] = field(default_factory=list)
-    synced: list[Segment] = field(default_factory=list)
-    notes: int = 0
 
 
 class SettlementLog:
@@ -86,7 +78,7 @@ class SettlementLog:
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
-        self._is_full = self._is_failing = False
+        self._is_full = self._is_failing = self._closed = False
         self._turned = asyncio.Event()
 
     @property
@@ -142,18 +134,32 @@ class SettlementLog:
                 self._turned.clear()
                 await self._turned.wait()
 
-    async def close(self) -> None:
-        """Write what there is; leave files that may still be needed, remove the others."""
-        for _ in range(2):
-            self._synced_at = self._clock() - SYNC_S
-            self._turn()
-            while self._writing is not None:
-                await asyncio.wait([self._writing])
-                await asyncio.sleep(0)
-        for timer in filter(None, (self._timer, self._syncing)):
-            timer.cancel()
+    async def close(self) -> bool:
+        """Write what there is; leave files that may still be needed, remove the others.
+
+        False where the disk takes longer than `CLOSE_S_MAX`: its thread has the files still, and they stay.
+        """
+        if self._closed:
+            return True
+        try:
+            async with asyncio.timeout(CLOSE_S_MAX):
+                for _ in range(2):
+                    self._synced_at = self._clock() - SYNC_S
+                    self._turn()
+                    while self._writing is not None:
+                        await asyncio.wait([self._writing])
+                        await asyncio.sleep(0)
+                needed = self._clock() - self._noted_at < AT_RISK_S
+                await self._loop.run_in_executor(self._thread, partial(self.files.close, needed=needed))
+        except TimeoutError:
+            self._say("settlement log was not closed: its disk hangs", waiting=self.waiting, level="error")
+            return False
+        finally:
+            for timer in filter(None, (self._timer, self._syncing)):
+                timer.cancel()
         self._thread.shutdown()
-        self.files.close(needed=self._clock() - self._noted_at < AT_RISK_S)
+        self._closed = True
+        return True
 
     # --- one turn: everything there is in one write ---------------------------------------
 
@@ -172,13 +178,13 @@ class SettlementLog:
         if not turn.writes and not turn.synced:
             self._turned.set()
             return
-        self._writing = self._loop.run_in_executor(self._thread, _write, turn)
-        bound = self._loop.call_later(SPOOL_S_MAX, _give_up, turn.waits) if turn.waits else None
+        self._writing = self._loop.run_in_executor(self._thread, write, turn)
+        bound = self._loop.call_later(SPOOL_S_MAX, give_up, turn.waits) if turn.waits else None
         self._writing.add_done_callback(lambda written: self._written(turn, written, bound))
 
-    def _gathered(self) -> _Turn:
+    def _gathered(self) -> Turn:
         """Take everything that waits to be written and give it its place."""
-        turn, now, ms = _Turn(), self._clock(), int(self._wall() * 1000)
+        turn, now, ms = Turn(), self._clock(), int(self._wall() * 1000)
         dropped, self._dropped = self._dropped, []
         for unneeded in dropped:
             if unneeded in self.files.segments:
@@ -213,19 +219,13 @@ class SettlementLog:
         return turn
 
     def _room(self, spooled: int, noted: int) -> tuple[Segment | None, bool]:
-        """The file for this turn, and whether what was only noted has room in it too."""
-        if not spooled and not noted:
-            return None, False
         try:
-            segment = self.files.room(spooled + noted + 2 * BLOCK_BYTES)
-            if segment is not None or not spooled:
-                return segment, True
-            return self.files.room(spooled + BLOCK_BYTES), False
+            return self.files.room_for(spooled, noted)
         except OSError as error:
             self._failed(error)
             return None, False
 
-    def _place(self, turn: _Turn, segment: Segment, data: bytes) -> int:
+    def _place(self, turn: Turn, segment: Segment, data: bytes) -> int:
         """Where in the file this block goes."""
         at = segment.size
         turn.writes.append((segment, at, data))
@@ -234,7 +234,7 @@ class SettlementLog:
         self._unsynced.add(segment)
         return at
 
-    def _written(self, turn: _Turn, written: asyncio.Future[None], bound: asyncio.TimerHandle | None) -> None:
+    def _written(self, turn: Turn, written: asyncio.Future[None], bound: asyncio.TimerHandle | None) -> None:
         self._writing = None
         self._turned.set()
         if bound is not None:
@@ -266,7 +266,7 @@ class SettlementLog:
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
         """The disk hangs: nobody waits longer for its turn, whatever still comes of what was given."""
         if self._writing is writing:
-            _give_up([wait for _, wait in self._spools])
+            give_up([wait for _, wait in self._spools])
             self._loop.call_later(SPOOL_S_MAX, self._give_up_behind, writing)  # for who comes now
 
     def _sync_due(self) -> None:
@@ -278,22 +278,9 @@ class SettlementLog:
         if waits and not self._is_full:
             self._is_full = True
             self._say("settlement log takes nothing more: answers are cut", level="error")
-        _give_up(waits)
+        give_up(waits)
 
     def _failed(self, error: BaseException) -> None:
         if not self._is_failing:
             self._is_failing = True
             self._say("settlement log cannot be written", error=str(error), level="error")
-
-
-def _write(turn: _Turn) -> None:
-    """In the log's thread: write, then sync what is to be certain."""
-    for segment, at, data in turn.writes:
-        segment.write(at, data)
-    for segment in turn.synced:
-        segment.sync()
-
-
-def _give_up(waits: list[Wait[None]]) -> None:
-    for wait in waits:
-        wait.fail(CountersUnavailable())

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -79,8 +80,8 @@ async def test_what_is_spooled_is_on_the_disk_when_it_is_said_so(begin: Open, tm
 async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     log = begin()
     synced: list[object] = []
-    writes = module._write
-    monkeypatch.setattr(module, "_write", lambda turn: (synced.append(turn), writes(turn))[1])
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (synced.append(turn), writes(turn))[1])
     await asyncio.gather(*(in_task(log.spool(b"one")) for _ in range(1000)))
     assert len(synced) == 1
 
@@ -205,7 +206,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
 ) -> None:
     log = begin()
     monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
-    monkeypatch.setattr(module, "_write", lambda _: time.sleep(0.5))
+    monkeypatch.setattr(module, "write", lambda _: time.sleep(0.5))
     waits = [log.spool(b"one")]
     await asyncio.sleep(0.01)
     waits.append(log.spool(b"behind"))
@@ -221,7 +222,7 @@ async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
     log = begin()
     monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
     monkeypatch.setattr(module, "SPOOLS_MAX", 2)
-    monkeypatch.setattr(module, "_write", lambda _: time.sleep(1.0))
+    monkeypatch.setattr(module, "write", lambda _: time.sleep(1.0))
     began = time.monotonic()
     for name in (b"one", b"behind", b"later"):
         with pytest.raises(CountersUnavailable):
@@ -235,8 +236,8 @@ async def test_what_is_noted_while_a_write_takes_long_is_written_after_it(
     begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = begin()
-    writes = module._write
-    monkeypatch.setattr(module, "_write", lambda turn: (time.sleep(0.1), writes(turn)))
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (time.sleep(0.1), writes(turn)))
     spooled = log.spool(b"one")
     await asyncio.sleep(0.01)
     log.note(b"two", ANSWER)
@@ -352,6 +353,42 @@ async def test_a_worker_that_ends_in_order_leaves_what_may_be_needed_and_nothing
     await in_task(log.spool(b"waits"))
     await log.close()
     assert waiting(tmp_path) == 1
+
+
+async def test_a_disk_that_hangs_keeps_no_worker_from_ending(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files stay for whoever comes next, and nothing is closed under the thread that writes."""
+    said: list[str] = []
+    log = begin(say=lambda event, **_: said.append(event))
+    await in_task(log.spool(b"kept"))
+    healed = threading.Event()
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (healed.wait(), writes(turn)))
+    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
+    log.note(b"late", ANSWER)
+    try:
+        assert not await asyncio.wait_for(log.close(), 10)
+        assert (waiting(tmp_path), len(log.files.segments)) == (1, 1)
+    finally:
+        healed.set()
+    assert said == ["settlement log was not closed: its disk hangs"]
+    await log.written()
+    assert noted(tmp_path) == [b"late"]
+
+
+async def test_a_disk_that_hangs_on_removing_a_file_keeps_no_worker_from_ending(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    healed = threading.Event()
+    closes = log.files.close
+    monkeypatch.setattr(log.files, "close", lambda needed: (healed.wait(), closes(needed=needed)))
+    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
+    try:
+        assert not await asyncio.wait_for(log.close(), 10)
+    finally:
+        healed.set()
 
 
 KILLED = """
