@@ -177,6 +177,10 @@ class CountersUnavailable(Refusal):
     status = 503
 
 
+class CountersRefused(CountersUnavailable):
+    """The counters are there and answered this one question with an error."""
+
+
 class Overloaded(Refusal):
     """This gateway is at its own limit."""
 

@@ -91,7 +91,7 @@ class Keeper:
         self._standings = Standings(self._wire)
         keeping = Keeping(self._wire)
         sweeps = Sweeps(self._engine)
-        self._outbox = Outbox(self._wire)
+        self._outbox = Outbox(self._wire, self._log)
         self._writer = Writer(settings.database_url)
         accounts = Accounts(self._engine)
         self._setbacks = Setbacks(
@@ -289,6 +289,7 @@ class Keeper:
             entries, oldest_ms = await self._outbox.depth()
             snapshot["outbox_entries"] = entries
             snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
+            snapshot["outbox_streams_broken"] = len(self._outbox.broken)
             snapshot["holds"] = await self._control.holds()
         except CountersUnavailable:
             pass

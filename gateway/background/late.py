@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
-from gateway.core.holds import Charged, LateSettlement
+from gateway.core.holds import Charged, Ending, LateSettlement, Verb
 from gateway.core.losses import Movement
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.5
-ENTRIES_MAX = 500
+# What one pass reads, looks up and writes at once.
+ENTRIES_MAX = 1_000
 
 
 class Lane(Protocol):
@@ -26,14 +28,8 @@ class Lane(Protocol):
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Late settlements that can be decided: what came before them is on its way no more."""
 
-    async def post(self, late: LateSettlement) -> bool:
-        """Charge one without a hold, once by its entry; False where its account is not known."""
-
-    async def correct(self, late: LateSettlement, more: Charged) -> bool:
-        """Move tokens (more or less), credits (more) and units (more or less), once by the entry."""
-
-    async def drop(self, late: LateSettlement) -> None:
-        """Remove one that is dealt with."""
+    async def end(self, endings: Sequence[Ending]) -> Sequence[bool]:
+        """Deal with these at once, each once by its entry; which were dealt with."""
 
 
 class Ledger(Protocol):
@@ -57,7 +53,7 @@ class Poster:
         self._ledger = ledger
 
     async def drain(self) -> int:
-        """Deal with what can be dealt with now; answers how many.
+        """Deal with what can be dealt with now; answers how many were.
 
         One that the counters refuse keeps no other from being dealt with.
         """
@@ -67,37 +63,33 @@ class Poster:
         if acknowledged := [movement for one in late for movement in one.acknowledged]:
             await self._ledger.remember(acknowledged)
         known = await self._ledger.charged(late)
-        refused = None
+        endings = []
         for one in late:
-            charged = known.get(one.request_id)
-            try:
-                await (self._lane.post(one) if charged is None else self._correct(one, charged))
-            except CountersUnavailable as error:
-                refused = error
-        if refused is not None:
-            raise refused
-        return len(late)
+            ending, refund = ended(one, known.get(one.request_id))
+            if refund:
+                await self._ledger.refund(one, refund)
+            endings.append(ending)
+        return sum(await self._lane.end(endings))
 
     async def run(self) -> None:
-        """Drain twice a second, at once again where there was much, until cancelled."""
+        """Drain twice a second, at once again where there was anything to do, until cancelled."""
         while True:
             drained = 0
-            try:
+            with suppress(CountersUnavailable):
                 drained = await self.drain()
-            except CountersUnavailable:
-                await asyncio.sleep(INTERVAL_S)
-            await asyncio.sleep(INTERVAL_S if drained < ENTRIES_MAX else 0)
+            await asyncio.sleep(0 if drained else INTERVAL_S)
 
-    async def _correct(self, one: LateSettlement, charged: Charged) -> None:
-        """Make good what a reclaim charged; what settled after all stays as it is."""
-        more = difference(one, charged) if one.charged or charged.reclaimed else Charged()
-        if more.credits < 0:
-            await self._ledger.refund(one, -more.credits)
-        move = Charged(more.tokens, max(0, more.credits), more.units)
-        if move == Charged():
-            await self._lane.drop(one)
-        else:
-            await self._lane.correct(one, move)
+
+def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
+    """How a late settlement ends by what the ledger has of it, and the credits to give back.
+
+    What settled after all stays as it is; what a reclaim charged is made good.
+    """
+    if charged is None:
+        return Ending(late, Verb.POST, Charged(late.tokens, late.credits, late.units)), 0
+    more = difference(late, charged) if late.charged or charged.reclaimed else Charged()
+    move = Charged(more.tokens, max(0, more.credits), more.units)
+    return Ending(late, Verb.DROP if move == Charged() else Verb.CORRECT, move), max(0, -more.credits)
 
 
 def difference(late: LateSettlement, charged: Charged) -> Charged:

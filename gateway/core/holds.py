@@ -88,6 +88,23 @@ class Charged:
     reclaimed: bool = False
 
 
+class Verb(StrEnum):
+    """How a late settlement ends: charged as it is, by what a reclaim did not, or not at all."""
+
+    POST = "post"
+    CORRECT = "correct"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """What becomes of a late settlement, and what moves by it: nothing where it is dropped."""
+
+    late: LateSettlement
+    verb: Verb
+    used: Charged = Charged()
+
+
 def correction_id(request_id: str) -> str:
     """Return the id of a request's one correction: its own with the version nibble set to 8."""
     return f"{request_id[:14]}8{request_id[15:]}"

@@ -27,7 +27,7 @@ from gateway.counters.acknowledged import of_grant
 from gateway.counters.directory import encode_catalogue, encode_identity
 from gateway.counters.terms import encode_terms, version_of
 from gateway.counters.wire import Reply, Wire, encode, encode_script
-from gateway.errors import CountersUnavailable, OutOfRange
+from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 PEEK_BATCH_MAX = 256
 MOVED_MAX = 20_000
@@ -54,9 +54,18 @@ class Control:
         return await in_task(self._wire.send(encode(*parts)))
 
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
-        """Send plain commands together; their answers in order."""
+        """Send plain commands together; their answers in order, None of one that is refused.
+
+        A key of the wrong type is the trouble of its own partition.
+        """
         waits = [self._wire.send(encode(*command)) for command in commands]
-        return [await in_task(wait) for wait in waits]
+        answers: list[Reply] = []
+        for wait in waits:
+            try:
+                answers.append(await in_task(wait))
+            except CountersRefused:
+                answers.append(None)
+        return answers
 
     async def run(self, verb: str, call: packing.Call) -> Reply:
         """Run one script."""

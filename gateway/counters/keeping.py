@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from math import inf
 from typing import cast
 
 import msgspec
 
-from gateway.core.holds import Charge, Charged, ExpiredHold, LateSettlement, correction_id
-from gateway.core.ledger import MalformedEvent, decode
+from gateway.core.holds import Charge, Charged, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing, states
-from gateway.counters.acknowledged import of_argument, of_settle
-from gateway.counters.control import APPLIED, Control
+from gateway.counters.acknowledged import of_settle
+from gateway.counters.control import APPLIED, UNVERIFIED, Control
+from gateway.counters.late_lane import LateLane
 from gateway.counters.lease import IF_OVER, NONE, lease
 from gateway.counters.quota import TOMBSTONE_MS
 from gateway.counters.settlement_record import service_of
-from gateway.errors import CountersUnavailable
+from gateway.counters.wire import Reply, Wire, encode, encode_script
+from gateway.errors import CountersRefused, CountersUnavailable
 
-WAITING_MAX = 1_000
 CORRECTED = "settled after its hold was reclaimed"
 
 
 class Keeping(Control):
     """The keeper's connection, with what reclaiming and late posting need besides."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self._lane = LateLane(self)
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
@@ -67,87 +70,67 @@ class Keeping(Control):
             units=charge.units,
             metadata=b'{"estimated":true,"reclaimed":true}',
         )
-        return await self._settle(settlement, packing.MODE_RECLAIM)
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
+        code = packing.code_of(cast("bytes", await self.run("settle", call)))
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        return code == APPLIED  # known to nobody else: a loss of it is one
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements before which nothing of their organization waits in the outbox.
+        """Late settlements that can be decided: what came before them is on its way no more."""
+        return await self._lane.decidable(count)
 
-        Of a request that was dealt with already, none before that is in PostgreSQL: then the
-        ledger knows what to do with another one.
+    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+        """Deal with late settlements in one write, each once by its entry; which were dealt with.
+
+        False where an account is not known, or the counters refuse this one alone. CountersUnavailable
+        where some could not be asked; the others are dealt with.
         """
-        found: list[LateSettlement] = []
-        lanes = await self.ask_each(
-            (b"XRANGE", keys.late(partition).encode(), b"-", b"+", b"COUNT", b"%d" % count)
-            for partition in range(PARTITIONS)
-        )
-        for partition, entries in enumerate(lanes):
-            if not isinstance(entries, list) or not entries:
-                continue
-            lane = [_late(partition, _entry_id(one), cast("list[object]", one)[1]) for one in entries]
-            moving = await self._moving(partition, lane)
-            oldest, all_seen_until = await self._waiting(partition)
-            for late in lane:
-                entry_id = late.entry_id
-                if _ms(entry_id) >= all_seen_until:
-                    break
-                if late.request_id in moving:
-                    continue
-                # Two streams number the entries of one millisecond each by itself.
-                if oldest.get(late.caller.organization_id, all_seen_until) > _ms(entry_id):
-                    moving.add(late.request_id)  # another entry of the same call waits for this one's row
-                    found.append(late)
-        return found
+        charges = [one for one in endings if one.verb is not Verb.DROP]
+        waits = [self._charge(one) for one in charges]
+        gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
+        charged: dict[Ending, bool] = {}
+        unavailable = None
+        for one, wait in zip(charges, waits, strict=True):
+            try:
+                charged[one] = self._applied(one.late.caller, cast("bytes", await in_task(wait)))
+            except CountersRefused:
+                charged[one] = False
+            except CountersUnavailable as error:
+                unavailable = error
+        for removed in gone:
+            await in_task(removed)
+        if unavailable is not None:
+            raise unavailable
+        return [charged.get(one, True) for one in endings]
 
-    async def _moving(self, partition: int, lane: Sequence[LateSettlement]) -> set[str]:
-        """Requests that were posted or corrected, and are not in PostgreSQL yet."""
-        requests = [one.request_id for one in lane]
-        names = [name.encode() for one in requests for name in (one, correction_id(one))]
-        known = await self.ask(b"HMGET", keys.control(partition).encode(), *names)
-        assert isinstance(known, list)
-        return {one for one, *ids in zip(requests, known[::2], known[1::2], strict=True) if any(ids)}
+    def _charge(self, ending: Ending) -> Wait[Reply]:
+        """Send a post, which needs no hold, or what was used beyond what a reclaim charged."""
+        late, mode, metadata = ending.late, packing.MODE_POST, ending.late.metadata
+        if ending.verb is Verb.CORRECT:
+            own = msgspec.json.decode(metadata) if metadata else {}
+            more = {**own, "corrects": late.request_id, "reason": CORRECTED}
+            mode, metadata = packing.MODE_CORRECT, msgspec.json.encode(more)
+        settlement = _settlement(late, ending.used, metadata)
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
+        return self._wire.send(encode_script("settle", *call))
 
-    async def _waiting(self, partition: int) -> tuple[dict[int, float], float]:
-        """Each organization's oldest entry in the outbox (ms), and the ms before which all were seen."""
-        entries = await self.ask(
-            b"XRANGE", keys.outbox(partition).encode(), b"-", b"+", b"COUNT", b"%d" % WAITING_MAX
-        )
-        oldest: dict[int, float] = {}
-        if not isinstance(entries, list):
-            return oldest, inf
-        for entry in entries:
-            with suppress(MalformedEvent):  # dead, and in nobody's way
-                event = decode(cast("list[list[bytes]]", entry)[1][1])
-                oldest.setdefault(event.organization_id, _ms(_entry_id(entry)))
-        return oldest, _ms(_entry_id(entries[-1])) if len(entries) == WAITING_MAX else inf
+    def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
+        """Send the removal of entries that are charged already: one command a lane."""
+        by_lane: dict[int, list[bytes]] = {}
+        for one in late:
+            by_lane.setdefault(one.partition, []).append(one.entry_id)
+        return [
+            self._wire.send(encode(b"XDEL", keys.late(partition).encode(), *ids))
+            for partition, ids in by_lane.items()
+        ]
 
-    async def post(self, late: LateSettlement) -> bool:
-        """Charge one without a hold, once by its entry; False where its account is not known."""
-        used = Charged(tokens=late.tokens, credits=late.credits, units=late.units)
-        return await self._settle(_settlement(late, used, late.metadata), packing.MODE_POST, late.entry_id)
-
-    async def correct(self, late: LateSettlement, more: Charged) -> bool:
-        """Move what was really used beyond what a reclaim charged; tokens and units may be less.
-
-        Once by the entry; False where its account is not known.
-        """
-        own = msgspec.json.decode(late.metadata) if late.metadata else {}
-        metadata = {**own, "corrects": late.request_id, "reason": CORRECTED}
-        settlement = _settlement(late, more, msgspec.json.encode(metadata))
-        return await self._settle(settlement, packing.MODE_CORRECT, late.entry_id)
-
-    async def drop(self, late: LateSettlement) -> None:
-        """Remove one that is dealt with."""
-        await self.ask(b"XDEL", keys.late(late.partition).encode(), late.entry_id)
-
-    async def _settle(self, settlement: Settlement, mode: int, late: bytes | None = None) -> bool:
-        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late)
-        answer = cast("bytes", await self.run("settle", call))
+    def _applied(self, caller: Caller, answer: bytes) -> bool:
+        """Whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
         code = packing.code_of(answer)
-        if code == 0:
+        if code == UNVERIFIED:
             raise CountersUnavailable
-        if mode != packing.MODE_RECLAIM:  # what is reclaimed is known to nobody else: a loss of it is one
-            caller = settlement.caller
-            self.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+        self.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
         return code == APPLIED
 
     async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
@@ -189,37 +172,4 @@ def _settlement(late: LateSettlement, used: Charged, metadata: bytes) -> Settlem
         units=used.units,
         attribution=late.attribution,
         metadata=metadata,
-    )
-
-
-def _entry_id(entry: object) -> bytes:
-    return cast("bytes", cast("list[object]", entry)[0])
-
-
-def _ms(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
-
-
-def _late(partition: int, entry_id: bytes, raw: object) -> LateSettlement:
-    flat = cast("list[bytes]", raw)
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    (
-        _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
-    ) = packing.SETTLE.unpack(fields[b"a"])  # fmt: skip
-    return LateSettlement(
-        partition=partition,
-        entry_id=entry_id,
-        request_id=request.decode(),
-        caller=Caller(int(organization_id), int(tenant_id), int(key_id), partition),
-        user=fields[b"u"].decode(),
-        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
-        tokens=int(tokens),
-        credits=int(credits_),
-        units=int(units),
-        attribution=fields[b"c"].decode(),
-        metadata=fields[b"m"],
-        charged=int(fields[b"charged"]),
-        acknowledged=of_argument(
-            partition, int(tenant_id), int(organization_id), fields.get(b"acknowledged", b"")
-        ),
     )

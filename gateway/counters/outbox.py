@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from gateway.core.ledger import MalformedEvent, Place, decode, places_before
@@ -10,22 +10,30 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
 from gateway.counters.wire import Reply, Wire, encode
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_ENTRIES = 1_000
 LOOK_ENTRIES_MAX = 100_000
 
 
 class Outbox:
-    """Streams of all partitions, read and acknowledged on one connection."""
+    """Streams of all partitions, read and acknowledged on one connection.
 
-    def __init__(self, wire: Wire) -> None:
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on.
+    """
+
+    def __init__(self, wire: Wire, say: Callable[..., None] = lambda _, **__: None) -> None:
+        self.broken: dict[int, str] = {}
         self._wire = wire
+        self._say = say
         self._read_under = b""
         self._replaced = False
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
-        """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start."""
+        """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
+
+        A partition whose stream is broken has none.
+        """
         limit = b"%d" % count
         self._begin_read()
         waits = {
@@ -43,10 +51,23 @@ class Outbox:
         }
         found: dict[int, list[tuple[bytes, bytes]]] = {}
         for partition, wait in waits.items():
-            entries = await in_task(wait)
+            entries = await self._read(partition, wait)
             if isinstance(entries, list) and entries:
                 found[partition] = [_entry(entry) for entry in entries]
         return found
+
+    async def _read(self, partition: int, wait: Wait[Reply]) -> Reply:
+        """What a stream has; None of one that is broken, as where its key is of another type."""
+        try:
+            entries = await in_task(wait)
+        except CountersRefused as error:
+            if partition not in self.broken:
+                self._say("outbox stream is broken", partition=partition, error=error.message, level="error")
+            self.broken[partition] = error.message
+            return None
+        if self.broken.pop(partition, None) is not None:
+            self._say("outbox stream is whole again", partition=partition)
+        return entries
 
     def _begin_read(self) -> None:
         """Note the server that is read from; a new one first ends the pass over the old one's entries."""
@@ -70,8 +91,14 @@ class Outbox:
             if sources:
                 fields = [one.encode() for one in sources]
                 waits.append(self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *fields)))
+        refused = None
         for wait in waits:
-            await in_task(wait)
+            try:
+                await in_task(wait)
+            except CountersRefused as error:
+                refused = error  # of one partition: what the others had is acknowledged
+        if refused is not None:
+            raise refused
 
     async def deleted(self) -> dict[int, bytes]:
         """The newest entry that was ever deleted of each partition's stream, by its id.
@@ -132,14 +159,20 @@ class Outbox:
         firsts = [self._wire.send(encode(b"XRANGE", name, b"-", b"+", b"COUNT", b"1")) for name in names]
         total, oldest = 0, 0
         for wait in lengths:
-            length = await in_task(wait)
+            length = await _unless_refused(wait)
             total += length if isinstance(length, int) else 0
         for wait in firsts:
-            entries = await in_task(wait)
+            entries = await _unless_refused(wait)
             if isinstance(entries, list) and entries:
                 at = int(_entry(entries[0])[0].partition(b"-")[0])
                 oldest = min(oldest or at, at)
         return total, oldest
+
+
+async def _unless_refused(wait: Wait[Reply]) -> Reply:
+    with suppress(CountersRefused):
+        return await in_task(wait)
+    return None
 
 
 def _entry(raw: Reply) -> tuple[bytes, bytes]:

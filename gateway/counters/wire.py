@@ -22,7 +22,7 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.address import Address, why_not
 from gateway.counters.scripts import library
 from gateway.counters.sentinel import primary
-from gateway.errors import CountersUnavailable, StartError
+from gateway.errors import CountersRefused, CountersUnavailable, StartError
 
 CALL_S = 1.0
 STALL_S = 3.0
@@ -187,7 +187,7 @@ class Wire(asyncio.Protocol):
             self._drop()
             wait.fail(CountersUnavailable())
         else:
-            wait.fail(CountersUnavailable(f"Redis refused: {message[:200]}"))
+            wait.fail(CountersRefused(f"Redis refused: {message[:200]}"))
 
     def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
         """Bring the library to a server that lost it, and ask once more: what waits without its command

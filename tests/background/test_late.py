@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -11,13 +12,11 @@ from typing import Any
 import pytest
 
 from gateway.background.late import Poster
-from gateway.core.holds import Charged, LateSettlement, correction_id, refund_id
+from gateway.core.holds import Charged, Ending, LateSettlement, Verb, correction_id, refund_id
 from gateway.core.ledger import HEAD, decode, encode
 from gateway.core.model import Caller, Settled
 from gateway.core.pricing import Pricing, Tier
-from gateway.counters import keeping as keeping_module
 from gateway.counters import keys
-from gateway.errors import CountersUnavailable
 from persistence.sweeps import Sweeps
 from tests.background.house import House, house_at
 from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, UNITS, World
@@ -26,9 +25,6 @@ from tests.persistence.scenario import broken
 # --- alone ------------------------------------------------------------------------------
 
 LATE = LateSettlement(0, b"1-0", str(uuid.UUID(int=1)), Caller(1, 7, 3, 0), "", CHAT, 70, 0, 1, "", b"", 0)
-
-
-REFUSED = 666
 
 
 @dataclass
@@ -41,18 +37,12 @@ class Lane:
     async def late(self, count: int) -> list[LateSettlement]:
         return self.entries[:count]
 
-    async def post(self, late: LateSettlement) -> bool:
-        if late.tokens == REFUSED:
-            raise CountersUnavailable
-        self.done.append(("post", late.request_id))
-        return True
-
-    async def correct(self, late: LateSettlement, more: Charged) -> bool:
-        self.done.append(("correct", more.tokens, more.credits, more.units))
-        return True
-
-    async def drop(self, late: LateSettlement) -> None:
-        self.done.append(("drop", late.request_id))
+    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+        for one in endings:
+            moved = (one.used.tokens, one.used.credits, one.used.units)
+            what = moved if one.verb is Verb.CORRECT else (one.late.request_id,)
+            self.done.append((str(one.verb), *what))
+        return [True] * len(endings)
 
 
 class Ledger:
@@ -109,13 +99,6 @@ async def test_what_the_ledger_knows_decides(
     ledger = Ledger({} if charged is None else {late.request_id: charged})
     await Poster(lane, ledger).drain()
     assert (lane.done, ledger.refunds) == (done, refunds)
-
-
-async def test_one_that_the_counters_refuse_keeps_no_other() -> None:
-    lane = Lane([replace(LATE, tokens=REFUSED), LATE])
-    with pytest.raises(CountersUnavailable):
-        await Poster(lane, Ledger({})).drain()
-    assert lane.done == [("post", LATE.request_id)]
 
 
 def test_a_correction_has_an_id_of_its_own_that_is_a_uuid() -> None:
@@ -359,8 +342,9 @@ async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str
         call.settle(tokens=40)
         await house.flush()
         (late,) = await house.keeping.late(10)
+        used = Charged(late.tokens)
         for _ in range(2):  # and a frozen one that had read the same
-            assert await house.keeping.post(late)
+            assert await house.keeping.end([Ending(late, Verb.POST, used)]) == [True]
         await house.poster.drain()
         await drained(house)
         assert world.tenant.used == 40
@@ -378,14 +362,16 @@ async def test_a_call_twice_in_the_lane_is_posted_once_however_soon_its_row_is_s
         call.settle(tokens=7)
         assert len(world.late()) == 2
         await house.flush()
-        post = house.keeping.post
+        end = house.keeping.end
 
-        async def stored_at_once(late: LateSettlement) -> bool:
-            posted = await post(late)
-            await house.flush()
-            return posted
+        async def stored_at_once(endings: Sequence[Ending]) -> list[bool]:
+            done = []
+            for one in endings:
+                done += await end([one])
+                await house.flush()
+            return done
 
-        monkeypatch.setattr(house.keeping, "post", stored_at_once)
+        monkeypatch.setattr(house.keeping, "end", stored_at_once)
         await drained(house)
         assert (world.tenant.used, world.late()) == (7, [])
 
@@ -408,15 +394,12 @@ async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None
         assert world.late() == []
 
 
-async def test_another_accounts_waiting_entries_are_in_nobodys_way(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_accounts_waiting_entries_are_in_nobodys_way(valkey: str, migrated: str) -> None:
     """An account in quarantine keeps its entries in the outbox until somebody looks."""
     async with house_at(valkey, migrated) as house:
         world = await house.settle_in(100)
         await house.flush()
-        stranger = replace(decode(BLANK), organization_id=999_999)
-        world.client.xadd(keys.outbox(world.p), {"e": encode(stranger)})
+        strangers_wait(world, 2_500)
         world.client.xadd(keys.outbox(world.p), {"e": b"malformed"})
         call = world.reserve(need=10)
         world.client.delete(keys.hold(world.p, call.id))
@@ -425,10 +408,51 @@ async def test_another_accounts_waiting_entries_are_in_nobodys_way(
         assert world.tenant.used == 7
         call.settle(tokens=7)  # behind the post, which waits itself
         assert await house.poster.drain() == 0
-        world.client.xtrim(keys.late(world.p), maxlen=0)
-        monkeypatch.setattr(keeping_module, "WAITING_MAX", 1)
-        call.settle(tokens=7)  # and behind more than is looked at
-        assert await house.poster.drain() == 0
+
+
+async def test_one_that_the_counters_refuse_keeps_no_other(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world, other = await house.settle_in(100), await house.settle_in(100)
+        assert world.p != other.p
+        await house.flush()
+        for one in (world, other):
+            call = one.reserve(need=10)
+            one.client.delete(keys.hold(one.p, call.id))
+            call.settle(tokens=7)
+        world.client.hset(keys.control(world.p), "x", "1")
+        late = await house.keeping.late(10)
+        world.client.set(keys.outbox(world.p), "not a stream")
+        endings = [Ending(one, Verb.POST, Charged(one.tokens)) for one in late]
+        done = await house.keeping.end(endings)
+        assert dict(zip([one.caller.tenant_id for one in late], done, strict=True)) == {
+            world.caller.tenant_id: False,
+            other.caller.tenant_id: True,
+        }
+        assert (world.tenant.used, other.tenant.used, len(world.late()), other.late()) == (0, 7, 1, [])
+
+
+async def test_entries_that_are_charged_already_go_in_one_command(valkey: str, migrated: str) -> None:
+    """After Redis lost its last second, everything that was acknowledged comes by once more."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(1000)
+        for _ in range(30):
+            call = world.reserve(need=1)
+            call.settle(tokens=1)
+            call.settle(tokens=1)
+        await house.flush()
+        world.client.config_resetstat()
+        assert await house.poster.drain() == 30
+        stats: Any = world.client.info("commandstats")
+        assert (stats["cmdstat_xdel"]["calls"], world.late(), world.tenant.used) == (1, [], 30)
+
+
+def strangers_wait(world: World, count: int) -> None:
+    """So many entries of an organization nobody knows, at the end of this one's outbox."""
+    stranger = encode(replace(decode(BLANK), organization_id=999_999))
+    with world.client.pipeline(transaction=False) as pipe:
+        for _ in range(count):
+            pipe.xadd(keys.outbox(world.p), {"e": stranger})
+        pipe.execute()
 
 
 BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)

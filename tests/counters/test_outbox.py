@@ -62,6 +62,30 @@ async def test_an_entry_without_its_field_is_an_empty_event(world: World, outbox
     assert packed == b""
 
 
+async def test_a_stream_that_is_none_keeps_no_other_partition_waiting(world: World, connect: Connect) -> None:
+    said: list[str] = []
+    outbox = Outbox(
+        await connect(world.url), lambda event, **facts: said.append(f"{event}: {facts['partition']}")
+    )
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    for one in (world, other):
+        one.plan(1)
+    world.client.rename(keys.outbox(world.p), "aside")
+    world.client.set(keys.outbox(world.p), "not a stream")
+    everything = dict.fromkeys(range(64), b"")
+    for _ in range(2):
+        found = await outbox.read(everything, 10)
+        assert list(found) == [other.p]
+    assert "WRONGTYPE" in outbox.broken[world.p]
+    assert (await outbox.depth())[0] == 1
+    with pytest.raises(CountersUnavailable):
+        await outbox.acknowledge({world.p: [b"1-1"], other.p: [found[other.p][0][0]]}, {})
+    assert other.events() == []
+    world.client.rename("aside", keys.outbox(world.p))
+    assert list(await outbox.read(everything, 10)) == [world.p]
+    assert (outbox.broken, len(said)) == ({}, 2)
+
+
 async def test_entries_of_another_server_are_not_acknowledged_here(
     own_valkey: Callable[..., ValkeyServer], connect: Connect
 ) -> None:

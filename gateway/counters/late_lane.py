@@ -1,0 +1,284 @@
+"""Which settlements of the late lane can be decided: nothing of their organization waits from before them.
+
+Before and behind are places in streams, never times: within one stream ids only rise, whatever the
+clock does, and of two streams only who was read first says which entry was there first. Reads alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import cast
+
+from gateway.core.holds import LateSettlement, correction_id
+from gateway.core.ledger import HEAD, VERSION
+from gateway.core.model import PARTITIONS, Caller
+from gateway.counters import keys, packing
+from gateway.counters.acknowledged import of_argument
+from gateway.counters.control import Control
+from gateway.counters.settlement_record import service_of
+from gateway.counters.wire import Reply
+from gateway.errors import CountersRefused, CountersUnavailable
+
+# Entries one command brings.
+LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
+# Entries of one partition that a pass looks at; the next pass goes on from there.
+LANE_LOOK_MAX = 10_000
+OUTBOX_LOOK_MAX = 100_000
+# Remembered of one partition: what is forgotten is looked at anew, or waits a little longer.
+MARKS_MAX = 1_000
+ORGANIZATIONS_MAX = 10_000
+
+# A stream entry's id, comparable: milliseconds and number.
+Place = tuple[int, int]
+START: Place = (0, 0)
+# Where the organization stands in an outbox entry's head.
+_OWNER, _OWNER_AT = struct.Struct("<d"), struct.calcsize("<4B2d")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of the lane, read as far as it takes to know whose it is."""
+
+    place: Place
+    entry_id: bytes
+    organization_id: int
+    request_id: str
+    fields: dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was seen of one partition.
+
+    `marks`: lane entries up to the first place came behind outbox entries up to the second, at most.
+    `clear`: by organization, the place before which the outbox has nothing of it.
+    `left`: by organization, its oldest lane entry that was there when it was last looked at.
+    """
+
+    under: tuple[bytes, bytes, int] | None = None
+    seen: Place = START
+    marks: list[tuple[Place, Place]] = field(default_factory=list)
+    clear: dict[int, Place] = field(default_factory=dict)
+    left: dict[int, Place] = field(default_factory=dict)
+
+    def behind(self, lane: Place) -> Place:
+        """The newest outbox entry that may have been there before this one of the lane."""
+        return self.marks[bisect_left(self.marks, (lane, START))][1]
+
+    def mark(self, lane: Place, outbox: Place) -> None:
+        """Note that lane entries up to a place are there, and the outbox's newest entry now."""
+        if not self.marks or self.marks[-1][0] < lane:
+            self.marks.append((lane, outbox))
+        oldest = min(self.left.values(), default=lane)
+        while len(self.marks) > 1 and (self.marks[0][0] < oldest or len(self.marks) > MARKS_MAX):
+            del self.marks[0]
+
+    def ready(self, organization_id: int, lane: Place) -> bool:
+        """Whether nothing of an organization is in the outbox that was there before this lane entry."""
+        return self.clear.get(organization_id, START) > self.behind(lane)
+
+
+class LateLane:
+    """The late lanes of all partitions, looked through for what can be decided."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._known: dict[int, _Known] = {}
+
+    async def decidable(self, count: int) -> list[LateSettlement]:
+        """Up to `count` late settlements, shared between partitions, in the order of each lane.
+
+        Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
+        knows what to do with another one. A partition whose streams are broken keeps no other waiting.
+        """
+        lengths = await self._control.ask_each(
+            (b"XLEN", keys.late(partition).encode()) for partition in range(PARTITIONS)
+        )
+        lanes = [partition for partition, length in enumerate(lengths) if isinstance(length, int) and length]
+        self._known = {one: self._known[one] for one in lanes if one in self._known}
+        share = max(1, count // max(1, len(lanes)))
+        looks = (self._look(partition, share) for partition in lanes)
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        decidable: list[LateSettlement] = []
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, CountersRefused):
+                raise one
+            decidable += [] if isinstance(one, BaseException) else one
+        return decidable[:count]
+
+    async def _look(self, partition: int, count: int) -> list[LateSettlement]:
+        """One pass over one lane, from the first entry that may have become decidable."""
+        known = self._known.setdefault(partition, _Known())
+        waiting = {one: known.behind(at) for one, at in known.left.items()}
+        await self._advance(partition, known, waiting)
+        blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
+        start = min([at for one, at in known.left.items() if one not in blocked] + [_next(known.seen)])
+        found: list[LateSettlement] = []
+        left: dict[int, Place] = {}
+        taken: set[str] = set()
+        size, looked = min(LOOK_ENTRIES, max(LOOK_ENTRIES_MIN, count)), 0
+        while len(found) < count and looked < LANE_LOOK_MAX:
+            entries, last, more = await self._page(partition, known, start, size)
+            mine = [one for one in entries if one.organization_id not in blocked]
+            for one in mine:
+                left.setdefault(one.organization_id, one.place)
+            free = await self._free(partition, known, mine)
+            for one in free:
+                # Another entry of the same call waits for this one's row.
+                if one.request_id not in taken and len(found) < count:
+                    taken.add(one.request_id)
+                    found.append(_late(partition, one))
+            known.seen = last
+            if not more:
+                break
+            start, looked, size = _next(last), looked + size, min(LOOK_ENTRIES, size * 4)
+        known.left = {one: at for one, at in known.left.items() if one in blocked} | left
+        if len(known.clear) > ORGANIZATIONS_MAX:
+            known.clear = {one: at for one, at in known.clear.items() if one in known.left}
+        return found
+
+    async def _page(
+        self, partition: int, known: _Known, start: Place, size: int
+    ) -> tuple[list[_Entry], Place, bool]:
+        """Entries of a lane from a place on, the last one's place, and whether there may be more.
+
+        The outbox is looked at behind them: what is not in it then was not there before them.
+        """
+        page, newest, marker = await self._control.ask_each(
+            (
+                (b"XRANGE", keys.late(partition).encode(), _id(start), b"+", b"COUNT", b"%d" % size),
+                (b"XREVRANGE", keys.outbox(partition).encode(), b"+", b"-", b"COUNT", b"1"),
+                (b"GET", keys.marker(partition).encode()),
+            )
+        )
+        run_id, epoch, _ = packing.read_marker(marker if isinstance(marker, bytes) else b"")
+        under = (self._control.run_id, run_id, epoch)
+        if known.under not in (None, under):
+            del self._known[partition]
+            raise CountersUnavailable("Redis is another one, or was rebuilt: its streams are others")
+        known.under = under
+        entries = page if isinstance(page, list) else []
+        if not entries:
+            return [], known.seen, False
+        last = _place(entries[-1])
+        known.mark(last, _place(newest[0]) if isinstance(newest, list) and newest else START)
+        read = [one for one in map(_entry, entries) if one is not None]
+        return read, last, len(entries) == size
+
+    async def _free(self, partition: int, known: _Known, entries: Sequence[_Entry]) -> list[_Entry]:
+        """Those of which nothing waits any more, neither from before them nor of themselves."""
+        waiting = {one.organization_id: known.behind(one.place) for one in entries}
+        await self._advance(partition, known, waiting)
+        free = [one for one in entries if known.ready(one.organization_id, one.place)]
+        if not free:
+            return []
+        # Requests that were posted or corrected, and are not in PostgreSQL yet.
+        names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
+        known_ids = await self._control.ask(b"HMGET", keys.control(partition).encode(), *names)
+        assert isinstance(known_ids, list)
+        pairs = zip(free, known_ids[::2], known_ids[1::2], strict=True)
+        return [one for one, *ids in pairs if not any(ids)]
+
+    async def _advance(self, partition: int, known: _Known, until: Mapping[int, Place]) -> None:
+        """Look in the outbox for each organization's oldest entry, as far as it matters."""
+        clear = known.clear
+        open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
+        open_ -= await self._still_there(partition, {one: clear[one] for one in open_ if one in clear})
+        looked = 0
+        while open_ and looked < OUTBOX_LOOK_MAX:
+            start = min(clear.get(one, START) for one in open_)
+            entries = await self._outbox(partition, start, LOOK_ENTRIES)
+            for raw in entries:
+                owner = _owner(raw)
+                if owner in open_:
+                    clear[owner] = _place(raw)
+                    open_.discard(owner)
+            end = _next(_place(entries[-1])) if entries else start
+            for one in open_:
+                # At the end of the stream, whatever comes yet comes behind all that ever was in it.
+                ended = len(entries) < LOOK_ENTRIES
+                clear[one] = max(clear.get(one, START), end, _next(until[one]) if ended else START)
+            open_ = {one for one in open_ if clear[one] <= until[one]}
+            looked += LOOK_ENTRIES
+
+    async def _still_there(self, partition: int, oldest: Mapping[int, Place]) -> set[int]:
+        """Of organizations and where their oldest entry was: those that have it in the outbox still."""
+        name = keys.outbox(partition).encode()
+        pages = await self._control.ask_each((b"XRANGE", name, _id(at), _id(at)) for at in oldest.values())
+        return {
+            organization_id
+            for organization_id, page in zip(oldest, pages, strict=True)
+            if isinstance(page, list) and page and _owner(page[0]) == organization_id
+        }
+
+    async def _outbox(self, partition: int, start: Place, count: int) -> list[Reply]:
+        name = keys.outbox(partition).encode()
+        page = await self._control.ask(b"XRANGE", name, _id(start), b"+", b"COUNT", b"%d" % count)
+        return page if isinstance(page, list) else []
+
+
+def _place(entry: Reply) -> Place:
+    assert isinstance(entry, list)
+    ms, _, number = cast("bytes", entry[0]).partition(b"-")
+    return int(ms), int(number)
+
+
+def _id(place: Place) -> bytes:
+    return b"%d-%d" % place
+
+
+def _next(place: Place) -> Place:
+    return place[0], place[1] + 1
+
+
+def _owner(entry: Reply) -> int:
+    """The organization of an outbox entry; 0 of one that cannot be read, which is in nobody's way."""
+    assert isinstance(entry, list)
+    fields = entry[1]
+    packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
+    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] != VERSION:
+        return 0
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return int(owner) if isfinite(owner) else 0
+
+
+def _entry(raw: Reply) -> _Entry | None:
+    """One of the lane; None of one that no script has written."""
+    assert isinstance(raw, list)
+    flat = cast("list[bytes]", raw[1])
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    try:
+        used = packing.SETTLE.unpack(fields[b"a"])
+    except (KeyError, struct.error):
+        return None
+    return _Entry(_place(raw), cast("bytes", raw[0]), int(used[7]), used[11].decode(), fields)
+
+
+def _late(partition: int, entry: _Entry) -> LateSettlement:
+    fields = entry.fields
+    _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
+        fields[b"a"]
+    )
+    organization_id = entry.organization_id
+    return LateSettlement(
+        partition=partition,
+        entry_id=entry.entry_id,
+        request_id=entry.request_id,
+        caller=Caller(organization_id, int(tenant_id), int(key_id), partition),
+        user=fields[b"u"].decode(),
+        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
+        tokens=int(tokens),
+        credits=int(credits_),
+        units=int(units),
+        attribution=fields[b"c"].decode(),
+        metadata=fields[b"m"],
+        charged=int(fields[b"charged"]),
+        acknowledged=of_argument(
+            partition, int(tenant_id), organization_id, fields.get(b"acknowledged", b"")
+        ),
+    )
