@@ -190,10 +190,10 @@ def covered(spans: Iterable[tuple[date, date, int]]) -> tuple[tuple[date, date],
 
 
 def standing(start: date, end: date, today: date) -> str:
-    """Say whether a span is still to come, in force, or over."""
-    if today < start:
-        return "future"
-    return "active" if today < end else "over"
+    """Say whether a span is still to come, in force, or over; one of no days never comes."""
+    if end <= max(start, today):
+        return "over"
+    return "future" if today < start else "active"
 
 
 def _split(segments: tuple[Segment, ...], plan_id: int, cost: Decimal, at: date) -> tuple[Segment, ...]:

@@ -175,3 +175,14 @@ async def test_an_organization_with_a_subscription_is_kept(api: Api) -> None:
     assert (await api.delete(f"organizations/{organization_id}")).status == 409
     await api.post(f"organization-subscriptions/{made['id']}/cancel", {"when": "now"})
     assert (await api.delete(f"organizations/{organization_id}")).status == 204
+
+
+async def test_one_cancelled_before_it_began_stands_in_nobodys_way(api: Api) -> None:
+    organization_id, made = await subscribed(api, start_date=day(10))
+    where = f"organization-subscriptions/{made['id']}"
+    assert (await api.post(f"{where}/cancel", {"when": "now"})).json["standing"] == "over"
+    back = await api.patch(where, {"end_date": day(20)})
+    assert (back.json["standing"], back.json["cancel_at"]) == ("future", None)
+    await api.post(f"{where}/cancel", {"when": "now"})
+    assert (await api.delete(f"subscription-plans/{made['plan_id']}")).status == 204
+    assert (await api.delete(f"organizations/{organization_id}")).status == 204

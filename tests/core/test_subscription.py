@@ -136,6 +136,10 @@ def test_standing_of_a_span() -> None:
     assert [standing(start, end, day) for day in days] == ["future", "active", "active", "over"]
 
 
+def test_what_was_cancelled_before_it_began_is_over() -> None:
+    assert standing(date(2026, 4, 1), date(2026, 4, 1), date(2026, 3, 1)) == "over"
+
+
 @given(
     plus=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=4),
     minus=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=2),
