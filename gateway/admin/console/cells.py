@@ -71,6 +71,8 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
         sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
         return Cell("number", f"{sign}{shown.number(row['amount'])}", tone=tone)
     value: Any = row.get(column)
+    if column == "resource_id":
+        return Cell("code", str(value or shown.NONE), _page_of(row.get("resource"), value))
     if column == "model":
         metadata: Any = row.get("metadata") or {}
         value = metadata.get("model") or metadata.get("reason")
@@ -103,6 +105,8 @@ def references(screens_rows: Iterable[tuple[Screen, Iterable[Row]]]) -> dict[str
 
 def state_of(name: str, row: Row) -> str:
     """The state a row is in, in a word."""
+    if row.get("state"):
+        return str(row["state"])
     if name == "tenants":
         quota: Any = row.get("quota") or {}
         if quota.get("manual_block"):
@@ -118,6 +122,12 @@ def state_of(name: str, row: Row) -> str:
     if ends and datetime.fromisoformat(str(ends)) <= datetime.now(UTC):
         return "expired"
     return "open" if name in {"dead-letters", "quarantine"} else "active"
+
+
+def _page_of(resource: object, row_id: object) -> str:
+    """The page of a row that the audit log names; empty if it has none."""
+    screen = SCREENS.get(str(resource))
+    return f"/{resource}/{row_id}" if screen and screen.has_page and str(row_id).isdecimal() else ""
 
 
 def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:

@@ -5,6 +5,7 @@ The model's JSON schema is the only source, so a form asks for exactly what the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,12 +39,16 @@ REFERS = {
 }
 
 
+# What a program sends as null, a person leaves empty.
+_NULL = re.compile(r"\bnull\b")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One control of a form; `name` may be `outer.inner`.
 
     `kind` is text, long, whole, money, day, instant, flag, choice, many, lines or json.
-    `nullable` says that leaving it empty may be sent as null.
+    `nullable` says that leaving it empty may be sent as null; fields of one `group` stand together.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Field:
     choices: tuple[str, ...] = ()
     refers: str = ""
     default: str = ""
+    group: str = ""
 
     @property
     def control(self) -> str:
@@ -80,9 +86,9 @@ def _fields(name: str, part: Json, schema: Json, known: Mapping[str, str], *, re
             Field(
                 f"{name}.{inner}",
                 "whole",
-                f"{shown.words(name)}: {shown.words(inner).lower()}",
+                shown.words(inner),
                 nullable=True,
-                hint="Empty: not limited.",
+                group=f"{shown.words(name)} (empty: not limited)",
             )
             for inner in shape["properties"]
         ]
@@ -95,7 +101,7 @@ def _fields(name: str, part: Json, schema: Json, known: Mapping[str, str], *, re
             shown.words(name),
             required=required,
             nullable=nullable,
-            hint=part.get("description", ""),
+            hint=_NULL.sub("empty", part.get("description", "")),
             choices=choices,
             refers=known.get(name, ""),
             default="" if default is None or default == [] else _text(default),

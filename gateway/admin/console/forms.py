@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -48,6 +49,11 @@ class Form:
     is_dangerous: bool = False
     once: str = field(default_factory=lambda: uuid4().hex)
     fixed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[tuple[str, list[Field]]]:
+        """The fields in order, those that stand together under their heading."""
+        return [(group, list(fields)) for group, fields in groupby(self.fields, lambda each: each.group)]
 
     @property
     def example(self) -> Mapping[str, str]:
@@ -124,7 +130,10 @@ def errors_by_field(
             others.append(f"{name}: {message}" if name else message)
         else:
             inner = name.removeprefix(place).lstrip(".")
-            said = f"{inner}: {message}" if inner else message
+            plain = message.replace("Input should be ", "must be ").replace(
+                "a valid integer", "a whole number"
+            )
+            said = f"{inner}: {plain}" if inner else plain
             beside[place] = f"{beside[place]}; {said}" if place in beside else said
     return beside, others
 

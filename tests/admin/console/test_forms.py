@@ -74,12 +74,12 @@ async def test_a_key_is_shown_once(api: Api, admin: Person) -> None:
     [
         ({"amount": "0"}, "greater than or equal to 1"),
         ({"amount": "-5"}, "greater than or equal to 1"),
-        ({"amount": "1.5"}, "valid integer"),
-        ({"amount": "1,5"}, "valid integer"),
-        ({"amount": "ten"}, "valid integer"),
+        ({"amount": "1.5"}, "must be a whole number"),
+        ({"amount": "1,5"}, "must be a whole number"),
+        ({"amount": "ten"}, "must be a whole number"),
         ({"amount": ""}, "required"),
-        ({"amount": "9" * 40}, "valid integer"),
-        ({"amount": "<script>alert(1)</script>"}, "valid integer"),
+        ({"amount": "9" * 40}, "must be a whole number"),
+        ({"amount": "<script>alert(1)</script>"}, "must be a whole number"),
     ],
 )
 async def test_what_is_wrong_stands_at_its_field(

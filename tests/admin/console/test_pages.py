@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -177,6 +178,23 @@ async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
     page = await admin.open(owners[0])
     assert "1,000,000,000,000" in page.text
     assert "&lt;script&gt;alert" in page.text
+
+
+async def test_lists_say_what_rows_say(api: Api, admin: Person) -> None:
+    await api.make("organizations", name="No cap")
+    made = await furnish(api)
+    deliveries = await admin.open("/webhook-deliveries")
+    assert '<span class="mark bad">failed</span>' in deliveries.text
+    assert '<span class="mark good">active</span>' not in deliveries.text
+    delivery = await admin.open("/webhook-deliveries/1")
+    assert "failed</span>" in delivery.text.split("</header>")[1]
+    # A column of numbers stands right, also where it begins with none.
+    organizations = (await admin.open("/organizations")).text
+    caps = re.findall(r'<td data-label="Spend cap" class="([^"]*)">', organizations)
+    assert [each.split() for each in caps[:2]] == [["right", "none"], ["right"]]
+    audited = await admin.open("/audit-log?resource=tenants")
+    assert f'href="/tenants/{made["tenants"]["id"]}"' in audited.text
+    assert "/console-sessions/" not in (await admin.open("/audit-log")).text
 
 
 async def test_pages_run_nothing_but_their_own_files(admin: Person) -> None:

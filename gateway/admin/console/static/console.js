@@ -111,7 +111,7 @@
       this.chart = new uPlot({
         ...this.size(),
         series: [{ label: "UTC", value: (_, time) => (time == null ? "—" : clock(time)) }, ...series],
-        axes: [{ ...axis, space: 80, values: (_, times) => times.map(clock) }, { ...axis, size: 56, values: (_, values) => values.map(short) }],
+        axes: [{ ...axis, space: 80, size: 32, values: (_, times) => times.map(clock) }, { ...axis, size: 56, values: (_, values) => values.map(short) }],
         scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
         cursor: { drag: { x: false, y: false } },
       }, this.data(), this.place);
@@ -130,6 +130,7 @@
   }
 
   document.addEventListener("DOMContentLoaded", () => {
+    document.querySelector(".menu [aria-current]")?.scrollIntoView({ block: "nearest" });
     for (const place of document.querySelectorAll("[data-history]")) new Plot(place);
   });
 })();
