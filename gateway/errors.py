@@ -41,8 +41,11 @@ class Refusal(TollkeeperError):
 
     `retry_after_s` is None where no time is known; `retry_helps` is the answer to
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
-    request field that is wrong, where one is.
+    request field that is wrong, where one is. `fields` of the answer tell what is left of the
+    limit that refused.
     """
+
+    fields: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from gateway.core.model import Decision, Window
+from gateway.core.model import Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
 CACHED_MAX = 4096
@@ -52,6 +52,24 @@ def limit_headers(decision: Decision) -> list[Header]:
     if decision.credits_remaining is not None:
         headers.append((b"x-tollkeeper-credits-remaining", b"%d" % decision.credits_remaining))
     return headers
+
+
+def refusal_headers(decision: Decision) -> list[Header]:
+    """Return the fields for a call a limit refused: that limit alone, where what is left of it is known."""
+    limit, used, kind = decision.limit, decision.used, decision.kind
+    told = Decision(Verdict.ADMITTED)
+    if decision.verdict is Verdict.RATE_LIMITED and limit:
+        window = Window(decision.scope, limit, used, used * WINDOW_S * 1000 // limit)
+        if kind == LimitKind.TOKENS:
+            told.tokens = window
+        else:
+            told.requests = window
+    elif decision.verdict is Verdict.QUOTA_EXCEEDED and used >= limit:
+        told.limit, told.until_ms, told.now_ms = limit, decision.until_ms, decision.now_ms
+        told.tokens_remaining = 0
+    elif kind == LimitKind.CREDITS:
+        told.credits_remaining = limit - used
+    return limit_headers(told)
 
 
 def limit_lines(decision: Decision) -> bytes:

@@ -15,6 +15,7 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
+from gateway.core.limits import refusal_headers
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
@@ -41,7 +42,9 @@ class Rendered:
 
 def from_decision(decision: Decision) -> Refusal:
     """Return the refusal a decision stands for: which limit, how much is used, until when."""
-    return _MAKERS[decision.verdict](decision)
+    refusal = _MAKERS[decision.verdict](decision)
+    refusal.fields = tuple(refusal_headers(decision))
+    return refusal
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
@@ -52,6 +55,9 @@ def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
     if refusal.retry_helps is not None:
         headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2
+    headers += refusal.fields
     body = msgspec.json.encode(_SHAPES[family](refusal, request_id))
     return Rendered(refusal.status, headers, body)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.limits import duration, limit_headers, limit_lines
-from gateway.core.model import Decision, Scope, Verdict, Window
+from gateway.core.limits import duration, limit_headers, limit_lines, refusal_headers
+from gateway.core.model import Decision, LimitKind, Scope, Verdict, Window
 
 NOW = 1_700_000_000_000
 
@@ -65,6 +65,50 @@ def test_debt_is_nothing_left() -> None:
     assert headers[b"x-ratelimit-remaining-tokens"] == b"0"
     assert headers[b"x-ratelimit-reset-tokens"] == b"2m30s"
     assert headers[b"ratelimit"] == b'"tokens";r=0;t=150'
+
+
+def refused(verdict: Verdict, kind: LimitKind, used: int, limit: int) -> dict[bytes, bytes]:
+    decision = Decision(verdict, Scope.TENANT, kind, used, limit, until_ms=NOW + 3000, now_ms=NOW)
+    return dict(refusal_headers(decision))
+
+
+def test_a_rate_that_refuses_is_told_with_its_debt_as_nothing_left() -> None:
+    assert refused(Verdict.RATE_LIMITED, LimitKind.REQUESTS, 20, 20) == {
+        b"ratelimit-policy": b'"requests";q=20;w=60',
+        b"ratelimit": b'"requests";r=0;t=60',
+        b"x-ratelimit-limit-requests": b"20",
+        b"x-ratelimit-remaining-requests": b"0",
+        b"x-ratelimit-reset-requests": b"1m0s",
+    }
+    tokens = refused(Verdict.RATE_LIMITED, LimitKind.TOKENS, 250, 100)
+    assert tokens[b"ratelimit"] == b'"tokens";r=0;t=150'
+    assert tokens[b"x-ratelimit-remaining-tokens"] == b"0"
+
+
+def test_a_quota_that_is_used_up_is_told_until_its_reset() -> None:
+    fields = refused(Verdict.QUOTA_EXCEEDED, LimitKind.QUOTA, 12, 10)
+    assert fields[b"ratelimit"] == b'"quota";r=0;t=3'
+    assert fields[b"x-ratelimit-reset-tokens"] == b"3s"
+    assert fields[b"x-tollkeeper-tokens-remaining"] == b"0"
+
+
+def test_credits_that_do_not_cover_a_call_are_told_without_what_is_held() -> None:
+    assert refused(Verdict.INSUFFICIENT_CREDITS, LimitKind.CREDITS, 2, 5) == {
+        b"x-tollkeeper-credits-remaining": b"3"
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [
+        (Verdict.QUOTA_EXCEEDED, LimitKind.QUOTA),  # debt that was carried, or a strict plan
+        (Verdict.QUOTA_HELD, LimitKind.QUOTA),
+        (Verdict.CONCURRENCY_LIMITED, LimitKind.CONCURRENCY),
+        (Verdict.SPEND_CAP_REACHED, LimitKind.SPEND),
+    ],
+)
+def test_what_is_not_known_to_be_left_is_not_told(verdict: Verdict, kind: LimitKind) -> None:
+    assert refused(verdict, kind, 5, 10) == {}
 
 
 @pytest.mark.parametrize(

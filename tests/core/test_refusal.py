@@ -106,6 +106,15 @@ def test_status_and_reason_are_the_same_for_every_api(error: type[Refusal], fami
     assert "p" in json.dumps(body)
 
 
+@pytest.mark.parametrize("family", Family)
+def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
+    unknown = dict(render(errors.InvalidApiKey(), family, ID).headers)
+    assert unknown[b"www-authenticate"] == b'Bearer realm="tollkeeper"'
+    limited = dict(render(refused(Verdict.RATE_LIMITED, kind=LimitKind.REQUESTS), family, ID).headers)
+    assert limited[b"x-ratelimit-remaining-requests"] == b"0"
+    assert b"www-authenticate" not in limited
+
+
 def test_fields_without_a_value_are_not_sent() -> None:
     assert [name for name, _ in render(errors.UnknownRoute(), Family.OPENAI, ID).headers] == [
         b"content-type",
