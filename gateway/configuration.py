@@ -22,7 +22,7 @@ from gateway.core.model import Family
 from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 
-ANY_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
 SERVICES_PREFIX = "/services/"
 

@@ -18,6 +18,9 @@ _FAMILY_PREFIXES = (
     ("/v1/", Family.OPENAI),
 )
 _GEMINI_ACTION = re.compile(r"/v1/models/[^/]+:")
+_SEGMENT = "[^/]+"
+# A colon ends a name of Google's and begins what is done with it (AIP-136): another action is another path.
+_ID_OF_GOOGLE = "(?:(?!%3[Aa])[^/:])+"
 _PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
 
 
@@ -43,7 +46,7 @@ class RouteTable:
         self._exact: dict[str, list[Route]] = {}
         by_pattern: dict[str, list[Route]] = {}
         for route in routes:
-            pattern = _pattern(route.path)
+            pattern = _pattern(route.path, _ID_OF_GOOGLE if route.family is Family.GEMINI else _SEGMENT)
             if pattern not in by_pattern:
                 by_pattern[pattern] = []
                 if "{" in route.path:
@@ -104,12 +107,12 @@ def _allow(routes: list[Route]) -> tuple[str, ...]:
     return tuple(methods)
 
 
-def _pattern(template: str) -> str:
+def _pattern(template: str, segment: str) -> str:
     """A regular expression of a path template; `{name…}` at the end takes the rest."""
     parts: list[str] = []
     at = 0
     for match in _PARAMETER.finditer(template):
         parts.append(re.escape(template[at : match.start()]))
-        parts.append("(?P<rest_of_path>.*)" if match[2] else f"(?P<{match[1]}>[^/]+)")
+        parts.append("(?P<rest_of_path>.*)" if match[2] else f"(?P<{match[1]}>{segment})")
         at = match.end()
     return "".join(parts) + re.escape(template[at:])

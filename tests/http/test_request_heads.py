@@ -289,3 +289,18 @@ async def test_known_paths_say_which_methods_they_take() -> None:
         refused = [row[0] for row in stage.tally.snapshot()["requests"] if row[1] == 405]
         generate = "/v1beta/models/{model}:generateContent"
         assert sorted(refused) == ["/v1/chat/completions", "/v1/models", generate]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("model", ["m:predict", "m:generateContent:x", "m%3AgenerateContent", "m%3apredict"])
+async def test_another_action_on_a_model_of_googles_is_no_route(method: str, model: str) -> None:
+    async with staged() as stage:
+        head = f"{method} /v1beta/models/{model} HTTP/1.1\r\nhost: x\r\n".encode() + AUTH + b"\r\n"
+        got = await stage.ask(head, method)
+        assert (got.status, got.reason) == (404, "unknown_route")
+        assert not stage.upstream.received
+
+
+async def test_a_model_of_openais_may_have_colons() -> None:
+    async with staged() as stage:
+        assert (await stage.ask(get(b"/v1/models/ft:m:x::1"), "GET")).status == 200

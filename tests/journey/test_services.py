@@ -17,7 +17,7 @@ import pytest
 
 from tests.journey.stack import Stack, eventually
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY")
 LARGE_BYTES = 48 << 20  # more than BODY_BYTES_MAX
 
 
