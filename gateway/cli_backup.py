@@ -20,7 +20,8 @@ from gateway.local.announce import PlainVoice
 from gateway.local.data_directory import DataDirectory, known_values, opened
 from gateway.local.house import House
 from gateway.local.servers import start_postgres
-from gateway.settings import PREFIX, Settings, load, without_password
+from gateway.settings import PREFIX, Settings, load
+from gateway.urls import without_password
 
 if TYPE_CHECKING:
     from gateway.backup import Manifest

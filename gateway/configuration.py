@@ -166,7 +166,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`; `SettingError` names the place of what is wrong."""
-    import yaml  # noqa: PLC0415  # workers, which never read the file, are spared its memory
+    from gateway.written import explained, parsed  # noqa: PLC0415  # spares workers, which never read it, memory
 
     try:
         with path.open("rb") as file:
@@ -175,17 +175,11 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
         raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > CONFIG_BYTES_MAX:
         raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
+    document = _substituted(parsed(text, str(path)) or {}, environ, str(path))
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not text"
-        raise SettingError(f"{path}{place}: not valid YAML ({problem})") from error
-    try:
-        return msgspec.convert(_substituted(document or {}, environ, str(path)), ConfigFile)
+        return msgspec.convert(document, ConfigFile)
     except msgspec.ValidationError as error:
-        raise SettingError(f"{path}: {error}") from error
+        raise SettingError(f"{path}: {explained(str(error), document, ConfigFile)}") from error
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:

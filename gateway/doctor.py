@@ -7,21 +7,25 @@ with one finding a line.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+from gateway import remedies
 from gateway.core.route import UpstreamTarget
 from gateway.core.wait import in_task
 from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.scripts import VERBS, library
 from gateway.counters.wire import Wire, encode
-from gateway.errors import TollkeeperError
+from gateway.errors import StartError, TollkeeperError
 from gateway.http.upstream import reach
-from gateway.settings import Settings, without_password
+from gateway.settings import Settings
+from gateway.urls import wanted, without_password
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
@@ -42,12 +46,14 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
-            yield Finding(False, "settings", f"TOLLKEEPER_{name.upper()} is not set")
+            said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
+            yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    yield _data_directory(settings)
     if settings.redis_url:
         async for finding in _redis(settings):
             yield finding
     else:
-        yield Finding(False, "redis", "TOLLKEEPER_REDIS_URL is not set")
+        yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
     if role != "serve":
         if settings.database_url:
             yield await _postgresql(settings.database_url)
@@ -59,15 +65,30 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         yield await _upstream(target)
 
 
+def _data_directory(settings: Settings) -> Finding:
+    """Whether gateways and keepers could write where their settlements and numbers are kept."""
+    for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
+        there = place
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            said = f"{place} cannot be written by this user"
+            which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
+            return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
+    return Finding(True, "data directory", f"{settings.data_dir} can be written")
+
+
 async def _upstream(target: UpstreamTarget) -> Finding:
     subject = f"upstream {target.name}"
     try:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:
         said = f"its certificate cannot be verified: {error.verify_message}"
-        return Finding(False, subject, f"{target.base_url}: {said}")
-    except (OSError, TimeoutError):
-        return Finding(False, subject, f"{target.base_url} does not accept connections")
+        return Finding(False, subject, f"{target.base_url}: {said}; {remedies.upstream(said)}")
+    except (OSError, TimeoutError) as error:
+        why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
+        said = f"{target.base_url} does not accept connections ({why})"
+        return Finding(False, subject, f"{said}; {remedies.upstream(why)}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     return Finding(True, subject, f"{target.base_url} accepts connections{until}")
 
@@ -86,7 +107,7 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
         )
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
-        yield Finding(False, "redis", f"{shown}: {why}")
+        yield Finding(False, "redis", f"{shown}: {why}; {remedies.redis(why)}")
         return
     finally:
         if wire is not None:
@@ -99,13 +120,24 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     )
     if wire.certificate_end is not None:
         yield Finding(True, "redis", f"its certificate is valid until {_day(wire.certificate_end)}")
-    policy = info.get("maxmemory_policy", "unknown")
-    yield Finding(policy == "noeviction", "redis", f"maxmemory-policy is {policy} (noeviction is needed)")
+    elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
+        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
+        yield Finding(False, "redis", f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss://")
+    yield _policy(info.get("maxmemory_policy", "unknown"))
     durable = info.get("aof_enabled") == "1"
-    yield Finding(durable, "redis", f"append-only file is {'on' if durable else 'off (it is needed)'}")
+    off = "off: CONFIG SET appendonly yes, and in its configuration"
+    yield Finding(durable, "redis", f"append-only file is {'on' if durable else off}")
     loaded = isinstance(known, list) and bool(known)
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
     yield _verification(vouched if isinstance(vouched, bytes) else b"", info.get("run_id", "").encode())
+
+
+def _policy(policy: str) -> Finding:
+    """Whether Redis would throw counters away where its memory is full."""
+    if policy == "noeviction":
+        return Finding(True, "redis", "maxmemory-policy is noeviction")
+    remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
+    return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {remedy}")
 
 
 def _verification(vouched: bytes, run_id: bytes) -> Finding:
@@ -128,7 +160,8 @@ def _day(moment: float) -> str:
 
 
 async def _postgresql(url: str) -> Finding:
-    from persistence.migrate import newest_version, schema_version  # noqa: PLC0415  # heavy to load
+    from persistence.migrate import schema_version  # noqa: PLC0415  # heavy to load
+    from persistence.schema import refuse_other  # noqa: PLC0415
     from persistence.watch import certificate_end  # noqa: PLC0415
 
     shown = without_password(url)
@@ -136,15 +169,13 @@ async def _postgresql(url: str) -> Finding:
         async with asyncio.timeout(ANSWER_MAX_S * 2):
             found = await asyncio.to_thread(schema_version, url)
     except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(False, "postgresql", f"{shown}: {first}")
-    wanted = newest_version()
-    if found == wanted:
+        first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
+        return Finding(False, "postgresql", f"{shown}: {first}; {remedies.postgresql(first)}")
+    try:
+        refuse_other(found)
+    except StartError as error:
+        return Finding(False, "postgresql", f"{shown}: {error.message}")
+    else:
         end = await asyncio.to_thread(certificate_end, url)
         until = f", its certificate is valid until {_day(end)}" if end else ""
         return Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
-    return Finding(
-        False,
-        "postgresql",
-        f"{shown} has schema version {found or 'none'}, {wanted} is needed: tollkeeper migrate",
-    )

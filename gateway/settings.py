@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,6 +28,7 @@ from gateway.core.route import Route, UpstreamTarget
 from gateway.errors import SettingError
 from gateway.otel import Tracing
 from gateway.otel import read as read_tracing
+from gateway.urls import SCHEMES, fault, wanted, without_password
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
@@ -185,6 +185,10 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         if name not in NAMES or variable != variable.upper():
             raise _unknown(variable, name, text, NAMES, PREFIX)
         values[name] = _checked(variable, name, text)
+    if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
+        raise SettingError(
+            f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
+        )
     return Settings(**values, tracing=read_tracing(environ)).with_table(_table(written, environ))
 
 
@@ -198,20 +202,11 @@ def from_json(data: bytes) -> Settings:
     return msgspec.json.decode(data, type=Settings)
 
 
-def without_password(url: str) -> str:
-    """A URL fit for a log line."""
-    return re.sub(r"(?<=[?&]password=)[^&#]*", "***", re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", url))
-
-
 def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable:
     return table_of(written, environ) if written else default_table(environ)
 
 
 _TYPES = get_type_hints(Settings, include_extras=True)
-_URL_SCHEMES = {
-    "redis_url": {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "unix"},
-    "database_url": {"postgresql", "postgres", "postgresql+psycopg"},
-}
 
 
 def _checked(place: str, name: str, value: Any) -> Any:
@@ -220,16 +215,15 @@ def _checked(place: str, name: str, value: Any) -> Any:
     except msgspec.ValidationError as error:
         wanted = _wanted(name)
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {wanted}") from error
-    schemes = _URL_SCHEMES.get(name)
-    if schemes and urlsplit(str(checked)).scheme not in schemes:
-        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}")
+    if name in SCHEMES and (expected := fault(name, str(checked))):
+        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {expected}")
     return checked
 
 
 def _wanted(name: str) -> str:
     """What would be valid, in words, from the type itself."""
-    if name in _URL_SCHEMES:
-        return "a URL beginning with " + " or ".join(f"{each}://" for each in sorted(_URL_SCHEMES[name]))
+    if name in SCHEMES:
+        return wanted(name)
     hint = _TYPES[name]
     meta = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)
     kind = getattr(hint, "__origin__", hint)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from gateway.errors import StartError
 
 ASK_INTERVAL_S = 0.25
+# The last look has time to say what is wrong, rather than that there was no time.
+ASK_S_MIN = 1.0
 ASK_S_MAX = 10.0
 SAY_INTERVAL_S = 5.0
 
@@ -31,7 +33,7 @@ async def reached(
     clock = asyncio.get_running_loop().time
     began = said = clock()
     while True:
-        why = await _asked(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_INTERVAL_S)))
+        why = await _asked(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_S_MIN)))
         if not why:
             return True
         waited = clock() - began

@@ -10,7 +10,8 @@ from gateway.configuration import DEFAULT_ROUTES
 from gateway.core.model import Family
 from gateway.core.route import Route
 from gateway.errors import SettingError
-from gateway.settings import Settings, from_json, load, to_json, without_password
+from gateway.settings import Settings, from_json, load, to_json
+from gateway.urls import without_password
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +57,11 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("GATEWAY_PORT", "70000", "'70000' is not valid: expected a whole number from 0 to 65535"),
         ("LOG_LEVEL", "loud", "'loud' is not valid: expected one of debug, info, warning, error"),
         ("REDIS_URL", "http://x", "'http://x' is not valid: expected a URL beginning with redis://"),
+        ("REDIS_URL", "redis://h:99999/0", "is not valid: expected redis://user:password@host:port/database"),
+        ("REDIS_URL", "redis://h/main", "the database being a number"),
+        ("REDIS_URL", "redis:///0", "is not valid: expected redis://user:password@host:port"),
+        ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
+        ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
         ("QQQQ", "3", "'3' is not a setting; known are TOLLKEEPER_REDIS_URL, "),
     ],
@@ -76,10 +82,31 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(
         ("ADMIN_TOKN", "hushhushhushhush"),
         ("MY_SECRET", "hush"),
         ("REDIS_URL", "http://user:hush@host"),
+        ("REDIS_URL", "redis://user:a@hush/hush@host/0"),
+        ("DATABASE_URL", "postgresql://user:hu/hush@host/0"),
+        ("DATABASE_URL", "mysql://host/0?passwrod=hush&sslpassword=hush"),
     ],
 )
 def test_the_value_of_a_secret_is_never_shown(name: str, value: str) -> None:
     assert "hush" not in refused({f"TOLLKEEPER_{name}": value})
+
+
+def test_who_may_only_read_has_another_token_than_who_may_write() -> None:
+    both = {"TOLLKEEPER_ADMIN_TOKEN": "one-token-for-all", "TOLLKEEPER_READONLY_TOKEN": "one-token-for-all"}
+    assert refused(both).startswith("TOLLKEEPER_READONLY_TOKEN=(hidden) is not valid")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "rediss://u:p%40%2F@h:1/2",
+        "unix:///run/redis.sock?db=1",
+        "redis+sentinel://a:1,b:2/main/0",
+    ],
+)
+def test_every_way_to_write_where_redis_is_passes(url: str) -> None:
+    assert load({"TOLLKEEPER_REDIS_URL": url}).redis_url == url
 
 
 def test_links_that_kubernetes_injects_are_nobodys_settings() -> None:
@@ -187,7 +214,14 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
             "upstreams: s: base_url: the environment variable NOWHERE is not set",
         ),
         ("upstreams: {s: {base_url: x.example}}", "upstreams.s.base_url: not a base URL"),
-        ("upstreams: {s: {base_url: https://x, header: {}}}", "unknown field `header`"),
+        ("upstreams: {s: {base_url: https://x, header: {}}}", "upstreams.s.header is not known; did you"),
+        ("upstreams: {a: {base_url: https://x}, s: {base_url: 3}}", ": expected text, got a whole number"),
+        ("upstreams: {s: {headers: {}}}", "upstreams.s.base_url is missing"),
+        ("upstreams: {a b: {base_url: https://x}}", "upstreams: a name of letters"),
+        (
+            "upstreams: {s: {base_url: https://x}, s: {base_url: https://y}}",
+            "YAML (s stands here a second time)",
+        ),
         (
             "upstreams: {s: {base_url: https://x, headers: {'a b': c}}}",
             "upstreams.s.headers.a b: not a valid header",
@@ -200,8 +234,12 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
             "routes: [{path: /x, upstream: nobody}]",
             "routes /x: upstream 'nobody' is not one of anthropic, gemini",
         ),
-        ("routes: [{path: x, upstream: openai}]", "$.routes[0].path"),
-        ("routes: [{path: /x, upstream: openai, meter: guess}]", "$.routes[0].meter"),
+        ("routes: [{path: x, upstream: openai}]", "routes[0].path: expected text matching"),
+        (
+            "routes: [{path: /x, upstream: openai, meter: guess}]",
+            "routes[0].meter: 'guess' is not one of none",
+        ),
+        ("routes: {a: b}", "routes: expected a list or nothing, got a mapping"),
         (
             "routes: [{path: /x, upstream: openai, meter: generic}]",
             "routes /x: a metered route needs a service",
@@ -209,9 +247,11 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         ("services: {s: {upstream: nobody}}", "upstream 'nobody'"),
         ("settings: {hold_ttl: 3}", "settings.hold_ttl='3' is not a setting; did you mean hold_ttl_s?"),
         ("settings: {hold_ttl_s: never}", "settings.hold_ttl_s='never' is not valid"),
-        ("colour: blue", "unknown field `colour`"),
+        ("colour: blue", "colour is not known; known are settings, upstreams"),
         ("a: [", "line 1: not valid YAML"),
-        ("- 1", "Expected `object`"),
+        ("- 1", "the whole file: expected a mapping, got a list"),
+        ("[" * 3000, "not valid YAML"),
+        ("a: !!python/object/apply:os.system [exit]", "line 1: not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, said: str) -> None:
@@ -235,5 +275,8 @@ def test_passwords_are_cut_out_of_urls() -> None:
     assert without_password("redis://:secret@host:1/0") == "redis://:***@host:1/0"
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert without_password("redis://host:1/0") == "redis://host:1/0"
+    assert without_password("redis://u:p@ss/w@host/0") == "redis://u:***@host/0"
+    tls = "postgresql://u:p@h/db?sslmode=require&sslpassword=two&passwrod=three"
+    assert without_password(tls) == "postgresql://u:***@h/db?sslmode=require&sslpassword=***&passwrod=***"
     by_query = "redis+sentinel://me:one@a:1,b:2/main?username=u&password=two"
     assert without_password(by_query) == "redis+sentinel://me:***@a:1,b:2/main?username=u&password=***"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import StartError
-from gateway.starting import reached
+from gateway.starting import ASK_INTERVAL_S, reached
 
 
 class Log:
@@ -64,3 +64,14 @@ async def test_a_process_told_to_stop_waits_no_longer() -> None:
         return "refused"
 
     assert not await reached("Redis", trouble, wait_s=3_600, stop=stop, log=Log())
+
+
+async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> None:
+    """As a connection is asked after: for a while, and then with the reason it has met."""
+
+    async def trouble() -> str:
+        await asyncio.sleep(ASK_INTERVAL_S)
+        return "wrong password"
+
+    with pytest.raises(StartError, match="wrong password"):
+        await reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())

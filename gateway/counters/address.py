@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from gateway.core.certificate import TlsFiles
-from gateway.errors import SettingError
+from gateway.errors import CountersUnavailable, SettingError
 
 SENTINEL_PORT = 26379
 SENTINELS_MAX = 16
+_PREFIX = "TOLLKEEPER_REDIS_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ def parse_url(url: str, files: TlsFiles = TlsFiles()) -> Address:  # noqa: B008 
         return Address("", 0, parts.path, int(query.get("db", 0)), user, password)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise SettingError(
-            "REDIS_URL must be redis://, rediss://, redis+sentinel:// or unix:// and name a host"
+            f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel:// or unix:// and name a host"
         )
     database = parts.path.strip("/") or "0"
     if not database.isdigit():
-        raise SettingError("REDIS_URL must end in a database number or nothing")
+        raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
     tls = _context(files) if parts.scheme == "rediss" else None
     return Address(parts.hostname, parts.port or 6379, "", int(database), user, password, tls)
 
@@ -68,9 +69,9 @@ def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
     except ValueError:
         sentinels = ()
     if not sentinels or not all(host for host, _ in sentinels) or len(sentinels) > SENTINELS_MAX:
-        raise SettingError(f"REDIS_URL must name 1 to {SENTINELS_MAX} sentinels as host:port,host:port")
+        raise SettingError(f"{_PREFIX}URL must name 1 to {SENTINELS_MAX} sentinels as host:port,host:port")
     if not name or not (database or "0").isdigit():
-        raise SettingError("REDIS_URL must end in the primary's name, and a database number or nothing")
+        raise SettingError(f"{_PREFIX}URL must end in the primary's name, and a database number or nothing")
     theirs = dict(parse_qsl(parts.query))
     return Address(
         "", 0, "", int(database or "0"), unquote(username), unquote(password), tls,
@@ -83,12 +84,12 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=files.authority or None)
     except (OSError, ssl.SSLError) as error:
-        raise SettingError(f"REDIS_CA_FILE={files.authority!r} cannot be used: {_why(error)}") from error
+        raise SettingError(f"{_PREFIX}CA_FILE={files.authority!r} cannot be used: {_why(error)}") from error
     if files.certificate:
         try:
             context.load_cert_chain(files.certificate, files.key or None, password="")
         except (OSError, ssl.SSLError) as error:
-            shown = f"REDIS_CERT_FILE={files.certificate!r} and REDIS_KEY_FILE={files.key!r}"
+            shown = f"{_PREFIX}CERT_FILE={files.certificate!r} and {_PREFIX}KEY_FILE={files.key!r}"
             raise SettingError(f"{shown} cannot be used: {_why(error)}") from error
     return context
 
@@ -103,4 +104,6 @@ def why_not(error: Exception) -> str:
         return f"its certificate cannot be verified: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, CountersUnavailable) and error.message == CountersUnavailable().message:
+        return "what answers there is no Redis, or closed the connection"
     return str(error) or type(error).__name__

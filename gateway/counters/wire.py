@@ -183,7 +183,7 @@ class Wire(asyncio.Protocol):
     def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
         if command and message.startswith("ERR Function not found"):
             self._load_and_retry(wait, command)
-        elif message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
+        elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             self._drop()
             wait.fail(CountersUnavailable())
         else:

@@ -1,0 +1,82 @@
+"""What to do about what a database or upstream answered: the first row whose words were said.
+
+Pure, and nothing but words: the composition root asks, and puts what is found here behind the answer.
+"""
+
+from __future__ import annotations
+
+REDIS_URL, DATABASE_URL = "TOLLKEEPER_REDIS_URL", "TOLLKEEPER_DATABASE_URL"
+
+_REDIS = (
+    ("WRONGPASS", f"put the right user and password into {REDIS_URL}"),
+    ("NOAUTH", f"put user and password into {REDIS_URL}"),
+    ("without any password", f"set a password there, or take it out of {REDIS_URL}"),
+    ("NOPERM", "give the user what deploy/users.acl says"),
+    ("DB index", f"end {REDIS_URL} in a database the server has, such as /0"),
+    ("LOADING", "wait: it reads its append-only file"),
+    ("has expired", "renew the server's certificate"),
+    ("mismatch", f"the host in {REDIS_URL} must be one of the certificate's names"),
+    ("certificate", "name the authority that vouches for it in TOLLKEEPER_REDIS_CA_FILE"),
+    ("CERT_FILE", "name a PEM file with the certificate and one with its key"),
+    ("CA_FILE", "name a PEM file with the authority's certificate"),
+    ("Connection refused", f"start Redis, or correct host and port of {REDIS_URL}"),
+    ("Connect call failed", f"start Redis, or correct host and port of {REDIS_URL}"),
+    ("resolve", f"correct the host of {REDIS_URL}"),
+    ("Name or service", f"correct the host of {REDIS_URL}"),
+    (
+        "wrong version number",
+        f"the server speaks no TLS: turn it on there, or begin {REDIS_URL} with redis://",
+    ),
+    ("in time", f"look at host, port and firewall; rediss:// in {REDIS_URL} needs a server that speaks TLS"),
+    (
+        "is no Redis",
+        f"correct host and port of {REDIS_URL}; a server that speaks TLS needs rediss://, any other redis://",
+    ),
+    ("", f"look at {REDIS_URL}, and at the server"),
+)
+_POSTGRESQL = (
+    ("password authentication failed", f"put the right user and password into {DATABASE_URL}"),
+    ("no password supplied", f"put the password into {DATABASE_URL}"),
+    ("pg_hba.conf", "let this user and machine in (pg_hba.conf), or connect with TLS: ?sslmode=verify-full"),
+    ("role ", f"create the user, or put another into {DATABASE_URL}"),
+    ("database ", f"create the database, or put another into {DATABASE_URL}"),
+    ("it ended on", "renew the server's certificate"),
+    ("does not match host", f"the host in {DATABASE_URL} must be one of the certificate's names"),
+    ("certificate", f"name the authority that vouches for it: ?sslrootcert=… in {DATABASE_URL}"),
+    ("does not support SSL", f"turn TLS on there, or take sslmode out of {DATABASE_URL}"),
+    ("connection option", f"correct the part of {DATABASE_URL} behind the ?"),
+    ("permission denied", "let the user of the URL own the database: it is the one migrate uses"),
+    ("too many", "allow more connections (max_connections): a keeper wants 15"),
+    ("resolve", f"correct the host of {DATABASE_URL}"),
+    ("Connection refused", f"start PostgreSQL, or correct host and port of {DATABASE_URL}"),
+    ("timeout", f"correct host and port of {DATABASE_URL}, or look at the firewall"),
+    ("", f"look at {DATABASE_URL}, and at the server"),
+)
+_UPSTREAM = (
+    ("has expired", "the upstream's owner must renew it"),
+    ("mismatch", "base_url must have one of the certificate's names"),
+    ("certificate", "name the authority that vouches for it as ca_file of the upstream"),
+    ("Name or service", "correct base_url, or look at the machine's DNS"),
+    ("resolution", "correct base_url, or look at the machine's DNS"),
+    ("wrong version number", "it speaks no TLS: base_url must begin with http://"),
+    ("", "start it, correct base_url, or look at the firewall"),
+)
+
+
+def redis(said: str) -> str:
+    """What to do where Redis said this."""
+    return _found(_REDIS, said)
+
+
+def postgresql(said: str) -> str:
+    """What to do where PostgreSQL, or libpq, said this."""
+    return _found(_POSTGRESQL, said)
+
+
+def upstream(said: str) -> str:
+    """What to do where a connection to an upstream ended so."""
+    return _found(_UPSTREAM, said)
+
+
+def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
+    return next(remedy for words, remedy in rows if words in said)

@@ -1,0 +1,63 @@
+"""URLs of databases: which can be used, what is wrong with one, and how it is shown.
+
+Whatever might be a password is cut out, also of a URL that is written wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+SCHEMES = {
+    "redis_url": ("redis", "redis+sentinel", "rediss", "rediss+sentinel", "unix"),
+    "database_url": ("postgres", "postgresql", "postgresql+psycopg"),
+}
+SHAPES = {
+    "redis_url": "redis://user:password@host:port/database",
+    "database_url": "postgresql://user:password@host:port/database",
+}
+PORT_MAX = 65_535
+# Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
+_SHOWN = (
+    "ssl(?:mode|rootcert|cert|key|crl)|application_name|connect_timeout|target_session_attrs|options|user|username"
+    "|host|hostaddr|port|dbname|db"
+)
+
+
+def wanted(name: str) -> str:
+    """What the URL of this setting begins with, in words."""
+    return "a URL beginning with " + " or ".join(f"{each}://" for each in SCHEMES[name])
+
+
+def fault(name: str, url: str) -> str:
+    """What would be right where this URL of a setting cannot be used; empty where it can.
+
+    Of a `redis+sentinel` or `unix` URL only the scheme is looked at: the door to Redis reads the rest.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES[name] or "://" not in url:
+        return wanted(name)
+    if scheme.endswith("+sentinel") or scheme == "unix":
+        return ""
+    escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return f"{SHAPES[name]}, with a port from 1 to {PORT_MAX}, and {escaped}"
+    if port == 0:
+        return f"a port from 1 to {PORT_MAX}"
+    database = parts.path.strip("/")
+    if name == "redis_url" and (not host or not (database or "0").isdecimal()):
+        return f"{SHAPES[name]}, the database being a number, {escaped}"
+    if name == "database_url" and "@" in database:
+        return f"{SHAPES[name]}, {escaped}"
+    return ""
+
+
+def without_password(url: str) -> str:
+    """A URL fit for a log line: everything between the user's name and the last `@` is hidden, and every
+    parameter that is not known to be harmless.
+    """
+    shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    return re.sub(rf"(?<=[?&])(?!(?:{_SHOWN})=)([^=&#]+)=[^&#]*", r"\1=***", shown)

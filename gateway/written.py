@@ -1,0 +1,136 @@
+"""A configuration file as it is written: YAML without a key twice, and what does not fit said with its place.
+
+It knows no setting: shapes are told by the types it is given. Values are not shown, since a header
+of an upstream is a credential; of a choice that is none, the word is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Iterator
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from gateway.errors import SettingError
+
+_FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_NOUNS = {
+    "object": "a mapping", "array": "a list", "str": "text", "int": "a whole number", "bool": "true or false",
+    "null": "nothing", "float": "a number",
+}  # fmt: skip
+
+
+class _Strict(yaml.SafeLoader):
+    """Plain values only, and no key twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} stands here a second time", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def parsed(text: bytes, place: str) -> Any:
+    """The document; SettingError names `place` and the line of what is no YAML."""
+    try:
+        return yaml.load(text, _Strict)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not text"
+        raise SettingError(f"{place}{line}: not valid YAML ({problem})") from error
+
+
+def explained(fault: str, document: Any, shape: Any) -> str:
+    """What msgspec says of a document of another shape: the place as it is written, and what would fit."""
+    found = _FAULT.fullmatch(fault)
+    said, place = (found["said"], found["place"] or "") if found else (fault, "")
+    field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
+    where, kind = _at(place, document, shape, field[1] if field else None)
+    if field and field[1]:
+        return f"{_joined(where, field[1])} is not known; {_near(field[1], _fields(kind))}"
+    if field:
+        return f"{_joined(where, field[2])} is missing"
+    if found and found["key"]:
+        return f"{where}: a name of letters, digits, dots, - and _ is expected, at most 64"
+    choices = _choices(kind)
+    if choices and (word := re.search(r"value '(.*)'", said)):
+        return f"{where}: '{word[1]}' is not one of {', '.join(choices)}"
+    said = re.sub(r"`([a-z |]+)`", lambda kinds: _nouns(kinds[1]), said)
+    return f"{where or 'the whole file'}: {said[:1].lower()}{said[1:]}"
+
+
+def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
+    """The place in the file's own names, and the type that is expected there.
+
+    msgspec does not say which item of a mapping it is; where it can be told by the `unknown` field, it is.
+    """
+    ways: list[tuple[str, Any]] = [("", document)]
+    for step in _STEP.finditer(place):
+        shape = _plain(shape)
+        if step["name"]:
+            shape = get_type_hints(shape, include_extras=True)[step["name"]]
+            ways = [(_joined(way, step["name"]), _item(part, step["name"])) for way, part in ways]
+        elif step["index"]:
+            shape = get_args(shape)[0]
+            ways = [(f"{way}[{step['index']}]", _item(part, int(step["index"]))) for way, part in ways]
+        else:
+            shape = get_args(shape)[1]
+            ways = [(_joined(way, str(key)), value) for way, part in ways for key, value in _items(part)]
+    if unknown is not None:
+        ways = [way for way in ways if isinstance(way[1], dict) and unknown in way[1]] or ways
+    return " or ".join(way for way, _ in ways[:3]), _plain(shape)
+
+
+def _plain(shape: Any) -> Any:
+    """A type without what is said about it, and without None."""
+    if get_origin(shape) is Annotated:
+        shape = get_args(shape)[0]
+    if get_origin(shape) in (Union, UnionType):
+        shape = next(each for each in get_args(shape) if each is not NoneType)
+    return shape
+
+
+def _item(part: Any, step: str | int) -> Any:
+    try:
+        return part[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _items(part: Any) -> Iterator[tuple[Any, Any]]:
+    yield from part.items() if isinstance(part, dict) else ()
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    there = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    return tuple(kind.__struct_fields__) if there else ()
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(each.value for each in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+
+def _nouns(kinds: str) -> str:
+    return " or ".join(_NOUNS.get(kind, kind) for kind in kinds.split(" | "))
+
+
+def _near(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
