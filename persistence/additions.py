@@ -19,6 +19,7 @@ def create(change: Change) -> Row:
     require(change, {"organization_id": organization, "added_by_id": app_user})
     values = change.command.values
     organization_id, amount = int(str(values["organization_id"])), int(str(values["credits_added"]))
+    _check_giver(change, organization_id)
     _check_times(change, amount)
     [write_id] = change.intend(
         [f"organization:{organization_id}"], "credits", {"amount": amount}, organization_id=organization_id
@@ -31,6 +32,16 @@ def create(change: Change) -> Row:
     }
     row_id = add(change, credit_addition, **{**defaults, **given, "control_write_id": write_id})
     return fetch(change.connection, SUBJECT, row_id)
+
+
+def _check_giver(change: Change, organization_id: int) -> None:
+    """Staff may give credits to anybody, an organization's users only be named for their own."""
+    giver = change.command.values.get("added_by_id")
+    if giver is None:
+        return
+    of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
+    if of not in {None, organization_id}:
+        raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
 
 
 def _check_times(change: Change, amount: int) -> None:

@@ -31,16 +31,17 @@ COSTS = {"monthly": "monthly_cost", "annual": "annual_cost"}
 
 def create(change: Change) -> Row:
     """Subscribe an organization; one whose subscription is over gets a new one in its place."""
-    require(change, {"organization_id": organization, "plan_id": subscription_plan})
     values = change.command.values
     organization_id, start, end = _id(values["organization_id"]), values["start_date"], values["end_date"]
     assert isinstance(start, date)
     assert isinstance(end, date)
-    if end <= start:
-        raise Unprocessable(errors=(("end_date", "must be after start_date"),))
+    # Held whole before it is held to be read: two who had it to be read could not both go on.
     change.connection.execute(
         select(organization.c.id).where(organization.c.id == organization_id).with_for_update()
     )
+    require(change, {"organization_id": organization, "plan_id": subscription_plan})
+    if end <= start:
+        raise Unprocessable(errors=(("end_date", "must be after start_date"),))
     interval, plan_id = str(values.get("billing_interval") or "monthly"), _id(values["plan_id"])
     begun = rules.begin(plan_id, interval, _cost(change, plan_id, interval), start, end)
     old = change.connection.execute(

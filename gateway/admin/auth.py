@@ -18,7 +18,7 @@ READONLY = "readonly"
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
 )
-_BEARER = re.compile(r"[Bb]earer +([!-~]{1,512})", re.ASCII)
+_BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 
 
 async def identify(ports: AdminPorts, request: web.Request) -> Actor:

@@ -112,6 +112,12 @@ async def test_nobody_gets_in_without_a_token(api: Api, token: str | None) -> No
     assert api.rows("select count(*) from organization") == [(0,)]
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_is_read_in_any_case(api: Api, scheme: str) -> None:
+    sent = {"Authorization": f"{scheme} {ADMIN}"}
+    assert (await api.acting_as(None).call("GET", "organizations", headers=sent)).status == 200
+
+
 @pytest.mark.parametrize("value", [f"Basic {ADMIN}", ADMIN, f"Bearer  {ADMIN} x", "Bearer"])
 async def test_only_a_bearer_token_counts(api: Api, value: str) -> None:
     answer = await api.acting_as(None).call("GET", "organizations", headers={"Authorization": value})

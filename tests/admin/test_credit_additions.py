@@ -45,6 +45,20 @@ async def test_credits_are_given_and_taken_back(api: Api) -> None:
     ) == [(3,)]
 
 
+async def test_users_are_named_for_their_own_organization_alone(api: Api) -> None:
+    owner, other = await organization(api), await organization(api)
+    ann = (await api.make("users", external_id="ann", organization_id=owner))["id"]
+    staff = (await api.make("users", external_id="ada"))["id"]
+    for giver in (ann, staff):
+        sent = {"organization_id": owner, "credits_added": 1, "added_by_id": giver}
+        assert (await api.post("credit-additions", sent)).json["added_by_id"] == giver
+    wrong = await api.post(
+        "credit-additions", {"organization_id": other, "credits_added": 1, "added_by_id": ann}
+    )
+    assert (wrong.status, wrong.json["errors"][0]["field"]) == (422, "added_by_id")
+    assert await balance(api, other) == 0
+
+
 async def test_who_added_them_is_the_caller(api: Api) -> None:
     owner = await organization(api)
     staff = await api.make("users", external_id="ada")

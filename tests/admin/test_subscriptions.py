@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -55,6 +56,16 @@ async def test_an_organization_has_one_subscription(api: Api) -> None:
     await api.post(f"organization-subscriptions/{made['id']}/cancel", {"when": "now"})
     again = await api.make("organization-subscriptions", **sent)
     assert (again["id"], len(again["segments"])) == (made["id"], 2)
+
+
+async def test_of_many_at_once_one_begins_and_the_others_are_told(api: Api) -> None:
+    organization = await api.make("organizations", name="Acme")
+    sent = {
+        "organization_id": organization["id"], "plan_id": (await plan(api, "Starter"))["id"],
+        "start_date": day(-10), "end_date": day(400),
+    }  # fmt: skip
+    answers = await asyncio.gather(*(api.post("organization-subscriptions", sent) for _ in range(8)))
+    assert sorted(answer.status for answer in answers) == [201, *[409] * 7]
 
 
 @pytest.mark.parametrize(
