@@ -16,7 +16,9 @@ HOP_BY_HOP = frozenset(
 OURS_PREFIX = b"x-tollkeeper-"
 NAMES_MAX = 1024
 
-_READ_AND_PASSED = frozenset({b"content-encoding", b"accept-encoding", b"anthropic-version"})
+_READ_AND_PASSED = frozenset(
+    {b"content-encoding", b"accept-encoding", b"anthropic-version", b"x-goog-api-client"}
+)
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()
 )

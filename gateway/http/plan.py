@@ -109,9 +109,9 @@ class Planner:
 
     def _routed(self, head: RequestHead) -> Plan:
         path = head.path.decode("ascii")
-        is_anthropic = b"anthropic-version" in head.read
+        spoken = _spoken(head)
         plan = Plan(
-            family_of(path, is_anthropic),
+            family_of(path, spoken),
             method=head.method,
             minor=head.minor,
             length=head.length,
@@ -127,7 +127,7 @@ class Planner:
         elif match.route is None:
             plan.refusal, plan.allow, plan.label = MethodNotAllowed(), match.allow, match.template
         else:
-            self._accept(plan, head, match, match.route, is_anthropic)
+            self._accept(plan, head, match, match.route, spoken)
         return plan
 
     def _match(self, method: str, path: str) -> Match | None:
@@ -139,16 +139,18 @@ class Planner:
             return None
         return match
 
-    def _accept(self, plan: Plan, head: RequestHead, match: Match, route: Route, is_anthropic: bool) -> None:
+    def _accept(
+        self, plan: Plan, head: RequestHead, match: Match, route: Route, spoken: Family | None
+    ) -> None:
         plan.route, plan.params, plan.label = route, match.params, route.path
         plan.service_key = match.params.get("service_key") or route.service
         plan.metered = route.meter != "none"
         plan.buffered = route.meter not in UNREAD_METERS
         upstream = self._service_upstreams.get(plan.service_key, route.upstream)
-        if not (route.family is Family.OPENAI and route.meter == "none" and is_anthropic):
+        if spoken is None or route.family is not Family.OPENAI or route.meter != "none":
             plan.family = route.family
-        elif self._table.anthropic_upstream:
-            upstream = self._table.anthropic_upstream
+        else:
+            upstream = self._table.upstreams.get(spoken, upstream)
         plan.upstream = upstream
         try:
             plan.digest = credential_digest(head, self._pepper)
@@ -172,6 +174,13 @@ class Planner:
         prefix, host = self._places[target.name]
         request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
         return b"\r\n".join([request_line, host, *forwarded_lines(head, target), b""])
+
+
+def _spoken(head: RequestHead) -> Family | None:
+    """The family whose official clients send such fields: some paths are two families' at once."""
+    if b"anthropic-version" in head.read:
+        return Family.ANTHROPIC
+    return Family.GEMINI if b"x-goog-api-client" in head.read else None
 
 
 def _take_parent(plan: Plan, head: RequestHead) -> None:
@@ -203,7 +212,7 @@ def _place(base_url: str) -> tuple[bytes, bytes]:
 def family_of_head(head: bytes) -> Family:
     """The family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
-    return family_of(parts[1].decode("latin-1"), False) if len(parts) > 1 else Family.GENERIC
+    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else Family.GENERIC
 
 
 def _bare(refusal: Refusal) -> Refusal:

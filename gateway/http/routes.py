@@ -54,8 +54,8 @@ class RouteTable:
                 else:
                     self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
-        anthropic = next((route for route in routes if route.family is Family.ANTHROPIC), None)
-        self.anthropic_upstream = anthropic.upstream if anthropic is not None else ""
+        # Where each family's calls go: the first of its routes says.
+        self.upstreams = {route.family: route.upstream for route in reversed(routes)}
         # A service another route meters by its answers must not be had by the request instead.
         self.reserved_services = frozenset(
             route.service for route in routes if route.service and route.meter not in UNREAD_METERS
@@ -77,13 +77,13 @@ class RouteTable:
         return None
 
 
-def family_of(path: str, is_anthropic: bool) -> Family:
-    """Whose shape an answer to an unknown path takes."""
+def family_of(path: str, spoken: Family | None) -> Family:
+    """Whose shape an answer to an unknown path takes; `spoken` is the family its fields tell of, if any."""
     if _GEMINI_ACTION.match(path):
         return Family.GEMINI
     for prefix, family in _FAMILY_PREFIXES:
         if path.startswith(prefix):
-            return Family.ANTHROPIC if is_anthropic and path.startswith("/v1/models") else family
+            return spoken if spoken is not None and path.startswith("/v1/models") else family
     return Family.GENERIC
 
 

@@ -122,7 +122,7 @@ def _routed(asked: Asked) -> Reply:
     if asked.method == "POST" and call:
         return _gemini(asked, call[1], call[2])
     if asked.method == "GET" and (listed := MODEL.match(asked.path)):
-        return _models(asked, gemini=bool(listed[1]), name=listed[2])
+        return _models(asked, gemini=bool(listed[1]) or "x-goog-api-client" in asked.headers, name=listed[2])
     shape = POSTS.get(asked.path) if asked.method == "POST" else None
     return shape(asked, asked.json()) if shape else _echo(asked)
 

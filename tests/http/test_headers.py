@@ -228,6 +228,17 @@ async def test_models_are_anthropics_when_its_version_is_sent() -> None:
         assert b'"code":"invalid_api_key"' in got.body
 
 
+async def test_models_are_googles_when_its_sdk_asks() -> None:
+    async with staged() as stage:
+        asks = b"x-goog-api-client: google-genai-sdk/3.3.0\r\n"
+        got = await stage.ask(get(b"/v1/models", asks), "GET")
+        assert (got.status, b'"status":"UNAUTHENTICATED"' in got.body) == (401, True)
+        got = await stage.ask(get(b"/v1/models/m", AUTH + asks), "GET")
+        assert (got.status, stage.upstream.received[0].all(b"x-goog-api-client")) == (
+            200, [b"google-genai-sdk/3.3.0"],
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("offered", "asked"),
     [

@@ -67,10 +67,10 @@ def test_embeddings(stack: Stack) -> None:
 def test_counting_and_listing_are_free(stack: Stack) -> None:
     a = account(stack)
     assert a.gemini().models.count_tokens(**CALL).total_tokens == 2
-    assert [model.name for model in a.gemini("v1beta").models.list()] == [
-        "models/demo-small",
-        "models/demo-large",
-    ]
+    for version in ("v1", "v1beta"):
+        models = a.gemini(version).models
+        assert [model.name for model in models.list()] == ["models/demo-small", "models/demo-large"]
+        assert models.get(model="demo-small").name == "models/demo-small"
     assert a.consumed() == []
 
 
