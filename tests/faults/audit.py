@@ -21,7 +21,7 @@ from tests.faults.truth import Told
 from tests.faults.workload import Call
 from tests.faults.world import FaultError, World
 
-REST_S_MAX = 90.0
+REST_S_MAX = 180.0
 LOOK_S = 0.05
 Sums = dict[str, int]
 

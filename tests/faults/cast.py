@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.workload import Asked, Caller, Kind, Load
-from tests.faults.world import FaultError, World
+from tests.faults.world import SERVING_S_MAX, FaultError, World
 
 WIDE_TOKENS = 10**12
 CREDITS = 10**9
@@ -72,7 +72,7 @@ class Cast:
             [node.door for node in self.world.gateways], draw or self.draw, self.world.seed, **options
         )
 
-    async def until_served(self, within_s: float = 60.0) -> None:
+    async def until_served(self, within_s: float = SERVING_S_MAX) -> None:
         """Wait until every gateway serves every kind of call to every tenant."""
         draw = random.Random(0)
         for node in self.world.gateways:

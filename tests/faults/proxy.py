@@ -101,6 +101,11 @@ class Proxy:
         await asyncio.sleep(0)
 
     @property
+    def open(self) -> int:
+        """Connections that are open on both sides."""
+        return len(self._channels)
+
+    @property
     def black_hole(self) -> bool:
         """Whether nothing passes just now."""
         return not self._open.is_set()

@@ -14,7 +14,7 @@ from tests.faults.proxy import Trap, Way
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Program
 from tests.faults.workload import Asked, Kind
-from tests.faults.world import Node
+from tests.faults.world import SERVING_S_MAX, Node
 
 CRASH_S_MAX = 15.0
 NTH = (1, 1, 2, 3, 5, 8)
@@ -132,7 +132,7 @@ async def commit_reply_lost(scene: Scene) -> Figures:
                 trap.then = lambda: keeper.program.send(signal.SIGKILL)
             keeper.sql.set_trap(trap)
             await load.more(5)
-            await asyncio.wait_for(trap.sprung.wait(), CRASH_S_MAX)
+            await asyncio.wait_for(trap.sprung.wait(), SERVING_S_MAX)
             cuts += 1
             scene.say(f"{cuts} cuts")
     figures = await scene.finish()
@@ -202,9 +202,11 @@ async def sigterm(scene: Scene) -> Figures:
         scene.world.restarts = True
     scene.calls += load.calls
     figures = await scene.finish()
-    figures.other = {"streams": streams, "whole": load.complete, "stopped_s": round(took, 1)}
-    if status or took > STOP_S_MAX or load.complete != streams:
+    # A slow machine has begun the last stream only after the first have ended, and their callers go on.
+    begun = [call for call in load.calls if call.request_id in scene.world.upstream.told]
+    figures.other = {"streams": len(begun), "whole": load.complete, "stopped_s": round(took, 1)}
+    if status or took > STOP_S_MAX or load.complete < len(begun) or len(begun) < streams:
         figures.broken.append(
-            f"status {status} after {took:.1f} s, {load.complete} of {streams} streams whole"
+            f"status {status} after {took:.1f} s, {load.complete} of {len(begun)} streams whole"
         )
     return figures

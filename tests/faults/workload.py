@@ -20,6 +20,7 @@ READ_BYTES = 65_536
 CALL_S_MAX = 60.0
 MAX_TOKENS = 40
 PAUSE_AFTER_REFUSAL_S = 0.05
+MORE_S_MAX = 180.0
 
 
 class Kind(Enum):
@@ -156,7 +157,7 @@ class Load:
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
-    async def more(self, count: int, within_s: float = 60.0) -> None:
+    async def more(self, count: int, within_s: float = MORE_S_MAX) -> None:
         """Wait until so many more calls were answered completely."""
         wanted = self.complete + count
         async with asyncio.timeout(within_s):
