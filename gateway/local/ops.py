@@ -55,8 +55,9 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
         name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
     }
     status, body, content_type = await _content(ops, method, path, fields.get("accept", ""))
+    allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
     said = (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
     return said.encode() + (b"" if method == "HEAD" else body)
@@ -72,6 +73,6 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
     found = await ops.dependencies() if path == "/readyz" else {}
     content = {
         "status": "ok" if all(found.values()) else "unavailable",
-        "dependencies": {name: "ok" if there else "unavailable" for name, there in found.items()},
+        "dependencies": found,
     }
     return (200 if all(found.values()) else 503), json.dumps(content).encode(), "application/json"
