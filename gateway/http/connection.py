@@ -267,7 +267,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = NEVER
         if self._phase == _IDLE:
             if self._buffer:
-                self._refuse(RequestTimeout())
+                self._refuse(RequestTimeout(), self._buffer)
             else:
                 self.transport.close()
         elif self._phase == _BODY and not self.blocked:

@@ -179,6 +179,14 @@ async def test_a_head_that_drips_is_answered_and_closed() -> None:
         assert await client.is_closed()
 
 
+async def test_a_head_that_never_ends_is_refused_in_the_shape_of_its_path() -> None:
+    async with staged(head_s=0.2) as stage:
+        client = await stage.client()
+        await client.send(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n")
+        got = await client.answer()
+        assert (got.status, b'"type":"error"' in got.body) == (408, True)
+
+
 async def test_a_body_that_drips_is_answered_and_closed() -> None:
     async with staged(body_s=0.3) as stage:
         stage.upstream.expects_cut = True
