@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         if LIBRARY_MISSING not in str(error):
             raise
         return _failed(f"a shared library is missing on this machine: {error}")
+    except OSError as error:
+        # A full disk, an address that is in use, a file that is not ours: nothing a traceback would explain.
+        return _failed(str(error))
     except KeyboardInterrupt:
         return 130
 

@@ -71,9 +71,11 @@ class AdminClient:
         if text.isascii() and text.isdigit():
             return int(text)
         found = self.get(resource, name=text, limit=2)["items"]
-        if len(found) != 1:
-            how_many = "none" if not found else "more than one"
-            raise CommandFailed(f"There is {how_many} of {resource} named {text!r}; give its id instead.")
+        one = resource.removesuffix("s")
+        if not found:
+            raise CommandFailed(f"There is no {one} named {text!r}; give its whole name, or its id.")
+        if len(found) > 1:
+            raise CommandFailed(f"There is more than one {one} named {text!r}; give its id instead.")
         return int(found[0]["id"])
 
     def metrics(self) -> str:
@@ -174,5 +176,5 @@ def _refusal(error: HTTPError, path: str) -> str:
     if error.code == 401:
         said = "The admin token is not accepted."
     elif error.code == 404:
-        said = f"{said} There is no {path.partition('?')[0]}; the command's `list` shows what there is."
+        said = f"There is no {path.partition('?')[0]}; the command's `list` shows what there is."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said

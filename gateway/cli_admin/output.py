@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import count
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -114,6 +117,8 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
         print_json(item)
     else:
         table = Table(show_header=False)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
         for name, value in item.items():
             table.add_row(f"[bold]{escape(name)}[/]", escape(cell(name, value)))
         console().print(table)
@@ -153,7 +158,7 @@ def cell(column: str, value: object) -> str:
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
     """Whether each column can have what reads well: its name, and some of what is in it."""
-    widest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
     return sum(needed) + 3 * len(columns) + 1 <= width
 
@@ -197,11 +202,20 @@ def given(**fields: object) -> Json:
 
 
 def print_json(value: Json) -> None:
-    """Print a value for programs, on one line."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Print a value for programs, on one line, whatever can be written here."""
+    text = json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def console(*, error: bool = False) -> Console:
-    """Open standard output or error; a pipe is wide enough for every table."""
+    """Open standard output or error; a pipe is wide enough for every table, unless COLUMNS says its width.
+
+    What cannot be written there is shown as ?.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")
     opened = Console(stderr=error)
-    return opened if opened.is_terminal else Console(stderr=error, width=PIPE_COLUMNS)
+    told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    return opened if told else Console(stderr=error, width=PIPE_COLUMNS)

@@ -26,6 +26,7 @@ from gateway.cli_admin.scrape import Scrape, read_scrape
 
 WINDOW_S = 10
 NARROW_COLUMNS = 80
+CRAMPED_COLUMNS = 50
 QUITS = frozenset({"q", "Q", "\x1b", "\x03"})
 
 
@@ -127,8 +128,9 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
         lines.append(Text.assemble(("refused for ", "dim"), (_reasons(look["refused"]), "bold")))
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
-    for name in ("requests/s", "tokens/s", "refused/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rates = ("requests/s", "tokens/s", "refused/s")
+    for name in rates if columns >= NARROW_COLUMNS else (each.removesuffix("/s") for each in rates):
+        table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)
     for row in look["tenants"]:

@@ -182,7 +182,7 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
         (("org", "list"), {"TOLLKEEPER_ADMIN_URL": "ftp://x"}, "http://"),
         (("org", "create", "x"), {"TOLLKEEPER_ADMIN_TOKEN": READONLY}, "a token of the role admin"),
         (("org", "create", "x", "--currency", "euro"), {}, "currency: must be an ISO 4217 code"),
-        (("tenant", "show", "nobody"), {}, "none of tenants"),
+        (("tenant", "show", "nobody"), {}, "There is no tenant named 'nobody'"),
         (("tenant", "show", "99"), {}, "There is no tenants/99"),
         (("tenant", "recharge", "1", "0"), {}, "equal to 1"),
         (("plan", "create", "x", "--total", "many"), {}, "--total"),
