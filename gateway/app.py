@@ -11,6 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +23,12 @@ from gateway.core.estimate import Estimator
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.door import SCRIPTS, Door, open_door
-from gateway.counters.leaser import Leaser
 from gateway.counters.log_files import LogFiles
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.usage import usage
 from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
 from gateway.http.server import DataPlane
@@ -61,7 +62,6 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         return
     wire.refuse_eviction()
     settlements = _settlement_log(settings, log)
-    resubmitter = Resubmitter(wire, settlements, time.monotonic, log)
     scripts = {verb: Histogram() for verb in SCRIPTS}
     door = _door(settings, wire, settlements, scripts)
     directory, counters, leaser = door.directory, door.counters, door.leaser
@@ -77,6 +77,10 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         access_log=settings.log_level == "debug",
     )
     plane, exporter = _plane(settings, ports)
+    resubmitter = Resubmitter(
+        wire, settlements, time.monotonic, log,
+        report=door.attendance.report, serves_since=plane.serves_since,
+    )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
@@ -103,14 +107,17 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
-    await _end(leaser, settlements, wire, log)
+    await _end(door, settlements, wire, log)
 
 
-async def _end(leaser: Leaser, settlements: SettlementLog, wire: Wire, log: Callable[..., None]) -> None:
+async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable[..., None]) -> None:
     """Give back what was leased and keep what waits; a disk that hangs holds nothing up."""
     waiting = settlements.waiting
-    await leaser.give_back()
+    await door.leaser.give_back()
     closed = await settlements.close()
+    if closed and not settlements.files.left_behind:
+        with suppress(CountersUnavailable):
+            await door.attendance.leave()  # after a loss of Redis nobody waits for it
     await wire.close()
     log("gateway stopped", settlements_waiting=waiting)
     if not closed:

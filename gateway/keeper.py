@@ -25,13 +25,14 @@ from gateway.background.expirer import Expirer
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.background.late import Poster
 from gateway.background.losses import LossCounter
+from gateway.background.opener import Opener
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
 from gateway.background.reconciler import Reconciler
 from gateway.background.setbacks import Setbacks
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
-from gateway.background.verifier import RECOVERY_S, Verified, Verifier, summary
+from gateway.background.verifier import Verified, Verifier, summary
 from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.holds import ReclaimPolicy
@@ -103,10 +104,9 @@ class Keeper:
             look=self._setbacks.look, flush_interval_s=settings.flush_interval_s,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
-        self._verifier = Verifier(
-            Truths(self._engine, partition_of), Verification(self._wire), self._verified,
-            recovery_s=RECOVERY_S,
-        )  # fmt: skip
+        truths, verification = Truths(self._engine, partition_of), Verification(self._wire)
+        opener = Opener(truths, verification, time.monotonic)
+        self._verifier = Verifier(truths, verification, self._verified, opener=opener)
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
@@ -124,8 +124,8 @@ class Keeper:
         )
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
-        lost = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log).look
-        self._watcher = Watcher((self._memory, self._books, self._certificates, lost))
+        self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
+        self._watcher = Watcher((self._memory, self._books, self._certificates, self._losses.look))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
@@ -282,6 +282,7 @@ class Keeper:
         snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
         snapshot["drift_credits"] = self._reconciler.latest.drift_credits
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        snapshot["lost_events"] = self._losses.lost
         if self._setbacks.quarantined is not None:
             snapshot["quarantined_accounts"] = self._setbacks.quarantined
         snapshot = tallies.merge(snapshot, self._watcher.latest)

@@ -45,6 +45,7 @@ WITH quiet AS (
     UPDATE recovered_event AS r SET counted_at = now() FROM quiet AS q
      WHERE r.account = q.account AND r.epoch = q.epoch AND r.counted_at IS NULL
 )
+, found AS (
 INSERT INTO redis_loss (account, partition, epoch, first_seq, last_seq, recovered, lost)
 SELECT q.account, q.partition, q.epoch, q.stored + 1, q.last_seq, k.recovered,
        q.last_seq - q.stored - k.recovered
@@ -54,11 +55,14 @@ SELECT q.account, q.partition, q.epoch, q.stored + 1, q.last_seq, k.recovered,
  WHERE q.last_seq > q.stored
 ON CONFLICT (account, epoch) DO UPDATE SET first_seq = excluded.first_seq, last_seq = excluded.last_seq,
        recovered = excluded.recovered, lost = excluded.lost, updated_at = now()
-RETURNING account, epoch, first_seq, last_seq, recovered, lost""")
+RETURNING account, epoch, first_seq, last_seq, recovered, lost
+)
+SELECT f.*, f.lost - coalesce(b.lost, 0) FROM found AS f LEFT JOIN redis_loss AS b USING (account, epoch)""")
 
 _FORGET = text("""
 DELETE FROM recovered_event WHERE counted_at < now() - make_interval(days => :days)""")
-_TOTAL = text("SELECT coalesce(sum(lost), 0) FROM redis_loss")
+# Of several keepers one counts at a time: each loss is said, and added up, by the one that found it.
+_TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
 
 
 async def remember(connection: AsyncConnection, movements: Sequence[Movement]) -> None:
@@ -91,13 +95,9 @@ class Losses:
             open_ = {(row.account, row.epoch) for row in await connection.execute(_OPEN)}
             if not open_:
                 return []
+            await connection.execute(_TURN)
             await remember(connection, [one for one in known if (one.account, one.epoch) in open_])
             rows = await connection.execute(_COUNT, {"quiet_s": self._quiet_s})
             losses = [Loss(*row) for row in rows]
             await connection.execute(_FORGET, {"days": KEPT_DAYS})
             return losses
-
-    async def total(self) -> int:
-        """Movements lost so far, of all accounts."""
-        async with self._engine.connect() as connection:
-            return int(await connection.scalar(_TOTAL) or 0)

@@ -26,7 +26,8 @@ from persistence import partitions
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.watch import certificate_end
 
-# Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema.
+# Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
+# 7802 allocation, 7803 invoices, 7804 the count of losses.
 SCHEMA_LOCK = (7801, 1)
 
 

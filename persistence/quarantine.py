@@ -52,18 +52,33 @@ class Quarantines:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def marks(self) -> dict[int, tuple[bytes, int]]:
-        """The newest entry stored of each partition, and the partition's epoch."""
+    async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
+        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
         state = partition_state.c
         async with self._engine.connect() as connection:
-            rows = await connection.execute(select(state.partition, state.last_entry_id, state.epoch))
-            return {row.partition: ((row.last_entry_id or "").encode(), row.epoch) for row in rows}
+            rows = await connection.execute(
+                select(state.partition, state.last_entry_id, state.epoch, state.older)
+            )
+            return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
+
+    async def fell_back(self, partitions: Sequence[int]) -> None:
+        """Put on file that PostgreSQL is older than it was in these partitions."""
+        rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
+        noted = upsert(partition_state).values(rows)
+        async with self._engine.begin() as connection:
+            await connection.execute(
+                noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
+            )
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition was compared up to an entry."""
+        """Note that a partition was compared up to an entry, and is older no more."""
+        state = partition_state.c
         async with self._engine.begin() as connection:
-            statement, values = statements.MARK, ([partition], [entry_id.decode()])
-            await connection.exec_driver_sql(statement, values)
+            if entry_id:
+                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]))
+            await connection.execute(
+                update(partition_state).where(state.partition == partition).values(older=False)
+            )
 
     async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
         """Quarantine accounts; answers those that were not stopped before."""

@@ -13,6 +13,10 @@ SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transactio
        CASE WHEN current_setting('server_version_num')::integer >= 170000
             THEN set_config('transaction_timeout', %s, true) END"""
 
+# Asked behind the locks, and not by their statement: whoever verified in between is seen then.
+HISTORIES = """
+SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
+
 # Where tenants' token accounts stand; no row: no such tenant.
 TENANTS = """
 SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)

@@ -2,7 +2,8 @@
 
 Entries become rows only where they continue their account exactly (see `guard`), so rows are
 copied straight into the ledgers: the primary key is a proof, not a filter, and a roll-up
-counts what was copied. Nothing here knows where entries come from or how they are deleted.
+counts what was copied. What was read before its partition was verified anew is left alone: those
+entries may be of a history that Redis has forgotten. Nothing here knows how entries are deleted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import psycopg
 from psycopg import Connection, errors
 
 from gateway.core.ledger import MalformedEvent, decode
-from gateway.core.outbox import Batch, FlushReport, control_id
+from gateway.core.model import PARTITIONS
+from gateway.core.outbox import Batch, FlushReport, History, control_id
 from gateway.errors import LedgerUnavailable
 from persistence import accounts, rows, statements, stops
 from persistence.attribution import NEW_USERS_A_DAY_MAX, Name, Users
@@ -44,22 +46,36 @@ class Writer:
         # A cancelled `write` goes on in its thread; the next one waits for it.
         self._turn = threading.Lock()
 
-    async def write(self, batch: Batch) -> FlushReport:
+    async def write(self, batch: Batch, history: History | None = None) -> FlushReport:
         """Store a batch in one transaction; `LedgerUnavailable` if PostgreSQL does not answer.
 
         A cancelled caller does not stop the transaction: what it stores is recognised when it
-        is delivered again.
+        is delivered again. Partitions of another history than the batch's are reported `outdated`;
+        None is a batch that is of no server.
         """
-        return await asyncio.to_thread(self.write_now, batch)
+        return await asyncio.to_thread(self.write_now, batch, history)
 
-    def write_now(self, batch: Batch) -> FlushReport:
+    async def epochs(self) -> dict[int, int]:
+        """The epoch of each partition that was ever verified, as of now."""
+        return await asyncio.to_thread(self._epochs_now)
+
+    def _epochs_now(self) -> dict[int, int]:
+        with self._turn:
+            try:
+                found = self._connected().execute(statements.HISTORIES, (list(range(PARTITIONS)),))
+                return {partition: epoch for partition, _, epoch in found}
+            except psycopg.Error as error:
+                self.close()
+                raise LedgerUnavailable(f"PostgreSQL: {error}".strip()) from error
+
+    def write_now(self, batch: Batch, history: History | None = None) -> FlushReport:
         """Store a batch in one transaction, from a thread that may block."""
         refused = Refused()
         attempt = 0
         with self._turn:
             while True:
                 try:
-                    return self._attempt(batch, refused)
+                    return self._attempt(batch, history, refused)
                 except Unstorable as error:
                     refused.poison[error.place] = error.reason
                 except (errors.SerializationFailure, errors.DeadlockDetected) as error:
@@ -80,18 +96,20 @@ class Writer:
         if connection is not None:
             connection.close()
 
-    def _attempt(self, batch: Batch, refused: Refused) -> FlushReport:
+    def _attempt(self, batch: Batch, history: History | None, refused: Refused) -> FlushReport:
         connection = self._connected()
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
             connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
             locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
-            mine = {partition: entries for partition, entries in batch.items() if partition in locked}
+            outdated = _outdated(connection, sorted(locked), history)
+            mine = {p: entries for p, entries in batch.items() if p in locked and p not in outdated}
             sorted_, faults = self._sort(connection, mine, refused)
             users = self._users.resolve(connection, sorted_.fresh)
             report = self._store(connection, sorted_, faults, users, refused)
         self._users.remember(users)
-        report.left_over = frozenset(batch.keys() - locked)
+        report.outdated = outdated
+        report.left_over = outdated | (batch.keys() - locked)
         return report
 
     def _sort(
@@ -167,6 +185,15 @@ def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
     for partition, (entry_id, _, _) in sorted_.dead:
         acknowledged.setdefault(partition, []).append(entry_id)
     return report
+
+
+def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
+    """The partitions that are of another run or epoch by now: whoever verifies them has the lock first."""
+    if history is None:
+        return frozenset()
+    here, epochs = history.run_id.decode(), history.epochs
+    found = connection.execute(statements.HISTORIES, (locked,))
+    return frozenset(p for p, run_id, epoch in found if run_id != here or epoch != epochs.get(p))
 
 
 def _stop(heads: Heads, names: set[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.model import HoldRequest, Settled, Settlement
 from gateway.counters.address import parse_url
+from gateway.counters.attendance import Attendance
 from gateway.counters.directory import Directory
 from gateway.counters.quota import Counters
 from gateway.counters.resubmission import Resubmitter
@@ -52,14 +53,16 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker_at(url: str, folder: Path, *, call_s: float = 1.0) -> AsyncIterator[Worker]:
+async def worker_at(url: str, folder: Path, *, call_s: float = 1.0, seat: str = "1") -> AsyncIterator[Worker]:
     """A worker whose wire is open."""
     wire = Wire(parse_url(url), time.monotonic, call_s=call_s)
     await wire.open()
     log = settlement_log(folder)
     took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
     counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
-    worker = Worker(wire, log, counters, Resubmitter(wire, log, time.monotonic, lambda *_, **__: None))
+    attendance = Attendance(wire, seat, time.time_ns())
+    resubmitter = Resubmitter(wire, log, time.monotonic, lambda *_, **__: None, report=attendance.report)
+    worker = Worker(wire, log, counters, resubmitter)
     with suppress(CountersUnavailable):
         await worker.look()
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.core.model import PARTITIONS
-from gateway.core.outbox import Batch, FlushReport, fan_out
+from gateway.core.outbox import Batch, FlushReport, History, fan_out
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
@@ -35,6 +35,11 @@ Streams = Mapping[int, Sequence[tuple[bytes, bytes]]]
 class Outbox(Protocol):
     """The streams the scripts append to, one a partition."""
 
+    @property
+    def read_under(self) -> bytes:
+        """The run id of the server that was read from last."""
+        ...
+
     async def read(self, after: Mapping[int, bytes], count: int) -> Streams:
         """Up to `count` entries (id, packed) of each partition behind an entry id; b"" is the start."""
         ...
@@ -49,8 +54,12 @@ class Outbox(Protocol):
 class Writer(Protocol):
     """Stores a batch in one transaction; raises a TollkeeperError while it cannot."""
 
-    async def write(self, batch: Batch) -> FlushReport:
-        """Store what continues its account; the report says what may be deleted."""
+    async def write(self, batch: Batch, history: History) -> FlushReport:
+        """Store what continues its account; the report says what may be deleted, what is outdated."""
+        ...
+
+    async def epochs(self) -> Mapping[int, int]:
+        """The epoch of each partition that was ever verified, as of now."""
         ...
 
 
@@ -89,10 +98,11 @@ class Pass:
     """One pass over the streams: how far each was read, and which wait for the next pass.
 
     A partition whose entries were read but not stored waits until the next pass starts from
-    its beginning again: what is written is always contiguous.
+    its beginning again: what is written is always contiguous. `epochs` is what was known before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: Mapping[int, int]) -> None:
+        self.epochs = epochs
         self.after = dict.fromkeys(range(PARTITIONS), b"")
         self.left: frozenset[int] = frozenset()
 
@@ -135,6 +145,7 @@ class Flusher:
         self._look = look
         self._flush_interval_s = flush_interval_s
         self._drain_timeout_s = drain_timeout_s
+        self._epochs: Mapping[int, int] | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -166,14 +177,27 @@ class Flusher:
     async def flush(self) -> int:
         """Pass once over the outbox; answers how many entries were stored and deleted.
 
-        The next batch is read and decoded while the last is written.
+        What the ledger knows as outdated is left alone and read anew, in a second pass: a Redis that was
+        rolled back since has another history.
         """
-        current, stored = Pass(), 0
+        stored = await self._pass()
+        if self._epochs is None:
+            stored += await self._pass()
+        return stored
+
+    async def _pass(self) -> int:
+        """The next batch is read and decoded while the last is written."""
+        if self._epochs is None:
+            self._epochs = await self._writer.epochs()
+        current, stored = Pass(self._epochs), 0
         ahead = asyncio.create_task(self._gather(current))
         try:
             while batch := await ahead:
                 ahead = asyncio.create_task(self._gather(current))
-                report = await self._store({p: batch[p] for p in batch.keys() - current.left})
+                wanted = {p: batch[p] for p in batch.keys() - current.left}
+                report = await self._store(wanted, History(self._outbox.read_under, current.epochs))
+                if report.outdated:
+                    self._epochs = None
                 current.leave(report.left_over)
                 stored += report.entries()
         finally:
@@ -196,11 +220,11 @@ class Flusher:
                     room -= len(entries)
         return await asyncio.to_thread(fan_out, gathered) if gathered else {}
 
-    async def _store(self, batch: Batch) -> FlushReport:
+    async def _store(self, batch: Batch, history: History) -> FlushReport:
         if not batch:
             return FlushReport()
         started = time.monotonic()
-        report = await self._writer.write(batch)
+        report = await self._writer.write(batch, history)
         await self._outbox.acknowledge(report.acknowledged, report.control_ids)
         self._observe(Flushed(report, time.monotonic() - started))
         return report

@@ -2,9 +2,10 @@
 
 Each flush notes, in its own transaction, the newest entry it stored of each partition. An entry
 that was deleted from the outbox although PostgreSQL does not know of it was stored in rows that
-are gone. Then every account of that partition is compared, and one whose movements are neither
-in the ledger nor in the outbox is quarantined: nothing of it is guessed, nothing dropped. The
-flusher has it look before it stores again, since the next flush notes a newer entry.
+are gone. That is put on file, and every account of that partition is compared: one whose movements
+are neither in the ledger nor in the outbox is quarantined, nothing of it is guessed, nothing
+dropped. The flusher has it look before it stores again, since the next flush notes a newer entry;
+what is on file outlives that, and the keeper that noticed.
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ class Ledger(Protocol):
 class Marks(Protocol):
     """What flushes noted, and what is stopped."""
 
-    async def marks(self) -> Mapping[int, tuple[bytes, int]]:
-        """The newest entry stored of each partition, and the partition's epoch."""
+    async def marks(self) -> Mapping[int, tuple[bytes, int, bool]]:
+        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
+
+    async def fell_back(self, partitions: Sequence[int]) -> None:
+        """Put on file that PostgreSQL is older than it was in these partitions."""
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition was compared up to an entry."""
+        """Note that a partition was compared up to an entry, and is older no more."""
 
     async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
         """Quarantine accounts; answers those that were not stopped before."""
@@ -90,7 +94,6 @@ class Setbacks:
         self._marks = marks
         self._partition_of = partition_of
         self._observe = observe
-        self._older: set[int] = set()  # partitions PostgreSQL went back in, until they could be compared
         self.quarantined: int | None = None
 
     async def look(self) -> list[str]:
@@ -98,14 +101,15 @@ class Setbacks:
         deleted = await self._outbox.deleted()
         marks = await self._marks.marks()
         stopped: list[str] = []
-        for partition, newest in deleted.items():
-            mark, epoch = marks.get(partition, (b"", 0))
-            if _place(newest) > _place(mark):
-                self._older.add(partition)
-            if partition in self._older and (found := await self._compare(partition, epoch)) is not None:
+        unknown: tuple[bytes, int, bool] = (b"", 0, False)
+        noticed = [p for p, newest in deleted.items() if _place(newest) > _place(marks.get(p, unknown)[0])]
+        if noticed:
+            await self._marks.fell_back(noticed)
+        for partition in sorted({*noticed, *(p for p, (_, _, older) in marks.items() if older)}):
+            mark, epoch, _ = marks.get(partition, unknown)
+            if (found := await self._compare(partition, epoch)) is not None:
                 stopped += await self._marks.stop(found)
-                await self._marks.catch_up(partition, newest)
-                self._older.discard(partition)
+                await self._marks.catch_up(partition, deleted.get(partition, mark))
         if stopped:
             self._observe(stopped)
         self.quarantined = await self._marks.stopped()

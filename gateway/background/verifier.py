@@ -3,7 +3,8 @@
 A partition is served under the run id the keeper verified it under. Under another run id, each
 account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; holds of calls
 that are in the ledger already are let go; control writes that vanished wait again; then the
-marker is set, under the next epoch, by which gateways see that something may have been forgotten.
+marker is set, under the next epoch, by which gateways see that something may have been forgotten;
+it stays closed to admission until they have sent that again (`opener.py`).
 The marker is compared before each write, so of several keepers one does it. Definitions and
 identities are written anew behind the markers, and only then is it said that whatever is not
 there does not exist.
@@ -16,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.background.opener import Opener
 from gateway.core.definitions import CatalogueDefinition, Definition, OrganizationAccount, TenantAccount
 from gateway.core.model import PARTITIONS
+from gateway.core.recovery import Markers, Report
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
 WATCH_S = 1.0
-# A worker looks for a new epoch once a second.
-RECOVERY_S, RECOVERY_S_MAX = 2.0, 4.0
 
 
 class Truth(Protocol):
@@ -87,8 +88,11 @@ class Target(Protocol):
     def run_id(self) -> bytes:
         """The server's run id on this connection; empty while there is none."""
 
-    async def unverified(self) -> list[tuple[int, bytes, int]]:
-        """Partitions not verified under the present run id: (partition, marker, epoch)."""
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by seat."""
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
@@ -119,12 +123,6 @@ class Target(Protocol):
     async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
         """Vouch for a partition and admit nobody yet; False where the marker moved on."""
 
-    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
-        """Open a partition that was closed under this epoch; False where the marker moved on."""
-
-    async def late_waiting(self) -> int:
-        """Settlements in the late lanes of all partitions."""
-
     async def define(self, definition: Definition, version: int) -> bool:
         """Bring one definition into the counters."""
 
@@ -141,9 +139,8 @@ class Target(Protocol):
 class Verifier:
     """Compares, rebuilds and vouches. `observe` is told what was done, where anything was.
 
-    `recovery_s` is how long nobody is admitted to a Redis that was restarted while this keeper
-    watched: the workers send again what it may have forgotten, and who used up a quota in its last
-    second is not let in twice.
+    Without an `opener` whoever is verified is served at once; with one, not before the workers have
+    sent again what may be forgotten. A partition that was never verified has nothing to forget.
     """
 
     def __init__(
@@ -152,14 +149,13 @@ class Verifier:
         target: Target,
         observe: Callable[[list[Verified]], None] = lambda _: None,
         *,
-        recovery_s: float = 0.0,
+        opener: Opener | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._observe = observe
         self._vouched = b""
-        self._recovery_s = recovery_s
-        self._has_vouched = False
+        self._opener = opener
 
     @property
     def ready(self) -> bool:
@@ -171,32 +167,35 @@ class Verifier:
         run_id = self._target.run_id
         if not run_id:
             raise CountersUnavailable
-        open_partitions = await self._target.unverified()
+        reports = await self._target.reports() if self._opener else {}
+        markers = await self._target.markers()
         said = await self._target.said_verified(run_id)
-        if said and not open_partitions and self._vouched == run_id:
+        if said and not markers.unverified and not markers.closed and self._vouched == run_id:
+            if self._opener:
+                await self._opener.watch(reports)
+            await self._catch_up(run_id, markers, await self._source.epochs())
             return []
         self._vouched = b""
-        opened = [partition for partition, _, _ in open_partitions]
-        # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
         known = await self._source.epochs()
-        epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in open_partitions}
+        await self._catch_up(run_id, markers, known)
+        epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
-        truth = await self._source.truth(opened if said else range(PARTITIONS))
+        # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
+        wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
+        truth = await self._source.truth(wanted)
         await self._target.publish(truth.catalogue, truth.version)
-        closes = bool(self._recovery_s and self._has_vouched and open_partitions)
-        done = [
-            verified
-            for partition, marker, _ in open_partitions
-            if (verified := await self._partition(truth, partition, marker, epochs[partition], closes=closes))
-        ]
+        done = []
+        for partition, marker, _ in markers.unverified:
+            closes = self._opener is not None and known.get(partition, 0) > 0
+            epoch = epochs[partition]
+            if verified := await self._partition(truth, partition, marker, epoch, closes=closes):
+                done.append(verified)
         for definitions in truth.definitions.values():
             for definition in definitions:
                 await self._target.define(definition, truth.version)
-        if closes:
-            await self._recovered()
-            done = [one for one in done if await self._target.admit(one.partition, one.epoch, truth.version)]
-        if len(done) == len(open_partitions) and self._target.run_id == run_id:
-            self._has_vouched = True
+        if self._opener:
+            await self._opener.open(reports, truth.version, strangers=self._may_be_strange(markers, known))
+        if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
@@ -211,13 +210,17 @@ class Verifier:
                 self._vouched = b""
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
-    async def _recovered(self) -> None:
-        """Wait, bounded, until workers had the time to send again, and nothing of it waits any more."""
-        await asyncio.sleep(self._recovery_s)
-        for _ in range(int(RECOVERY_S_MAX / INTERVAL_S)):
-            if not await self._target.late_waiting():
-                return
-            await asyncio.sleep(INTERVAL_S)
+    async def _catch_up(self, run_id: bytes, markers: Markers, known: Mapping[int, int]) -> None:
+        """A PostgreSQL that was restored knows an earlier epoch, perhaps of another run: tell it anew."""
+        later = {one: epoch for one, epoch in markers.verified.items() if known.get(one, 0) < epoch}
+        if later:
+            await self._source.note(run_id, later)
+
+    def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
+        """Whether there may be workers of which nothing is on file: nobody watched, and Redis is empty."""
+        assert self._opener is not None
+        emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
+        return not self._opener.watched and (emptied or bool(markers.closed))
 
     async def _partition(
         self, truth: Truth, partition: int, marker: bytes, epoch: int, *, closes: bool

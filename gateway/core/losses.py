@@ -21,7 +21,10 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What Redis forgot of an account's epoch: `recovered` by somebody's evidence, `lost` without any."""
+    """What Redis forgot of an account's epoch: `recovered` by somebody's evidence, `lost` without any.
+
+    `more` of these are lost than were counted before; below 0 where evidence came late.
+    """
 
     account: str
     epoch: int
@@ -29,6 +32,7 @@ class Loss:
     last_seq: int
     recovered: int
     lost: int
+    more: int
 
 
 def movements(

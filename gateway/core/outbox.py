@@ -16,6 +16,16 @@ Entry = tuple[bytes, bytes, Event | None]
 Batch = dict[int, list[Entry]]
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """Of which history a batch is: the run of the counters it was read from, and what the ledger
+    knew as the epoch of each partition before it was read.
+    """
+
+    run_id: bytes
+    epochs: Mapping[int, int]
+
+
 @dataclass(slots=True)
 class FlushReport:
     """What one transaction did: facts for the log and the metrics.
@@ -23,7 +33,8 @@ class FlushReport:
     `rows` counts by table; `acknowledged` holds by partition the entries that may be deleted,
     `control_ids` the control writes (and late posts) whose movement is now stored.
     `held` counts entries left in the outbox behind `quarantined` accounts (new ones named);
-    `left_over` are partitions another flusher has at the moment.
+    `left_over` are partitions another flusher has at the moment, or that are `outdated`: verified
+    anew since they were read, so that what was read may be no history any more.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -34,6 +45,7 @@ class FlushReport:
     repeated: int = 0
     held: int = 0
     left_over: frozenset[int] = frozenset()
+    outdated: frozenset[int] = frozenset()
 
     def entries(self) -> int:
         """How many entries may be deleted."""

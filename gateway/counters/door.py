@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from gateway.counters.allowance import Allowances
+from gateway.counters.attendance import Attendance
 from gateway.counters.directory import Directory
 from gateway.counters.leaser import Leaser
 from gateway.counters.quota import Counters
@@ -25,6 +26,7 @@ class Door:
     counters: Counters
     allowances: Allowances
     leaser: Leaser
+    attendance: Attendance
 
 
 def open_door(
@@ -46,4 +48,4 @@ def open_door(
         wire, allowances, clock,
         fraction=lease_fraction, lease_s=lease_s, took=took["lease"], pending=lambda: log.waiting,
     )  # fmt: skip
-    return Door(directory, counters, allowances, leaser)
+    return Door(directory, counters, allowances, leaser, Attendance(wire, str(seat), time.time_ns()))

@@ -13,6 +13,7 @@ from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
 VERIFIED = "tk:verified"
+WORKERS = "tk:workers"
 
 
 def partition_of(organization_id: int) -> int:

@@ -32,6 +32,7 @@ class LogFiles:
     ) -> None:
         self.segments: list[Segment] = []
         self.damaged_blocks = 0
+        self.left_behind = False
         self._directory, self._keep_s, self._bytes_max = directory, keep_s, bytes_max
         self._clock, self._say = clock, say
         self._current: Segment | None = None
@@ -135,10 +136,14 @@ class LogFiles:
         return found
 
     def close(self, *, needed: bool) -> None:
-        """Let go of every file; what waits, was adopted or is `needed` stays for the next worker."""
+        """Let go of every file; what waits, was adopted or is `needed` stays for the next worker.
+
+        `left_behind` says afterwards whether any does.
+        """
         for segment in self.segments:
             if segment.waiting or segment.adopted or (needed and segment.size > HEADER_BYTES):
                 segment.leave()
+                self.left_behind = True
             else:
                 segment.remove()
         self.segments.clear()

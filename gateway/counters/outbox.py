@@ -29,6 +29,11 @@ class Outbox:
         self._read_under = b""
         self._replaced = False
 
+    @property
+    def read_under(self) -> bytes:
+        """The run id of the server that was read from last; within a pass it is always the same."""
+        return self._read_under
+
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
 

@@ -4,13 +4,14 @@ What was spooled is settled as soon as a verified Redis is there. Whenever a par
 under a later epoch than records were acknowledged under, that Redis may have forgotten them: they
 are sent once more, and the keeper, who knows the ledger, posts those that are in nobody's books.
 Files of workers that died are adopted and treated the same. Traffic goes on meanwhile: what is
-sent again is sent in bounded batches at a bounded rate.
+sent again is sent in bounded batches at a bounded rate. How far that is gets reported: the keeper
+admits nobody to such a partition before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -31,6 +32,11 @@ RETRY_S = 0.2
 ADOPT_S = 10.0
 # A partition whose stream is broken has all of its records fail: not every second.
 RECOVER_AGAIN_S = 10.0
+# A call in flight may have lost its hold: until it has settled, others could be let in on what it uses.
+# One that goes on for longer is not waited for.
+CALLS_S_MAX = 2.0
+# The keeper verifies partition after partition: they are looked through together, if that ends soon.
+TOGETHER_S_MAX = 1.0
 BATCH_MAX = 64
 BATCH_S = 0.02
 SKIPS_MAX = 500
@@ -39,54 +45,99 @@ _FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNO
 
 
 class Resubmitter:
-    """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count."""
+    """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
+
+    `report` takes, of each partition, the epoch before which everything was sent again; `serves_since`
+    says whether a call that began before a moment (of `clock`) is still in flight.
+    """
 
     def __init__(
-        self, wire: Wire, log: SettlementLog, clock: Callable[[], float], say: Callable[..., None]
+        self,
+        wire: Wire,
+        log: SettlementLog,
+        clock: Callable[[], float],
+        say: Callable[..., None],
+        *,
+        report: Callable[[Sequence[int]], Awaitable[None]],
+        serves_since: Callable[[float], bool] = lambda _: False,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
         self._wire, self._log, self._clock, self._say = wire, log, clock, say
+        self._report, self._serves_since = report, serves_since
         self._epochs: list[int] = []
+        self._seen: list[int] = []
+        self._seen_at = self._differs_at = clock()
+        self._sent_again = [0] * PARTITIONS
+        self._reported = [0] * PARTITIONS
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
 
     async def run(self) -> None:
-        """Look once a second, at once when something was spooled, until cancelled."""
+        """Look once a second, at once when something was spooled or verified anew, until cancelled."""
         while True:
             try:
                 await self.look()
             except CountersUnavailable:
-                await asyncio.sleep(RETRY_S)
+                self._seen = []
             self._log.woken.clear()
-            if not self._log.waiting:
+            if not self._log.waiting and all(self._seen) and self._seen == self._reported:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
             await asyncio.sleep(RETRY_S)
 
     async def look(self) -> None:
-        """Adopt, send what waits and what may be forgotten; drop what nobody needs any more.
+        """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
 
         CountersUnavailable where Redis is away or nothing is verified.
         """
         log = self._log
         if self._clock() - self._adopted_at >= ADOPT_S:
-            if await log.files.adopt():
-                self._epochs = []  # nobody has looked under which they were acknowledged
-            self._adopted_at = self._clock()
-        if log.files.empty and not log.waiting:
-            return
+            await self._adopt()
         epochs = await self._verified_epochs()
+        if epochs != self._seen:
+            self._differs_at = (
+                self._differs_at if self._seen and self._seen != self._epochs else self._clock()
+            )
+            self._seen, self._seen_at = epochs, self._clock()
+        # In this order: what calls in flight spool before they end is found below.
+        calls_ended = self._calls_ended()
+        waiting = set[int]()
         for segment in list(log.files.segments):
-            await self._send_spooled(segment, epochs)
-        if epochs != self._epochs and self._clock() >= self._recover_at:
+            waiting |= await self._send_spooled(segment, epochs)
+        if epochs != self._epochs and self._clock() >= self._recover_at and self._is_time(epochs):
             await self._recover_all(epochs)
+        if calls_ended:
+            for partition in set(range(PARTITIONS)) - waiting:
+                self._reported[partition] = self._sent_again[partition]
+        await self._report(self._reported)
         if epochs == self._epochs and all(epochs):
             sure = self._clock() - AT_RISK_S  # what is younger, Redis may still forget
             for segment in log.files.segments:
                 if segment.adopted and not segment.waiting and segment.newest <= sure:
                     log.drop(segment)
             log.expire()
+
+    async def _adopt(self) -> None:
+        """Take over what dead workers left; meanwhile nobody may go by what was reported before.
+
+        Their successors may look too, and report that there is nothing left of them.
+        """
+        if any(self._reported):
+            self._reported = [0] * PARTITIONS
+            await self._report(self._reported)
+        if await self._log.files.adopt():
+            self._epochs = []  # nobody has looked under which they were acknowledged
+            self._sent_again = [0] * PARTITIONS
+        self._adopted_at = self._clock()
+
+    def _calls_ended(self) -> bool:
+        """Whether no call of before the present epochs is in flight, or has been for too long."""
+        return not self._serves_since(self._seen_at) or self._clock() - self._seen_at >= CALLS_S_MAX
+
+    def _is_time(self, epochs: list[int]) -> bool:
+        """Whether to look through the log now, and not once more partitions are verified."""
+        return all(epochs) or self._clock() - self._differs_at >= TOGETHER_S_MAX
 
     async def _verified_epochs(self) -> list[int]:
         """The epoch of each partition; 0 where it is not verified on this connection."""
@@ -100,11 +151,14 @@ class Resubmitter:
             raise CountersUnavailable
         return epochs
 
-    async def _send_spooled(self, segment: Segment, epochs: list[int]) -> None:
-        """Settle what waits in one file; what fails waits on."""
+    async def _send_spooled(self, segment: Segment, epochs: list[int]) -> set[int]:
+        """Settle what waits in one file; what fails waits on. The partitions where something does."""
+        waiting = set[int]()
         offsets = list(segment.waiting)
         for start in range(0, len(offsets), BATCH_MAX):
             records = [segment.record(offset) for offset in offsets[start : start + BATCH_MAX]]
+            closed = [one for one in records if not epochs[partition_of(one.arguments)]]
+            waiting.update(partition_of(one.arguments) for one in closed)
             sent = [
                 (record, self._send(record, packing.MODE_CHARGE))
                 for record in records
@@ -114,19 +168,27 @@ class Resubmitter:
                 if await self._acknowledged(record, wait):
                     self._log.done(segment, record.offset)
                     self.resubmitted += 1
+                else:
+                    waiting.add(partition_of(record.arguments))
             await asyncio.sleep(BATCH_S)
+        return waiting
 
     async def _recover_all(self, epochs: list[int]) -> None:
-        """Send again what was acknowledged under an earlier epoch, in every file there is now."""
+        """Send again what was acknowledged under an earlier epoch, in every file there is now.
+
+        The newest first: that is what was forgotten, if anything was.
+        """
         await self._log.written()
         self._log.files.rotate()
         before, failed = self.recovered, set[int]()
-        for segment in list(self._log.files.segments):
+        for segment in sorted(self._log.files.segments, key=lambda one: one.newest, reverse=True):
             if segment in self._log.files.segments:  # else it made room for what is spooled, meanwhile
                 content = await asyncio.to_thread(segment.reading())
                 failed |= await self._recover(segment, content, epochs)
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
+        for partition in set(range(PARTITIONS)) - failed:
+            self._sent_again[partition] = epochs[partition]
         self._epochs = [] if failed else epochs
         self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
 

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import cast
 
 from gateway.core.definitions import OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.model import PARTITIONS, Caller, Settlement
-from gateway.counters import keys, packing, states
+from gateway.core.recovery import Markers, Report
+from gateway.counters import attendance, keys, packing, states
 from gateway.counters.control import Control
 from gateway.counters.settlement_record import service_of
-from gateway.counters.wire import Wire
 
 READ_BATCH_MAX = 500
-CLOSED_S_MAX = 15.0
 
 
 class Verification(Control):
     """The keeper's connection, with what verification needs besides."""
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire)
-        self._closed: dict[int, tuple[bytes, float]] = {}
-
-    async def unverified(self) -> list[tuple[int, bytes, int]]:
-        """Partitions not verified under the present run id: (partition, marker, epoch)."""
-        found = []
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand under the present run id."""
+        found = Markers([], {}, {})
         markers = await self.ask_each((b"GET", keys.marker(one).encode()) for one in range(PARTITIONS))
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
             run_id, epoch, _ = packing.read_marker(marker)
-            if run_id != self.run_id or self._left_closed(partition, marker):
-                found.append((partition, marker, epoch))
+            if run_id != self.run_id:
+                found.unverified.append((partition, marker, epoch))
+                continue
+            found.verified[partition] = epoch
+            if packing.is_closed(marker):
+                found.closed[partition] = epoch
         return found
 
-    def _left_closed(self, partition: int, marker: bytes) -> bool:
-        """Whether a partition was closed for longer than any keeper that lives leaves it so."""
-        if not packing.is_closed(marker):
-            self._closed.pop(partition, None)
-            return False
-        now = asyncio.get_running_loop().time()
-        seen, since = self._closed.get(partition, (b"", now))
-        self._closed[partition] = (marker, since if seen == marker else now)
-        return seen == marker and now - since > CLOSED_S_MAX
+    async def reports(self) -> dict[str, Report]:
+        """What workers reported last, by seat."""
+        answer = await self.ask(b"HGETALL", keys.WORKERS.encode())
+        flat = cast("list[bytes]", answer)
+        fields = zip(flat[::2], flat[1::2], strict=True)
+        return {seat.decode(): report for seat, raw in fields if (report := attendance.unpack(raw))}
+
+    async def dismiss(self, seats: Collection[str]) -> None:
+        """Forget the reports of workers that are gone."""
+        await self.ask(b"HDEL", keys.WORKERS.encode(), *(seat.encode() for seat in seats))
 
     async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
         """Vouch for a partition and admit nobody yet; False where the marker moved on."""
@@ -55,10 +55,10 @@ class Verification(Control):
         closed = packing.marker(self.run_id, epoch, packing.CLOSED)
         return await self.mark(partition, closed, epoch, catalogue)
 
-    async def late_waiting(self) -> int:
-        """Settlements in the late lanes of all partitions."""
+    async def late_waiting(self) -> frozenset[int]:
+        """Partitions with settlements in their late lane."""
         lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
-        return sum(one for one in lengths if isinstance(one, int))
+        return frozenset(partition for partition, length in enumerate(lengths) if length)
 
     async def behind(
         self,

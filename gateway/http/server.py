@@ -117,6 +117,11 @@ class DataPlane:
         serving = sum(connection.exchange is not None for connection in self._connections)
         return serving + len(self._orphans)
 
+    def serves_since(self, moment: float) -> bool:
+        """Whether a request that began before a moment is still in progress."""
+        exchanges = (connection.exchange for connection in [*self._connections, *self._orphans])
+        return any(one is not None and one.started <= moment for one in exchanges)
+
     async def start(
         self,
         *,

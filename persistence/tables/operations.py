@@ -168,8 +168,18 @@ partition_state = Table(
     Column("run_id", Text),
     count("epoch"),
     Column("last_entry_id", Text),
+    # Rows of it are gone, and its accounts are not compared yet.
+    Column("older", Boolean, nullable=False, server_default=text("false")),
     moment("verified_at"),
     moment("updated_at", now=True),
+)
+
+# Workers a keeper knew last, by their seats: whom one that starts after a loss waits for.
+gateway_worker = Table(
+    "gateway_worker",
+    metadata,
+    Column("seat", Text, primary_key=True),
+    moment("created_at", now=True),
 )
 
 # Movements that were acknowledged and could not be recovered, counted exactly.

@@ -15,7 +15,7 @@ from gateway.background.flusher import (
     Flusher,
     back_off_s,
 )
-from gateway.core.outbox import Batch, FlushReport
+from gateway.core.outbox import Batch, FlushReport, History
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
 
@@ -29,6 +29,10 @@ class Streams:
         self.control_ids: dict[int, list[str]] = {}
         self.reads: list[dict[int, int]] = []
         self.away = False
+
+    @property
+    def read_under(self) -> bytes:
+        return b"r" * 40
 
     async def read(
         self, after: Mapping[int, bytes], count: int
@@ -68,20 +72,29 @@ class Store:
         self.taken: list[frozenset[int]] = []
         self.held: set[bytes] = set()
         self.batches: list[int] = []
+        self.outdated: list[frozenset[int]] = []
+        self.asked = 0
+        self.histories: list[History] = []
 
-    async def write(self, batch: Batch) -> FlushReport:
+    async def epochs(self) -> Mapping[int, int]:
+        self.asked += 1
+        return {7: self.asked}
+
+    async def write(self, batch: Batch, history: History) -> FlushReport:
         await asyncio.sleep(0)
+        self.histories.append(history)
         if self.failures:
             self.failures -= 1
             raise LedgerUnavailable
         taken = self.taken.pop(0) if self.taken else frozenset()
-        report = FlushReport(left_over=taken & batch.keys())
+        outdated = self.outdated.pop(0) if self.outdated else frozenset()
+        report = FlushReport(left_over=(taken | outdated) & batch.keys(), outdated=outdated)
         self.batches.append(sum(map(len, batch.values())))
         for partition, entries in batch.items():
             assert all(entry[0] in self.outbox.entries[partition] for entry in entries), (
                 "deleted before its commit"
             )
-            if partition in taken:
+            if partition in taken | outdated:
                 continue
             ids = [entry[0] for entry in entries if entry[0] not in self.held]
             self.stored.setdefault(partition, []).extend(ids)
@@ -115,6 +128,18 @@ async def test_a_pass_stores_everything_in_order_and_deletes_it() -> None:
     assert all(ids == sorted(ids) for ids in store.stored.values())
     assert {partition: len(ids) for partition, ids in store.stored.items()} == {1: 5, 7: 300, 63: 1}
     assert outbox.control_ids[1] == ["control-1"]
+
+
+async def test_what_is_outdated_is_read_anew_under_what_is_known_by_then() -> None:
+    outbox = Streams(p1=2, p7=2)
+    store = Store(outbox)
+    store.outdated = [frozenset({7})]
+    loop = flusher(outbox, store)
+    assert await loop.flush() == 4
+    assert (outbox.left(), len(store.stored[7])) == (0, 2)
+    assert store.histories == [History(outbox.read_under, {7: known}) for known in (1, 2)]
+    assert await loop.flush() == 0
+    assert store.asked == 2  # only where it has changed
 
 
 async def test_one_busy_partition_fills_whole_batches() -> None:
@@ -210,7 +235,7 @@ async def test_a_drain_that_cannot_finish_ends_in_time() -> None:
     outbox, seen = Streams(p1=10), Seen()
     store = Store(outbox)
 
-    async def never(_batch: Batch) -> FlushReport:
+    async def never(_batch: Batch, _history: History) -> FlushReport:
         await asyncio.Event().wait()
         raise AssertionError
 

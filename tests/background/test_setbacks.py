@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from gateway import backup
 from gateway.background.flusher import Flusher
 from gateway.background.setbacks import Setbacks
+from gateway.counters import outbox
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
@@ -159,6 +161,32 @@ async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: s
             await running
             stopped = house.rows("select account from quarantine order by 1")
             assert [row["account"] for row in stopped] == accounts_of(world)
+
+
+async def test_a_keeper_started_again_before_it_could_compare_still_notices(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too much waited to compare at once; what is stored meanwhile hides that rows are gone."""
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            other = await house.settle_in(100)
+            use(world, 4)
+            await house.flush()
+        assert other.p != world.p
+        async with house_at(valkey, older) as house:
+            use(world, 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(outbox, "LOOK_ENTRIES", 1)
+                patch.setattr(outbox, "LOOK_ENTRIES_MAX", 1)
+                assert await setbacks_of(house).look() == []
+            with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
+                connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
+        async with house_at(valkey, older) as house:
+            setbacks = setbacks_of(house)
+            assert await setbacks.look() == accounts_of(world)
+            assert house.rows("select 1 from partition_state where older") == []
 
 
 async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str) -> None:

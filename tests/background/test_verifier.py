@@ -14,7 +14,7 @@ import pytest
 from gateway.background.verifier import Verified, Verifier
 from gateway.core.model import PARTITIONS, Service, Settled, Verdict
 from gateway.core.wait import in_task
-from gateway.counters import keys, packing, verification
+from gateway.counters import keys, packing
 from gateway.counters.directory import Directory
 from gateway.counters.lease import lease
 from gateway.counters.wire import encode
@@ -117,46 +117,6 @@ async def test_after_a_restart_nothing_is_served_until_it_was_compared(
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
         with pytest.raises(InvalidApiKey):
             await driven(directory.identify("unknown"))
-
-
-async def test_nobody_is_admitted_until_what_was_forgotten_could_be_sent_again(
-    own_valkey: START, migrated: str
-) -> None:
-    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    async with house_at(server.url, migrated) as house:
-        verifier = Verifier(house.verifier._source, house.verification, recovery_s=1.0)
-        assert len(await verifier.verify()) == PARTITIONS  # the first start closes nothing
-        world = await house.settle_in(1000)
-        held = world.reserve(need=10)
-        assert held.verdict is Verdict.ADMITTED
-        async with restarted(server, house):
-            pass
-        world = again(world)
-        verifying = asyncio.create_task(verifier.verify())
-        async with asyncio.timeout(15):
-            while not packing.is_closed(world.client.get(keys.marker(world.p)) or b""):
-                await asyncio.sleep(0.01)
-        # Everything runs but admission: calls in flight end, keepers and workers recover.
-        assert world.reserve(need=1).verdict is Verdict.STALE
-        assert world.p not in [partition for partition, _, _ in await house.verification.unverified()]
-        assert not verifier.ready
-        assert [(one.epoch, one.rebuilt) for one in await verifying if one.partition == world.p] == [(2, 0)]
-        assert world.reserve(need=1).verdict is Verdict.ADMITTED
-        assert verifier.ready
-
-
-async def test_a_partition_that_a_keeper_left_closed_is_taken_over(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with house_at(valkey, migrated) as house:
-        await house.verify()
-        with house.client() as client:
-            client.set(keys.marker(7), packing.marker(house.wire.run_id, 5, packing.CLOSED))
-        assert await house.verify() == []
-        monkeypatch.setattr(verification, "CLOSED_S_MAX", 0.0)
-        await asyncio.sleep(0.01)
-        assert [(one.partition, one.epoch) for one in await house.verify()] == [(7, 6)]
-        assert await house.verification.unverified() == []
 
 
 async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(

@@ -29,6 +29,7 @@ SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_S", 0.0)
     monkeypatch.setattr(module, "AT_RISK_S", 0.0)
+    monkeypatch.setattr(module, "TOGETHER_S_MAX", 0.0)
 
 
 def unverify(world: World) -> None:

@@ -127,6 +127,12 @@ CREATE TABLE feature_usage (
 CREATE INDEX feature_usage_id_idx ON feature_usage USING brin (id) WITH (autosummarize = on);
 CREATE INDEX feature_usage_request_id_idx ON feature_usage (request_id);
 
+CREATE TABLE gateway_worker (
+    seat TEXT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT gateway_worker_pkey PRIMARY KEY (seat)
+);
+
 CREATE TABLE idempotency_key (
     actor TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -198,6 +204,7 @@ CREATE TABLE partition_state (
     run_id TEXT,
     epoch BIGINT DEFAULT 0 NOT NULL CONSTRAINT partition_state_epoch_check CHECK ("epoch" BETWEEN 0 AND 9007199254740991),
     last_entry_id TEXT,
+    older BOOLEAN DEFAULT false NOT NULL,
     verified_at TIMESTAMP WITH TIME ZONE,
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     CONSTRAINT partition_state_pkey PRIMARY KEY (partition)

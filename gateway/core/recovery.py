@@ -1,0 +1,83 @@
+"""Who has sent again what Redis may have forgotten: what workers report, and which of them are waited for.
+
+Pure. A worker is known by its seat, which its successor takes over together with what it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+# A worker reports at least every other second.
+SILENT_S_MAX = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one worker says: the run of Redis it speaks to, a number that is another one each time, and
+    of each partition the epoch before which everything it settled has been sent again.
+    """
+
+    run_id: bytes
+    beat: int
+    epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """The partitions as their markers stand: (partition, marker, epoch) of those not verified under the
+    present run id, and the epochs of those that are; the `closed` ones of these admit nobody yet.
+    """
+
+    unverified: list[tuple[int, bytes, int]]
+    verified: dict[int, int]
+    closed: dict[int, int]
+
+
+@dataclass(slots=True)
+class _Heard:
+    beat: int
+    at: float
+    present: bool
+
+
+class Roster:
+    """The workers one keeper knows to be alive. Moments are seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, _Heard] = {}
+
+    @property
+    def seats(self) -> frozenset[str]:
+        """Who is waited for after a loss."""
+        return frozenset(self._heard)
+
+    def expect(self, seats: Iterable[str], now: float) -> None:
+        """These were there before; nothing of what they report now says that they are gone."""
+        for seat in seats:
+            beat = self._heard[seat].beat if seat in self._heard else -1
+            self._heard[seat] = _Heard(beat, now, present=False)
+
+    def hear(self, reports: Mapping[str, Report], now: float) -> list[str]:
+        """Take up reports while nothing is lost; answers who reports no more, though it did not leave."""
+        for seat, report in reports.items():
+            known = self._heard.get(seat)
+            if known is None or known.beat != report.beat:
+                self._heard[seat] = _Heard(report.beat, now, present=True)
+        silent = [seat for seat, one in self._heard.items() if now - one.at > SILENT_S_MAX]
+        left = [seat for seat, one in self._heard.items() if one.present and seat not in reports]
+        for seat in {*silent, *left}:
+            del self._heard[seat]
+        return sorted(set(silent) & reports.keys())
+
+    def missing(
+        self, reports: Mapping[str, Report], run_id: bytes, partition: int, epoch: int
+    ) -> Collection[str]:
+        """Who has not sent again yet what a partition may have forgotten before an epoch.
+
+        Who reports is waited for too: it may have started meanwhile, and have found what another one left.
+        """
+        here = {seat for seat, report in reports.items() if report.run_id == run_id}
+        return [
+            seat for seat in self.seats | here if seat not in here or reports[seat].epochs[partition] < epoch
+        ]

@@ -1,0 +1,111 @@
+"""A keeper that wakes with entries of a history that Redis has forgotten stores none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import pytest
+
+from gateway.background.flusher import Flusher
+from gateway.core.outbox import Batch, FlushReport, History
+from gateway.counters.outbox import Outbox
+from gateway.errors import CountersUnavailable
+from persistence.writer import Writer
+from tests.background.house import House, house_at
+from tests.builders import World
+from tests.conftest import ValkeyServer
+
+START = Callable[..., ValkeyServer]
+
+
+class Frozen:
+    """A writer whose process is stopped between reading a batch and writing it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.stopped, self.woken = asyncio.Event(), asyncio.Event()
+
+    async def write(self, batch: Batch, history: History) -> FlushReport:
+        self.stopped.set()
+        await self.woken.wait()
+        return await self._writer.write(batch, history)
+
+    async def epochs(self) -> Mapping[int, int]:
+        return await self._writer.epochs()
+
+
+async def set_back(server: ValkeyServer, houses: list[House]) -> None:
+    """Kill Redis and start it with the append-only file that was copied."""
+    server.stop(signal.SIGKILL)
+    async with asyncio.timeout(15):
+        while any(house.wire.connected for house in houses):
+            await asyncio.sleep(0.01)
+    shutil.rmtree(server.folder / "appendonlydir")
+    shutil.copytree(server.folder / "copy", server.folder / "appendonlydir")
+    server.start()
+    async with asyncio.timeout(15):
+        while not all(house.wire.connected for house in houses):
+            await asyncio.sleep(0.01)
+
+
+async def emptied(server: ValkeyServer, houses: list[House]) -> None:
+    """Empty Redis while it runs: the same server, another history."""
+    with houses[0].client() as client:
+        client.flushall()
+
+
+@pytest.mark.parametrize("stored_before", [True, False], ids=["stored before", "stored after"])
+@pytest.mark.parametrize("forget", [set_back, emptied])
+async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
+    own_valkey: START,
+    migrated: str,
+    forget: Callable[[ValkeyServer, list[House]], Awaitable[None]],
+    stored_before: bool,
+) -> None:
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with house_at(server.url, migrated) as keeper, house_at(server.url, migrated) as other:
+        world = await keeper.settle_in(1000)
+        await keeper.flush()
+        shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
+        world.reserve(need=300).settle(tokens=300)
+
+        frozen = Frozen(other.writer)
+        sleeping = Flusher(Outbox(other.wire), frozen, lambda _: None)
+        passing = asyncio.create_task(sleeping.flush())
+        await frozen.stopped.wait()
+        await forget(server, [keeper, other])
+        await keeper.verify()
+        world = again(world)
+        world.reserve(need=50).settle(tokens=50)
+
+        if stored_before:
+            await keeper.flush()
+        frozen.woken.set()
+        with suppress(CountersUnavailable):
+            await passing
+        await keeper.flush()
+
+        assert keeper.rows("select * from quarantine") == []
+        rows = [(1, "reset", 1000, 1000), (2, "consume", -50, 950)]
+        assert keeper.ledger(world.caller.tenant_id) == rows
+
+        # It goes on from what is there now.
+        world.reserve(need=20).settle(tokens=20)
+        for _ in range(3):
+            with suppress(CountersUnavailable):
+                await sleeping.flush()
+        assert keeper.ledger(world.caller.tenant_id) == [*rows, (3, "consume", -20, 930)]
+
+
+def again(world: World) -> World:
+    """The same account as seen on the server of now."""
+    caller = world.caller
+    world.client.close()
+    return World(
+        world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
+        key_id=caller.key_id, made=True,
+    )  # fmt: skip
