@@ -107,7 +107,9 @@ def _concurrency_limited(decision: Decision) -> Refusal:
 
 def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
-    when = f"Blocked{_until(decision)}, when the next cycle begins." if wait else "There is no next reset."
+    # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
+    state = "Blocked" if decision.used >= decision.limit else "Too few are left for this request"
+    when = f"{state}{_until(decision)}, when the next cycle begins." if wait else "There is no next reset."
     return errors.QuotaExceeded(
         f"Token quota of this tenant: {decision.used} of {decision.limit} tokens of this cycle are used. "
         f"{when}",

@@ -82,6 +82,11 @@ def test_a_quota_without_a_reset_has_no_retry_after() -> None:
     assert refused(Verdict.QUOTA_EXCEEDED, wait_ms=-5).retry_after_s == 1
 
 
+def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
+    assert "Blocked until" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
+    assert "Too few are left for this request until" in refused(Verdict.QUOTA_EXCEEDED, used=9).message
+
+
 @pytest.mark.parametrize(
     ("kind", "what"), [(4, "tenant's tokens"), (5, "organization's credits"), (6, "spend cap")]
 )
