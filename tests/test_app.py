@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from gateway import app
+from gateway.settings import Settings, to_json
+from tests.tree import ROOT
 
 
 async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +30,36 @@ async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: py
     with suppress(asyncio.CancelledError):
         await app.tell_of_redis(connected, lambda event, level: said.append((event, level)))
     assert said == [("redis is away", "error"), ("redis is back", "info")]
+
+
+HUNG = """
+import sys, threading
+from gateway.counters.log_files import LogFiles
+LogFiles.close = lambda files, needed: threading.Event().wait()
+from gateway.__main__ import main
+sys.exit(main(["serve", "--worker"]))
+"""
+
+
+def test_a_worker_whose_disk_hangs_ends_all_the_same(valkey: str, tmp_path: Path) -> None:
+    settings = Settings(
+        redis_url=valkey, gateway_port=0, data_dir=str(tmp_path), key_pepper="p" * 32,
+        shutdown_grace_s=1.0,
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", HUNG],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as worker:  # fmt: skip
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            worker.stdin.write(to_json(settings) + b"\n")
+            worker.stdin.flush()
+            while b"gateway started" not in (line := worker.stdout.readline()):
+                assert line, "it ended before it had started"
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 0
+            assert b"its disk hangs" in worker.stdout.read()
+        finally:
+            worker.kill()
