@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.administration import Row
 from gateway.errors import StoreUnavailable
 from persistence import quotas
+from persistence.invoice_source import LINES
 from persistence.tables import (
     app_user,
     business_model,
@@ -45,6 +46,8 @@ SELECT day, service_id, sum(requests)::bigint AS requests, sum(tokens)::bigint A
        sum(credits)::bigint AS credits, sum(usage_amount)::bigint AS usage_amount
   FROM usage_daily WHERE organization_id = :owner AND day >= :since
  GROUP BY day, service_id ORDER BY day, service_id LIMIT :rows""")
+_TENANTS = text("""
+SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
 # The latest uses of a tenant, by day and model: so many rows and no more.
 _MODELS = text("""
 SELECT (l.created_at AT TIME ZONE 'UTC')::date AS day, l.metadata->>'model' AS model,
@@ -89,6 +92,11 @@ class Figures:
         rows = await self._rows(quotas.SUBJECT.source.where(tenant.c.id.in_(tenant_ids)))
         return [{**row, "partition": self._partition_of(int(str(row["organization_id"])))} for row in rows]
 
+    async def tenants_of(self, organization_id: int, most: int) -> int:
+        """How many tenants an organization has, `most` standing for any more."""
+        [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
+        return int(str(row["count"]))
+
     async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's use by day and service, oldest first."""
         return await self._rows(_TENANT_DAYS, owner=tenant_id, since=since, rows=rows_max)
@@ -100,6 +108,11 @@ class Figures:
     async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's tokens by day and model, of its latest `rows_max` movements."""
         return await self._rows(_MODELS, tenant=tenant_id, since=since, rows=rows_max)
+
+    async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
+        """An invoice's lines after a position, in order."""
+        rows = await self._rows(LINES, invoice=invoice_id, after=after, rows=rows_max)
+        return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""

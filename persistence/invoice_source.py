@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, func, literal_column, select
+from sqlalchemy import ColumnElement, Text, bindparam, case, cast, func, literal_column, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from persistence.subject import equals
+from persistence.subject import Subject, equals
 from persistence.tables import invoice, invoice_line
 
 _digits = case(dict(MINOR_DIGITS), value=invoice.c.currency, else_=MINOR_DIGITS_USUAL)
@@ -45,12 +45,21 @@ _tax = (
     .scalar_subquery()
 )
 
-SOURCE = select(
+_HEAD = select(
     *(column for column in invoice.c if column.name != "total_amount"),
     _paid(invoice.c.total_amount).label("total_amount"),
     _paid(invoice.c.total_amount - _tax).label("subtotal"),
     _paid(_tax).label("tax"),
-    _lines.label("lines"),
+)
+SOURCE = _HEAD.add_columns(_lines.label("lines"))
+
+# An invoice's lines after a position, in order, each as the invoice has it.
+LINES = (
+    select(_line.label("line"))
+    .select_from(invoice_line.join(invoice, _of_invoice))
+    .where(invoice.c.id == bindparam("invoice"), invoice_line.c.position > bindparam("after"))
+    .order_by(invoice_line.c.position)
+    .limit(bindparam("rows"))
 )
 
 # All of the subject but its verbs.
@@ -67,3 +76,8 @@ SUBJECT_PARTS: dict[str, Any] = {
         "number": equals(invoice.c.number),
     },
 }
+
+# Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
+HEADS = Subject(
+    **{**SUBJECT_PARTS, "source": _HEAD.add_columns(literal_column("'[]'::jsonb").label("lines"))}
+)

@@ -5,9 +5,11 @@ Everything here runs on one connection inside one transaction that the store ope
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +23,10 @@ from persistence.tables import control_write
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
 INTENTS_REPORTED_MAX = 100
 INSERT_ROWS_MAX = 1_000
+# Words of a search that are looked for; what has these and not the others is found as well.
+WORDS_MAX = 12
+
+_BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
 Condition = Callable[[Any], ColumnElement[bool]]
 
@@ -99,12 +105,19 @@ def named(table: Table) -> Condition:
     """Filter rows by the beginnings of the words of their name; a number also finds the row of that id."""
 
     def condition(value: Any) -> ColumnElement[bool]:
-        found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(value))
+        found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(_words(value)))
         if value.isascii() and value.isdigit() and int(value) <= INTEGER_MAX:
             return found | (table.c.id == int(value))
         return found
 
     return condition
+
+
+def _words(wanted: str) -> str:
+    """The words that are looked for, without those that others begin with: each costs a look-up."""
+    words = {word.lower(): word for word in _BETWEEN_WORDS.split(wanted)}
+    told = [word for word, following in pairwise([*sorted(words), ""]) if not following.startswith(word)]
+    return " ".join(words[word] for word in told[:WORDS_MAX]) or wanted
 
 
 def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:

@@ -45,16 +45,17 @@ class Done:
 
 
 class Operations:
-    """Everything that can be done with one resource."""
+    """Everything that can be done with one resource; `read` names the store's shorter form of its rows."""
 
-    def __init__(self, ports: AdminPorts, resource: Resource) -> None:
+    def __init__(self, ports: AdminPorts, resource: Resource, *, read: str | None = None) -> None:
         self._ports = ports
         self.resource = resource
+        self._read = read or resource.name
 
     async def list(self, query: Query) -> tuple[Sequence[Row], str | None]:
         """One page as JSON rows, and the cursor of the next one."""
         resource = self.resource
-        page = await self._ports.store.page(resource.name, query)
+        page = await self._ports.store.page(self._read, query)
         rows = await live.overlay(self._ports, resource.live, page.rows)
         cursor = None
         if page.next_after is not None:
@@ -64,7 +65,7 @@ class Operations:
 
     async def show(self, row_id: int) -> Row:
         """One row as JSON; `NotFound` if there is none."""
-        return await self._render(self.resource, await self._ports.store.get(self.resource.name, row_id))
+        return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
 
     async def create(self, asked: Asked, sent: body.Body) -> Done:
         """Make a row of a JSON body; a secret made here is in this answer only."""

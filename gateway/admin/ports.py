@@ -119,6 +119,9 @@ class Figures(Protocol):
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
         """Quotas of tenants as last flushed, each with its partition."""
 
+    async def tenants_of(self, organization_id: int, most: int) -> int:
+        """How many tenants an organization has, `most` standing for any more."""
+
     async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's use by day and service, oldest first."""
 
@@ -127,6 +130,9 @@ class Figures(Protocol):
 
     async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's tokens by day and model, of its latest `rows_max` movements."""
+
+    async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
+        """An invoice's lines after a position, in order."""
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -160,6 +161,8 @@ async def test_search_finds_names_by_words_and_rows_by_id(api: Api) -> None:
         "Acme Europe",
         "Acme America",
     ]
+    for said_twice in ("e eu eur EUR", "eur,eur;e", "eur " + "e." * 90):
+        assert (await api.get(f"tenants?search={quote(said_twice)}")).json["items"] == found, said_twice
     by_id = (await api.get(f"tenants?search={found[0]['id']}")).json["items"]
     assert [row["id"] for row in by_id] == [found[0]["id"]]
     assert (await api.get("tenants?search=%25%27--")).json["items"] == []
@@ -172,3 +175,24 @@ async def test_every_write_is_in_the_audit_log(api: Api) -> None:
     assert (first["action"], first["after"]["name"]) == ("create", "Acme")
     assert (last["action"], last["actor"], last["resource_id"]) == ("block", "builtin:admin", str(made["id"]))
     assert (await api.get("audit-log?actor=token:9")).json["items"] == []
+
+
+async def test_the_ledger_by_direction(api: Api) -> None:
+    plan = await api.make("token-plans", name="Some", total_amount=10)
+    tenant = await api.make("tenants", name="Acme", plan_id=plan["id"])
+    api.rows(
+        "insert into token_ledger"
+        " (tenant_id, transaction_type, amount, direction, created_at, epoch, seq, cycle)"
+        " select %s, kind, 1, direction, now(), 1, n, 1 from (values (100, 'consume', 'OUT'),"
+        " (101, 'recharge', 'IN'), (102, 'adjust', 'OUT'), (103, 'adjust', 'IN')) as l (n, kind, direction)",
+        tenant["id"],
+    )
+
+    async def seqs(filters: str) -> list[int]:
+        listed = (await api.get(f"token-ledger?tenant_id={tenant['id']}&{filters}")).json["items"]
+        return [row["seq"] for row in listed if row["seq"] >= 100]
+
+    assert await seqs("direction=IN") == [101, 103]
+    assert await seqs("direction=OUT") == [100, 102]
+    assert await seqs("direction=IN&transaction_type=consume") == []
+    assert await seqs("direction=IN&transaction_type=adjust") == [103]

@@ -33,6 +33,8 @@ from tests.bench.flush import postgres
 BUDGET_MS = 200.0
 ORGANIZATIONS_SHARE = 5  # tenants an organization
 WORDS = "ARRAY['Acme','Zenith','Orbit','Nimbus','Harbor','Quartz','Vertex','Lumen','Cobalt','Juniper']"
+# The last organization has a fifth of all tenants, the others have a handful.
+OWNER = "CASE WHEN n > {tenants} * 4 / 5 THEN {organizations} ELSE 1 + n % ({organizations} - 1) END"
 AGO = "now() - ({n} % 3900000) * interval '1 second'"
 
 # Each fills one table; {tenants}, {organizations} and {rows} are numbers.
@@ -43,7 +45,7 @@ SELECT ({WORDS})[1 + n % 10] || ' ' || ({WORDS})[1 + n / 10 % 10] || ' ' || n, 1
     """INSERT INTO token_plan (name, total_amount) SELECT 'Plan ' || n, n * 1000000
   FROM generate_series(1, 50) AS n""",
     f"""INSERT INTO tenant (organization_id, name, plan_id)
-SELECT 1 + n % {{organizations}}, ({WORDS})[1 + n % 10] || '-' || ({WORDS})[1 + n / 7 % 10] || ' team ' || n,
+SELECT {OWNER}, ({WORDS})[1 + n % 10] || '-' || ({WORDS})[1 + n / 7 % 10] || ' team ' || n,
        1 + n % 50 FROM generate_series(1, {{tenants}}) AS n""",
     """INSERT INTO tenant_quota (tenant_id, plan_id, total, tokens_used, tokens_remaining, last_seq, epoch)
 SELECT n, 1 + n % 50, 1000000, n % 900000, 1000000 - n % 900000, 90, 1
@@ -57,10 +59,10 @@ SELECT CASE WHEN n % 10 = 0 THEN 1 ELSE 2 + n % ({tenants} - 1) END,
        n / CASE WHEN n % 10 = 0 THEN 1 ELSE {tenants} - 1 END, 1, gen_random_uuid(), 1 + n % 6,
        jsonb_build_object('model', 'model-' || n % 5, 'input', 60, 'output', 40)
   FROM generate_series(1, {rows}) AS n""",
-    """INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, requests, tokens, credits)
-SELECT current_date - d, 1 + t % {organizations}, t, s, 3, 300, 1
-  FROM generate_series(1, {tenants}) AS t, generate_series(0, 29) AS d, generate_series(1, 6) AS s
- WHERE s = 1 OR t <= 100""",
+    f"""INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, requests, tokens, credits)
+SELECT current_date - d, {OWNER}, n, s, 3, 300, 1
+  FROM generate_series(1, {{tenants}}) AS n, generate_series(0, 29) AS d, generate_series(1, 6) AS s
+ WHERE s = 1 OR n <= 100""",
     """INSERT INTO api_key (tenant_id, name, digest, prefix)
 SELECT n, 'server', encode(sha256(n::text::bytea), 'hex'), 'tk_abcde'
   FROM generate_series(1, {tenants}) AS n""",
@@ -90,7 +92,9 @@ SELECT 1 + n % {organizations}, 'INV-' || n, CASE WHEN n % 100 = 0 THEN 'void' E
     """INSERT INTO invoice_line (invoice_id, position, kind, description, service_id, quantity, unit_price,
                           amount)
 SELECT n, p, 'usage', 'Line ' || p, 1, 10, 2, 20
-  FROM generate_series(1, 2 * {organizations}) AS n, generate_series(1, 5) AS p""",
+  FROM generate_series(1, 2 * {organizations}) AS n, generate_series(1, 5) AS p
+UNION ALL SELECT {organizations}, p, 'overage', 'Overage ' || p, 1, 10, 2, 20
+  FROM generate_series(6, {tenants} / 5) AS p""",
     """INSERT INTO subscription_plan (name, monthly_cost, annual_cost) SELECT 'Gold ' || n, 10, 100
   FROM generate_series(1, 20) AS n""",
     """INSERT INTO organization_subscription (organization_id, plan_id, start_date, end_date, standing)
@@ -122,14 +126,18 @@ PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
     ("organizations", lambda n: "/organizations"),
     ("organizations, search", lambda n: f"/organizations?search=zen+{n * 13}"),
     ("organization", lambda n: f"/organizations/{1 + n * 7}"),
+    ("organization of 20,000 tenants", lambda n: "/organizations/{last}"),
     ("tenants", lambda n: "/tenants"),
     ("tenants, search for one", lambda n: f"/tenants?search=team+{n * 991}"),
     ("tenants, search for many", lambda n: "/tenants?search=acme"),
     ("tenants, search for most", lambda n: "/tenants?search=team"),
+    ("tenants, search for many words", lambda n: "/tenants?search=" + "+".join(["t", "te", "tea"] * 16)),
     ("tenants, search for none", lambda n: f"/tenants?search=nobody{n}"),
     ("tenants of an organization", lambda n: f"/tenants?organization_id={1 + n * 3}"),
     ("tenant", lambda n: f"/tenants/{2 + n * 97}"),
     ("tenant with a million movements", lambda n: "/tenants/1"),
+    ("what it got", lambda n: "/tenants/1?direction=IN"),
+    ("uses that came in: none", lambda n: "/tenants/1?direction=IN&transaction_type=consume"),
     ("its recharges", lambda n: "/tenants/1?transaction_type=recharge"),
     ("its ledger of a day", lambda n: "/tenants/1?from={day}&to={day}"),
     ("its use by service", lambda n: "/tenants/1?by=service"),
@@ -146,6 +154,7 @@ PAGES: tuple[tuple[str, Callable[[int], str]], ...] = (
     ("invoices", lambda n: "/invoices"),
     ("invoices, void", lambda n: "/invoices?status=void"),
     ("invoice", lambda n: f"/invoices/{1 + n}"),
+    ("invoice of 20,000 lines", lambda n: "/invoices/{last}"),
     ("negotiated prices", lambda n: "/organization-services"),
     ("audit log", lambda n: "/audit-log"),
     ("audit log of a tenant", lambda n: f"/audit-log?resource=tenants&resource_id={n}"),
@@ -203,6 +212,8 @@ async def measure(url: str, rounds: int) -> list[Measured]:
     engine = engines.create(url)
     found = []
     day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86_400))
+    with psycopg.connect(url) as connection:
+        last = str(connection.execute("SELECT max(id) FROM organization").fetchall()[0][0])
     server = TestServer(build(ports_over(engine, MemoryCounters(url))))
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
         person = Person(client)
@@ -211,7 +222,7 @@ async def measure(url: str, rounds: int) -> list[Measured]:
             taken, before = [], processor_s(url)
             for n in range(rounds):
                 started = time.perf_counter()
-                page = await person.open(address(n).replace("{day}", day))
+                page = await person.open(address(n).replace("{day}", day).replace("{last}", last))
                 taken.append((time.perf_counter() - started) * 1000)
                 assert page.status == 200, (name, page.status, re.sub(r"<[^>]+>", "", page.text)[-500:])
             used = (processor_s(url) - before) * 1000 / rounds

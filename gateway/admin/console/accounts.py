@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from gateway.admin.console.cells import label_of
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
+from gateway.admin.resources.invoices import InvoiceLine
 from gateway.admin.views import row_id
 from gateway.core.administration import Row
 from gateway.errors import Unprocessable
@@ -23,6 +25,11 @@ DAY_ROWS_MAX = 5_000
 # So many of a tenant's latest movements are looked at to say which models it used.
 MODEL_ROWS_MAX = 5_000
 PREVIEW_ROWS = 10
+# Tenants times days whose use is added up for one chart: of 20,000 tenants, the last 10 days.
+TENANT_DAYS_MAX = 200_000
+LINES_A_PAGE = 100
+
+_POSITION = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 LEDGER = Screen(
     "token-ledger", "Ledger", "movement", "Every movement of the tenant's tokens. Append-only.",
@@ -138,7 +145,8 @@ async def _tenant_use(desk: Desk, tenant_id: int, *, by_model: bool) -> charts.C
 
 
 async def _organization_use(desk: Desk, organization_id: int, measure: str) -> charts.Chart:
-    since, until = _last_days()
+    tenants = await desk.ports.figures.tenants_of(organization_id, TENANT_DAYS_MAX)
+    since, until = _last_days(max(1, min(DAYS, TENANT_DAYS_MAX // max(1, tenants))))
     days = await desk.ports.figures.organization_days(organization_id, since, DAY_ROWS_MAX)
     amounts = charts.by_service(days, await _services(desk, days), measure)
     return charts.stacked(amounts, charts.requests_by_day(days), since=since, until=until)
@@ -148,19 +156,25 @@ async def _services(desk: Desk, days: Sequence[Row]) -> Mapping[int, str]:
     return await desk.ports.figures.names("services", {int(str(row["service_id"])) for row in days})
 
 
-def _last_days() -> tuple[date, date]:
+def _last_days(days: int = DAYS) -> tuple[date, date]:
     until = datetime.now(UTC).date()
-    return until - timedelta(days=DAYS - 1), until
+    return until - timedelta(days=days - 1), until
 
 
-async def of_invoice(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
-    """The names an invoice's lines refer to."""
-    lines: Any = row["lines"]
+async def of_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """Some of an invoice's lines, in order, and the names they refer to."""
+    sent = request.query.get("after", "")
+    after = int(sent) if _POSITION.fullmatch(sent) else 0
+    lines = await desk.ports.figures.invoice_lines(int(str(row["id"])), after, LINES_A_PAGE + 1)
+    shown = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
     return {
+        "shown": shown,
+        "is_first": after == 0,
+        "next": f"{request.path}?after={shown[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
         "line_names": await desk.names(
             {
-                "services": {line["service_id"] for line in lines if line["service_id"]},
-                "tenants": {line["tenant_id"] for line in lines if line["tenant_id"]},
+                "services": {line["service_id"] for line in shown if line["service_id"]},
+                "tenants": {line["tenant_id"] for line in shown if line["tenant_id"]},
             }
-        )
+        ),
     }

@@ -24,13 +24,20 @@ class Attempts:
         recent = self._recent(_site(address))
         return max(0.0, recent[0] + WINDOW_S - self._clock()) if len(recent) >= FAILURES_MAX else 0.0
 
-    def failed(self, address: str) -> None:
-        """Count a failure."""
+    def count(self, address: str) -> None:
+        """Count an attempt as a failure until it is known to be none: many at once are many."""
         site = _site(address)
         self._failures[site] = [*self._recent(site), self._clock()][-FAILURES_MAX:]
         self._failures.move_to_end(site)
         while len(self._failures) > ADDRESSES_MAX:
             self._failures.popitem(last=False)
+
+    def forgive(self, address: str) -> None:
+        """Take back the attempt that was counted last."""
+        site = _site(address)
+        kept = self._failures.pop(site, [])[:-1]
+        if kept:
+            self._failures[site] = kept
 
     def _recent(self, site: str) -> list[float]:
         since = self._clock() - WINDOW_S

@@ -29,6 +29,8 @@ FORM = "application/x-www-form-urlencoded"
 THEME_COOKIE = "tollkeeper_theme"
 # What may be chosen from a list; of more, the id is asked for.
 CHOICES_MAX = 200
+# Rows that may be of any length are read without what makes them so.
+SHORT = {"invoices": "invoice-heads"}
 LISTED = frozenset({"services", "business-models", "token-plans", "subscription-plans"})
 
 Posted = MultiMapping[Any]
@@ -44,7 +46,9 @@ class Desk:
     def __init__(self, ports: AdminPorts, pages: Pages, sessions: Sessions) -> None:
         self.ports = ports
         self.sessions = sessions
-        self.operations = {name: Operations(ports, resource) for name, resource in RESOURCES.items()}
+        self.operations = {
+            name: Operations(ports, resource, read=SHORT.get(name)) for name, resource in RESOURCES.items()
+        }
         self._pages = pages
         self._menu = menu()
 

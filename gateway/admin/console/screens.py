@@ -117,7 +117,7 @@ SCREENS = {
         ),
         Screen(
             "credit-transactions", "Credit transactions", "credit transaction",
-            "Uses paid with credits. Append-only.",
+            "Uses paid with credits: by organization, the newest of each first. Append-only.",
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
@@ -125,7 +125,7 @@ SCREENS = {
         ),
         Screen(
             "feature-usage", "Feature usage", "use",
-            "Uses that invoices bill. Append-only.",
+            "Uses that invoices bill: by organization, the newest of each first. Append-only.",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "user_id", "request_id"),
             empty="Nothing that is billed by use was used yet.",
             filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,

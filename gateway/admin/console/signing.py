@@ -37,18 +37,24 @@ class Signing:
     async def sign_in(self, request: web.Request) -> web.StreamResponse:
         """`POST /sign-in`."""
         address = request.remote or ""
+        try:
+            posted = await read_form(request)
+        except TollkeeperError as error:
+            return self._desk.refused(request, None, error)
         wait_s = self._attempts.wait_s(address)
         if wait_s > 0:
             response = self._door(request, 429, f"Too many attempts. Try again in {math.ceil(wait_s)} s.")
             response.headers["Retry-After"] = str(math.ceil(wait_s))
             return response
+        self._attempts.count(address)
         try:
-            name = await self._desk.sessions.begin(request, _token(await read_form(request)))
+            name = await self._desk.sessions.begin(request, _token(posted))
         except Unauthorized:
-            self._attempts.failed(address)
             return self._door(request, 401, "This token is not known, or no longer valid.")
         except TollkeeperError as error:
+            self._attempts.forgive(address)
             return self._desk.refused(request, None, error)
+        self._attempts.forgive(address)
         response = see(_next(request))
         set_cookie(request, response, name)
         return response

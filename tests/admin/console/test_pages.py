@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.console import accounts
 from gateway.admin.console.screens import SCREENS
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
@@ -263,6 +264,46 @@ def links(page: Page, prefix: str) -> Iterator[str]:
         value for tag, name, value in elements.attributes
         if (tag, name) == ("a", "href") and value.startswith(prefix) and not value.endswith("/new")
     )  # fmt: skip
+
+
+async def test_an_invoice_of_many_lines_goes_on(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    invoice = made["invoices"]["id"]
+    api.rows("delete from invoice_line where invoice_id = %s", invoice)
+    api.rows(
+        "insert into invoice_line"
+        " (invoice_id, position, kind, description, tenant_id, quantity, unit_price, amount)"
+        " select %s, n, 'overage', 'Overage no. ' || n || ';', %s, 10, 0.5, 5"
+        " from generate_series(1, 230) as n",
+        invoice, made["tenants"]["id"],
+    )  # fmt: skip
+    found: list[str] = []
+    address = f"/invoices/{invoice}"
+    while address:
+        page = await admin.open(address)
+        well_formed(page)
+        lines = re.findall(r"Overage no. (\d+);", page.text)
+        assert 0 < len(lines) <= 100
+        found += lines
+        following = re.search(r'href="([^"]*after=\d+)"', page.text)
+        address = following[1] if following else ""
+    assert found == [str(n) for n in range(1, 231)]
+    assert '<span class="number">0.50</span>' in page.text
+    assert "Overage" not in (await admin.open("/invoices")).text
+    for other in ("9" * 9, "-1", "x", "9" * 40):
+        assert (await admin.open(f"/invoices/{invoice}?after={other}")).status == 200
+
+
+async def test_an_organization_of_many_tenants_shows_its_last_days(
+    api: Api, admin: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await furnish(api)
+    address = f"/organizations/{made['organizations']['id']}"
+    assert "all 30 days" in (await admin.open(address)).text
+    monkeypatch.setattr(accounts, "TENANT_DAYS_MAX", 7)
+    assert "all 7 days" in (await admin.open(address)).text
+    await api.make("tenants", name="Another", organization_id=made["organizations"]["id"])
+    assert "all 3 days" in (await admin.open(address)).text
 
 
 @pytest.mark.parametrize(

@@ -215,18 +215,25 @@ def test_failures_are_counted_by_address() -> None:
     attempts = Attempts(clock)
     for _ in range(FAILURES_MAX):
         assert attempts.wait_s("10.0.0.1") == 0.0
-        attempts.failed("10.0.0.1")
+        attempts.count("10.0.0.1")
     assert attempts.wait_s("10.0.0.1") == WINDOW_S
     assert attempts.wait_s("::ffff:10.0.0.1") == WINDOW_S
     assert attempts.wait_s("10.0.0.2") == 0.0
+    attempts.forgive("10.0.0.1")
+    assert attempts.wait_s("10.0.0.1") == 0.0
+    attempts.count("10.0.0.1")
     clock.now += WINDOW_S
     assert attempts.wait_s("10.0.0.1") == 0.0
+    attempts.count("10.0.0.3")
+    attempts.forgive("10.0.0.3")
+    attempts.forgive("10.0.0.3")
+    assert "10.0.0.3" not in attempts._failures
 
 
 def test_one_site_of_ipv6_is_one_address() -> None:
     attempts = Attempts(Clock())
     for n in range(FAILURES_MAX):
-        attempts.failed(f"2001:db8:1:2::{n}")
+        attempts.count(f"2001:db8:1:2::{n}")
     assert attempts.wait_s("2001:db8:1:2:ffff::1") == WINDOW_S
     assert attempts.wait_s("2001:db8:1:3::1") == 0.0
 
@@ -234,8 +241,8 @@ def test_one_site_of_ipv6_is_one_address() -> None:
 def test_addresses_are_bounded() -> None:
     attempts = Attempts(Clock())
     for _ in range(FAILURES_MAX):
-        attempts.failed("192.0.2.1")
+        attempts.count("192.0.2.1")
     for n in range(ADDRESSES_MAX):
-        attempts.failed(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
+        attempts.count(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
     assert attempts.wait_s("192.0.2.1") == 0.0
     assert len(attempts._failures) == ADDRESSES_MAX

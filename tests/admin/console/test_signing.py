@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 import pytest
 
+from gateway.admin import credentials
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 
@@ -64,6 +68,12 @@ async def test_a_few_wrong_tokens_a_minute(nobody: Person) -> None:
     assert refused.status == 429
     assert 0 < int(refused.headers["Retry-After"]) <= 60
     assert nobody.cookie == ""
+
+
+async def test_wrong_tokens_all_at_once_are_as_few(nobody: Person) -> None:
+    wrong = credentials.mint(credentials.ADMIN_TOKEN).secret
+    answers = await asyncio.gather(*(nobody.sign_in(wrong) for _ in range(20)))
+    assert Counter(answer.status for answer in answers) == {401: 5, 429: 15}
 
 
 async def test_signing_out_ends_the_session(admin: Person, api: Api) -> None:
