@@ -22,7 +22,7 @@ from gateway.counters.acknowledged import of_argument
 from gateway.counters.control import Control
 from gateway.counters.settlement_record import service_of
 from gateway.counters.wire import Reply
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused
 
 # Entries one command brings.
 LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
@@ -66,6 +66,10 @@ class _Known:
     clear: dict[int, Place] = field(default_factory=dict)
     left: dict[int, Place] = field(default_factory=dict)
 
+    def emptied(self) -> _Known:
+        """What is still worth knowing once the lane is empty."""
+        return _Known(self.under, clear=self.clear)
+
     def behind(self, lane: Place) -> Place:
         """The newest outbox entry that may have been there before this one of the lane."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
@@ -100,7 +104,8 @@ class LateLane:
             (b"XLEN", keys.late(partition).encode()) for partition in range(PARTITIONS)
         )
         lanes = [partition for partition, length in enumerate(lengths) if isinstance(length, int) and length]
-        self._known = {one: self._known[one] for one in lanes if one in self._known}
+        for partition in self._known.keys() - set(lanes):
+            self._known[partition] = self._known[partition].emptied()
         share = max(1, count // max(1, len(lanes)))
         looks = (self._look(partition, share) for partition in lanes)
         found = await asyncio.gather(*looks, return_exceptions=True)
@@ -120,10 +125,11 @@ class LateLane:
         start = min([at for one, at in known.left.items() if one not in blocked] + [_next(known.seen)])
         found: list[LateSettlement] = []
         left: dict[int, Place] = {}
-        taken: set[str] = set()
+        seen, taken = known.seen, set[str]()
         size, looked = min(LOOK_ENTRIES, max(LOOK_ENTRIES_MIN, count)), 0
         while len(found) < count and looked < LANE_LOOK_MAX:
             entries, last, more = await self._page(partition, known, start, size)
+            seen = last or seen
             mine = [one for one in entries if one.organization_id not in blocked]
             for one in mine:
                 left.setdefault(one.organization_id, one.place)
@@ -133,10 +139,11 @@ class LateLane:
                 if one.request_id not in taken and len(found) < count:
                     taken.add(one.request_id)
                     found.append(_late(partition, one))
-            known.seen = last
-            if not more:
+            if last is None or not more:
                 break
             start, looked, size = _next(last), looked + size, min(LOOK_ENTRIES, size * 4)
+        # Both or neither: what was seen and is not left is looked at by nobody any more.
+        known.seen = seen
         known.left = {one: at for one, at in known.left.items() if one in blocked} | left
         if len(known.clear) > ORGANIZATIONS_MAX:
             known.clear = {one: at for one, at in known.clear.items() if one in known.left}
@@ -144,10 +151,11 @@ class LateLane:
 
     async def _page(
         self, partition: int, known: _Known, start: Place, size: int
-    ) -> tuple[list[_Entry], Place, bool]:
+    ) -> tuple[list[_Entry], Place | None, bool]:
         """Entries of a lane from a place on, the last one's place, and whether there may be more.
 
-        The outbox is looked at behind them: what is not in it then was not there before them.
+        The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
+        where that cannot be said: a stream is broken, or its Redis was rebuilt.
         """
         page, newest, marker = await self._control.ask_each(
             (
@@ -160,15 +168,16 @@ class LateLane:
         under = (self._control.run_id, run_id, epoch)
         if known.under not in (None, under):
             del self._known[partition]
-            raise CountersUnavailable("Redis is another one, or was rebuilt: its streams are others")
+            raise CountersRefused("Redis is another one, or was rebuilt: its streams are others")
+        if not isinstance(page, list) or not isinstance(newest, list):
+            raise CountersRefused("the lane or the outbox is no stream")
         known.under = under
-        entries = page if isinstance(page, list) else []
-        if not entries:
-            return [], known.seen, False
-        last = _place(entries[-1])
-        known.mark(last, _place(newest[0]) if isinstance(newest, list) and newest else START)
-        read = [one for one in map(_entry, entries) if one is not None]
-        return read, last, len(entries) == size
+        if not page:
+            return [], None, False
+        last = _place(page[-1])
+        known.mark(last, _place(newest[0]) if newest else START)
+        read = [one for one in map(_entry, page) if one is not None]
+        return read, last, len(page) == size
 
     async def _free(self, partition: int, known: _Known, entries: Sequence[_Entry]) -> list[_Entry]:
         """Those of which nothing waits any more, neither from before them nor of themselves."""
