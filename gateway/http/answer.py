@@ -16,6 +16,7 @@ from gateway.http.headers import (
     CONNECTION,
     CONTENT_ENCODING,
     CONTENT_TYPE,
+    DATE,
     DROP,
     LENGTH,
     PASS,
@@ -44,8 +45,8 @@ class AnswerHead:
     """
 
     __slots__ = (
-        "chunked", "content_encoding", "content_type", "keep_alive", "length", "lines", "plain_request_id",
-        "request_id", "status", "usage_amount",
+        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "lines",
+        "plain_request_id", "request_id", "status", "usage_amount",
     )  # fmt: skip
 
     def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
@@ -53,7 +54,7 @@ class AnswerHead:
         self.lines = lines
         self.keep_alive = keep_alive
         self.length: int | None = None
-        self.chunked = False
+        self.chunked = self.dated = False
         self.content_type = self.content_encoding = b""
         self.request_id = self.plain_request_id = self.usage_amount = b""
 
@@ -82,6 +83,9 @@ def read_answer_head(head: bytes) -> AnswerHead:
             answer.length = _length(answer, value.strip(b" \t"))
         elif kind == CONNECTION:
             nominated |= _connection(answer, value, minor)
+        elif kind == DATE:
+            answer.dated = True
+            kept.append(line)
         elif kind != DROP:
             _note(answer, kind, line, value.strip(b" \t"), minor)
     if answer.chunked and answer.length is not None:

@@ -18,7 +18,7 @@ NAMES_MAX = 1024
 
 # What an answer's field is to a gateway. Plain numbers: an enumeration costs a lookup a line.
 PASS, DROP, CONNECTION, LENGTH, CODING, CONTENT_TYPE, CONTENT_ENCODING = range(7)
-REQUEST_ID, PLAIN_REQUEST_ID, USAGE_AMOUNT = range(7, 10)
+REQUEST_ID, PLAIN_REQUEST_ID, USAGE_AMOUNT, DATE = range(7, 11)
 
 _KINDS = {
     b"connection": CONNECTION,
@@ -29,6 +29,7 @@ _KINDS = {
     b"x-request-id": REQUEST_ID,
     b"request-id": PLAIN_REQUEST_ID,
     b"x-usage-amount": USAGE_AMOUNT,
+    b"date": DATE,
 }
 known_kinds: dict[bytes, int] = {}
 

@@ -25,6 +25,8 @@ def answer_head(
 ) -> bytes:
     """An upstream's head for our client: what passes of it, then ours. `framing` is a field line or empty."""
     lines = answer.lines
+    if not answer.dated:
+        lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
     upstream_id = answer.request_id
     if answer.plain_request_id:
         if exchange.plan.family is _ANTHROPIC:

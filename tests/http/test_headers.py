@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -72,6 +73,16 @@ async def test_an_answers_limits_and_ids_are_ours() -> None:
         ):
             assert not got.all(gone)
         assert len(got.all(b"ratelimit")) == 1
+
+
+async def test_an_answer_has_its_upstreams_date_or_else_ours() -> None:
+    async with staged() as stage:
+        theirs = b"Tue, 15 Nov 1994 08:12:31 GMT"
+        stage.upstream.scripts.append([answer(fields=b"Date: " + theirs + b"\r\n")])
+        assert (await stage.ask(post(CHAT))).all(b"date") == [theirs]
+        stage.upstream.scripts.append([answer()])
+        (ours,) = (await stage.ask(post(CHAT))).all(b"date")
+        assert parsedate_to_datetime(ours.decode()).year >= 2024
 
 
 async def test_anthropic_answers_carry_our_request_id_twice() -> None:
