@@ -13,6 +13,7 @@ import pytest
 from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.allowance import Allowances
+from gateway.counters.attendance import Attendance
 from gateway.counters.directory import Directory, encode_catalogue
 from gateway.counters.leaser import Leaser
 from gateway.counters.quota import Counters
@@ -69,7 +70,8 @@ def employ(connect: Connect, tmp_path: Path) -> Employ:
         )
         world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT]))
         await driven(directory.refresh())
-        resubmitter = Resubmitter(wire, log, clock, silent)
+        attendance = Attendance(wire, new_id(), 0)
+        resubmitter = Resubmitter(wire, log, clock, silent, report=attendance.report)
         return Worker(world, wire, allowances, counters, leaser, clock, log, resubmitter)
 
     return hired
