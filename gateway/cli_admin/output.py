@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import count
+from typing import TextIO
 
 import typer
 from rich.cells import cell_len
@@ -203,7 +204,7 @@ def given(**fields: object) -> Json:
 
 def print_json(value: Json) -> None:
     """Print a value for programs, on one line, whatever can be written here."""
-    text = json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
+    text = json.dumps(value, ensure_ascii=not _writes_all(sys.stdout))
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -214,8 +215,12 @@ def console(*, error: bool = False) -> Console:
     What cannot be written there is shown as ?.
     """
     stream = sys.stderr if error else sys.stdout
-    if isinstance(stream, TextIOWrapper):
+    if isinstance(stream, TextIOWrapper) and not _writes_all(stream):
         stream.reconfigure(errors="replace")
     opened = Console(stderr=error)
     told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     return opened if told else Console(stderr=error, width=PIPE_COLUMNS)
+
+
+def _writes_all(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")
