@@ -12,6 +12,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -39,14 +40,18 @@ SERVICES = {
 def seed(data: DataDirectory, admin_url: str, admin_token: str, database: str) -> str:
     """The demo API key, made with its organization, plan, tenant and services at the first start.
 
-    `database` names the database they are in: another one gets a demo organization of its own.
+    `database` names the database they are in: another one gets a demo organization of its own. A key
+    that was revoked, expired or deleted since is followed by another; where the tenant is gone too,
+    there is none, and the answer is empty.
     """
     kept = data.secrets()
     place = hashlib.sha256(database.encode()).hexdigest()
     if kept.get("demo_api_key") and kept.get("demo_database") == place:
-        return kept["demo_api_key"]
+        return _key_again(data, _Admin(admin_url, admin_token, kept["demo_run"]))
     if not kept.get("demo_run") or kept.get("demo_database") != place:
-        data.remember(demo_run=str(uuid4()), demo_database=place, demo_api_key="")
+        data.remember(
+            demo_run=str(uuid4()), demo_database=place, demo_api_key="", demo_key_id="", demo_tenant_id=""
+        )
     admin = _Admin(admin_url, admin_token, data.secrets()["demo_run"])
     plan = admin.make(
         "token-plans",
@@ -67,8 +72,31 @@ def seed(data: DataDirectory, admin_url: str, admin_token: str, database: str) -
     if not made.get("key"):
         # An interrupted start made it, and a key is shown only once: make another.
         made = admin.make("api-keys", {"tenant_id": tenant["id"], "name": "Demo"}, again=True)
+    return _keep(data, made)
+
+
+def _key_again(data: DataDirectory, admin: _Admin) -> str:
+    kept = data.secrets()
+    if not kept.get("demo_key_id") or _works(admin.one("api-keys", kept["demo_key_id"])):
+        return kept["demo_api_key"]
+    if admin.one("tenants", kept["demo_tenant_id"]) is None:
+        return ""
+    asked = {"tenant_id": int(kept["demo_tenant_id"]), "name": "Demo"}
+    return _keep(data, admin.make("api-keys", asked, again=True))
+
+
+def _works(key: dict[str, Any] | None) -> bool:
+    if key is None or key.get("revoked_at"):
+        return False
+    until = key.get("expires_at")
+    return until is None or datetime.fromisoformat(until) > datetime.now(UTC)
+
+
+def _keep(data: DataDirectory, made: dict[str, Any]) -> str:
     key = str(made["key"])
-    data.remember(demo_api_key=key)
+    data.remember(
+        demo_api_key=key, demo_key_id=str(made["id"]), demo_tenant_id=str(made.get("tenant_id", ""))
+    )
     return key
 
 
@@ -122,6 +150,11 @@ class _Admin:
         key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
         _, answer = self._call("POST", resource, body, {"Idempotency-Key": key})
         return answer
+
+    def one(self, resource: str, row_id: str) -> dict[str, Any] | None:
+        """A row, None if it is gone."""
+        status, row = self._call("GET", f"{resource}/{row_id}", None, {}, accept=(404,))
+        return row if status == 200 else None
 
     def all(self, resource: str) -> list[dict[str, Any]]:
         """The first page of a resource; empty if this Admin API has no such resource."""

@@ -108,6 +108,8 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
             endpoints.admin_token,
             options.database_url or "embedded",
         )
+        if not key:
+            voice.say("the demo tenant is gone, and with it the demo key")
     gateway_url = _url(options.gateway_host, gateway_port)
     await _until_serving(gateway_url, key, options.workers)
     facts: dict[str, Any] = {

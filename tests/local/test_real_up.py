@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway.local import demo
+from gateway.local.data_directory import DataDirectory
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 WORKER_BYTES_MAX = 50_000_000
@@ -60,15 +62,15 @@ def pids(facts: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def call(url: str, key: str, body: Any = None) -> tuple[int, Any]:
+def call(url: str, key: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
     request = urllib.request.Request(
-        url, headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        url, headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"}, method=method
     )
     if body is not None:
         request.data = json.dumps(body).encode()
     try:
         with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
-            return answer.status, json.loads(answer.read())
+            return answer.status, json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
     except OSError:
@@ -148,6 +150,24 @@ def test_logs_are_json_lines_without_the_secrets(running: tuple[dict[str, Any], 
     assert {"starting Valkey", "gateway started", "ready"} <= set(events)
     for secret in (facts["admin_token"], facts["api_key"], facts["redis_url"], facts["database_url"]):
         assert secret not in said
+
+
+def test_a_demo_key_that_was_taken_away_is_followed_by_another(tmp_path: Path) -> None:
+    with up(tmp_path) as (facts, _):
+        api, token = f"{facts['admin_url']}/admin/v1", facts["admin_token"]
+        [key] = call(f"{api}/api-keys", token)[1]["items"]
+        assert call(f"{api}/api-keys/{key['id']}/revoke", token, {})[0] == 200
+        assert demo.seed(DataDirectory(tmp_path / "data"), facts["admin_url"], token, "embedded") not in {
+            "", facts["api_key"]
+        }  # fmt: skip
+    with up(tmp_path) as (again, _):
+        api = f"{again['admin_url']}/admin/v1"
+        assert call(f"{again['gateway_url']}/.tollkeeper/usage", again["api_key"])[0] == 200
+        [_, key] = call(f"{api}/api-keys", token)[1]["items"]
+        call(f"{api}/api-keys/{key['id']}/revoke", token, {})
+        call(f"{api}/tenants/{key['tenant_id']}", token, method="DELETE")
+        for _ in range(2):
+            assert demo.seed(DataDirectory(tmp_path / "data"), again["admin_url"], token, "embedded") == ""
 
 
 def test_without_a_demo_there_is_nothing_but_services(tmp_path: Path) -> None:
