@@ -119,6 +119,8 @@ def _skip_space(body: bytes, at: int) -> int:
 
 def _refusal(body: bytes, message: str) -> InvalidRequest:
     """Name the field a decoding error is about, as far as it can be known."""
+    if not body.strip():
+        return InvalidRequest("The body is empty, and a JSON object is needed.")
     at = _AT.search(message)
     if at is not None:
         param = at[1] or None

@@ -131,6 +131,12 @@ def test_what_is_unambiguous_is_read(body: bytes) -> None:
     assert READER.read(body).model == "a"
 
 
+def test_an_empty_body_is_said_to_be_empty() -> None:
+    assert "empty" in refused(b"").message
+    assert "empty" in refused(b" \r\n").message
+    assert "empty" not in refused(b"{").message
+
+
 def test_a_suspicious_body_with_too_many_parts_is_refused() -> None:
     body = b'{"model":"a","x":[' + b'"",' * (TOKENS_MAX + 1) + b'""],"Model":"b"}'
     assert "too many parts" in refused(body).message
