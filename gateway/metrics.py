@@ -46,7 +46,7 @@ FACTS = (
     Fact("requests", "counter", "Requests answered, refusals included.", "", ("route", "status", "reason")),
     Fact("request_seconds", "histogram", "Time from the request's first byte to the answer's last."),
     Fact("overhead_seconds", "histogram", "Time the gateway itself added to a request."),
-    Fact("upstream_seconds", "histogram", "Time the upstream took to begin its answer."),
+    Fact("upstream_seconds", "histogram", "Time from sending a request upstream to the answer's end."),
     Fact("tokens", "counter", "Tokens of settled calls.", "", ("service", "kind")),
     Fact("units", "counter", "Units of settled calls.", "", ("service",)),
     Fact("credits", "counter", "Credits of settled calls.", "", ("service",)),
