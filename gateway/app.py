@@ -79,7 +79,8 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
-        report=door.attendance.report, serves_since=plane.serves_since,
+        report=door.attendance.report,
+        in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),

@@ -24,6 +24,7 @@ from gateway.core.recovery import Markers, Report
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
+TOGETHER_MAX = 16
 WATCH_S = 1.0
 
 
@@ -185,11 +186,18 @@ class Verifier:
         truth = await self._source.truth(wanted)
         await self._target.publish(truth.catalogue, truth.version)
         done = []
-        for partition, marker, _ in markers.unverified:
-            closes = self._opener is not None and known.get(partition, 0) > 0
-            epoch = epochs[partition]
-            if verified := await self._partition(truth, partition, marker, epoch, closes=closes):
-                done.append(verified)
+        for start in range(0, len(markers.unverified), TOGETHER_MAX):
+            verifying = [
+                self._partition(
+                    truth, one, marker, epochs[one], closes=bool(self._opener and known.get(one, 0))
+                )
+                for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
+            ]
+            for verified in await asyncio.gather(*verifying, return_exceptions=True):
+                if isinstance(verified, BaseException):
+                    raise verified
+                if verified is not None:
+                    done.append(verified)
         for definitions in truth.definitions.values():
             for definition in definitions:
                 await self._target.define(definition, truth.version)

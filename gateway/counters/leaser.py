@@ -61,6 +61,15 @@ class Leaser:
         self._turn = 0
         self._run_id = b""
         self._there = False
+        self._asking = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this run of Redis has heard of every lease that is in force, and what was used of it."""
+        if self._fraction <= 0:
+            return True
+        is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
+        return self._there and self._run_id == self._wire.run_id and not is_due and not self._asking
 
     async def keep(self) -> None:
         """Renew what is due, until cancelled; without a fraction there is nothing to lease."""
@@ -87,6 +96,7 @@ class Leaser:
             _, turn, one = heapq.heappop(self._queue)
             if turn == one.turn:
                 asked.append(self._ask(one, now))
+        self._asking = len(asked)
         for one, tokens, credits_, began, wait in asked:
             try:
                 answer = cast("bytes", await in_task(wait))
@@ -94,6 +104,8 @@ class Leaser:
                 one.held = True  # who knows
                 self._schedule(one, now)
                 continue
+            finally:
+                self._asking -= 1
             self._took(self._clock() - began)
             self._answered(one, answer, tokens, credits_, began)
         return len(asked) == BATCH_MAX

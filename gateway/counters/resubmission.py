@@ -47,8 +47,8 @@ _FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNO
 class Resubmitter:
     """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
 
-    `report` takes, of each partition, the epoch before which everything was sent again; `serves_since`
-    says whether a call that began before a moment (of `clock`) is still in flight.
+    `report` takes, of each partition, the epoch before which everything was sent again; `in_flight`
+    says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Resubmitter:
         say: Callable[..., None],
         *,
         report: Callable[[Sequence[int]], Awaitable[None]],
-        serves_since: Callable[[float], bool] = lambda _: False,
+        in_flight: Callable[[float], bool] = lambda _: False,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
         self._wire, self._log, self._clock, self._say = wire, log, clock, say
-        self._report, self._serves_since = report, serves_since
+        self._report, self._in_flight = report, in_flight
         self._epochs: list[int] = []
         self._seen: list[int] = []
         self._seen_at = self._differs_at = clock()
@@ -133,7 +133,7 @@ class Resubmitter:
 
     def _calls_ended(self) -> bool:
         """Whether no call of before the present epochs is in flight, or has been for too long."""
-        return not self._serves_since(self._seen_at) or self._clock() - self._seen_at >= CALLS_S_MAX
+        return not self._in_flight(self._seen_at) or self._clock() - self._seen_at >= CALLS_S_MAX
 
     def _is_time(self, epochs: list[int]) -> bool:
         """Whether to look through the log now, and not once more partitions are verified."""

@@ -369,6 +369,24 @@ async def test_a_revocation_that_vanished_is_in_force_again(valkey: str, migrate
         assert not world.client.exists(digest)
 
 
+async def test_a_postgresql_that_was_restored_is_told_the_epochs_anew(valkey: str, migrated: str) -> None:
+    """Until then nothing is stored: of which history it would be nobody could tell."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        world.client.delete(keys.marker(world.p))
+        assert [(one.partition, one.epoch) for one in await house.verify()] == [(world.p, 2)]
+        with psycopg.connect(migrated) as connection:
+            connection.execute("update partition_state set run_id = %s, epoch = 1", ["o" * 40])
+        world.reserve(need=1).settle(tokens=30)
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id) == []
+        assert await house.verify() == []
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+        query = "select epoch from partition_state where partition = %s and run_id = %s"
+        assert house.rows(query, world.p, house.wire.run_id.decode()) == [{"epoch": 2}]
+
+
 # --- several keepers, changing connections ----------------------------------------------
 
 
