@@ -9,6 +9,7 @@ Run what was built with TARGET on PYTHONPATH.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -22,15 +23,20 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/http": (
-        "answer", "charge", "clock", "connection", "exchange", "framing", "limits", "link", "plan", "ports",
-        "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "traced", "upstream",
-        "worker",
+        "answer", "charge", "clock", "connection", "exchange", "framing", "headers", "limits", "link", "plan",
+        "ports", "proxy", "relay", "reply", "request", "request_ids", "server", "story", "tally", "traced",
+        "upstream", "worker",
     ),
-    "gateway/core": ("wait", "model", "call", "strict_json", "limits", "estimate", "sse", "trace"),
-    "gateway/core/meter": ("__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array"),
-    "gateway/counters": ("wire", "quota", "packing", "flags"),
+    "gateway/core": (
+        "wait", "model", "call", "strict_json", "limits", "estimate", "sse", "tariff", "trace",
+    ),
+    "gateway/core/meter": (
+        "__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array", "openai",
+    ),
+    "gateway/counters": ("wire", "quota", "packing", "flags", "directory", "terms", "allowance"),
 }  # fmt: skip
 _CONSTANT = re.compile(r"^(_[A-Z][A-Z0-9_]*) = (?!TypeVar)", re.MULTILINE)
+_PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
 
 
@@ -76,12 +82,43 @@ def build(target: Path) -> None:
 
 
 def finalize(module: Path) -> None:
-    """Say of its private constants that nothing sets them again: read from C, not from the module's names."""
+    """Say what is true of a module where only a compiler gains by it.
+
+    Nothing sets its private constants again: they are read from C, not from the module's names.
+    Its dataclasses that may change begin by plain assignments, which are compiled as well.
+    """
     text = module.read_text(encoding="utf-8")
     final = _CONSTANT.sub(r"\1: _Final = ", text)
     if final != text:
         text = final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
-        module.write_text(text, encoding="utf-8")
+    module.write_text(begun_plainly(text), encoding="utf-8")
+
+
+def begun_plainly(text: str) -> str:
+    """The module with the `__init__` of each `@dataclass(slots=True)` written out."""
+    lines = text.splitlines()
+    for node in reversed(ast.parse(text).body):
+        if not isinstance(node, ast.ClassDef) or [ast.unparse(one) for one in node.decorator_list] != [
+            _PLAIN
+        ]:
+            continue
+        fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
+        if any(one.value is not None and isinstance(one.value, ast.Call) for one in fields):
+            continue  # made anew each time
+        stated = [ast.unparse(one) for one in fields]
+        names = [ast.unparse(one.target) for one in fields]
+        lines[fields[-1].end_lineno : fields[-1].end_lineno] = [
+            "",
+            f"    def __init__(self, {', '.join(stated)}) -> None:",
+            *(f"        self.{name} = {name}" for name in names),
+        ]
+        at = node.decorator_list[0].lineno - 1
+        lines[at] = lines[at].replace("slots=True", "slots=True, init=False")
+    return "\n".join(lines) + "\n"
+
+
+def _decorators(node: ast.ClassDef) -> list[str]:
+    return [ast.unparse(one) for one in node.decorator_list]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
 
 from gateway.core.pricing import NO_PRICING, Pricing, TokenRate
 
@@ -123,7 +122,8 @@ class Usage:
     estimated: bool = False
 
 
-class Window(NamedTuple):
+@dataclass(slots=True)
+class Window:
     """One limit as it stands after a hold: `used` may exceed `limit` (debt), `scope` is a `Scope`."""
 
     scope: int

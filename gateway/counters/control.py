@@ -24,8 +24,7 @@ from gateway.core.model import PARTITIONS, Caller, LiveQuota
 from gateway.core.wait import in_task
 from gateway.counters import keys, packing, states
 from gateway.counters.acknowledged import of_grant
-from gateway.counters.directory import encode_catalogue, encode_identity
-from gateway.counters.terms import encode_terms, version_of
+from gateway.counters.stored import encode_catalogue, encode_identity, encode_terms, version_of
 from gateway.counters.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
 from gateway.counters.allowance import Allowances
+from gateway.counters.stored import decode_catalogue, decode_identity
 from gateway.counters.terms import Terms
 from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
@@ -27,46 +26,6 @@ IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
 CATALOGUE_S = 0.5
 FIRST_CATALOGUE_S = 0.02
 IDENTITIES_MAX = 50_000
-
-
-class _Identity(msgspec.Struct):
-    o: int
-    t: int
-    k: int
-    p: int
-    u: str = ""
-    m: list[str] | None = None
-    x: int = 0
-
-
-class _Catalogue(msgspec.Struct):
-    version: int
-    services: dict[str, Service]
-
-
-_IDENTITY = msgspec.json.Decoder(_Identity)
-_CATALOGUE = msgspec.json.Decoder(_Catalogue)
-
-
-def encode_catalogue(version: int, services: list[Service]) -> bytes:
-    """The catalogue as the keeper writes it."""
-    return msgspec.json.encode({"version": version, "services": {one.key: one for one in services}})
-
-
-def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
-    """An identity as the keeper writes it; `expires_ms` 0 is never."""
-    until = {"x": expires_ms} if expires_ms else {}
-    return msgspec.json.encode(
-        {
-            **until,
-            "o": caller.organization_id,
-            "t": caller.tenant_id,
-            "k": caller.key_id,
-            "p": caller.partition,
-            "u": caller.user,
-            "m": sorted(caller.models) if caller.models is not None else None,
-        }
-    )
 
 
 class Directory:
@@ -155,7 +114,7 @@ class Directory:
             self._remember(digest, None)
             raise InvalidApiKey
         assert isinstance(raw, bytes)
-        found = _IDENTITY.decode(raw)
+        found = decode_identity(raw)
         models = frozenset(found.m) if found.m is not None else None
         caller = Caller(found.o, found.t, found.k, found.p, found.u, models)
         if known == caller:
@@ -214,7 +173,7 @@ class Directory:
     def _load(self, raw: bytes) -> None:
         if raw == self._raw:
             return
-        catalogue = _CATALOGUE.decode(raw)
+        catalogue = decode_catalogue(raw)
         self._services = catalogue.services
         self.version = catalogue.version
         self._raw = raw

@@ -147,8 +147,8 @@ def decision(answer: bytes, service: Service) -> Decision:
             v[5], v[1], v[2],
             free if counts and free >= 0 else None,
             v[6] if service.meter == "consumption" else None,
-            Window._make(v[7:11]) if v[7] else None,
-            Window._make(v[11:15]) if v[11] else None,
+            Window(v[7], v[8], v[9], v[10]) if v[7] else None,
+            Window(v[11], v[12], v[13], v[14]) if v[11] else None,
             v[15] if service.meter == "consumption" else 0,
         )  # fmt: skip
     if len(answer) == _REFUSED.size:

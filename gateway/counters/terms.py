@@ -8,35 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
-
 from gateway.core.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Service
+from gateway.counters.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
 SUBSCRIPTION = "subscription"
-
-
-class _Versioned(msgspec.Struct):
-    version: int
-
-
-class _Stored(_Versioned):
-    terms: OrganizationTerms
-
-
-_VERSIONED = msgspec.json.Decoder(_Versioned)
-_STORED = msgspec.json.Decoder(_Stored)
-
-
-def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
-    """The terms as the keeper writes them."""
-    return msgspec.json.encode(_Stored(version, terms))
-
-
-def version_of(raw: bytes) -> int:
-    """The version that terms, or a catalogue, were written under."""
-    return _VERSIONED.decode(raw).version
 
 
 class Terms:
@@ -44,7 +21,7 @@ class Terms:
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self._terms = _STORED.decode(raw).terms if raw else OrganizationTerms()
+        self._terms = decode_terms(raw) if raw else OrganizationTerms()
         self._features = frozenset(self._terms.features)
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
         self._resolved: dict[str, _Resolved] = {}

@@ -28,12 +28,13 @@ from gateway.http.headers import (
 )
 
 STATUS_LINES_MAX = 256
-JUDGED_LINES_MAX = 4096
-JUDGED_LINE_BYTES_MAX = 256
+READ_LINES_MAX = 4096
+READ_LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _LENGTH_DIGITS_MAX = 15
 _status_lines: dict[bytes, tuple[int, int, bytes]] = {}
-_judged: set[bytes] = set()
+# What field lines seen before are: their kind and their value, judged by llhttp.
+_read: dict[bytes, tuple[int, bytes]] = {}
 
 
 class AnswerHead:
@@ -63,31 +64,33 @@ def read_answer_head(head: bytes) -> AnswerHead:
     """Read a head that ends in its blank line; `Malformed` says what is wrong with it."""
     lines = head[:-4].split(b"\r\n")
     first = lines.pop(0)
-    if not _judged.issuperset(lines):
-        _judge(head, lines)
     minor, status, status_line = _status_lines.get(first) or _status(first)
     kept = [status_line]
     answer = AnswerHead(status, kept, minor == 1)
     nominated: set[bytes] = set()
+    judged = False
     for line in lines:
-        name, _, value = line.partition(b":")
-        kind = known_kinds.get(name)
-        if kind is None:
-            kind = kind_of(name)
+        read = _read.get(line)
+        if read is None:
+            if not judged:
+                _judge(head)
+                judged = True
+            read = _read_line(line)
+        kind, value = read
         if kind == PASS:
             kept.append(line)
         elif kind == CONTENT_TYPE:
-            answer.content_type = value.strip(b" \t")
+            answer.content_type = value
             kept.append(line)
         elif kind == LENGTH:
-            answer.length = _length(answer, value.strip(b" \t"))
+            answer.length = _length(answer, value)
         elif kind == CONNECTION:
             nominated |= _connection(answer, value, minor)
         elif kind == DATE:
             answer.dated = True
             kept.append(line)
         elif kind != DROP:
-            _note(answer, kind, line, value.strip(b" \t"), minor)
+            _note(answer, kind, line, value, minor)
     if answer.chunked and answer.length is not None:
         raise Malformed("it states a length beside its transfer-encoding")
     if nominated:
@@ -95,7 +98,7 @@ def read_answer_head(head: bytes) -> AnswerHead:
     return answer
 
 
-def _judge(head: bytes, lines: list[bytes]) -> None:
+def _judge(head: bytes) -> None:
     """Have llhttp judge a head; its fields need no judging again, since each stands for itself.
 
     What depends on several fields at once (a length stated twice, or beside a coding) is read,
@@ -106,9 +109,18 @@ def _judge(head: bytes, lines: list[bytes]) -> None:
         parser.feed_data(head)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise Malformed(str(error)) from error
-    if len(_judged) >= JUDGED_LINES_MAX:
-        _judged.clear()
-    _judged.update(line for line in lines if len(line) <= JUDGED_LINE_BYTES_MAX)
+
+
+def _read_line(line: bytes) -> tuple[int, bytes]:
+    """What a line of a judged head is; lines are remembered, within bounds."""
+    name, _, value = line.partition(b":")
+    kind = known_kinds.get(name)
+    read = (kind_of(name) if kind is None else kind, value.strip(b" \t"))
+    if len(line) <= READ_LINE_BYTES_MAX:
+        if len(_read) >= READ_LINES_MAX:
+            _read.clear()
+        _read[line] = read
+    return read
 
 
 class _Silent:
@@ -155,6 +167,8 @@ def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) 
 
 def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
     """Honour `close` and `keep-alive`; the names that end here."""
+    if value == b"keep-alive" and minor == 1:
+        return set()
     tokens = {token.strip(b" \t").lower() for token in value.split(b",")}
     if b"close" in tokens:
         answer.keep_alive = False

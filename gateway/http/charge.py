@@ -181,16 +181,13 @@ class Charge:
 
     def _metadata(self, usage: Usage, status: int) -> bytes:
         call, exchange = self._call, self._exchange
-        ours = _METADATA % (
-            _quoted.get(call.model) or _quote(call.model),
-            "true" if call.streamed else "false",
-            status,
-            (self._worker.ports.seconds() - exchange.started) * 1000,
-            usage.input,
-            usage.output,
-            usage.cached,
-            usage.reasoning,
-            "true" if usage.estimated else "false",
+        model = _quoted.get(call.model) or _quote(call.model)
+        took_ms = int((self._worker.ports.seconds() - exchange.started) * 1000)
+        ours = (
+            f'{{"model":{model},"streamed":{"true" if call.streamed else "false"},"status":{status},'
+            f'"duration_ms":{took_ms},"input":{usage.input},"output":{usage.output},'
+            f'"cached":{usage.cached},"reasoning":{usage.reasoning},'
+            f'"estimated":{"true" if usage.estimated else "false"}}}'
         )
         theirs = exchange.plan.attribution.metadata
         if theirs:
@@ -217,10 +214,6 @@ class Charge:
 
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = Settled.UNVERIFIED
-_METADATA = (
-    '{"model":%s,"streamed":%s,"status":%d,"duration_ms":%d,"input":%d,"output":%d,"cached":%d,'
-    '"reasoning":%d,"estimated":%s}'
-)
 
 
 def _quote(model: str) -> str:

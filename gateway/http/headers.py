@@ -7,6 +7,8 @@ end here in either direction.
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.core.route import UpstreamTarget
 from gateway.http.fields import HOP_BY_HOP
 from gateway.http.request import RequestHead
@@ -17,8 +19,17 @@ NAMES_MAX = 1024
 
 
 # What an answer's field is to a gateway. Plain numbers: an enumeration costs a lookup a line.
-PASS, DROP, CONNECTION, LENGTH, CODING, CONTENT_TYPE, CONTENT_ENCODING = range(7)
-REQUEST_ID, PLAIN_REQUEST_ID, USAGE_AMOUNT, DATE = range(7, 11)
+PASS: Final = 0
+DROP: Final = 1
+CONNECTION: Final = 2
+LENGTH: Final = 3
+CODING: Final = 4
+CONTENT_TYPE: Final = 5
+CONTENT_ENCODING: Final = 6
+REQUEST_ID: Final = 7
+PLAIN_REQUEST_ID: Final = 8
+USAGE_AMOUNT: Final = 9
+DATE: Final = 10
 
 _KINDS = {
     b"connection": CONNECTION,
@@ -37,7 +48,7 @@ known_kinds: dict[bytes, int] = {}
 def forwarded_lines(head: RequestHead, target: UpstreamTarget) -> list[bytes]:
     """The fields of a request that its upstream may see, and the upstream's own behind them."""
     ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
-    dropped = head.nominated | ours.keys()
+    dropped = head.nominated.union(ours)
     lines = [line for kind, line in head.fields if kind.passes and kind.lower not in dropped]
     lines += [b"%b: %b" % field for field in ours.items()]
     return lines

@@ -51,3 +51,20 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
+    text = (
+        "@dataclass(slots=True)\nclass Plain:\n    one: int\n    two: str | None = None\n\n"
+        "    @property\n    def three(self) -> int:\n        return 3\n\n\n"
+        "@dataclass(frozen=True, slots=True)\nclass Frozen:\n    one: int\n\n\n"
+        "@dataclass(slots=True)\nclass Made:\n    one: list[int] = field(default_factory=list)\n"
+    )
+    plainly = compiler().begun_plainly(text)  # type: ignore[attr-defined]  # a script, loaded by its path
+    space: dict[str, object] = {}
+    exec("from dataclasses import dataclass, field\n" + plainly, space)  # what was written above
+    plain = space["Plain"](1, two="b")  # type: ignore[operator]  # a class of the text
+    assert (plain.one, plain.two, plain.three, repr(plain)) == (1, "b", 3, "Plain(one=1, two='b')")
+    assert plain == space["Plain"](1, "b")  # type: ignore[operator]  # a class of the text
+    assert plainly.count("init=False") == 1
+    assert plainly.count("def __init__(self, one: int, two: str | None = None) -> None:") == 1

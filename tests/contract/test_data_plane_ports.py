@@ -25,8 +25,9 @@ from gateway.core.model import (
 )
 from gateway.counters import keys
 from gateway.counters.address import parse_url
-from gateway.counters.directory import Directory, encode_catalogue, encode_identity
+from gateway.counters.directory import Directory
 from gateway.counters.quota import Counters
+from gateway.counters.stored import encode_catalogue, encode_identity
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from gateway.http import ports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -18,17 +19,22 @@ def decision(requests: Window | None = None, tokens: Window | None = None, **mor
     return Decision(Verdict.ADMITTED, now_ms=NOW, requests=requests, tokens=tokens, **more)  # type: ignore[arg-type] # every field here is a number
 
 
+def told(made: Decision) -> dict[bytes, bytes]:
+    """The fields by name, each of which is there once."""
+    fields = limit_headers(made)
+    assert len(dict(fields)) == len(fields)
+    return dict(fields)
+
+
 def test_all_limits() -> None:
-    headers = dict(
-        limit_headers(
-            decision(
-                Window(Scope.KEY, 60, 3, 2100),
-                Window(Scope.TENANT, 60_000, 300, 120),
-                limit=100_000,
-                until_ms=NOW + 90_500,
-                tokens_remaining=99_000,
-                credits_remaining=12,
-            )
+    headers = told(
+        decision(
+            Window(Scope.KEY, 60, 3, 2100),
+            Window(Scope.TENANT, 60_000, 300, 120),
+            limit=100_000,
+            until_ms=NOW + 90_500,
+            tokens_remaining=99_000,
+            credits_remaining=12,
         )
     )
     assert headers == {
@@ -48,20 +54,18 @@ def test_all_limits() -> None:
 
 
 def test_nothing_limits() -> None:
-    assert limit_headers(decision()) == []
+    assert limit_lines(decision()) == b""
 
 
 def test_unlimited_tokens_say_nothing_of_what_remains() -> None:
-    names = [
-        name for name, _ in limit_headers(decision(Window(Scope.KEY, 5, 1, 12_000), credits_remaining=0))
-    ]
+    names = told(decision(Window(Scope.KEY, 5, 1, 12_000), credits_remaining=0)).keys()
     assert b"x-tollkeeper-tokens-remaining" not in names
     assert b"x-tollkeeper-credits-remaining" in names
     assert b"x-ratelimit-limit-tokens" not in names
 
 
 def test_debt_is_nothing_left() -> None:
-    headers = dict(limit_headers(decision(tokens=Window(Scope.KEY, 100, 250, 150_000))))
+    headers = told(decision(tokens=Window(Scope.KEY, 100, 250, 150_000)))
     assert headers[b"x-ratelimit-remaining-tokens"] == b"0"
     assert headers[b"x-ratelimit-reset-tokens"] == b"2m30s"
     assert headers[b"ratelimit"] == b'"tokens";r=0;t=150'
@@ -114,28 +118,28 @@ def test_what_is_not_known_to_be_left_is_not_told(verdict: Verdict, kind: LimitK
 @pytest.mark.parametrize(
     ("ms", "text"),
     [
-        (-5, b"0s"),
-        (0, b"0s"),
-        (1, b"1ms"),
-        (999, b"999ms"),
-        (1000, b"1s"),
-        (1500, b"1.5s"),
-        (8640, b"8.64s"),
-        (59_999, b"59.999s"),
-        (60_000, b"1m0s"),
-        (360_000, b"6m0s"),
-        (3_600_000, b"1h0m0s"),
-        (90_061_001, b"25h1m1.001s"),
+        (-5, "0s"),
+        (0, "0s"),
+        (1, "1ms"),
+        (999, "999ms"),
+        (1000, "1s"),
+        (1500, "1.5s"),
+        (8640, "8.64s"),
+        (59_999, "59.999s"),
+        (60_000, "1m0s"),
+        (360_000, "6m0s"),
+        (3_600_000, "1h0m0s"),
+        (90_061_001, "25h1m1.001s"),
     ],
 )
-def test_duration(ms: int, text: bytes) -> None:
+def test_duration(ms: int, text: str) -> None:
     assert duration(ms) == text
 
 
 @given(st.integers(0, 10**10))
 def test_a_duration_is_read_back_exactly(ms: int) -> None:
     units = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-    parts = re.findall(r"([\d.]+)(ms|[hms])", duration(ms).decode())
+    parts = re.findall(r"([\d.]+)(ms|[hms])", duration(ms))
     assert sum(round(float(number) * units[unit]) for number, unit in parts) == ms
 
 
@@ -144,7 +148,7 @@ _windows = st.none() | st.builds(Window, st.just(Scope.KEY), _numbers, _numbers,
 
 
 @given(_windows, _windows, _numbers, st.none() | _numbers, st.none() | _numbers, st.integers(0, 10**6))
-def test_lines_say_what_the_fields_say(  # noqa: PLR0917  # one strategy a number
+def test_fields_agree_with_each_other(  # noqa: PLR0917  # one strategy a number
     requests: Window | None,
     tokens: Window | None,
     limit: int,
@@ -160,4 +164,23 @@ def test_lines_say_what_the_fields_say(  # noqa: PLR0917  # one strategy a numbe
         credits_remaining=credits_remaining,
         until_ms=NOW + wait_ms,
     )
-    assert limit_lines(made) == b"\r\n".join(b"%b: %b" % header for header in limit_headers(made))
+    fields = told(made)
+    quota = (limit or None) if tokens_remaining is not None else None
+    limits = {b"requests": requests, b"tokens": tokens, b"quota": quota}
+    named = [name for name, one in limits.items() if one is not None]
+    assert re.findall(rb'"(\w+)";r=', fields.get(b"ratelimit", b"")) == named
+    assert set(re.findall(rb'"(\w+)";q=', fields.get(b"ratelimit-policy", b""))) >= set(named)
+    for name, window in ((b"requests", requests), (b"tokens", tokens)):
+        if window is not None:
+            left = b"%d" % max(0, window.limit - window.used)
+            seconds = b"%d" % math.ceil(window.reset_ms / 1000)
+            assert b'"%b";r=%b;t=%b' % (name, left, seconds) in fields[b"ratelimit"]
+            assert fields[b"x-ratelimit-limit-" + name] == b"%d" % window.limit
+            assert fields[b"x-ratelimit-remaining-" + name] == left
+            assert fields[b"x-ratelimit-reset-" + name] == duration(window.reset_ms).encode()
+    if quota is not None and tokens is None:
+        assert fields[b"x-ratelimit-limit-tokens"] == b"%d" % limit
+        assert fields[b"x-ratelimit-reset-tokens"] == duration(wait_ms).encode()
+    for name, left_ in ((b"tokens", tokens_remaining), (b"credits", credits_remaining)):
+        told_ = fields.get(b"x-tollkeeper-%b-remaining" % name)
+        assert told_ == (None if left_ is None else b"%d" % left_)

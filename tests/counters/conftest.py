@@ -14,10 +14,11 @@ from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.allowance import Allowances
 from gateway.counters.attendance import Attendance
-from gateway.counters.directory import Directory, encode_catalogue
+from gateway.counters.directory import Directory
 from gateway.counters.leaser import Leaser
 from gateway.counters.quota import Counters
 from gateway.counters.resubmission import Resubmitter
+from gateway.counters.stored import encode_catalogue
 from gateway.counters.wire import Wire
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.counters.leases import LEASE_S, Clock, Employ, Worker, silent

@@ -21,8 +21,7 @@ from gateway.core.model import INTEGER_MAX, PARTITIONS, Limits, Verdict
 from gateway.counters import control as control_module
 from gateway.counters import keys, packing
 from gateway.counters.control import Control
-from gateway.counters.directory import encode_identity
-from gateway.counters.terms import encode_terms
+from gateway.counters.stored import encode_identity, encode_terms
 from gateway.errors import CountersUnavailable, OutOfRange
 from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id
 from tests.counters.conftest import Connect

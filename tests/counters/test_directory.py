@@ -13,8 +13,8 @@ from gateway.core.model import Caller, Service
 from gateway.counters import directory as directory_module
 from gateway.counters import keys
 from gateway.counters.allowance import Allowances
-from gateway.counters.directory import IDENTITY_S, Directory, encode_catalogue, encode_identity
-from gateway.counters.terms import encode_terms
+from gateway.counters.directory import IDENTITY_S, Directory
+from gateway.counters.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import CREDITS, driven

@@ -16,9 +16,10 @@ from gateway.core.model import Decision, HoldRequest, Limits, Observed, Service,
 from gateway.core.pricing import TokenRate
 from gateway.counters import keys, packing
 from gateway.counters import quota as quota_module
-from gateway.counters.directory import Directory, encode_catalogue
+from gateway.counters.directory import Directory
 from gateway.counters.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Counters
 from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.stored import encode_catalogue
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable
 from tests.builders import (

@@ -10,7 +10,8 @@ import pytest
 from gateway.core.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Service
 from gateway.core.pricing import Pricing, Tier, TokenPrice
-from gateway.counters.terms import Terms, encode_terms, version_of
+from gateway.counters.stored import encode_terms, version_of
+from gateway.counters.terms import Terms
 from gateway.errors import ServiceNotIncluded
 
 CHAT = Service(1, "chat", "subscription", counts_tokens=False)

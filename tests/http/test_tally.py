@@ -1,11 +1,15 @@
-"""Who did what, within bounds, taken once."""
+"""Who did what, within bounds, taken once; durations fall where a scrape looks for them."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.http import tally as tally_module
-from gateway.http.tally import Tally
+from gateway.http.tally import SECONDS, Histogram, Tally, bucket
 from tests.http.fakes import CALLER, CHAT, post
 from tests.http.stage import eventually, staged
 
@@ -47,3 +51,16 @@ async def test_a_call_and_a_refusal_are_its_tenants() -> None:
             (CALLER.tenant_id, "invalid_request"): 1,
             (0, "invalid_api_key"): 1,
         }
+
+
+@given(st.floats(-1.0, 1000.0))
+def test_an_observation_falls_into_the_first_bucket_it_is_not_above(seconds: float) -> None:
+    assert bucket(seconds) == bisect_left(SECONDS, seconds)
+
+
+@pytest.mark.parametrize("bound", SECONDS)
+def test_a_bound_belongs_to_its_own_bucket(bound: float) -> None:
+    histogram = Histogram()
+    histogram.observe(bound)
+    assert histogram.snapshot()["buckets"][SECONDS.index(bound)] == 1
+    assert bucket(bound * (1 + 1e-9)) == SECONDS.index(bound) + 1

@@ -10,64 +10,14 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.openai_shapes import Choice, Delta, Usage, read_event, read_whole
 
 DONE = b"data: [DONE]\n\n"
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-
-class _Whole(msgspec.Struct):
-    usage: _Usage | None = None
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(msgspec.Struct):
-    function: _Function | None = None
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    function_call: _Function | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    text: str | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-_whole = msgspec.json.Decoder(_Whole).decode
-_event = msgspec.json.Decoder(_Event).decode
-
-
 def _read_whole(meter: Meter, document: bytes) -> None:
     try:
-        read = _whole(document)
+        read = read_whole(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         _report_loose(meter, document)
         return
@@ -80,7 +30,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if data == b"[DONE]":
         return False
     try:
-        read = _event(data)
+        read = read_event(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         count_text(meter, data)
         return _report_loose(meter, data)
@@ -94,7 +44,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return not read.choices
 
 
-def _see(meter: Meter, choice: _Choice) -> None:
+def _see(meter: Meter, choice: Choice) -> None:
     before = meter.text_bytes
     if choice.text:
         meter.saw(choice.text)
@@ -108,7 +58,7 @@ def _see(meter: Meter, choice: _Choice) -> None:
         meter.content_events += 1
 
 
-def _see_rest(meter: Meter, delta: _Delta) -> None:
+def _see_rest(meter: Meter, delta: Delta) -> None:
     for text in (delta.reasoning_content, delta.reasoning, delta.refusal):
         if text:
             meter.saw(text)
@@ -118,7 +68,7 @@ def _see_rest(meter: Meter, delta: _Delta) -> None:
             meter.saw((function.name or "") + (function.arguments or ""))
 
 
-def _report(meter: Meter, usage: _Usage) -> None:
+def _report(meter: Meter, usage: Usage) -> None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None and completion is None:
         prompt = usage.total_tokens  # some embedding servers say no more
