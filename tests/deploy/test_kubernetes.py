@@ -33,10 +33,10 @@ PODS = dict(pods())
 
 
 def selected(labels: Resource) -> list[Resource]:
-    """The Deployments whose pods have these labels."""
+    """The Deployments and Jobs whose pods have these labels."""
     return [
         each for each in everything()
-        if each["kind"] == "Deployment"
+        if each["kind"] in {"Deployment", "Job"}
         and labels.items() <= each["spec"]["template"]["metadata"]["labels"].items()
     ]  # fmt: skip
 
