@@ -35,10 +35,7 @@ def create(change: Change) -> Row:
     organization_id, start, end = _id(values["organization_id"]), values["start_date"], values["end_date"]
     assert isinstance(start, date)
     assert isinstance(end, date)
-    # Held whole before it is held to be read: two who had it to be read could not both go on.
-    change.connection.execute(
-        select(organization.c.id).where(organization.c.id == organization_id).with_for_update()
-    )
+    _hold_organization(change, organization_id)
     require(change, {"organization_id": organization, "plan_id": subscription_plan})
     if end <= start:
         raise Unprocessable(errors=(("end_date", "must be after start_date"),))
@@ -64,7 +61,7 @@ def create(change: Change) -> Row:
 
 def change_plan(change: Change) -> Row:
     """`/change`: to another plan now, or when the running period ends."""
-    row = lock(change, SUBJECT, organization_subscription)
+    row = _held(change)
     require(change, {"plan_id": subscription_plan})
     plan_id = _id(change.command.values["plan_id"])
     subscription = _subscription(change, row)
@@ -80,14 +77,14 @@ def change_plan(change: Change) -> Row:
 
 def cancel(change: Change) -> Row:
     """`/cancel`: end it now, or when the running period ends."""
-    row = lock(change, SUBJECT, organization_subscription)
+    row = _held(change)
     now = change.command.values.get("when") == "now"
     return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now))
 
 
 def extend(change: Change) -> Row:
     """Move the end; the only field that may be set by hand."""
-    row = lock(change, SUBJECT, organization_subscription)
+    row = _held(change)
     end = change.command.values.get("end_date", row["end_date"])
     assert isinstance(end, date)
     if end == row["end_date"] and row["cancel_at"] is None:
@@ -97,7 +94,7 @@ def extend(change: Change) -> Row:
 
 def advance(change: Change) -> Row:
     """Carry out what the calendar brings: a change that waited, a beginning, an end."""
-    row = lock(change, SUBJECT, organization_subscription)
+    row = _held(change)
     subscription = _subscription(change, row)
     if subscription.next_plan_id is not None:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
@@ -148,6 +145,19 @@ def due(today: date) -> ColumnElement[bool]:
         (here.standing == "future") & (here.start_date <= today),
         (here.standing != "over") & (here.end_date <= today),
     )
+
+
+def _hold_organization(change: Change, organization_id: int) -> None:
+    """Keep others from subscribing it or giving it tenants; before anything of it is held to be read."""
+    here = select(organization.c.id).where(organization.c.id == organization_id)
+    change.connection.execute(here.with_for_update(key_share=True))
+
+
+def _held(change: Change) -> Row:
+    """The command's row and its organization, held: a tenant made meanwhile is there, or comes after."""
+    found = fetch(change.connection, SUBJECT, change.row_id)
+    _hold_organization(change, _id(found["organization_id"]))
+    return lock(change, SUBJECT, organization_subscription)
 
 
 def _kept(change: Change, row: Row, subscription: Subscription) -> Row:

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.admin.conftest import Api
@@ -168,6 +169,22 @@ async def test_tenants_without_a_plan_get_the_subscriptions(api: Api) -> None:
     assert (await api.get(f"tenant-quotas/{keeps['id']}")).json["tokens_remaining"] == 10_000_000
     await api.post(f"organization-subscriptions/{made['id']}/cancel", {"when": "now"})
     assert (await api.get(f"tenant-quotas/{keeps['id']}")).json["plan_id"] is None
+
+
+async def test_a_tenant_made_while_the_plan_changes_gets_the_new_one(api: Api) -> None:
+    organization_id, made = await subscribed(api)
+    pro = await plan(api, "Pro", "99.00", tokens=10_000_000)
+    with psycopg.connect(api.url) as making:
+        making.execute("select id from organization where id = %s for share", (organization_id,))
+        adding = "insert into tenant (organization_id, name) values (%s, 'late') returning id"
+        [tenant_id] = making.execute(adding, (organization_id,)).fetchone() or [0]
+        making.execute("insert into tenant_quota (tenant_id) values (%s)", (tenant_id,))
+        where = f"organization-subscriptions/{made['id']}/change"
+        changing = asyncio.create_task(api.post(where, {"plan_id": pro["id"]}))
+        async with asyncio.timeout(30):
+            await api.until_locked()
+    assert (await changing).status == 200
+    assert (await api.get(f"tenant-quotas/{tenant_id}")).json["plan_id"] == pro["token_plan_id"]
 
 
 async def test_a_plan_that_gets_another_token_plan_moves_its_tenants(api: Api) -> None:
