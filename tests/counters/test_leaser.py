@@ -216,12 +216,15 @@ async def test_after_a_restart_every_lease_is_renewed_at_once(own_valkey: START,
     await worker.settle(request, 50)
     server.start()
     await eventually(lambda: worker.wire.available)
+    assert not worker.leaser.is_current
     await worker.leaser.lease()
     assert worker.left == 50  # not verified: nothing was asked in vain, nothing is forgotten
+    assert not worker.leaser.is_current
     rebuilt = World(server.url)
     rebuilt.plan(1000, on_store_failure="allow")
     await worker.leaser.lease()
     assert rebuilt.tenant.held == 50 + 95
+    assert worker.leaser.is_current
     world.client.close()
     rebuilt.client.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.core.wait import in_task
-from gateway.counters import keys, packing
+from gateway.counters import attendance, keys, packing
 from gateway.counters import resubmission as module
 from gateway.counters.resubmission import BATCH_MAX
 from gateway.errors import CountersUnavailable
@@ -316,3 +316,53 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
         verify(world, 2)
         await worker.look()
         assert len(world.late()) == 1
+
+
+# --- reported ---------------------------------------------------------------------------
+
+
+def reported(world: World) -> set[int]:
+    """The epochs before which the worker says it has sent everything again."""
+    (raw,) = world.client.hvals(keys.WORKERS)
+    report = attendance.unpack(raw)
+    assert report is not None
+    assert report.run_id == world.run_id
+    return set(report.epochs)
+
+
+async def test_a_worker_reports_when_all_of_its_log_was_sent_again(world: World, tmp_path: Path) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        world.plan(100)
+        verify(world)
+        await worker.look()
+        assert reported(world) == {1}
+        await worker.settle(world.reserve(need=5), 7)
+        verify(world, epoch=2)
+        late = keys.late(world.p)
+        world.client.set(late, "no stream")
+        await worker.look()
+        assert reported(world) == {1, 2}
+        world.client.delete(late)
+        worker.resubmitter._recover_at = 0.0
+        await worker.look()
+        assert (reported(world), len(world.late())) == ({2}, 1)
+
+
+async def test_a_call_in_flight_is_waited_for_but_not_for_ever(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        verify(world)
+        await worker.look()
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=2)
+        await worker.look()
+        assert reported(world) in ({0}, {1})
+        worker.resubmitter._in_flight = lambda _: False
+        await worker.look()
+        assert reported(world) == {2}
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=3)
+        monkeypatch.setattr(module, "CALLS_S_MAX", 0.0)
+        await worker.look()
+        assert reported(world) == {3}

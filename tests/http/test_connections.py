@@ -442,11 +442,15 @@ async def test_what_costs_nothing_is_not_drained() -> None:
     async with staged() as stage:
         stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 30.0])
         client = await stage.client()
+        before = stage.plane.clock.now - 1.0
         await client.send(get(b"/v1/models"))
         await client.read_until(EVENT)
+        now = stage.plane.clock.now + 1.0
+        assert (stage.plane.serves_since(before), stage.plane.serves_since(now)) == (False, True)
         client.reset()
         await eventually(lambda: stage.plane.upstream_connections == 0)
         assert stage.plane.calls == 0
+        assert not stage.plane.serves_since(now)
 
 
 async def test_a_client_gone_while_its_hold_was_taken_or_its_upstream_called_is_released() -> None:
