@@ -120,10 +120,11 @@ def _quota_exceeded(decision: Decision) -> Refusal:
 
 def _quota_held(decision: Decision) -> Refusal:
     what = _HELD.get(decision.kind, "tenant's tokens")
+    counted = "held" if decision.kind == LimitKind.CREDITS else "used"
     return errors.QuotaHeld(
         f"All that remains of this {what} is held by calls in flight "
-        f"({_amount(decision, decision.used)} of {_amount(decision, decision.limit)} used) until they end. "
-        "Try again in 1 s.",
+        f"({_amount(decision, decision.used)} of {_amount(decision, decision.limit)} {counted}) "
+        "until they end. Try again in 1 s.",
         retry_after_s=1,
         retry_helps=True,
     )

@@ -88,11 +88,17 @@ def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [(4, "tenant's tokens"), (5, "organization's credits"), (6, "spend cap")]
+    ("kind", "what", "counted"),
+    [
+        (4, "tenant's tokens", "(12 of 10 used)"),
+        (5, "organization's credits", "(12 of 10 held)"),
+        (6, "spend cap", "used)"),
+    ],
 )
-def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str) -> None:
+def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str, counted: str) -> None:
     refusal = refused(Verdict.QUOTA_HELD, kind=kind)
     assert what in refusal.message
+    assert counted in refusal.message
     assert (refusal.retry_after_s, refusal.retry_helps) == (1, True)
 
 
