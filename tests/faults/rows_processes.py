@@ -72,17 +72,31 @@ class Crashes:
         await self._again(program)
         while self.count < self.wanted:
             # The next plan is set before this one is carried out: the restart takes it up.
-            point, starts, began = plan[0], program.starts, time.monotonic()
+            point, starts = plan[0], program.starts
             plan = program.crash = self._choose()
-            while program.starts == starts and time.monotonic() - began < CRASH_S_MAX:
-                await asyncio.sleep(0.01)
-            if program.starts == starts:
+            if not await self._dies(program, starts):
                 self.rare.add(point)
                 self.scene.say(f"not met in time: {plan}")
                 await self._again(program)
                 continue
             self.died[point] = self.died.get(point, 0) + 1
             self.scene.say(f"{self.count} of {self.wanted} crashes, {len(self.died)} points")
+
+
+    async def _dies(self, program: Program, starts: int) -> bool:
+        """Whether a process that was just started dies in time, from when it meets points at all."""
+        size, began, end = self._seen_bytes(), 0.0, time.monotonic() + SERVING_S_MAX
+        while program.starts == starts:
+            now = time.monotonic()
+            if not began and self._seen_bytes() > size:
+                began = now
+            if now > (began + CRASH_S_MAX if began else end):
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    def _seen_bytes(self) -> int:
+        return self.seen.stat().st_size
 
 
 async def _crashes(scene: Scene, nodes: list[Node], only: tuple[str, ...], wanted: int) -> Figures:
