@@ -14,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from gateway import cli_admin, cli_backup, cli_doctor, logs, serving
+from gateway import cli_admin, cli_backup, cli_doctor, logs, remedies, serving
 from gateway import settings as settings_module
 from gateway.configuration import default_table
+from gateway.errors import SchemaUnavailable, StartError
 from gateway.local.announce import JsonVoice, PlainVoice
 from gateway.local.demo_upstream import serve_until_stopped
 from gateway.local.plan import Endpoints, Options, Parts
@@ -203,4 +204,7 @@ def _parts(settings: Settings) -> Parts:
 def _migrate(url: str) -> str:
     from persistence.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
 
-    return upgrade(url)
+    try:
+        return upgrade(url)
+    except SchemaUnavailable as error:
+        raise StartError(f"{error.message}; {remedies.postgresql(error.message)}") from error

@@ -40,7 +40,8 @@ async def reached(
         if stop.is_set():
             return False
         if waited >= wait_s:
-            raise StartError(f"{name} cannot be reached, after {wait_s:g} s: {why}")
+            over = f"{name} cannot be reached, after {wait_s:g} s: {why}"
+            raise StartError(f"{over} (tollkeeper doctor says what to do)")
         if clock() - said >= SAY_INTERVAL_S or said == began:
             said = clock()
             log(f"waiting for {name}", waited_s=round(waited, 1), at_most_s=wait_s, why=why, level="warning")

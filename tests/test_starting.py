@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from gateway.errors import StartError
 from gateway.starting import ASK_INTERVAL_S, reached
+from tests.conftest import free_port
+from tests.tree import ROOT
 
 
 class Log:
@@ -75,3 +79,14 @@ async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> Non
 
     with pytest.raises(StartError, match="wrong password"):
         await reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())
+
+
+def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do() -> None:
+    url = f"postgresql://u:p@127.0.0.1:{free_port()}/x"
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "migrate", "--database-url", url],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
