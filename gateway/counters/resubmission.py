@@ -100,6 +100,7 @@ class Resubmitter:
                 self._differs_at if self._seen and self._seen != self._epochs else self._clock()
             )
             self._seen, self._seen_at = epochs, self._clock()
+            self._recover_at = 0.0  # what failed under others may not fail now
         # In this order: what calls in flight spool before they end is found below.
         calls_ended = self._calls_ended()
         waiting = set[int]()
