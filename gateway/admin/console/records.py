@@ -29,6 +29,8 @@ from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
 
 CHANGE = "change"
 DELETE = "delete"
+# What a change is called where more than words can be changed.
+EDITS = {"tenants": "Change plan, name or limits"}
 # Actions that cannot be taken back as simply as they are done.
 DANGEROUS = frozenset({"revoke", "void", "block", "cancel", "reset", DELETE})
 
@@ -96,7 +98,16 @@ async def forms_of(desk: Desk, screen: Screen, row: Row) -> list[Form]:
     if resource.patch is not None:
         fields = fields_for(screen, resource.patch)
         values = forms.in_form(fields, row)
-        found.append(Form(f"{where}/{CHANGE}", "Edit", "Save changes", fields, values, former=values))
+        found.append(
+            Form(
+                f"{where}/{CHANGE}",
+                EDITS.get(screen.name, "Edit"),
+                "Save changes",
+                fields,
+                values,
+                former=values,
+            )
+        )
     if resource.deletable and (screen.name != "invoices" or row["status"] == "draft"):
         note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
         found.append(Form(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
@@ -172,7 +183,7 @@ async def change(
         done = await desk.operations[screen.name].change(replace(asked, claim=None), row_id(request), sent)
     except (Unprocessable, Conflict) as error:
         form = Form(
-            f"{where}/{CHANGE}", "Edit", "Save changes", fields,
+            f"{where}/{CHANGE}", EDITS.get(screen.name, "Edit"), "Save changes", fields,
             forms.posted_values(fields, posted), forms.former_values(fields, posted),
         )  # fmt: skip
         refused = came_back(await with_choices(desk, form), error)

@@ -136,7 +136,9 @@ async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: P
     made = await tenant_of(api)
     other = await api.make("token-plans", name="Other", total_amount=7)
     one = f"/tenants/{made['id']}"
-    hidden = (await admin.open(one)).fields(f"{one}/change")
+    page = await admin.open(one)
+    assert "<summary>Change plan, name or limits</summary>" in page.text
+    hidden = page.fields(f"{one}/change")
     typed = [("plan_id", str(other["id"])), ("limits.requests_per_minute", "60"), ("limits.concurrency", "")]
     assert (await admin.post(f"{one}/change", [*hidden, *typed])).status == 303
     now = (await api.get(f"tenants/{made['id']}")).json
