@@ -175,7 +175,11 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
         raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) > CONFIG_BYTES_MAX:
         raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
-    document = _substituted(parsed(text, str(path)) or {}, environ, str(path))
+    document = parsed(text, str(path))
+    if document is None:
+        # As it is for a moment while an editor writes it anew: every built-in route would be open.
+        raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
+    document = _substituted(document, environ, str(path))
     try:
         return msgspec.convert(document, ConfigFile)
     except msgspec.ValidationError as error:

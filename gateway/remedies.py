@@ -30,7 +30,10 @@ _REDIS = (
     ("in time", f"look at host, port and firewall; rediss:// in {REDIS_URL} needs a server that speaks TLS"),
     (
         "is no Redis",
-        f"correct host and port of {REDIS_URL}; a server that speaks TLS needs rediss://, any other redis://",
+        (
+            f"correct host and port of {REDIS_URL}: rediss:// where the server speaks TLS, else redis://;"
+            " where it asks for a certificate, TOLLKEEPER_REDIS_CERT_FILE and TOLLKEEPER_REDIS_KEY_FILE"
+        ),
     ),
     ("", f"look at {REDIS_URL}, and at the server"),
 )

@@ -28,6 +28,9 @@ class Voice(Protocol):
     def say(self, sentence: str) -> None:
         """Say what happened."""
 
+    def warn(self, sentence: str) -> None:
+        """Say what somebody should look at."""
+
     def fail(self, sentence: str) -> None:
         """Say, on one line, why it cannot start."""
 
@@ -49,6 +52,10 @@ class PlainVoice:
     def say(self, sentence: str) -> None:
         """Say what happened."""
         self._write(f"tollkeeper: {sentence}")
+
+    def warn(self, sentence: str) -> None:
+        """Say what somebody should look at."""
+        self.say(sentence)
 
     def fail(self, sentence: str) -> None:
         """Say, on one line, why it cannot start."""
@@ -74,6 +81,10 @@ class JsonVoice(PlainVoice):
     def say(self, sentence: str) -> None:
         """Say what happened."""
         self._log(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Say what somebody should look at."""
+        self._log(sentence, level="warning")
 
     def ready(self, facts: dict[str, Any]) -> None:
         """Say where everything is."""

@@ -106,7 +106,7 @@ async def _renewing(
         try:
             done = serving.renew()
         except TollkeeperError as error:
-            voice.say(f"settings are kept as they were: {error.message}")
+            voice.warn(f"settings are kept as they were: {error.message}")
             continue
         line = serving.settings_line(port)
         await asyncio.gather(*(child.tell(line) for child in children))

@@ -154,6 +154,27 @@ def test_an_expired_certificate_is_named(house: House) -> None:
     keeper.stop()
 
 
+def test_a_certificate_of_somebody_elses_authority_is_not_trusted(house: House) -> None:
+    assert house.start("migrate").ended() == 0
+    (house.folder / "other").mkdir()
+    other = str(Authority(house.folder / "other").file)
+    ours = str(house.authority.file)
+    house.environ["TOLLKEEPER_REDIS_CA_FILE"] = other
+    house.environ["TOLLKEEPER_DATABASE_URL"] = house.environ["TOLLKEEPER_DATABASE_URL"].replace(ours, other)
+    status, found = house.doctor()
+    assert status == 1
+    assert "WRONG" in found["redis"]
+    assert "name the authority that vouches for it in TOLLKEEPER_REDIS_CA_FILE" in found["redis"]
+    assert "WRONG" in found["postgresql"]
+    assert "?sslrootcert=… in TOLLKEEPER_DATABASE_URL" in found["postgresql"]
+
+    house.environ["TOLLKEEPER_REDIS_CA_FILE"] = ours
+    for name in ("CERT", "KEY"):  # Redis asks for a certificate, and gets none
+        del house.environ[f"TOLLKEEPER_REDIS_{name}_FILE"]
+    _, found = house.doctor()
+    assert "TOLLKEEPER_REDIS_CERT_FILE" in found["redis"]
+
+
 @pytest.mark.parametrize("setting", ["CA_FILE", "CERT_FILE"])
 def test_a_file_that_cannot_be_used_stops_the_start(tmp_path: Path, setting: str) -> None:
     environ = {
