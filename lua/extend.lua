@@ -13,37 +13,37 @@
 if #KEYS < 6 or #KEYS % 3 ~= 0 or #ARGV ~= 1 + #KEYS / 3 then
   return redis.error_reply('ERR extend takes 3 keys and 3 a call, 2 arguments and 1 a call')
 end
-local raw = redis.call('MGET', unpack(KEYS))
+local raw = call('MGET', values(KEYS))
 local epoch = verified(raw[1], ARGV[1])
-if not epoch then return struct.pack('<d', 0) end
+if not epoch then return pack('<d', 0) end
 local now = clock()
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
-local writes, answer = {}, {struct.pack('<d', now)}
+local writes, answer = {}, {pack('<d', now)}
 local tenant, tenants = opener(TENANT_FORM)
 local organization, organizations = opener(ORG_FORM)
 
 for at = 4, #KEYS, 3 do
-  local observed, wanted, seen, worth, request = struct.unpack('<ddddc36', ARGV[2 + (at - 1) / 3])
+  local observed, wanted, seen, worth, request = parse('<ddddc36', ARGV[2 + (at - 1) / 3])
   local known = #tenants
   local h, t, o = raw[at] and open(HOLD_FORM, raw[at]), tenant(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(t, now, epoch) end
   if not h or not t or has(h[1], HOLD_RECLAIMED) then
-    answer[#answer + 1] = struct.pack('<ddd', -1, 0, 0)
+    answer[#answer + 1] = pack('<ddd', -1, 0, 0)
   else
     if worth > 0 then o = organization(KEYS[at + 2], raw[at + 2]) end
     local exhausted = cover(h, t, o, wanted, worth)
-    h[H_OBSERVED], h[H_SEEN], h[H_DEADLINE] = math.max(observed, h[H_OBSERVED]), math.max(seen, h[H_SEEN]), deadline
-    renewals[#renewals + 1] = string.format('%.0f', deadline)
+    h[H_OBSERVED], h[H_SEEN], h[H_DEADLINE] = max(observed, h[H_OBSERVED]), max(seen, h[H_SEEN]), deadline
+    renewals[#renewals + 1] = format('%.0f', deadline)
     renewals[#renewals + 1] = request
     writes[#writes + 1] = KEYS[at]
-    writes[#writes + 1] = write(HOLD_FORM, HOLD_SIZE, h) .. string.sub(raw[at], HOLD_BYTES + 1)
-    answer[#answer + 1] = struct.pack('<ddd', h[H_TOKENS], h[H_CREDITS], exhausted)
+    writes[#writes + 1] = write(HOLD_FORM, HOLD_SIZE, h) .. sub(raw[at], HOLD_BYTES + 1)
+    answer[#answer + 1] = pack('<ddd', h[H_TOKENS], h[H_CREDITS], exhausted)
   end
 end
-redis.call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
+call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
 local err = append(KEYS[3], events)
 if err then return err end
-if #renewals > 0 then redis.call('ZADD', KEYS[2], 'XX', unpack(renewals)) end
+if #renewals > 0 then call('ZADD', KEYS[2], 'XX', values(renewals)) end
 for _, name in ipairs(tenants) do
   writes[#writes + 1] = name
   writes[#writes + 1] = write(TENANT_FORM, TENANT_SIZE, tenant(name))
@@ -52,5 +52,5 @@ for _, name in ipairs(organizations) do
   writes[#writes + 1] = name
   writes[#writes + 1] = write(ORG_FORM, ORG_SIZE, organization(name))
 end
-if #writes > 0 then redis.call('MSET', unpack(writes)) end
+if #writes > 0 then call('MSET', values(writes)) end
 return table.concat(answer)

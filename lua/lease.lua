@@ -13,23 +13,23 @@
 --   0 unverified  -2 unknown account
 -- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
 if #KEYS ~= 7 or #ARGV ~= 1 then return redis.error_reply('ERR lease takes 7 keys and 1 argument') end
-local run_id, ttl, share, kept, spent, handed, c_kept, c_spent, c_handed, id = struct.unpack('<c40ddddddddc36', ARGV[1])
-local raw = redis.call('MGET', unpack(KEYS, 4))
+local run_id, ttl, share, kept, spent, handed, c_kept, c_spent, c_handed, id = parse('<c40ddddddddc36', ARGV[1])
+local raw = call('MGET', values(KEYS, 4))
 local epoch = verified(raw[1], run_id)
-if not epoch then return struct.pack('<d', 0) end
-if not (raw[3] and raw[4]) then return struct.pack('<d', -2) end
+if not epoch then return pack('<d', 0) end
+if not (raw[3] and raw[4]) then return pack('<d', -2) end
 local now = clock()
 local t, o, h = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
 local ends = ttl <= 0
-if ttl < 0 and h and now < h[H_DEADLINE] then return struct.pack('<dd', 3, now) end
+if ttl < 0 and h and now < h[H_DEADLINE] then return pack('<dd', 3, now) end
 if (ends and not h) or (not ends and (t[STORE] ~= STORE_ALLOW or has(t[FLAGS], MANUAL_BLOCK))) then
-  return struct.pack('<dd', 2, now)
+  return pack('<dd', 2, now)
 end
 
 local events = {due(t, now, epoch)}
-local charged = handed + c_handed > 0 and redis.call('XLEN', KEYS[3]) == 0
+local charged = handed + c_handed > 0 and call('XLEN', KEYS[3]) == 0
 if charged then kept, spent, c_kept, c_spent = kept - handed, spent - handed, c_kept - c_handed, c_spent - c_handed end
-local others, c_others = math.max(0, t[HELD] - (h and h[H_TOKENS] or 0)), math.max(0, o[CHELD] - (h and h[H_CREDITS] or 0))
+local others, c_others = max(0, t[HELD] - (h and h[H_TOKENS] or 0)), max(0, o[CHELD] - (h and h[H_CREDITS] or 0))
 local tokens, c_tokens, held, c_held = -1, 0, 0, 0
 if not ends then
   if not unlimited(t) then tokens, held = portion(t[REMAINING] - others, share, kept, spent) end
@@ -37,18 +37,18 @@ if not ends then
 end
 t[HELD], o[CHELD] = others + held, c_others + c_held
 
-if ends then redis.call('ZREM', KEYS[1], id) else redis.call('ZADD', KEYS[1], string.format('%.0f', now + ttl), id) end
+if ends then call('ZREM', KEYS[1], id) else call('ZADD', KEYS[1], format('%.0f', now + ttl), id) end
 local err = append(KEYS[2], events)
 if err then
-  if h then redis.call('ZADD', KEYS[1], string.format('%.0f', h[H_DEADLINE]), id) else redis.call('ZREM', KEYS[1], id) end
+  if h then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), id) else call('ZREM', KEYS[1], id) end
   return err
 end
 local writes = {KEYS[6], write(TENANT_FORM, TENANT_SIZE, t), KEYS[7], write(ORG_FORM, ORG_SIZE, o), nil, nil}
-if ends then redis.call('DEL', KEYS[5])
+if ends then call('DEL', KEYS[5])
 else
-  writes[5], writes[6] = KEYS[5], struct.pack(HOLD_FORM, HOLD_LEASE, held, 0, 0, 0, 0, c_held, 0, 0, now + ttl,
+  writes[5], writes[6] = KEYS[5], pack(HOLD_FORM, HOLD_LEASE, held, 0, 0, 0, 0, c_held, 0, 0, now + ttl,
     o[ORG], t[TENANT], 0, 0, h and h[H_CREATED] or now, 0, -1)
 end
-redis.call('MSET', unpack(writes))
-if ends then return struct.pack('<dd', 2, now) end
-return struct.pack('<dddddddd', 1, now, tokens, c_tokens, t[ADMISSION], t[EXHAUSTED], o[CAP] < 0 and 0 or 1, charged and 1 or 0)
+call('MSET', values(writes))
+if ends then return pack('<dd', 2, now) end
+return pack('<dddddddd', 1, now, tokens, c_tokens, t[ADMISSION], t[EXHAUSTED], o[CAP] < 0 and 0 or 1, charged and 1 or 0)

@@ -12,30 +12,30 @@
 -- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
 if #KEYS ~= 3 or #ARGV ~= 3 then return redis.error_reply('ERR load takes 3 keys and 3 arguments') end
-local run_id, verb, kind, version, create = struct.unpack('<c40BBdB', ARGV[1])
-local raw = redis.call('MGET', KEYS[1], KEYS[2])
+local run_id, verb, kind, version, create = parse('<c40BBdB', ARGV[1])
+local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
-  if (raw[1] or '') ~= ARGV[3] then return struct.pack('<d', -4) end
-  redis.call('SET', KEYS[2], ARGV[2])
-  return struct.pack('<d', 1)
+  if (raw[1] or '') ~= ARGV[3] then return pack('<d', -4) end
+  call('SET', KEYS[2], ARGV[2])
+  return pack('<d', 1)
 end
 local epoch = verified(raw[1], run_id)
-if not epoch then return struct.pack('<d', 0) end
+if not epoch then return pack('<d', 0) end
 if verb == FORGET then
-  redis.call('DEL', KEYS[2])
-  return struct.pack('<d', 1)
+  call('DEL', KEYS[2])
+  return pack('<d', 1)
 end
 local form, size = form_of(kind)
-if not raw[2] and create == 0 then return struct.pack('<d', -2) end
+if not raw[2] and create == 0 then return pack('<d', -2) end
 local now = clock()
 local a = raw[2] and open(form, raw[2]) or blank(size, now)
-if raw[2] and a[VERSION] >= version then return struct.pack('<d', 2) end
+if raw[2] and a[VERSION] >= version then return pack('<d', 2) end
 if kind == KIND_TENANT then
   local reset = due(a, now, epoch)
-  if reset then redis.call('XADD', KEYS[3], '*', 'e', reset) end
+  if reset then call('XADD', KEYS[3], '*', 'e', reset) end
 end
 drain(a, now)
 a[VERSION] = version
 define(a, kind, ARGV[2], now)
-redis.call('MSET', KEYS[2], write(form, size, a))
-return struct.pack('<d', 1)
+call('MSET', KEYS[2], write(form, size, a))
+return pack('<d', 1)

@@ -15,16 +15,16 @@
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
 local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
-  struct.unpack('<c40dddddddBc36', ARGV[1])
+  parse('<c40dddddddBc36', ARGV[1])
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
 end
-local raw = redis.call('MGET', unpack(KEYS, 4))
+local raw = call('MGET', values(KEYS, 4))
 local epoch, version = verified(raw[1], run_id)
-if not epoch then return struct.pack('<d', 0) end
-if catalogue < version then return struct.pack('<d', -1) end
-if not (raw[2] and raw[3] and raw[4]) then return struct.pack('<d', -2) end
+if not epoch then return pack('<d', 0) end
+if catalogue < version then return pack('<d', -1) end
+if not (raw[2] and raw[3] and raw[4]) then return pack('<d', -2) end
 local now = clock()
 local t, o, k = open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3]), open(KEY_FORM, raw[4])
 local u = with_user and user_state(raw[5], t, now)
@@ -60,14 +60,14 @@ end
 local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)
 t[HELD], o[purse] = t[HELD] + tokens, o[purse] + credits
 local kept = has(flags, 8) and flags - 8 or flags -- the same bits, but for the one that says reclaimed
-local hold = struct.pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
+local hold = pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
   service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
-redis.call('ZADD', KEYS[2], string.format('%.0f', now + ttl), request)
+call('ZADD', KEYS[2], format('%.0f', now + ttl), request)
 local err = reset and append(KEYS[3], {reset})
-if err then redis.call('ZREM', KEYS[2], request) return err end
+if err then call('ZREM', KEYS[2], request) return err end
 local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
   KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
 if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
-if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
-redis.call('MSET', unpack(writes))
+if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], pack(ACTIVATION_FORM, values(a, 1, 5)) end
+call('MSET', values(writes))
 return admitted(now, tokens, t, o, scopes, credits)

@@ -23,18 +23,18 @@ local s, run_id, with_user, tombstone = settlement_of(ARGV)
 if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= s.arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
-local raw = redis.call('MGET', unpack(KEYS, 5))
+local raw = call('MGET', values(KEYS, 5))
 local epoch = verified(raw[1], run_id)
-if not epoch then return struct.pack('<d', 0) end
+if not epoch then return pack('<d', 0) end
 local now = clock()
 local taken = s.entry and dealt_with(KEYS[3], s.entry, KEYS[4], s.source)
-if taken then return struct.pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
+if taken then return pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
 local h = raw[2] and open(HOLD_FORM, raw[2])
 local gone = (not h and not s.entry and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s.entry and -1)
   or (not (raw[3] and raw[4]) and -2)
 if gone then
   if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and h[H_CHARGED] or 0) end
-  return struct.pack('<ddd', gone, now, epoch)
+  return pack('<ddd', gone, now, epoch)
 end
 local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
 if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
@@ -48,33 +48,33 @@ give(t, now, slots, h[H_TENANT_TPM], s.tokens)
 give(o, now, slots, h[H_ORG_TPM], s.tokens)
 if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
 if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
-t[HELD] = math.max(0, t[HELD] - h[H_TOKENS])
+t[HELD] = max(0, t[HELD] - h[H_TOKENS])
 local purse = s.uses and SPEND_HELD or CHELD
-if not s.one_time then o[purse] = math.max(0, o[purse] - h[H_CREDITS]) end
+if not s.one_time then o[purse] = max(0, o[purse] - h[H_CREDITS]) end
 local activates = s.one_time and s.mode ~= CORRECT and leave(a, o, s, slots)
 local f = {}
 if not s.free then events[#events + 1], f = charge(s, t, o, a, now, epoch, activates) end
 
 local told = s.mode == RECOVER and late(KEYS[3], ARGV, s, 0)
-local removed = redis.call('ZREM', KEYS[1], s.request)
+local removed = call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
 if err then
-  if told then redis.call('XDEL', KEYS[3], told) end
-  if removed == 1 then redis.call('ZADD', KEYS[1], string.format('%.0f', h[H_DEADLINE]), s.request) end
+  if told then call('XDEL', KEYS[3], told) end
+  if removed == 1 then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), s.request) end
   return err
 end
-if s.entry then redis.call('HSET', KEYS[4], s.source, '1') redis.call('XDEL', KEYS[3], s.entry) end
+if s.entry then call('HSET', KEYS[4], s.source, '1') call('XDEL', KEYS[3], s.entry) end
 if s.mode == RECLAIM and slots == 1 then
   h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
-  redis.call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', string.format('%.0f', tombstone))
+  call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', format('%.0f', tombstone))
 else
-  redis.call('DEL', KEYS[6])
+  call('DEL', KEYS[6])
 end
 local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_FORM, ORG_SIZE, o),
   nil, nil, nil, nil, nil, nil} -- with room for the rest: a table that grows is copied
 if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
-if a then writes[#writes + 1], writes[#writes + 2] = a_key, struct.pack(ACTIVATION_FORM, unpack(a, 1, 5)) end
-redis.call('MSET', unpack(writes))
-return struct.pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
+if a then writes[#writes + 1], writes[#writes + 2] = a_key, pack(ACTIVATION_FORM, values(a, 1, 5)) end
+call('MSET', values(writes))
+return pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
   t[SEQ] - seq, f.credit_seq or 0, f.spend_seq or 0)

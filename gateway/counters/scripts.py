@@ -26,6 +26,8 @@ _CONSTANTS = re.compile(
 )
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _WORD = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\b[A-Z]\b")
+# What is there only once the library is loaded; see `lua/lib/state.lua`.
+_BIND = "if not call then bind() end"
 _FLAGS = {"oom": "'allow-oom'", "nothing": "'no-writes'"}
 
 
@@ -52,7 +54,10 @@ def assemble(read: Callable[[str], str]) -> Library:
         needs = _NEEDS.search(body)
         shared += [name for name in (needs.group(1).split() if needs else []) if name not in shared]
     texts = [read(f"lib/{name}.lua") for name in shared]
-    texts += [f"local function verb_{verb}(KEYS, ARGV)\n{body}\nend\n" for verb, body in bodies.items()]
+    first = _BIND if any("local function bind()" in text for text in texts) else ""
+    texts += [
+        f"local function verb_{verb}(KEYS, ARGV)\n{first}\n{body}\nend\n" for verb, body in bodies.items()
+    ]
     text = _fold("\n".join(texts))
     digest = sha1(text.encode(), usedforsecurity=False).hexdigest()[:DIGEST_LENGTH]
     functions = {verb: f"tk_{verb}_{digest}" for verb in VERBS}

@@ -33,7 +33,7 @@ end
 
 -- One-Time: the first call in holds the price, the others ride free while it is pending
 local function activation(raw)
-  return raw and {struct.unpack(ACTIVATION_FORM, raw)} or {0, 0, 0, 0, 0}
+  return raw and {parse(ACTIVATION_FORM, raw)} or {0, 0, 0, 0, 0}
 end
 
 local function join(a, price)
@@ -56,16 +56,16 @@ local function tightest(scopes, limit_at, used_at)
   end
   if found == 0 then return 0, 0, 0, 0 end
   local limit, used = scopes[found][limit_at], scopes[found][used_at]
-  return found, limit, math.ceil(used / UNIT), math.ceil(used / limit)
+  return found, limit, ceil(used / UNIT), ceil(used / limit)
 end
 
 local function refused(code, now, scope, kind, used, limit, till)
-  return struct.pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
+  return pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
 end
 
 local function admitted(now, tokens, t, o, scopes, credits)
   local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
   local scope2, limit2, used2, whole2 = tightest(scopes, TPM, TUSED)
-  return struct.pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or math.max(0, t[REMAINING] - t[HELD]),
+  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or max(0, t[REMAINING] - t[HELD]),
     t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, scope2, limit2, used2, whole2, credits)
 end

@@ -3,9 +3,9 @@
 -- on a failure takes back what it appended and answers the error
 local function append(stream, events)
   for i = 1, #events do
-    local id = redis.pcall('XADD', stream, '*', 'e', events[i])
+    local id = try('XADD', stream, '*', 'e', events[i])
     if type(id) == 'table' then
-      for j = 1, i - 1 do redis.call('XDEL', stream, events[j]) end
+      for j = 1, i - 1 do call('XDEL', stream, events[j]) end
       return id
     end
     events[i] = id

@@ -6,11 +6,11 @@ local DAY_MS = 86400000
 local function calendar()
   local function civil(days)
     local z = days + 719468
-    local era = math.floor(z / 146097)
+    local era = floor(z / 146097)
     local doe = z - era * 146097
-    local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
-    local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
-    local mp = math.floor((5 * doy + 2) / 153)
+    local yoe = floor((doe - floor(doe / 1460) + floor(doe / 36524) - floor(doe / 146096)) / 365)
+    local doy = doe - (365 * yoe + floor(yoe / 4) - floor(yoe / 100))
+    local mp = floor((5 * doy + 2) / 153)
     local month = mp < 10 and mp + 3 or mp - 9
     return yoe + era * 400 + (month <= 2 and 1 or 0), month
   end
@@ -18,19 +18,19 @@ local function calendar()
   local function month_start(year, month)
     if month > 12 then year, month = year + 1, month - 12 end
     if month <= 2 then year = year - 1 end
-    local era = math.floor(year / 400)
+    local era = floor(year / 400)
     local yoe = year - era * 400
-    local doy = math.floor((153 * (month > 2 and month - 3 or month + 9) + 2) / 5)
-    return era * 146097 + yoe * 365 + math.floor(yoe / 4) - math.floor(yoe / 100) + doy - 719468
+    local doy = floor((153 * (month > 2 and month - 3 or month + 9) + 2) / 5)
+    return era * 146097 + yoe * 365 + floor(yoe / 4) - floor(yoe / 100) + doy - 719468
   end
 
   local function anchored(year, month, anchor)
     local start = month_start(year, month)
-    return (start + math.min(anchor, month_start(year, month + 1) - start) - 1) * DAY_MS
+    return (start + min(anchor, month_start(year, month + 1) - start) - 1) * DAY_MS
   end
 
   local function boundary(interval, anchor, now)
-    local days = math.floor(now / DAY_MS)
+    local days = floor(now / DAY_MS)
     if interval == 1 then return (days + 1) * DAY_MS end
     if interval == 2 then return (days - (days + 3) % 7 + 7) * DAY_MS end
     if interval ~= 3 then return 0 end
@@ -41,10 +41,10 @@ local function calendar()
   end
 
   local function cycles_between(interval, from, to)
-    if interval == 1 then return math.floor((to - from) / DAY_MS) end
-    if interval == 2 then return math.floor((to - from) / (7 * DAY_MS)) end
-    local y1, m1 = civil(math.floor(from / DAY_MS))
-    local y2, m2 = civil(math.floor(to / DAY_MS))
+    if interval == 1 then return floor((to - from) / DAY_MS) end
+    if interval == 2 then return floor((to - from) / (7 * DAY_MS)) end
+    local y1, m1 = civil(floor(from / DAY_MS))
+    local y2, m2 = civil(floor(to / DAY_MS))
     return (y2 - y1) * 12 + m2 - m1
   end
   return boundary, cycles_between, civil
@@ -55,7 +55,7 @@ local function renew(t, now, epoch, passed, next_reset, f)
   local before, left = t[TOTAL] < 0 and 0 or t[REMAINING], t[REMAINING]
   local carried = 0
   if t[TOTAL] >= 0 then
-    if left > 0 then carried = math.min(left, t[ROLLOVER], INTEGER_MAX - math.max(0, t[PLAN_TOTAL])) elseif t[POLICY] == POLICY_CARRY then carried = left end
+    if left > 0 then carried = min(left, t[ROLLOVER], INTEGER_MAX - max(0, t[PLAN_TOTAL])) elseif t[POLICY] == POLICY_CARRY then carried = left end
   end
   t[TOTAL] = t[PLAN_TOTAL]
   t[REMAINING] = t[TOTAL] < 0 and 0 or t[TOTAL] + carried
@@ -71,8 +71,8 @@ local function due(t, now, epoch)
   if at <= 0 or now < at then return nil end
   local boundary, cycles_between = calendar()
   local next_reset = boundary(t[INTERVAL], t[ANCHOR], now)
-  local passed = next_reset > 0 and math.max(1, cycles_between(t[INTERVAL], at, next_reset)) or 1
+  local passed = next_reset > 0 and max(1, cycles_between(t[INTERVAL], at, next_reset)) or 1
   local f = {}
-  if passed > 1 then f.metadata = string.format('{"cycles":%.0f}', passed) end
+  if passed > 1 then f.metadata = format('{"cycles":%.0f}', passed) end
   return renew(t, now, epoch, passed, next_reset, f)
 end

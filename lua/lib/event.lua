@@ -20,7 +20,7 @@ end
 -- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
-  return struct.pack(EVENT_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch,
+  return pack(EVENT_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
     t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,
     f.credit_seq or 0, f.credits or 0, f.balance or 0, f.spend_seq or 0, f.units or 0, f.spend or 0, f.spent or 0,
@@ -30,8 +30,8 @@ end
 -- stamps the next seq and a time that never runs backwards, then packs a token movement
 local function movement(t, now, epoch, kind, amount, f)
   t[SEQ] = t[SEQ] + 1
-  t[LEDGER_AT] = math.max(now, t[LEDGER_AT])
-  f.kind, f.at, f.epoch, f.amount = kind, t[LEDGER_AT], epoch, math.abs(amount)
+  t[LEDGER_AT] = max(now, t[LEDGER_AT])
+  f.kind, f.at, f.epoch, f.amount = kind, t[LEDGER_AT], epoch, abs(amount)
   f.flags = (f.flags or 0) + TOKENS + standing(t) + ((kind ~= CONSUME and amount >= 0) and INWARD or 0)
   return event(t, t[TENANT_ORG], f)
 end

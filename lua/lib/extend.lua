@@ -6,14 +6,14 @@ local function cover(h, t, o, tokens, credits)
   local short, more = false, tokens - h[H_TOKENS]
   if more > 0 and has(h[1], HOLD_COUNTS) then
     if t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL then
-      local free = math.max(0, t[REMAINING] - t[HELD])
+      local free = max(0, t[REMAINING] - t[HELD])
       if more > free then short, more = true, free end
     end
     h[H_TOKENS], t[HELD] = h[H_TOKENS] + more, t[HELD] + more
   end
   more = credits - h[H_CREDITS]
   if more > 0 and o and has(h[1], HOLD_BY_TOKEN) then
-    local free = math.max(0, o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD])
+    local free = max(0, o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD])
     if more > free then short, more = true, free end
     h[H_CREDITS], o[CHELD] = h[H_CREDITS] + more, o[CHELD] + more
   end

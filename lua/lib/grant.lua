@@ -3,9 +3,9 @@ local VERB_RECHARGE, VERB_RESET, VERB_ADJUST, VERB_BLOCK, VERB_UNBLOCK, VERB_PLA
 
 local function credit(o, t, now, epoch, amount, f)
   o[BALANCE], o[CSEQ] = o[BALANCE] + amount, o[CSEQ] + 1
-  o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
+  o[CREDIT_AT] = max(now, o[CREDIT_AT])
   f.kind, f.flags, f.at, f.epoch = CREDIT, CREDITS + (amount >= 0 and INWARD or 0), o[CREDIT_AT], epoch
-  f.credit_seq, f.credits, f.balance = o[CSEQ], math.abs(amount), o[BALANCE]
+  f.credit_seq, f.credits, f.balance = o[CSEQ], abs(amount), o[BALANCE]
   return event(nil, o[ORG], f)
 end
 
@@ -13,7 +13,7 @@ local function mark(t, now, epoch, kind, f)
   local blocked = has(t[FLAGS], MANUAL_BLOCK)
   if kind == BLOCK and not blocked then t[FLAGS] = t[FLAGS] + MANUAL_BLOCK end
   if kind == UNBLOCK and blocked then t[FLAGS] = t[FLAGS] - MANUAL_BLOCK end
-  t[LEDGER_AT] = math.max(now, t[LEDGER_AT])
+  t[LEDGER_AT] = max(now, t[LEDGER_AT])
   f.kind, f.flags, f.at, f.epoch = kind, standing(t), t[LEDGER_AT], epoch
   return event(t, t[TENANT_ORG], f)
 end
@@ -23,7 +23,7 @@ local function change_plan(t, now, epoch, packed, f)
   local had, total, remaining = has(t[FLAGS], HAS_PLAN), t[TOTAL], t[REMAINING]
   local interval, anchor = t[INTERVAL], t[ANCHOR]
   t[PLAN], t[INTERVAL], t[POLICY], t[ADMISSION], t[EXHAUSTED], t[STORE], t[ROLLOVER], t[PLAN_TOTAL], t[ANCHOR] =
-    struct.unpack('<ddddddddd', packed)
+    parse('<ddddddddd', packed)
   if had ~= (t[PLAN] > 0) then t[FLAGS] = t[FLAGS] + (had and -HAS_PLAN or HAS_PLAN) end
   if t[NEXT] == 0 or interval ~= t[INTERVAL] or anchor ~= t[ANCHOR] then
     t[NEXT] = calendar()(t[INTERVAL], t[ANCHOR], now)
@@ -50,7 +50,7 @@ end
 
 -- numbers past 2^53 - 1 would no longer be exact
 local function out_of_range(t, before, o)
-  local largest = math.abs(o[BALANCE])
-  if t then largest = math.max(largest, math.abs(t[REMAINING]), math.abs(t[REMAINING] - before)) end
+  local largest = abs(o[BALANCE])
+  if t then largest = max(largest, abs(t[REMAINING]), abs(t[REMAINING] - before)) end
   return largest > INTEGER_MAX
 end

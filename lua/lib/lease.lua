@@ -6,7 +6,7 @@ local function unlimited(t) return t[TOTAL] < 0 or t[POLICY] == POLICY_BILL end
 
 -- what the gateway may count on from now on, and what is held for it: at least what it counts on still
 local function portion(free, share, kept, spent)
-  local left = math.max(0, free - spent)
-  local aim = spent + math.floor(left / WHOLE) * share + math.floor(left % WHOLE * share / WHOLE)
-  return aim, math.max(kept, aim)
+  local left = max(0, free - spent)
+  local aim = spent + floor(left / WHOLE) * share + floor(left % WHOLE * share / WHOLE)
+  return aim, max(kept, aim)
 end

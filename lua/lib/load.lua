@@ -21,26 +21,26 @@ end
 
 -- the plan's terms follow the plan a tenant has; a first plan and a change of plan are grants
 local function define_tenant(a, packed, from, now)
-  a[URPM], a[UTPM], a[UCONC], a[TENANT], a[TENANT_ORG], from = struct.unpack('<ddddd', packed, from)
+  a[URPM], a[UTPM], a[UCONC], a[TENANT], a[TENANT_ORG], from = parse('<ddddd', packed, from)
   if not has(a[FLAGS], HAS_PLAN) then return end
-  local terms = {struct.unpack('<ddddddddd', packed, from)}
+  local terms = {parse('<ddddddddd', packed, from)}
   if terms[1] ~= a[PLAN] then return end
   local interval, anchor = a[INTERVAL], a[ANCHOR]
-  a[INTERVAL], a[POLICY], a[ADMISSION], a[EXHAUSTED], a[STORE], a[ROLLOVER], a[PLAN_TOTAL], a[ANCHOR] = unpack(terms, 2, 9)
+  a[INTERVAL], a[POLICY], a[ADMISSION], a[EXHAUSTED], a[STORE], a[ROLLOVER], a[PLAN_TOTAL], a[ANCHOR] = values(terms, 2, 9)
   if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = calendar()(a[INTERVAL], a[ANCHOR], now) end
 end
 
 local function define(a, kind, packed, now)
-  local rpm, tpm, concurrency, from = struct.unpack('<ddd', packed)
+  local rpm, tpm, concurrency, from = parse('<ddd', packed)
   limit(a, rpm, tpm, concurrency)
   if kind == KIND_KEY then
-    a[FLAGS], a[EXPIRES], a[KEY_ID] = struct.unpack('<ddd', packed, from)
+    a[FLAGS], a[EXPIRES], a[KEY_ID] = parse('<ddd', packed, from)
   elseif kind == KIND_USER then
     -- without limits of its own a user falls back to its tenant's user limits
     a[FLAGS] = a[RPM] + a[TPM] + a[CONC] > 0 and OVERRIDE or 0
   elseif kind == KIND_TENANT then
     define_tenant(a, packed, from, now)
   else
-    a[CREDIT_LIMIT], a[CAP], a[ORG] = struct.unpack('<ddd', packed, from)
+    a[CREDIT_LIMIT], a[CAP], a[ORG] = parse('<ddd', packed, from)
   end
 end

@@ -2,17 +2,17 @@
 local CHARGE, RELEASE, RECLAIM, POST, RECOVER, CORRECT = 1, 2, 3, 4, 5, 6
 
 -- the id of a request's one correction: its own with the version nibble set to 8
-local function correction_of(request) return string.sub(request, 1, 14) .. '8' .. string.sub(request, 16) end
+local function correction_of(request) return sub(request, 1, 14) .. '8' .. sub(request, 16) end
 
 -- whether somebody took an entry of the late lane, or its request is on its way to PostgreSQL
 local function dealt_with(lane, entry, control, id)
-  return redis.call('HEXISTS', control, id) == 1 or #redis.call('XRANGE', lane, entry, entry) == 0
+  return call('HEXISTS', control, id) == 1 or #call('XRANGE', lane, entry, entry) == 0
 end
 
 -- the packed argument: what is charged, and what only the script itself asks for
 local function settlement_of(argv)
   local run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
-    struct.unpack('<c40BdddddddBdc36', argv[1])
+    parse('<c40BdddddddBdc36', argv[1])
   local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
   return {
     mode = mode, tokens = tokens, credits = credits, units = units, service = service, key = key,
@@ -28,16 +28,16 @@ end
 
 -- leaves a call to the keeper, who knows the ledger
 local function late(lane, argv, s, charged)
-  return redis.call('XADD', lane, '*', 'a', argv[1], 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s.tiers,
-    'charged', string.format('%.0f', charged), 'acknowledged', s.acknowledged)
+  return call('XADD', lane, '*', 'a', argv[1], 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s.tiers,
+    'charged', format('%.0f', charged), 'acknowledged', s.acknowledged)
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
 local function leave(a, o, s, slots)
-  a[2] = math.max(0, a[2] - slots)
+  a[2] = max(0, a[2] - slots)
   if a[1] == ACTIVE or (s.free and a[2] > 0) then return false end
   if a[1] == PENDING then
-    o[CHELD] = math.max(0, o[CHELD] - a[3])
+    o[CHELD] = max(0, o[CHELD] - a[3])
     s.credits = a[3]
   end
   a[1] = s.free and 0 or ACTIVE
@@ -54,7 +54,7 @@ local function charge(s, t, o, a, now, epoch, activates)
   if activates then f.flags = f.flags + ACTIVATES end
   if (s.pays and not s.one_time and not (corrects and s.credits == 0)) or activates then
     o[BALANCE], o[CSEQ] = o[BALANCE] - s.credits, o[CSEQ] + 1
-    o[CREDIT_AT] = math.max(now, o[CREDIT_AT])
+    o[CREDIT_AT] = max(now, o[CREDIT_AT])
     f.flags, f.credit_seq, f.credits, f.balance = f.flags + CREDITS, o[CSEQ], s.credits, o[BALANCE]
   end
   if s.uses and not (corrects and s.units == 0) then
@@ -67,6 +67,6 @@ local function charge(s, t, o, a, now, epoch, activates)
     if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s.tokens end
     return movement(t, now, epoch, f.kind, -s.tokens, f), f
   end
-  f.at = math.max(now, o[CREDIT_AT])
+  f.at = max(now, o[CREDIT_AT])
   return event(t, o[ORG], f), f
 end

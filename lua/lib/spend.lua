@@ -7,7 +7,7 @@ local function spending()
 
   -- year × 12 + month
   local function month_of(now)
-    local year, month = civil(math.floor(now / DAY_MS))
+    local year, month = civil(floor(now / DAY_MS))
     return year * 12 + month
   end
 
@@ -19,16 +19,16 @@ local function spending()
     local cost, parts, below = 0, 0, 0
     for at = 1, #tiers, TIER_BYTES do
       if below >= units then break end
-      local up_to, whole, part = struct.unpack('<ddd', tiers, at)
+      local up_to, whole, part = parse('<ddd', tiers, at)
       local last = up_to < 0 or at + TIER_BYTES > #tiers
-      local reached = last and units or math.min(units, up_to)
+      local reached = last and units or min(units, up_to)
       local quantity = reached - below
-      local millions = math.floor(quantity / MILLION)
+      local millions = floor(quantity / MILLION)
       cost = cost + quantity * whole + millions * part
       parts = parts + (quantity - millions * MILLION) * part
       below = reached
     end
-    return cost + math.ceil(parts / MILLION)
+    return cost + ceil(parts / MILLION)
   end
 
   -- what more units cost in the month it is
@@ -56,7 +56,7 @@ local function spending()
     local price = price_of(a, tiers, units, month)
     if month > a[A_MONTH] then a[A_MONTH], a[A_QUANTITY] = month, 0 end
     if month > o[MONTH] then o[MONTH], o[SPENT] = month, 0 end
-    local priced = struct.pack('<d', a[A_QUANTITY]) .. tiers
+    local priced = pack('<d', a[A_QUANTITY]) .. tiers
     a[A_QUANTITY] = a[A_QUANTITY] + units
     o[SPENT], o[SSEQ] = o[SPENT] + price, o[SSEQ] + 1
     return price, priced

@@ -22,8 +22,18 @@ local H_TOKENS, H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORG_TPM, H_CREDITS, H_OBS
 local H_SERVICE, H_DEADLINE, H_ORG, H_TENANT, H_KEY, H_UNITS, H_CREATED, H_CHARGED, H_SEEN = 9, 10, 11, 12, 13, 14, 15, 16, 17
 local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS, HOLD_BY_TOKEN, HOLD_LEASE = 1, 2, 4, 8, 16, 32, 64, 128
 
+-- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
+-- once, on the first call: while the library is loaded there are none.
+local call, try, pack, parse, values, format, sub, abs, floor, ceil, max, min
+
+local function bind()
+  try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
+  abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
+  call = redis.call
+end
+
 local function open(form, packed)
-  local fields = {struct.unpack(form, packed)}
+  local fields = {parse(form, packed)}
   fields[#fields] = nil
   return fields
 end
@@ -31,14 +41,14 @@ end
 local function has(flags, flag) return flags % (flag * 2) >= flag end
 
 local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  local time = call('TIME')
+  return time[1] * 1000 + floor(time[2] / 1000)
 end
 
 -- the marker's epoch and catalogue version, or nil where run_id did not verify this partition
 local function verified(marker, run_id)
-  if not marker or string.sub(marker, 1, 40) ~= run_id then return nil end
-  return struct.unpack('<dd', marker, 41)
+  if not marker or sub(marker, 1, 40) ~= run_id then return nil end
+  return parse('<dd', marker, 41)
 end
 
-local function write(form, size, a) return struct.pack(form, unpack(a, 1, size)) end
+local function write(form, size, a) return pack(form, values(a, 1, size)) end

@@ -10,8 +10,9 @@ import redis
 
 from gateway.core.calendar import cycles_between, next_reset_ms
 
-CYCLE = Path("lua/lib/cycle.lua")
+LIB = Path("lua/lib")
 CALL = """
+bind()
 local boundary, cycles_between = calendar()
 local interval, anchor = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now, steps = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -26,7 +27,8 @@ FIRST, LAST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000) for year
 
 def test_lua_and_python_agree_on_every_boundary(valkey: str) -> None:
     with redis.Redis.from_url(valkey) as client:
-        ask = client.register_script((CYCLE.read_text() + CALL).encode())
+        text = "".join((LIB / name).read_text() for name in ("state.lua", "cycle.lua"))
+        ask = client.register_script((text + CALL).encode())
         some = random.Random(3)
         for _ in range(2000):
             interval = some.choice(list(NUMBERS))
