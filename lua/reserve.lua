@@ -1,5 +1,5 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- needs: state bucket event cycle admit spend append
+-- needs: state bucket event cycle take admit spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
@@ -26,22 +26,16 @@ if not epoch then return pack('<d', 0) end
 if catalogue < version then return pack('<d', -1) end
 if not (raw[2] and raw[3] and raw[4]) then return pack('<d', -2) end
 local now = clock()
-local t, o, k = open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3]), open(KEY_FORM, raw[4])
-local u = with_user and user_state(raw[5], t, now)
+local t, o = account(TENANT_ACCOUNT_FORM, raw[2]), account(ORG_ACCOUNT_FORM, raw[3])
+local u = with_user and user_state(raw[5], raw[2], now)
 
-if has(k[FLAGS], REVOKED) or (k[EXPIRES] > 0 and now >= k[EXPIRES]) then return refused(-3, now, 1, 0, 0, 0, 0) end
+local expires, key_id = parse('<dd', raw[4], ACCOUNT_AT)
+if has(byte(raw[4]), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
 if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
 if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
-local scopes = {k, u or false, t, o}
-for scope = 1, 4 do
-  local a = scopes[scope]
-  if a then
-    drain(a, now)
-    local kind, used, limit, till = full(a, now)
-    if kind then return refused(kind == 3 and -7 or -6, now, scope, kind, used, limit, till) end
-  end
-end
+local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need)
+if not heads then return takes end
 local tokens, code = quota_hold(t, counts, need, ceiling)
 if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
 local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
@@ -57,17 +51,18 @@ if uses then
   if code then return refused(code, now, 4, 6, spent, o[CAP], till) end
 end
 
-local of_key, of_user, of_tenant, of_org = take(k, need), u and take(u, need) or 0, take(t, need), take(o, need)
 t[HELD], o[purse] = t[HELD] + tokens, o[purse] + credits
 local kept = has(flags, 8) and flags - 8 or flags -- the same bits, but for the one that says reclaimed
-local hold = pack(HOLD_FORM, kept, tokens, of_key, of_user, of_tenant, of_org, credits, 0,
-  service, now + ttl, o[ORG], t[TENANT], k[KEY_ID], units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
-call('ZADD', KEYS[2], format('%.0f', now + ttl), request)
+local hold = pack(HOLD_FORM, kept, tokens, takes[1], takes[2], takes[3], takes[4], credits, 0,
+  service, now + ttl, o[ORG], t[TENANT], key_id, units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
+call('ZADD', KEYS[2], now + ttl, request)
 local err = reset and append(KEYS[3], {reset})
 if err then call('ZREM', KEYS[2], request) return err end
-local writes = {KEYS[5], write(TENANT_FORM, TENANT_SIZE, t), KEYS[6], write(ORG_FORM, ORG_SIZE, o),
-  KEYS[7], write(KEY_FORM, KEY_SIZE, k), KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
-if u then writes[9], writes[10] = KEYS[8], write(USER_FORM, USER_SIZE, u) end
+local moved = (uses and TO_SPEND_HELD) or (credits > 0 and TO_CHELD)
+local writes = {KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
+  KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], heads[1] .. sub(raw[4], ACCOUNT_AT),
+  KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
+if u then writes[9], writes[10] = KEYS[8], heads[2] end
 if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], pack(ACTIVATION_FORM, values(a, 1, 5)) end
 call('MSET', values(writes))
-return admitted(now, tokens, t, o, scopes, credits)
+return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2)

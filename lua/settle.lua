@@ -19,7 +19,7 @@
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
-local s, run_id, with_user, tombstone = settlement_of(ARGV)
+local s, run_id, with_user, kept = settlement_of(ARGV)
 if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= s.arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
@@ -29,52 +29,53 @@ if not epoch then return pack('<d', 0) end
 local now = clock()
 local taken = s.entry and dealt_with(KEYS[3], s.entry, KEYS[4], s.source)
 if taken then return pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
-local h = raw[2] and open(HOLD_FORM, raw[2])
+local h = raw[2] and {parse(HOLD_TAKEN_FORM, raw[2])}
 local gone = (not h and not s.entry and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s.entry and -1)
   or (not (raw[3] and raw[4]) and -2)
 if gone then
-  if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and h[H_CHARGED] or 0) end
+  if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and field(raw[2], H_CHARGED) or 0) end
   return pack('<ddd', gone, now, epoch)
 end
 local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
-if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
-local t, o, k = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[5] and open(KEY_FORM, raw[5])
-local u = with_user and has(h[1], HOLD_USER) and raw[6] and open(USER_FORM, raw[6])
+if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0} end
+local t, o = account(TENANT_ACCOUNT_FORM, raw[3]), account(ORG_ACCOUNT_FORM, raw[4])
+local u = with_user and has(h[1], HOLD_USER) and raw[6]
 local a_key = KEYS[with_user and 11 or 10]
 local a = (s.one_time or s.uses) and activation(raw[with_user and 7 or 6])
 
 local seq, events = t[SEQ], {due(t, now, epoch)}
-give(t, now, slots, h[H_TENANT_TPM], s.tokens)
-give(o, now, slots, h[H_ORG_TPM], s.tokens)
-if k then give(k, now, slots, h[H_KEY_TPM], s.tokens) end
-if u then give(u, now, slots, h[H_USER_TPM], s.tokens) end
 t[HELD] = max(0, t[HELD] - h[H_TOKENS])
 local purse = s.uses and SPEND_HELD or CHELD
 if not s.one_time then o[purse] = max(0, o[purse] - h[H_CREDITS]) end
 local activates = s.one_time and s.mode ~= CORRECT and leave(a, o, s, slots)
+-- how far the organization's account is written: its spend, its credits, or neither
+local moved = (s.uses and TO_SPEND_AT) or ((s.pays or s.one_time or h[H_CREDITS] > 0) and TO_CREDIT_AT)
 local f = {}
 if not s.free then events[#events + 1], f = charge(s, t, o, a, now, epoch, activates) end
+
+local tombstone = s.mode == RECLAIM and slots == 1 and reclaimed(raw[2], h[1], s.tokens)
+local used = s.tokens
+local writes = {KEYS[7], renewed(raw[3], give(raw[3], now, slots, h[H_TENANT_TPM], used), TO_LEDGER_AT, t),
+  KEYS[8], renewed(raw[4], give(raw[4], now, slots, h[H_ORG_TPM], used), moved, o),
+  nil, nil, nil, nil, nil, nil} -- with room for the rest: a table that grows is copied
+if raw[5] then writes[5], writes[6] = KEYS[9], renewed(raw[5], give(raw[5], now, slots, h[H_KEY_TPM], used)) end
+if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], give(u, now, slots, h[H_USER_TPM], used) end
+if a then writes[#writes + 1], writes[#writes + 2] = a_key, pack(ACTIVATION_FORM, values(a, 1, 5)) end
 
 local told = s.mode == RECOVER and late(KEYS[3], ARGV, s, 0)
 local removed = call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
 if err then
   if told then call('XDEL', KEYS[3], told) end
-  if removed == 1 then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), s.request) end
+  if removed == 1 then call('ZADD', KEYS[1], slots == 1 and field(raw[2], H_DEADLINE) or 0, s.request) end
   return err
 end
 if s.entry then call('HSET', KEYS[4], s.source, '1') call('XDEL', KEYS[3], s.entry) end
-if s.mode == RECLAIM and slots == 1 then
-  h[1], h[H_CHARGED] = h[1] + HOLD_RECLAIMED, s.tokens
-  call('SET', KEYS[6], write(HOLD_FORM, HOLD_SIZE, h), 'PX', format('%.0f', tombstone))
+if tombstone then
+  call('SET', KEYS[6], tombstone, 'PX', kept)
 else
   call('DEL', KEYS[6])
 end
-local writes = {KEYS[7], write(TENANT_FORM, TENANT_SIZE, t), KEYS[8], write(ORG_FORM, ORG_SIZE, o),
-  nil, nil, nil, nil, nil, nil} -- with room for the rest: a table that grows is copied
-if k then writes[5], writes[6] = KEYS[9], write(KEY_FORM, KEY_SIZE, k) end
-if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], write(USER_FORM, USER_SIZE, u) end
-if a then writes[#writes + 1], writes[#writes + 2] = a_key, pack(ACTIVATION_FORM, values(a, 1, 5)) end
 call('MSET', values(writes))
 return pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f.credits or 0, epoch,
   t[SEQ] - seq, f.credit_seq or 0, f.spend_seq or 0)

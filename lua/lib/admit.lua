@@ -1,12 +1,5 @@
--- admit: what reserve decides, limit by limit. Needs state, bucket.
+-- admit: what reserve decides, limit by limit. Needs state, take.
 local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdddd', 1, 2
-
--- a user's state; absent means never seen: the tenant's user limits, nothing used
-local function user_state(raw, t, now)
-  local u = raw and open(USER_FORM, raw) or {0, 0, 0, 0, 0, 0, 0, now, 0}
-  if not has(u[FLAGS], OVERRIDE) then limit(u, t[URPM], t[UTPM], t[UCONC]) end
-  return u
-end
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held
 local function quota_hold(t, counts, need, ceiling)
@@ -44,28 +37,8 @@ local function join(a, price)
   return price
 end
 
--- the tightest bucket over the scopes: scope, limit, used, ms until it is whole again
-local function tightest(scopes, limit_at, used_at)
-  local found, least = 0, nil
-  for scope = 1, 4 do
-    local a = scopes[scope]
-    if a and a[limit_at] > 0 then
-      local left = a[limit_at] * UNIT - a[used_at]
-      if not least or left < least then least, found = left, scope end
-    end
-  end
-  if found == 0 then return 0, 0, 0, 0 end
-  local limit, used = scopes[found][limit_at], scopes[found][used_at]
-  return found, limit, ceil(used / UNIT), ceil(used / limit)
-end
-
-local function refused(code, now, scope, kind, used, limit, till)
-  return pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
-end
-
-local function admitted(now, tokens, t, o, scopes, credits)
-  local scope, limit, used, whole = tightest(scopes, RPM, RUSED)
-  local scope2, limit2, used2, whole2 = tightest(scopes, TPM, TUSED)
+local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2)
   return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or max(0, t[REMAINING] - t[HELD]),
-    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, used, whole, scope2, limit2, used2, whole2, credits)
+    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, ceil(used / UNIT), limit > 0 and ceil(used / limit) or 0,
+    scope2, limit2, ceil(used2 / UNIT), limit2 > 0 and ceil(used2 / limit2) or 0, credits)
 end

@@ -21,36 +21,23 @@ local function drain(a, now)
   a[AT] = now
 end
 
--- nil where one more request fits, else kind, used, limit, until
-local function full(a, now)
-  local limit = a[RPM]
-  if limit > 0 then
-    local over = a[RUSED] + UNIT - limit * UNIT
-    if over > 0 then return 1, ceil(a[RUSED] / UNIT), limit, now + ceil(over / limit) end
+-- the head of a packed state with the slots held given back (1, or 0 where there is no hold) and the tokens taken
+-- replaced by the tokens used
+local function give(raw, now, slots, taken, used)
+  local rpm, tpm, _, requests, tokens, at, in_flight = parse('<ddddddd', raw, 10)
+  if now > at then
+    local passed = now - at
+    requests, tokens, at = requests - rpm * passed, tokens - tpm * passed, now
+    if requests < 0 then requests = 0 end
+    if tokens < 0 then tokens = 0 end
+  elseif at > now + FUTURE_MS then
+    at = now
   end
-  limit = a[TPM]
-  if limit > 0 then
-    local over = a[TUSED] + UNIT - limit * UNIT
-    if over > 0 then return 2, ceil(a[TUSED] / UNIT), limit, now + ceil(over / limit) end
+  if tpm > 0 then
+    tokens = tokens + (used - taken) * UNIT
+    if tokens < 0 then tokens = 0 end
   end
-  limit = a[CONC]
-  if limit > 0 and a[INFLIGHT] >= limit then return 3, a[INFLIGHT], limit, now + 1000 end
-  return nil
-end
-
--- takes one request and up to `need` tokens; answers the tokens taken
-local function take(a, need)
-  a[INFLIGHT] = a[INFLIGHT] + 1
-  if a[RPM] > 0 then a[RUSED] = a[RUSED] + UNIT end
-  if a[TPM] == 0 then return 0 end
-  local taken = min(need, floor((a[TPM] * UNIT - a[TUSED]) / UNIT))
-  a[TUSED] = a[TUSED] + taken * UNIT
-  return taken
-end
-
--- gives back the slots held (1, or 0 where there is no hold) and replaces the tokens taken by the tokens used
-local function give(a, now, slots, taken, used)
-  drain(a, now)
-  a[INFLIGHT] = max(0, a[INFLIGHT] - slots)
-  if a[TPM] > 0 then a[TUSED] = max(0, a[TUSED] + (used - taken) * UNIT) end
+  in_flight = in_flight - slots
+  if in_flight < 0 then in_flight = 0 end
+  return pack(HEAD_FORM, raw, requests, tokens, at, in_flight)
 end

@@ -3,6 +3,9 @@ local LAYOUT, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVA
 local CONSUME, RESET, RECHARGE, ADJUST, BLOCK, UNBLOCK, CREDIT = 1, 2, 3, 4, 5, 6, 7
 local NOTE_LATE, NOTE_RECLAIMED = 1, 2
 local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Hc0Hc0Hc0'
+-- of tokens alone: nothing stands where credits and spend would
+local TOKENS_FORM, ZERO = '<BBBBddddddddddddc56Bc0Hc0Hc0Hc0', '\0\0\0\0\0\0\0\0'
+local no_purse = ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO
 
 local function exceeded(t)
   return has(t[FLAGS], HAS_PLAN) and t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL and t[REMAINING] <= 0
@@ -20,6 +23,11 @@ end
 -- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
+  if t and not f.credit_seq and not f.spend_seq then
+    return pack(TOKENS_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch, o_id, t[TENANT], f.key or 0, f.service or 0,
+      t[SEQ], t[CYCLE], f.amount or 0, t[REMAINING], t[USED], t[NEXT], no_purse,
+      #source, source, #user, user, #attribution, attribution, #metadata, metadata)
+  end
   return pack(EVENT_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
     t and t[SEQ] or 0, t and t[CYCLE] or 0, f.amount or 0, t and t[REMAINING] or 0, t and t[USED] or 0, t and t[NEXT] or 0,

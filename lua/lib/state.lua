@@ -16,20 +16,29 @@ local REVOKED, OVERRIDE, MANUAL_BLOCK, HAS_PLAN = 1, 1, 1, 2
 local INTEGER_MAX = 9007199254740991
 local POLICY_CARRY, POLICY_BILL, STRICT = 1, 2, 1
 
+-- The first 65 bytes, the head, are alike in all four: flags, version and limits, which the counters follow from
+-- byte 34 on. What moves buckets and slots writes the counters of any of them and nothing else.
+local HEAD_FORM, ACCOUNT_AT = '<c33dddd', 66
+local TENANT_ACCOUNT_FORM, ORG_ACCOUNT_FORM = '<ddddddddddddddddddddddd', '<dddddddddddd'
+-- the first fields of an account, as far as they move: up to held, up to the ledger's time; and up to credits held,
+-- credit time, spend held, spend time
+local TO_HELD, TO_LEDGER_AT, TO_CHELD, TO_CREDIT_AT = '<ddd', '<dddddddddd', '<dd', '<ddddd'
+local TO_SPEND_HELD, TO_SPEND_AT = '<dddddddd', '<ddddddddddd'
+
 -- hold: see reserve.lua for who fills it
-local HOLD_FORM, HOLD_SIZE, HOLD_BYTES = '<Bdddddddddddddddd', 17, 129
+local HOLD_FORM, HOLD_SIZE, HOLD_BYTES, HOLD_TAKEN_FORM = '<Bdddddddddddddddd', 17, 129, '<Bdddddd'
 local H_TOKENS, H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORG_TPM, H_CREDITS, H_OBSERVED = 2, 3, 4, 5, 6, 7, 8
 local H_SERVICE, H_DEADLINE, H_ORG, H_TENANT, H_KEY, H_UNITS, H_CREATED, H_CHARGED, H_SEEN = 9, 10, 11, 12, 13, 14, 15, 16, 17
 local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS, HOLD_BY_TOKEN, HOLD_LEASE = 1, 2, 4, 8, 16, 32, 64, 128
 
 -- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
 -- once, on the first call: while the library is loaded there are none.
-local call, try, pack, parse, values, format, sub, abs, floor, ceil, max, min
+local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min
 
 local function bind()
   try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
   abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
-  call = redis.call
+  byte, call = string.byte, redis.call
 end
 
 local function open(form, packed)
@@ -52,3 +61,24 @@ local function verified(marker, run_id)
 end
 
 local function write(form, size, a) return pack(form, values(a, 1, size)) end
+
+-- a state without its limits and counters, which stay packed: 0 stands where they would
+local function account(form, packed)
+  return {byte(packed), 0, 0, 0, 0, 0, 0, 0, 0, parse(form, packed, ACCOUNT_AT)}
+end
+
+-- one field of a packed state
+local function field(packed, at) return (parse('<d', packed, 8 * at - 14)) end
+
+-- a packed state with another head, and the first fields of its account as they stand in `a`: `form` is theirs.
+-- What did not move is taken over packed
+local function renewed(packed, head, form, a)
+  local last = form and #form + 8 or 9
+  return head .. (form and pack(form, values(a, 10, last)) or '') .. sub(packed, 8 * last - 6)
+end
+
+-- what is left of a hold that was reclaimed, so that a late settle becomes a correction
+local function reclaimed(hold, flags, charged)
+  return pack('<B', flags + HOLD_RECLAIMED) .. sub(hold, 2, 8 * H_CHARGED - 15) .. pack('<d', charged)
+    .. sub(hold, 8 * H_SEEN - 14, HOLD_BYTES)
+end
