@@ -27,6 +27,7 @@ import redis
 from gateway.core.model import HoldRequest, Limits, Service, Settlement
 from gateway.core.pricing import Pricing, Tier
 from gateway.counters import keys, packing, scripts
+from gateway.local.valkey import ENVIRONMENT
 from tests.builders import CHAT, TTL_MS, World
 from tests.conftest import ValkeyServer
 from tests.tree import ROOT
@@ -148,6 +149,7 @@ def bench_world() -> Iterator[World]:
     """A server as shipped, with one caller limited at every scope."""
     with tempfile.TemporaryDirectory() as folder:
         server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
+        server.environment = dict(ENVIRONMENT)
         server.start()
         try:
             world = World(server.url)
