@@ -12,7 +12,10 @@ from gateway.serving import plain_options
     [
         ("", {}),
         ("--config /etc/x.yaml --workers 2", {"config": "/etc/x.yaml", "workers": "2"}),
-        ("--config=/etc/x.yaml --redis-url=redis://a?b=c", {"config": "/etc/x.yaml", "redis_url": "redis://a?b=c"}),
+        (
+            "--config=/etc/x.yaml --redis-url=redis://a?b=c",
+            {"config": "/etc/x.yaml", "redis_url": "redis://a?b=c"},
+        ),
         ("--gateway-port 0 --ops-port 0", {"gateway_port": "0", "ops_port": "0"}),
     ],
 )
@@ -23,7 +26,13 @@ def test_plain_options_are_read(line: str, options: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "--help", "--workers", "--workers two", "--workers -1", "--worker 2", "config x", "x",
+        "--help",
+        "--workers",
+        "--workers two",
+        "--workers -1",
+        "--worker 2",
+        "config x",
+        "x",
         "--config a --config b",
     ],
 )

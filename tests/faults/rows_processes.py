@@ -82,7 +82,6 @@ class Crashes:
             self.died[point] = self.died.get(point, 0) + 1
             self.scene.say(f"{self.count} of {self.wanted} crashes, {len(self.died)} points")
 
-
     async def _dies(self, program: Program, starts: int) -> bool:
         """Whether a process that was just started dies in time, from when it meets points at all."""
         size, began, end = self._seen_bytes(), 0.0, time.monotonic() + SERVING_S_MAX
