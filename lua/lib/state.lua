@@ -47,6 +47,7 @@ local function open(form, packed)
   return fields
 end
 
+-- the assembly writes it out where `flags` is a name or a field
 local function has(flags, flag) return flags % (flag * 2) >= flag end
 
 local function clock()
@@ -56,8 +57,10 @@ end
 
 -- the marker's epoch and catalogue version, or nil where run_id did not verify this partition
 local function verified(marker, run_id)
-  if not marker or sub(marker, 1, 40) ~= run_id then return nil end
-  return parse('<dd', marker, 41)
+  if not marker then return nil end
+  local id, epoch, version = parse('<c40dd', marker)
+  if id ~= run_id then return nil end
+  return epoch, version
 end
 
 local function write(form, size, a) return pack(form, values(a, 1, size)) end

@@ -271,6 +271,14 @@ def test_a_constant_with_two_values_is_refused() -> None:
         scripts._fold("local ONE = 1\nlocal ONE = 2\n")
 
 
+def test_a_flag_is_asked_for_without_a_call(world: World) -> None:
+    asked = "local BIT, FIRST = 4, 1\nlocal f = tonumber(ARGV[1])\nlocal t = {f}\n"
+    text = scripts._fold(asked + "return {not has(f, BIT) and 1 or 0, has(t[FIRST], BIT) and 2 or 0}")
+    assert "has(" not in text
+    for flags in range(16):
+        assert world.client.eval(text, 0, flags) == ([0, 2] if flags & 4 else [1, 0])
+
+
 def test_the_library_carries_no_function_nobody_calls() -> None:
     text = scripts.library().text
     for name in re.findall(r"local function (\w+)", text):
