@@ -19,8 +19,8 @@
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
-local s, run_id, with_user, kept = settlement_of(ARGV)
-if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= s.arguments then
+local s, run_id, with_user, kept, arguments = settlement_of(ARGV)
+if #KEYS ~= 9 + (with_user and 1 or 0) + ((s.one_time or s.uses) and 1 or 0) or #ARGV ~= arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
 local raw = call('MGET', values(KEYS, 5))
@@ -33,7 +33,7 @@ local h = raw[2] and {parse(HOLD_TAKEN_FORM, raw[2])}
 local gone = (not h and not s.entry and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s.entry and -1)
   or (not (raw[3] and raw[4]) and -2)
 if gone then
-  if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], ARGV, s, gone == -1 and field(raw[2], H_CHARGED) or 0) end
+  if s.mode == CHARGE or s.mode == RECOVER then late(KEYS[3], s, gone == -1 and field(raw[2], H_CHARGED) or 0) end
   return pack('<ddd', gone, now, epoch)
 end
 local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
@@ -62,7 +62,7 @@ if raw[5] then writes[5], writes[6] = KEYS[9], renewed(raw[5], give(raw[5], now,
 if u then writes[#writes + 1], writes[#writes + 2] = KEYS[10], give(u, now, slots, h[H_USER_TPM], used) end
 if a then writes[#writes + 1], writes[#writes + 2] = a_key, pack(ACTIVATION_FORM, values(a, 1, 5)) end
 
-local told = s.mode == RECOVER and late(KEYS[3], ARGV, s, 0)
+local told = s.mode == RECOVER and late(KEYS[3], s, 0)
 local removed = call('ZREM', KEYS[1], s.request)
 local err = append(KEYS[2], events)
 if err then

@@ -9,27 +9,27 @@ local function dealt_with(lane, entry, control, id)
   return call('HEXISTS', control, id) == 1 or #call('XRANGE', lane, entry, entry) == 0
 end
 
--- the packed argument: what is charged, and what only the script itself asks for
+-- the packed argument: what is charged; then what only the script itself asks for, how many arguments there have to be last
 local function settlement_of(argv)
   local run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
     parse('<c40BdddddddBdc36', argv[1])
   local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
+  -- sixteen fields: with one more a table has room for 32, which is more memory than the C library keeps at hand
   return {
     mode = mode, tokens = tokens, credits = credits, units = units, service = service, key = key,
-    request = request, user = argv[2], attribution = argv[3], metadata = argv[4],
-    tiers = uses and argv[5] or '', acknowledged = recovers and argv[#argv] or '',
-    arguments = (uses and 5 or 4) + (mode >= POST and 1 or 0), entry = mode >= POST and not recovers and argv[#argv],
+    request = request, argv = argv, tiers = uses and argv[5] or '', entry = mode >= POST and not recovers and argv[#argv],
     source = mode == CORRECT and correction_of(request) or request,
     one_time = one_time, counts = has(flags, 4), uses = uses, pays = has(flags, 32),
     -- a call that is taken back for nothing leaves no row
     free = mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
-  }, run_id, has(flags, 1), tombstone
+  }, run_id, has(flags, 1), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
 end
 
 -- leaves a call to the keeper, who knows the ledger
-local function late(lane, argv, s, charged)
+local function late(lane, s, charged)
+  local argv = s.argv
   return call('XADD', lane, '*', 'a', argv[1], 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s.tiers,
-    'charged', format('%.0f', charged), 'acknowledged', s.acknowledged)
+    'charged', format('%.0f', charged), 'acknowledged', s.mode == RECOVER and argv[#argv] or '')
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
@@ -49,7 +49,7 @@ end
 local function charge(s, t, o, a, now, epoch, activates)
   local corrects = s.mode == CORRECT -- moves only what differs
   local f = {kind = corrects and ADJUST or CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s.key,
-    service = s.service, source = s.source, user = s.user, attribution = s.attribution, metadata = s.metadata,
+    service = s.service, source = s.source, user = s.argv[2], attribution = s.argv[3], metadata = s.argv[4],
     note = (s.mode == POST and NOTE_LATE) or (s.mode == RECLAIM and NOTE_RECLAIMED) or 0}
   if activates then f.flags = f.flags + ACTIVATES end
   if (s.pays and not s.one_time and not (corrects and s.credits == 0)) or activates then
