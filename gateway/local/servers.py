@@ -19,27 +19,33 @@ DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 
 
 async def start_servers(
     house: House, options: Options, parts: Parts, secrets: dict[str, str]
-) -> tuple[str, str, str | None]:
-    """Redis, PostgreSQL and the demo upstream side by side; their URLs."""
+) -> tuple[str, str, str, str | None]:
+    """Redis, PostgreSQL and the demo upstream side by side; their URLs.
+
+    Redis has two: the one to tell, and the one for the gateway's own processes.
+    """
     data = house.data
     async with asyncio.TaskGroup() as group:
         redis = group.create_task(_redis(house, options, secrets["redis_password"]))
         database = group.create_task(_postgres(house, options, secrets["database_password"]))
         upstream = group.create_task(_upstream(house, options, parts))
     house.voice.step(f"databases are up in {data.path}")
-    return redis.result(), database.result(), upstream.result()
+    told, near = redis.result()
+    return told, near, database.result(), upstream.result()
 
 
-async def _redis(house: House, options: Options, password: str) -> str:
+async def _redis(house: House, options: Options, password: str) -> tuple[str, str]:
     if options.redis_url:
         await _reachable(options.redis_url, "Redis", "--redis-url")
-        return options.redis_url
+        return options.redis_url, options.redis_url
     data = house.data
     house.voice.step("starting Valkey")
     port = ports.free(int(data.read("ports.json").get("redis", 0)))
-    await house.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password))
+    path = valkey.socket_of(data.redis)
+    await house.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password, path))
     data.write("ports.json", data.read("ports.json") | {"redis": port})
-    return valkey.url(port, password)
+    told = valkey.url(port, password)
+    return told, valkey.socket_url(path, password) if path else told
 
 
 async def _postgres(house: House, options: Options, password: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +14,9 @@ from gateway.errors import StartError
 from gateway.local.child import Program
 
 READY_WAIT_S = 1.0
+# What the address of a socket has room for, on every system we run on.
+SOCKET_PATH_BYTES_MAX = 100
+_PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 # Scripts make and free many small strings, more of a size than the C library keeps at hand unasked:
 # saves a tenth of the server's time. Servers built with jemalloc take no notice.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127"}
@@ -34,12 +39,36 @@ def url(port: int, password: str) -> str:
     return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
 
 
-def program(directory: Path, log: Path, port: int, password: str) -> Program:
-    """The server on `directory`; its configuration is a private file, since it holds the password."""
+def socket_of(directory: Path) -> Path | None:
+    """Where the server listens for this machine's own programs: a socket costs both sides less than loopback.
+
+    None where there can be none: the path is too long or would have to be escaped in a URL, or the
+    file system knows no sockets.
+    """
+    path = directory.absolute() / "valkey.sock"
+    if len(str(path)) > SOCKET_PATH_BYTES_MAX or not _PLAIN.fullmatch(str(path)):
+        return None
+    try:
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as tried:
+            tried.bind(str(path))
+        path.unlink()
+    except OSError:
+        return None
+    return path
+
+
+def socket_url(path: Path, password: str) -> str:
+    """The URL of the embedded server's socket."""
+    return f"unix://:{quote(password, safe='')}@{path}?db=0"
+
+
+def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> Program:
+    """The server on `directory`, at the socket `path` too; its configuration is private."""
     config = directory / "valkey.conf"
     config.touch(mode=0o600)
     config.chmod(0o600)
-    settings = {
+    settings: dict[str, object] = {
         "bind": "127.0.0.1",
         "port": port,
         "requirepass": password,
@@ -57,6 +86,8 @@ def program(directory: Path, log: Path, port: int, password: str) -> Program:
         "shutdown-timeout": 10,
         "lua-time-limit": 5000,
     }
+    if path:
+        settings |= {"unixsocket": path, "unixsocketperm": "700"}
     config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
 
     async def ready(_pid: int) -> bool:

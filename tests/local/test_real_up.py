@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
 from gateway.local import demo
 from gateway.local.data_directory import DataDirectory
@@ -79,6 +81,16 @@ def call(url: str, key: str, body: Any = None, method: str | None = None) -> tup
 
 def chats(facts: dict[str, Any]) -> int:
     return call(f"{facts['gateway_url']}/v1/chat/completions", facts["api_key"], BODY)[0]
+
+
+def test_its_own_processes_reach_redis_by_a_socket() -> None:
+    """Where the data directory has a name short enough for one; everybody else by the port that is told."""
+    with tempfile.TemporaryDirectory(prefix="tk-", dir="/tmp") as place, up(Path(place)) as (facts, _):
+        with redis.Redis.from_url(facts["redis_url"]) as client:
+            names = [str(entry["addr"]) for entry in client.client_list()]
+        path = f"{facts['data_dir']}/redis/valkey.sock"
+        assert sum(path in name for name in names) >= 2
+        assert sum(name.startswith("127.0.0.1:") for name in names) == 1
 
 
 def test_the_demo_key_works_at_once_on_every_worker(running: tuple[dict[str, Any], Path]) -> None:
