@@ -1,8 +1,9 @@
 """What reserve + settle cost the Redis core: CPU microseconds a call, next to an empty script.
 
-`python -m tests.bench.scripts [--against REVISION] [--runs N]`. A server of its own, append-only
-file on as shipped; key, user, tenant and organization limits, a token quota and a ledger entry a
-call; the same with credits, and with units by tiers under a cap. Pipelined in batches of 4 and 16.
+`python -m tests.bench.scripts [--against REVISION] [--loopback] [--runs N]`. A server of its own, append-only
+file on and reached by a socket, as shipped; key, user, tenant and organization limits, a token quota and a
+ledger entry a call; the same with credits, and with units by tiers under a cap. Pipelined in batches of 4
+and 16.
 Variants take turns within every run, so what slows the machine for a moment slows them alike;
 minimum and median over the runs.
 """
@@ -145,14 +146,17 @@ def _spent(client: redis.Redis) -> tuple[float, float]:
 
 
 @contextmanager
-def bench_world() -> Iterator[World]:
-    """A server as shipped, with one caller limited at every scope."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
+def bench_world(*, loopback: bool = False) -> Iterator[World]:
+    """A server as shipped, reached by its socket unless `loopback`; one caller, limited at every scope."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = f"{folder}/valkey.sock"
+        server = ValkeyServer(
+            Path(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--unixsocket", path
+        )
         server.environment = dict(ENVIRONMENT)
         server.start()
         try:
-            world = World(server.url)
+            world = World(server.url if loopback else f"unix://{path}?db=0")
             world.define_organization(WIDE, cap=10**15)
             world.define_tenant(WIDE, users=WIDE)
             world.define_key(WIDE)
@@ -186,8 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", metavar="REVISION", help="scripts of this git revision take turns too")
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--loopback", action="store_true", help="by TCP, as a Redis elsewhere is reached")
     options = parser.parse_args()
-    with bench_world() as world:
+    with bench_world(loopback=options.loopback) as world:
         variants = [
             empty(world),
             of_scripts(world, "reserve + settle", None),
