@@ -75,12 +75,10 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
     warming = asyncio.create_task(asyncio.to_thread(parts.prepare))
-    redis_url, near_redis_url, database_url, upstream_url = await start_servers(
-        house, options, parts, secrets
-    )
+    redis_url, near_url, database_url, upstream_url = await start_servers(house, options, parts, secrets)
     await warming
     endpoints = Endpoints(
-        redis_url=near_redis_url,
+        redis_url=near_url,
         database_url=database_url,
         upstream_url=upstream_url,
         admin_token=options.admin_token or secrets["admin_token"],
