@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SSE, ELEMENT = b"data: ", b'"modelVersion"'
-ANSWER_S_MAX = 30.0
+ANSWER_S_MAX = 60.0
 LEAVE_S = 0.1
 HELLO = [{"role": "user", "content": "hello there, how are you today?"}]
 CONTENTS = [{"role": "user", "parts": [{"text": HELLO[0]["content"]}]}]

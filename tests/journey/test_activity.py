@@ -23,7 +23,7 @@ def test_calls_and_refusals_of_a_tenant_are_seen_within_seconds(stack: Stack) ->
         found = [item for item in report["items"] if item["tenant_id"] == tenant]
         return found if found and found[0]["requests"] == 2 and found[0]["refused"] else None
 
-    [item] = eventually(mine, 15)
+    [item] = eventually(mine)
     assert (item["tokens"], item["refused"]) == (60, {"quota_exceeded": 1})
     looked = subprocess.run(
         [sys.executable, "-m", "gateway", "top", "--once", "--json", "--window", "60", "--limit", "100"],

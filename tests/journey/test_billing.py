@@ -22,8 +22,8 @@ def period() -> dict[str, str]:
     }
 
 
-def subscribed(stack: Stack) -> tuple[Body, Body, str]:
-    """An organization on a subscription, its tenant and a key."""
+def subscribed(stack: Stack, since: str) -> tuple[Body, Body, str]:
+    """An organization on a subscription since a day, its tenant and a key."""
     token_plan = stack.make(
         "token-plans", name="t", total_amount=2_000_000, overage_policy="bill", overage_unit_price="0.000003"
     )
@@ -35,7 +35,7 @@ def subscribed(stack: Stack) -> tuple[Body, Body, str]:
     tenant = stack.make("tenants", name="Main", organization_id=organization["id"])
     stack.make(
         "organization-subscriptions", organization_id=organization["id"], plan_id=plan["id"],
-        start_date=period()["period_start"], end_date="2900-01-01",
+        start_date=since, end_date="2900-01-01",
     )  # fmt: skip
     return organization, tenant, stack.make("api-keys", tenant_id=tenant["id"])["key"]
 
@@ -48,12 +48,14 @@ def done(stack: Stack, path: str, body: Any = None) -> Body:
 
 
 def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
-    organization, tenant, key = subscribed(stack)
+    month = period()
+    organization, tenant, key = subscribed(stack, month["period_start"])
     assert stack.chat(key, "1200000,300000").status_code == 200
     assert stack.chat(key, "1200000,300000").status_code == 200
     stack.make("credit-additions", organization_id=organization["id"], credits_added=8_000, unit_cost="0.01")
-    eventually(lambda: stack.rows("select count(*) from credit_posting") != [(0,)])
-    draft = stack.make("invoices", organization_id=organization["id"], **period())
+    posted = f"select count(*) from credit_posting where organization_id = {organization['id']}"
+    eventually(lambda: stack.rows(posted) == [(1,)])
+    draft = stack.make("invoices", organization_id=organization["id"], **month)
 
     # Somebody changes a balance by hand: no invoice until that is made good.
     name = keys.tenant_state(keys.partition_of(organization["id"]), tenant["id"])
@@ -64,9 +66,9 @@ def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
     status, refused = stack.admin("POST", f"/invoices/{draft['id']}/finalize")
     assert (status, "drift" in refused["detail"]) == (409, True)
     found = done(stack, "/reconciliation", {"repair": True})
-    assert [(item["account"], item["kind"], item["difference"]) for item in found["items"]] == [
-        (f"tenant:{tenant['id']}", "drift", DRIFT)
-    ]
+    # Others' calls may be on their way into the ledger; nobody else's balance was changed.
+    drifted = [(item["account"], item["difference"]) for item in found["items"] if item["kind"] == "drift"]
+    assert drifted == [(f"tenant:{tenant['id']}", DRIFT)]
     [repair] = [row for row in stack.settled(tenant["id"], 4) if row["transaction_type"] == "adjust"]
     assert (repair["direction"], repair["amount"], repair["total_remaining"]) == ("OUT", DRIFT, -1_000_000)
 
@@ -83,9 +85,9 @@ def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
 def test_credits_expire_within_seconds_of_their_moment(stack: Stack) -> None:
     organization = stack.make("organizations", name="Credits")
     where = f"/organizations/{organization['id']}"
-    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
-    stack.make("credit-additions", organization_id=organization["id"], credits_added=100, expires_at=soon)
     stack.make("credit-additions", organization_id=organization["id"], credits_added=7)
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()  # it has to be made by then
+    stack.make("credit-additions", organization_id=organization["id"], credits_added=100, expires_at=soon)
     assert stack.admin("GET", where)[1]["credit_balance"] in {7, 107}
     eventually(lambda: stack.admin("GET", where)[1]["credit_balance"] == 7)
     kinds = (
@@ -93,4 +95,4 @@ def test_credits_expire_within_seconds_of_their_moment(stack: Stack) -> None:
         f" where organization_id = {organization['id']} order by seq"
     )
     eventually(lambda: len(stack.rows(kinds)) == 3)
-    assert stack.rows(kinds) == [("addition", 100, 100), ("addition", 7, 107), ("expiry", -100, 7)]
+    assert stack.rows(kinds) == [("addition", 7, 7), ("addition", 100, 107), ("expiry", -100, 7)]

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.journey.node import INSTALL_S_MAX, install
 from tests.journey.stack import Stack
 
 PACKAGE = "playwright-core@1.65.1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-INSTALL_S_MAX = 240
 RUN_S_MAX = 120
 
 
@@ -26,7 +27,8 @@ def browser() -> str:
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "timeout": INSTALL_S_MAX}
         for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", *command], check=False, capture_output=True, **quiet)  # type: ignore[call-overload]  # known options
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(["apt-get", *command], check=False, capture_output=True, **quiet)  # type: ignore[call-overload]  # known options
         found = shutil.which("chromium")
     if found is None:
         pytest.skip("there is no Chromium, and Debian's package could not be installed")
@@ -41,15 +43,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm is not installed, and Playwright cannot be had without it")
     folder = tmp_path_factory.mktemp("browser")
     (folder / "package.json").write_text('{"private":true,"type":"module"}')
-    installed = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--loglevel=error", PACKAGE],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        timeout=INSTALL_S_MAX,
-    )
-    if installed.returncode:
-        pytest.skip(f"npm cannot install Playwright: {installed.stderr.decode()[-200:]}")
+    install(npm, folder, PACKAGE)
     return Path(shutil.copy(Path(__file__).with_name("browser.mjs"), folder))
 
 

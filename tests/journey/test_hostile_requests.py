@@ -114,7 +114,7 @@ def caller(stack: Stack) -> tuple[int, dict[str, str]]:
 
 
 def forwarded(stack: Stack) -> list[Any]:
-    calls: list[Any] = httpx.get(f"{stack.upstream_url}/demo/calls").json()["calls"]
+    calls: list[Any] = httpx.get(f"{stack.upstream_url}/demo/calls", timeout=60).json()["calls"]
     return calls
 
 
@@ -123,7 +123,7 @@ def test_ambiguous_and_impossible_bodies_are_refused_by_field(
     stack: Stack, caller: tuple[int, dict[str, str]], case: str
 ) -> None:
     path, body, param = REFUSED[case]
-    answer = httpx.post(stack.gateway_url + path, content=body, headers=caller[1])
+    answer = httpx.post(stack.gateway_url + path, content=body, headers=caller[1], timeout=60)
     assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (400, "invalid_request"), (
         answer.text
     )
@@ -163,7 +163,8 @@ def test_what_is_not_refused_is_forwarded_to_the_byte(
 def test_attribution_that_cannot_be_kept_is_refused_by_field(
     stack: Stack, caller: tuple[int, dict[str, str]], field: str, value: str
 ) -> None:
-    answer = httpx.post(stack.gateway_url + CHAT, content=chat(b""), headers=caller[1] | {field: value})
+    headers = caller[1] | {field: value}
+    answer = httpx.post(stack.gateway_url + CHAT, content=chat(b""), headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from google.genai import errors
 from tests.journey.apis import STREAMS, Api, Heard, call
 from tests.journey.exactness import Comparison, as_counted
 from tests.journey.sdk import HELLO, account
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Body, Stack, eventually
 from tests.journey.test_services import Client
 
 CHAT = STREAMS[0]
@@ -57,7 +57,7 @@ def other_stack(stack: Stack) -> Iterator[Stack]:
         config.write_text(CONFIG)
         one = Stack(
             Path(folder) / "data", "--config", str(config), "--upstream", stack.upstream_url,
-            TOLLKEEPER_SHUTDOWN_GRACE_S="1", TOLLKEEPER_HOLD_TTL_S="3",
+            TOLLKEEPER_SHUTDOWN_GRACE_S="4", TOLLKEEPER_HOLD_TTL_S="3",
         )  # fmt: skip
         yield one
         assert one.stop() == 0
@@ -67,7 +67,7 @@ def other_stack(stack: Stack) -> Iterator[Stack]:
 def test_a_route_that_aborts_charges_what_was_seen(other_stack: Stack, api: Api) -> None:
     comparison = Comparison(other_stack)
     events = comparison.warm(api).raw.count(api.mark)
-    demo = {"words": "6", "pause_s": "0.1"}
+    demo = {"words": "6", "pause_s": "0.25"}
     comparison.run([(api, at, demo) for at in range(1, events)])
     compared = comparison.compare(as_counted)
     assert compared.calls == events - 1
@@ -84,12 +84,12 @@ def test_units_by_a_pointer_into_the_answer(other_stack: Stack) -> None:
 def test_a_plan_that_cuts_ends_an_exhausted_stream_well(stack: Stack, api: Api) -> None:
     tenant, key = stack.tenant(600, on_exhausted="cut")
     heard = call(
-        stack.gateway_url, _unstated(api).request(key, "demo-small", {"words": "4000", "pause_s": "0.001"})
+        stack.gateway_url, _unstated(api).request(key, "demo-small", {"words": "20000", "pause_s": "0.001"})
     )
     assert heard.complete
     _check_end(api, heard)
     row = stack.settled(tenant, 2)[1]
-    assert 600 <= row["amount"] < 2000
+    assert 600 <= row["amount"] < 10_000
     assert row["metadata"]["estimated"] is True
     assert stack.quota(tenant)["tokens_held"] == 0
 
@@ -130,14 +130,15 @@ def test_slots_and_tokens_of_a_killed_worker_come_back(other_stack: Stack) -> No
         eventually(lambda: other_stack.chat(key, "1,1").status_code == 429)
         (worker,) = _workers(other_stack)
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: _answers(other_stack, key), 20)
-    eventually(lambda: other_stack.quota(tenant)["tokens_held"] == 0, 20)
+        eventually(lambda: _answers(other_stack, key), 60)
+    eventually(lambda: other_stack.quota(tenant)["tokens_held"] == 0, 60)
     answers = [other_stack.chat(key, "1,1").status_code for _ in range(3)]
     assert answers == [200] * 3
-    rows = [row for row in other_stack.ledger(tenant) if row["transaction_type"] == "consume"]
     quota = other_stack.quota(tenant)
     eventually(lambda: sum(row["amount"] for row in other_stack.ledger(tenant)[1:]) == quota["tokens_used"])
-    assert len(rows) <= 7  # what was seen of each killed call is charged once, if anything was
+    rows = [row for row in other_stack.ledger(tenant) if row["transaction_type"] == "consume"]
+    # What was seen of each killed call is charged once, if anything was; all others used two tokens.
+    assert sum(row["amount"] != 2 or row["metadata"]["estimated"] for row in rows) <= 3
 
 
 def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack: Stack) -> None:
@@ -149,6 +150,17 @@ def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack
             assert other_stack.admin("PATCH", f"/services/{service['id']}", change)[0] == 200
     a = account(other_stack)
 
+    calls: dict[str, Body] = {
+        "/v1/messages": {"model": "demo-small", "max_tokens": 9, "messages": HELLO},
+        "/v1beta/models/demo-small:generateContent": {"contents": [{"parts": [{"text": "hello"}]}]},
+    }
+
+    def costs(path: str, body: Body) -> bool:
+        """Whether the worker knows this service's price by now."""
+        headers = {"authorization": f"Bearer {a.key}"}
+        url = other_stack.gateway_url + path
+        return httpx.post(url, json=body, headers=headers, timeout=60).status_code == 402
+
     def refused() -> bool:
         try:
             a.openai().embeddings.create(model="demo-small", input="x")
@@ -156,7 +168,7 @@ def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack
             return error.status_code == 402 and error.type == "billing_error"
         return False
 
-    eventually(refused, 2)
+    eventually(lambda: refused() and all(costs(path, body) for path, body in calls.items()))
     used = other_stack.quota(a.tenant)["tokens_used"]
     with pytest.raises(anthropic.APIStatusError) as billing:
         a.anthropic().messages.create(model="demo-small", max_tokens=9, messages=HELLO)
@@ -174,21 +186,21 @@ def test_sigterm_finishes_what_ends_in_the_grace_and_settles_the_rest(other_stac
     comparison.warm(CHAT)
     url = other_stack.gateway_url
     (worker,) = _workers(other_stack)
-    requests: list[Callable[[], bytes]] = [
-        lambda: CHAT.request(comparison.key, comparison.model, {"words": "8", "pause_s": "0.05"}),
-        lambda: CHAT.request(comparison.key, comparison.model, {"words": "200", "pause_s": "0.05"}),
+    before = len(comparison.noted())
+    requests = [
+        CHAT.request(comparison.key, comparison.model, {"words": words, "pause_s": "0.2"})
+        for words in ("8", "200")
     ]
     with ThreadPoolExecutor(8) as pool:
-        quick, slow = ([pool.submit(call, url, request()) for _ in range(4)] for request in requests)
-        eventually(lambda: len([one for one in comparison.noted() if not one["over"]]) == 8)
-        time.sleep(0.2)
+        quick, slow = ([pool.submit(call, url, request) for _ in range(4)] for request in requests)
+        eventually(lambda: len(comparison.noted()) == before + 8)
         os.kill(worker, signal.SIGTERM)
         assert all(each.result().complete for each in quick)
         assert not any(each.result().complete for each in slow)
     compared = comparison.compare(as_counted)
     assert compared.calls == 8
     assert all(0 < charged <= counted and counted - charged <= 3 for _, charged, counted in compared.wrong)
-    assert eventually(lambda: _answers(other_stack, comparison.key))  # a new worker took its place
+    assert eventually(lambda: _answers(other_stack, comparison.key), 60)  # a new worker took its place
 
 
 def _workers(stack: Stack) -> list[int]:

@@ -38,15 +38,15 @@ def test_every_movement_is_a_row_with_a_gapless_seq(stack: Stack) -> None:
     assert rows[3]["metadata"]["reason"] == "correction"
 
 
-def test_recharge_and_reset_open_the_gateway_within_a_second(stack: Stack) -> None:
+def test_recharge_and_reset_open_the_gateway(stack: Stack) -> None:
     tenant, key = stack.tenant(10)
     assert stack.chat(key, "5,5").status_code == 200
     assert stack.chat(key, "5,5").status_code == 429
     stack.act(tenant, "recharge", amount=10)
-    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200, 1.0)
+    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200)
     assert stack.chat(key, "5,5").status_code == 429
     stack.act(tenant, "reset")
-    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200, 1.0)
+    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200)
 
 
 def test_block_and_unblock_by_hand(stack: Stack) -> None:

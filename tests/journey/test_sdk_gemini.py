@@ -49,6 +49,7 @@ def test_streams_as_one_array(stack: Stack) -> None:
         f"{stack.gateway_url}/v1beta/models/demo-small:streamGenerateContent",
         json={"contents": [{"role": "user", "parts": [{"text": "hello"}]}]},
         headers={"x-goog-api-key": a.key, "x-demo-usage": "10,20"},
+        timeout=60,
     )
     assert [piece["modelVersion"] for piece in json.loads(answer.content)]
     (row,) = a.charges(1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.journey.node import install
 from tests.journey.sdk import account
 from tests.journey.stack import Stack
 
@@ -52,12 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm is not installed, and the Node package cannot be had without it")
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text('{"private":true,"type":"module"}')
-    subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--loglevel=error", "openai"],
-        cwd=folder,
-        check=True,
-        timeout=120,
-    )
+    install(npm, folder, "openai")
     (folder / "calls.js").write_text(SCRIPT)
     return folder
 
@@ -68,7 +64,7 @@ def test_node_sdk(stack: Stack, project: Path) -> None:
         ["node", "calls.js", f"{stack.gateway_url}/v1", a.key],
         cwd=project,
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr.decode()

@@ -38,7 +38,7 @@ class Client:
         )  # fmt: skip
         self.url = f"{stack.gateway_url}/services/{made['key']}"
         # Each worker learns of it by itself; a connection of its own reaches any of them.
-        eventually(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)), 5)
+        eventually(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)))
 
     def call(self, method: str, path: str, content: Any = b"", **fields: str) -> httpx.Response:
         headers = self.headers | {name.replace("_", "-"): value for name, value in fields.items()}
@@ -49,7 +49,7 @@ class Client:
 
         def row() -> Any:
             status, body = self.stack.admin(
-                "GET", f"/feature-usage?organization_id={self.organization}&limit=100"
+                "GET", f"/feature-usage?organization_id={self.organization}&limit=1000"
             )
             assert status == 200, body
             wanted = answer.headers["x-request-id"]
@@ -113,12 +113,13 @@ def test_an_error_of_the_upstream_costs_nothing(client: Client) -> None:
     assert answer.status_code == 500
     later = client.call("POST", "/x")
     client.units(later)
-    body = client.stack.admin("GET", f"/feature-usage?organization_id={client.organization}&limit=100")[1]
+    body = client.stack.admin("GET", f"/feature-usage?organization_id={client.organization}&limit=1000")[1]
     assert answer.headers["x-request-id"] not in {one["request_id"] for one in body["items"]}
 
 
 def test_unknown_services_are_not_found(client: Client) -> None:
-    answer = httpx.get(f"{client.stack.gateway_url}/services/no-such/x", headers=client.headers)
+    url = f"{client.stack.gateway_url}/services/no-such/x"
+    answer = httpx.get(url, headers=client.headers, timeout=60)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert json.loads(answer.content)["reason"] == "unknown_route"
 

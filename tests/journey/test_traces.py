@@ -40,6 +40,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: C
     answer = httpx.post(
         f"{traced.gateway_url}/v1/chat/completions",
         json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}]},
+        timeout=60,
         headers={
             "authorization": f"Bearer {traced.api_key}",
             "x-demo-usage": "3,4",
@@ -59,7 +60,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: C
     started = [spans[name].start_time_unix_nano for name in ("reserve", "upstream", "settle")]
     assert request.start_time_unix_nano <= started[0] < started[1] < started[2] <= request.end_time_unix_nano
     sent = 'tollkeeper_spans_total{outcome="sent"}'
-    eventually(lambda: sent in httpx.get(f"{traced.admin_url}/metrics").text)
+    eventually(lambda: sent in httpx.get(f"{traced.admin_url}/metrics", timeout=60).text)
 
 
 def test_a_worker_without_traces_loads_nothing_of_them() -> None:

@@ -16,9 +16,7 @@ from gateway.counters.states import KeyState
 from tests.builders import Call, World
 
 UNIT = 60_000
-EXAMPLES = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+EXAMPLES = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ PRICES = st.decimals(0, 1000, places=12, allow_nan=False)
 LADDER = st.lists(st.tuples(st.integers(1, 10**6), PRICES), max_size=5)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(steps=LADDER, last=PRICES, uses=st.lists(st.integers(1, 3 * 10**6), min_size=1, max_size=4))
 def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
     world: World, steps: list[tuple[int, Decimal]], last: Decimal, uses: list[int]

@@ -131,7 +131,7 @@ STEP = st.one_of(
 
 
 @given(history=st.lists(STEP, max_size=25), page=st.integers(1, 6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 async def test_random_histories_are_allocated_to_the_last_credit(
     shared: str, monkeypatch: pytest.MonkeyPatch, history: list[tuple[object, ...]], page: int
 ) -> None:

@@ -64,7 +64,7 @@ def play(account: Account, step: tuple[object, ...]) -> None:
 
 
 @given(history=HISTORY, cuts=CUTS, together=st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_random_histories_keep_every_invariant(
     shared: str, history: list[tuple[int, tuple[object, ...]]], cuts: list[tuple[int, int]], together: bool
 ) -> None:
