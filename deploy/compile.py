@@ -98,9 +98,7 @@ def begun_plainly(text: str) -> str:
     """The module with the `__init__` of each `@dataclass(slots=True)` written out."""
     lines = text.splitlines()
     for node in reversed(ast.parse(text).body):
-        if not isinstance(node, ast.ClassDef) or [ast.unparse(one) for one in node.decorator_list] != [
-            _PLAIN
-        ]:
+        if not isinstance(node, ast.ClassDef) or _decorators(node) != [_PLAIN]:
             continue
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
         if any(one.value is not None and isinstance(one.value, ast.Call) for one in fields):

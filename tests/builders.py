@@ -24,7 +24,7 @@ from gateway.core.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.ledger import Event, decode
+from gateway.core.ledger import HEAD, Event, decode, encode
 from gateway.core.model import (
     Caller,
     Decision,
@@ -56,6 +56,8 @@ T = TypeVar("T")
 TTL_MS = 30_000
 TOMBSTONE_MS = 60_000
 NO_LIMITS = Limits()
+# An event of nobody's, of nothing.
+BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
 
 
 async def driven(awaitable: Awaitable[T]) -> T:
@@ -177,6 +179,15 @@ class World:
         self.define_tenant()
         self.define_key()
 
+    def again(self) -> World:
+        """The same account as seen on the server of now."""
+        self.client.close()
+        caller = self.caller
+        return World(
+            self.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
+            key_id=caller.key_id, made=True,
+        )  # fmt: skip
+
     # --- scripts ------------------------------------------------------------------------
 
     def load_library(self) -> None:
@@ -229,6 +240,14 @@ class World:
         )  # fmt: skip
         answer = self.run("grant", call)
         return Granted(*(int(packing.code_of(answer[at : at + 8])) for at in range(0, len(answer), 8)))
+
+    def moved(self, organization_id: int, count: int = 1) -> list[bytes]:
+        """Movements of an organization, whoever it is, at the end of this outbox; their entries."""
+        packed = encode(replace(decode(BLANK), organization_id=organization_id))
+        with self.client.pipeline(transaction=False) as pipe:
+            for _ in range(count):
+                pipe.xadd(keys.outbox(self.p), {"e": packed})
+            return cast("list[bytes]", pipe.execute())
 
     def plan(self, total: int | None, **terms: Any) -> Granted:
         """Give the tenant a plan; `terms` are those of `PlanTerms`."""

@@ -30,12 +30,12 @@ def test_a_seat_is_taken_once_and_found_again_after_a_kill(tmp_path: Path) -> No
     second, other = sit(tmp_path / "seats")
     assert its != other
     first.kill()
-    first.wait(10)
+    first.wait(60)
     third, again = sit(tmp_path / "seats")
     assert again == its
     for process in (second, third):
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_seat_that_cannot_be_kept_is_a_seat_all_the_same(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_a_seat_that_was_half_written_is_made_anew(tmp_path: Path) -> None:
     process, seat = sit(tmp_path)
     assert (tmp_path / "0").read_text() == str(seat)
     process.kill()
-    process.wait(10)
+    process.wait(60)

@@ -11,11 +11,10 @@ import pytest
 
 from tests.admin.conftest import Api
 
-TODAY = datetime.now(UTC).date()
-
 
 def day(offset: int) -> str:
-    return (TODAY + timedelta(days=offset)).isoformat()
+    """So many days from today, which may be another one than when the tests began."""
+    return (datetime.now(UTC).date() + timedelta(days=offset)).isoformat()
 
 
 async def plan(api: Api, name: str, monthly: str = "29.00", tokens: int | None = None) -> dict[str, Any]:
@@ -125,7 +124,7 @@ async def test_a_downgrade_waits_for_the_period_end(api: Api) -> None:
     assert changed.json["next_plan_id"] == small["id"]
     found = (await api.get(f"organization-subscriptions?next_plan_id={small['id']}")).json["items"]
     assert [row["id"] for row in found] == [changed.json["id"]]
-    assert date.fromisoformat(changed.json["change_at"]) > TODAY
+    assert changed.json["change_at"] > day(0)
     assert (await api.delete(f"subscription-plans/{small['id']}")).status == 409
 
 
@@ -152,7 +151,7 @@ async def test_tenants_without_a_plan_get_the_subscriptions(api: Api) -> None:
     quotas = {row["tenant_id"]: row for row in (await api.get("tenant-quotas")).json["items"]}
     assert quotas[follows["id"]]["tokens_remaining"] == 2_000_000
     assert quotas[keeps["id"]]["tokens_remaining"] == 5
-    anchor = (TODAY - timedelta(days=10)).day
+    anchor = date.fromisoformat(day(-10)).day
     assert api.rows(
         "select payload->>'anchor' from control_write where account = %s and verb = 'plan'",
         f"tenant:{follows['id']}",

@@ -5,6 +5,7 @@ People write through the Admin API's own store; `push`, `verify`, `flush` and th
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -40,6 +41,21 @@ from tests.builders import World
 
 STAFF = Actor("builtin:admin", "admin")
 DIGEST = "d" * 64
+WITHIN_S = 60.0
+
+
+async def parted(*wires: Wire) -> None:
+    """Wait until all of them have noticed that their server is gone."""
+    async with asyncio.timeout(WITHIN_S):
+        while any(wire.connected for wire in wires):
+            await asyncio.sleep(0.01)
+
+
+async def rejoined(*wires: Wire) -> None:
+    """Wait until all of them are connected."""
+    async with asyncio.timeout(WITHIN_S):
+        while not all(wire.connected for wire in wires):
+            await asyncio.sleep(0.01)
 
 
 def _rendered(row: Row) -> Row:

@@ -120,6 +120,12 @@ def flusher(outbox: Streams, store: Store, seen: Seen | None = None, **options: 
     return Flusher(outbox, store, seen or Seen(), **options)
 
 
+async def emptied(outbox: Streams) -> None:
+    async with asyncio.timeout(30):
+        while outbox.left():
+            await asyncio.sleep(0.005)
+
+
 async def test_a_pass_stores_everything_in_order_and_deletes_it() -> None:
     outbox = Streams(p1=5, p7=300, p63=1)
     store = Store(outbox)
@@ -183,8 +189,7 @@ async def test_nothing_is_deleted_while_the_ledger_is_away_and_it_recovers() -> 
     store.failures = 3
     loop = flusher(outbox, store, seen, flush_interval_s=0.001)
     running = asyncio.create_task(loop.run())
-    while outbox.left():
-        await asyncio.sleep(0.005)
+    await emptied(outbox)
     loop.stop()
     await running
     assert [failed.failures for failed in seen.failed] == [1, 2, 3]
@@ -204,11 +209,9 @@ async def test_a_ledger_that_was_away_is_looked_at_before_anything_is_stored_aga
 
     loop = Flusher(outbox, store, seen, look=look, flush_interval_s=0.001)
     running = asyncio.create_task(loop.run())
-    while outbox.left():
-        await asyncio.sleep(0.005)
+    await emptied(outbox)
     outbox.entries[2] = [b"1"]
-    while outbox.left():
-        await asyncio.sleep(0.005)
+    await emptied(outbox)
     loop.stop()
     await running
     # At first, and behind each failure, its own included; never where all is well.

@@ -17,6 +17,7 @@ from gateway.counters.address import parse_url
 from gateway.counters.outbox import Outbox
 from gateway.counters.wire import Wire
 from persistence.writer import Writer
+from tests.background.house import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, rows_of, settle_in
 
@@ -54,11 +55,9 @@ def waiting(valkey: str, *accounts: Account) -> int:
 
 
 async def until(done: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if done():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not within 20 s")
+    async with asyncio.timeout(WITHIN_S):
+        while not done():
+            await asyncio.sleep(0.01)
 
 
 async def test_streams_become_rows_and_are_emptied(valkey: str, migrated: str) -> None:

@@ -19,7 +19,7 @@ from gateway.core.losses import Loss
 from gateway.core.model import Service, Settled
 from gateway.counters import resubmission
 from persistence.losses import Losses
-from tests.background.house import House, house_at
+from tests.background.house import House, house_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
 from tests.worker import Worker, worker_at
@@ -65,25 +65,13 @@ class Scene:
     async def crash(self, older: Path | None = None) -> None:
         """Kill Redis; with `older` it comes back as it was then."""
         self.server.stop(signal.SIGKILL)
-        async with asyncio.timeout(15):
-            while self.house.wire.connected or self.worker.wire.connected:
-                await asyncio.sleep(0.01)
+        await parted(self.house.wire, self.worker.wire)
         if older is not None:
             shutil.rmtree(self.server.folder / "appendonlydir")
             shutil.copytree(older, self.server.folder / "appendonlydir")
         self.server.start()
-        async with asyncio.timeout(15):
-            while not (self.house.wire.connected and self.worker.wire.connected):
-                await asyncio.sleep(0.01)
-        self.see_again()
-
-    def see_again(self) -> None:
-        caller = self.world.caller
-        self.world.client.close()
-        self.world = World(
-            self.world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
-            key_id=caller.key_id, made=True,
-        )  # fmt: skip
+        await rejoined(self.house.wire, self.worker.wire)
+        self.world = self.world.again()
 
     async def recover(self) -> None:
         """Everything the keeper and the worker do by themselves."""

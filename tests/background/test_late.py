@@ -13,7 +13,6 @@ import pytest
 
 from gateway.background.late import Poster
 from gateway.core.holds import Charged, Ending, LateSettlement, Verb, correction_id, refund_id
-from gateway.core.ledger import HEAD, decode, encode
 from gateway.core.model import Caller, Settled
 from gateway.core.pricing import Pricing, Tier
 from gateway.counters import keys
@@ -399,7 +398,7 @@ async def test_another_accounts_waiting_entries_are_in_nobodys_way(valkey: str, 
     async with house_at(valkey, migrated) as house:
         world = await house.settle_in(100)
         await house.flush()
-        strangers_wait(world, 2_500)
+        world.moved(999_999, 2_500)
         world.client.xadd(keys.outbox(world.p), {"e": b"malformed"})
         call = world.reserve(need=10)
         world.client.delete(keys.hold(world.p, call.id))
@@ -444,15 +443,3 @@ async def test_entries_that_are_charged_already_go_in_one_command(valkey: str, m
         assert await house.poster.drain() == 30
         stats: Any = world.client.info("commandstats")
         assert (stats["cmdstat_xdel"]["calls"], world.late(), world.tenant.used) == (1, [], 30)
-
-
-def strangers_wait(world: World, count: int) -> None:
-    """So many entries of an organization nobody knows, at the end of this one's outbox."""
-    stranger = encode(replace(decode(BLANK), organization_id=999_999))
-    with world.client.pipeline(transaction=False) as pipe:
-        for _ in range(count):
-            pipe.xadd(keys.outbox(world.p), {"e": stranger})
-        pipe.execute()
-
-
-BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.background import opener as module
-from gateway.background.opener import RECOVERY_S_MAX, Opener
+from gateway.background.opener import Opener
 from gateway.background.verifier import Verified, Verifier
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.core.recovery import SILENT_S_MAX
@@ -23,23 +23,28 @@ from gateway.counters.keys import partition_of
 from gateway.counters.verification import Verification
 from gateway.errors import CountersUnavailable
 from persistence.verification import Truths
-from tests.background.house import House, house_at
+from tests.background.house import WITHIN_S, House, house_at, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.worker import Worker, worker_at
 
 START = Callable[..., ValkeyServer]
 TOTAL = 1_000
+WAITS_S = 60.0  # longer than any of these tests: its own bound is for people
 
 
 @dataclass(slots=True)
 class Clock:
-    """Time that passes by itself, and more where it is told to."""
+    """Time that passes by itself until it is stopped, and more where it is told to."""
 
     ahead: float = 0.0
+    stopped_at: float | None = None
 
     def __call__(self) -> float:
-        return time.monotonic() + self.ahead
+        return (time.monotonic() if self.stopped_at is None else self.stopped_at) + self.ahead
+
+    def stop(self) -> None:
+        self.stopped_at = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -58,7 +63,8 @@ class Scene:
     def keeper(self, house: House) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
         truths, counters = Truths(house.engine, partition_of), Verification(house.wire)
-        return Verifier(truths, counters, opener=Opener(truths, counters, self.clock))
+        opener = Opener(truths, counters, self.clock, recovery_s_max=WAITS_S)
+        return Verifier(truths, counters, opener=opener)
 
     async def use(self, worker: Worker, tokens: int) -> None:
         await worker.settle(self.world.reserve(need=tokens), tokens)
@@ -74,22 +80,13 @@ class Scene:
         """Kill Redis; it comes back as it was when it was copied."""
         self.server.stop(signal.SIGKILL)
         wires = [self.house.wire, *(worker.wire for worker in workers)]
-        async with asyncio.timeout(15):
-            while any(wire.connected for wire in wires):
-                await asyncio.sleep(0.01)
+        await parted(*wires)
         shutil.rmtree(self.server.folder / "appendonlydir")
         if not empty:
             shutil.copytree(self.server.folder / "copy", self.server.folder / "appendonlydir")
         self.server.start()
-        async with asyncio.timeout(15):
-            while not all(wire.connected for wire in wires):
-                await asyncio.sleep(0.01)
-        caller = self.world.caller
-        self.world.client.close()
-        self.world = World(
-            self.world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
-            key_id=caller.key_id, made=True,
-        )  # fmt: skip
+        await rejoined(*wires)
+        self.world = self.world.again()
 
     @asynccontextmanager
     async def verifying(
@@ -99,7 +96,7 @@ class Scene:
         task = asyncio.create_task((verifier or self.verifier).verify())
         posting = asyncio.create_task(self._post())
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(WITHIN_S):
                 while len((await self.house.verification.markers()).closed) < PARTITIONS:
                     await asyncio.sleep(0.01)
             yield task
@@ -180,7 +177,7 @@ async def test_a_dead_worker_holds_the_door_no_longer_than_a_bound(
         await scene.forget()
         async with scene.verifying() as verifying:
             assert await scene.closed()
-            scene.clock.ahead += RECOVERY_S_MAX
+            scene.clock.ahead += WAITS_S
             await verifying
         assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
 
@@ -271,6 +268,7 @@ async def test_a_keeper_that_knows_nobody_gives_strangers_time_to_show_up(
         await worker.look()
         await scene.use(worker, TOTAL)
         await scene.forget(worker, empty=True)
+        scene.clock.stop()
         async with scene.verifying(scene.keeper(scene.house)) as verifying:
             assert await scene.closed()
             await worker.look()

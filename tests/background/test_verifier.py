@@ -19,42 +19,21 @@ from gateway.counters.directory import Directory
 from gateway.counters.lease import lease
 from gateway.counters.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from tests.background.house import House, house_at
-from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World, driven, new_id
+from tests.background.house import WITHIN_S, House, house_at, parted, rejoined
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
-
-
-async def connected(house: House) -> None:
-    async with asyncio.timeout(15):
-        while not house.wire.connected:
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
 async def restarted(server: ValkeyServer, house: House) -> AsyncIterator[None]:
     """A crash: what happens between it and the new start happens in the block."""
     server.stop(signal.SIGKILL)
-    async with asyncio.timeout(15):
-        while house.wire.connected:
-            await asyncio.sleep(0.01)
+    await parted(house.wire)
     yield
     server.start()
-    await connected(house)
-
-
-def again(world: World) -> World:
-    """The same account as seen on the server of now."""
-    caller = world.caller
-    world.client.close()
-    return World(
-        world.url,
-        organization_id=caller.organization_id,
-        tenant_id=caller.tenant_id,
-        key_id=caller.key_id,
-        made=True,
-    )
+    await rejoined(house.wire)
 
 
 def ready(house: House) -> bool:
@@ -85,7 +64,7 @@ async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> Non
         told: list[list[Verified]] = []
         verifier = Verifier(house.verifier._source, house.verifier._target, told.append)
         running = asyncio.create_task(verifier.run())
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WITHIN_S):
             while not verifier.ready:
                 await asyncio.sleep(0.01)
         running.cancel()
@@ -105,7 +84,7 @@ async def test_after_a_restart_nothing_is_served_until_it_was_compared(
         before = (world.tenant, world.organization, world.key)
         async with restarted(server, house):
             assert not ready(house)
-        world = again(world)
+        world = world.again()
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
         directory = Directory(house.wire, asyncio.get_running_loop().time)
         with pytest.raises(CountersUnavailable):
@@ -135,7 +114,7 @@ async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(
         before = world.tenant
         async with restarted(server, house):
             pass
-        world = again(world)
+        world = world.again()
         assert world.client.dbsize() == 0
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
         done = {one.partition: one for one in await house.verify()}
@@ -173,7 +152,7 @@ async def test_what_remains_is_never_fresh_after_a_loss(
         before = world.tenant
         async with restarted(server, house):
             pass
-        world = again(world)
+        world = world.again()
         await house.verify()
         after = world.tenant
         assert (after.total, after.remaining, after.used, after.seq) == (
@@ -324,7 +303,7 @@ async def test_control_writes_that_vanished_are_pushed_again(own_valkey: START, 
         assert house.writes()[-1][2] == "applied"
         async with restarted(server, house):
             pass
-        world = again(world)
+        world = world.again()
         done = await house.verify()
         assert sum(one.repushed for one in done) == 1
         assert (house.writes()[-1][2], world.tenant.remaining) == ("pending", 100)
@@ -343,7 +322,7 @@ async def test_control_writes_that_survived_are_not_pushed_twice(own_valkey: STA
         await house.push()
         async with restarted(server, house):
             pass
-        world = again(world)
+        world = world.again()
         done = await house.verify()
         assert sum(one.repushed for one in done) == 0
         await house.push()
@@ -398,14 +377,14 @@ async def test_two_verifiers_at_once_do_it_once(own_valkey: START, migrated: str
         await one.flush()
         async with restarted(server, one):
             pass
-        await connected(other)
+        await rejoined(other.wire)
         first, second = await asyncio.gather(one.verify(), other.verify())
         partitions = [verified.partition for verified in (*first, *second)]
         assert sorted(partitions) == list(range(PARTITIONS))
         for house in (one, other):
             await house.verify()
             assert ready(house)
-        world = again(world)
+        world = world.again()
         assert packing.read_marker(world.get(keys.marker(world.p)))[1] == 2
         assert (world.tenant.remaining, world.tenant.seq) == (900, 2)
 
@@ -414,16 +393,14 @@ async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated
     server = own_valkey()
     async with house_at(server.url, migrated) as house:
         server.stop()
-        async with asyncio.timeout(15):
-            while house.wire.connected:
-                await asyncio.sleep(0.01)
+        await parted(house.wire)
         with pytest.raises(CountersUnavailable):
             await house.verify()
         running = asyncio.create_task(house.verifier.run())
         await asyncio.sleep(0.3)
         assert not ready(house)
         server.start()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WITHIN_S):
             while not ready(house):
                 await asyncio.sleep(0.01)
         running.cancel()

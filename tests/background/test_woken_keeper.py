@@ -15,8 +15,7 @@ from gateway.core.outbox import Batch, FlushReport, History
 from gateway.counters.outbox import Outbox
 from gateway.errors import CountersUnavailable
 from persistence.writer import Writer
-from tests.background.house import House, house_at
-from tests.builders import World
+from tests.background.house import House, house_at, parted, rejoined
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
@@ -41,15 +40,12 @@ class Frozen:
 async def set_back(server: ValkeyServer, houses: list[House]) -> None:
     """Kill Redis and start it with the append-only file that was copied."""
     server.stop(signal.SIGKILL)
-    async with asyncio.timeout(15):
-        while any(house.wire.connected for house in houses):
-            await asyncio.sleep(0.01)
+    wires = [house.wire for house in houses]
+    await parted(*wires)
     shutil.rmtree(server.folder / "appendonlydir")
     shutil.copytree(server.folder / "copy", server.folder / "appendonlydir")
     server.start()
-    async with asyncio.timeout(15):
-        while not all(house.wire.connected for house in houses):
-            await asyncio.sleep(0.01)
+    await rejoined(*wires)
 
 
 async def emptied(server: ValkeyServer, houses: list[House]) -> None:
@@ -79,7 +75,7 @@ async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
         await frozen.stopped.wait()
         await forget(server, [keeper, other])
         await keeper.verify()
-        world = again(world)
+        world = world.again()
         world.reserve(need=50).settle(tokens=50)
 
         if stored_before:
@@ -99,13 +95,3 @@ async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
             with suppress(CountersUnavailable):
                 await sleeping.flush()
         assert keeper.ledger(world.caller.tenant_id) == [*rows, (3, "consume", -20, 930)]
-
-
-def again(world: World) -> World:
-    """The same account as seen on the server of now."""
-    caller = world.caller
-    world.client.close()
-    return World(
-        world.url, organization_id=caller.organization_id, tenant_id=caller.tenant_id,
-        key_id=caller.key_id, made=True,
-    )  # fmt: skip

@@ -23,12 +23,13 @@ from gateway.counters.wire import Wire
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
 from tests.counters.leases import LEASE_S, Clock, Employ, Worker, silent
 
+WITHIN_S = 30.0
 Connect = Callable[..., Awaitable[Wire]]
 
 
 async def eventually(done: Callable[[], Any]) -> None:
     """Wait until it is so."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(WITHIN_S):
         while not done():
             await asyncio.sleep(0.01)
 

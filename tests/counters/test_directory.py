@@ -149,7 +149,7 @@ async def test_there_is_no_service_before_the_first_catalogue(desk: Desk) -> Non
 async def test_the_catalogue_is_followed(desk: Desk) -> None:
     desk.client.set(keys.CATALOGUE, encode_catalogue(4, [CHAT]))
     task = asyncio.create_task(desk.directory.keep_fresh())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while desk.directory.version != 4:
             await asyncio.sleep(0.01)
         assert (desk.directory.service("chat"), desk.directory.service("images")) == (CHAT, None)

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from gateway.core.holds import LateSettlement
-from gateway.core.ledger import HEAD, decode, encode
+from gateway.core.ledger import decode, encode
 from gateway.counters import keys, late_lane
 from gateway.counters.keeping import Keeping
-from tests.builders import Call, World
+from tests.builders import BLANK, Call, World
 from tests.counters.conftest import Connect
 
-BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
 HOUR_MS = 3_600_000
 
 
@@ -31,16 +30,6 @@ def late_call(world: World) -> Call:
     world.client.delete(keys.hold(world.p, call.id))
     call.settle(tokens=1)
     return call
-
-
-def moved(world: World, organization_id: int, count: int = 1) -> list[bytes]:
-    """Movements of an organization at the end of the outbox; their entries."""
-    packed = encode(replace(decode(BLANK), organization_id=organization_id))
-    with world.client.pipeline(transaction=False) as pipe:
-        for _ in range(count):
-            pipe.xadd(keys.outbox(world.p), {"e": packed})
-        found: Any = pipe.execute()
-    return list(found)
 
 
 def stored(world: World, entries: list[bytes]) -> None:
@@ -62,15 +51,15 @@ def dealt_with(world: World, found: Any) -> None:
 async def test_more_entries_of_another_organization_than_are_read_at_once_are_in_nobodys_way(
     world: World, keeping: Keeping
 ) -> None:
-    moved(world, 999, late_lane.LOOK_ENTRIES * 2 + 1)
+    world.moved(999, late_lane.LOOK_ENTRIES * 2 + 1)
     call = late_call(world)
     assert ids(await keeping.late(10)) == [call.id]
 
 
 async def test_an_organization_waits_for_all_of_its_own_entries(world: World, keeping: Keeping) -> None:
-    moved(world, 999, late_lane.LOOK_ENTRIES)
-    mine = moved(world, 1, 2)
-    moved(world, 999)
+    world.moved(999, late_lane.LOOK_ENTRIES)
+    mine = world.moved(1, 2)
+    world.moved(999)
     call = late_call(world)
     assert await keeping.late(10) == []
     stored(world, mine[:1])
@@ -80,10 +69,10 @@ async def test_an_organization_waits_for_all_of_its_own_entries(world: World, ke
 
 
 async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Keeping) -> None:
-    before = moved(world, 1)
+    before = world.moved(1)
     call = late_call(world)
     assert await keeping.late(10) == []
-    moved(world, 1, 3)
+    world.moved(1, 3)
     stored(world, before)
     assert ids(await keeping.late(10)) == [call.id]
 
@@ -93,7 +82,7 @@ async def test_a_stopped_organizations_settlements_keep_no_others_however_many_t
 ) -> None:
     """More of them than a pass looks at, in front of everybody else's."""
     monkeypatch.setattr(late_lane, "LANE_LOOK_MAX", 20)
-    stopped = moved(world, 1)
+    stopped = world.moved(1)
     waiting = [late_call(world).id for _ in range(50)]
     other = World(world.url, organization_id=same_partition(world), tenant_id=8, key_id=4)
     other.plan(1000)
@@ -143,17 +132,17 @@ async def test_a_clock_that_was_set_back_doubles_nothing(world: World, keeping: 
 async def test_a_clock_that_was_set_back_keeps_nothing_waiting(world: World, keeping: Keeping) -> None:
     """The lane goes on an hour ahead: whatever the outbox has from now on looks older."""
     ahead(world, keys.late(world.p))
-    before = moved(world, 1)
+    before = world.moved(1)
     call = late_call(world)
     assert await keeping.late(10) == []
     stored(world, before)
-    moved(world, 1)
+    world.moved(1)
     assert ids(await keeping.late(10)) == [call.id]
 
 
 async def test_what_was_seen_of_a_redis_is_forgotten_with_it(world: World, keeping: Keeping) -> None:
     """Emptied and rebuilt, its streams begin anew, maybe at an earlier hour."""
-    moved(world, 999)
+    world.moved(999)
     late_call(world)
     assert len(await keeping.late(10)) == 1
     ahead_of = world.entries(keys.outbox(world.p))[0][0]
@@ -190,7 +179,7 @@ async def test_a_broken_partition_keeps_no_other(world: World, keeping: Keeping,
 async def test_what_waits_in_an_outbox_that_was_away_is_waited_for_when_it_is_back(
     world: World, keeping: Keeping
 ) -> None:
-    moved(world, 1)
+    world.moved(1)
     world.client.rename(keys.outbox(world.p), "aside")
     world.client.set(keys.outbox(world.p), "not a stream")
     late_call(world)
@@ -206,7 +195,7 @@ async def test_a_pass_that_failed_in_the_middle_forgets_nobody(
     other = World(world.url, organization_id=same_partition(world), tenant_id=8, key_id=4)
     other.plan(1000)
     world.client.xtrim(keys.outbox(world.p), maxlen=0)
-    before = moved(world, 1)
+    before = world.moved(1)
     mine = [late_call(world).id for _ in range(2)]
     theirs = late_call(other).id
     world.client.rename(keys.control(world.p), "aside")

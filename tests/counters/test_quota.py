@@ -222,7 +222,7 @@ async def test_a_settlement_whose_answer_is_late_may_be_settled_again_and_is_cha
 ) -> None:
     server = own_valkey()
     world = World(server.url)
-    worker = await hire(world, call_s=0.2, stall_s=30)
+    worker = await hire(world, call_s=1.0, stall_s=30)
     world.plan(100)
     request = worker.request(5)
     await worker.reserve(request)
@@ -244,7 +244,7 @@ async def test_without_redis_what_was_used_is_kept_on_the_disk_at_once(own_valke
     request = worker.request(5)
     await worker.reserve(request)
     server.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await worker.settle(request, 7) is Settled.SPOOLED
         with pytest.raises(CountersUnavailable):
             await worker.reserve(worker.request(1))

@@ -150,7 +150,7 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
     server = own_valkey()
     world = World(server.url)
     world.plan(100)
-    async with worker_at(world.url, tmp_path, call_s=0.1) as worker:
+    async with worker_at(world.url, tmp_path, call_s=0.5) as worker:
         call = world.reserve(need=5)
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)

@@ -13,7 +13,7 @@ import redis
 from gateway.core.wait import in_task
 from gateway.counters.wire import encode
 from gateway.errors import CountersUnavailable
-from tests.conftest import ValkeyServer, free_port, valkey_binary, wait_until
+from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary, wait_until
 from tests.counters.conftest import Connect, eventually
 
 NAME = "main"
@@ -30,8 +30,8 @@ def sentinel(tmp_path: Path, own_valkey: Callable[..., ValkeyServer]) -> Iterato
     config.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nloglevel warning\nrequirepass {SECRET!r}\n"
         f"sentinel monitor {NAME} 127.0.0.1 {first.port} 1\n"
-        f"sentinel down-after-milliseconds {NAME} 300\n"
-        f"sentinel failover-timeout {NAME} 3000\n"
+        f"sentinel down-after-milliseconds {NAME} 1000\n"
+        f"sentinel failover-timeout {NAME} 5000\n"
     )
     program = subprocess.Popen([str(valkey_binary()), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
 
@@ -50,7 +50,7 @@ def sentinel(tmp_path: Path, own_valkey: Callable[..., ValkeyServer]) -> Iterato
         yield f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{port}/{NAME}?password={password}", first
     finally:
         program.terminate()
-        program.wait(10)
+        program.wait(STOP_S_MAX)
 
 
 async def test_the_sentinels_name_the_primary_and_the_next_one(

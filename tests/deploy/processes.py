@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.tree import ROOT
 
-READY_S_MAX = 60.0
-STOP_S_MAX = 45.0
+READY_S_MAX = 120.0
+STOP_S_MAX = 90.0
 
 
 class Process:
@@ -96,7 +96,7 @@ class Admin:
             data=json.dumps(fields).encode() if fields else None,
             headers={"authorization": f"Bearer {self._token}", "content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def customer(self, total: int | None = 1_000_000) -> tuple[int, str]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,16 +24,16 @@ FETCH_S_MAX = 180
 def program(name: str, *packages: str, places: str | None = None) -> str:
     """The path of a program, of `places` or the usual path, else out of Debian's packages.
 
-    The test is skipped where there is neither the program nor Debian's apt.
+    The test is skipped where there is neither the program nor a mirror of Debian's to have it from.
     """
     found = shutil.which(name) or (shutil.which(name, path=places) if places else None)
     if found is not None:
         return found
     if shutil.which("apt-get") is None:
-        pytest.skip(f"{name} is not installed, and there is no apt-get to fetch Debian's {packages[0]} with")
+        _skip(f"{name} is not installed, and there is no apt-get to fetch Debian's {packages[0]} with")
     folder = UNPACKED / "+".join(packages)
-    if not folder.exists():
-        _unpack(packages, folder)
+    if not folder.exists() and (trouble := _unpack(packages, folder)):
+        _skip(f"{name} is not installed, and Debian's {packages[0]} cannot be fetched: {trouble}")
     found = shutil.which(name, path=":".join(str(path) for path in folder.glob("usr/**/bin")))
     assert found is not None, f"Debian's {packages[0]} has no {name}"
     libraries = ":".join(str(path) for path in folder.glob("usr/lib/*-linux-*"))
@@ -42,13 +43,22 @@ def program(name: str, *packages: str, places: str | None = None) -> str:
     return str(start)
 
 
-def _unpack(packages: tuple[str, ...], folder: Path) -> None:
+def _skip(why: str) -> NoReturn:
+    pytest.skip(why, allow_module_level=True)
+
+
+@cache
+def _unpack(packages: tuple[str, ...], folder: Path) -> str:
+    """Fetch and unpack packages; why that is not possible, asked for once."""
     making = folder.with_name(f"{folder.name}-{os.getpid()}")
     making.mkdir(parents=True)
     download = ["apt-get", "download", "-q", *packages]
-    if subprocess.run(download, cwd=making, capture_output=True, check=False).returncode != 0:
-        subprocess.run(["apt-get", "update", "-qq"], capture_output=True, check=False, timeout=FETCH_S_MAX)
-        subprocess.run(download, cwd=making, check=True, timeout=FETCH_S_MAX)
+    if trouble := _tried(download, making):
+        _tried(["apt-get", "update", "-qq"], making)
+        trouble = _tried(download, making)
+    if trouble:
+        shutil.rmtree(making)
+        return trouble
     for archive in making.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(making)], check=True)
         archive.unlink()
@@ -56,6 +66,16 @@ def _unpack(packages: tuple[str, ...], folder: Path) -> None:
         making.rename(folder)
     except OSError:  # another test run was quicker
         shutil.rmtree(making)
+    return ""
+
+
+def _tried(command: list[str], folder: Path) -> str:
+    """What is wrong with a command, empty where it did what it should."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=FETCH_S_MAX)
+    except subprocess.TimeoutExpired:
+        return f"not within {FETCH_S_MAX} s"
+    return done.stderr.decode()[-200:] or "it failed" if done.returncode else ""
 
 
 def run(*command: str, cwd: Path | None = None, **environ: str) -> str:

@@ -20,7 +20,7 @@ from tests.deploy.processes import Process
 BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
 USED = 42
 # Until every node has heard that an endpoint is gone; five seconds in a cluster.
-UNHEARD_S = 0.3
+UNHEARD_S = 1.0
 
 
 @dataclass

@@ -17,7 +17,7 @@ import redis
 import trustme
 
 from gateway.local.unprivileged import borrow
-from tests.conftest import free_port, wait_until
+from tests.conftest import STOP_S_MAX, free_port, wait_until
 from tests.deploy.programs import program, run
 from tests.tree import ROOT
 
@@ -93,7 +93,7 @@ class SecuredRedis:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(STOP_S_MAX)
 
 
 class SecuredPostgres:
@@ -162,4 +162,4 @@ class SecuredPostgres:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(20)
+            self.process.wait(STOP_S_MAX)

@@ -64,6 +64,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             done += 1
     assert done == 3
     yield root / "opt" / "tollkeeper"
+    for folder in [root, *root.rglob("*/")]:  # a test takes the right to write away
+        folder.chmod(0o755)
     shutil.rmtree(root)
 
 

@@ -15,7 +15,7 @@ import redis
 import yaml
 
 from gateway import settings
-from tests.conftest import free_port, valkey_binary, wait_until
+from tests.conftest import STOP_S_MAX, free_port, valkey_binary, wait_until
 from tests.deploy.programs import run
 from tests.tree import ROOT
 
@@ -114,7 +114,7 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
         assert persistence["aof_enabled"] == 1
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(STOP_S_MAX)
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -27,7 +27,7 @@ from tests.journey.stack import Stack, eventually
 # What the keeper adds to what was scraped, and Prometheus by itself.
 OTHERS = {"up", "ALERTS", f"{PREFIX}build_info"}
 DASHBOARDS = sorted((MONITORING / "grafana").glob("*.json"))
-SCRAPE_S_MAX = 45.0
+SCRAPE_S_MAX = 120.0
 
 
 class Prometheus:
@@ -109,7 +109,7 @@ def prometheus(stack: Stack) -> Iterator[Prometheus]:
             yield one
         finally:
             one.process.terminate()
-            one.process.wait(20)
+            one.process.wait(60)
 
 
 def live(stack: Stack) -> None:

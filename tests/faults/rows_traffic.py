@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from tests.faults.audit import Expected, Figures
 from tests.faults.scene import Scene, row
 from tests.faults.truth import PIECES
 from tests.faults.workload import Asked, Call, Caller, Kind, Load
-from tests.faults.world import FaultError, World
+from tests.faults.world import MissingError, World
 
 ABORTS_SHORT, ABORTS_LONG = 150, 10_000
 AT_ONCE = 32
 SOAK_S_SHORT, SOAK_S_LONG = 3.0, 1_200.0
 MEMORY_GROWTH_MAX = 1.25
 LIBFAKETIME = "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"
+INSTALL_S_MAX = 120
 HOUR_S = 3_600
 BUSY = "counters_unavailable"  # Redis has not answered within its second, whatever the upstream does
 
@@ -119,7 +121,11 @@ def libfaketime() -> str:
     place = LIBFAKETIME.format(machine=os.uname().machine)
     if not Path(place).exists() and shutil.which("apt-get") and os.geteuid() == 0:
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "faketime"]
-        subprocess.run(install, capture_output=True, check=False)
+        for command in (install, ["apt-get", "update", "-qq"], install):
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, capture_output=True, check=False, timeout=INSTALL_S_MAX)
+            if Path(place).exists():
+                break
     return place if Path(place).exists() else ""
 
 
@@ -159,7 +165,7 @@ async def clocks_jump(scene: Scene) -> Figures:
     """Redis' clock over a midnight and back, and a gateway's: a daily quota is granted once for each day."""
     world = scene.world
     if not libfaketime():
-        raise FaultError("libfaketime is missing and cannot be installed (Debian's package faketime)")
+        raise MissingError("libfaketime is missing and cannot be installed (Debian's package faketime)")
     night_s = _until_night_s(1_800)
     theirs, ours = Clock(world.folder / "redis-clock"), Clock(world.folder / "gateway-clock")
     theirs.set(night_s)

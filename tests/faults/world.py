@@ -44,6 +44,10 @@ class FaultError(AssertionError):
     """A promise was broken, or the harness could not go on; the message says which."""
 
 
+class MissingError(FaultError):
+    """A row needs a program that is not here and cannot be had."""
+
+
 @dataclass(slots=True)
 class Node:
     """A gateway or a keeper with the proxies on its links. `port` is its own, behind no proxy."""

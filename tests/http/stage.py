@@ -27,6 +27,8 @@ from gateway.http.tally import Tally
 from gateway.http.traced import TracedPlane
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, answer
 
+WITHIN_S = 30.0
+
 
 @dataclass
 class Received:
@@ -209,7 +211,7 @@ class Client:
             try:
                 event = oracle.next_event()
                 if event is h11.NEED_DATA:
-                    oracle.receive_data(await asyncio.wait_for(self.reader.read(65536), 10))
+                    oracle.receive_data(await asyncio.wait_for(self.reader.read(65536), WITHIN_S))
                     continue
             except (h11.RemoteProtocolError, ConnectionError):
                 if seen is None:
@@ -234,13 +236,13 @@ class Client:
         """All bytes up to the end of the connection, however it ends."""
         received = self._left
         with contextlib.suppress(ConnectionError):
-            while data := await asyncio.wait_for(self.reader.read(65536), 10):
+            while data := await asyncio.wait_for(self.reader.read(65536), WITHIN_S):
                 received += data
         return received
 
     async def read_until(self, mark: bytes) -> bytes:
         """Bytes up to and with a mark."""
-        return await asyncio.wait_for(self.reader.readuntil(mark), 10)
+        return await asyncio.wait_for(self.reader.readuntil(mark), WITHIN_S)
 
     async def is_closed(self) -> bool:
         """Whether the gateway closes without a further byte."""
@@ -315,7 +317,7 @@ class Stage:
         }
 
 
-async def eventually(done: Callable[[], object], seconds: float = 10.0) -> None:
+async def eventually(done: Callable[[], object], seconds: float = WITHIN_S) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not done():

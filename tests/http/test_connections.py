@@ -180,7 +180,7 @@ async def test_a_head_that_drips_is_answered_and_closed() -> None:
 
 
 async def test_a_head_that_never_ends_is_refused_in_the_shape_of_its_path() -> None:
-    async with staged(head_s=0.2) as stage:
+    async with staged(head_s=0.5) as stage:
         client = await stage.client()
         await client.send(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n")
         got = await client.answer()
@@ -386,7 +386,7 @@ async def test_drain_finishes_what_runs_and_closes_what_is_idle() -> None:
 
 async def test_a_client_that_goes_on_sending_is_told_to_leave_before_it_is_cut_off() -> None:
     """Its next answer says so; only who stays silent finds the connection closed."""
-    async with staged(quiet_s=0.5) as stage:
+    async with staged(quiet_s=1.5) as stage:
         busy, silent, late = await stage.client(), await stage.client(), await stage.client()
         await silent.ask(post(CHAT))
         await busy.ask(post(CHAT))

@@ -60,7 +60,8 @@ async def test_a_backup_under_load_serves_its_balances_elsewhere(
     again = own_stack(**PEPPER)
     assert Path(again.data_dir) == elsewhere
     left = again.quota(tenant)["tokens_remaining"]
-    newest = f"select amount, total_remaining from token_ledger where tenant_id = {tenant} order by seq desc limit 1"
+    rows = f"select amount, total_remaining from token_ledger where tenant_id = {tenant}"
+    newest = f"{rows} order by seq desc limit 1"
     assert again.rows(newest)[0][1] == left
     assert 0 < left <= 99_980
     answer = eventually(lambda: (a := again.chat(key, "3,4")).status_code == 200 and a, 60)

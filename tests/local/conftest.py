@@ -30,6 +30,14 @@ def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether there is such a process; one that ended and was not waited for is none."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def at_work_in(directory: Path) -> list[psutil.Process]:
     """Processes started on something below this directory, as their command lines tell."""
     found = []

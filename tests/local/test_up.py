@@ -7,12 +7,11 @@ import os
 import signal
 import stat
 
-import psutil
 import psycopg
 import pytest
 import redis
 
-from tests.local.conftest import Starter, Up, at_work_in, until
+from tests.local.conftest import Starter, Up, at_work_in, runs, until
 
 
 def events(up: Up) -> list[str]:
@@ -82,9 +81,7 @@ def test_sigint_stops_gateways_then_keeper_then_databases(start: Starter, again:
     assert events(up)[-3:] == ["gateway stopped", "gateway stopped", "keeper stopped"]
     assert "database system is shut down" in (up.data_dir / "logs" / "postgres.log").read_text()
     assert "bye bye" in (up.data_dir / "logs" / "valkey.log").read_text()
-    assert not any(
-        psutil.pid_exists(pid) for pid in (*pids["gateway"], pids["keeper"], pids["redis"], pids["postgres"])
-    )
+    assert not any(runs(pid) for pid in (*pids["gateway"], pids["keeper"], pids["redis"], pids["postgres"]))
     assert not (up.data_dir / "pids.json").exists()
 
 
@@ -132,16 +129,17 @@ def _connects(url: str) -> bool:
 def test_a_start_after_kill_9_finds_and_stops_what_was_left(start: Starter) -> None:
     up = start()
     facts = up.ready()
-    redis.Redis.from_url(facts["redis_url"]).set("kept", "1")
-    redis.Redis.from_url(facts["redis_url"]).execute_command("WAITAOF", 1, 0, 2000)
+    with redis.Redis.from_url(facts["redis_url"], single_connection_client=True) as client:
+        client.set("kept", "1")
+        client.execute_command("WAITAOF", 1, 0, 30_000)
     old = up.pids()
     up.process.kill()
     up.process.wait()
     again = start()
     after = again.ready()
-    assert not psutil.pid_exists(old["redis"])
-    assert not psutil.pid_exists(old["postgres"])
-    assert not any(psutil.pid_exists(pid) for pid in old["gateway"])
+    assert not runs(old["redis"])
+    assert not runs(old["postgres"])
+    assert not any(map(runs, old["gateway"]))
     assert redis.Redis.from_url(after["redis_url"]).get("kept") == b"1"
     assert after["api_key"] == facts["api_key"]
 
@@ -167,7 +165,7 @@ def test_children_of_ours_end_when_up_is_killed(start: Starter) -> None:
     up.ready()
     pids = up.pids()
     up.process.kill()
-    until(lambda: not any(map(psutil.pid_exists, [*pids["gateway"], pids["keeper"]])))
+    until(lambda: not any(map(runs, [*pids["gateway"], pids["keeper"]])))
     assert sorted(events(up)[3:]) == ["gateway stopped", "gateway stopped", "keeper stopped"]
 
 

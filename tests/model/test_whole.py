@@ -1,6 +1,7 @@
 """The whole system against a small model of the domain, over random histories, checked after each step.
 
-`SEED=n` chooses the histories; a failure prints it. The long form: `python -m tests.model --seconds 900`.
+The same histories on each run: `SEED=n` chooses others, a failure prints its own. The long form draws them:
+`python -m tests.model --seconds 900`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from tests.conftest import ValkeyServer
 from tests.model.system import KEYS, PLANS, System
 
+SEED = 20_261
 EXAMPLES = 6
 STEPS_MAX = 24
 
@@ -99,4 +101,4 @@ def test_the_whole_system_does_what_the_model_says(
     own_valkey: Callable[..., ValkeyServer], shared: str
 ) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    run(server, shared, int(os.environ.get("SEED") or random.randrange(2**31)), EXAMPLES)
+    run(server, shared, int(os.environ.get("SEED") or SEED), EXAMPLES)

@@ -68,7 +68,7 @@ def collecting(tls: ssl.SSLContext | None = None) -> Iterator[Collector]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            collector.hold.wait(10)
+            collector.hold.wait(30)
             status = collector.statuses.pop(0) if collector.statuses else 200
             if status == 200:
                 if self.headers["Content-Encoding"] == "gzip":
@@ -109,7 +109,7 @@ def attributes(pairs: Iterable[KeyValue]) -> dict[str, object]:
     return found
 
 
-def eventually(done: Callable[[], object], seconds: float = 10.0) -> None:
+def eventually(done: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not done():
