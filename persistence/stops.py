@@ -13,6 +13,7 @@ from psycopg import Connection
 
 from gateway.core.ledger import places_before
 from gateway.core.model import INTEGER_MAX
+from gateway.core.outbox import stream_place
 from persistence import statements
 from persistence.accounts import month_of, neighbours
 from persistence.copying import Place, event_of
@@ -80,12 +81,6 @@ def mark(connection: Connection[Any], acknowledged: Mapping[int, Sequence[bytes]
     if newest:
         partitions = sorted(newest)
         connection.execute(statements.MARK, (partitions, [newest[one].decode() for one in partitions]))
-
-
-def stream_place(entry_id: bytes) -> tuple[int, int]:
-    """A stream entry's place: its two numbers."""
-    ms, _, number = entry_id.partition(b"-")
-    return int(ms), int(number or 0)
 
 
 def _stood(fault: Fault) -> str | None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from gateway.core.ledger import Place
+from gateway.core.outbox import stream_place
 from gateway.core.reconciliation import LedgerAccount, Owner, Setback
 from gateway.core.standing import Standing
 from gateway.errors import CountersUnavailable
@@ -102,7 +103,8 @@ class Setbacks:
         marks = await self._marks.marks()
         stopped: list[str] = []
         unknown: tuple[bytes, int, bool] = (b"", 0, False)
-        noticed = [p for p, newest in deleted.items() if _place(newest) > _place(marks.get(p, unknown)[0])]
+        stored = {p: stream_place(marks.get(p, unknown)[0]) for p in deleted}
+        noticed = [p for p, newest in deleted.items() if stream_place(newest) > stored[p]]
         if noticed:
             await self._marks.fell_back(noticed)
         for partition in sorted({*noticed, *(p for p, (_, _, older) in marks.items() if older)}):
@@ -164,9 +166,3 @@ class Setbacks:
 def _names(owner: Owner) -> list[str]:
     ids = [f"tenant:{one}" for one in owner.tenant_ids]
     return [*ids, f"credits:{owner.organization_id}", f"spend:{owner.organization_id}"]
-
-
-def _place(entry_id: bytes) -> tuple[int, int]:
-    """A stream entry's place: its two numbers."""
-    ms, _, number = entry_id.partition(b"-")
-    return int(ms or 0), int(number or 0)

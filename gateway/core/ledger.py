@@ -16,6 +16,7 @@ from gateway.core.tiers import TIER_BYTES
 
 # Layout 1 had one byte for the lengths of user and attribution; an outbox may still hold such entries.
 VERSION, VERSION_BEFORE = 2, 1
+LAYOUTS = frozenset({VERSION, VERSION_BEFORE})
 
 
 class EventKind(IntEnum):
@@ -108,7 +109,7 @@ def decode(packed: bytes) -> Event:
     """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
     try:
         head = HEAD.unpack_from(packed)
-        if head[0] != VERSION and head[0] != VERSION_BEFORE:
+        if head[0] not in LAYOUTS:
             raise MalformedEvent(f"layout version {head[0]}, expected {VERSION}")
         of_text = LENGTH_2 if head[0] == VERSION else LENGTH_1
         source, at = _text(packed, HEAD.size, LENGTH_1)

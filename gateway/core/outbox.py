@@ -14,6 +14,8 @@ from gateway.core.ledger import Event, EventKind, EventNote, MalformedEvent, dec
 Entry = tuple[bytes, bytes, Event | None]
 # Entries by partition, in stream order.
 Batch = dict[int, list[Entry]]
+# Where an entry stands in its stream, comparable: the milliseconds and the number of its id.
+StreamPlace = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ def fan_out(streams: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> Batch:
         for partition, entries in streams.items()
         if entries
     }
+
+
+def stream_place(entry_id: bytes) -> StreamPlace:
+    """The place an entry's id names; that of b"" is before all."""
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms or 0), int(number or 0)
 
 
 def control_id(event: Event) -> str:

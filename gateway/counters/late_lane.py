@@ -7,20 +7,25 @@ clock does, and of two streams only who was read first says which entry was ther
 from __future__ import annotations
 
 import asyncio
-import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import cast
 
 from gateway.core.holds import LateSettlement, correction_id
-from gateway.core.ledger import HEAD, VERSION
-from gateway.core.model import PARTITIONS, Caller
+from gateway.core.model import PARTITIONS
+from gateway.core.outbox import StreamPlace
 from gateway.counters import keys, packing
-from gateway.counters.acknowledged import of_argument
 from gateway.counters.control import Control
-from gateway.counters.settlement_record import service_of
+from gateway.counters.late_entry import (
+    START,
+    LateEntry,
+    id_of,
+    next_of,
+    owner_of,
+    place_of,
+    read_entry,
+    settlement_of,
+)
 from gateway.counters.wire import Reply
 from gateway.errors import CountersRefused
 
@@ -33,23 +38,6 @@ OUTBOX_LOOK_MAX = 100_000
 MARKS_MAX = 1_000
 ORGANIZATIONS_MAX = 10_000
 
-# A stream entry's id, comparable: milliseconds and number.
-Place = tuple[int, int]
-START: Place = (0, 0)
-# Where the organization stands in an outbox entry's head.
-_OWNER, _OWNER_AT = struct.Struct("<d"), struct.calcsize("<4B2d")
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of the lane, read as far as it takes to know whose it is."""
-
-    place: Place
-    entry_id: bytes
-    organization_id: int
-    request_id: str
-    fields: dict[bytes, bytes]
-
 
 @dataclass(slots=True)
 class _Known:
@@ -61,20 +49,20 @@ class _Known:
     """
 
     under: tuple[bytes, bytes, int] | None = None
-    seen: Place = START
-    marks: list[tuple[Place, Place]] = field(default_factory=list)
-    clear: dict[int, Place] = field(default_factory=dict)
-    left: dict[int, Place] = field(default_factory=dict)
+    seen: StreamPlace = START
+    marks: list[tuple[StreamPlace, StreamPlace]] = field(default_factory=list)
+    clear: dict[int, StreamPlace] = field(default_factory=dict)
+    left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _Known:
         """What is still worth knowing once the lane is empty."""
         return _Known(self.under, clear=self.clear)
 
-    def behind(self, lane: Place) -> Place:
+    def behind(self, lane: StreamPlace) -> StreamPlace:
         """The newest outbox entry that may have been there before this one of the lane."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
 
-    def mark(self, lane: Place, outbox: Place) -> None:
+    def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
         """Note that lane entries up to a place are there, and the outbox's newest entry now."""
         if not self.marks or self.marks[-1][0] < lane:
             self.marks.append((lane, outbox))
@@ -82,7 +70,7 @@ class _Known:
         while len(self.marks) > 1 and (self.marks[0][0] < oldest or len(self.marks) > MARKS_MAX):
             del self.marks[0]
 
-    def ready(self, organization_id: int, lane: Place) -> bool:
+    def ready(self, organization_id: int, lane: StreamPlace) -> bool:
         """Whether nothing of an organization is in the outbox that was there before this lane entry."""
         return self.clear.get(organization_id, START) > self.behind(lane)
 
@@ -122,9 +110,9 @@ class LateLane:
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
         blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
-        start = min([at for one, at in known.left.items() if one not in blocked] + [_next(known.seen)])
+        start = min([at for one, at in known.left.items() if one not in blocked] + [next_of(known.seen)])
         found: list[LateSettlement] = []
-        left: dict[int, Place] = {}
+        left: dict[int, StreamPlace] = {}
         seen, taken = known.seen, set[str]()
         size, looked = min(LOOK_ENTRIES, max(LOOK_ENTRIES_MIN, count)), 0
         while len(found) < count and looked < LANE_LOOK_MAX:
@@ -138,10 +126,10 @@ class LateLane:
                 # Another entry of the same call waits for this one's row.
                 if one.request_id not in taken and len(found) < count:
                     taken.add(one.request_id)
-                    found.append(_late(partition, one))
+                    found.append(settlement_of(partition, one))
             if last is None or not more:
                 break
-            start, looked, size = _next(last), looked + size, min(LOOK_ENTRIES, size * 4)
+            start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)
         # Both or neither: what was seen and is not left is looked at by nobody any more.
         known.seen = seen
         known.left = {one: at for one, at in known.left.items() if one in blocked} | left
@@ -150,8 +138,8 @@ class LateLane:
         return found
 
     async def _page(
-        self, partition: int, known: _Known, start: Place, size: int
-    ) -> tuple[list[_Entry], Place | None, bool]:
+        self, partition: int, known: _Known, start: StreamPlace, size: int
+    ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
         """Entries of a lane from a place on, the last one's place, and whether there may be more.
 
         The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
@@ -159,7 +147,7 @@ class LateLane:
         """
         page, newest, marker = await self._control.ask_each(
             (
-                (b"XRANGE", keys.late(partition).encode(), _id(start), b"+", b"COUNT", b"%d" % size),
+                (b"XRANGE", keys.late(partition).encode(), id_of(start), b"+", b"COUNT", b"%d" % size),
                 (b"XREVRANGE", keys.outbox(partition).encode(), b"+", b"-", b"COUNT", b"1"),
                 (b"GET", keys.marker(partition).encode()),
             )
@@ -174,12 +162,12 @@ class LateLane:
         known.under = under
         if not page:
             return [], None, False
-        last = _place(page[-1])
-        known.mark(last, _place(newest[0]) if newest else START)
-        read = [one for one in map(_entry, page) if one is not None]
+        last = place_of(page[-1])
+        known.mark(last, place_of(newest[0]) if newest else START)
+        read = [one for one in map(read_entry, page) if one is not None]
         return read, last, len(page) == size
 
-    async def _free(self, partition: int, known: _Known, entries: Sequence[_Entry]) -> list[_Entry]:
+    async def _free(self, partition: int, known: _Known, entries: Sequence[LateEntry]) -> list[LateEntry]:
         """Those of which nothing waits any more, neither from before them nor of themselves."""
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
@@ -193,7 +181,7 @@ class LateLane:
         pairs = zip(free, known_ids[::2], known_ids[1::2], strict=True)
         return [one for one, *ids in pairs if not any(ids)]
 
-    async def _advance(self, partition: int, known: _Known, until: Mapping[int, Place]) -> None:
+    async def _advance(self, partition: int, known: _Known, until: Mapping[int, StreamPlace]) -> None:
         """Look in the outbox for each organization's oldest entry, as far as it matters."""
         clear = known.clear
         open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
@@ -203,91 +191,31 @@ class LateLane:
             start = min(clear.get(one, START) for one in open_)
             entries = await self._outbox(partition, start, LOOK_ENTRIES)
             for raw in entries:
-                owner = _owner(raw)
+                owner = owner_of(raw)
                 if owner in open_:
-                    clear[owner] = _place(raw)
+                    clear[owner] = place_of(raw)
                     open_.discard(owner)
-            end = _next(_place(entries[-1])) if entries else start
+            end = next_of(place_of(entries[-1])) if entries else start
             for one in open_:
                 # At the end of the stream, whatever comes yet comes behind all that ever was in it.
                 ended = len(entries) < LOOK_ENTRIES
-                clear[one] = max(clear.get(one, START), end, _next(until[one]) if ended else START)
+                clear[one] = max(clear.get(one, START), end, next_of(until[one]) if ended else START)
             open_ = {one for one in open_ if clear[one] <= until[one]}
             looked += LOOK_ENTRIES
 
-    async def _still_there(self, partition: int, oldest: Mapping[int, Place]) -> set[int]:
+    async def _still_there(self, partition: int, oldest: Mapping[int, StreamPlace]) -> set[int]:
         """Of organizations and where their oldest entry was: those that have it in the outbox still."""
         name = keys.outbox(partition).encode()
-        pages = await self._control.ask_each((b"XRANGE", name, _id(at), _id(at)) for at in oldest.values())
+        pages = await self._control.ask_each(
+            (b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values()
+        )
         return {
             organization_id
             for organization_id, page in zip(oldest, pages, strict=True)
-            if isinstance(page, list) and page and _owner(page[0]) == organization_id
+            if isinstance(page, list) and page and owner_of(page[0]) == organization_id
         }
 
-    async def _outbox(self, partition: int, start: Place, count: int) -> list[Reply]:
+    async def _outbox(self, partition: int, start: StreamPlace, count: int) -> list[Reply]:
         name = keys.outbox(partition).encode()
-        page = await self._control.ask(b"XRANGE", name, _id(start), b"+", b"COUNT", b"%d" % count)
+        page = await self._control.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", b"%d" % count)
         return page if isinstance(page, list) else []
-
-
-def _place(entry: Reply) -> Place:
-    assert isinstance(entry, list)
-    ms, _, number = cast("bytes", entry[0]).partition(b"-")
-    return int(ms), int(number)
-
-
-def _id(place: Place) -> bytes:
-    return b"%d-%d" % place
-
-
-def _next(place: Place) -> Place:
-    return place[0], place[1] + 1
-
-
-def _owner(entry: Reply) -> int:
-    """The organization of an outbox entry; 0 of one that cannot be read, which is in nobody's way."""
-    assert isinstance(entry, list)
-    fields = entry[1]
-    packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
-    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] != VERSION:
-        return 0
-    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
-    return int(owner) if isfinite(owner) else 0
-
-
-def _entry(raw: Reply) -> _Entry | None:
-    """One of the lane; None of one that no script has written."""
-    assert isinstance(raw, list)
-    flat = cast("list[bytes]", raw[1])
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    try:
-        used = packing.SETTLE.unpack(fields[b"a"])
-    except (KeyError, struct.error):
-        return None
-    return _Entry(_place(raw), cast("bytes", raw[0]), int(used[7]), used[11].decode(), fields)
-
-
-def _late(partition: int, entry: _Entry) -> LateSettlement:
-    fields = entry.fields
-    _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
-        fields[b"a"]
-    )
-    organization_id = entry.organization_id
-    return LateSettlement(
-        partition=partition,
-        entry_id=entry.entry_id,
-        request_id=entry.request_id,
-        caller=Caller(organization_id, int(tenant_id), int(key_id), partition),
-        user=fields[b"u"].decode(),
-        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
-        tokens=int(tokens),
-        credits=int(credits_),
-        units=int(units),
-        attribution=fields[b"c"].decode(),
-        metadata=fields[b"m"],
-        charged=int(fields[b"charged"]),
-        acknowledged=of_argument(
-            partition, int(tenant_id), organization_id, fields.get(b"acknowledged", b"")
-        ),
-    )

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from gateway.core.ledger import MalformedEvent, Place, decode, places_before
 from gateway.core.model import PARTITIONS
+from gateway.core.outbox import stream_place
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys
 from gateway.counters.wire import Reply, Wire, encode
@@ -169,7 +170,7 @@ class Outbox:
         for wait in firsts:
             entries = await _unless_refused(wait)
             if isinstance(entries, list) and entries:
-                at = int(_entry(entries[0])[0].partition(b"-")[0])
+                at, _ = stream_place(_entry(entries[0])[0])
                 oldest = min(oldest or at, at)
         return total, oldest
 

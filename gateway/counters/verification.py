@@ -56,9 +56,9 @@ class Verification(Control):
         return await self.mark(partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
-        """Partitions with settlements in their late lane."""
+        """Partitions with settlements in their late lane, or whose lane does not say."""
         lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
-        return frozenset(partition for partition, length in enumerate(lengths) if length)
+        return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
 
     async def behind(
         self,

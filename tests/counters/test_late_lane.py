@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.core.holds import LateSettlement
-from gateway.core.ledger import decode, encode
+from gateway.core.ledger import HEAD, VERSION_BEFORE, decode, encode
 from gateway.counters import keys, late_lane
 from gateway.counters.keeping import Keeping
+from gateway.counters.verification import Verification
 from tests.builders import BLANK, Call, World
 from tests.counters.conftest import Connect
 
@@ -68,6 +69,17 @@ async def test_an_organization_waits_for_all_of_its_own_entries(world: World, ke
     assert ids(await keeping.late(10)) == [call.id]
 
 
+async def test_an_organization_waits_for_its_entries_of_the_layout_before(
+    world: World, keeping: Keeping
+) -> None:
+    packed = HEAD.pack(VERSION_BEFORE, 0, 0, 0, 0, 0, 1, *[0] * 16) + bytes(5)
+    entry: Any = world.client.xadd(keys.outbox(world.p), {"e": packed})
+    call = late_call(world)
+    assert await keeping.late(10) == []
+    stored(world, [entry])
+    assert ids(await keeping.late(10)) == [call.id]
+
+
 async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Keeping) -> None:
     before = world.moved(1)
     call = late_call(world)
@@ -108,7 +120,12 @@ async def test_what_was_handed_out_and_not_dealt_with_is_handed_out_again(
 
 
 async def test_an_entry_no_script_has_written_keeps_none_that_one_has(world: World, keeping: Keeping) -> None:
-    world.client.xadd(keys.late(world.p), {"a": "?"})
+    late_call(world)
+    lane: Any = world.client.xrange(keys.late(world.p))
+    [(entry, theirs)] = lane
+    world.client.xdel(keys.late(world.p), entry)
+    for packed in (b"?", theirs[b"a"]):  # the second lacks the rest
+        world.client.xadd(keys.late(world.p), {"a": packed})
     call = late_call(world)
     assert ids(await keeping.late(10)) == [call.id]
 
@@ -174,6 +191,13 @@ async def test_a_broken_partition_keeps_no_other(world: World, keeping: Keeping,
     call = late_call(other)
     world.client.set(broken(world.p), "something else")
     assert ids(await keeping.late(10)) == [call.id]
+
+
+async def test_a_lane_that_does_not_say_is_taken_to_hold_something(world: World, connect: Connect) -> None:
+    verification = Verification(await connect(world.url))
+    assert await verification.late_waiting() == frozenset()
+    world.client.set(keys.late(world.p), "something else")
+    assert await verification.late_waiting() == {world.p}
 
 
 async def test_what_waits_in_an_outbox_that_was_away_is_waited_for_when_it_is_back(
