@@ -29,6 +29,7 @@ class Keeping(Control):
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
         self._lane = LateLane(self)
+        self._looked_under = b""
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
@@ -78,14 +79,18 @@ class Keeping(Control):
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Late settlements that can be decided: what came before them is on its way no more."""
+        self._looked_under = self.run_id
         return await self._lane.decidable(count)
 
     async def end(self, endings: Sequence[Ending]) -> list[bool]:
         """Deal with late settlements in one write, each once by its entry; which were dealt with.
 
         False where an account is not known, or the counters refuse this one alone. CountersUnavailable
-        where some could not be asked; the others are dealt with.
+        where some could not be asked; the others are dealt with. So too behind a restart: entries that
+        are there again may have been dealt with by another keeper, since the ledger was asked.
         """
+        if self.run_id != self._looked_under:
+            raise CountersUnavailable("Redis was restarted since these settlements were looked at")
         charges = [one for one in endings if one.verb is not Verb.DROP]
         waits = [self._charge(one) for one in charges]
         gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])

@@ -11,7 +11,9 @@ from contextlib import suppress
 import pytest
 
 from gateway.background.flusher import Flusher
+from gateway.background.late import ended
 from gateway.core.outbox import Batch, FlushReport, History
+from gateway.counters import keys
 from gateway.counters.outbox import Outbox
 from gateway.errors import CountersUnavailable
 from persistence.writer import Writer
@@ -95,3 +97,31 @@ async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
             with suppress(CountersUnavailable):
                 await sleeping.flush()
         assert keeper.ledger(world.caller.tenant_id) == [*rows, (3, "consume", -20, 930)]
+
+
+async def test_a_keeper_that_slept_through_a_rollback_posts_nothing_a_second_time(
+    own_valkey: START, migrated: str
+) -> None:
+    """The lane has its entry again, and the id of what was posted is forgotten once it is a row."""
+    server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
+    async with house_at(server.url, migrated) as keeper, house_at(server.url, migrated) as other:
+        world = await keeper.settle_in(1000)
+        call = world.reserve(need=300)
+        world.client.delete(keys.hold(world.p, call.id))
+        call.settle(tokens=300)
+        await keeper.flush()
+        shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
+        asleep = [ended(one, None)[0] for one in await other.keeping.late(10)]
+        assert len(asleep) == 1
+        assert await keeper.poster.drain() == 1
+        await keeper.flush()
+
+        await set_back(server, [keeper, other])
+        await keeper.verify()
+        with pytest.raises(CountersUnavailable):
+            await other.keeping.end(asleep)
+        await other.poster.drain()
+        await keeper.flush()
+        rows = [(1, "reset", 1000, 1000), (2, "consume", -300, 700)]
+        assert keeper.ledger(world.caller.tenant_id) == rows
+        assert world.again().tenant.remaining == 700
