@@ -21,7 +21,7 @@ from gateway.http.headers import forwarded_lines
 from gateway.http.identity import credential_digest
 from gateway.http.limits import HttpLimits
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
-from gateway.http.routes import UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
+from gateway.http.routes import MODELS, UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
 
 PLANS_MAX = 1024
 PLAN_HEAD_BYTES_MAX = 4096
@@ -109,7 +109,7 @@ class Planner:
 
     def _routed(self, head: RequestHead) -> Plan:
         path = head.path.decode("ascii")
-        spoken = _spoken(head)
+        spoken = _spoken(head) if path == MODELS or path.startswith(f"{MODELS}/") else None
         plan = Plan(
             family_of(path, spoken),
             method=head.method,
@@ -177,7 +177,7 @@ class Planner:
 
 
 def _spoken(head: RequestHead) -> Family | None:
-    """The family whose official clients send such fields: some paths are two families' at once."""
+    """The family whose official clients send such fields, where a path is several families' at once."""
     if b"anthropic-version" in head.read:
         return Family.ANTHROPIC
     return Family.GEMINI if b"x-goog-api-client" in head.read else None

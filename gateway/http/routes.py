@@ -10,6 +10,8 @@ from gateway.core.model import Family
 from gateway.core.route import Route
 
 USAGE_PATH = "/.tollkeeper/usage"
+# Three families have this path and those below it: the fields of a request tell whose it is.
+MODELS = "/v1/models"
 UNREAD_METERS = frozenset({"none", "generic", "units"})
 _ANY = frozenset({"ANY", "*"})
 _FAMILY_PREFIXES = (
@@ -78,12 +80,12 @@ class RouteTable:
 
 
 def family_of(path: str, spoken: Family | None) -> Family:
-    """Whose shape an answer to an unknown path takes; `spoken` is the family its fields tell of, if any."""
+    """Whose shape an answer to an unknown path takes; `spoken` is whose fields came with a shared path."""
     if _GEMINI_ACTION.match(path):
         return Family.GEMINI
     for prefix, family in _FAMILY_PREFIXES:
         if path.startswith(prefix):
-            return spoken if spoken is not None and path.startswith("/v1/models") else family
+            return family if spoken is None else spoken
     return Family.GENERIC
 
 

@@ -7,6 +7,10 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from gateway.core.model import Family
+from gateway.core.route import Route, UpstreamTarget
+from gateway.http.limits import HttpLimits
+from gateway.http.plan import Planner
 from tests.http.fakes import AUTH, CHAT, KEY, answer, get, post
 from tests.http.stage import staged
 
@@ -248,6 +252,21 @@ async def test_models_are_googles_when_its_sdk_asks() -> None:
         assert (got.status, stage.upstream.received[0].all(b"x-goog-api-client")) == (
             200, [b"google-genai-sdk/3.3.0"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [b"anthropic-version: 1\r\n", b"x-goog-api-client: sdk\r\n"])
+def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes) -> None:
+    routes = (
+        Route(("GET",), "/v1/files", "up", "", Family.OPENAI),
+        Route(("GET",), "/v1/models/{id}", "up", "", Family.OPENAI),
+        Route(("POST",), "/v1/messages", "elsewhere", "messages", Family.ANTHROPIC, "anthropic_messages"),
+        Route(("GET",), "/v1beta/models", "elsewhere", "", Family.GEMINI),
+    )
+    targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
+    planner = Planner(routes, targets, {}, b"pepper", HttpLimits())
+    assert [planner.plan(get(path, AUTH + fields)).upstream for path in (b"/v1/files", b"/v1/models/m")] == [
+        "up", "elsewhere",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
