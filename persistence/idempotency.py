@@ -18,7 +18,6 @@ from gateway.errors import Conflict
 from persistence.tables import idempotency_key
 
 KEPT = timedelta(days=30)
-RUNNING_MAX = timedelta(seconds=35)  # longer than any request of the Admin API lives
 EXPIRED_SWEPT_MAX = 20
 
 _keys = idempotency_key.c
@@ -35,8 +34,9 @@ def claim(connection: Connection, wanted: Claim) -> Replay | None:
     here = (_keys.actor == wanted.scope, _keys.key == wanted.key)
     _sweep(connection)
     connection.execute(delete(idempotency_key).where(*here, _keys.expires_at <= func.now()))
+    since = func.now() - timedelta(seconds=wanted.running_s_max)
     first = connection.execute(
-        select(idempotency_key, (_keys.created_at > func.now() - RUNNING_MAX).label("recent")).where(*here)
+        select(idempotency_key, (_keys.created_at > since).label("recent")).where(*here)
     ).first()
     if first is None:
         connection.execute(

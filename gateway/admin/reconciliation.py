@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.idempotency import KEY_PARAMETER, checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
-from gateway.core.administration import Actor, Claim, Command, Replay, Row
+from gateway.core.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row
 
 RUN_S_MAX = 600.0
 NOTHING_YET: Row = {
@@ -97,6 +98,8 @@ async def _run_once(
     require_write(actor)
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
     values = {"repair": repair}
+    if claim is not None:
+        claim = replace(claim, running_s_max=RUN_S_MAX + REQUEST_S_MAX)
     asked = Command("reconciliation", "run", actor, request[REQUEST_ID], dict, None, values, claim)
     first = await ports.store.write(asked)
     # A first run that came to no end has no result to answer with: this one has.

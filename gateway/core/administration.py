@@ -12,6 +12,9 @@ from datetime import datetime
 
 Row = Mapping[str, object]
 
+# Longer than any request of the Admin API lives that does not say otherwise.
+REQUEST_S_MAX = 35.0
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -25,13 +28,17 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An `Idempotency-Key` as one caller sent it, and what was asked (`body_digest` is hex SHA-256)."""
+    """An `Idempotency-Key` as one caller sent it, and what was asked (`body_digest` is hex SHA-256).
+
+    For `running_s_max` seconds a first request without an answer is taken to be running still.
+    """
 
     scope: str
     key: str
     method: str
     path: str
     body_digest: str
+    running_s_max: float = REQUEST_S_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,15 @@ async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
     assert (await api.post("reconciliation", {"repair": True})).json != first.json
 
 
+async def test_a_run_under_a_key_may_take_its_ten_minutes(api: Api) -> None:
+    await api.post("reconciliation", key="k")
+    api.rows("update idempotency_key set status = null, created_at = now() - interval '9 minutes'")
+    assert (await api.post("reconciliation", key="k")).status == 409
+
+
 async def test_a_run_that_came_to_no_end_is_done_again(api: Api) -> None:
     first = await api.post("reconciliation", key="k")
-    api.rows("update idempotency_key set status = null, created_at = now() - interval '1 minute'")
+    api.rows("update idempotency_key set status = null, created_at = now() - interval '11 minutes'")
     again = await api.post("reconciliation", key="k")
     assert "Idempotent-Replayed" not in again.headers
     assert again.json["started_at"] > first.json["started_at"]
