@@ -213,8 +213,7 @@ def _checked(place: str, name: str, value: Any) -> Any:
     try:
         checked = msgspec.convert(value, _TYPES[name], strict=False)
     except msgspec.ValidationError as error:
-        wanted = _wanted(name)
-        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {wanted}") from error
+        raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}") from error
     if name in SCHEMES and (expected := fault(name, str(checked))):
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {expected}")
     return checked

@@ -23,6 +23,9 @@ _SHOWN = (
     "|host|hostaddr|port|dbname|db"
 )
 
+# Behind a name and a colon, where no host follows: a password whose `@` was forgotten.
+_NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(?:[/?#,]|\Z)).*", re.DOTALL)
+
 
 def wanted(name: str) -> str:
     """What the URL of this setting begins with, in words."""
@@ -60,4 +63,5 @@ def without_password(url: str) -> str:
     parameter that is not known to be harmless.
     """
     shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    shown = _NO_PORT.sub(r"\1:***", shown)
     return re.sub(rf"(?<=[?&])(?!(?:{_SHOWN})=)([^=&#]+)=[^&#]*", r"\1=***", shown)

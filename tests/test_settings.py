@@ -281,5 +281,10 @@ def test_passwords_are_cut_out_of_urls() -> None:
     assert without_password("redis://u:p@ss/w@host/0") == "redis://u:***@host/0"
     tls = "postgresql://u:p@h/db?sslmode=require&sslpassword=two&passwrod=three"
     assert without_password(tls) == "postgresql://u:***@h/db?sslmode=require&sslpassword=***&passwrod=***"
+    assert without_password("redis://:secret") == "redis://:***"
+    assert without_password("redis://:12345") == "redis://:***"
+    assert without_password("redis://me:sec/ret") == "redis://me:***"
+    for harmless in ("redis://host:6379", "redis://[::1]:6379/0", "redis+sentinel://a:1,b:2/main/0"):
+        assert without_password(harmless) == harmless
     by_query = "redis+sentinel://me:one@a:1,b:2/main?username=u&password=two"
     assert without_password(by_query) == "redis+sentinel://me:***@a:1,b:2/main?username=u&password=***"
