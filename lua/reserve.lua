@@ -42,7 +42,7 @@ local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
 if one_time then credits = join(a, credits) end
 if credits > 0 then
   credits, code = credit_hold(o, credits, has(flags, 64))
-  if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE], 0) end
+  if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
 end
 local purse = CHELD
 if uses then

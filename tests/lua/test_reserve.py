@@ -300,7 +300,8 @@ def test_what_does_not_count_tokens_leaves_the_quota_alone(world: World) -> None
 
 def test_credits_may_go_down_to_the_credit_limit(world: World) -> None:
     world.define_organization(NO_LIMITS, credit_limit=5)
-    assert world.reserve(service=CREDITS, credits_=6).verdict is Verdict.INSUFFICIENT_CREDITS
+    refused = world.reserve(service=CREDITS, credits_=6)
+    assert (refused.verdict, refused.decision.limit) == (Verdict.INSUFFICIENT_CREDITS, 5)
     assert world.reserve(service=CREDITS, credits_=5).verdict is Verdict.ADMITTED
 
 
