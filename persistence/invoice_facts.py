@@ -7,13 +7,14 @@ one. What finalized invoices billed before comes with each fact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from gateway.core.calendar import midnight
 from gateway.core.invoice import Facts, Fee, Overage, Purchase, Use
 from gateway.core.pricing import Portion
 from gateway.core.subscription import Segment, covered
@@ -99,8 +100,8 @@ def read(connection: Connection, organization_id: int, start: date, end: date) -
     organization = connection.execute(_ORGANIZATION, here).one()
     since = connection.execute(_SINCE, here).scalar_one()
     here |= {
-        "since": _midnight(since),
-        "until": _midnight(end),
+        "since": midnight(since),
+        "until": midnight(end),
         "since_day": since,
         "until_day": end,
     }
@@ -162,7 +163,3 @@ def _uses(connection: Connection, here: Mapping[str, Any]) -> list[Use]:
             (key, list(group)) for key, group in groupby(rows, key=lambda row: (row.month, row.service_id))
         )
     ]  # fmt: skip
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)

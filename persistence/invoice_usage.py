@@ -7,13 +7,14 @@ was finalized, less what an invoice finalized before covers already. A draft cov
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.administration import Row
+from gateway.core.calendar import midnight
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 
@@ -88,7 +89,7 @@ class InvoiceUsage:
             for kind, owner in accounts:
                 others = [_covered(one.covers, one.period_end, kind, owner) for one in before]
                 mine = _mine(invoice, kind, owner)
-                start = _midnight(invoice.period_start)
+                start = midnight(invoice.period_start)
                 # What is late is few and lies behind what others cover; the rest is the period itself.
                 for since, until in ((mine[0], start), (start, mine[1])):
                     after = _after(since, until, others)
@@ -103,7 +104,7 @@ class InvoiceUsage:
 def _mine(invoice: Any, kind: str, owner: int) -> Covered:
     if invoice.covers is None:
         since = min(invoice.first_day, invoice.period_start)
-        return _midnight(since), _midnight(invoice.period_end), INTEGER_MAX
+        return midnight(since), midnight(invoice.period_end), INTEGER_MAX
     return _covered(invoice.covers, invoice.period_end, kind, owner)
 
 
@@ -113,7 +114,7 @@ def _covered(covers: Mapping[str, Any], until: date, kind: str, owner: int) -> C
         "credits": covers["credits"],
         "units": covers["spend"],
     }
-    return _midnight(date.fromisoformat(covers["since"])), _midnight(until), int(seqs[kind])
+    return midnight(date.fromisoformat(covers["since"])), midnight(until), int(seqs[kind])
 
 
 def _after(start: datetime, end: datetime, others: Sequence[Covered]) -> int:
@@ -123,7 +124,3 @@ def _after(start: datetime, end: datetime, others: Sequence[Covered]) -> int:
 
 def _covers(others: Sequence[Covered], at: datetime, seq: int) -> bool:
     return any(since <= at < until and seq <= upto for since, until, upto in others)
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)

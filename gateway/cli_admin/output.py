@@ -175,8 +175,7 @@ def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
 
 def limits(requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
     """Put limits together; None where none was given."""
-    given = {"requests_per_minute": requests, "tokens_per_minute": tokens, "concurrency": at_once}
-    return {name: value for name, value in given.items() if value is not None} or None
+    return given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once) or None
 
 
 def new_limits(known: Json, requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:

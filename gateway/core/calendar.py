@@ -1,4 +1,4 @@
-"""Reset boundaries in UTC: what `lua/lib/cycle.lua` computes, for whoever has no Redis at hand.
+"""Days and reset boundaries in UTC: what `lua/lib/cycle.lua` computes, for whoever has no Redis at hand.
 
 Daily resets are at 00:00, weekly ones on Monday 00:00, monthly ones on the anchor day 00:00,
 clamped to the end of a shorter month.
@@ -7,10 +7,15 @@ clamped to the end of a shorter month.
 from __future__ import annotations
 
 from calendar import monthrange
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 DAY_MS = 86_400_000
 _THURSDAY = 3  # 1970-01-01, days after Monday
+
+
+def midnight(day: date) -> datetime:
+    """Return the UTC moment a day begins."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def next_reset_ms(interval: str, now_ms: int, anchor: int = 1) -> int | None:

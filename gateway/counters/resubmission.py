@@ -74,7 +74,9 @@ class Resubmitter:
         self._adopted_at = clock() - ADOPT_S
 
     async def run(self) -> None:
-        """Look once a second, at once when something was spooled or verified anew, until cancelled."""
+        """Look until cancelled: once a second, at once when something was spooled, and five times a second
+        while not all is verified, sent again and reported.
+        """
         while True:
             try:
                 await self.look()
@@ -134,7 +136,7 @@ class Resubmitter:
 
     def _calls_ended(self) -> bool:
         """Whether no call of before the present epochs is in flight, or has been for too long."""
-        return not self._in_flight(self._seen_at) or self._clock() - self._seen_at >= CALLS_S_MAX
+        return self._clock() - self._seen_at >= CALLS_S_MAX or not self._in_flight(self._seen_at)
 
     def _is_time(self, epochs: list[int]) -> bool:
         """Whether to look through the log now, and not once more partitions are verified."""

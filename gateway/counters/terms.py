@@ -1,4 +1,4 @@
-"""An organization's terms, as they lie in Redis and as they resolve services for its callers.
+"""An organization's terms, as they resolve services for its callers.
 
 A service is resolved once a version of the catalogue and of the terms, and stays the same object
 while neither changes: what is made for a service elsewhere is found again.

@@ -237,8 +237,8 @@ class Wire(asyncio.Protocol):
                 return
             except (OSError, CountersUnavailable) as error:
                 self.trouble = why_not(error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, BACKOFF_S_MAX)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF_S_MAX)
 
     async def _connect(self) -> None:
         address = self._address

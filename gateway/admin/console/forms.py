@@ -20,7 +20,6 @@ from gateway.admin.console.fields import EXAMPLES, Field
 from gateway.core.administration import Row
 
 FORMER = "was."
-ONCE = "once"
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+|[+-]?\d+", re.ASCII)
 _BLANKS = re.compile("[\\s_\u00a0\u2009\u202f]")
