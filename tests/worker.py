@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +44,11 @@ class Worker:
         """One look at everything, adoption included."""
         self.resubmitter._adopted_at = 0.0
         await self.resubmitter.look()
+
+    async def write_no_more(self) -> None:
+        """What is noted from now on stays in memory: the next write is an hour away."""
+        await self.log.written()
+        self.log._timer = asyncio.get_running_loop().call_later(3_600.0, lambda: None)
 
     def die(self) -> None:
         """Leave what a killed worker leaves: its files, unlocked; what was not written is gone."""

@@ -221,6 +221,7 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
         await scene.house.flush()
         copy, first = scene.copy(), scene.world.tenant.seq
         async with worker_at(server.url, tmp_path / "settlements") as other:
+            await scene.worker.write_no_more()
             await scene.settle_some(3)
             lost = list(scene.truth)[-3:]
             scene.worker.die()

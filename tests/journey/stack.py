@@ -20,6 +20,7 @@ import psycopg
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 120.0
+STOP_S_MAX = 120.0
 WITHIN_S = 30.0  # for whatever takes a second where nothing else runs
 ANSWER_S_MAX = 60.0
 Body = dict[str, Any]
@@ -75,7 +76,7 @@ class Stack:
         """Ctrl-C, and its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(STOP_S_MAX)
 
     def admin(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """One call of the Admin API: status and JSON; 0 and None where nobody answers."""

@@ -18,7 +18,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-STEP_MAX_S = 60.0
+STEP_MAX_S = 120.0
 
 
 def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:

@@ -95,7 +95,7 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(migrated: st
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             ).fetchall():
                 await asyncio.sleep(0.01)
-        thread.join(10)
+        thread.join(60)
     assert len(failed) == 1
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(0,)]
     assert (await writer.write(batch)).rows["token_ledger"] == 6
@@ -118,7 +118,7 @@ async def test_a_deadlock_is_retried(migrated: str, writer: Writer) -> None:
                 await asyncio.sleep(0.01)
         rival.execute("UPDATE tenant_quota SET anchor = 1")  # waits for the writer, which waits for us
         rival.commit()
-        report = writing.result(10)
+        report = writing.result(60)
     assert report.rows["token_ledger"] == 6
     assert await broken(migrated) == []
 
