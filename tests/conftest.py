@@ -38,6 +38,9 @@ settings.register_profile(
     "here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("here")
+# No terminal is here, whose size readline would have told the processes that tests run in.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 # Whatever proxy this machine has, it does not lead back here.
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name, ""), "127.0.0.1,localhost"]))
