@@ -45,6 +45,8 @@ def limit_lines(decision: Decision) -> bytes:
     """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
     requests, tokens = decision.requests, decision.tokens
     quota, remaining = decision.limit, decision.tokens_remaining
+    if requests is not None and tokens is not None and quota and remaining is not None:
+        return _all_lines(decision, requests, tokens, remaining)
     items: list[str] = []
     lines: list[str] = []
     if requests is not None:
@@ -85,6 +87,24 @@ def limit_lines(decision: Decision) -> bytes:
     return fields.encode("ascii")
 
 
+def _all_lines(decision: Decision, requests: Window, tokens: Window, remaining: int) -> bytes:
+    """The fields where all three limits are told, as is usual: one text around the numbers that change."""
+    policy, requests_limit, tokens_limit = _limits(requests.limit, tokens.limit, decision.limit)
+    requests_left, requests_ms = str(_left(requests.limit, requests.used)), requests.reset_ms
+    tokens_left, tokens_ms = str(_left(tokens.limit, tokens.used)), tokens.reset_ms
+    quota_left, quota_ms = str(remaining), decision.until_ms - decision.now_ms
+    until = f";t={_seconds(quota_ms)}" if quota_ms > 0 else ""
+    credits_ = decision.credits_remaining
+    last = "" if credits_ is None else f"\r\nx-tollkeeper-credits-remaining: {credits_}"
+    return (
+        f'{policy}"requests";r={requests_left};t={_seconds(requests_ms)}, '
+        f'"tokens";r={tokens_left};t={_seconds(tokens_ms)}, "quota";r={quota_left}{until}{requests_limit}'
+        f"{requests_left}\r\nx-ratelimit-reset-requests: {duration(requests_ms)}{tokens_limit}"
+        f"{tokens_left}\r\nx-ratelimit-reset-tokens: {duration(tokens_ms)}\r\n"
+        f"x-tollkeeper-tokens-remaining: {quota_left}{last}"
+    ).encode("ascii")
+
+
 def duration(ms: int) -> str:
     """Write milliseconds as OpenAI does: `120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""
     if ms <= 0:
@@ -121,3 +141,13 @@ def _policy(requests: int, tokens: int, quota: int) -> str:
     if quota:
         items.append(f'"quota";q={quota};qu="tokens"')
     return ", ".join(items)
+
+
+@lru_cache(CACHED_MAX)
+def _limits(requests: int, tokens: int, quota: int) -> tuple[str, str, str]:
+    """What is told of three limits themselves: what stands before the first item, and around what is left."""
+    return (
+        f"ratelimit-policy: {_policy(requests, tokens, quota)}\r\nratelimit: ",
+        f"\r\nx-ratelimit-limit-requests: {requests}\r\nx-ratelimit-remaining-requests: ",
+        f"\r\nx-ratelimit-limit-tokens: {tokens}\r\nx-ratelimit-remaining-tokens: ",
+    )
