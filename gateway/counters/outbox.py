@@ -86,17 +86,20 @@ class Outbox:
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
-        """Remove entries that are rows now, and the ids of control writes among them."""
+        """Remove entries that are rows now, and the ids of control writes and late posts among them.
+
+        The ids go first: one that outlived its entry would say for ever that its row is still to come.
+        """
         if self._wire.run_id != self._read_under:
             raise CountersUnavailable("Redis was restarted since these entries were read")
         waits: list[Wait[Reply]] = []
-        for partition, ids in entries.items():
-            if ids:
-                waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
         for partition, sources in control_ids.items():
             if sources:
                 fields = [one.encode() for one in sources]
                 waits.append(self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *fields)))
+        for partition, ids in entries.items():
+            if ids:
+                waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
         refused = None
         for wait in waits:
             try:

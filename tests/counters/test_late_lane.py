@@ -119,6 +119,15 @@ async def test_what_was_handed_out_and_not_dealt_with_is_handed_out_again(
     assert [ids(await keeping.late(3)) for _ in range(2)] == [calls[:3]] * 2
 
 
+async def test_an_id_that_outlived_its_entry_keeps_nothing_waiting(world: World, keeping: Keeping) -> None:
+    call = late_call(world)
+    world.client.hset(keys.control(world.p), call.id, 1)
+    world.moved(999, 1)
+    assert ids(await keeping.late(10)) == []
+    world.client.xtrim(keys.outbox(world.p), maxlen=0)
+    assert ids(await keeping.late(10)) == [call.id]
+
+
 async def test_an_entry_no_script_has_written_keeps_none_that_one_has(world: World, keeping: Keeping) -> None:
     late_call(world)
     lane: Any = world.client.xrange(keys.late(world.p))

@@ -45,6 +45,17 @@ async def test_what_is_acknowledged_is_gone_and_nothing_else(world: World, outbo
     assert gone.encode() not in world.client.hkeys(keys.control(world.p))
 
 
+async def test_an_id_never_outlives_its_entry(world: World, outbox: Outbox) -> None:
+    world.plan(100)
+    write = "w" * 36
+    world.grant("recharge", 1, write_id=write)
+    entries = (await outbox.read({world.p: b""}, 10))[world.p]
+    with world.client.monitor() as monitor:
+        await outbox.acknowledge({world.p: [entries[-1][0]]}, {world.p: [write]})
+        asked = [monitor.next_command()["command"].split()[0].upper() for _ in range(2)]
+    assert asked == ["HDEL", "XDEL"]
+
+
 async def test_depth_counts_everything_and_finds_the_oldest(world: World, outbox: Outbox) -> None:
     assert await outbox.depth() == (0, 0)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
