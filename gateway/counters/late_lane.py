@@ -176,7 +176,7 @@ class LateLane:
             return []
         # Requests that were posted or corrected, and are not in PostgreSQL yet.
         names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
-        known_ids, waiting = await self._control.ask_each(
+        known_ids, length = await self._control.ask_each(
             (
                 (b"HMGET", keys.control(partition).encode(), *names),
                 (b"XLEN", keys.outbox(partition).encode()),
@@ -184,7 +184,7 @@ class LateLane:
         )
         if not isinstance(known_ids, list):
             raise CountersRefused("the ids of control writes are no hash")
-        if waiting == 0:  # an id whose entry is gone is a row
+        if length == 0:  # an id whose entry is gone is a row
             return free
         pairs = zip(free, known_ids[::2], known_ids[1::2], strict=True)
         return [one for one, *ids in pairs if not any(ids)]
