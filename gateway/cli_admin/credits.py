@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli_admin.options import AsJson, LimitRows
+from gateway.cli_admin.options import AsJson, LimitRows, Newest, Since, Until
 from gateway.cli_admin.output import admin, given, row, rows
 
 app = typer.Typer(no_args_is_help=True, help="Credits: given and taken back.")
@@ -57,9 +57,9 @@ def show(
 def uses(
     organization: Organization,
     *,
-    newest: Annotated[bool, typer.Option(help="Newest first.")] = False,
-    since: Annotated[str | None, typer.Option(help="RFC 3339, such as 2026-01-31T00:00:00Z.")] = None,
-    until: Annotated[str | None, typer.Option(help="RFC 3339; not included.")] = None,
+    newest: Newest = False,
+    since: Since = None,
+    until: Until = None,
     limit: LimitRows = 100,
     as_json: AsJson = False,
 ) -> None:

@@ -8,6 +8,9 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LimitRows = Annotated[int, typer.Option("--limit", help="Most rows to print.", min=1, max=100_000)]
+Newest = Annotated[bool, typer.Option(help="Newest first.")]
+Since = Annotated[str | None, typer.Option(help="RFC 3339, such as 2026-01-31T00:00:00Z.")]
+Until = Annotated[str | None, typer.Option(help="RFC 3339; not included.")]
 Rpm = Annotated[int | None, typer.Option("--rpm", help="Requests a minute.", min=1)]
 Tpm = Annotated[int | None, typer.Option("--tpm", help="Tokens a minute.", min=1)]
 AtOnce = Annotated[int | None, typer.Option("--concurrency", help="Requests at once.", min=1)]
