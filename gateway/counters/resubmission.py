@@ -11,8 +11,8 @@ admits nobody to such a partition before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import cast
 
 from gateway.core.model import PARTITIONS, Settled
@@ -20,7 +20,7 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing
 from gateway.counters.acknowledged import argument, epoch_of
 from gateway.counters.quota import TOMBSTONE_MS
-from gateway.counters.segment import Record, acknowledged
+from gateway.counters.segment import Blocks, Record, acknowledged
 from gateway.counters.segment_file import Segment
 from gateway.counters.settlement_log import AT_RISK_S, SettlementLog
 from gateway.counters.settlement_record import partition_of, unpack
@@ -39,7 +39,7 @@ CALLS_S_MAX = 2.0
 TOGETHER_S_MAX = 1.0
 BATCH_MAX = 64
 BATCH_S = 0.02
-SKIPS_MAX = 500
+TURN_MAX = 500
 
 _FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNOWN)})
 
@@ -186,8 +186,7 @@ class Resubmitter:
         before, failed = self.recovered, set[int]()
         for segment in sorted(self._log.files.segments, key=lambda one: one.newest, reverse=True):
             if segment in self._log.files.segments:  # else it made room for what is spooled, meanwhile
-                content = await asyncio.to_thread(segment.reading())
-                failed |= await self._recover(segment, content, epochs)
+                failed |= await self._recover(segment, epochs)
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
         for partition in set(range(PARTITIONS)) - failed:
@@ -195,20 +194,16 @@ class Resubmitter:
         self._epochs = [] if failed else epochs
         self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
 
-    async def _recover(self, segment: Segment, content: bytes, epochs: list[int]) -> set[int]:
+    async def _recover(self, segment: Segment, epochs: list[int]) -> set[int]:
         """Send again what one file has of earlier epochs; the partitions where that failed."""
-        failed, batch, skipped = set[int](), list[Record](), 0
-        for record in acknowledged(content):
-            if _forgotten(record, segment, epochs):
-                batch.append(record)
-            else:
-                skipped += 1
-            if len(batch) >= BATCH_MAX:
-                failed |= await self._recover_batch(batch)
-                batch.clear()
-            elif skipped >= SKIPS_MAX:
-                skipped = 0
-                await asyncio.sleep(0)
+        failed, batch = set[int](), list[Record]()
+        async with aclosing(_acknowledged_in(segment)) as answered:
+            async for record in answered:
+                if _forgotten(record, segment, epochs):
+                    batch.append(record)
+                if len(batch) >= BATCH_MAX:
+                    failed |= await self._recover_batch(batch)
+                    batch.clear()
         failed |= await self._recover_batch(batch)
         for partition, epoch in enumerate(epochs):
             if partition not in failed:
@@ -245,6 +240,22 @@ class Resubmitter:
             return False
         self._log.note(record.arguments, answer)
         return True
+
+
+async def _acknowledged_in(segment: Segment) -> AsyncGenerator[Record]:
+    """What the counters have answered of one file; others have their turn now and then."""
+    blocks, seen = Blocks(), 0
+    with segment.reading() as reading:
+        ended = False
+        while not ended:
+            piece = await asyncio.to_thread(reading.piece)
+            ended = not piece
+            for block in blocks.feed(piece):
+                for record in acknowledged(block):
+                    yield record
+                    seen += 1
+                    if seen % TURN_MAX == 0:
+                        await asyncio.sleep(0)
 
 
 def _forgotten(record: Record, segment: Segment, epochs: list[int]) -> bool:

@@ -8,8 +8,10 @@ opens and locks files is in `segment_file.py`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 from zlib import crc32
 
 from gateway.counters.packing import SETTLE
@@ -59,8 +61,7 @@ class Contents:
 
 def block(kind: int, ms: int, payload: bytes) -> bytes:
     """A block as it is written."""
-    checksum = crc32(payload, crc32(_COVERED.pack(kind, len(payload), ms)))
-    return _BLOCK.pack(MAGIC, kind, len(payload), checksum, ms) + payload
+    return _BLOCK.pack(MAGIC, kind, len(payload), _checksum(kind, ms, payload), ms) + payload
 
 
 def records(of: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -76,31 +77,71 @@ def offsets(of: Sequence[int]) -> bytes:
     return b"".join(map(_OFFSET.pack, of))
 
 
-def read(data: bytes) -> Contents:
+class Block(NamedTuple):
+    """A sound block; `at` is the place of its payload in the file."""
+
+    kind: int
+    ms: int
+    at: int
+    payload: bytes
+
+
+class Blocks:
+    """The sound blocks of a file, told from its bytes piece by piece, front to back.
+
+    What one piece leaves open is kept for the next: no more than a block, unless it is damaged.
+    Damage is counted in blocks, a torn end in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.understood = True
+        self.damaged = self.torn_bytes = 0
+        self._rest = b""
+        self._place = 0
+
+    def feed(self, piece: bytes) -> Iterator[Block]:
+        """The blocks that are whole with this piece; an empty one says that the file ends here."""
+        data, ends, at = self._rest + piece, not piece, 0
+        if self._place == 0 and (ends or len(data) >= HEADER_BYTES):
+            # A file that was never begun holds nothing; one of another format holds what we cannot read.
+            at = HEADER_BYTES if data.startswith(HEADER) else len(data)
+            self.understood = at == HEADER_BYTES or HEADER.startswith(data)
+        while self.understood and self._place + at >= HEADER_BYTES and at < len(data):
+            if found := _sound(data, at):
+                yield found._replace(at=self._place + found.at)
+                at = found.at + len(found.payload)
+            elif not ends and _is_open(data, at):
+                break
+            elif (following := data.find(MAGIC, at + 1)) >= 0:
+                self.damaged += 1
+                at = following
+            else:
+                self.torn_bytes = len(data) - at if ends else 0
+                break
+        self._rest = data[at:] if self.understood else b""
+        self._place += at
+
+
+def read(pieces: Iterable[bytes]) -> Contents:
     """What a file holds; a torn end is counted in bytes, damage before it in blocks."""
-    contents = Contents()
-    if not data.startswith(HEADER):
-        # A file that was never begun holds nothing; one of another format holds what we cannot read.
-        contents.understood = HEADER.startswith(data)
-        return contents
-    for kind, ms, start, end in _blocks(data, contents):
-        contents.newest_ms = max(contents.newest_ms, ms)
-        if kind == DONE:
-            for (offset,) in _OFFSET.iter_unpack(data[start:end]):
-                contents.waiting.pop(offset, None)
-        elif kind == SPOOLED:
-            for record in _records(data, kind, ms, start, end):
-                contents.waiting[record.offset] = RECORD_BYTES + len(record.arguments)
+    contents, blocks = Contents(), Blocks()
+    for piece in chain(pieces, (b"",)):
+        for one in blocks.feed(piece):
+            contents.newest_ms = max(contents.newest_ms, one.ms)
+            if one.kind == DONE:
+                for (offset,) in _OFFSET.iter_unpack(one.payload):
+                    contents.waiting.pop(offset, None)
+            elif one.kind == SPOOLED:
+                for record in _records(one):
+                    contents.waiting[record.offset] = RECORD_BYTES + len(record.arguments)
+    contents.understood = blocks.understood
+    contents.damaged_blocks, contents.torn_bytes = blocks.damaged, blocks.torn_bytes
     return contents
 
 
-def acknowledged(data: bytes) -> Iterator[Record]:
-    """The records of a file that the counters have answered, in order."""
-    if not data.startswith(HEADER):
-        return
-    for kind, ms, start, end in _blocks(data, Contents()):
-        if kind == ACKNOWLEDGED:
-            yield from _records(data, kind, ms, start, end)
+def acknowledged(of: Block) -> Iterator[Record]:
+    """The records of a block that the counters have answered, in order."""
+    return _records(of) if of.kind == ACKNOWLEDGED else iter(())
 
 
 def record_at(offset: int, data: bytes) -> Record:
@@ -110,32 +151,35 @@ def record_at(offset: int, data: bytes) -> Record:
     return Record(offset, 0, spooled=True, answer=body[:answer], arguments=body[answer : answer + length])
 
 
-def _blocks(data: bytes, found: Contents) -> Iterator[tuple[int, int, int, int]]:
-    """(kind, ms, start, end) of each sound block's payload; the rest is counted in `found`."""
-    at = HEADER_BYTES
-    while at < len(data):
-        start = at + BLOCK_BYTES
-        if start <= len(data):
-            magic, kind, length, checksum, ms = _BLOCK.unpack_from(data, at)
-            end = start + length
-            if magic == MAGIC and end <= len(data):
-                payload = memoryview(data)[start:end]
-                if checksum == crc32(payload, crc32(_COVERED.pack(kind, length, ms))):
-                    yield kind, ms, start, end
-                    at = end
-                    continue
-        following = data.find(MAGIC, at + 1)
-        if following < 0:
-            found.torn_bytes = len(data) - at
-            return
-        found.damaged_blocks += 1
-        at = following
+def _sound(data: bytes, at: int) -> Block | None:
+    """The block that begins here, if it is whole and undamaged; `at` is its payload's place in `data`."""
+    start = at + BLOCK_BYTES
+    if start > len(data):
+        return None
+    magic, kind, length, checksum, ms = _BLOCK.unpack_from(data, at)
+    if magic != MAGIC or start + length > len(data):
+        return None
+    payload = data[start : start + length]
+    return Block(kind, ms, start, payload) if checksum == _checksum(kind, ms, payload) else None
 
 
-def _records(data: bytes, kind: int, ms: int, start: int, end: int) -> Iterator[Record]:
-    while start < end:
+def _is_open(data: bytes, at: int) -> bool:
+    """Whether more bytes may make a sound block of what begins here."""
+    if len(data) - at < BLOCK_BYTES:
+        return True
+    magic, _, length, *_ = _BLOCK.unpack_from(data, at)
+    return bool(magic == MAGIC) and at + BLOCK_BYTES + length > len(data)
+
+
+def _checksum(kind: int, ms: int, payload: bytes) -> int:
+    return crc32(payload, crc32(_COVERED.pack(kind, len(payload), ms)))
+
+
+def _records(of: Block) -> Iterator[Record]:
+    data, start = of.payload, 0
+    while start < len(data):
         answer, length = _RECORD.unpack_from(data, start)
         body = start + RECORD_BYTES
         middle, after = body + answer, body + answer + length
-        yield Record(start, ms, kind == SPOOLED, data[body:middle], data[middle:after])
+        yield Record(of.at + start, of.ms, of.kind == SPOOLED, data[body:middle], data[middle:after])
         start = after

@@ -8,15 +8,16 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Self
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.segment import HEADER, Contents, Record, read, record_at
 
 SUFFIX = ".settlements"
+# What is read in larger pieces, the C library keeps for each thread that read them.
+PIECE_BYTES = 64 * 1024
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
@@ -51,9 +52,9 @@ class Segment:
             _sync_directory(self.path.parent)
             self.named = True
 
-    def reading(self) -> Callable[[], bytes]:
-        """What reads the whole file, from a thread that may block; the file may be dropped meanwhile."""
-        return partial(_read_whole, os.dup(self.descriptor), self.size)
+    def reading(self) -> Reading:
+        """What reads the file as far as it is written now."""
+        return Reading(self.descriptor, self.size)
 
     def record(self, offset: int) -> Record:
         """One record that waits."""
@@ -67,6 +68,25 @@ class Segment:
     def leave(self) -> None:
         """Let go of the file for whoever comes next."""
         os.close(self.descriptor)
+
+
+class Reading:
+    """The first `size` bytes of a file in pieces; the file may be dropped meanwhile."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor, self._size, self._at = os.dup(descriptor), size, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def piece(self) -> bytes:
+        """The next bytes, `PIECE_BYTES` at most, none at the end; from a thread that may block."""
+        piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - self._at), self._at)
+        self._at += len(piece)
+        return piece
 
 
 def create(directory: Path, now: float) -> Segment:
@@ -106,19 +126,13 @@ def adopted(path: Path, descriptor: int, now: float) -> tuple[Segment, Contents]
     """A claimed file, and what it holds; from a thread that may block. Let go of where it cannot be read."""
     try:
         size = os.fstat(descriptor).st_size
-        contents = read(os.pread(descriptor, size, 0))
+        with Reading(descriptor, size) as reading:
+            contents = read(iter(reading.piece, b""))
     except OSError:
         os.close(descriptor)
         raise
     segment = Segment(path, descriptor, size, now, adopted=True, named=True, waiting=contents.waiting)
     return segment, contents
-
-
-def _read_whole(descriptor: int, size: int) -> bytes:
-    try:
-        return os.pread(descriptor, size, 0)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_directory(directory: Path) -> None:

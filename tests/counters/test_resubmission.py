@@ -16,6 +16,7 @@ from gateway.core.wait import in_task
 from gateway.counters import attendance, keys, packing
 from gateway.counters import resubmission as module
 from gateway.counters.resubmission import BATCH_MAX
+from gateway.counters.segment import HEADER_BYTES, MAGIC
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
 from tests.conftest import ValkeyServer
@@ -277,6 +278,20 @@ async def test_the_memory_of_a_killed_worker_is_sent_only_where_it_may_be_forgot
         worker.die()
     verify(world, epoch=2)
     async with worker_at(world.url, tmp_path):
+        assert len(world.late()) == 1
+
+
+async def test_a_block_that_lies_about_its_length_hides_none_behind_it(world: World, tmp_path: Path) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        for _ in range(2):
+            await worker.settle(world.reserve(need=1), 1)
+            await worker.log.written()
+        (file,) = worker.log.files.segments
+        file.write(HEADER_BYTES + len(MAGIC) + 1, b"\xff\xff\xff")
+        verify(world, epoch=2)
+        await worker.look()
         assert len(world.late()) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,24 +24,45 @@ def acknowledged(*arguments: bytes, ms: int = 5) -> bytes:
     return segment.block(ACKNOWLEDGED, ms, segment.records([(ANSWER, one) for one in arguments]))
 
 
+def in_pieces(data: bytes, size: int = 7) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def read(data: bytes) -> segment.Contents:
+    """What a file holds, read at once; in pieces it is the same."""
+    contents = segment.read([data])
+    assert segment.read(in_pieces(data)) == contents
+    return contents
+
+
+def answered(data: bytes) -> list[segment.Record]:
+    blocks = segment.Blocks()
+    return [
+        one
+        for piece in (*in_pieces(data), b"")
+        for of in blocks.feed(piece)
+        for one in segment.acknowledged(of)
+    ]
+
+
 def waiting(data: bytes) -> list[bytes]:
     """The arguments of what waits in a file, in order."""
-    found = segment.read(data).waiting
+    found = read(data).waiting
     return [segment.record_at(at, data[at : at + size]).arguments for at, size in found.items()]
 
 
 def test_what_is_written_is_read() -> None:
     data = HEADER + spooled(b"one", b"two") + acknowledged(b"three", ms=9)
-    contents = segment.read(data)
+    contents = read(data)
     assert (contents.newest_ms, contents.damaged_blocks, contents.torn_bytes) == (9, 0, 0)
     assert waiting(data) == [b"one", b"two"]
-    (record,) = segment.acknowledged(data)
+    (record,) = answered(data)
     assert (record.arguments, record.answer, record.ms, record.spooled) == (b"three", ANSWER, 9, False)
 
 
 def test_what_is_done_waits_no_more() -> None:
     data = HEADER + spooled(b"one", b"two")
-    first, second = segment.read(data).waiting
+    first, second = read(data).waiting
     data += segment.block(DONE, 6, segment.offsets([first]))
     assert waiting(data) == [b"two"]
     assert waiting(data + segment.block(DONE, 7, segment.offsets([second, first]))) == []
@@ -52,7 +74,7 @@ def test_a_torn_end_costs_the_last_block_alone(data: st.DataObject) -> None:
     last = spooled(b"two", b"three")
     kept = data.draw(st.integers(1, len(last) - 1))
     torn = whole + last[:kept]
-    contents = segment.read(torn)
+    contents = read(torn)
     assert (waiting(torn), contents.torn_bytes, contents.damaged_blocks) == ([b"one"], kept, 0)
 
 
@@ -63,17 +85,17 @@ def test_damage_in_the_middle_is_counted_and_costs_its_block_alone(data: st.Data
     flipped = data.draw(st.integers(1, 255))
     blocks[1] = blocks[1][:at] + bytes([blocks[1][at] ^ flipped]) + blocks[1][at + 1 :]
     damaged = HEADER + b"".join(blocks)
-    contents = segment.read(damaged)
+    contents = read(damaged)
     assert (waiting(damaged), contents.damaged_blocks, contents.torn_bytes) == ([b"one"], 1, 0)
-    assert [one.arguments for one in segment.acknowledged(damaged)] == [b"three"]
+    assert [one.arguments for one in answered(damaged)] == [b"three"]
 
 
 def test_a_file_that_was_never_begun_is_empty_and_another_format_is_not_understood() -> None:
     for length in range(len(HEADER)):
-        assert segment.read(HEADER[:length]) == segment.Contents()
+        assert read(HEADER[:length]) == segment.Contents()
     other = HEADER[:8] + b"\x63\x00" + HEADER[10:] + spooled(b"one")
-    assert segment.read(other) == segment.Contents(understood=False)
-    assert list(segment.acknowledged(other)) == []
+    assert read(other) == segment.Contents(understood=False)
+    assert answered(other) == []
 
 
 @pytest.mark.parametrize("text", ["ünï¢ode", "\xff", "￾", "\U0010ffff"])
@@ -113,4 +135,18 @@ def test_the_checksum_covers_what_a_block_says_of_itself() -> None:
     whole = acknowledged(b"one", ms=5)
     payload = whole[BLOCK_BYTES:]
     assert zlib.crc32(payload).to_bytes(4, "little") not in whole[:BLOCK_BYTES]
-    assert segment.read(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
+    assert read(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
+
+
+@given(st.data())
+def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject) -> None:
+    """Damaged and torn ones too: any byte may be another, any length missing at the end."""
+    whole = bytearray(
+        HEADER + spooled(b"one", b"t" * 40) + acknowledged(b"three", ms=9) + spooled(b"", b"four")
+    )
+    for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=3)):
+        whole[at] ^= data.draw(st.integers(1, 255))
+    kept = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(kept)), max_size=8))), len(kept)]
+    pieces = [kept[start:end] for start, end in pairwise(cuts) if end > start]
+    assert segment.read(pieces) == segment.read([kept])
