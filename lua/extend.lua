@@ -1,6 +1,6 @@
 -- extend: keep many live calls of one partition: renew deadlines, note what was observed,
 -- and take more where a stream outgrew its hold.
--- needs: state event cycle append extend
+-- needs: state batch event cycle append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization (t and o may come again)
 -- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, tokens wanted,
@@ -16,7 +16,7 @@ end
 local raw = call('MGET', values(KEYS))
 local epoch = verified(raw[1], ARGV[1])
 if not epoch then return pack('<d', 0) end
-local now = clock()
+local now = clock(0)
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
 local writes, answer = {}, {pack('<d', now)}
 local tenant, tenants = opener(TENANT_FORM)

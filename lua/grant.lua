@@ -1,5 +1,5 @@
 -- grant: one control write on an account, once by its id.
--- needs: state event cycle append grant
+-- needs: state batch event cycle append grant
 -- allows: oom
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
 -- KEYS[4] t tenant  KEYS[5] o organization
@@ -18,7 +18,7 @@ local raw = call('MGET', KEYS[1], KEYS[4], KEYS[5])
 local epoch = verified(raw[1], run_id)
 if not epoch then return pack('<d', 0) end
 if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return pack('<d', -2) end
-local now = clock()
+local now = clock(0)
 local t, o = raw[2] and open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3])
 local seq, credit_seq = t and t[SEQ] or 0, o[CSEQ]
 local function answer(code)

@@ -1,5 +1,5 @@
 -- lease: set a share of what is free aside for one gateway, for while it cannot reach Redis.
--- needs: state event cycle append lease
+-- needs: state batch event cycle append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late lane  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
@@ -18,7 +18,7 @@ local raw = call('MGET', values(KEYS, 4))
 local epoch = verified(raw[1], run_id)
 if not epoch then return pack('<d', 0) end
 if not (raw[3] and raw[4]) then return pack('<d', -2) end
-local now = clock()
+local now = clock(0)
 local t, o, h = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
 local ends = ttl <= 0
 if ttl < 0 and h and now < h[H_DEADLINE] then return pack('<dd', 3, now) end

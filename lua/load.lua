@@ -1,5 +1,5 @@
 -- load: definitions and rebuilt states, compare-and-set on version or marker.
--- needs: state bucket event cycle load
+-- needs: state batch bucket event cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant)
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify, 4 forget), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
@@ -27,7 +27,7 @@ if verb == FORGET then
 end
 local form, size = form_of(kind)
 if not raw[2] and create == 0 then return pack('<d', -2) end
-local now = clock()
+local now = clock(0)
 local a = raw[2] and open(form, raw[2]) or blank(size, now)
 if raw[2] and a[VERSION] >= version then return pack('<d', 2) end
 if kind == KIND_TENANT then

@@ -1,5 +1,5 @@
 -- peek: states as they stand now, a due reset included; changes nothing.
--- needs: state bucket event cycle
+-- needs: state batch bucket event cycle
 -- allows: nothing (read only)
 -- KEYS[1] m  then states of any kind, all of the kind named
 -- ARGV[1] run id  ARGV[2] kind (1 k, 2 u, 3 t, 4 o)
@@ -8,7 +8,7 @@
 if #KEYS < 2 or #ARGV ~= 2 then return redis.error_reply('ERR peek takes 2 or more keys and 2 arguments') end
 local raw = call('MGET', values(KEYS))
 if not verified(raw[1], ARGV[1]) then return {0} end
-local now, kind = clock(), tonumber(ARGV[2])
+local now, kind = clock(0), tonumber(ARGV[2])
 local form, size = KEY_FORM, KEY_SIZE
 if kind == 2 then form, size = USER_FORM, USER_SIZE end
 if kind == 3 then form, size = TENANT_FORM, TENANT_SIZE end

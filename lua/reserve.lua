@@ -1,9 +1,9 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- needs: state bucket event cycle take admit spend append
+-- needs: state batch bucket event cycle take admit spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
--- ARGV[1] packed: run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
+-- ARGV[1] packed: run id (40), batch (lib/batch.lua), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
@@ -14,8 +14,8 @@
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
-local run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
-  parse('<c40dddddddBc36', ARGV[1])
+local run_id, batch, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
+  parse('<c40ddddddddBc36', ARGV[1])
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
@@ -25,7 +25,7 @@ local epoch, version = verified(raw[1], run_id)
 if not epoch then return pack('<d', 0) end
 if catalogue < version then return pack('<d', -1) end
 if not (raw[2] and raw[3] and raw[4]) then return pack('<d', -2) end
-local now = clock()
+local now = clock(batch)
 local t, o = account(TENANT_ACCOUNT_FORM, raw[2]), account(ORG_ACCOUNT_FORM, raw[3])
 local u = with_user and user_state(raw[5], raw[2], now)
 
@@ -59,10 +59,7 @@ call('ZADD', KEYS[2], now + ttl, request)
 local err = reset and append(KEYS[3], {reset})
 if err then call('ZREM', KEYS[2], request) return err end
 local moved = (uses and TO_SPEND_HELD) or (credits > 0 and TO_CHELD)
-local writes = {KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
-  KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], heads[1] .. sub(raw[4], ACCOUNT_AT),
-  KEYS[1], hold, nil, nil, nil, nil} -- room for the rest
-if u then writes[9], writes[10] = KEYS[8], heads[2] end
-if one_time then writes[#writes + 1], writes[#writes + 2] = KEYS[with_user and 9 or 8], pack(ACTIVATION_FORM, values(a, 1, 5)) end
-call('MSET', values(writes))
+call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
+  KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
+  some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], one_time and pack(ACTIVATION_FORM, values(a, 1, 5))))
 return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2)

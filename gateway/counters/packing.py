@@ -34,12 +34,14 @@ from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
 MARKER = struct.Struct("<40sdd")
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
+# Of a call that shares its time with no other: see lua/lib/batch.lua.
+NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-_RESERVE = struct.Struct("<40s7dB36s")
+_RESERVE = struct.Struct("<40s8dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
-_SETTLE_USED = struct.Struct("<40sB3d")
+_SETTLE_USED = struct.Struct("<40sdB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
-settle_used = _SETTLE_USED.pack  # run id, mode, tokens, credits, units
+settle_used = _SETTLE_USED.pack  # run id, batch, mode, tokens, credits, units
 # The whole argument, as the late lane keeps it: what was used, by whom, the request id.
 SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
 _ADMITTED = struct.Struct("<16q")
@@ -50,7 +52,7 @@ _ONE = struct.Struct("<d")
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
 
-def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> Call:
+def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH) -> Call:
     """Keys and arguments of `reserve`."""
     caller = request.caller
     p, user = caller.partition, request.user
@@ -66,7 +68,7 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) ->
     ]
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
-    arguments = [reserve_argument(run_id, catalogue, ttl_ms, request), user.encode()]
+    arguments = [reserve_argument(run_id, batch, catalogue, ttl_ms, request), user.encode()]
     if flags & (FLAG_ONE_TIME | FLAG_USES):
         names.append(keys.activation(p, caller.organization_id, request.service.id))
     if flags & FLAG_USES:
@@ -74,16 +76,22 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) ->
     return tuple(names), tuple(arguments)
 
 
-def reserve_argument(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
+def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
     """The packed argument of `reserve`."""
     return _RESERVE.pack(
-        run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
+        run_id, batch, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
         request.service.id, service_flags(request), request.request_id.encode(),
     )  # fmt: skip
 
 
 def settle(
-    run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int, late: bytes | None = None
+    run_id: bytes,
+    tombstone_ms: int,
+    settlement: Settlement,
+    mode: int,
+    late: bytes | None = None,
+    *,
+    batch: int = NO_BATCH,
 ) -> Call:
     """Keys and arguments of `settle`; `late` is the late lane's entry that is dealt with."""
     caller = settlement.caller
@@ -103,7 +111,7 @@ def settle(
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
     arguments = [
-        settle_argument(run_id, tombstone_ms, settlement, mode),
+        settle_argument(run_id, batch, tombstone_ms, settlement, mode),
         user.encode(),
         settlement.attribution.encode(),
         settlement.metadata,
@@ -117,9 +125,9 @@ def settle(
     return tuple(names), tuple(arguments)
 
 
-def settle_argument(run_id: bytes, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
+def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
     """The packed argument of `settle`."""
-    used = settle_used(run_id, mode, settlement.tokens, settlement.credits, settlement.units)
+    used = settle_used(run_id, batch, mode, settlement.tokens, settlement.credits, settlement.units)
     return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
 
 

@@ -114,8 +114,8 @@ class Counters:
         try:
             for _ in range(RESERVE_TRIES):
                 packed = packing.reserve_packed(
-                    wire.run_id, self._directory.version, request.need, request.ceiling, request.credits,
-                    request.units, self._ttl_ms, service.id, frame.flags, request_id,
+                    wire.run_id, wire.batch, self._directory.version, request.need, request.ceiling,
+                    request.credits, request.units, self._ttl_ms, service.id, frame.flags, request_id,
                 )  # fmt: skip
                 started = self._clock()
                 answer = await wire.send(b"".join((head, request_id, middle, packed, end)))
@@ -234,6 +234,7 @@ class Counters:
         metadata = settlement.metadata
         used = packing.settle_used(
             self._wire.run_id,
+            self._wire.batch,
             packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
             settlement.tokens,
             settlement.credits,

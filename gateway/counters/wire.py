@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
+from secrets import randbits
 from typing import cast
 
 import hiredis
@@ -30,6 +31,8 @@ PENDING_MAX = 20_000
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
 SWEEP_S = 0.05
 CONNECT_S_MAX = 2.0
+# Where the numbers of a wire's writes begin: they stay below 2^53.
+BATCH_BITS = 52
 
 Reply = bytes | int | None | list["Reply"]
 
@@ -52,6 +55,7 @@ class Wire(asyncio.Protocol):
     `trouble` is why the last attempt failed, empty once it did not.
 
     `available` is False while calls fail at once: there is no connection, or its breaker is open.
+    `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Wire(asyncio.Protocol):
         stall_s: float = STALL_S,
     ) -> None:
         self.run_id = b""
+        self.batch = 1 + randbits(BATCH_BITS)
         self.connected = False
         self.available = False
         self.eviction = ""
@@ -176,6 +181,7 @@ class Wire(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
+        self.batch += 1
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out))
         self._out.clear()

@@ -37,8 +37,12 @@ local function join(a, price)
   return price
 end
 
+-- quotients are rounded up without a call: (a + -a % b) / b
 local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2)
-  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], t[TOTAL] < 0 and -1 or max(0, t[REMAINING] - t[HELD]),
-    t[NEXT], o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD], scope, limit, ceil(used / UNIT), limit > 0 and ceil(used / limit) or 0,
-    scope2, limit2, ceil(used2 / UNIT), limit2 > 0 and ceil(used2 / limit2) or 0, credits)
+  local free = t[REMAINING] - t[HELD]
+  if t[TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
+  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], free, t[NEXT],
+    o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD],
+    scope, limit, (used + -used % UNIT) / UNIT, limit > 0 and (used + -used % limit) / limit or 0,
+    scope2, limit2, (used2 + -used2 % UNIT) / UNIT, limit2 > 0 and (used2 + -used2 % limit2) / limit2 or 0, credits)
 end

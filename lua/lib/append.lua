@@ -4,7 +4,7 @@
 local function append(stream, events)
   for i = 1, #events do
     local id = try('XADD', stream, '*', 'e', events[i])
-    if type(id) == 'table' then
+    if kind_of(id) == 'table' then
       for j = 1, i - 1 do call('XDEL', stream, events[j]) end
       return id
     end

@@ -19,14 +19,20 @@ local function standing(t)
   return flags
 end
 
+-- a movement of tokens alone
+local function tokens_event(t, kind, flags, note, at, epoch, key, service, amount, source, user, attribution, metadata)
+  return pack(TOKENS_FORM, LAYOUT, kind, flags, note, at, epoch, t[TENANT_ORG], t[TENANT], key, service,
+    t[SEQ], t[CYCLE], amount, t[REMAINING], t[USED], t[NEXT], no_purse,
+    #source, source, #user, user, #attribution, attribution, #metadata, metadata)
+end
+
 -- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance,
 -- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
   if t and not f.credit_seq and not f.spend_seq then
-    return pack(TOKENS_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch, o_id, t[TENANT], f.key or 0, f.service or 0,
-      t[SEQ], t[CYCLE], f.amount or 0, t[REMAINING], t[USED], t[NEXT], no_purse,
-      #source, source, #user, user, #attribution, attribution, #metadata, metadata)
+    return tokens_event(t, f.kind, f.flags, f.note or 0, f.at, f.epoch, f.key or 0, f.service or 0, f.amount or 0,
+      source, user, attribution, metadata)
   end
   return pack(EVENT_FORM, LAYOUT, f.kind, f.flags, f.note or 0, f.at, f.epoch,
     o_id, t and t[TENANT] or 0, f.key or 0, f.service or 0,
@@ -35,10 +41,15 @@ local function event(t, o_id, f)
     #source, source, #user, user, #attribution, attribution, #metadata, metadata) .. (f.priced or '')
 end
 
--- stamps the next seq and a time that never runs backwards, then packs a token movement
-local function movement(t, now, epoch, kind, amount, f)
+-- the next seq, and a time that never runs backwards
+local function stamp(t, now)
   t[SEQ] = t[SEQ] + 1
-  t[LEDGER_AT] = max(now, t[LEDGER_AT])
+  if now > t[LEDGER_AT] then t[LEDGER_AT] = now end
+end
+
+-- stamps and packs a token movement
+local function movement(t, now, epoch, kind, amount, f)
+  stamp(t, now)
   f.kind, f.at, f.epoch, f.amount = kind, t[LEDGER_AT], epoch, abs(amount)
   f.flags = (f.flags or 0) + TOKENS + standing(t) + ((kind ~= CONSUME and amount >= 0) and INWARD or 0)
   return event(t, t[TENANT_ORG], f)

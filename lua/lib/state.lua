@@ -33,12 +33,12 @@ local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAY
 
 -- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
 -- once, on the first call: while the library is loaded there are none.
-local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min
+local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min, kind_of
 
 local function bind()
   try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
   abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
-  byte, call = string.byte, redis.call
+  byte, call, kind_of = string.byte, redis.call, type
 end
 
 local function open(form, packed)
@@ -49,19 +49,6 @@ end
 
 -- the assembly writes it out where `flags` is a name or a field
 local function has(flags, flag) return flags % (flag * 2) >= flag end
-
-local function clock()
-  local time = call('TIME')
-  return time[1] * 1000 + floor(time[2] / 1000)
-end
-
--- the marker's epoch and catalogue version, or nil where run_id did not verify this partition
-local function verified(marker, run_id)
-  if not marker then return nil end
-  local id, epoch, version = parse('<c40dd', marker)
-  if id ~= run_id then return nil end
-  return epoch, version
-end
 
 local function write(form, size, a) return pack(form, values(a, 1, size)) end
 
@@ -76,8 +63,15 @@ local function field(packed, at) return (parse('<d', packed, 8 * at - 14)) end
 -- a packed state with another head, and the first fields of its account as they stand in `a`: `form` is theirs.
 -- What did not move is taken over packed
 local function renewed(packed, head, form, a)
-  local last = form and #form + 8 or 9
-  return head .. (form and pack(form, values(a, 10, last)) or '') .. sub(packed, 8 * last - 6)
+  if not form then return head .. sub(packed, ACCOUNT_AT) end
+  local last = #form + 8
+  return head .. pack(form, values(a, 10, last)) .. sub(packed, 8 * last - 6)
+end
+
+-- the names and values of those there are, for MSET: a table would cost its making
+local function some(name, value, name2, value2, name3, value3)
+  if value then return name, value, some(name2, value2, name3, value3) end
+  if name2 then return some(name2, value2, name3, value3) end
 end
 
 -- what is left of a hold that was reclaimed, so that a late settle becomes a correction

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +36,7 @@ from tests.tree import ROOT
 
 BATCHES = (4, 16)
 CALLS_A_RUN = 800
+NUMBERS = count(1)
 WIDE = Limits(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=10**5)
 DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
 PAID = Service(id=2, key="images", meter="consumption", counts_tokens=True, credits=1)
@@ -63,7 +65,7 @@ class Cost:
 class Variant:
     """A pair of commands a call: first all of a batch's first ones, then all the second ones."""
 
-    def __init__(self, name: str, pair: Callable[[], tuple[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+    def __init__(self, name: str, pair: Callable[[int], tuple[tuple[Any, ...], tuple[Any, ...]]]) -> None:
         self.name = name
         self._pair = pair
 
@@ -71,7 +73,8 @@ class Variant:
         """The commands of one run, made before its clock starts."""
         made = []
         for _ in range(CALLS_A_RUN // size):
-            pairs = [self._pair() for _ in range(size)]
+            number = next(NUMBERS)
+            pairs = [self._pair(number) for _ in range(size)]
             made.append(([first for first, _ in pairs], [second for _, second in pairs]))
         return made
 
@@ -85,14 +88,14 @@ def of_scripts(
         world.client.function_load(library.text)
     reserve, settle = library.functions["reserve"], library.functions["settle"]
 
-    def pair() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def pair(batch: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         request = HoldRequest(world.caller, str(uuid.uuid4()), "ann", service, 300, 300, credits_)
         used = Settlement(
             world.caller, request.request_id, "ann", service, charge=True, tokens=270, credits=credits_,
             metadata=b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}',
         )  # fmt: skip
-        first = packing.reserve(world.run_id, 1, TTL_MS, request)
-        second = packing.settle(world.run_id, 0, used, packing.MODE_CHARGE)
+        first = packing.reserve(world.run_id, 1, TTL_MS, request, 2 * batch)
+        second = packing.settle(world.run_id, 0, used, packing.MODE_CHARGE, batch=2 * batch + 1)
         return _fcall(reserve, first), _fcall(settle, second)
 
     return Variant(name, pair)
@@ -101,7 +104,7 @@ def of_scripts(
 def empty(world: World) -> Variant:
     """Two scripts that do nothing: what calling any script costs."""
     world.client.function_load(EMPTY)
-    return Variant("return 1, twice", lambda: (("FCALL", "empty", 0), ("FCALL", "empty", 0)))
+    return Variant("return 1, twice", lambda _: (("FCALL", "empty", 0), ("FCALL", "empty", 0)))
 
 
 def _fcall(function: str, call: packing.Call) -> tuple[Any, ...]:

@@ -56,6 +56,23 @@ async def test_one_tick_is_one_write(connect: Connect) -> None:
         assert [len(chunk) for chunk in fake.chunks] == [20, 1]
 
 
+async def test_each_write_has_a_number_that_no_other_wire_uses(connect: Connect) -> None:
+    """Below 2^53: it travels as a double."""
+    async with fake_redis(lambda command: bulk(command[-1])) as fake:
+        wires = [await connect(fake.url) for _ in range(3)]
+        numbers = []
+        for wire in wires:
+            for _ in range(4):
+                first = wire.batch
+                waits = [wire.send(encode(b"ECHO", b"1")) for _ in range(2)]
+                assert wire.batch == first
+                numbers.append(first)
+                for wait in waits:
+                    await in_task(wait)
+        assert len(set(numbers)) == len(numbers)
+        assert all(packing.NO_BATCH < number < 2**53 for number in numbers)
+
+
 async def test_an_answer_cut_anywhere_is_put_together(connect: Connect) -> None:
     async with fake_redis(lambda command: bulk(command[-1])) as fake:
         wire = await connect(fake.url)

@@ -1,0 +1,25 @@
+-- batch: what calls that come together share: the time, and what their partition's marker says. Needs state.
+
+-- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's; 0: nobody knows)
+-- and runs without another in between shares its time: TIME is a twentieth of what reserve and settle cost
+local asked_by, answered = 0, 0
+local function clock(batch)
+  if batch ~= asked_by or batch == 0 then
+    local time = call('TIME')
+    asked_by, answered = batch, time[1] * 1000 + floor(time[2] / 1000)
+  end
+  return answered
+end
+
+-- the marker's epoch and catalogue version, or nil where run_id did not verify this partition; what the last one
+-- says is kept, since it is the same for all calls of a partition
+local last_marker, marked_by, marked_epoch, marked_version
+local function verified(marker, run_id)
+  if not marker then return nil end
+  if marker ~= last_marker then
+    marked_by, marked_epoch, marked_version = parse('<c40dd', marker)
+    last_marker = marker
+  end
+  if marked_by ~= run_id then return nil end
+  return marked_epoch, marked_version
+end
