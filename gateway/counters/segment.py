@@ -18,7 +18,7 @@ from gateway.counters.packing import SETTLE
 
 FORMAT = 1
 # Changed whenever the packed argument of `settle` is: records of another layout are not understood.
-ARGUMENT_LAYOUT = 1
+ARGUMENT_LAYOUT = 2
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
 
 _SIGNATURE = b"TKSETTLE"
