@@ -33,9 +33,11 @@ MODULES = {
     "gateway/core/meter": (
         "__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array", "openai",
     ),
-    "gateway/counters": ("wire", "quota", "packing", "flags", "directory", "terms", "allowance"),
+    "gateway/counters": (
+        "wire", "quota", "packing", "flags", "directory", "terms", "allowance", "settlement_log", "segment",
+    ),
 }  # fmt: skip
-_CONSTANT = re.compile(r"^(_[A-Z][A-Z0-9_]*) = (?!TypeVar)", re.MULTILINE)
+_CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
 
@@ -84,14 +86,48 @@ def build(target: Path) -> None:
 def finalize(module: Path) -> None:
     """Say what is true of a module where only a compiler gains by it.
 
-    Nothing sets its private constants again: they are read from C, not from the module's names.
-    Its dataclasses that may change begin by plain assignments, which are compiled as well.
+    Nothing sets its constants again: they are read from C, not from the module's names. Its
+    dataclasses that may change begin by plain assignments, which are compiled as well.
     """
-    text = module.read_text(encoding="utf-8")
-    final = _CONSTANT.sub(r"\1: _Final = ", text)
-    if final != text:
-        text = final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
+    text = said_final(module.read_text(encoding="utf-8"))
     module.write_text(begun_plainly(text), encoding="utf-8")
+
+
+def said_final(text: str) -> str:
+    """The module with its constants `Final`: upper-case names assigned at the top, alone or in a row."""
+    lines = text.splitlines()
+    for node in reversed(ast.parse(text).body):
+        if not isinstance(node, ast.Assign) or _called(node.value) == "TypeVar":
+            continue
+        stated = _assigned(node)
+        if stated and all(_CONSTANT.fullmatch(name) for name, _ in stated):
+            lines[node.lineno - 1 : node.end_lineno] = [f"{name}: _Final = {value}" for name, value in stated]
+    final = "\n".join(lines) + "\n"
+    return final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
+
+
+def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
+    """Each name an assignment gives a value, and that value; none where that is hard to say."""
+    target, value = node.targets[-1], node.value
+    if isinstance(target, ast.Name) and len(node.targets) == 1:
+        return [] if _is_row_of_floats(value) else [(target.id, ast.unparse(value))]
+    names = [ast.unparse(one) for one in target.elts] if isinstance(target, ast.Tuple) else []
+    if _called(value) == "range":
+        return [(name, str(number)) for number, name in enumerate(names)]
+    if isinstance(value, ast.Tuple) and len(value.elts) == len(names):
+        return list(zip(names, map(ast.unparse, value.elts), strict=True))
+    return []
+
+
+def _is_row_of_floats(value: ast.expr) -> bool:
+    """Whether mypyc would keep it in a C struct, of which it cannot tell that it was set."""
+    first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, float)
+
+
+def _called(value: ast.expr) -> str:
+    """The name of the function a value is the answer of."""
+    return ast.unparse(value.func) if isinstance(value, ast.Call) else ""
 
 
 def begun_plainly(text: str) -> str:

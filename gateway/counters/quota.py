@@ -117,9 +117,10 @@ class Counters:
                     wire.run_id, wire.batch, self._directory.version, request.need, request.ceiling,
                     request.credits, request.units, self._ttl_ms, service.id, frame.flags, request_id,
                 )  # fmt: skip
-                started = self._clock()
-                answer = await wire.send(b"".join((head, request_id, middle, packed, end)))
-                self._reserve_took(self._clock() - started)
+                wait = wire.send(b"".join((head, request_id, middle, packed, end)))
+                asked_at = wire.asked_at
+                answer = await wait
+                self._reserve_took(wire.answered_at - asked_at)
                 decision = packing.decision(cast("bytes", answer), service)
                 verdict = decision.verdict
                 if verdict is _ADMITTED:
@@ -154,11 +155,13 @@ class Counters:
             if not self._wire.available:  # and there is no hold to be released
                 return Settled.UNKNOWN
         command = self._settle_command(frame, settlement)
-        settled, started = _UNVERIFIED, self._clock()
+        wire, settled = self._wire, _UNVERIFIED
         try:
-            answer = cast("bytes", await self._wire.send(command))
+            wait = wire.send(command)
+            asked_at = wire.asked_at
+            answer = cast("bytes", await wait)
             settled = _SETTLED[answer[:8]]
-            self._settle_took(self._clock() - started)
+            self._settle_took(wire.answered_at - asked_at)
         except CountersUnavailable:
             answer = b""
         if settled is not _UNVERIFIED:

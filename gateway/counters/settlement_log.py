@@ -67,7 +67,7 @@ class SettlementLog:
         self.woken = asyncio.Event()
         self._clock, self._wall, self._say = clock, wall, say
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "settlement-log")
+        self._executor = ThreadPoolExecutor(1, "settlement-log")
         self._notes: list[tuple[bytes, bytes]] = []
         self._spools: list[tuple[bytes, Wait[None]]] = []
         self._done: dict[Segment, list[int]] = {}
@@ -150,14 +150,14 @@ class SettlementLog:
                         await asyncio.wait([self._writing])
                         await asyncio.sleep(0)
                 needed = self._clock() - self._noted_at < AT_RISK_S
-                await self._loop.run_in_executor(self._thread, partial(self.files.close, needed=needed))
+                await self._loop.run_in_executor(self._executor, partial(self.files.close, needed=needed))
         except TimeoutError:
             self._say("settlement log was not closed: its disk hangs", waiting=self.waiting, level="error")
             return False
         finally:
             for timer in filter(None, (self._timer, self._syncing)):
                 timer.cancel()
-        self._thread.shutdown()
+        self._executor.shutdown()
         self._closed = True
         return True
 
@@ -178,7 +178,7 @@ class SettlementLog:
         if not turn.writes and not turn.synced:
             self._turned.set()
             return
-        self._writing = self._loop.run_in_executor(self._thread, write, turn)
+        self._writing = self._loop.run_in_executor(self._executor, write, turn)
         bound = self._loop.call_later(SPOOL_S_MAX, give_up, turn.waits) if turn.waits else None
         self._writing.add_done_callback(lambda written: self._written(turn, written, bound))
 

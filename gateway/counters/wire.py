@@ -56,6 +56,7 @@ class Wire(asyncio.Protocol):
 
     `available` is False while calls fail at once: there is no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
+    `asked_at` is when the first command of the last write was sent, `answered_at` when answers last came.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         self.run_id = b""
         self.batch = 1 + randbits(BATCH_BITS)
+        self.asked_at = self.answered_at = clock()
         self.connected = False
         self.available = False
         self.eviction = ""
@@ -130,11 +132,7 @@ class Wire(asyncio.Protocol):
         if not self.available or len(self._pending) >= PENDING_MAX:
             wait.fail(CountersUnavailable())
             return wait
-        self._pending.append((wait, command, self._clock()))
-        self._out.append(command)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+        self._queue(wait, command)
         return wait
 
     # --- asyncio.Protocol ---------------------------------------------------------------
@@ -148,6 +146,7 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answer calls in the order they were sent."""
         reader, pending = self._reader, self._pending
+        self.answered_at = self._clock()
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
@@ -160,7 +159,7 @@ class Wire(asyncio.Protocol):
             self._drop()
         if not self.available and self.connected:
             # What has waited in vain is the probe: once all of it is answered, calls may wait again.
-            self.available = not pending or self._clock() - pending[0][2] <= self._call_s
+            self.available = not pending or self.answered_at - pending[0][2] <= self._call_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits and connect anew."""
@@ -173,11 +172,12 @@ class Wire(asyncio.Protocol):
     # --- the rest -----------------------------------------------------------------------
 
     def _queue(self, wait: Wait[Reply], command: bytes) -> None:
-        self._pending.append((wait, command, self._clock()))
-        self._out.append(command)
         if not self._scheduled:
             self._scheduled = True
+            self.asked_at = self._clock()
             self._loop.call_soon(self._flush)
+        self._pending.append((wait, command, self.asked_at))
+        self._out.append(command)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -203,7 +203,7 @@ class Wire(asyncio.Protocol):
             self._loading = Wait()
             self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
         self._queue(wait, command)
-        self._pending[-1] = (wait, b"", self._clock())
+        self._pending[-1] = (wait, b"", self.asked_at)
 
     def _sweep(self) -> None:
         """Fail what waited too long and open the breaker; close a connection that stalls."""

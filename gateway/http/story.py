@@ -20,11 +20,12 @@ class Story:
     being charged is never interrupted, it only waits for a bounded time (`expire_wait`).
     """
 
-    __slots__ = ("_awaited", "_coroutine", "_pending", "_running", "over", "shielded")
+    __slots__ = ("_coroutine", "_future", "_pending", "_running", "_wait", "over", "shielded")
 
     _coroutine: Coroutine[Any, None, None]
 
-    _awaited: Any
+    _wait: Wait[Any] | None
+    _future: asyncio.Future[Any] | None
     _pending: BaseException | None
     _running: bool
     over: bool
@@ -32,7 +33,9 @@ class Story:
 
     def __init__(self) -> None:
         self.shielded = self.over = self._running = False
-        self._awaited = self._pending = None
+        self._wait = None
+        self._future = None
+        self._pending = None
 
     def tell(self, coroutine: Coroutine[Any, None, None]) -> None:
         """Begin, and run up to the first wait."""
@@ -58,10 +61,10 @@ class Story:
         raise NotImplementedError
 
     def _resume(self) -> None:
-        awaited = self._awaited
-        if awaited is None or not awaited.done:
+        wait = self._wait
+        if wait is None or not wait.done:
             return  # an earlier wait that was given up
-        self._awaited = None
+        self._wait = None
         self._running = True
         try:
             awaited = self._coroutine.send(None)
@@ -72,17 +75,17 @@ class Story:
         else:
             if self._pending is None and type(awaited) is Wait:
                 self._running = False
-                self._awaited = awaited
+                self._wait = awaited
                 awaited.then(self._resume)
             else:
                 self._wait_for(awaited)
 
     def _resume_after(self, future: asyncio.Future[Any]) -> None:
-        if self._awaited is future:
+        if self._future is future:
             self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
-        self._awaited = None
+        self._wait = self._future = None
         self._running = True
         try:
             awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
@@ -100,10 +103,11 @@ class Story:
         if pending is not None and not self.shielded:
             self._step(pending)
             return
-        self._awaited = awaited
         if type(awaited) is Wait:
+            self._wait = awaited
             awaited.then(self._resume)
         else:
+            self._future = awaited
             awaited.add_done_callback(self._resume_after)
 
     def _end(self, error: BaseException | None) -> None:
