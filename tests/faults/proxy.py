@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import cast
 
 CHUNK_BYTES = 65_536
 LINGER_RESET = struct.pack("ii", 1, 0)
@@ -86,6 +87,7 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._channels: set[_Channel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -98,7 +100,10 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.reset()
-        await asyncio.sleep(0)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     @property
     def open(self) -> int:
@@ -134,7 +139,8 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        channel = None
+        channel, task = None, cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
         try:
             await self._open.wait()
             async with asyncio.timeout(CONNECT_S_MAX):
@@ -146,9 +152,11 @@ class Proxy:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(channel, reader, to_server, Way.TO_SERVER))
                 both.create_task(self._pump(channel, other, writer, Way.TO_CLIENT))
-        except (OSError, TimeoutError, BaseExceptionGroup, RuntimeError):  # the last is uvloop's for closed
+        except (OSError, TimeoutError, BaseExceptionGroup, RuntimeError, asyncio.CancelledError):
+            # RuntimeError is uvloop's for a closed one; who cancels is `stop`, and asyncio would report it.
             (channel or _Channel(writer, writer)).reset()
         finally:
+            self._tasks.discard(task)
             self._channels.discard(channel)
 
     async def _pump(
