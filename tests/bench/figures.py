@@ -63,7 +63,8 @@ class Row:
 
     `per_core` is requests for each second of gateway CPU: the rate of a gateway core that is always
     busy, also where the load core gave out first. `spread` is (highest - lowest) / median of the
-    rate. `added_*` are latencies above the direct call's at a fixed low rate; None: not measured.
+    rate. `least_*` are those of the quietest window: what disturbs a machine only ever adds to them.
+    `added_*` are latencies above the direct call's at a fixed low rate; None: not measured.
     """
 
     contender: str
@@ -73,9 +74,11 @@ class Row:
     p50_us: float
     p99_us: float
     gateway_us: float
+    least_gateway_us: float
     gateway_busy: float
     load_busy: float
     redis_us: float
+    least_redis_us: float
     script_us: float
     commands_per_read: float
     errors: int
@@ -102,9 +105,11 @@ def row(windows: Sequence[Window]) -> Row:
         p50_us=_middle(windows, lambda one: one.p50_us),
         p99_us=_middle(windows, lambda one: one.p99_us),
         gateway_us=_middle(windows, lambda one: one.gateway_us),
+        least_gateway_us=min(one.gateway_us for one in windows),
         gateway_busy=_middle(windows, lambda one: one.gateway_cpu_s / one.seconds),
         load_busy=_middle(windows, lambda one: one.load_busy),
         redis_us=_middle(windows, lambda one: one.redis_us),
+        least_redis_us=min(one.redis_us for one in windows),
         script_us=_middle(windows, lambda one: one.script_us),
         commands_per_read=_middle(windows, lambda one: one.commands_per_read),
         errors=sum(one.errors for one in windows),
@@ -139,7 +144,8 @@ def table(rows: Sequence[Row], titles: dict[str, str]) -> str:
     """Render the rows as a Markdown table; a row with errors is marked."""
     head = [
         "contender", "req/s", "req/s of a full gateway core", "spread", "p50 ms", "p99 ms",
-        "gateway CPU µs/req", "Redis CPU µs/req", "scripts µs/req", "scripts a read", "ledger entries/req",
+        "gateway CPU µs/req (least)", "Redis CPU µs/req (least)", "scripts µs/req", "scripts a read",
+        "ledger entries/req",
         "gateway core", "load core", "added p50 / p99 ms at 100/s", "worker RSS MiB", "foreign cores",
     ]  # fmt: skip
     return _markdown(head, [_cells(one, titles) for one in rows])
@@ -202,8 +208,8 @@ def _cells(one: Row, titles: dict[str, str]) -> list[str]:
         f"{one.spread:.0%}",
         f"{one.p50_us / 1000:.2f}",
         f"{one.p99_us / 1000:.2f}",
-        f"{one.gateway_us:,.1f}" if one.gateway_us else "–",
-        f"{one.redis_us:.1f}" if one.redis_us else "–",
+        f"{one.gateway_us:,.1f} ({one.least_gateway_us:,.1f})" if one.gateway_us else "–",
+        f"{one.redis_us:.1f} ({one.least_redis_us:.1f})" if one.redis_us else "–",
         f"{one.script_us:.1f}" if one.script_us else "–",
         f"{one.commands_per_read:.1f}" if one.commands_per_read else "–",
         "–" if one.entries_per_request is None else f"{one.entries_per_request:.3f}",

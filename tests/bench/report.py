@@ -81,9 +81,10 @@ def as_markdown(measured: Measured, about: Mapping[str, object]) -> str:
     notes += [f"- left out: {TITLES[name]}: {why}" for name, why in measured.missing.items()]
     shown = "; ".join(f"{name} {value}" for name, value in about.items())
     head = (
-        f"{shown}. {REQUEST_BYTES:,}-byte requests over kept connections; medians over rounds, ratios within "
-        "each round. `req/s of a full gateway core` is requests by gateway CPU second: where the load "
-        "core (client, upstream, Redis) gave out before the gateway, req/s is its limit, not the gateway's."
+        f"{shown}. {REQUEST_BYTES:,}-byte requests over kept connections; medians over rounds, in brackets "
+        "the least of any round, ratios within each round. `req/s of a full gateway core` is requests by "
+        "gateway CPU second: where the load core (client, upstream, Redis) gave out before the gateway, "
+        "req/s is its limit, not the gateway's."
     )
     tables = [table(rows_of(measured), TITLES), ratios(measured.windows, OURS, TITLES)]
     return "\n\n".join([head, *(one.strip() for one in tables if one), "\n".join(notes)]).rstrip() + "\n"
