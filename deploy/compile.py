@@ -38,6 +38,8 @@ MODULES = {
     ),
 }  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
+# Bounds that others may see stay names of the module: tests set lower ones.
+_BOUND = re.compile(r"[A-Z].*_(?:MAX|S)")
 _PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
 
@@ -86,8 +88,8 @@ def build(target: Path) -> None:
 def finalize(module: Path) -> None:
     """Say what is true of a module where only a compiler gains by it.
 
-    Nothing sets its constants again: they are read from C, not from the module's names. Its
-    dataclasses that may change begin by plain assignments, which are compiled as well.
+    Nothing sets its constants again, but for bounds: they are read from C, not from the module's
+    names. Its dataclasses that may change begin by plain assignments, which are compiled as well.
     """
     text = said_final(module.read_text(encoding="utf-8"))
     module.write_text(begun_plainly(text), encoding="utf-8")
@@ -100,7 +102,7 @@ def said_final(text: str) -> str:
         if not isinstance(node, ast.Assign) or _called(node.value) == "TypeVar":
             continue
         stated = _assigned(node)
-        if stated and all(_CONSTANT.fullmatch(name) for name, _ in stated):
+        if stated and all(_is_fixed(name) for name, _ in stated):
             lines[node.lineno - 1 : node.end_lineno] = [f"{name}: _Final = {value}" for name, value in stated]
     final = "\n".join(lines) + "\n"
     return final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
@@ -121,8 +123,12 @@ def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
 
 def _is_row_of_floats(value: ast.expr) -> bool:
     """Whether mypyc would keep it in a C struct, of which it cannot tell that it was set."""
-    first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else None
-    return isinstance(first, ast.Constant) and isinstance(first.value, float)
+    parts = value.elts if isinstance(value, ast.Tuple) else []
+    return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
+
+
+def _is_fixed(name: str) -> bool:
+    return bool(_CONSTANT.fullmatch(name)) and not _BOUND.fullmatch(name)
 
 
 def _called(value: ast.expr) -> str:

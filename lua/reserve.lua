@@ -3,7 +3,7 @@
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
--- ARGV[1] packed: run id (40), batch (lib/batch.lua), catalogue version, need, ceiling, credits, units, ttl ms, service,
+-- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
@@ -14,8 +14,8 @@
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
-local run_id, batch, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
-  parse('<c40ddddddddBc36', ARGV[1])
+local batch, run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
+  parse('<dc40dddddddBc36', ARGV[1])
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')

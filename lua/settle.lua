@@ -4,7 +4,7 @@
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
 -- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME or 16
--- ARGV[1] packed: run id (40), batch (lib/batch.lua), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
+-- ARGV[1] packed: batch (lib/batch.lua), run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
 --         5 recover: was acknowledged before, by a Redis that may have forgotten it,
 --         6 correct: no hold needed, amounts are what was used less what a reclaim charged),
 --         tokens, credits, units, service, tenant, organization, key,
@@ -19,7 +19,7 @@
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
-local s, run_id, batch, with_user, kept, arguments = settlement_of(ARGV)
+local s, batch, run_id, with_user, kept, arguments = settlement_of(ARGV)
 if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 0) or #ARGV ~= arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
@@ -64,7 +64,7 @@ a = a and pack(ACTIVATION_FORM, values(a, 1, 5))
 
 local told = s[S_MODE] == RECOVER and late(KEYS[3], s, 0)
 local removed = call('ZREM', KEYS[1], s[S_REQUEST])
-local err = append(KEYS[2], reset and {reset, entry} or {entry})
+local err = append(KEYS[2], reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry
 if err then
   if told then call('XDEL', KEYS[3], told) end
   if removed == 1 then call('ZADD', KEYS[1], slots == 1 and field(raw[2], H_DEADLINE) or 0, s[S_REQUEST]) end

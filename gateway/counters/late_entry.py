@@ -70,7 +70,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
         return None
     try:
         used = packing.SETTLE.unpack(fields[b"a"])
-        return LateEntry(place_of(raw), cast("bytes", raw[0]), int(used[8]), used[12].decode(), fields)
+        return LateEntry(place_of(raw), cast("bytes", raw[0]), int(used[7]), used[11].decode(), fields)
     except (ValueError, OverflowError, struct.error):
         return None
 
@@ -78,7 +78,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
     """What an entry of a partition's lane says was used, by whom and of what."""
     fields = entry.fields
-    _, _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
+    _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
         fields[b"a"]
     )
     organization_id = entry.organization_id

@@ -37,13 +37,14 @@ CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-_RESERVE = struct.Struct("<40s8dB36s")
+_RESERVE = struct.Struct("<d40s7dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
-_SETTLE_USED = struct.Struct("<40sdB3d")
+_SETTLE_USED = struct.Struct("<d40sB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
-settle_used = _SETTLE_USED.pack  # run id, batch, mode, tokens, credits, units
-# The whole argument, as the late lane keeps it: what was used, by whom, the request id.
-SETTLE = struct.Struct(f"{_SETTLE_USED.format}{_SETTLE_WHO.format[1:]}36s")
+settle_used = _SETTLE_USED.pack  # batch, run id, mode, tokens, credits, units
+# The argument as log and late lane keep it, without the batch: what was used, by whom, the request id.
+BATCH_BYTES = 8
+SETTLE = struct.Struct("<40sB3d4dBd36s")
 _ADMITTED = struct.Struct("<16q")
 _REFUSED = struct.Struct("<7q")
 _SETTLED = struct.Struct("<9d")
@@ -79,7 +80,7 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, ba
 def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
     """The packed argument of `reserve`."""
     return _RESERVE.pack(
-        run_id, batch, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
+        batch, run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
         request.service.id, service_flags(request), request.request_id.encode(),
     )  # fmt: skip
 
@@ -127,7 +128,7 @@ def settle(
 
 def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
     """The packed argument of `settle`."""
-    used = settle_used(run_id, batch, mode, settlement.tokens, settlement.credits, settlement.units)
+    used = settle_used(batch, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
     return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
 
 

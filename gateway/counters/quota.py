@@ -61,8 +61,8 @@ class _Frame:
         filled = b"$0\r\n\r\n$0\r\n\r\n" + last
         assert end.endswith(filled)
         self.settle = head, middle, end[: -len(filled)], last
-        # Where the arguments begin in the whole command: what the log keeps of it.
-        self.arguments_at = len(head) + len(_NO_ID) + len(middle)
+        # Where in the whole command begins what the log keeps of it.
+        self.arguments_at = len(head) + len(_NO_ID) + len(middle) + packing.BATCH_BYTES
 
 
 class Counters:
@@ -114,7 +114,7 @@ class Counters:
         try:
             for _ in range(RESERVE_TRIES):
                 packed = packing.reserve_packed(
-                    wire.run_id, wire.batch, self._directory.version, request.need, request.ceiling,
+                    wire.batch, wire.run_id, self._directory.version, request.need, request.ceiling,
                     request.credits, request.units, self._ttl_ms, service.id, frame.flags, request_id,
                 )  # fmt: skip
                 wait = wire.send(b"".join((head, request_id, middle, packed, end)))
@@ -236,8 +236,8 @@ class Counters:
         request_id, attribution = settlement.request_id.encode(), settlement.attribution.encode()
         metadata = settlement.metadata
         used = packing.settle_used(
-            self._wire.run_id,
             self._wire.batch,
+            self._wire.run_id,
             packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
             settlement.tokens,
             settlement.credits,

@@ -244,12 +244,10 @@ class Resubmitter:
 
 async def _acknowledged_in(segment: Segment) -> AsyncGenerator[Record]:
     """What the counters have answered of one file; others have their turn now and then."""
-    blocks, seen = Blocks(), 0
+    seen = 0
     with segment.reading() as reading:
-        ended = False
-        while not ended:
-            piece = await asyncio.to_thread(reading.piece)
-            ended = not piece
+        blocks = Blocks(reading.size)
+        while piece := await asyncio.to_thread(reading.piece):
             for block in blocks.feed(piece):
                 for record in acknowledged(block):
                     yield record

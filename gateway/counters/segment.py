@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 from zlib import crc32
 
@@ -18,7 +17,7 @@ from gateway.counters.packing import SETTLE
 
 FORMAT = 1
 # Changed whenever the packed argument of `settle` is: records of another layout are not understood.
-ARGUMENT_LAYOUT = 2
+ARGUMENT_LAYOUT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
 
 _SIGNATURE = b"TKSETTLE"
@@ -87,45 +86,67 @@ class Block(NamedTuple):
 
 
 class Blocks:
-    """The sound blocks of a file, told from its bytes piece by piece, front to back.
+    """The sound blocks of a file of `size` bytes, told from these piece by piece, front to back.
 
-    What one piece leaves open is kept for the next: no more than a block, unless it is damaged.
-    Damage is counted in blocks, a torn end in bytes.
+    What one piece leaves open is kept for the next: a block, or what says that it is one. Damage
+    is counted in blocks, a torn end in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.understood = True
         self.damaged = self.torn_bytes = 0
-        self._rest = b""
+        self._size = size
+        self._kept = bytearray()
         self._place = 0
+        self._searching = False
 
     def feed(self, piece: bytes) -> Iterator[Block]:
-        """The blocks that are whole with this piece; an empty one says that the file ends here."""
-        data, ends, at = self._rest + piece, not piece, 0
-        if self._place == 0 and (ends or len(data) >= HEADER_BYTES):
-            # A file that was never begun holds nothing; one of another format holds what we cannot read.
-            at = HEADER_BYTES if data.startswith(HEADER) else len(data)
-            self.understood = at == HEADER_BYTES or HEADER.startswith(data)
-        while self.understood and self._place + at >= HEADER_BYTES and at < len(data):
-            if found := _sound(data, at):
+        """The blocks that are whole with this piece."""
+        kept = self._kept
+        kept += piece
+        if not self.understood or (self._place == 0 and not self._begun()):
+            return
+        at, left = 0, self._size - self._place  # bytes of the file from where `kept` begins
+        while at < len(kept):
+            if self._searching:
+                following = kept.find(MAGIC, at)
+                if following < 0:
+                    at = self._lose(at, len(kept) if len(kept) == left else len(kept) - len(MAGIC) + 1)
+                    break
+                self.damaged, self.torn_bytes, self._searching, at = self.damaged + 1, 0, False, following
+            found = _block(kept, at, left)
+            if found is None:
+                break
+            if isinstance(found, Block):
                 yield found._replace(at=self._place + found.at)
                 at = found.at + len(found.payload)
-            elif not ends and _is_open(data, at):
-                break
-            elif (following := data.find(MAGIC, at + 1)) >= 0:
-                self.damaged += 1
-                at = following
             else:
-                self.torn_bytes = len(data) - at if ends else 0
-                break
-        self._rest = data[at:] if self.understood else b""
+                self._searching, at = True, self._lose(at, at + 1)
+        del kept[:at]
         self._place += at
 
+    def _begun(self) -> bool:
+        """Whether what follows can be told: the header has been read, and is ours."""
+        kept = self._kept
+        if len(kept) < min(HEADER_BYTES, self._size):
+            return False
+        # A file that was never begun holds nothing; one of another format holds what we cannot read.
+        head = bytes(kept[:HEADER_BYTES])
+        self.understood = HEADER.startswith(head)
+        del kept[:HEADER_BYTES]
+        self._place = len(head)
+        return head == HEADER
 
-def read(pieces: Iterable[bytes]) -> Contents:
+    def _lose(self, at: int, until: int) -> int:
+        """Pass over bytes that are in no block: torn, unless one follows."""
+        self.torn_bytes += max(0, until - at)
+        return max(at, until)
+
+
+def read(pieces: Iterable[bytes], size: int) -> Contents:
     """What a file holds; a torn end is counted in bytes, damage before it in blocks."""
-    contents, blocks = Contents(), Blocks()
-    for piece in chain(pieces, (b"",)):
+    contents, blocks = Contents(), Blocks(size)
+    for piece in pieces:
         for one in blocks.feed(piece):
             contents.newest_ms = max(contents.newest_ms, one.ms)
             if one.kind == DONE:
@@ -151,24 +172,21 @@ def record_at(offset: int, data: bytes) -> Record:
     return Record(offset, 0, spooled=True, answer=body[:answer], arguments=body[answer : answer + length])
 
 
-def _sound(data: bytes, at: int) -> Block | None:
-    """The block that begins here, if it is whole and undamaged; `at` is its payload's place in `data`."""
+def _block(data: bytearray, at: int, left: int) -> Block | bool | None:
+    """The block that begins here, its payload's place that in `data`; None where more bytes may make one
+    of it, of `left` that the file has from where `data` begins; False where nothing can.
+    """
     start = at + BLOCK_BYTES
     if start > len(data):
-        return None
+        return None if start <= left else False
     magic, kind, length, checksum, ms = _BLOCK.unpack_from(data, at)
-    if magic != MAGIC or start + length > len(data):
+    end = start + length
+    if magic != MAGIC or end > left:
+        return False
+    if end > len(data):
         return None
-    payload = data[start : start + length]
-    return Block(kind, ms, start, payload) if checksum == _checksum(kind, ms, payload) else None
-
-
-def _is_open(data: bytes, at: int) -> bool:
-    """Whether more bytes may make a sound block of what begins here."""
-    if len(data) - at < BLOCK_BYTES:
-        return True
-    magic, _, length, *_ = _BLOCK.unpack_from(data, at)
-    return bool(magic == MAGIC) and at + BLOCK_BYTES + length > len(data)
+    payload = bytes(data[start:end])
+    return checksum == _checksum(kind, ms, payload) and Block(kind, ms, start, payload)
 
 
 def _checksum(kind: int, ms: int, payload: bytes) -> int:

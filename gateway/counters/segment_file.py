@@ -74,7 +74,8 @@ class Reading:
     """The first `size` bytes of a file in pieces; the file may be dropped meanwhile."""
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor, self._size, self._at = os.dup(descriptor), size, 0
+        self.size = size
+        self._descriptor, self._at = os.dup(descriptor), 0
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +85,7 @@ class Reading:
 
     def piece(self) -> bytes:
         """The next bytes, `PIECE_BYTES` at most, none at the end; from a thread that may block."""
-        piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - self._at), self._at)
+        piece = os.pread(self._descriptor, min(PIECE_BYTES, self.size - self._at), self._at)
         self._at += len(piece)
         return piece
 
@@ -127,7 +128,7 @@ def adopted(path: Path, descriptor: int, now: float) -> tuple[Segment, Contents]
     try:
         size = os.fstat(descriptor).st_size
         with Reading(descriptor, size) as reading:
-            contents = read(iter(reading.piece, b""))
+            contents = read(iter(reading.piece, b""), size)
     except OSError:
         os.close(descriptor)
         raise

@@ -15,7 +15,7 @@ from gateway.counters import keys, packing
 from gateway.counters.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
 
 _WHERE = struct.Struct("<d")
-_ORGANIZATION_AT = struct.calcsize("<40sdB3d2d")
+_ORGANIZATION_AT = struct.calcsize("<40sB3d2d")
 
 
 def partition_of(arguments: bytes) -> int:
@@ -27,7 +27,7 @@ def unpack(arguments: bytes) -> Settlement:
     """The settlement of a record."""
     packed = arguments[: packing.SETTLE.size]
     (
-        _, _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
+        _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
     ) = packing.SETTLE.unpack(packed)  # fmt: skip
     user, attribution, metadata, *tiers = _texts(arguments[packing.SETTLE.size :])
     organization = int(organization_id)

@@ -1,4 +1,4 @@
--- append: entries to the outbox, all of them or none. Needs nothing.
+-- append: entries to the outbox, all of them or none. Needs state.
 
 -- on a failure takes back what it appended and answers the error
 local function append(stream, events)

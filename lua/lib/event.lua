@@ -26,8 +26,9 @@ local function tokens_event(t, kind, flags, note, at, epoch, key, service, amoun
     #source, source, #user, user, #attribution, attribution, #metadata, metadata)
 end
 
--- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance,
--- spend_seq, units, spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
+-- `o_id` is the organization's, which a tenant knows too
+-- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance, spend_seq, units,
+-- spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
 local function event(t, o_id, f)
   local source, user, attribution, metadata = f.source or '', f.user or '', f.attribution or '', f.metadata or ''
   if t and not f.credit_seq and not f.spend_seq then

@@ -13,21 +13,21 @@ end
 
 -- the packed argument: what is charged; then what only the script itself asks for, how many arguments there have to be last
 local function settlement_of(argv)
-  local run_id, batch, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
-    parse('<c40dBdddddddBdc36', argv[1])
+  local batch, run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
+    parse('<dc40BdddddddBdc36', argv[1])
   local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
   return {mode, tokens, credits, units, service, key, request, argv, uses and argv[5] or '',
     mode >= POST and not recovers and argv[#argv], mode == CORRECT and correction_of(request) or request,
     one_time, has(flags, 4), uses, has(flags, 32),
     -- a call that is taken back for nothing leaves no row
     mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
-  }, run_id, batch, has(flags, 1), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
+  }, batch, run_id, has(flags, 1), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
 end
 
--- leaves a call to the keeper, who knows the ledger
+-- leaves a call to the keeper, who knows the ledger; the batch means nothing any more
 local function late(lane, s, charged)
   local argv = s[S_ARGV]
-  return call('XADD', lane, '*', 'a', argv[1], 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
+  return call('XADD', lane, '*', 'a', sub(argv[1], 9), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
     'charged', format('%.0f', charged), 'acknowledged', s[S_MODE] == RECOVER and argv[#argv] or '')
 end
 

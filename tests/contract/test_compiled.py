@@ -53,6 +53,22 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-3000:]
 
 
+def test_constants_are_final_for_the_compiler() -> None:
+    """Alone and in rows; not bounds, which tests lower, nor what mypyc cannot keep."""
+    text = (
+        "from __future__ import annotations\n"
+        "T = TypeVar('T')\nNEVER = float('inf')\n_A, B = 'a', 2\nC, D = range(2)\nSTEPS = (0.5, 1.0)\n"
+        "CALLS_MAX = 3\n_HELD_MAX = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n_TABLE = {\n    1: 'one',\n}\n"
+    )
+    assert compiler().said_final(text) == (  # type: ignore[attr-defined]  # a script, loaded by its path
+        "from __future__ import annotations\nfrom typing import Final as _Final\n"
+        "T = TypeVar('T')\nNEVER: _Final = float('inf')\n_A: _Final = 'a'\nB: _Final = 2\n"
+        "C: _Final = 0\nD: _Final = 1\nSTEPS = (0.5, 1.0)\n"
+        "CALLS_MAX = 3\n_HELD_MAX: _Final = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n"
+        "_TABLE: _Final = {1: 'one'}\n"
+    )
+
+
 def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
     text = (
         "@dataclass(slots=True)\nclass Plain:\n    one: int\n    two: str | None = None\n\n"

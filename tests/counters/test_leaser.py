@@ -293,7 +293,7 @@ def post_late(world: World) -> None:
         argument = packing.SETTLE.unpack(fields[b"a"])
         caller = world.caller
         request = HoldRequest(caller, argument[-1].decode(), "", CHAT, 0, 0)
-        world.settle(request, int(argument[3]), mode=packing.MODE_POST)
+        world.settle(request, int(argument[2]), mode=packing.MODE_POST)
         world.client.xdel(keys.late(world.p), entry_id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from gateway.core.model import Decision, HoldRequest, Limits, Observed, Service, Settled, Settlement, Verdict
+from gateway.core.model import (
+    Caller,
+    Decision,
+    HoldRequest,
+    Limits,
+    Observed,
+    Service,
+    Settled,
+    Settlement,
+    Verdict,
+)
 from gateway.core.pricing import TokenRate
 from gateway.counters import keys, packing
 from gateway.counters import quota as quota_module
@@ -35,7 +46,8 @@ from tests.builders import (
     settlement_log,
 )
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import Connect, eventually
+from tests.counters.conftest import WITHIN_S, Connect, eventually
+from tests.counters.fake_redis import bulk, fake_redis
 
 
 @dataclass(slots=True)
@@ -112,6 +124,28 @@ async def test_reserve_and_settle_move_the_account(world: World, hire: Hire) -> 
     assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
     assert (event.metadata, event.attribution) == (metadata, attribution)
     assert worker.took == ["reserve", "settle"]
+
+
+async def test_what_leaves_in_one_write_carries_its_number(connect: Connect, tmp_path: Path) -> None:
+    """So that it shares the time Redis says; and each is timed by its own write."""
+    caller, took = Caller(1, 2, 3, keys.partition_of(1)), list[float]()
+    request = HoldRequest(caller, new_id(), "", CHAT, 1, 1)
+    used = Settlement(caller, request.request_id, "", CHAT, charge=True, tokens=1)
+    async with fake_redis(lambda _: bulk(struct.pack("<d", Verdict.UNVERIFIED))) as fake:
+        wire = await connect(fake.url)
+        counters = Counters(
+            wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic,
+            dict.fromkeys(("reserve", "settle", "extend"), took.append),
+            log=settlement_log(tmp_path / "settlements"),
+        )  # fmt: skip
+        for _ in range(2):
+            calls = driven(counters.reserve(request)), driven(counters.settle(used))
+            await asyncio.gather(*calls, return_exceptions=True)
+        packed = [[command[3 + int(command[2])] for command in chunk] for chunk in fake.chunks]
+    (first, same), (second, too) = [[struct.unpack_from("<d", one)[0] for one in chunk] for chunk in packed]
+    assert packing.NO_BATCH < first == same < second == too
+    assert len(took) == 4
+    assert all(0 <= seconds < WITHIN_S for seconds in took)
 
 
 @pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))

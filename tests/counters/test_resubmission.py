@@ -13,7 +13,7 @@ import pytest
 
 from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.core.wait import in_task
-from gateway.counters import attendance, keys, packing
+from gateway.counters import attendance, keys, packing, segment_file
 from gateway.counters import resubmission as module
 from gateway.counters.resubmission import BATCH_MAX
 from gateway.counters.segment import HEADER_BYTES, MAGIC
@@ -23,6 +23,8 @@ from tests.conftest import ValkeyServer
 from tests.counters.conftest import eventually
 from tests.worker import Worker, worker_at
 
+# Most files of a test are one piece, as they are read for real.
+PIECES = pytest.mark.parametrize("piece_bytes", [50, segment_file.PIECE_BYTES])
 SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 
 
@@ -79,7 +81,11 @@ async def test_what_was_spooled_is_settled_with_all_it_carried(
         assert world.events() == before
 
 
-async def test_what_a_killed_worker_spooled_is_settled_by_the_next(world: World, tmp_path: Path) -> None:
+@PIECES
+async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
     world.plan(1000)
     async with worker_at(world.url, tmp_path) as worker:
         calls = [world.reserve(need=5) for _ in range(BATCH_MAX + 3)]
@@ -242,9 +248,11 @@ async def test_a_hold_that_came_back_is_charged_at_once(
         assert (world.slots("ann"), call.hold, len(world.late())) == ([0, 0, 0, 0], None, 1)
 
 
+@PIECES
 async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoch_moved(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
+    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     async with worker_at(world.url, tmp_path) as worker:
         count = BATCH_MAX * 2 + 5

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.counters import segment
 from gateway.counters.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
+from tests.counters.segments import answered, contents_of, in_pieces
 
 ANSWER = b"a" * 24
 
@@ -24,36 +25,15 @@ def acknowledged(*arguments: bytes, ms: int = 5) -> bytes:
     return segment.block(ACKNOWLEDGED, ms, segment.records([(ANSWER, one) for one in arguments]))
 
 
-def in_pieces(data: bytes, size: int = 7) -> list[bytes]:
-    return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-def read(data: bytes) -> segment.Contents:
-    """What a file holds, read at once; in pieces it is the same."""
-    contents = segment.read([data])
-    assert segment.read(in_pieces(data)) == contents
-    return contents
-
-
-def answered(data: bytes) -> list[segment.Record]:
-    blocks = segment.Blocks()
-    return [
-        one
-        for piece in (*in_pieces(data), b"")
-        for of in blocks.feed(piece)
-        for one in segment.acknowledged(of)
-    ]
-
-
 def waiting(data: bytes) -> list[bytes]:
     """The arguments of what waits in a file, in order."""
-    found = read(data).waiting
+    found = contents_of(data).waiting
     return [segment.record_at(at, data[at : at + size]).arguments for at, size in found.items()]
 
 
 def test_what_is_written_is_read() -> None:
     data = HEADER + spooled(b"one", b"two") + acknowledged(b"three", ms=9)
-    contents = read(data)
+    contents = contents_of(data)
     assert (contents.newest_ms, contents.damaged_blocks, contents.torn_bytes) == (9, 0, 0)
     assert waiting(data) == [b"one", b"two"]
     (record,) = answered(data)
@@ -62,7 +42,7 @@ def test_what_is_written_is_read() -> None:
 
 def test_what_is_done_waits_no_more() -> None:
     data = HEADER + spooled(b"one", b"two")
-    first, second = read(data).waiting
+    first, second = contents_of(data).waiting
     data += segment.block(DONE, 6, segment.offsets([first]))
     assert waiting(data) == [b"two"]
     assert waiting(data + segment.block(DONE, 7, segment.offsets([second, first]))) == []
@@ -74,7 +54,7 @@ def test_a_torn_end_costs_the_last_block_alone(data: st.DataObject) -> None:
     last = spooled(b"two", b"three")
     kept = data.draw(st.integers(1, len(last) - 1))
     torn = whole + last[:kept]
-    contents = read(torn)
+    contents = contents_of(torn)
     assert (waiting(torn), contents.torn_bytes, contents.damaged_blocks) == ([b"one"], kept, 0)
 
 
@@ -85,16 +65,16 @@ def test_damage_in_the_middle_is_counted_and_costs_its_block_alone(data: st.Data
     flipped = data.draw(st.integers(1, 255))
     blocks[1] = blocks[1][:at] + bytes([blocks[1][at] ^ flipped]) + blocks[1][at + 1 :]
     damaged = HEADER + b"".join(blocks)
-    contents = read(damaged)
+    contents = contents_of(damaged)
     assert (waiting(damaged), contents.damaged_blocks, contents.torn_bytes) == ([b"one"], 1, 0)
     assert [one.arguments for one in answered(damaged)] == [b"three"]
 
 
 def test_a_file_that_was_never_begun_is_empty_and_another_format_is_not_understood() -> None:
     for length in range(len(HEADER)):
-        assert read(HEADER[:length]) == segment.Contents()
+        assert contents_of(HEADER[:length]) == segment.Contents()
     other = HEADER[:8] + b"\x63\x00" + HEADER[10:] + spooled(b"one")
-    assert read(other) == segment.Contents(understood=False)
+    assert contents_of(other) == segment.Contents(understood=False)
     assert answered(other) == []
 
 
@@ -135,7 +115,7 @@ def test_the_checksum_covers_what_a_block_says_of_itself() -> None:
     whole = acknowledged(b"one", ms=5)
     payload = whole[BLOCK_BYTES:]
     assert zlib.crc32(payload).to_bytes(4, "little") not in whole[:BLOCK_BYTES]
-    assert read(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
+    assert contents_of(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
 
 
 @given(st.data())
@@ -149,4 +129,18 @@ def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject)
     kept = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(kept)), max_size=8))), len(kept)]
     pieces = [kept[start:end] for start, end in pairwise(cuts) if end > start]
-    assert segment.read(pieces) == segment.read([kept])
+    assert segment.read(pieces, len(kept)) == segment.read([kept], len(kept))
+
+
+@pytest.mark.parametrize(
+    "tail", [bytes(1 << 20), MAGIC[:2] * (1 << 19), MAGIC + b"\x01" + b"\xff" * (1 << 20)]
+)
+def test_what_follows_the_last_sound_block_is_not_kept(tail: bytes) -> None:
+    """Zeros after a power loss, or a length that says the file is longer: torn, byte for byte."""
+    data = HEADER + spooled(b"one") + tail
+    blocks = segment.Blocks(len(data))
+    for piece in in_pieces(data, 4096):
+        list(blocks.feed(piece))
+        assert len(blocks._kept) <= 4096 + BLOCK_BYTES
+    assert (blocks.torn_bytes, blocks.damaged) == (len(tail), 0)
+    assert waiting(data[: len(HEADER) + 200]) == [b"one"]

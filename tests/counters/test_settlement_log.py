@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gateway.counters.settlement_log import SettlementLog
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.conftest import eventually
+from tests.counters.segments import answered, contents_of
 from tests.tree import ROOT
 
 ANSWER = b"a" * 24
@@ -51,18 +52,11 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def waiting(folder: Path) -> int:
-    return sum(len(segment.read([data]).waiting) for data in contents(folder))
-
-
-def answered(pieces: Iterable[bytes]) -> list[bytes]:
-    """The arguments of what the counters have answered of a file."""
-    blocks = segment.Blocks()
-    found = [of for piece in pieces for of in blocks.feed(piece)]
-    return [record.arguments for of in found for record in segment.acknowledged(of)]
+    return sum(len(contents_of(data).waiting) for data in contents(folder))
 
 
 def noted(folder: Path) -> list[bytes]:
-    return [arguments for data in contents(folder) for arguments in answered([data])]
+    return [record.arguments for data in contents(folder) for record in answered(data)]
 
 
 def abandon(log: SettlementLog) -> None:
@@ -264,7 +258,7 @@ async def test_a_file_that_makes_room_while_it_is_read_is_read_to_its_end(begin:
     (file,) = log.files.segments
     with file.reading() as reading:
         log.files.drop(file)
-        assert answered(iter(reading.piece, b"")) == [b"one"]
+        assert [one.arguments for one in answered(b"".join(iter(reading.piece, b"")))] == [b"one"]
 
 
 def test_a_worker_that_can_keep_nothing_does_not_start(tmp_path: Path) -> None:

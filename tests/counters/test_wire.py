@@ -73,6 +73,25 @@ async def test_each_write_has_a_number_that_no_other_wire_uses(connect: Connect)
         assert all(packing.NO_BATCH < number < 2**53 for number in numbers)
 
 
+async def test_a_call_is_timed_from_its_write_and_until_its_read() -> None:
+    now = [10.0]
+    async with fake_redis(lambda command: bulk(command[-1])) as fake:
+        wire = Wire(parse_url(fake.url), lambda: now[0], call_s=1000, stall_s=1000)
+        await wire.open()
+        now[0] = 20.0
+        wire.send(encode(b"ECHO", b"1"))
+        now[0] = 21.0
+        last = wire.send(encode(b"ECHO", b"2"))
+        assert wire.asked_at == 20.0
+        now[0] = 25.0
+        await in_task(last)
+        assert wire.answered_at == 25.0
+        now[0] = 30.0
+        wire.send(encode(b"ECHO", b"3"))
+        assert wire.asked_at == 30.0
+        await wire.close()
+
+
 async def test_an_answer_cut_anywhere_is_put_together(connect: Connect) -> None:
     async with fake_redis(lambda command: bulk(command[-1])) as fake:
         wire = await connect(fake.url)

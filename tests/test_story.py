@@ -1,0 +1,40 @@
+"""The driver of a request's coroutine: what was given up resumes nobody."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.core.wait import Wait
+from gateway.http.story import Story
+
+
+class Told(Story):
+    """A story that remembers its ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[BaseException | None] = []
+
+    def ended(self, error: BaseException | None) -> None:
+        self.ends.append(error)
+
+
+async def test_a_wait_that_was_given_up_resumes_nobody_who_awaits_a_future_since() -> None:
+    given_up, heard = Wait[None](), list[str]()
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def telling() -> None:
+        try:
+            await given_up
+        except TimeoutError:
+            heard.append("given up")
+        heard.append(await future)
+
+    story = Told()
+    story.tell(telling())
+    story.expire_wait(TimeoutError())
+    given_up.set(None)
+    assert (heard, story.ends) == (["given up"], [])
+    future.set_result("told")
+    await asyncio.sleep(0)
+    assert (heard, story.ends) == (["given up", "told"], [None])
