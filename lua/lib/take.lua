@@ -43,10 +43,10 @@ local function refused(code, now, scope, kind, used, limit, till)
   return pack('<i8i8i8i8i8i8i8', code, now, scope, kind, used, limit, till)
 end
 
--- takes from every scope or refuses; answers the heads and the tokens taken by scope, then of the tightest bucket
--- of requests and that of tokens: scope (0: none), limit, used, ms until it is whole again; or nil and the refusal
+-- takes from every scope or refuses; answers the heads, in place of the states, and the tokens taken by scope, then of the
+-- tightest bucket of requests and that of tokens: scope (0: none), limit, used; or nil and the refusal
 local function take_all(states, now, need)
-  local heads, takes = {false, false, false, false}, {0, 0, 0, 0}
+  local takes = {0, 0, 0, 0}
   local requests_left, requests_scope, requests_limit, requests_used = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_used = HUGE, 0, 0, 0
   for scope = 1, 4 do
@@ -54,7 +54,7 @@ local function take_all(states, now, need)
     if state then
       local head, taken, rpm, requests, tpm, tokens = take(state, now, need)
       if not head then return nil, refused(taken == 3 and -7 or -6, now, scope, taken, rpm, requests, tpm) end
-      heads[scope], takes[scope] = head, taken
+      states[scope], takes[scope] = head, taken
       local left = rpm * UNIT - requests
       if rpm > 0 and left < requests_left then
         requests_left, requests_scope, requests_limit, requests_used = left, scope, rpm, requests
@@ -65,5 +65,5 @@ local function take_all(states, now, need)
       end
     end
   end
-  return heads, takes, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used
+  return states, takes, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used
 end
