@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import anthropic
@@ -25,6 +25,7 @@ from tests.journey.test_services import Client
 
 CHAT = STREAMS[0]
 ROUTE = "  - {{path: {}, upstream: {}, service: {}, family: {}, meter: {}, on_disconnect: abort}}\n"
+CALLS_MAX = 16
 CONFIG = """
 include_default_routes: true
 upstreams:
@@ -124,10 +125,17 @@ def test_slots_and_tokens_of_a_killed_worker_come_back(other_stack: Stack) -> No
     tenant, key = other_stack.tenant(100_000)
     assert other_stack.admin("PATCH", f"/tenants/{tenant}", {"limits": {"concurrency": 3}})[0] == 200
     request = CHAT.request(key, "demo-small", {"words": "4000", "pause_s": "0.01"})
-    with ThreadPoolExecutor(3) as pool:
-        for _ in range(3):
-            pool.submit(call, other_stack.gateway_url, request)
-        eventually(lambda: other_stack.chat(key, "1,1").status_code == 429)
+    started: list[Future[Heard]] = []
+    with ThreadPoolExecutor(CALLS_MAX) as pool:
+
+        def is_full() -> bool:
+            # One more wherever there is room: a machine that stalls for as long as a hold lives makes some.
+            if other_stack.chat(key, "1,1").status_code == 429:
+                return True
+            started.append(pool.submit(call, other_stack.gateway_url, request))
+            return False
+
+        eventually(is_full)
         (worker,) = _workers(other_stack)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: _answers(other_stack, key), 60)
@@ -138,7 +146,7 @@ def test_slots_and_tokens_of_a_killed_worker_come_back(other_stack: Stack) -> No
     eventually(lambda: sum(row["amount"] for row in other_stack.ledger(tenant)[1:]) == quota["tokens_used"])
     rows = [row for row in other_stack.ledger(tenant) if row["transaction_type"] == "consume"]
     # What was seen of each killed call is charged once, if anything was; all others used two tokens.
-    assert sum(row["amount"] != 2 or row["metadata"]["estimated"] for row in rows) <= 3
+    assert sum(row["amount"] != 2 or row["metadata"]["estimated"] for row in rows) <= len(started)
 
 
 def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack: Stack) -> None:
