@@ -16,7 +16,7 @@ end
 local raw = call('MGET', values(KEYS))
 local epoch = verified(raw[1], ARGV[1])
 if not epoch then return pack('<d', 0) end
-local now = clock(0)
+local now = clock(NO_BATCH)
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
 local writes, answer = {}, {pack('<d', now)}
 local tenant, tenants = opener(TENANT_FORM)

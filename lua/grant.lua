@@ -18,7 +18,7 @@ local raw = call('MGET', KEYS[1], KEYS[4], KEYS[5])
 local epoch = verified(raw[1], run_id)
 if not epoch then return pack('<d', 0) end
 if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return pack('<d', -2) end
-local now = clock(0)
+local now = clock(NO_BATCH)
 local t, o = raw[2] and open(TENANT_FORM, raw[2]), open(ORG_FORM, raw[3])
 local seq, credit_seq = t and t[SEQ] or 0, o[CSEQ]
 local function answer(code)

@@ -18,7 +18,7 @@ local raw = call('MGET', values(KEYS, 4))
 local epoch = verified(raw[1], run_id)
 if not epoch then return pack('<d', 0) end
 if not (raw[3] and raw[4]) then return pack('<d', -2) end
-local now = clock(0)
+local now = clock(NO_BATCH)
 local t, o, h = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
 local ends = ttl <= 0
 if ttl < 0 and h and now < h[H_DEADLINE] then return pack('<dd', 3, now) end

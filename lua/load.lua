@@ -27,7 +27,7 @@ if verb == FORGET then
 end
 local form, size = form_of(kind)
 if not raw[2] and create == 0 then return pack('<d', -2) end
-local now = clock(0)
+local now = clock(NO_BATCH)
 local a = raw[2] and open(form, raw[2]) or blank(size, now)
 if raw[2] and a[VERSION] >= version then return pack('<d', 2) end
 if kind == KIND_TENANT then

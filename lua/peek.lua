@@ -8,7 +8,7 @@
 if #KEYS < 2 or #ARGV ~= 2 then return redis.error_reply('ERR peek takes 2 or more keys and 2 arguments') end
 local raw = call('MGET', values(KEYS))
 if not verified(raw[1], ARGV[1]) then return {0} end
-local now, kind = clock(0), tonumber(ARGV[2])
+local now, kind = clock(NO_BATCH), tonumber(ARGV[2])
 local form, size = KEY_FORM, KEY_SIZE
 if kind == 2 then form, size = USER_FORM, USER_SIZE end
 if kind == 3 then form, size = TENANT_FORM, TENANT_SIZE end

@@ -43,8 +43,8 @@ _SETTLE_USED = struct.Struct("<d40sB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
 settle_used = _SETTLE_USED.pack  # batch, run id, mode, tokens, credits, units
 # The argument as log and late lane keep it, without the batch: what was used, by whom, the request id.
-BATCH_BYTES = 8
-SETTLE = struct.Struct("<40sB3d4dBd36s")
+BATCH_BYTES = struct.calcsize("<d")
+SETTLE = struct.Struct(f"<{_SETTLE_USED.format[2:]}{_SETTLE_WHO.format[1:]}36s")
 _ADMITTED = struct.Struct("<16q")
 _REFUSED = struct.Struct("<7q")
 _SETTLED = struct.Struct("<9d")

@@ -1,10 +1,11 @@
 -- batch: what calls that come together share: the time, and what their partition's marker says. Needs state.
 
--- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's; 0: nobody knows)
+-- ms since the epoch. What one client sent in one write (`batch`: its number, like no other's)
 -- and runs without another in between shares its time: TIME is a twentieth of what reserve and settle cost
-local asked_by, answered = 0, 0
+local NO_BATCH = 0
+local asked_by, answered = NO_BATCH, 0
 local function clock(batch)
-  if batch ~= asked_by or batch == 0 then
+  if batch ~= asked_by or batch == NO_BATCH then
     local time = call('TIME')
     asked_by, answered = batch, time[1] * 1000 + floor(time[2] / 1000)
   end

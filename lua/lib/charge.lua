@@ -1,21 +1,18 @@
 -- charge: the accounts a settled call moves, and its outbox entry. Needs state, event, spend, settlement.
 
--- moves the tokens of a call; answers its outbox entry
-local function consume(s, t, now, epoch, note)
-  local argv = s[S_ARGV]
-  t[USED] = t[USED] + s[S_TOKENS]
-  if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s[S_TOKENS] end
-  stamp(t, now)
-  return tokens_event(t, CONSUME, TOKENS + standing(t), note, t[LEDGER_AT], epoch, s[S_KEY], s[S_SERVICE], s[S_TOKENS],
-    s[S_SOURCE], argv[2], argv[3], argv[4])
-end
-
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
 local function charge(s, t, o, a, now, epoch, activates)
   local corrects = s[S_MODE] == CORRECT -- moves only what differs
   local note = (s[S_MODE] == POST and NOTE_LATE) or (s[S_MODE] == RECLAIM and NOTE_RECLAIMED) or 0
-  if s[S_COUNTS] and not (s[S_PAYS] or s[S_ONE_TIME] or s[S_USES] or corrects) then
-    return consume(s, t, now, epoch, note)
+  if s[S_COUNTS] then
+    if not corrects then t[USED] = t[USED] + s[S_TOKENS] end
+    if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s[S_TOKENS] end
+  end
+  if s[S_COUNTS] and not (s[S_PAYS] or s[S_ONE_TIME] or s[S_USES] or corrects) then -- most calls: no facts in a table
+    local argv = s[S_ARGV]
+    stamp(t, now)
+    return tokens_event(t, CONSUME, TOKENS + standing(t), note, t[LEDGER_AT], epoch, s[S_KEY], s[S_SERVICE], s[S_TOKENS],
+      s[S_SOURCE], argv[2], argv[3], argv[4])
   end
   local f = {kind = corrects and ADJUST or CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s[S_KEY],
     service = s[S_SERVICE], source = s[S_SOURCE], user = s[S_ARGV][2], attribution = s[S_ARGV][3], metadata = s[S_ARGV][4],
@@ -32,8 +29,6 @@ local function charge(s, t, o, a, now, epoch, activates)
     f.flags, f.spend_seq, f.units, f.spent = f.flags + USAGE, o[SSEQ], s[S_UNITS], o[SPENT]
   end
   if s[S_COUNTS] and not (corrects and s[S_TOKENS] == 0) then
-    if not corrects then t[USED] = t[USED] + s[S_TOKENS] end
-    if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s[S_TOKENS] end
     return movement(t, now, epoch, f.kind, -s[S_TOKENS], f), f
   end
   f.at = max(now, o[CREDIT_AT])

@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def noted(took: list[str], verb: str) -> Callable[[float], None]:
     return lambda _seconds: took.append(verb)
 
 
+def counters_on(
+    wire: Wire, directory: Directory, log: SettlementLog, took: Callable[[str], Callable[[float], None]]
+) -> Counters:
+    """A worker's counters; `took` makes of each verb what is told its seconds."""
+    verbs = {verb: took(verb) for verb in ("reserve", "settle", "extend")}
+    return Counters(wire, directory, TTL_MS, time.monotonic, verbs, log=log)
+
+
 Hire = Callable[..., Any]
 
 
@@ -100,11 +109,7 @@ def hire(connect: Connect, tmp_path: Path) -> Hire:
         directory = Directory(wire, time.monotonic)
         took: list[str] = []
         log = settlement_log(tmp_path / "settlements")
-        counters = Counters(
-            wire, directory, TTL_MS, time.monotonic,
-            {verb: noted(took, verb) for verb in ("reserve", "settle", "extend")},
-            log=log,
-        )  # fmt: skip
+        counters = counters_on(wire, directory, log, partial(noted, took))
         world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT, CREDITS, ONE_TIME, UNITS]))
         await driven(directory.refresh())
         return Worker(world, wire, directory, counters, log, took)
@@ -133,11 +138,8 @@ async def test_what_leaves_in_one_write_carries_its_number(connect: Connect, tmp
     used = Settlement(caller, request.request_id, "", CHAT, charge=True, tokens=1)
     async with fake_redis(lambda _: bulk(struct.pack("<d", Verdict.UNVERIFIED))) as fake:
         wire = await connect(fake.url)
-        counters = Counters(
-            wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic,
-            dict.fromkeys(("reserve", "settle", "extend"), took.append),
-            log=settlement_log(tmp_path / "settlements"),
-        )  # fmt: skip
+        log = settlement_log(tmp_path / "settlements")
+        counters = counters_on(wire, Directory(wire, time.monotonic), log, lambda _: took.append)
         for _ in range(2):
             calls = driven(counters.reserve(request)), driven(counters.settle(used))
             await asyncio.gather(*calls, return_exceptions=True)
