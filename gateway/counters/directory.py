@@ -26,6 +26,7 @@ IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
 CATALOGUE_S = 0.5
 FIRST_CATALOGUE_S = 0.02
 IDENTITIES_MAX = 50_000
+UNKNOWN_MAX = 4096  # digests nobody has, kept apart: guesses displace no caller
 
 
 class Directory:
@@ -55,7 +56,9 @@ class Directory:
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
-        self._known: dict[str, tuple[Caller | None, float, int]] = {}
+        self._known: dict[str, tuple[Caller, float, int]] = {}
+        # Until when a digest is taken for nobody's, monotonic.
+        self._unknown: dict[str, float] = {}
         self._terms: dict[int, Terms] = {}
 
     def service(self, key: str) -> Service | None:
@@ -87,11 +90,11 @@ class Directory:
         """The caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows."""
         entry = self._known.get(digest)
         if entry is not None and entry[1] >= self._clock():
-            if entry[0] is None:
-                raise InvalidApiKey
             return entry[0]
+        if entry is None and self._unknown.get(digest, 0.0) >= self._clock():
+            raise InvalidApiKey
         try:
-            caller = await self._look_up(digest, entry[0] if entry is not None else None)
+            caller: Caller | None = await self._look_up(digest, entry[0] if entry is not None else None)
         except CountersUnavailable:
             if self._wire.available:  # it answers, and will not
                 raise
@@ -111,7 +114,7 @@ class Directory:
             verified = await self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             if verified != self._wire.run_id:
                 return None
-            self._remember(digest, None)
+            self._remember_unknown(digest)
             raise InvalidApiKey
         assert isinstance(raw, bytes)
         found = decode_identity(raw)
@@ -129,7 +132,7 @@ class Directory:
 
     def _known_before(self, digest: str) -> Caller | None:
         """Who a digest stood for when Redis could last be asked, where that is good enough."""
-        caller, fresh, expires_ms = self._known.get(digest, (None, 0.0, 0))
+        caller, fresh, expires_ms = self._known.get(digest, _NOBODY)
         if caller is None or fresh + self._stale_s < self._clock():
             return None
         if expires_ms and self._today() * 1000 >= expires_ms:
@@ -191,7 +194,18 @@ class Directory:
             del self._terms[next(iter(self._terms))]
         self._terms[organization_id] = terms
 
-    def _remember(self, digest: str, caller: Caller | None, expires_ms: int = 0) -> None:
-        if len(self._known) >= IDENTITIES_MAX:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = caller, self._clock() + IDENTITY_S, expires_ms
+    def _remember(self, digest: str, caller: Caller, expires_ms: int) -> None:
+        known = self._known
+        if len(known) >= IDENTITIES_MAX and digest not in known:
+            del known[next(iter(known))]
+        known[digest] = caller, self._clock() + IDENTITY_S, expires_ms
+
+    def _remember_unknown(self, digest: str) -> None:
+        self._known.pop(digest, None)
+        unknown = self._unknown
+        if len(unknown) >= UNKNOWN_MAX and digest not in unknown:
+            del unknown[next(iter(unknown))]
+        unknown[digest] = self._clock() + IDENTITY_S
+
+
+_NOBODY: tuple[Caller | None, float, int] = (None, 0.0, 0)

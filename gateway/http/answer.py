@@ -26,15 +26,20 @@ from gateway.http.headers import (
     kind_of,
     known_kinds,
 )
+from gateway.http.remembered import Remembered
 
-STATUS_LINES_MAX = 256
-READ_LINES_MAX = 4096
-READ_LINE_BYTES_MAX = 256
+STATUS_LINES_BYTES_MAX = 64 * 1024
+READ_LINES_BYTES_MAX = 2 * 1024 * 1024
+LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _LENGTH_DIGITS_MAX = 15
-_status_lines: dict[bytes, tuple[int, int, bytes]] = {}
+_statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
+    STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
+)
+_status_lines = _statuses.known
 # What field lines seen before are: their kind and their value, judged by llhttp.
-_read: dict[bytes, tuple[int, bytes]] = {}
+_lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
+_read = _lines.known
 
 
 class AnswerHead:
@@ -116,10 +121,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
     name, _, value = line.partition(b":")
     kind = known_kinds.get(name)
     read = (kind_of(name) if kind is None else kind, value.strip(b" \t"))
-    if len(line) <= READ_LINE_BYTES_MAX:
-        if len(_read) >= READ_LINES_MAX:
-            _read.clear()
-        _read[line] = read
+    _lines.keep(line, read)
     return read
 
 
@@ -136,8 +138,7 @@ def _status(line: bytes) -> tuple[int, int, bytes]:
     if match is None:
         raise Malformed("the status line is not one of HTTP/1.1")
     read = (int(match[1]), int(match[2]), b"HTTP/1.1 %b %b" % (match[2], match[3] or b""))
-    if len(_status_lines) < STATUS_LINES_MAX:
-        _status_lines[line] = read
+    _statuses.keep(line, read)
     return read
 
 

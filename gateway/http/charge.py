@@ -27,10 +27,13 @@ from gateway.core.tariff import CONSUMPTION, covered, credits_of, is_by_token, r
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
+from gateway.http.remembered import Remembered
 from gateway.http.worker import Worker
 
-MODELS_MAX = 1024
-_quoted: dict[str, str] = {}
+QUOTED_BYTES_MAX = 256 * 1024
+QUOTED_NAME_BYTES_MAX = 128
+_names: Remembered[str, str] = Remembered(QUOTED_BYTES_MAX, QUOTED_NAME_BYTES_MAX, 8, 256)
+_quoted = _names.known
 _UNUSED = Usage(units=0)
 
 
@@ -219,6 +222,5 @@ _UNVERIFIED = Settled.UNVERIFIED
 def _quote(model: str) -> str:
     """A model's name as JSON; names seen are remembered, within bounds."""
     quoted = json.dumps(model, ensure_ascii=False)
-    if len(_quoted) < MODELS_MAX:
-        _quoted[model] = quoted
+    _names.keep(model, quoted)
     return quoted

@@ -1,12 +1,15 @@
 """What a request's field is to a gateway, by its name: whether it passes, and whether it is read here.
 
 RFC 9110, 7.6.1: hop-by-hop fields end here. So do credentials, forwarded fields and everything
-of ours. Each spelling of a name is looked at once and remembered, within bounds.
+of ours. Each spelling of a short name is looked at once and remembered, within bounds: who sends
+it is not known yet.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from gateway.http.remembered import Remembered
 
 CREDENTIAL_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 HOP_BY_HOP = frozenset(
@@ -14,7 +17,8 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade http2-settings".split()
 )
 OURS_PREFIX = b"x-tollkeeper-"
-NAMES_MAX = 1024
+NAMES_BYTES_MAX = 256 * 1024
+NAME_BYTES_MAX = 64
 
 _READ_AND_PASSED = frozenset(
     {b"content-encoding", b"accept-encoding", b"anthropic-version", b"x-goog-api-client"}
@@ -39,7 +43,8 @@ class FieldKind(NamedTuple):
     shadows: bool
 
 
-known_fields: dict[bytes, FieldKind] = {}
+_names: Remembered[bytes, FieldKind] = Remembered(NAMES_BYTES_MAX, NAME_BYTES_MAX, 2, 384)
+known_fields = _names.known
 
 
 def field_kind(name: bytes) -> FieldKind:
@@ -54,6 +59,5 @@ def field_kind(name: bytes) -> FieldKind:
         read=lower in _READ or lower in _READ_AND_PASSED or ours,
         shadows=plain != lower and (plain in _CONTROLLED or plain.startswith((OURS_PREFIX, b"x-forwarded-"))),
     )
-    if len(known_fields) < NAMES_MAX:
-        known_fields[name] = kind
+    _names.keep(name, kind)
     return kind

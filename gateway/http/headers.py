@@ -11,11 +11,13 @@ from typing import Final
 
 from gateway.core.route import UpstreamTarget
 from gateway.http.fields import HOP_BY_HOP
+from gateway.http.remembered import Remembered
 from gateway.http.request import RequestHead
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
 _NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-", b"x-tollkeeper-")
-NAMES_MAX = 1024
+NAMES_BYTES_MAX = 128 * 1024
+NAME_BYTES_MAX = 64
 
 
 # What an answer's field is to a gateway. Plain numbers: an enumeration costs a lookup a line.
@@ -42,7 +44,8 @@ _KINDS = {
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
 }
-known_kinds: dict[bytes, int] = {}
+_names: Remembered[bytes, int] = Remembered(NAMES_BYTES_MAX, NAME_BYTES_MAX, 1, 192)
+known_kinds = _names.known
 
 
 def forwarded_lines(head: RequestHead, target: UpstreamTarget) -> list[bytes]:
@@ -60,6 +63,5 @@ def kind_of(name: bytes) -> int:
     kind = _KINDS.get(lower, PASS)
     if kind == PASS and (lower in _NOT_RETURNED or lower.startswith(_NOT_RETURNED_PREFIXES)):
         kind = DROP
-    if len(known_kinds) < NAMES_MAX:
-        known_kinds[name] = kind
+    _names.keep(name, kind)
     return kind

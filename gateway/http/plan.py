@@ -1,8 +1,9 @@
 """What one request head asks for, derived from its bytes alone and remembered by them.
 
 A client sends the same head again and again, apart from the length of the body: its route,
-the digest of its credential and the head its upstream will get are worked out once. A plan
-that is a refusal is never remembered, so that a flood of bad heads displaces nothing.
+the digest of its credential and the head its upstream will get are worked out once. A plan is
+remembered when its credential was found good, never one that refuses, so that no flood of heads
+without a key displaces anything.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from gateway.http.attribution import read_attribution, read_units
 from gateway.http.headers import forwarded_lines
 from gateway.http.identity import credential_digest
 from gateway.http.limits import HttpLimits
+from gateway.http.remembered import Remembered
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routes import MODELS, UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
 
-PLANS_MAX = 1024
+PLANS_BYTES_MAX = 8 * 1024 * 1024
 PLAN_HEAD_BYTES_MAX = 4096
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
@@ -38,7 +40,8 @@ class Plan:
     `fatal`); `identity_refusal` waits for its turn and `field_refusal` for the one after it.
     `opening` is the upstream request's head without the fields of one request. A `metered`
     route charges something, and a `buffered` one reads its body before anything is decided.
-    `parent` is the caller's span where requests are traced; `opening` then has none.
+    `parent` is the caller's span where requests are traced; `opening` then has none. `head` are the
+    bytes it is remembered by, empty once it is, and where it is not to be.
     """
 
     family: Family
@@ -66,10 +69,11 @@ class Plan:
     metered: bool = False
     buffered: bool = False
     parent: Parent | None = None
+    head: bytes = b""
 
 
 class Planner:
-    """Make plans and remember them."""
+    """Make plans and remember them. `known` are those remembered, by their heads."""
 
     def __init__(
         self,
@@ -88,7 +92,9 @@ class Planner:
         self._service_upstreams = service_upstreams
         self._pepper = pepper
         self._limits = limits
-        self.known: dict[bytes, Plan] = {}
+        # The head is in its plan again, taken apart and as the upstream gets it.
+        self._plans: Remembered[bytes, Plan] = Remembered(PLANS_BYTES_MAX, PLAN_HEAD_BYTES_MAX, 3, 2048)
+        self.known = self._plans.known
 
     def plan(self, head: bytes) -> Plan:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
@@ -98,14 +104,13 @@ class Planner:
             return Plan(family_of_head(head), refusal=_bare(refusal), fatal=True)
         plan = self._routed(read)
         if plan.refusal is None and plan.identity_refusal is None and plan.field_refusal is None:
-            self._remember(head, plan)
+            plan.head = head
         return plan
 
-    def _remember(self, head: bytes, plan: Plan) -> None:
-        if len(head) <= PLAN_HEAD_BYTES_MAX:
-            if len(self.known) >= PLANS_MAX:
-                self.known.clear()
-            self.known[head] = plan
+    def remember(self, plan: Plan) -> None:
+        """The credential of this plan is good: the next head of these bytes is understood already."""
+        head, plan.head = plan.head, b""
+        self._plans.keep(head, plan)
 
     def _routed(self, head: RequestHead) -> Plan:
         path = head.path.decode("ascii")

@@ -43,6 +43,8 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         if plan.identity_refusal is not None:
             raise plan.identity_refusal
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
+        if plan.head:
+            worker.planner.remember(plan)
         if plan.label == USAGE_PATH:
             own_answer(exchange, 200, _JSON, await ports.usage(caller, caller.user or plan.attribution.user))
             return

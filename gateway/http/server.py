@@ -93,7 +93,7 @@ class DataPlane:
                 upstream.leave()
                 self._left.append(upstream)
         self.limits, self.planner, self._upstreams = limits, planner, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds)
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, planner)
 
     @property
     def connections(self) -> int:

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from gateway.core.call import Bounds
 from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
+from gateway.http.plan import Planner
 from gateway.http.ports import Ports
 from gateway.http.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe."""
+    """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
+
+    `planner` remembers the plans of callers that are known.
+    """
 
     ports: Ports
     limits: HttpLimits
     clock: Clock
     upstreams: Mapping[str, Upstream]
     bounds: Bounds
+    planner: Planner

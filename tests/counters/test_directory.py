@@ -126,13 +126,47 @@ async def test_nothing_is_known_without_a_connection(desk: Desk) -> None:
         await desk.identify()
 
 
-async def test_the_cache_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+    digests = [f"{n:064d}" for n in range(5)]
+    for digest in digests:
+        desk.client.set(keys.identity(digest), encode_identity(CALLER))
+        await desk.identify(digest)
+    kept = digests[2:]
+    for _ in range(4):
+        desk.clock.now += 10
+        await desk.identify(kept[2])
+    assert list(desk.directory._known) == kept
+
+
+async def test_guessed_credentials_are_bounded_and_displace_nobody(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+    monkeypatch.setattr(directory_module, "UNKNOWN_MAX", 3)
+    desk.know()
     desk.verify()
+    await desk.identify()
     for n in range(10):
-        with pytest.raises(InvalidApiKey):
-            await desk.identify(f"{n:064d}")
-    assert len(desk.directory._known) == 3
+        for _ in range(2):
+            with pytest.raises(InvalidApiKey):
+                await desk.identify(f"{n:064d}")
+    assert desk.directory.cached(DIGEST) == CALLER
+    assert len(desk.directory._known) == 1
+    assert len(desk.directory._unknown) == 3
+
+
+async def test_a_credential_that_is_gone_is_forgotten_as_known(desk: Desk) -> None:
+    desk.know()
+    desk.verify()
+    await desk.identify()
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += 10
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    assert not desk.directory._known
 
 
 # --- catalogue --------------------------------------------------------------------------
