@@ -15,7 +15,7 @@ GENERATED = frozenset({"requirements.lock", "requirements-dev.lock", "LICENSE"})
 @cache
 def texts() -> dict[str, str]:
     """Every text file of the project by its path, but for caches and what is generated."""
-    places = [path for path in ROOT.iterdir() if path.is_file()]
+    places = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # as in a worktree
     for folder in FOLDERS:
         places += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     found = {}
