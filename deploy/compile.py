@@ -31,7 +31,7 @@ MODULES = {
         "wait", "model", "call", "strict_json", "limits", "estimate", "sse", "tariff", "trace",
     ),
     "gateway/core/meter": (
-        "__init__", "meter", "whole", "stream", "encoded", "generic", "gemini_array", "openai",
+        "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array", "openai",
     ),
     "gateway/counters": (
         "wire", "quota", "packing", "flags", "directory", "terms", "allowance", "settlement_log", "segment",

@@ -127,7 +127,7 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
             charge.meter, decision = meter, charge.decision
         outlet = Outlet(exchange, answer, decision, call.strip_usage and 200 <= status < 300)
         if link.complete:
-            tail = meter.feed(link.take()) + meter.finish()
+            tail = meter.whole(link.take())
         else:
             tail = await relay_body(exchange, worker, link, call, meter, outlet)
         exchange.ended_upstream = worker.ports.seconds()

@@ -1,16 +1,17 @@
 """The answer on its way to the client: through the meter, at the client's speed, its end held back.
 
-Nobody has a complete answer before it is charged: the last bytes, or the frame that says they
-were the last, wait for the settlement. A whole JSON document is held back up to a bound, so
-that an upstream that breaks off is a clean 502; a stream passes as it comes, and its closing
-event waits with the end.
+Nobody has a complete answer before it is charged: what tells its end waits in the meter, with all
+that comes behind it, for the settlement. A whole JSON document is held back up to a bound, so that an
+upstream that breaks off is a clean 502; a stream passes event by event.
 """
 
 from __future__ import annotations
 
 from gateway.core.call import Call
 from gateway.core.meter import AnswerMeter
+from gateway.core.meter.meter import OPEN
 from gateway.core.model import Decision
+from gateway.errors import UpstreamUnreachable
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
@@ -19,13 +20,6 @@ from gateway.http.link import NO_BODY, Link
 from gateway.http.reply import answer_head
 from gateway.http.routes import UNREAD_METERS
 from gateway.http.worker import Worker
-
-_CLOSING_EVENTS = {
-    "openai_chat": (b"data: [DONE]",),
-    "openai_completions": (b"data: [DONE]",),
-    "openai_responses": (b"response.completed", b"response.incomplete", b"response.failed"),
-    "anthropic_messages": (b"message_stop",),
-}
 
 
 class AnswerCut(Exception):
@@ -97,18 +91,17 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         if link.complete:
             passed += meter.finish()
             return held + passed if held else passed
-        if link.failure is not None:
-            raise link.failure
-        closes = call.streamed and _closes(call, passed)
+        if link.failure is not None or meter.surplus:
+            raise link.failure or UpstreamUnreachable("The upstream's answer goes on behind its end.")
         if held:
             passed = held + passed
-        if closes or len(passed) < held_max:
+        if len(passed) < held_max:
             held = passed
         else:
             held, held_max = b"", 0
             if passed or not exchange.opened:
                 outlet.write(passed)
-        if call.streamed and exchange.charge is not None and not held:
+        if call.streamed and exchange.charge is not None and meter.phase == OPEN:
             end = _keep_hold(exchange.charge, meter)
             if end:
                 return end
@@ -128,8 +121,3 @@ def _keep_hold(charge: Charge, meter: AnswerMeter) -> bytes:
     if not charge.covers(tokens):
         return meter.cut()
     return b""
-
-
-def _closes(call: Call, passed: bytes) -> bool:
-    """Whether these bytes hold the event by which a client knows that a stream is over."""
-    return any(event in passed for event in _CLOSING_EVENTS.get(call.meter, ()))

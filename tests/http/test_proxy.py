@@ -83,6 +83,37 @@ async def test_the_end_of_a_stream_waits_for_its_settlement() -> None:
         assert await client.read_until(DONE_EVENT + b"\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        [chunks(b"data: [DO", end=False), 0.02, chunks(b"NE]\n\n", end=False)],
+        [chunks(b"data:[DONE]\n", end=False), 0.02, chunks(b"\n", end=False)],
+        [chunks(DONE_EVENT, end=False), 0.02, chunks(b": bye\n\n", end=False)],
+        [chunks(DONE_EVENT, end=False), 0.02, b"0\r\n"],
+    ],
+    ids=["mark split", "mark without its empty line", "a comment behind", "half a terminator behind"],
+)
+async def test_the_end_of_a_stream_waits_however_it_comes(end: list[bytes | float]) -> None:
+    async with staged() as stage:
+        last = asyncio.Event()
+        rest = b"\r\n" if end[-1] == b"0\r\n" else b"0\r\n\r\n"
+        stage.upstream.scripts.append(
+            [STREAM_HEAD + chunks(EVENT, USAGE_EVENT, end=False), 0.02, *end, last, rest]
+        )
+        stage.counters.silent = True
+        client = await stage.client()
+        await client.send(post(CHAT_STREAM))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.read_until(b"[DONE]"), 0.3)
+        assert not stage.counters.settlements
+        last.set()
+        await stage.settled()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.read_until(b"[DONE]"), 0.1)
+        stage.counters.waiting[0].set(Settled.DONE)
+        assert b"[DONE]" in await client.read_until(b"\r\n0\r\n\r\n")
+
+
 async def test_a_stream_passes_as_it_comes() -> None:
     async with staged() as stage:
         more = asyncio.Event()

@@ -11,6 +11,7 @@ from gateway.core.meter.gemini_array import ArrayMeter
 from gateway.core.meter.generic import FreeMeter, GenericMeter
 from gateway.core.meter.meter import Dialect, Meter
 from gateway.core.meter.stream import StreamMeter
+from gateway.core.meter.tail import CODED_BYTES, Tail
 from gateway.core.meter.whole import WholeMeter
 from gateway.core.model import Usage
 
@@ -24,11 +25,25 @@ class AnswerMeter(Protocol):
     def produced(self) -> bool:
         """True once the first content or the first report of use was seen."""
 
+    @property
+    def phase(self) -> int:
+        """OPEN while more is to come; else the answer has said that it is over."""
+
+    @property
+    def surplus(self) -> bool:
+        """True once more came behind the end of the answer than is kept."""
+
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the answer; return those to pass on now."""
+        """Take the next bytes of the answer; return those to pass on now.
+
+        By what is returned nobody can know that the answer is complete.
+        """
 
     def finish(self) -> bytes:
         """The answer is complete; return what is left to pass on. Not called for a broken one."""
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take an answer that is complete already, in place of `feed` and `finish`."""
 
     def cut(self) -> bytes:
         """Return bytes that end the answer here; empty where it cannot be ended at this byte."""
@@ -73,7 +88,7 @@ def make_meter(
     dialect = _DIALECTS.get(call.meter)
     if dialect is None:
         if call.meter == "generic":
-            return GenericMeter(call, status, bounds, usage_amount)
+            return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
         return FreeMeter(call, status, bounds)
     coding = content_encoding.strip().lower() if content_encoding else b""
     if not coding or coding == b"identity":
@@ -81,6 +96,14 @@ def make_meter(
     if coding in _CODINGS:
         return EncodedMeter(_plain(call, status, content_type, bounds, dialect), coding != b"deflate")
     return OpaqueMeter(call, status, bounds)
+
+
+def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
+    """How an answer nobody here reads tells its end: a document by itself, all else by its framing."""
+    media = content_type.partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        return None
+    return Tail(CODED_BYTES if content_encoding.strip().lower() not in {b"", b"identity"} else 0)
 
 
 def _plain(call: Call, status: int, content_type: bytes, bounds: Bounds, dialect: Dialect) -> Meter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
-from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.meter import CLOSED, Dialect, Meter
 
 
 class _Usage(msgspec.Struct):
@@ -28,6 +28,7 @@ class _Delta(msgspec.Struct):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
+    stop_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Event(msgspec.Struct):
@@ -58,7 +59,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         read = _event(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         count_text(meter, data)
-        _report_loose(meter, loose_document(data), True)
+        event = loose_document(data)
+        _report_loose(meter, event, True)
+        if event.get("type") == "message_stop":
+            meter.phase = CLOSED
         return False
     delta = read.delta
     if delta is not None:
@@ -66,6 +70,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if text:
             meter.saw(text)
             meter.content_events += 1
+        if delta.stop_reason is not msgspec.UNSET and bytes(delta.stop_reason) != b"null":
+            meter.finished += 1
     if read.type == "content_block_start" and read.index is not None:
         meter.position = read.index
     elif read.type == "content_block_stop":
@@ -76,6 +82,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _report(meter, read.usage, True)
     if read.type == "error":
         meter.failed = True
+    elif read.type == "message_stop":
+        meter.phase = CLOSED
     return False
 
 

@@ -1,15 +1,18 @@
 """Meter an answer that is compressed: decode a copy to read it, pass on what came.
 
-Decoding stops at `decoded_bytes_max` in all: what is longer, broken or in a coding the
-standard library cannot read is counted by its size.
+Bytes pass once all that they decode to may: an end that waits in the decoded copy waits in the
+compressed bytes as well. Decoding stops at `decoded_bytes_max` in all: what is longer, broken or in
+a coding the standard library cannot read is counted by its size.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 
 from gateway.core.call import Bounds, Call
 from gateway.core.meter.meter import Meter
+from gateway.core.meter.tail import CODED_BYTES, Tail
 from gateway.core.model import Usage
 
 STEP_BYTES = 256 << 10
@@ -17,36 +20,65 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class EncodedMeter:
-    """Decode gzip or deflate for the meter inside. Nothing is left out of a compressed answer."""
+    """Decode gzip, of any number of members (RFC 1952, 2.2), or deflate for the meter inside.
 
-    __slots__ = ("_decoded_bytes", "_decoder", "_gzip", "_inner", "_started")
+    Nothing is left out of a compressed answer.
+    """
+
+    __slots__ = ("_decoded_bytes", "_decoder", "_gzip", "_inner", "_members", "_started", "_tail", "_waiting")
 
     def __init__(self, inner: Meter, gzip: bool) -> None:
         self._inner = inner
         self._gzip = gzip
         self._decoder: zlib._Decompress | None = zlib.decompressobj(_GZIP if gzip else zlib.MAX_WBITS)
-        self._decoded_bytes = 0
+        self._decoded_bytes = self._members = 0
         self._started = False
+        # What came and has not passed, each with where its decoded bytes end.
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self._tail: Tail | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read a decoded copy of the chunk and pass the chunk on."""
+        """Read a decoded copy of the chunk; return the bytes that may pass."""
         if self._decoder is None:
-            self._inner.text_bytes += len(chunk)
-            return chunk
-        try:
-            self._decode(chunk)
-        except zlib.error:
-            self._retry_raw(chunk)
-        return chunk
+            self._unread(chunk)
+        else:
+            try:
+                self._decode(chunk)
+            except zlib.error:
+                self._retry_raw(chunk)
+        self._waiting.append((chunk, self._decoded_bytes))
+        if self._tail is not None:
+            return self._tail.feed(self._take())
+        safe = self._decoded_bytes - self._inner.withheld
+        passed: list[bytes] = []
+        while self._waiting and self._waiting[0][1] <= safe:
+            passed.append(self._waiting.popleft()[0])
+        return b"".join(passed)
 
     def finish(self) -> bytes:
-        """The answer is complete."""
+        """The answer is complete; return what waited."""
         self._inner.finish()
-        return b""
+        return (b"" if self._tail is None else self._tail.take()) + self._take()
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take a complete answer, of which nothing has to wait."""
+        self.feed(answer)
+        self._inner.finish()
+        return answer
 
     def cut(self) -> bytes:
         """A compressed answer cannot be ended well; it is broken off."""
         return b""
+
+    @property
+    def phase(self) -> int:
+        """How far the answer inside has come."""
+        return self._inner.phase
+
+    @property
+    def surplus(self) -> bool:
+        """True once more came behind the end of the answer inside than is kept."""
+        return self._inner.surplus
 
     @property
     def produced(self) -> bool:
@@ -63,41 +95,70 @@ class EncodedMeter:
 
     def _decode(self, chunk: bytes) -> None:
         data = chunk
-        while data and (decoder := self._decoder) is not None:
+        while (decoder := self._decoder) is not None:
             decoded = decoder.decompress(data, STEP_BYTES)
             self._started = True
             if decoded:
                 self._decoded_bytes += len(decoded)
                 if self._decoded_bytes > self._inner.bounds.decoded_bytes_max:
-                    self._decoder = None
-                    self._inner.text_bytes += len(chunk)
+                    self._unread(chunk)
                     return
                 self._inner.feed(decoded)
             data = decoder.unconsumed_tail
             if decoder.eof:
                 data = decoder.unused_data
-                self._decoder = zlib.decompressobj(_GZIP) if self._gzip and data else None
+                self._members += 1
+                self._decoder = zlib.decompressobj(_GZIP) if self._gzip else None
+                if not data or self._decoder is None:
+                    return
+            elif not data and len(decoded) < STEP_BYTES:
+                return
 
     def _retry_raw(self, chunk: bytes) -> None:
         """Try `deflate` without its header, as some servers send it; else only count."""
-        retry = not self._gzip and not self._started
-        self._decoder = zlib.decompressobj(-zlib.MAX_WBITS) if retry else None
-        if self._decoder is None:
-            self._inner.text_bytes += len(chunk)
+        if self._members:  # padding behind the last member belongs to no answer
+            self._decoder = zlib.decompressobj(_GZIP)
             return
+        if self._gzip or self._started:
+            self._unread(chunk)
+            return
+        self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)
         self._started = True
-        self.feed(chunk)
+        try:
+            self._decode(chunk)
+        except zlib.error:
+            self._unread(chunk)
+
+    def _unread(self, chunk: bytes) -> None:
+        """Count bytes that cannot be read, and from now on keep the end of the answer by its size."""
+        if self._members and not self._gzip:
+            return  # what stands behind a deflate stream is none of it
+        self._decoder = None
+        self._inner.text_bytes += len(chunk)
+        if self._tail is None:
+            self._tail = Tail(CODED_BYTES)
+
+    def _take(self) -> bytes:
+        waiting = b"".join(chunk for chunk, _ in self._waiting)
+        self._waiting.clear()
+        return waiting
 
 
 class OpaqueMeter(Meter):
     """Count an answer nobody here can read by its size."""
 
-    __slots__ = ()
+    __slots__ = ("_tail",)
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
         Meter.__init__(self, call, status, bounds)
+        self._tail = Tail(CODED_BYTES)
 
     def feed(self, chunk: bytes) -> bytes:
-        """Count the bytes and pass them on."""
+        """Count the bytes and pass them on, but for the last."""
         self.text_bytes += len(chunk)
-        return chunk
+        return self._tail.feed(chunk)
+
+    def finish(self) -> bytes:
+        """The answer is complete; return the rest."""
+        self.ended = True
+        return self._tail.take()

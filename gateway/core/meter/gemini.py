@@ -65,7 +65,9 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.failed = True
     for candidate in read.candidates or ():
         _see(meter, candidate)
-        final = final or candidate.finish_reason is not None
+        if candidate.finish_reason is not None:
+            final = True
+            meter.finished += 1
     if read.usage_metadata is not None:
         _report(meter, read.usage_metadata, final)
 

@@ -11,18 +11,20 @@ import msgspec
 from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import integer
 from gateway.core.meter.meter import Meter
+from gateway.core.meter.tail import Tail
 from gateway.core.model import Usage
 
 UNITS_MAX = 1_000_000_000
 
 
 class GenericMeter(Meter):
-    """Count units; the body passes unread."""
+    """Count units; the body passes unread, through `tail` where its own bytes tell its end."""
 
-    __slots__ = ("_kept", "_kept_bytes", "_passed", "_pointer", "_units")
+    __slots__ = ("_kept", "_kept_bytes", "_passed", "_pointer", "_tail", "_units")
 
-    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes) -> None:
+    def __init__(self, call: Call, status: int, bounds: Bounds, stated: bytes, tail: Tail | None) -> None:
         Meter.__init__(self, call, status, bounds)
+        self._tail = tail
         self._passed = False
         self._units = 1 if 200 <= status < 300 else 0
         self._pointer = ""
@@ -40,7 +42,18 @@ class GenericMeter(Meter):
             self._kept_bytes += len(chunk)
             if self._kept_bytes <= self.bounds.kept_bytes_max:
                 self._kept.append(chunk)
-        return chunk
+        if self._tail is None:
+            return chunk
+        passed = self._tail.feed(chunk)
+        self.surplus = self._tail.surplus
+        return passed
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take a complete answer, of which nothing has to wait."""
+        self._tail = None
+        passed = self.feed(answer)
+        self.finish()
+        return passed
 
     def finish(self) -> bytes:
         """Find the units in the document, where they are asked for."""
@@ -53,7 +66,7 @@ class GenericMeter(Meter):
             else:
                 self.reported, self.marked = True, found > UNITS_MAX
                 self._units = min(found, UNITS_MAX)
-        return b""
+        return b"" if self._tail is None else self._tail.take()
 
     @property
     def produced(self) -> bool:

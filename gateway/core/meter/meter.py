@@ -1,18 +1,27 @@
 """Count what one answer used, from the bytes that pass.
 
 A meter never alters an answer except to leave out a usage frame nobody asked for, and to end
-one that is cut. What an upstream reports is charged; what it does not report is counted.
+one that is cut. What an upstream reports is charged; what it does not report is counted. The bytes
+by which a client knows that it has everything wait in the meter until `finish`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.core.call import Bounds, Call, input_tokens
 from gateway.core.model import Usage
 
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
+BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
+
+# How far an answer has come: more follows; every choice has said that it is finished, which more
+# content would disprove; the event has come behind which the API sends nothing.
+OPEN: Final = 0
+FINISHED: Final = 1
+CLOSED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +30,7 @@ class Dialect:
 
     `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
     whether that event is only a usage frame, `closing` the events that end a cut stream well.
+    `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
     """
 
     read_whole: Callable[[Meter, bytes], None]
@@ -35,13 +45,15 @@ class Meter:
     `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
     first event (empty where that is long) and `position` where it stands: the open block or
     the last sequence number, as the API counts, -1 for none. `created` are cache creation tokens,
-    which only one API tells apart.
+    which only one API tells apart. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
+    was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
+    more came behind the end than may.
     """
 
     __slots__ = (
-        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "input",
-        "marked", "opening", "output", "position", "reasoning", "reported", "status", "text_bytes", "texts",
-        "total",
+        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "finished",
+        "input", "marked", "opening", "output", "phase", "position", "reasoning", "reported", "status",
+        "surplus", "text_bytes", "texts", "total", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -49,8 +61,9 @@ class Meter:
         self.status = status
         self.bounds = bounds
         self.input = self.output = self.cached = self.created = self.reasoning = self.total = 0
-        self.text_bytes = self.content_events = 0
-        self.reported = self.marked = self.final = self.ended = self.failed = False
+        self.text_bytes = self.content_events = self.finished = self.withheld = 0
+        self.phase: int = OPEN
+        self.reported = self.marked = self.final = self.ended = self.failed = self.surplus = False
         self.opening: bytes | None = None
         self.position = -1
         # Pieces of several choices come in turn and are no text together.
@@ -64,6 +77,10 @@ class Meter:
         """The answer is complete; return what is left to pass on. Not called for a broken one."""
         self.ended = True
         return b""
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take an answer that is complete already; return what to pass on of it."""
+        return self.feed(answer) + self.finish()
 
     def cut(self) -> bytes:
         """Return bytes that end the answer here, well-formed in the API's own shape.

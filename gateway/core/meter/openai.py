@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
-from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.meter import CLOSED, Dialect, Meter
 from gateway.core.meter.openai_shapes import Choice, Delta, Usage, read_event, read_whole
 
 DONE = b"data: [DONE]\n\n"
@@ -27,7 +27,8 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    if data == b"[DONE]":
+    if data.strip() == b"[DONE]":
+        meter.phase = CLOSED
         return False
     try:
         read = read_event(data)
@@ -56,6 +57,9 @@ def _see(meter: Meter, choice: Choice) -> None:
             _see_rest(meter, delta)
     if meter.text_bytes > before:
         meter.content_events += 1
+    reason = choice.finish_reason
+    if reason is not msgspec.UNSET and bytes(reason) != b"null":
+        meter.finished += 1
 
 
 def _see_rest(meter: Meter, delta: Delta) -> None:

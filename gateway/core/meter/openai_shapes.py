@@ -58,6 +58,7 @@ class Choice(msgspec.Struct):
 
     delta: Delta | None = None
     text: str | None = None
+    finish_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Event(msgspec.Struct):

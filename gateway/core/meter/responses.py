@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
-from gateway.core.meter.meter import Dialect, Meter
+from gateway.core.meter.meter import CLOSED, Dialect, Meter
 
 
 class _Details(msgspec.Struct):
@@ -36,6 +36,7 @@ class _Event(msgspec.Struct):
     response: _Response | None = None
 
 
+_CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
 
@@ -54,9 +55,12 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         read = _event(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         count_text(meter, data)
-        response = loose_document(data).get("response")
+        event = loose_document(data)
+        response = event.get("response")
         if isinstance(response, dict):
             _report_loose(meter, response)
+        if event.get("type") in _CLOSING:
+            meter.phase = CLOSED
         return False
     if read.delta:
         meter.saw(read.delta)
@@ -65,6 +69,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.position = read.sequence_number
     if read.type == "error":
         meter.failed = True
+    elif read.type in _CLOSING:
+        meter.phase = CLOSED
     if read.response is not None:
         _take(meter, read.response)
     return False

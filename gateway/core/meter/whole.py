@@ -11,6 +11,7 @@ import re
 from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import text_bytes, texts_in
 from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
+from gateway.core.meter.tail import Tail
 
 WINDOW_BYTES = 64 << 10
 
@@ -20,7 +21,7 @@ _USAGE = re.compile(rb'"(?:usage|usageMetadata|usage_metadata)"[ \t\r\n]*+:[ \t\
 class WholeMeter(Meter):
     """Keep the document, pass it on, read it at the end."""
 
-    __slots__ = ("_dialect", "_examined", "_kept", "_kept_bytes", "_tail")
+    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_tail")
 
     def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
@@ -28,17 +29,22 @@ class WholeMeter(Meter):
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._tail = b""
+        self._end = Tail()
         self._examined = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Keep the chunk and pass it on."""
-        size = self._kept_bytes + len(chunk)
-        self._kept_bytes = size
-        if size <= self.bounds.kept_bytes_max:
-            self._kept.append(chunk)
-        else:
-            self._keep_windows(chunk)
-        return chunk
+        """Keep the chunk and pass it on, but for the byte that may be the document's last."""
+        self._keep(chunk)
+        passed = self._end.feed(chunk)
+        self.withheld = len(self._end.rest)
+        self.surplus = self._end.surplus
+        return passed
+
+    def whole(self, answer: bytes) -> bytes:
+        """Take a complete document, of which nothing has to wait."""
+        self._keep(answer)
+        self.finish()
+        return answer
 
     def finish(self) -> bytes:
         """Read the document."""
@@ -53,7 +59,7 @@ class WholeMeter(Meter):
                 self._examine()
                 self.failed = self.failed or document.lstrip()[:1] != b"{"
         self._kept = []
-        return b""
+        return self._end.take()
 
     @property
     def produced(self) -> bool:
@@ -76,6 +82,14 @@ class WholeMeter(Meter):
         self.text_bytes = max(self.text_bytes, text_bytes(document))
         if self.texts is not None and self.text_bytes <= TOKENIZED_BYTES_MAX:
             self.texts = texts_in(document)
+
+    def _keep(self, chunk: bytes) -> None:
+        size = self._kept_bytes + len(chunk)
+        self._kept_bytes = size
+        if size <= self.bounds.kept_bytes_max:
+            self._kept.append(chunk)
+        else:
+            self._keep_windows(chunk)
 
     def _keep_windows(self, chunk: bytes) -> None:
         if not self._tail:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.call import Bounds
 from gateway.core.meter import make_meter
 from gateway.core.sse import Splitter, data_of
 from tests.core.meter.recorded import (
@@ -97,14 +98,26 @@ def test_gemini_events_and_array() -> None:
     assert len(json.loads(cut("gemini_stream", [], content_type=JSON))) == 1
 
 
-@pytest.mark.parametrize("frames", [[*CHAT_FRAMES[:2], CHAT_FRAMES[2][:20]]])
-def test_no_cut_within_an_event_that_has_passed(frames: list[bytes]) -> None:
-    assert cut("openai_chat", frames) == b""
-    assert cut("openai_chat", frames, strip=True) != b""
+@pytest.mark.parametrize("strip", [False, True])
+def test_part_of_an_event_has_not_passed_and_is_left_out(strip: bool) -> None:
+    frames = [*CHAT_FRAMES[:2], CHAT_FRAMES[2][:20]]
+    assert cut("openai_chat", frames, strip=strip).startswith(b"data: {")
+    assert len(json.loads(cut("gemini_stream", [GEMINI_ARRAY[0][:-1]], content_type=JSON))) == 1
 
 
-def test_no_cut_within_an_element_a_document_or_a_compressed_answer() -> None:
-    assert cut("gemini_stream", [GEMINI_ARRAY[0][:-1]], content_type=JSON) == b""
+@pytest.mark.parametrize(
+    ("meter", "content_type", "frame"),
+    [("openai_chat", SSE, CHAT_FRAMES[2][:60]), ("gemini_stream", JSON, GEMINI_ARRAY[0][:60])],
+)
+def test_no_cut_within_an_event_that_was_too_long_to_keep(
+    meter: str, content_type: bytes, frame: bytes
+) -> None:
+    made = make_meter(call(meter), 200, content_type, b"", Bounds(event_bytes_max=50))
+    assert len(made.feed(frame)) > 40
+    assert made.cut() == b""
+
+
+def test_no_cut_within_a_document_or_a_compressed_answer() -> None:
     assert make_meter(call("openai_chat", streamed=False), 200, JSON).cut() == b""
     made = make_meter(call("openai_chat"), 200, SSE, b"gzip")
     made.feed(gzip.compress(CHAT_FRAMES[2]))

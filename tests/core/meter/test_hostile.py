@@ -65,7 +65,8 @@ def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, boun
             assert 0 <= made.observed() <= bounds.usage_tokens_max
         if finished:
             passed.append(made.finish())
-        assert b"".join(passed) == b"".join(parts)
+            assert b"".join(passed) == b"".join(parts)
+        assert b"".join(parts).startswith(b"".join(passed))
         usage = made.usage()
         for tokens in (usage.input, usage.output, usage.cached, usage.reasoning, usage.total):
             assert 0 <= tokens <= INTEGER_MAX

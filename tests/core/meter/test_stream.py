@@ -103,11 +103,11 @@ def test_nothing_is_held_back_longer_than_its_event() -> None:
     assert meter.feed(CHAT_FRAMES[1][5:]) == CHAT_FRAMES[1]
 
 
-def test_without_stripping_every_chunk_passes_at_once() -> None:
+def test_an_event_passes_with_its_last_byte() -> None:
     meter = chat(strip=False)
-    for byte in b"".join(CHAT):
-        assert meter.feed(bytes([byte])) == bytes([byte])
-    assert meter.finish() == b""
+    for event in CHAT_FRAMES[:3]:
+        assert b"".join(meter.feed(bytes([byte])) for byte in event[:-1]) == b""
+        assert meter.feed(event[-1:]) == event
 
 
 def test_a_last_event_without_its_empty_line_is_read() -> None:

@@ -186,9 +186,12 @@ def test_a_compressed_document(coding: bytes) -> None:
     raw = json.dumps(CHAT).encode()
     packed = gzip.compress(raw) if coding == b"gzip" else zlib.compress(raw)
     made = make_meter(call("openai_chat", streamed=False), 200, JSON, coding)
-    assert made.feed(packed) == packed
-    assert made.finish() == b""
+    passed = made.feed(packed)
+    assert passed != packed
+    assert passed + made.finish() == packed
     assert made.usage() == CHAT_USED
+    whole = make_meter(call("openai_chat", streamed=False), 200, JSON, coding)
+    assert (whole.whole(packed), whole.usage()) == (packed, CHAT_USED)
 
 
 def test_deflate_without_its_header_and_gzip_in_two_members() -> None:
@@ -209,8 +212,8 @@ def test_a_bomb_is_decoded_no_further_than_the_bound() -> None:
     made = make_meter(
         call("openai_chat", streamed=False), 200, JSON, b"gzip", Bounds(decoded_bytes_max=1 << 20)
     )
-    assert made.feed(bomb) == bomb
-    made.finish()
+    passed = made.feed(bomb)
+    assert passed + made.finish() == bomb
     usage = made.usage()
     assert usage.estimated
     assert usage.total < 100 + len(bomb)
@@ -230,9 +233,8 @@ BROKEN_GZIP = gzip.compress(b"{}" * 500, mtime=0)[:-20] + b"\xff" * 40
 @pytest.mark.parametrize("broken", [b"not gzip at all", BROKEN_GZIP])
 def test_broken_compression_is_counted_by_size(broken: bytes) -> None:
     made = make_meter(call("openai_chat", streamed=False), 200, JSON, b"gzip")
-    assert made.feed(broken) == broken
-    made.feed(b"more")
-    made.finish()
+    passed = made.feed(broken) + made.feed(b"more")
+    assert passed + made.finish() == broken + b"more"
     assert made.usage().estimated
     assert made.usage().total > 100
 

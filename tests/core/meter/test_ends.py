@@ -1,0 +1,256 @@
+"""Nobody has a complete answer before `finish`: whatever passed until then is missing its end.
+
+The judge is written another way than the meters: it reads what passed as a careless client would,
+line by line and without waiting for an event to be over.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.call import Bounds
+from gateway.core.meter import AnswerMeter, make_meter
+from gateway.core.meter.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
+from tests.core.meter.recorded import (
+    CHAT,
+    CHAT_FRAMES,
+    CHAT_USED,
+    DONE,
+    GEMINI_ARRAY,
+    GEMINI_EVENTS,
+    JSON,
+    MESSAGE,
+    RECORDED,
+    SSE,
+    Recorded,
+    call,
+    chat_chunk,
+    delta,
+    frame,
+)  # fmt: skip
+
+ENDS = {"response.completed", "response.incomplete", "response.failed", "message_stop"}
+FINISHED_CHAT = frame(chat_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+BEHIND = [b": ping\n\n", b"\n", b"data: {}\n\n", b"data: [DO", b"event: x\r\n"]
+MARKS = [b"data:[DONE]\n\n", b"data: [DONE] \n\n", b"data: [DONE]\r\n\r\n", b"data: [DONE]"]
+CODINGS = [b"", b"gzip", b"deflate"]
+
+
+def finishes(document: object) -> bool:
+    """Whether an event says that the answer is finished."""
+    if not isinstance(document, dict):
+        return False
+    choices = document.get("choices") or document.get("candidates") or []
+    reasons = [choice.get("finish_reason") or choice.get("finishReason") for choice in choices]
+    stopped = document.get("delta") if document.get("type") == "message_delta" else None
+    return (
+        document.get("type") in ENDS
+        or (bool(reasons) and all(reasons))
+        or (isinstance(stopped, dict) and stopped.get("stop_reason") is not None)
+    )
+
+
+def looks_complete(passed: bytes, content_type: bytes) -> bool:
+    """Whether a careless client would take this for the whole answer."""
+    text = passed.decode("utf-8", "ignore").lstrip("\ufeff")
+    if content_type != SSE:
+        try:
+            json.loads(text)
+        except ValueError:
+            return "finishReason" in text
+        return True
+    for line in text.splitlines():
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return True
+        try:
+            if finishes(json.loads(data)):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def packed(stream: bytes, coding: bytes, parts: list[bytes] | None = None) -> bytes:
+    if not coding:
+        return stream
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS if coding == b"deflate" else 31)
+    flushed = b"".join(packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) for part in parts or [stream])
+    return flushed + packer.flush()
+
+
+def unpacked(passed: bytes, coding: bytes) -> bytes:
+    """What a client has of a compressed answer that is not over."""
+    if not coding:
+        return passed
+    return zlib.decompressobj(zlib.MAX_WBITS if coding == b"deflate" else 31).decompress(passed)
+
+
+def feed_all(meter: AnswerMeter, stream: bytes, cuts: list[int]) -> bytes:
+    places = [0, *sorted(cuts), len(stream)]
+    return b"".join(meter.feed(stream[start:end]) for start, end in pairwise(places))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded.name)
+def test_what_passed_at_any_split_is_missing_its_end(recorded: Recorded, coding: bytes) -> None:
+    plain = recorded.call
+    stream = packed(recorded.stream, coding, recorded.frames)
+    for cuts in [*([cut] for cut in range(len(stream) + 1)), list(range(len(stream)))]:
+        meter = make_meter(plain, 200, recorded.content_type, coding)
+        passed = feed_all(meter, stream, cuts)
+        assert not looks_complete(unpacked(passed, coding), recorded.content_type)
+        expected = stream if coding else recorded.passed
+        assert passed + meter.finish() == expected
+        assert meter.usage() == recorded.usage
+
+
+@given(st.sampled_from([r for r in RECORDED if r.content_type == SSE]), st.data())
+def test_what_stands_behind_the_end_waits_with_it(recorded: Recorded, data: st.DataObject) -> None:
+    behind = data.draw(
+        st.sampled_from([b": ping\n\n", b"\n", b"data: {}\n\n", b"data: [DO", b"event: x\r\n"])
+    )
+    stream = recorded.stream + behind
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=20))
+    meter = make_meter(recorded.call, 200, SSE)
+    assert not looks_complete(feed_all(meter, stream, cuts), SSE)
+    assert meter.finish().endswith(behind)
+
+
+@pytest.mark.parametrize(
+    "mark", [b"data:[DONE]\n\n", b"data: [DONE] \n\n", b"data: [DONE]\r\n\r\n", b"data: [DONE]"]
+)
+def test_the_mark_in_other_spellings(mark: bytes) -> None:
+    meter = make_meter(call("openai_chat"), 200, SSE)
+    passed = meter.feed(b"".join(CHAT_FRAMES)) + meter.feed(mark)
+    assert not looks_complete(passed, SSE)
+    assert meter.finish().endswith(mark)
+
+
+def test_content_behind_a_finish_lets_it_pass() -> None:
+    meter = make_meter(call("openai_chat"), 200, SSE)
+    assert meter.feed(FINISHED_CHAT) == b""
+    assert meter.phase == FINISHED
+    assert meter.feed(frame(delta("more"))) == FINISHED_CHAT + frame(delta("more"))
+    assert meter.phase == OPEN
+    assert meter.feed(FINISHED_CHAT + DONE) == b""
+    assert meter.finish() == FINISHED_CHAT + DONE
+
+
+def test_an_api_that_calls_every_part_finished_is_one_part_late() -> None:
+    part = frame({"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}]})
+    meter = make_meter(call("gemini_stream"), 200, SSE)
+    assert [meter.feed(part) for _ in range(3)] == [b"", part, part]
+    element = part[6:].strip()
+    array = make_meter(call("gemini_stream"), 200, JSON)
+    assert [array.feed(b"[" + element), array.feed(b"," + element), array.feed(b"," + element)] == [
+        b"[", element + b",", element + b",",
+    ]  # fmt: skip
+    assert array.feed(b"]") == b""
+    assert array.finish() == element + b"]"
+
+
+def test_two_choices_are_finished_together() -> None:
+    def finish(index: int) -> bytes:
+        return frame(chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}]))
+
+    meter = make_meter(call("openai_chat", choices=2), 200, SSE)
+    assert meter.feed(finish(0)) == finish(0)
+    assert meter.feed(frame(delta("y", 1))) == frame(delta("y", 1))
+    assert meter.feed(finish(1)) == b""
+
+
+def test_an_endless_answer_behind_its_end_is_surplus() -> None:
+    meter = make_meter(call("openai_chat"), 200, SSE)
+    meter.feed(b"".join(CHAT))
+    assert meter.phase == CLOSED
+    for _ in range(BEHIND_END_BYTES_MAX // 1000):
+        assert not meter.surplus
+        assert meter.feed(b":" + b"x" * 997 + b"\n\n") == b""
+    assert meter.feed(b":" + b"x" * 997 + b"\n\n") == b""
+    assert meter.surplus
+    assert meter.usage() == CHAT_USED
+
+
+def test_an_event_too_long_to_keep_waits_with_its_last_byte() -> None:
+    event = frame({"type": "response.completed", "response": {"output": "x" * 400}})
+    meter = make_meter(call("openai_responses"), 200, SSE, b"", Bounds(event_bytes_max=100))
+    passed = feed_all(meter, event, list(range(0, len(event), 30)))
+    assert not looks_complete(passed, SSE)
+    assert len(passed) > 300
+    assert passed + meter.finish() == event
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b" \r\n \n"])
+def test_a_document_waits_with_its_last_byte(end: bytes) -> None:
+    document = json.dumps({"id": "x", "usage": {"prompt_tokens": 2, "completion_tokens": 3}}).encode() + end
+    for meter in ("openai_chat", "generic"):
+        for coding in (b"", b"gzip"):
+            body = gzip.compress(document) if coding else document
+            for cut in range(len(body) + 1):
+                made = make_meter(
+                    call(meter, streamed=False), 200, b"application/json; charset=utf-8", coding
+                )
+                passed = feed_all(made, body, [cut])
+                assert not looks_complete(unpacked(passed, coding), JSON)
+                assert passed + made.finish() == body
+
+
+def test_heartbeats_in_front_of_a_document_pass() -> None:
+    meter = make_meter(call("openai_chat", streamed=False), 200, JSON)
+    assert meter.feed(b"\n") == b"\n"
+    assert meter.feed(b" {") == b" "
+    assert meter.feed(b"}") == b"{"
+    assert meter.finish() == b"}"
+
+
+def test_what_is_no_document_passes_at_once_on_a_route_of_units() -> None:
+    meter = make_meter(call("generic"), 200, b"text/event-stream")
+    assert meter.feed(b"data: x\n\n") == b"data: x\n\n"
+
+
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=6), st.data())
+def test_gzip_in_any_number_of_members(sizes: list[int], data: st.DataObject) -> None:
+    stream = b"".join(CHAT)
+    places = [0]
+    for size in sizes:
+        places.append(min(len(stream), places[-1] + size))
+    members = [gzip.compress(stream[a:b]) for a, b in pairwise([*places, len(stream)])]
+    body = b"".join(members)
+    ends = [sum(map(len, members[: index + 1])) for index in range(len(members))]
+    cuts = data.draw(st.lists(st.sampled_from(ends[:-1]) | st.integers(0, len(body)), max_size=8))
+    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip")
+    passed = feed_all(meter, body, cuts)
+    assert passed + meter.finish() == body
+    assert meter.usage() == CHAT_USED
+
+
+def test_padding_behind_the_last_member_is_no_text() -> None:
+    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip")
+    body = gzip.compress(b"".join(CHAT))
+    meter.feed(body)
+    meter.feed(b"\0" * 5000)
+    meter.finish()
+    assert meter.usage() == CHAT_USED
+
+
+def test_the_finish_is_recognised_in_each_family() -> None:
+    for meter, frames in (
+        ("openai_chat", [FINISHED_CHAT]),
+        ("anthropic_messages", MESSAGE),
+        ("gemini_stream", GEMINI_EVENTS),
+    ):
+        made = make_meter(call(meter), 200, SSE)
+        for each in frames:
+            made.feed(each)
+        assert made.phase != OPEN, meter
+    made = make_meter(call("gemini_stream"), 200, JSON)
+    made.feed(b"".join(GEMINI_ARRAY))
+    assert made.phase == CLOSED
