@@ -1,11 +1,13 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- needs: state batch bucket event cycle take admit spend append
+-- A call known by its head alone holds a request and slots; once its body is read the hold is raised: what it took
+-- already is not taken again. A hold that is gone is taken anew; a raise that is refused leaves the hold as it was.
+-- needs: state batch bucket event cycle take take_all admit spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
---         16 usage, 32 credits, 64 credits by token), request id (36)
+--         16 usage, 32 credits, 64 credits by token, 128 raises the hold there is), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
 --   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
@@ -16,6 +18,8 @@
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
 local batch, run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
   parse('<dc40dddddddBc36', ARGV[1])
+local raises = flags >= 128
+if raises then flags = flags - 128 end
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
@@ -33,13 +37,19 @@ local expires, key_id = parse('<dd', raw[4], ACCOUNT_AT)
 if has(byte(raw[4]), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
 if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
+local was = raises and raised(call('GET', KEYS[1])) or nil
+if was and was[H_SERVICE] ~= 0 and was[H_SERVICE] ~= service then
+  return redis.error_reply('ERR reserve raises a hold of its own service, or of none')
+end
+local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)
+if not heads and scope ~= 2 then return takes end
 if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
-local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need)
 if not heads then return takes end
+if was then put_back(was, t, o) end
 local tokens, code = quota_hold(t, counts, need, ceiling)
 if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
 local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
-if one_time then credits = join(a, credits) end
+if one_time then credits, flags = join(a, credits, flags, was) end
 if credits > 0 then
   credits, code = credit_hold(o, credits, has(flags, 64))
   if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
@@ -57,8 +67,11 @@ local hold = pack(HOLD_FORM, kept, tokens, takes[1], takes[2], takes[3], takes[4
   service, now + ttl, o[ORG], t[TENANT], key_id, units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
 call('ZADD', KEYS[2], now + ttl, request)
 local err = reset and append(KEYS[3], {reset})
-if err then call('ZREM', KEYS[2], request) return err end
-local moved = (uses and TO_SPEND_HELD) or (credits > 0 and TO_CHELD)
+if err then
+  if was then call('ZADD', KEYS[2], was[H_DEADLINE], request) else call('ZREM', KEYS[2], request) end
+  return err
+end
+local moved = (uses and TO_SPEND_HELD) or ((credits > 0 or was) and TO_CHELD)
 call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
   KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
   some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], one_time and pack(ACTIVATION_FORM, values(a, 1, 5))))

@@ -120,6 +120,10 @@ class Call:
     def release(self) -> Settled:
         return self.settle(mode=packing.MODE_RELEASE)
 
+    def raised(self, need: int = 0, **more: Any) -> Call:
+        """The same request asked for again, once its body is read; `more` as `World.reserve` has it."""
+        return self.world.reserve(need, request_id=self.id, raises=True, **more)
+
     def reclaim(self, tokens: int = 0, **used: Any) -> Settled:
         return self.settle(tokens, mode=packing.MODE_RECLAIM, **used)
 
@@ -202,11 +206,11 @@ class World:
 
     def reserve(
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
-        credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS,
+        credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS, raises: bool = False,
     ) -> Call:  # fmt: skip
         ceiling = need if ceiling is None else ceiling
         request = HoldRequest(
-            self.caller, request_id or new_id(), user, service, need, ceiling, credits_, units
+            self.caller, request_id or new_id(), user, service, need, ceiling, credits_, units, raises
         )
         answer = self.run("reserve", packing.reserve(self.run_id, self.catalogue, ttl_ms, request))
         return Call(self, request, packing.decision(answer, request.service))

@@ -30,7 +30,8 @@ class Charge:
 class ExpiredHold:
     """A hold whose deadline passed, `held` in tokens and `held_credits`.
 
-    `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's, and charged nothing.
+    `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's; a hold without a
+    service is of a free route, or of a call known by its head alone: both are charged nothing.
     """
 
     request_id: str
@@ -47,7 +48,7 @@ class ExpiredHold:
 
     def charge(self, policy: ReclaimPolicy) -> Charge:
         """What the call is charged when its hold is taken back."""
-        if self.lease:
+        if self.lease or not self.service.id:
             return Charge()
         if policy == ReclaimPolicy.CHARGE_HOLD:
             return Charge(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)

@@ -169,12 +169,20 @@ class Service:
     needs_plan: bool = True
 
 
+# What a call is admitted by on a route that charges nothing, and while no more than its head is known:
+# one request and one slot on each scope, and nothing else. Never settled, only released or raised.
+NO_SERVICE = Service(0, "", counts_tokens=False, needs_plan=False)
+
+
 @dataclass(slots=True)
 class HoldRequest:
     """What `reserve` is asked for.
 
     `need` is the estimate in tokens, `ceiling` what one call of this model could use at most
     (equal to `need` when the call states its maximum). `credits` is held on the organization.
+    With `raises` the same request holds something already, taken by its head alone (all of it 0, best by
+    NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
+    that hold is gone, all is taken anew.
     """
 
     caller: Caller
@@ -185,6 +193,7 @@ class HoldRequest:
     ceiling: int
     credits: int = 0
     units: int = 1
+    raises: bool = False
 
 
 @dataclass(slots=True)

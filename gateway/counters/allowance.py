@@ -227,7 +227,7 @@ def _correct(purse: Purse, held: int, used: int) -> None:
 
 def _tokens_for(one: Allowance, request: HoldRequest) -> int:
     """Tokens to hold, as `reserve` would: clamped to what is left, or refused where the plan is strict."""
-    if not request.service.counts_tokens:
+    if not request.service.counts_tokens or not request.ceiling:
         return 0
     if one.unlimited:
         return request.need
@@ -240,7 +240,7 @@ def _tokens_for(one: Allowance, request: HoldRequest) -> int:
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
     """Credits to hold: all of them, or where tokens set the price what is left."""
     left = one.credits.left
-    if request.credits <= max(0, left):
+    if request.credits <= max(0, left):  # what costs nothing is covered
         return request.credits
     if is_by_token(request.service) and left > 0:
         return left

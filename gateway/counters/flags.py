@@ -6,7 +6,7 @@ from gateway.core.model import HoldRequest, Settlement
 from gateway.core.tariff import CONSUMPTION, is_by_token
 
 FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
-FLAG_BY_TOKEN = 64
+FLAG_BY_TOKEN, FLAG_RAISES = 64, 128
 
 
 def service_flags(request: HoldRequest | Settlement) -> int:

@@ -29,7 +29,7 @@ from gateway.core.model import (
 )
 from gateway.core.tiers import pack_tiers
 from gateway.counters import keys
-from gateway.counters.flags import FLAG_ONE_TIME, FLAG_USES, service_flags
+from gateway.counters.flags import FLAG_ONE_TIME, FLAG_RAISES, FLAG_USES, service_flags
 
 MARKER = struct.Struct("<40sdd")
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
@@ -81,7 +81,8 @@ def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, req
     """The packed argument of `reserve`."""
     return _RESERVE.pack(
         batch, run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
-        request.service.id, service_flags(request), request.request_id.encode(),
+        request.service.id, service_flags(request) | (FLAG_RAISES if request.raises else 0),
+        request.request_id.encode(),
     )  # fmt: skip
 
 
@@ -111,12 +112,8 @@ def settle(
     ]
     if user:
         names.append(keys.user_state(p, caller.tenant_id, user))
-    arguments = [
-        settle_argument(run_id, batch, tombstone_ms, settlement, mode),
-        user.encode(),
-        settlement.attribution.encode(),
-        settlement.metadata,
-    ]
+    packed = settle_argument(run_id, batch, tombstone_ms, settlement, mode)
+    arguments = [packed, user.encode(), settlement.attribution.encode(), settlement.metadata]
     if flags & (FLAG_ONE_TIME | FLAG_USES):
         names.append(keys.activation(p, caller.organization_id, settlement.service.id))
     if flags & FLAG_USES:
@@ -136,13 +133,9 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
     """The part of `settle`'s argument that is the same for every call of a caller."""
     caller = settlement.caller
     return _SETTLE_WHO.pack(
-        settlement.service.id,
-        caller.tenant_id,
-        caller.organization_id,
-        caller.key_id,
-        service_flags(settlement),
-        tombstone_ms,
-    )
+        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
+        service_flags(settlement), tombstone_ms,
+    )  # fmt: skip
 
 
 def decision(answer: bytes, service: Service) -> Decision:

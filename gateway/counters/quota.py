@@ -18,7 +18,7 @@ from gateway.core.wait import in_task
 from gateway.counters import extending, packing
 from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
-from gateway.counters.flags import service_flags
+from gateway.counters.flags import FLAG_RAISES, service_flags
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.wire import Wire, encode_script
 from gateway.errors import CountersUnavailable
@@ -109,13 +109,14 @@ class Counters:
         if frame is None or frame.service is not service:
             frame = self._frame(request.caller, request.user, service)
         head, middle, end = frame.reserve
+        flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
         verdict = Verdict.STALE
         try:
             for _ in range(RESERVE_TRIES):
                 packed = packing.reserve_packed(
                     wire.batch, wire.run_id, self._directory.version, request.need, request.ceiling,
-                    request.credits, request.units, self._ttl_ms, service.id, frame.flags, request_id,
+                    request.credits, request.units, self._ttl_ms, service.id, flags, request_id,
                 )  # fmt: skip
                 wait = wire.send(b"".join((head, request_id, middle, packed, end)))
                 asked_at = wire.asked_at

@@ -3,7 +3,7 @@ local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdddd', 1, 2
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held
 local function quota_hold(t, counts, need, ceiling)
-  if not counts then return 0 end
+  if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
   if t[TOTAL] < 0 or t[POLICY] == POLICY_BILL then return need end
   local remaining = t[REMAINING]
   if remaining <= 0 then return nil, -8 end
@@ -29,12 +29,23 @@ local function activation(raw)
   return raw and {parse(ACTIVATION_FORM, raw)} or {0, 0, 0, 0, 0}
 end
 
-local function join(a, price)
-  if a[1] == ACTIVE then return 0 end
+-- the price to hold, and the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
+local function join(a, price, flags, was)
+  if was and has(was[1], HOLD_ONE_TIME) then return 0, flags end
+  if price == 0 then return 0, flags - HOLD_ONE_TIME end
+  if a[1] == ACTIVE then return 0, flags end
   a[2] = a[2] + 1
-  if a[1] == PENDING then return 0 end
+  if a[1] == PENDING then return 0, flags end
   a[1], a[3] = PENDING, price
-  return price
+  return price, flags
+end
+
+-- gives back what a hold that is raised took of the accounts: they are asked for all of it anew
+local function put_back(was, t, o)
+  t[HELD] = max(0, t[HELD] - was[H_TOKENS])
+  if has(was[1], HOLD_ONE_TIME) then return end
+  local purse = has(was[1], HOLD_USES) and SPEND_HELD or CHELD
+  o[purse] = max(0, o[purse] - was[H_CREDITS])
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b

@@ -9,7 +9,7 @@ import pytest
 from gateway.background.reclaimer import Reclaimer
 from gateway.core.holds import Charge, ExpiredHold, ReclaimPolicy
 from gateway.core.ledger import EventNote
-from gateway.core.model import Caller, Limits, Service, Settled, Verdict
+from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Verdict
 from gateway.core.pricing import TokenRate
 from gateway.counters import keys
 from gateway.counters.lease import lease
@@ -184,6 +184,19 @@ async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
         assert await sweep_twice(house) == 1
         assert (world.tenant.held, world.tenant.inflight, len(world.events())) == (10, 1, entries)
         assert list(world.deadlines()) == [call.id]
+
+
+@pytest.mark.parametrize("policy", list(ReclaimPolicy))
+async def test_a_call_known_by_its_head_alone_becomes_no_row(
+    valkey: str, migrated: str, policy: ReclaimPolicy
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        entries = len(world.events())
+        dead(world, 0, service=NO_SERVICE, user="ann")
+        house.reclaimer = Reclaimer(house.keeping, policy)
+        assert await sweep_twice(house) == 1
+        assert (world.slots("ann"), len(world.events()), world.late()) == ([0] * 4, entries, [])
 
 
 async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) -> None:

@@ -45,6 +45,17 @@ async def test_calls_go_on_within_the_lease_and_then_not(allowing: World, employ
     assert (worker.left, worker.allowances.calls, worker.allowances.admitted) == (70, {}, 2)
 
 
+async def test_what_costs_nothing_is_covered_where_nothing_is_left(allowing: World, employ: Employ) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    await worker.reserve(60, ceiling=4000)
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(1)
+    _, decision = await worker.reserve(0)
+    assert decision.held_tokens == 0
+
+
 async def test_a_call_that_could_be_kept_nowhere_is_charged_to_nobody(
     allowing: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.core.model import (
+    NO_SERVICE,
     Caller,
     Decision,
     HoldRequest,
@@ -129,6 +130,24 @@ async def test_reserve_and_settle_move_the_account(world: World, hire: Hire) -> 
     assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
     assert (event.metadata, event.attribution) == (metadata, attribution)
     assert worker.took == ["reserve", "settle"]
+
+
+async def test_a_call_known_by_its_head_alone_is_raised_once_its_body_is_read(
+    world: World, hire: Hire
+) -> None:
+    worker = await hire(world)
+    world.define_key(Limits(concurrency=1))
+    world.plan(100)
+    head = HoldRequest(world.caller, new_id(), "", NO_SERVICE, 0, 0, units=0)
+    assert (await worker.reserve(head)).verdict is Verdict.ADMITTED
+    assert (await worker.reserve(worker.request(1))).verdict is Verdict.CONCURRENCY_LIMITED
+    whole = replace(head, service=CHAT, need=40, ceiling=40, raises=True)
+    decision = await worker.reserve(replace(whole, need=1, ceiling=1, service=CREDITS, credits=1))
+    assert decision.verdict is Verdict.INSUFFICIENT_CREDITS
+    decision = await worker.reserve(whole)
+    assert (decision.verdict, decision.held_tokens, world.key.inflight) == (Verdict.ADMITTED, 40, 1)
+    assert await worker.settle(whole, 40) is Settled.DONE
+    assert (world.key.inflight, world.tenant.remaining) == (0, 60)
 
 
 async def test_what_leaves_in_one_write_carries_its_number(connect: Connect, tmp_path: Path) -> None:

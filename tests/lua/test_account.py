@@ -96,7 +96,7 @@ class Life(RuleBasedStateMachine):
         call = self.world.reserve(need=need, ceiling=need + more, user="ann")
         model, held = self.model, sum(held for _, held in self.live)
         free = model.remaining - held
-        if model.total is None or model.policy == "bill":
+        if model.total is None or model.policy == "bill" or need + more == 0:
             expected, hold = Verdict.ADMITTED, need
         elif model.remaining <= 0:
             expected, hold = Verdict.QUOTA_EXCEEDED, 0

@@ -35,11 +35,11 @@ class Model:
         self.tokens = max(Fraction(0), self.tokens - self.tpm * passed)
         self.at = max(self.at, now)
 
-    def until(self) -> tuple[LimitKind, int] | None:
-        """Which bucket has no whole unit left, and in how many ms it will have."""
+    def until(self, need: int) -> tuple[LimitKind, int] | None:
+        """Which bucket that is asked has no whole unit left, and in how many ms it will have."""
         for kind, limit, used in (
             (LimitKind.REQUESTS, self.rpm, self.requests),
-            (LimitKind.TOKENS, self.tpm, self.tokens),
+            (LimitKind.TOKENS, self.tpm if need else 0, self.tokens),
         ):
             if limit and used + 1 > limit:
                 return kind, math.ceil((used + 1 - limit) * UNIT / limit)
@@ -48,7 +48,7 @@ class Model:
     def take(self, need: int) -> int:
         if self.rpm:
             self.requests += 1
-        taken = min(need, math.floor(self.tpm - self.tokens)) if self.tpm else 0
+        taken = min(need, math.floor(self.tpm - self.tokens)) if self.tpm and need else 0
         self.tokens += taken
         return taken
 
@@ -89,7 +89,7 @@ def test_buckets_follow_the_model_exactly(
         model.at -= pause
         call = world.reserve(need=need)
         model.drain(call.decision.now_ms)
-        refusal = model.until()
+        refusal = model.until(need)
         if refusal is not None:
             kind, wait = refusal
             assert (call.verdict, call.decision.kind) == (Verdict.RATE_LIMITED, kind)

@@ -105,7 +105,7 @@ class Tenant:
         self.rows.append(("adjust", after - before, self.balance, ""))
 
     def hold(self, need: int) -> tuple[int, str]:
-        if self.total is None or self.plan.policy == "bill":
+        if self.total is None or self.plan.policy == "bill" or not need:
             return need, ""
         if self.remaining <= 0:
             return 0, "QUOTA_EXCEEDED"

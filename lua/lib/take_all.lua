@@ -1,0 +1,49 @@
+-- take_all: one request of every scope's buckets and slots, or of none. Needs state, bucket, take.
+local HUGE = 9007199254740992
+
+-- the hold that is raised, opened; nil where it is gone: then all of it is taken anew
+local function raised(packed)
+  local h = packed and open(HOLD_FORM, packed)
+  return h and not has(h[1], HOLD_RECLAIMED) and h or nil
+end
+
+-- the refusal of a scope; tokens are refused only where no other scope lacks a request or a slot, which come first
+local function refusal(states, scope, now, was, kind, used, limit, till)
+  if kind == 2 then
+    for other = scope + 1, 4 do
+      local had = was and (other ~= 2 or has(was[1], HOLD_USER)) and was[other + 2]
+      if states[other] then
+        local head, first, used2, limit2, till2 = take(states[other], now, 0, had)
+        if not head then return refused(first == 3 and -7 or -6, now, other, first, used2, limit2, till2), first end
+      end
+    end
+  end
+  return refused(kind == 3 and -7 or -6, now, scope, kind, used, limit, till), kind
+end
+
+-- takes from every scope or refuses; answers the heads, in place of the states, and the tokens taken by scope, then of the
+-- tightest bucket of requests and that of tokens: scope (0: none), limit, used; or nil, the refusal and its kind.
+-- Of scopes that `was`, a hold that is raised, has already, only the tokens are taken, in place of those it took
+local function take_all(states, now, need, was)
+  local takes = {0, 0, 0, 0}
+  local requests_left, requests_scope, requests_limit, requests_used = HUGE, 0, 0, 0
+  local tokens_left, tokens_scope, tokens_limit, tokens_used = HUGE, 0, 0, 0
+  for scope = 1, 4 do
+    local state = states[scope]
+    if state then
+      local had = was and (scope ~= 2 or has(was[1], HOLD_USER)) and was[scope + 2]
+      local head, taken, rpm, requests, tpm, tokens = take(state, now, need, had)
+      if not head then return nil, refusal(states, scope, now, was, taken, rpm, requests, tpm) end
+      states[scope], takes[scope] = head, taken
+      local left = rpm * UNIT - requests
+      if rpm > 0 and left < requests_left then
+        requests_left, requests_scope, requests_limit, requests_used = left, scope, rpm, requests
+      end
+      left = tpm * UNIT - tokens
+      if tpm > 0 and left < tokens_left then
+        tokens_left, tokens_scope, tokens_limit, tokens_used = left, scope, tpm, tokens
+      end
+    end
+  end
+  return states, takes, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used
+end
