@@ -26,7 +26,7 @@ from gateway.counters.door import SCRIPTS, Door, open_door
 from gateway.counters.log_files import LogFiles
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.usage import usage
+from gateway.counters.usage import Usages
 from gateway.counters.wire import Wire
 from gateway.errors import CountersUnavailable
 from gateway.http.limits import HttpLimits
@@ -71,7 +71,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         counters=counters,
         estimator=Estimator(tokenizer=tokenizer.load()),
         tally=tally,
-        usage=lambda caller, user: usage(wire, caller, user),
+        usage=Usages(wire, time.monotonic).of,
         log=log,
         seconds=time.monotonic,
         access_log=settings.log_level == "debug",

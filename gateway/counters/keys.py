@@ -46,6 +46,11 @@ def key_state(partition: int, key_id: int) -> str:
     return f"tk:{{p{partition:02d}}}:k:{key_id}"
 
 
+def bucket(partition: int, key_id: int) -> str:
+    """What an API key has asked of its own usage lately."""
+    return f"tk:{{p{partition:02d}}}:q:{key_id}"
+
+
 def user_state(partition: int, tenant_id: int, user: str) -> str:
     """State of a tenant's user; the caller's own id is hashed, since it is any string."""
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"

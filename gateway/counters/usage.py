@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import cast
@@ -10,12 +11,26 @@ import msgspec
 
 from gateway.core.model import Caller
 from gateway.counters import keys, states
+from gateway.counters.throttle import Throttle
 from gateway.counters.wire import Wire, encode_script
 from gateway.errors import CountersUnavailable
 
 UNIT = 60_000
 MILLION = 1_000_000
 Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
+
+
+class Usages:
+    """What callers are told of their accounts, so many times a minute a key. `clock` is monotonic seconds."""
+
+    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
+        self._wire = wire
+        self._throttle = Throttle(wire, clock)
+
+    async def of(self, caller: Caller, user: str = "") -> bytes:
+        """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
+        await self._throttle.take(caller)
+        return await usage(self._wire, caller, user)
 
 
 async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:

@@ -66,6 +66,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     )  # fmt: skip
     made["lease give back"] = lease.lease(world.run_id, world.caller, held, lease.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
+    made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
     return made
 
 
@@ -131,7 +132,7 @@ def test_all_keys_of_a_partition_share_a_tag() -> None:
         names = [
             keys.marker(p), keys.key_state(p, 1), keys.user_state(p, 1, "x{y}z"), keys.tenant_state(p, 1),
             keys.organization_state(p, 1), keys.hold(p, new_id()), keys.deadlines(p), keys.outbox(p),
-            keys.late(p), keys.activation(p, 1, 2), keys.control(p),
+            keys.late(p), keys.activation(p, 1, 2), keys.control(p), keys.bucket(p, 1),
         ]  # fmt: skip
         assert {re.findall(r"\{.*?\}", name)[0] for name in names} == {f"{{p{p:02d}}}"}
 
