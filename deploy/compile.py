@@ -28,7 +28,7 @@ MODULES = {
         "tally", "traced", "upstream", "worker",
     ),
     "gateway/core": (
-        "wait", "model", "call", "strict_json", "limits", "estimate", "sse", "tariff", "trace",
+        "awake", "wait", "model", "call", "strict_json", "limits", "estimate", "sse", "tariff", "trace",
     ),
     "gateway/core/meter": (
         "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array", "openai",

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from types import TracebackType
 from typing import Generic, TypeVar
+
+from gateway.core.awake import LOOKS_MIN
 
 T = TypeVar("T")
 
@@ -66,3 +69,37 @@ async def in_task(wait: Wait[T]) -> T:
         wait.then(lambda: None if future.done() else future.set_result(None))
         await future
     return await wait
+
+
+class Within:
+    """`asyncio.timeout` by time awake: a stall of the loop counts as one part of `LOOKS_MIN` at most."""
+
+    __slots__ = ("_left", "_loop", "_part_s", "_timeout", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._part_s = seconds / LOOKS_MIN
+        self._left = LOOKS_MIN
+        self._timeout = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._arm()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self._part_s, self._look)
+
+    def _look(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._arm()
+        else:
+            self._timeout.reschedule(self._loop.time())

@@ -8,6 +8,7 @@ from typing import cast
 
 import hiredis
 
+from gateway.core.wait import Within
 from gateway.counters.address import Address
 from gateway.errors import CountersUnavailable
 
@@ -21,7 +22,7 @@ async def primary(address: Address) -> tuple[str, int]:
     """
     for host, port in address.sentinels:
         with suppress(OSError, TimeoutError, hiredis.ProtocolError):
-            async with asyncio.timeout(SENTINEL_S_MAX):
+            async with Within(SENTINEL_S_MAX):
                 found = await _ask(address, host, port)
             if found is not None:
                 return found

@@ -1,9 +1,10 @@
 """One pipelined connection to Redis for one gateway worker.
 
 Everything asked for in one tick of the event loop leaves in one write, and answers come back in
-order. A call waits a bounded time. Once the oldest has waited that long the breaker opens: calls
-fail at once until answers come again. A connection that stalls longer is closed and opened anew;
-while there is none, calls fail at once too. It knows RESP and nothing of limits or ledgers.
+order. A call waits a bounded time, by the time its loop is awake: an answer that came while it stood
+still was not late. Once the oldest has waited that long the breaker opens: calls fail at once until
+answers come again. A connection that stalls longer is closed and opened anew; while there is none,
+calls fail at once too. It knows RESP and nothing of limits or ledgers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import cast
 
 import hiredis
 
+from gateway.core.awake import LOOKS_MIN, Awake
 from gateway.core.certificate import end_of
-from gateway.core.wait import Wait, in_task
+from gateway.core.wait import Wait, Within, in_task
 from gateway.counters.address import Address, why_not
 from gateway.counters.scripts import library
 from gateway.counters.sentinel import primary
@@ -54,7 +56,7 @@ class Wire(asyncio.Protocol):
     """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect,
     `trouble` is why the last attempt failed, empty once it did not.
 
-    `available` is False while calls fail at once: there is no connection, or its breaker is open.
+    `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
     `asked_at` is when the first command of the last write was sent, `answered_at` when answers last came.
     """
@@ -79,6 +81,8 @@ class Wire(asyncio.Protocol):
         self._clock = clock
         self._call_s = call_s
         self._stall_s = max(stall_s, call_s)
+        self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
+        self._waits_from = self.asked_at
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
@@ -159,7 +163,7 @@ class Wire(asyncio.Protocol):
             self._drop()
         if not self.available and self.connected:
             # What has waited in vain is the probe: once all of it is answered, calls may wait again.
-            self.available = not pending or self.answered_at - pending[0][2] <= self._call_s
+            self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits and connect anew."""
@@ -175,8 +179,9 @@ class Wire(asyncio.Protocol):
         if not self._scheduled:
             self._scheduled = True
             self.asked_at = self._clock()
+            self._waits_from = self._awake.at(self.asked_at)
             self._loop.call_soon(self._flush)
-        self._pending.append((wait, command, self.asked_at))
+        self._pending.append((wait, command, self._waits_from))
         self._out.append(command)
 
     def _flush(self) -> None:
@@ -196,18 +201,16 @@ class Wire(asyncio.Protocol):
             wait.fail(CountersRefused(f"Redis refused: {message[:200]}"))
 
     def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
-        """Bring the library to a server that lost it, and ask once more: what waits without its command
-        is not asked again.
-        """
+        """Bring the library to a server that lost it, and ask once more; never again without a command."""
         if self._loading is None or self._loading.done:
             self._loading = Wait()
             self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
         self._queue(wait, command)
-        self._pending[-1] = (wait, b"", self.asked_at)
+        self._pending[-1] = (wait, b"", self._waits_from)
 
     def _sweep(self) -> None:
         """Fail what waited too long and open the breaker; close a connection that stalls."""
-        now = self._clock()
+        now = self._awake.look(self._clock())
         waited = now - self._pending[0][2] if self._pending else 0.0
         if waited > self._stall_s:
             self._drop()
@@ -248,15 +251,14 @@ class Wire(asyncio.Protocol):
 
     async def _connect(self) -> None:
         address = self._address
-        async with asyncio.timeout(CONNECT_S_MAX):
+        async with Within(CONNECT_S_MAX):
             if address.path:
                 await self._loop.create_unix_connection(lambda: self, address.path)
             else:
                 host, port = await primary(address) if address.sentinels else (address.host, address.port)
                 name = host if address.tls else None
-                await self._loop.create_connection(
-                    lambda: self, host, port, ssl=address.tls, server_hostname=name
-                )
+                connect = self._loop.create_connection
+                await connect(lambda: self, host, port, ssl=address.tls, server_hostname=name)
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
                 await self._greet()

@@ -1,7 +1,8 @@
 """One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
 
 A timer for each request would cost more than the request. Whoever has deadlines registers a
-check; all checks run every `tick_s`.
+check; all checks run every `tick_s`. Time in which the loop stood still does not pass: what others
+sent meanwhile is read before they are judged.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from gateway.core.awake import Awake
+
 NEVER = float("inf")
+# What passes between two ticks at most: longer than a pooled connection is taken for open unlooked at.
+GAP_S_MAX = 0.3
 
 
 class Clock:
-    """The time of the last tick, in seconds of a monotonic clock."""
+    """The time of the last tick, in seconds awake; it begins as the monotonic clock's."""
 
-    __slots__ = ("_checks", "_loop", "_seconds", "_tick_s", "_timer", "now")
+    __slots__ = ("_awake", "_checks", "_loop", "_seconds", "_tick_s", "_timer", "now")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float], tick_s: float) -> None:
         self._loop = loop
@@ -24,6 +29,7 @@ class Clock:
         self._checks: list[Callable[[float], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self.now = seconds()
+        self._awake = Awake(self.now, max(GAP_S_MAX, tick_s))
 
     def every_tick(self, check: Callable[[float], None]) -> None:
         """Run `check(now)` at every tick."""
@@ -41,6 +47,6 @@ class Clock:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
-        self.now = now = self._seconds()
+        self.now = now = self._awake.look(self._seconds())
         for check in self._checks:
             check(now)

@@ -171,7 +171,8 @@ class DataPlane:
     async def _quiet(self, grace_s: float) -> None:
         seconds, quiet_s = self._ports.seconds, self.limits.quiet_s
         end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
-        while (now := seconds()) < end:  # it is quiet when nothing happens, so nobody tells
+        while seconds() < end:  # it is quiet when nothing happens, so nobody tells
+            now = self.clock.now
             if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
                 return
             await asyncio.sleep(self.limits.tick_s)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from gateway.core.certificate import end_of
 from gateway.core.route import UpstreamTarget
-from gateway.core.wait import Wait
+from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
@@ -79,7 +79,7 @@ class Upstream:
     async def _open(self, wait: Wait[Link]) -> None:
         link = Link(self._clock, self._limits, self._gone)
         try:
-            async with asyncio.timeout(self._limits.upstream_connect_s):
+            async with Within(self._limits.upstream_connect_s):
                 await asyncio.get_running_loop().create_connection(
                     lambda: link,
                     self._host,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import redis
 import trustme
 
+from gateway.core.awake import LOOKS_MIN
 from gateway.core.wait import Wait, in_task
 from gateway.counters import packing
 from gateway.counters.address import parse_url
-from gateway.counters.wire import PENDING_MAX, Reply, Wire, encode, encode_script
+from gateway.counters.wire import PENDING_MAX, SWEEP_S, Reply, Wire, encode, encode_script
 from gateway.errors import CountersUnavailable, SettingError, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
@@ -196,6 +198,61 @@ async def test_the_breaker_stays_open_until_all_that_waited_in_vain_is_answered(
         assert not wire.available
         wire.data_received(bulk(b"second"))
         assert wire.available
+
+
+async def test_what_this_loop_slept_through_is_not_blamed_on_the_server(
+    valkey: str, connect: Connect
+) -> None:
+    """Before the command left, and while its answer lay in the socket."""
+    wire = await connect(valkey, call_s=0.2, stall_s=0.4)
+    for number in range(5):
+        wait = wire.send(encode(b"ECHO", b"%d" % number))
+        time.sleep(0.5)  # noqa: ASYNC251  # the loop stands still: this is what is tested
+        other = wire.send(encode(b"ECHO", b"other"))
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # noqa: ASYNC251
+        assert [await in_task(wait), await in_task(other)] == [b"%d" % number, b"other"]
+    assert (wire.connected, wire.available) == (True, True)
+
+
+async def test_an_answer_is_late_by_the_time_awake(connect: Connect) -> None:
+    """However long the clock says it was, several looks come before anything is called late."""
+    now, held = [10.0], asyncio.Event()
+    async with fake_redis(lambda _: held.set()) as fake:
+        wire = Wire(parse_url(fake.url), lambda: now[0], call_s=1.0, stall_s=3.0)
+        await wire.open()
+        wait = wire.send(encode(b"ECHO", b"x"))
+        await held.wait()
+        jumps = 0
+        while not wait.done:
+            now[0] += 100.0
+            jumps += 1
+            assert wire.available
+            await asyncio.sleep(SWEEP_S * 1.5)
+        assert jumps > LOOKS_MIN
+        assert await failed(wait)
+        assert (wire.connected, wire.available) == (True, False)
+        while fake.connections == 1:
+            now[0] += 100.0
+            await asyncio.sleep(SWEEP_S)
+        await wire.close()
+
+
+async def test_a_frozen_server_is_noticed_by_a_loop_that_stalls(own_valkey: START, connect: Connect) -> None:
+    server = own_valkey()
+    wire = await connect(server.url, call_s=0.4, stall_s=30)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    wait = wire.send(encode(b"ECHO", b"x"))
+    stalls = 0
+    while not wait.done:
+        time.sleep(0.2)  # noqa: ASYNC251
+        stalls += 1
+        await asyncio.sleep(0)
+    assert stalls < 30
+    assert await failed(wait)
+    server.process.send_signal(signal.SIGCONT)
+    await eventually(lambda: wire.available)
 
 
 async def test_too_many_waits_fail_at_once(connect: Connect) -> None:
