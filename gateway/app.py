@@ -219,6 +219,7 @@ def http_limits(settings: Settings) -> HttpLimits:
         body_bytes_max=settings.body_bytes_max,
         connections_max=settings.connections_max,
         pool_connections_max=settings.upstream_connections_max,
+        pool_share=settings.upstream_connections_share,
         pool_idle_max=settings.upstream_idle_connections_max,
         head_s=settings.head_s,
         body_s=settings.body_s,

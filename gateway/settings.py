@@ -39,6 +39,7 @@ SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.I
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$")]
 
@@ -100,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: Bytes = 32 * 1024 * 1024
     connections_max: Count = 20_000
     upstream_connections_max: Count = 2_000
+    upstream_connections_share: Share = 0.25
     upstream_idle_connections_max: Count = 256
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
     drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000

@@ -25,6 +25,7 @@ class HttpLimits:
     trailer_bytes_max: int = 16 * 1024
     connections_max: int = 20_000
     pool_connections_max: int = 2_000
+    pool_share: float = 0.25  # of those, what one organization may use
     pool_idle_max: int = 256
     interim_answers_max: int = 16
     answer_header_bytes_max: int = 64 * 1024

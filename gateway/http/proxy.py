@@ -54,11 +54,11 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             body = connection.body() if connection.body_complete else await exchange.late_body()
         call = _read_call(exchange, worker, caller, body)
         if not metered:
-            await _forward(exchange, worker, call, None)
+            await _forward(exchange, worker, caller, call, None)
         else:
             charge = Charge(exchange, worker, caller, _service(exchange, worker, caller), call)
             await charge.reserve()
-            await _forward(exchange, worker, call, charge)
+            await _forward(exchange, worker, caller, call, charge)
     except Refusal as refusal:
         ports.tally.refused(caller.tenant_id if caller is not None else 0, refusal.reason)
         refuse(exchange, refusal)
@@ -101,12 +101,17 @@ def _read_call(exchange: Exchange, worker: Worker, caller: Caller, body: bytes) 
     return call
 
 
-async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charge | None) -> None:
+async def _forward(
+    exchange: Exchange, worker: Worker, caller: Caller, call: Call, charge: Charge | None
+) -> None:
     """Ask the upstream and bring its answer back; a hold is settled or released on every way out."""
     upstream = link = None
+    organization_id = caller.organization_id
     failure: BaseException | None = None
     try:
-        upstream = _upstream(exchange, worker)
+        admitted = _upstream(exchange, worker)
+        admitted.admit(organization_id)
+        upstream = admitted
         exchange.began_upstream = worker.ports.seconds()
         link = upstream.idle() or await upstream.connect()
         _send(exchange, link, call)
@@ -143,8 +148,10 @@ async def _forward(exchange: Exchange, worker: Worker, call: Call, charge: Charg
         failure = error
     if exchange.charge is not None:
         await exchange.charge.settle(exchange.status, False)
-    if link is not None and upstream is not None:
-        upstream.give_back(link, exchange.connection.body_complete)
+    if upstream is not None:
+        upstream.release(organization_id)
+        if link is not None:
+            upstream.give_back(link, exchange.connection.body_complete)
     if failure is not None:
         raise _told(exchange, worker, failure)
 

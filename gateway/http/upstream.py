@@ -1,7 +1,8 @@
 """The pools of upstream connections, one a target, and how a connection is opened.
 
-A pooled connection that its upstream has closed is never written to. Once a byte of a request
-was written it is not sent again elsewhere: a second POST would be a second charge upstream.
+Each organization has its share of a pool, so that nobody takes all of it. A pooled connection that
+its upstream has closed is never written to. Once a byte of a request was written it is not sent
+again elsewhere: a second POST would be a second charge upstream.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gateway.core.certificate import end_of
 from gateway.core.route import UpstreamTarget
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from gateway.http.budget import Budget
 from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
@@ -24,11 +26,14 @@ FRESH_S = 0.25
 
 
 class Upstream:
-    """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one."""
+    """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
+
+    A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
+    """
 
     __slots__ = (
         "_clock", "_connecting", "_context", "_host", "_idle", "_left", "_limits", "_links", "_port",
-        "_tally", "certificate_end", "name", "target",
+        "_shares", "_tally", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
@@ -37,6 +42,7 @@ class Upstream:
         self.name = target.name
         self.target = target
         self._left = False
+        self._shares = Budget(limits.pool_connections_max, limits.pool_share)
         self.certificate_end: float | None = None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if tls else 80)
@@ -52,6 +58,17 @@ class Upstream:
     def connections(self) -> int:
         """Connections open or being opened."""
         return len(self._links) + len(self._connecting)
+
+    def admit(self, organization_id: int) -> None:
+        """Let an organization have one more connection; `Overloaded` where it has its share."""
+        if not self._shares.take(organization_id):
+            mine = self._shares.of(organization_id)
+            whose = f"for this organization, which uses {mine}" if mine else "to spare"
+            raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
+
+    def release(self, organization_id: int) -> None:
+        """A call that was admitted is over."""
+        self._shares.give(organization_id)
 
     def idle(self) -> Link | None:
         """A pooled connection that is still open, the one used last first."""

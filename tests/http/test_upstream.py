@@ -6,11 +6,24 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from dataclasses import replace
 
 import pytest
 import trustme
 
-from tests.http.fakes import ANSWER, AUTH, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, answer, chunks, get, post
+from tests.http.fakes import (
+    ANSWER,
+    AUTH,
+    CALLER,
+    CHAT,
+    CHAT_STREAM,
+    EVENT,
+    STREAM_HEAD,
+    answer,
+    chunks,
+    get,
+    post,
+)  # fmt: skip
 from tests.http.stage import Close, eventually, staged
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -182,7 +195,7 @@ async def test_idle_upstream_connections_expire() -> None:
 
 
 async def test_the_pool_keeps_no_more_than_its_maximum() -> None:
-    async with staged(pool_idle_max=2, pool_connections_max=3) as stage:
+    async with staged(pool_idle_max=2, pool_connections_max=3, pool_share=1.0) as stage:
         go = asyncio.Event()
         stage.upstream.scripts += [[go, answer()] for _ in range(3)]
         running = [asyncio.create_task(stage.ask(post(CHAT))) for _ in range(3)]
@@ -288,3 +301,35 @@ async def test_a_client_that_leaves_while_connecting_leaves_the_connection_to_th
         await stage.settled()
         assert (await stage.ask(post(CHAT))).status == 200
         await eventually(lambda: stage.plane.upstream_connections <= 1)
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/services/search/x", b"/free/x"])
+async def test_one_organization_cannot_take_every_connection(path: bytes) -> None:
+    async with staged(pool_connections_max=8) as stage:
+        go = asyncio.Event()
+        stage.upstream.scripts += [[go, answer()] for _ in range(3)]
+        running = [asyncio.create_task(stage.ask(post(CHAT, path))) for _ in range(2)]
+        await eventually(lambda: len(stage.upstream.received) == 2)
+        got = await stage.ask(post(CHAT, path))
+        assert (got.status, got.reason, got.one(b"retry-after")) == (503, "overloaded", b"1")
+        stage.directory.caller = replace(CALLER, organization_id=9)
+        other = asyncio.create_task(stage.ask(post(CHAT, path)))
+        await eventually(lambda: len(stage.upstream.received) == 3)
+        go.set()
+        assert {(await one).status for one in [*running, other]} == {200}
+        stage.directory.caller = CALLER
+        assert (await stage.ask(post(CHAT, path))).status == 200
+
+
+async def test_a_share_is_given_back_however_a_call_ends() -> None:
+    async with staged(pool_connections_max=4, upstream_first_byte_s=0.1) as stage:
+        for script in ([Close()], [5.0], [b"not HTTP\r\n\r\n"], [answer()]):
+            stage.upstream.scripts.append(script)
+            await stage.ask(post(CHAT))
+        client = await stage.client()
+        stage.upstream.scripts.append([5.0])
+        await client.send(post(CHAT, b"/v1/abort"))
+        await eventually(lambda: len(stage.upstream.received) == 5)
+        client.reset()
+        await stage.settled(5)
+        assert (await stage.ask(post(CHAT))).status == 200
