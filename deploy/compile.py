@@ -23,8 +23,8 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/http": (
-        "answer", "budget", "charge", "clock", "connection", "exchange", "framing", "headers", "limits", "link",
-        "plan", "ports", "proxy", "relay", "remembered", "reply", "request", "request_ids", "server", "story",
+        "answer", "budget", "charge", "clock", "connection", "exchange", "framing", "headers", "limits",
+        "link", "plan", "ports", "proxy", "relay", "remembered", "reply", "request", "request_ids", "server", "story",
         "tally", "traced", "upstream", "worker",
     ),
     "gateway/core": (
