@@ -181,17 +181,14 @@ ON CONFLICT (partition) DO UPDATE SET last_entry_id = excluded.last_entry_id
     OR string_to_array(s.last_entry_id, '-')::bigint[]
        < string_to_array(excluded.last_entry_id, '-')::bigint[]"""
 
-# Users seen for the first time, at most so many an organization and day: header values are cheap to make up.
+# How many users each organization met today: asked once a batch, not for each name.
+NEW_TODAY = """
+SELECT organization_id, count(*) FROM app_user
+ WHERE organization_id = ANY(%s) AND first_sight AND created_at >= date_trunc('day', now(), 'UTC')
+ GROUP BY organization_id"""
 MEET_USERS = """
 INSERT INTO app_user (organization_id, external_id, first_sight)
-SELECT n.o, n.x, true
-  FROM (SELECT o, x, row_number() OVER (PARTITION BY o ORDER BY x) AS place
-          FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x)
-         WHERE NOT EXISTS (SELECT FROM app_user AS u
-                            WHERE u.organization_id = k.o AND u.external_id = k.x)) AS n
- WHERE n.place + (SELECT count(*) FROM app_user AS u WHERE u.organization_id = n.o AND u.first_sight
-                     AND u.created_at >= date_trunc('day', now(), 'UTC')) <= %(a_day_max)s
- ORDER BY n.o, n.x
+SELECT o, x, true FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x) ORDER BY o, x
 ON CONFLICT DO NOTHING"""
 KNOW_USERS = """
 SELECT u.organization_id, u.external_id, u.id

@@ -1,7 +1,8 @@
 """Rows flushed per second, end to end: stream read, decoded, copied, rolled up, committed, deleted.
 
 A real Valkey (append-only file on) and the embedded PostgreSQL as `up` configures it (fsync on).
-Prints one line of JSON. Usage: python -m tests.bench.flush [--entries N]
+Prints one line of JSON. With `--new-users` half of all calls are one tenant's, and each names a user nobody
+knew. Usage: python -m tests.bench.flush [--entries N] [--new-users]
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ def main() -> int:
     """Fill, flush, print; 1 if a row is missing or an invariant broken."""
     parser = argparse.ArgumentParser(prog="flush")
     parser.add_argument("--entries", type=int, default=300_000)
+    parser.add_argument("--new-users", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tollkeeper-flush-") as folder, postgres() as url:
         server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "everysec")
         server.start()
         try:
             migrate.upgrade(url)
-            _fill(server.url, url, options.entries)
+            _fill(server.url, url, options.entries, new_users=options.new_users)
             figures = asyncio.run(_measure(server, url, options.entries))
         finally:
             server.stop()
@@ -100,7 +102,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill(valkey: str, url: str, entries: int) -> None:
+def _fill(valkey: str, url: str, entries: int, *, new_users: bool) -> None:
     """Put `entries` settled calls into the streams, as `settle` would."""
     accounts = settle_in(url, *[10**12] * ORGANIZATIONS)
     for account in accounts:
@@ -108,8 +110,9 @@ def _fill(valkey: str, url: str, entries: int) -> None:
         account.reset()
     with redis.Redis.from_url(valkey) as client:
         for number in range(entries - len(accounts)):
-            account = accounts[number % len(accounts)]
-            user = f"user-{number % USERS}"
+            made_up = new_users and number % 2
+            account = accounts[0] if made_up else accounts[number % len(accounts)]
+            user = f"made-up-{uuid.uuid4()}" if made_up else f"user-{number % USERS}"
             account.consume(1 + number % 2000, user=user, request_id=str(uuid.uuid4()), metadata=METADATA)
             if number % 20_000 == 0:
                 _append(client, accounts)
