@@ -24,8 +24,8 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/http": (
         "answer", "budget", "charge", "clock", "connection", "exchange", "framing", "headers", "limits",
-        "link", "plan", "ports", "proxy", "relay", "remembered", "reply", "request", "request_ids", "server", "story",
-        "tally", "traced", "upstream", "worker",
+        "link", "plan", "ports", "proxy", "relay", "remembered", "reply", "request", "request_ids", "server",
+        "story", "tally", "traced", "upstream", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "strict_json", "limits", "estimate", "sse", "tariff", "trace",
