@@ -1,47 +1,36 @@
-"""One metered call as the gateway understands it: what is asked for, and the body to send.
+"""One metered call as the gateway understands it: what is asked for, and the document to send.
 
-The body is sent as it came, except that a stream whose client did not ask for its usage gets
-`stream_options.include_usage` spliced in. Never knows sockets, limits or prices.
+A body is read into a document, decided on, and sent written anew: what is decided here, such as
+`stream_options.include_usage` or a maximum, is a field of it. Never knows sockets, limits or prices.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import msgspec
-
+from gateway.core import controlled
+from gateway.core.blobs import BLOB_BYTES_MIN, without_blobs
 from gateway.core.controlled import (
-    CHAT,
-    COMPLETIONS,
-    EMBED,
-    EMBEDDINGS,
-    GENERATE,
-    MESSAGES,
-    RESPONSES,
+    Document,
+    flag,
+    inner,
+    integer,
+    model_name,
+    models_beside,
+    stated_user,
 )
+from gateway.core.document import check_names, read_document, write_document
 from gateway.core.model import Family
-from gateway.core.prompt import CountTokens, prompt_tokens
+from gateway.core.prompt import PROMPT_BYTES_MAX, CountTokens, prompt_tokens
 from gateway.core.route import Route
-from gateway.core.strict_json import members
 from gateway.errors import InvalidRequest
 
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
-BLOB_BYTES_MIN = 2048  # base64 shorter than this counts as text
-BLOB_TOKENS = 1_600  # what one image costs at most, near enough, at every provider
-BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
-MODEL_CHARACTERS_MAX = 256
-COUNTED_BYTES_MAX = 1 << 20
 
 T = TypeVar("T")
-
-# Two scans with a literal beginning each are a tenth of the time of one with alternatives.
-_RUN = rb"([A-Za-z0-9+/=_\\-]{%d,}+)" % BLOB_BYTES_MIN
-_BLOBS = (re.compile(rb";base64," + _RUN), re.compile(rb'"data"[ \t\r\n]*+:[ \t\r\n]*+"' + _RUN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +51,14 @@ DEFAULT_BOUNDS = Bounds()
 class Call:
     """What one request asks of its upstream.
 
-    `output_max` is the stated maximum of one choice in tokens, None where none is stated.
-    `input_bytes` is text, `blob_tokens` stands for images, sound and files. With
-    `strip_usage` the answer must not be compressed: send `accept-encoding: identity`. The
-    estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the
-    model and `tokens_of` to its tokenizer, where there is one; a meter sets `text_bytes` to the
-    text it saw produced.
+    `document` is what was read of a metered body and `body` how it is written, both until
+    `take_body`. `output_max` is the stated maximum of one choice in tokens, None where none is
+    stated. `input_bytes` is text, `blob_tokens` stands for images, sound and files. `models_beside`
+    may answer instead of `model`; `user` is whom the body names as its user. With `strip_usage`
+    the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
+    `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
+    `tokens_of` to its tokenizer, where there is one; a meter sets `text_bytes` to the text it saw
+    produced.
     """
 
     meter: str
@@ -85,11 +76,37 @@ class Call:
     tokens_of: CountTokens | None = None
     units_pointer: str = ""
     text_bytes: int = 0
+    document: Document | None = None
+    models_beside: tuple[str, ...] = ()
+    user: str = ""
+    changed: bool = False
 
     @property
     def input_estimate(self) -> int:
         """Input tokens by size: by the mean that was learned, on the careful side before that."""
         return math.ceil(round(self.input_bytes * self.input_tokens_per_byte, 6)) + self.blob_tokens
+
+    def limit_output(self, tokens: int) -> None:
+        """Write a maximum of one choice, in tokens, into a call that states none and produces some."""
+        name = _MAXIMUM.get(self.meter)
+        if self.document is None or self.output_max is not None or name is None:
+            return
+        place = self.document
+        if self.family is Family.GEMINI:
+            place = _config_of(place)
+        place[name] = self.output_max = tokens
+        self.changed = True
+
+    def take_body(self) -> bytes:
+        """The body to send, written for the last time; the document is let go."""
+        document, body = self.document, self.body
+        self.document = None
+        if document is not None:
+            if self.changed:
+                body = write_document(document)
+            # A prompt may have to be counted at the end of the answer.
+            self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
+        return body
 
 
 def input_tokens(call: Call) -> int:
@@ -108,93 +125,93 @@ def read_call(
     reader = _READERS.get(route.meter)
     if reader is None:
         return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
-    call = reader(route, path_params, body, bounds)
-    size = len(body)
+    document = read_document(body)
+    call = Call(route.meter, route.family, b"", document=document)
+    reader(call, document, path_params, bounds)
+    call.models_beside = models_beside(document)
+    added = _ask_for_usage(call, document) if call.streamed and call.meter in _REPORT_IF_ASKED else 0
+    written = call.body = write_document(document)
+    check_names(body, written, added)
+    size = len(written)
     if size > BLOB_BYTES_MIN:
-        size, call.blob_tokens = _without_blobs(body)
+        size, call.blob_tokens = without_blobs(written)
     call.input_bytes = size
     return call
 
 
-def _read_chat(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = CHAT.read(body)
-    model = _model(read.model)
-    output_max = read.max_tokens
-    if output_max is not None:
-        _check_maximum(output_max, "max_tokens", bounds)
-    other = read.max_completion_tokens
-    if other is not None:
-        _check_maximum(other, "max_completion_tokens", bounds)
-        output_max = other if output_max is None else max(other, output_max)
-    choices = 1 if read.n is None else _choices(read.n, "n", bounds)
-    call = Call(route.meter, route.family, body, model, bool(read.stream), output_max, choices)
-    if read.stream:
-        _ask_for_usage(call, read.stream_options)
-    return call
+def _read_chat(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    _read_openai(call, document, controlled.CHAT, bounds)
+    older = _maximum(document, "max_tokens", bounds)
+    newer = _maximum(document, "max_completion_tokens", bounds)
+    call.output_max = newer if older is None else older if newer is None else max(older, newer)
+    call.choices = _choices(document, "n", bounds)
 
 
-def _read_completions(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = COMPLETIONS.read(body)
-    model = _model(read.model)
-    if read.max_tokens is not None:
-        _check_maximum(read.max_tokens, "max_tokens", bounds)
-    choices = max(
-        1 if read.n is None else _choices(read.n, "n", bounds),
-        1 if read.best_of is None else _choices(read.best_of, "best_of", bounds),
-    )
-    if read.prompt is not msgspec.UNSET:
-        choices *= _prompts(bytes(read.prompt))
-    call = Call(route.meter, route.family, body, model, bool(read.stream), read.max_tokens, choices)
-    if read.stream:
-        _ask_for_usage(call, read.stream_options)
-    return call
+def _read_completions(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    _read_openai(call, document, controlled.COMPLETIONS, bounds)
+    call.output_max = _maximum(document, "max_tokens", bounds)
+    choices = max(_choices(document, "n", bounds), _choices(document, "best_of", bounds))
+    call.choices = choices * _prompts(document.get("prompt"))
 
 
-def _read_responses(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = RESPONSES.read(body)
-    model = _model(read.model)
-    if read.background:
+def _read_responses(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    _read_openai(call, document, controlled.RESPONSES, bounds)
+    if flag(document, "background"):
         raise InvalidRequest("background: its use could not be metered.", param="background")
-    if read.max_output_tokens is not None:
-        _check_maximum(read.max_output_tokens, "max_output_tokens", bounds)
-    return Call(route.meter, route.family, body, model, bool(read.stream), read.max_output_tokens)
+    call.output_max = _maximum(document, "max_output_tokens", bounds)
 
 
-def _read_embeddings(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    return Call(route.meter, route.family, body, _model(EMBEDDINGS.read(body).model), False, 0)
+def _read_embeddings(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    _read_openai(call, document, controlled.EMBEDDINGS, bounds)
+    call.output_max, call.streamed = 0, False
 
 
-def _read_messages(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = MESSAGES.read(body)
-    model = _model(read.model)
-    if read.max_tokens is not None:
-        _check_maximum(read.max_tokens, "max_tokens", bounds)
-    return Call(route.meter, route.family, body, model, bool(read.stream), read.max_tokens)
+def _read_openai(call: Call, document: Document, names: controlled.Names, bounds: Bounds) -> None:
+    """What every API of OpenAI's says alike."""
+    names.check(document)
+    call.model = model_name(document.get("model"))
+    call.streamed = flag(document, "stream")
+    call.user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
 
 
-def _read_generate(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    read = GENERATE.read(body)
-    model = _model(path_params.get("model"))
-    config = _one(read.camel_config, read.snake_config, "generationConfig")
-    output_max, choices = None, 1
+def _read_messages(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    controlled.MESSAGES.check(document)
+    call.model = model_name(document.get("model"))
+    call.streamed = flag(document, "stream")
+    call.output_max = _maximum(document, "max_tokens", bounds)
+    metadata = inner(document, "metadata", controlled.METADATA)
+    if metadata is not None:
+        call.user = stated_user(metadata.get("user_id"))
+
+
+def _read_generate(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    controlled.GENERATE.check(document)
+    call.model = _model_in_path(document, path_params)
+    call.streamed = call.meter == "gemini_stream"
+    camel = inner(document, "generationConfig", controlled.GENERATION_CONFIG)
+    snake = inner(document, "generation_config", controlled.GENERATION_CONFIG)
+    config = _one(camel, snake, "generationConfig")
     if config is not None:
         inside = "generationConfig."
-        output_max = _one(config.camel_output, config.snake_output, inside + "maxOutputTokens")
-        if output_max is not None:
-            _check_maximum(output_max, inside + "maxOutputTokens", bounds)
-        count = _one(config.camel_count, config.snake_count, inside + "candidateCount")
-        if count is not None:
-            choices = _choices(count, inside + "candidateCount", bounds)
-    streamed = route.meter == "gemini_stream"
-    return Call(route.meter, route.family, body, model, streamed, output_max, choices)
+        call.output_max = _one(
+            _maximum(config, "maxOutputTokens", bounds, inside),
+            _maximum(config, "max_output_tokens", bounds, inside),
+            "generationConfig.maxOutputTokens",
+        )
+        call.choices = max(
+            _choices(config, "candidateCount", bounds, inside),
+            _choices(config, "candidate_count", bounds, inside),
+        )
+        _one(config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount")
 
 
-def _read_embed(route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds) -> Call:
-    EMBED.read(body)
-    return Call(route.meter, route.family, body, _model(path_params.get("model")), False, 0)
+def _read_embed(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
+    controlled.EMBED.check(document)
+    call.model = _model_in_path(document, path_params)
+    call.output_max = 0
 
 
-_READERS: dict[str, Callable[[Route, Mapping[str, str], bytes, Bounds], Call]] = {
+_READERS: dict[str, Callable[[Call, Document, Mapping[str, str], Bounds], None]] = {
     "openai_chat": _read_chat,
     "openai_completions": _read_completions,
     "openai_responses": _read_responses,
@@ -204,26 +221,53 @@ _READERS: dict[str, Callable[[Route, Mapping[str, str], bytes, Bounds], Call]] =
     "gemini_stream": _read_generate,
     "gemini_embed": _read_embed,
 }
+_REPORT_IF_ASKED = ("openai_chat", "openai_completions")
+_MAXIMUM: dict[str, str] = {
+    "openai_chat": "max_completion_tokens",
+    "openai_completions": "max_tokens",
+    "openai_responses": "max_output_tokens",
+    "anthropic_messages": "max_tokens",
+    "gemini_generate": "maxOutputTokens",
+    "gemini_stream": "maxOutputTokens",
+}
 
 
-def _model(model: str | None) -> str:
-    """Every API requires a model; without one no model list and no price could be checked."""
-    if not model:
-        raise InvalidRequest("The field model is missing.", param="model")
-    if len(model) > MODEL_CHARACTERS_MAX or not model.isprintable():
-        raise InvalidRequest("The field model is not the name of a model.", param="model")
+def _config_of(document: Document) -> Document:
+    """Gemini's configuration in the spelling the call has it, made where it has none."""
+    for name in ("generation_config", "generationConfig"):
+        config = document.get(name)
+        if isinstance(config, dict):
+            return config
+    made: Document = {}
+    document["generationConfig"] = made
+    return made
+
+
+def _model_in_path(document: Document, path_params: Mapping[str, str]) -> str:
+    """The model of a path; a body that names one too must name the same."""
+    model = model_name(path_params.get("model"))
+    requests = document.get("requests")
+    for place in (document, *(requests if isinstance(requests, list) else ())):
+        stated = place.get("model") if isinstance(place, dict) else None
+        if stated is not None and stated not in (model, f"models/{model}"):
+            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
     return model
 
 
-def _check_maximum(stated: int, param: str, bounds: Bounds) -> None:
-    if not 0 <= stated <= bounds.usage_tokens_max:
-        raise InvalidRequest(f"{param} must be between 0 and {bounds.usage_tokens_max}.", param=param)
-
-
-def _choices(stated: int, param: str, bounds: Bounds) -> int:
-    if not 1 <= stated <= bounds.choices_max:
-        raise InvalidRequest(f"{param} must be between 1 and {bounds.choices_max}.", param=param)
+def _maximum(document: Document, name: str, bounds: Bounds, path: str = "") -> int | None:
+    stated = integer(document, name, path)
+    if stated is not None and not 0 <= stated <= bounds.usage_tokens_max:
+        raise InvalidRequest(
+            f"{path}{name} must be between 0 and {bounds.usage_tokens_max}.", param=path + name
+        )
     return stated
+
+
+def _choices(document: Document, name: str, bounds: Bounds, path: str = "") -> int:
+    stated = integer(document, name, path)
+    if stated is not None and not 1 <= stated <= bounds.choices_max:
+        raise InvalidRequest(f"{path}{name} must be between 1 and {bounds.choices_max}.", param=path + name)
+    return 1 if stated is None else stated
 
 
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:
@@ -233,53 +277,22 @@ def _one(camel: T | None, snake: T | None, param: str) -> T | None:
     return snake if camel is None else camel
 
 
-def _prompts(prompt: bytes) -> int:
+def _prompts(prompt: object) -> int:
     """How many prompts a completions body holds: each makes its own choices."""
-    if prompt[:1] != b"[":
-        return 1
-    if len(prompt) > COUNTED_BYTES_MAX:
-        return max(1, prompt.count(b'"') // 2, prompt.count(b"[") - 1)
-    items = msgspec.json.decode(prompt, type=list[msgspec.Raw])
-    if not items or bytes(items[0])[:1] not in (b'"', b"["):
-        return 1
-    return len(items)
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return len(prompt)
+    return 1
 
 
-def _ask_for_usage(call: Call, options: msgspec.Raw | msgspec.UnsetType) -> None:
-    """Splice `stream_options.include_usage` into the body unless the client asked for it itself."""
-    body = call.body
-    if options is msgspec.UNSET:
-        at = body.index(b"{") + 1
-        call.body = b"".join((body[:at], b'"stream_options":{"include_usage":true},', body[at:]))
+def _ask_for_usage(call: Call, document: Document) -> int:
+    """Set `stream_options.include_usage` unless the client did itself; how many members that adds."""
+    options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
+    if options is None:
+        added = 1 if "stream_options" in document else 2
+        options = document["stream_options"] = {}
+    elif flag(options, "include_usage", "stream_options."):
+        return 0
     else:
-        raw = bytes(options)
-        stated = {} if raw == b"null" else _options(raw)
-        if bytes(stated.get("include_usage", b"")) == b"true":
-            return
-        stated["include_usage"] = msgspec.Raw(b"true")
-        at = next(at for name, at in members(body) if json.loads(name) == "stream_options")
-        call.body = b"".join((body[:at], msgspec.json.encode(stated), body[at + len(raw) :]))
-    call.strip_usage = True
-
-
-def _options(raw: bytes) -> dict[str, msgspec.Raw]:
-    try:
-        stated = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as error:
-        raise InvalidRequest("stream_options must be an object.", param="stream_options") from error
-    if bytes(stated.get("include_usage", b"null")) not in (b"true", b"false", b"null"):
-        raise InvalidRequest(
-            "stream_options.include_usage must be true or false.", param="stream_options.include_usage"
-        )
-    return stated
-
-
-def _without_blobs(body: bytes) -> tuple[int, int]:
-    """Bytes of `body` that are text, and tokens for what is base64."""
-    size, tokens = len(body), 0
-    for pattern in _BLOBS:
-        for match in pattern.finditer(body):
-            length = match.end(1) - match.start(1)
-            size -= length
-            tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
-    return size, tokens
+        added = 0 if "include_usage" in options else 1
+    options["include_usage"] = call.strip_usage = True
+    return added

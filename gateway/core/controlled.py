@@ -1,97 +1,157 @@
-"""The controlled fields of each API's request body: all that the gateway reads and judges.
+"""The fields of each API's request body that decide something here, and how one is taken.
 
-Whatever is not named here passes unread. A field belongs here when a hold, a price, a model
-list or the shape of the answer depends on it.
+A field belongs here when a hold, a price, a model list, an account or the shape of the answer
+depends on it. It has one spelling and one type; whatever is not named here passes unread.
 """
 
 from __future__ import annotations
 
-import msgspec
+from gateway.errors import InvalidRequest
 
-from gateway.core.strict_json import StrictReader
+Document = dict[str, object]
 
-
-class Chat(msgspec.Struct):
-    """POST /v1/chat/completions."""
-
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-
-
-class Completions(msgspec.Struct):
-    """POST /v1/completions."""
-
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    n: int | None = None
-    best_of: int | None = None
-    max_tokens: int | None = None
-    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class Responses(msgspec.Struct):
-    """POST /v1/responses."""
-
-    model: str | None = None
-    stream: bool | None = None
-    background: bool | None = None
-    max_output_tokens: int | None = None
-
-
-class Embeddings(msgspec.Struct):
-    """POST /v1/embeddings."""
-
-    model: str | None = None
-
-
-class Messages(msgspec.Struct):
-    """POST /v1/messages."""
-
-    model: str | None = None
-    stream: bool | None = None
-    max_tokens: int | None = None
-
-
-class GenerationConfig(msgspec.Struct):
-    """Limits of a Gemini call: proto3 JSON takes every field in two spellings."""
-
-    camel_output: int | None = msgspec.field(name="maxOutputTokens", default=None)
-    snake_output: int | None = msgspec.field(name="max_output_tokens", default=None)
-    camel_count: int | None = msgspec.field(name="candidateCount", default=None)
-    snake_count: int | None = msgspec.field(name="candidate_count", default=None)
-
-
-class Generate(msgspec.Struct):
-    """`generateContent` and `streamGenerateContent`; the model is in the path."""
-
-    camel_config: GenerationConfig | None = msgspec.field(name="generationConfig", default=None)
-    snake_config: GenerationConfig | None = msgspec.field(name="generation_config", default=None)
-
-
-class Embed(msgspec.Struct):
-    """`embedContent`; the model is in the path."""
-
-
-_USAGE = {"stream_options": ("include_usage",)}
-_CONFIG = ("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
-
-CHAT = StrictReader(
-    Chat, ("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens"), _USAGE
+# Models that an upstream in front of others may use instead (OpenRouter, LiteLLM).
+MODEL_LISTS = (
+    "models",
+    "fallbacks",
+    "fallback",
+    "fallback_model",
+    "fallback_models",
+    "context_window_fallbacks",
+    "content_policy_fallbacks",
 )
-COMPLETIONS = StrictReader(
-    Completions, ("model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt"), _USAGE
+MODELS_MAX = 64
+MODEL_CHARACTERS_MAX = 256
+USER_CHARACTERS_MAX = 128
+
+
+class Names:
+    """The controlled names of one kind of object."""
+
+    __slots__ = ("exact", "folded")
+
+    def __init__(self, *names: str) -> None:
+        self.exact = frozenset(names)
+        self.folded = {name.casefold(): name for name in names}
+
+    def check(self, document: Document, path: str = "") -> None:
+        """Refuse a controlled name in another case: some parsers match names without it."""
+        exact, folded = self.exact, self.folded
+        for name in document:
+            if name not in exact:
+                known = folded.get(name.casefold())
+                if known is not None:
+                    raise InvalidRequest(
+                        f"The field {path}{name} must be written {path}{known}.", param=path + known
+                    )
+
+
+CHAT = Names(
+    "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "user",
+    "safety_identifier", *MODEL_LISTS,
+)  # fmt: skip
+COMPLETIONS = Names(
+    "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "user",
+    "safety_identifier", *MODEL_LISTS,
+)  # fmt: skip
+RESPONSES = Names(
+    "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *MODEL_LISTS
 )
-RESPONSES = StrictReader(Responses, ("model", "stream", "background", "max_output_tokens"))
-EMBEDDINGS = StrictReader(Embeddings, ("model",))
-MESSAGES = StrictReader(Messages, ("model", "stream", "max_tokens"))
-GENERATE = StrictReader(
-    Generate,
-    ("generationConfig", "generation_config"),
-    {"generationConfig": _CONFIG, "generation_config": _CONFIG},
-)
-EMBED = StrictReader(Embed, ("model",))
+EMBEDDINGS = Names("model", "user", "safety_identifier", *MODEL_LISTS)
+MESSAGES = Names("model", "stream", "max_tokens", "metadata", *MODEL_LISTS)
+GENERATE = Names("model", "generationConfig", "generation_config", *MODEL_LISTS)
+EMBED = Names("model", "requests", *MODEL_LISTS)
+STREAM_OPTIONS = Names("include_usage")
+METADATA = Names("user_id")
+GENERATION_CONFIG = Names("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
+
+
+def integer(document: Document, name: str, path: str = "") -> int | None:
+    """A whole number, None where it is absent or null."""
+    value = document.get(name)
+    if value is not None and type(value) is not int:
+        raise _mistyped(path + name, "a whole number")
+    return value
+
+
+def flag(document: Document, name: str, path: str = "") -> bool:
+    """True or false; absent and null are false."""
+    value = document.get(name)
+    if value is not None and type(value) is not bool:
+        raise _mistyped(path + name, "true or false")
+    return value is True
+
+
+def inner(document: Document, name: str, names: Names) -> Document | None:
+    """An object inside, its own controlled names checked; None where it is absent or null."""
+    value = document.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _mistyped(name, "an object")
+    names.check(value, f"{name}.")
+    return value
+
+
+def model_name(value: object, param: str = "model") -> str:
+    """The name of a model as it is looked up in lists and prices: no name has blanks around it."""
+    if value is None or value == "":
+        raise InvalidRequest(f"The field {param} is missing.", param=param)
+    if not isinstance(value, str):
+        raise _mistyped(param, "text")
+    if len(value) > MODEL_CHARACTERS_MAX or not value.isprintable() or value.strip() != value:
+        raise InvalidRequest(
+            f"The field {param} is not the name of a model: printable, without blanks around it.", param=param
+        )
+    return value
+
+
+def models_beside(document: Document) -> tuple[str, ...]:
+    """Every model a list in the body names beside the one that is asked for."""
+    found: list[str] = []
+    for name in MODEL_LISTS:
+        if name in document:
+            _gather(document[name], name, found)
+            if len(found) > MODELS_MAX:
+                raise InvalidRequest(f"{name} must name at most {MODELS_MAX} models.", param=name)
+    return tuple(found)
+
+
+def stated_user(value: object) -> str:
+    """A user a body names, as it may be kept; empty where it is none."""
+    if isinstance(value, str) and 0 < len(value) <= USER_CHARACTERS_MAX and value.isprintable():
+        return value
+    return ""
+
+
+def _gather(value: object, param: str, found: list[str]) -> None:
+    """Read a name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused."""
+    if value is None:
+        return
+    if isinstance(value, str):
+        found.append(model_name(value, param))
+        return
+    if not isinstance(value, list):
+        raise _mistyped(param, "a list of names of models")
+    for item in value[: MODELS_MAX + 1]:
+        if isinstance(item, str):
+            found.append(model_name(item, param))
+        elif isinstance(item, dict):
+            _gather_object(item, param, found)
+        else:
+            raise _mistyped(param, "a list of names of models")
+
+
+def _gather_object(item: Document, param: str, found: list[str]) -> None:
+    if "model" in item:
+        found.append(model_name(item["model"], param))
+        return
+    for name, others in item.items():
+        found.append(model_name(name, param))
+        if not isinstance(others, list):
+            raise _mistyped(param, "a list of names of models")
+        found.extend(model_name(other, param) for other in others[: MODELS_MAX + 1])
+
+
+def _mistyped(param: str, right: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} must be {right}.", param=param)

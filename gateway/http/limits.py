@@ -16,6 +16,8 @@ class HttpLimits:
     header_bytes_max: int = 64 * 1024
     header_count_max: int = 100
     body_bytes_max: int = 32 * 1024 * 1024
+    # A document longer than this is read in a thread: this much takes a millisecond, or six at worst.
+    body_at_once_bytes_max: int = 256 * 1024
     body_bytes_per_s_min: int = 16 * 1024
     discarded_bytes_max: int = 256 * 1024
     # Of a refused body, for clients that read no answer before they have sent everything.

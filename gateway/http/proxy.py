@@ -7,9 +7,13 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 from gateway.core.call import Call, read_call
 from gateway.core.meter import make_meter
 from gateway.core.model import Caller, Service
+from gateway.core.patterns import on_list
 from gateway.errors import (
     CountersUnavailable,
     ModelNotAllowed,
@@ -31,6 +35,8 @@ from gateway.http.routes import USAGE_PATH
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
+# A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.
+_READER = ThreadPoolExecutor(1, "bodies")
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
@@ -52,7 +58,9 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         if plan.buffered and exchange.body_failure is None:
             connection = exchange.connection
             body = connection.body() if connection.body_complete else await exchange.late_body()
-        call = _read_call(exchange, worker, caller, body)
+        at_once = len(body) <= worker.limits.body_at_once_bytes_max
+        read = _read(exchange, worker, body) if at_once else await _read_beside(exchange, worker, body)
+        call = _allowed(caller, read)
         if not metered:
             await _forward(exchange, worker, caller, call, None)
         else:
@@ -87,18 +95,34 @@ def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
     return service
 
 
-def _read_call(exchange: Exchange, worker: Worker, caller: Caller, body: bytes) -> Call:
-    """What is asked for: 413, 400 or 403 where that cannot be, cannot be known, or may not be."""
+def _read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+    """What is asked for, or why that cannot be known: 413 or 400."""
     plan = exchange.plan
-    if exchange.body_failure is not None:
-        raise exchange.body_failure
-    if plan.field_refusal is not None:
-        raise plan.field_refusal
+    refusal = exchange.body_failure or plan.field_refusal
+    if refusal is not None:
+        return refusal
     assert plan.route is not None
-    call = read_call(plan.route, plan.params, body, worker.bounds)
-    if caller.models is not None and call.model and call.model not in caller.models:
-        raise ModelNotAllowed(f"This API key may not use the model {call.model}.")
-    return call
+    try:
+        return read_call(plan.route, plan.params, body, worker.bounds)
+    except Refusal as unreadable:
+        return unreadable
+
+
+async def _read_beside(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+    """The same in a thread: a large body must not hold up the loop."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_READER, _read, exchange, worker, body)
+
+
+def _allowed(caller: Caller, read: Call | Refusal) -> Call:
+    """The call, where its key may ask for every model that may answer; 403 where it may not."""
+    if isinstance(read, Refusal):
+        raise read
+    if caller.models is not None and read.model:
+        for model in (read.model, *read.models_beside):
+            if model not in caller.models and not on_list(model, caller.models):
+                raise ModelNotAllowed(f"This API key may not use the model {model}.")
+    return read
 
 
 async def _forward(
@@ -211,7 +235,7 @@ def _send(exchange: Exchange, link: Link, call: Call) -> None:
         opening += exchange.trace.line
     request_id = exchange.request_id.encode()
     if plan.buffered:
-        body = call.body
+        body = call.take_body()
         link.begin(
             b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (opening, request_id, len(body), body),
             False,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.call import BLOB_TOKENS, Bounds, Call, read_call
+from gateway.core.blobs import BLOB_TOKENS
+from gateway.core.call import Bounds, Call, read_call
 from gateway.core.model import Family
 from gateway.core.route import Route
 from gateway.errors import InvalidRequest
@@ -92,7 +93,7 @@ def test_embeddings_make_no_output() -> None:
 def test_messages() -> None:
     call = read("anthropic_messages", {"model": "m", "max_tokens": 9, "stream": True})
     assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
-    assert call.body == b'{"model": "m", "max_tokens": 9, "stream": true}'
+    assert call.take_body() == b'{"model":"m","max_tokens":9,"stream":true}'
 
 
 @pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
@@ -155,7 +156,10 @@ def test_a_wrong_number_of_choices_is_named(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("meter", [meter for meter in METERS if not meter.startswith("gemini")])
-@pytest.mark.parametrize("model", [None, "", 7, ["m"], "m" * 257, "a\nb", "a\x00b", "a\u2028b"])
+@pytest.mark.parametrize(
+    "model",
+    [None, "", 7, ["m"], "m" * 257, "a\nb", "a\x00b", "a\u2028b", "m ", " m", "m\u00a0", "m\u200b", "\tm"],
+)
 def test_a_model_is_required_and_must_be_a_name(meter: str, model: object) -> None:
     assert refused(meter, {"model": model}) == "model"
     assert refused(meter, {}) == "model"
@@ -167,6 +171,116 @@ def test_a_model_is_required_and_must_be_a_name(meter: str, model: object) -> No
 )
 def test_what_is_no_object_is_refused_by_every_meter(meter: str, body: bytes) -> None:
     refused(meter, body)
+
+
+@pytest.mark.parametrize(
+    ("meter", "field", "stated"),
+    [
+        ("openai_chat", "max_completion_tokens", {"max_tokens": None}),
+        ("openai_completions", "max_tokens", {}),
+        ("openai_responses", "max_output_tokens", {}),
+        ("anthropic_messages", "max_tokens", {}),
+        ("gemini_generate", "generationConfig.maxOutputTokens", {"generationConfig": None}),
+        ("gemini_generate", "generation_config.maxOutputTokens", {"generation_config": {"topK": 1}}),
+        ("gemini_stream", "generationConfig.maxOutputTokens", {}),
+    ],
+)
+def test_a_maximum_is_written_into_a_call_that_states_none(
+    meter: str, field: str, stated: dict[str, object]
+) -> None:
+    call = read(meter, {"model": "gemini-x", **stated})
+    call.limit_output(77)
+    sent: Any = json.loads(call.take_body())
+    for name in field.split("."):
+        sent = sent[name]
+    assert (sent, call.output_max) == (77, 77)
+
+
+@pytest.mark.parametrize(
+    ("meter", "stated"),
+    [
+        ("openai_chat", {"max_tokens": 5}),
+        ("anthropic_messages", {"max_tokens": 5}),
+        ("openai_embeddings", {}),
+        ("gemini_embed", {}),
+    ],
+)
+def test_a_maximum_that_is_stated_stays(meter: str, stated: dict[str, object]) -> None:
+    call = read(meter, {"model": "gemini-x", **stated})
+    call.limit_output(77)
+    assert json.loads(call.take_body()) == {"model": "gemini-x", **stated}
+
+
+def test_a_document_is_let_go_once_it_is_sent() -> None:
+    call = read("openai_chat", {"model": "m", "x": 1})
+    assert call.document == {"model": "m", "x": 1}
+    assert call.take_body() == b'{"model":"m","x":1}'
+    assert (call.document, call.body) == (None, b"")
+
+
+@pytest.mark.parametrize(
+    ("meter", "stated", "user"),
+    [
+        ("openai_chat", {"user": "ann"}, "ann"),
+        ("openai_completions", {"user": "ann"}, "ann"),
+        ("openai_embeddings", {"user": "ann"}, "ann"),
+        ("openai_responses", {"user": "ann", "safety_identifier": "bob"}, "bob"),
+        ("anthropic_messages", {"metadata": {"user_id": "cy"}}, "cy"),
+        ("anthropic_messages", {"user": "ann"}, ""),
+        ("openai_chat", {"user": "u" * 129}, ""),
+        ("openai_chat", {"user": "a\nb"}, ""),
+        ("openai_chat", {"user": 7}, ""),
+        ("openai_chat", {}, ""),
+    ],
+)
+def test_a_body_may_name_its_user(meter: str, stated: dict[str, object], user: str) -> None:
+    assert read(meter, {"model": "m", **stated}).user == user
+
+
+@pytest.mark.parametrize(
+    ("stated", "models"),
+    [
+        ({"models": ["a", "b"]}, ("a", "b")),
+        ({"models": None}, ()),
+        (
+            {"fallbacks": ["a", {"model": "b", "temperature": 1}, {"c": ["d", "e"]}]},
+            ("a", "b", "c", "d", "e"),
+        ),
+        ({"models": ["a"], "fallbacks": ["b"]}, ("a", "b")),
+        ({"fallback_model": "a"}, ("a",)),
+        ({"context_window_fallbacks": [{"m": ["a"]}]}, ("m", "a")),
+    ],
+)
+def test_every_model_that_may_answer_is_named(stated: dict[str, object], models: tuple[str, ...]) -> None:
+    assert read("openai_chat", {"model": "m", **stated}).models_beside == models
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"models": {"a": 1}},
+        {"models": 7},
+        {"models": [7]},
+        {"models": [["a"]]},
+        {"models": ["a "]},
+        {"models": [""]},
+        {"models": ["a"] * 65},
+        {"models": [{"model": 7}]},
+        {"models": [{"a": "b"}]},
+        {"models": [{"a": [7]}]},
+    ],
+)
+def test_a_list_of_models_that_cannot_be_read_is_refused(stated: dict[str, object]) -> None:
+    assert refused("openai_chat", {"model": "m", **stated}) == "models"
+    assert refused("openai_chat", {"model": "m", "Models": ["a"]}) == "models"
+
+
+@pytest.mark.parametrize("body", [{"model": "other"}, {"model": "models/other"}, {"model": 7}])
+def test_a_body_may_not_name_another_model_than_its_path(body: dict[str, object]) -> None:
+    for meter in ("gemini_generate", "gemini_stream", "gemini_embed"):
+        assert refused(meter, body) == "model"
+    assert refused("gemini_embed", {"requests": [{"model": "models/gemini-x"}, body]}) == "model"
+    assert read("gemini_embed", {"requests": [{"model": "models/gemini-x"}]}).model == "gemini-x"
 
 
 def test_a_bound_may_be_lower() -> None:
@@ -187,7 +301,9 @@ def test_a_body_that_is_not_metered_is_not_read(meter: str) -> None:
 
 
 def test_text_is_estimated_by_its_size() -> None:
-    raw = json.dumps({"model": "m", "messages": [{"role": "user", "content": "How much?"}]}).encode()
+    asked = {"model": "m", "messages": [{"role": "user", "content": "How much?"}]}
+    raw = json.dumps(asked, separators=(",", ":")).encode()
+    assert read("openai_chat", raw).input_estimate == read("openai_chat", asked).input_estimate
     assert read("openai_chat", raw).input_estimate == -(-len(raw) // 3)
 
 

@@ -1,4 +1,4 @@
-"""A stream is made to report its use by a splice that changes nothing else of the body."""
+"""A stream is made to report its use, and nothing else of the body changes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,12 @@ def test_usage_is_asked_for_and_nothing_else_changes(
     assert call.strip_usage
     kept = options if isinstance(options, dict) else {}
     assert json.loads(call.body) == {**asked, "stream_options": {**kept, "include_usage": True}}
-    if options is ...:
-        assert call.body.replace(b'"stream_options":{"include_usage":true},', b"") == raw
-    else:
-        before, _, after = raw.partition(json.dumps(options, separators=separators).encode())
-        assert call.body.startswith(before)
-        assert call.body.endswith(after)
 
 
-def test_a_client_that_asks_itself_gets_its_bytes_through() -> None:
+def test_nothing_is_added_to_a_client_that_asks_itself() -> None:
     raw = json.dumps(chat(stream=True, stream_options={"include_usage": True})).encode()
     call = read("openai_chat", raw)
-    assert call.body is raw
+    assert json.loads(call.body) == json.loads(raw)
     assert not call.strip_usage
 
 
@@ -51,7 +45,7 @@ def test_without_a_stream_nothing_is_asked_for(stream: object) -> None:
     asked = chat() if stream is ... else chat(stream=stream)
     raw = json.dumps({**asked, "stream_options": None}).encode()
     call = read("openai_chat", raw)
-    assert call.body is raw
+    assert json.loads(call.body) == json.loads(raw)
     assert not call.strip_usage
 
 
@@ -90,7 +84,7 @@ _LEAVES = st.sampled_from(
     st.sampled_from([..., None, {}, {"x": "}"}]),
     st.booleans(),
 )
-def test_splicing_keeps_every_other_member(
+def test_asking_for_usage_keeps_every_other_member(
     more: dict[str, object], ascii_only: bool, options: object, last: bool
 ) -> None:
     ours = {"model": "m", "stream": True} | ({} if options is ... else {"stream_options": options})

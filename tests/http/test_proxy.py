@@ -341,3 +341,21 @@ async def test_an_error_of_our_own_is_a_500_that_tells_nothing_but_where_to_look
             got.one(b"x-request-id").decode()
         ]
         stage.logged.clear()
+
+
+async def test_a_large_body_is_read_beside_the_loop_and_refused_as_a_small_one() -> None:
+    async with staged() as stage:
+        text = b'{"model":"m","messages":[{"role":"user","content":"%b"}]%b}'
+        body = text % (b"x" * 2_000_000, b"")
+        assert (await stage.ask(post(body))).status == 200
+        assert stage.upstream.received[-1].body == body
+        got = await stage.ask(post(text % (b"x" * 2_000_000, b',"n":1,"n":2')))
+        assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "n")
+
+
+async def test_a_client_that_leaves_while_its_body_is_read_is_gone() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        await client.send(post(b'{"model":"m","x":"' + b"x" * 8_000_000 + b'"}'))
+        client.close()
+        assert (await stage.ask(post(CHAT))).status == 200

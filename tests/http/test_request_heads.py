@@ -198,7 +198,7 @@ async def test_a_repeated_head_with_another_length_is_framed_by_its_own() -> Non
     async with staged() as stage:
         client = await stage.client()
         for size in (1, 500, 3, 1000):
-            body = CHAT[:-1] + b" " * size + b"}"
+            body = CHAT[:-1] + b',"x":"' + b" " * size + b'"}'
             assert (await client.ask(post(body))).status == 200
             assert stage.upstream.received[-1].body == body
         assert len(stage.plane.planner.known) == 1
