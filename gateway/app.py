@@ -181,7 +181,7 @@ def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
         settings.routes,
         settings.upstreams,
         http_limits(settings),
-        dict(settings.service_upstreams),
+        settings.table.service_rules,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     logs.configure(settings.log_level)
@@ -251,7 +251,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         settings.upstreams,
         http_limits(settings),
         settings.key_pepper.encode(),
-        dict(settings.service_upstreams),
+        settings.table.service_rules,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     return plane, exporter

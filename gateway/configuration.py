@@ -12,19 +12,21 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.core.binding import SERVICES_PREFIX, reach_of
 from gateway.core.model import Family
-from gateway.core.route import Route, UpstreamTarget
+from gateway.core.paths import PATHS_MAX, read_pattern
+from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import SettingError
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
-SERVICES_PREFIX = "/services/"
 
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 MeterName = Literal[
@@ -48,13 +50,20 @@ Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 class RouteTable:
     """What may pass and where it goes.
 
-    `service_upstreams` maps a service key to the name of its upstream; a service without an
-    entry goes to the upstream of the route that took it.
+    `service_upstreams` maps a service key to the name of its upstream, `service_paths` to what its calls
+    must be within; `shared_upstream` is where services without an upstream go, empty for nowhere.
     """
 
     routes: tuple[Route, ...]
     upstreams: tuple[UpstreamTarget, ...]
     service_upstreams: tuple[tuple[str, str], ...] = ()
+    service_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    shared_upstream: str = ""
+
+    @property
+    def service_rules(self) -> ServiceRules:
+        """Where calls of services go."""
+        return ServiceRules(self.service_upstreams, self.service_paths, self.shared_upstream)
 
     def redirected(self, base_url: str) -> RouteTable:
         """The same table with every upstream, and the services', at one base URL."""
@@ -63,7 +72,7 @@ class RouteTable:
         routes = self.routes
         if not any("{service_key}" in route.path for route in routes):
             routes = (*routes, SERVICES_ROUTE)
-        return replace(self, upstreams=tuple(upstreams.values()), routes=routes)
+        return replace(self, upstreams=tuple(upstreams.values()), routes=routes, shared_upstream="services")
 
 
 def _model_routes(prefix: str) -> Iterator[Route]:
@@ -85,7 +94,8 @@ def _model_routes(prefix: str) -> Iterator[Route]:
         )
 
 
-SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "services", meter="generic")
+# Its upstream is the service's.
+SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "", meter="generic")
 
 # The first path that matches decides, so `{model}:action` stands in front of `{id}`.
 DEFAULT_ROUTES: tuple[Route, ...] = (
@@ -101,11 +111,12 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
     Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
     Route(("GET",), "/v1beta/models", "gemini", "", Family.GEMINI),
     Route(("GET",), "/v1beta/models/{id}", "gemini", "", Family.GEMINI),
+    SERVICES_ROUTE,
 )
 
 
 def default_table(environ: Mapping[str, str]) -> RouteTable:
-    """The routes of the three API families; their credentials from the usual variables."""
+    """The routes of the three API families and of services; their credentials from the usual variables."""
     openai = environ.get("OPENAI_API_KEY", "")
     anthropic = environ.get("ANTHROPIC_API_KEY", "")
     gemini = environ.get("GEMINI_API_KEY", "")
@@ -139,6 +150,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: str
+    paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=PATHS_MAX)] | None = None
 
 
 class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,7 +178,7 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`; `SettingError` names the place of what is wrong."""
-    from gateway.written import explained, parsed  # noqa: PLC0415  # spares workers, which never read it, memory
+    from gateway.written import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
 
     try:
         with path.open("rb") as file:
@@ -179,7 +191,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     if document is None:
         # As it is for a moment while an editor writes it anew: every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
-    document = _substituted(document, environ, str(path))
+    document = substituted(document, environ, str(path))
     try:
         return msgspec.convert(document, ConfigFile)
     except msgspec.ValidationError as error:
@@ -198,17 +210,39 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
         routes = tuple(_route(written) for written in config.routes)
         routes += DEFAULT_ROUTES if config.include_default_routes else ()
     if config.services and not any("{service_key}" in route.path for route in routes):
-        first = next(iter(config.services.values())).upstream
-        fallback = "services" if "services" in upstreams else first
-        routes = (*routes, replace(SERVICES_ROUTE, upstream=fallback))
-    elif config.routes is None and "services" in upstreams:
         routes = (*routes, SERVICES_ROUTE)
     services = tuple((key, service.upstream) for key, service in config.services.items())
-    used = [(f"routes {route.path}", route.upstream) for route in routes]
+    used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
     for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
         if name not in upstreams:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
-    return RouteTable(routes, tuple(upstreams.values()), services)
+    paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
+    _check_services(dict(services), dict(paths), upstreams)
+    return RouteTable(routes, tuple(upstreams.values()), services, paths)
+
+
+def _check_services(
+    services: Mapping[str, str],
+    paths: Mapping[str, tuple[str, ...]],
+    upstreams: Mapping[str, UpstreamTarget],
+) -> None:
+    """`SettingError` for a pattern that is none, and for services whose calls get to the same paths."""
+    for key, patterns in paths.items():
+        for number, text in enumerate(patterns):
+            try:
+                read_pattern(text)
+            except ValueError as error:
+                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
+    reaches = [
+        reach_of(key, upstreams[name], name, paths.get(key, ())) for key, name in sorted(services.items())
+    ]
+    for one, other in combinations(reaches, 2):
+        if one.meets(other):
+            raise SettingError(
+                f"services.{one.service} and services.{other.service}: both get to the same paths of the "
+                f"upstream {one.upstream}, so what costs more could be had for less: give each `paths` of "
+                "its own, such as [/v1/sms/*]"
+            )
 
 
 def base_url_of(url: str, place: str) -> str:
@@ -260,27 +294,3 @@ def _route(written: _Route) -> Route:
         written.trust_client_units,
         written.units_pointer,
     )
-
-
-VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
-
-
-def _substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
-    """The document with `${NAME}` replaced in every string value."""
-    if isinstance(value, dict):
-        return {key: _substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_substituted(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name is None:
-            return "$"
-        found = environ.get(name) or match["otherwise"]
-        if found is None:
-            raise SettingError(f"{place}: the environment variable {name} is not set")
-        return found
-
-    return VARIABLE.sub(replacement, value)

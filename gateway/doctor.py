@@ -10,17 +10,19 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway import remedies
+from gateway.core.binding import Bindings
 from gateway.core.route import UpstreamTarget
 from gateway.core.wait import in_task
 from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.scripts import VERBS, library
+from gateway.counters.stored import decode_catalogue
 from gateway.counters.wire import Wire, encode
 from gateway.errors import StartError, TollkeeperError
 from gateway.http.upstream import reach
@@ -50,7 +52,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
     yield _data_directory(settings)
     if settings.redis_url:
-        async for finding in _redis(settings):
+        async for finding in _redis(settings, role):
             yield finding
     else:
         yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
@@ -93,7 +95,7 @@ async def _upstream(target: UpstreamTarget) -> Finding:
     return Finding(True, subject, f"{target.base_url} accepts connections{until}")
 
 
-async def _redis(settings: Settings) -> AsyncIterator[Finding]:
+async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     shown = without_password(settings.redis_url)
     wire: Wire | None = None
     try:
@@ -102,6 +104,7 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
         await wire.open()
         info = await _info(wire)
         vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
+        catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
         known = await in_task(
             wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
         )
@@ -129,7 +132,23 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     yield Finding(durable, "redis", f"append-only file is {'on' if durable else off}")
     loaded = isinstance(known, list) and bool(known)
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
+    for finding in _services(settings, catalogue) if role != "keeper" else ():
+        yield finding
     yield _verification(vouched if isinstance(vouched, bytes) else b"", info.get("run_id", "").encode())
+
+
+def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
+    """Services whose calls are refused, for they go nowhere or could be had at another price."""
+    services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
+    targets = {target.name: target for target in settings.upstreams}
+    bound = Bindings(settings.routes, targets, settings.table.service_rules, services)
+    for key, name in bound.strays():
+        yield Finding(
+            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
+        )
+    for one, other, name in bound.conflicts():
+        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
+        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
 
 
 def _policy(policy: str) -> Finding:

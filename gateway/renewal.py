@@ -9,7 +9,7 @@ from gateway.settings import PREFIX, Settings
 # Routes and upstreams, and what the data plane asks anew for each connection or call.
 RENEWABLE = frozenset(
     {
-        "routes", "upstreams", "service_upstreams", "log_level",
+        "routes", "upstreams", "service_upstreams", "service_paths", "log_level",
         "head_s", "body_s", "keep_alive_s", "drain_s",
         "upstream_connect_s", "upstream_first_byte_s", "upstream_idle_s", "upstream_keep_alive_s",
         "head_bytes_max", "head_fields_max", "body_bytes_max", "connections_max",

@@ -109,6 +109,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()
     service_upstreams: tuple[tuple[str, str], ...] = ()
+    service_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    shared_upstream: str = ""
 
     tracing: Tracing | None = None
 
@@ -140,7 +142,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""
-        return RouteTable(self.routes, self.upstreams, self.service_upstreams)
+        return RouteTable(
+            self.routes, self.upstreams, self.service_upstreams, self.service_paths, self.shared_upstream
+        )
 
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""
@@ -149,6 +153,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             routes=table.routes,
             upstreams=table.upstreams,
             service_upstreams=table.service_upstreams,
+            service_paths=table.service_paths,
+            shared_upstream=table.shared_upstream,
         )
 
     def with_upstream(self, base_url: str) -> Settings:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,6 +20,7 @@ from gateway.errors import SettingError
 
 _FAULT = re.compile(r"(?P<said>.*?)(?: - at (?P<key>`key` in )?`\$(?P<place>.*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<otherwise>[^}]*))?\})")
 _NOUNS = {
     "object": "a mapping", "array": "a list", "str": "text", "int": "a whole number", "bool": "true or false",
     "null": "nothing", "float": "a number",
@@ -49,6 +50,27 @@ def parsed(text: bytes, place: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not text"
         raise SettingError(f"{place}{line}: not valid YAML ({problem})") from error
+
+
+def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
+    """The document with `${NAME}` replaced in every string value; SettingError for one that is not set."""
+    if isinstance(value, dict):
+        return {key: substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [substituted(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None:
+            return "$"
+        found = environ.get(name) or match["otherwise"]
+        if found is None:
+            raise SettingError(f"{place}: the environment variable {name} is not set")
+        return found
+
+    return _VARIABLE.sub(replacement, value)
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:

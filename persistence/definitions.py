@@ -77,7 +77,7 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
 _SERVICES = """
-SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, b.meter
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, s.upstream, s.paths, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
  WHERE s.deleted_at IS NULL ORDER BY s.id"""
 
@@ -194,6 +194,8 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
                 credits=row["credits"],
                 one_time=row["service_type"] == "One-Time",
                 pricing=read_pricing(row["pricing"]),
+                upstream=row["upstream"] or "",
+                paths=tuple(row["paths"] or ()),
             )
             for row in rows
         )

@@ -104,7 +104,17 @@ SERVICES: Subject = Subject(
             service,
             refers={"business_model_id": business_model},
             define=define,
-            defining=frozenset({"credits", "service_type", "business_model_id", "counts_tokens", "pricing"}),
+            defining=frozenset(
+                {
+                    "credits",
+                    "service_type",
+                    "business_model_id",
+                    "counts_tokens",
+                    "pricing",
+                    "upstream",
+                    "paths",
+                }
+            ),
         ),
         "delete": delete_service,
     },

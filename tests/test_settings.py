@@ -199,6 +199,47 @@ def test_services_have_upstreams_of_their_own(tmp_path: Path) -> None:
     assert "/services/{service_key}/{path…}" in routes_of(settings)
 
 
+SHARED = (
+    "upstreams: {s: {base_url: https://s.example/v1}, t: {base_url: 'https://S.example:443'}}\nservices:\n"
+)
+
+
+def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) -> None:
+    text = "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: t, paths: [/v1/mail/*, /v2/*]}\n"
+    settings = load({}, config(tmp_path, SHARED + text))
+    assert settings.service_paths == (("sms", ("/sms/*",)), ("mail", ("/v1/mail/*", "/v2/*")))
+    assert load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n")).service_paths == ()
+    assert from_json(to_json(settings)).table.service_rules == settings.table.service_rules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  sms: {upstream: s}\n  mail: {upstream: s}\n",
+        "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: s}\n",
+        "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: s, paths: [/mail, /SMS/x]}\n",
+        "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: t, paths: [/v1/sms/*]}\n",
+    ],
+)
+def test_services_that_get_to_the_same_paths_stop_the_start(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingError, match=r"services.mail and services.sms: both get to the same paths"):
+        load({}, config(tmp_path, SHARED + text))
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ("[sms]", r"services.s.paths\[0\]: 'sms' must be a path that begins with /"),
+        ("[/x, /a*]", r"services.s.paths\[1\]: '/a\*' must have \* as a whole segment"),
+        ("[]", "services"),
+        ("/x", "services"),
+    ],
+)
+def test_paths_of_a_service_are_patterns(tmp_path: Path, paths: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        load({}, config(tmp_path, f"services: {{s: {{upstream: openai, paths: {paths}}}}}\n"))
+
+
 def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) -> None:
     text = "upstreams: {s: {base_url: 'https://${HOST:-s.example}', headers: {X-Key: 'a$${b}-${KEY}'}}}"
     (target,) = [each for each in load({"KEY": "k"}, config(tmp_path, text)).upstreams if each.name == "s"]

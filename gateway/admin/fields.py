@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from gateway.core.model import INTEGER_MAX
+from gateway.core.paths import read_pattern
 
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
@@ -37,6 +38,7 @@ _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_UPSTREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _SERVICE_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -157,6 +159,11 @@ def _printable(text: str) -> str:
     return text
 
 
+def _pattern(text: str) -> str:
+    read_pattern(text)
+    return text
+
+
 def _matches(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if pattern.fullmatch(text) is None:
@@ -186,6 +193,22 @@ ServiceKey = Annotated[
         )
     ),
     WithJsonSchema({"type": "string", "pattern": f"^{_SERVICE_KEY.pattern}$"}),
+]
+UpstreamName = Annotated[
+    str,
+    Field(strict=True),
+    AfterValidator(
+        _matches(
+            _UPSTREAM, "must be 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+    ),
+    WithJsonSchema({"type": "string", "pattern": f"^{_UPSTREAM.pattern}$"}),
+]
+PathPattern = Annotated[
+    str,
+    Field(strict=True),
+    AfterValidator(_pattern),
+    WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/v1/sms/*"]}),
 ]
 Currency = Annotated[
     str,

@@ -14,7 +14,10 @@ from gateway.cli_admin.output import NOTHING, admin, deleted, emptied, given, ro
 
 app = typer.Typer(no_args_is_help=True, help="Services: what can be used, and its price.")
 
-COLUMNS = ("id", "key", "name", "credits", "service_type", "business_model_id", "counts_tokens", "pricing")
+COLUMNS = (
+    "id", "key", "name", "credits", "service_type", "business_model_id", "counts_tokens", "pricing",
+    "upstream", "paths",
+)  # fmt: skip
 MODEL_COLUMNS = ("id", "name", "display_name", "meter", "description")
 PRICE_COLUMNS = (
     "id", "organization_id", "service_id", "negotiated_credits", "business_model_id", "pricing",
@@ -26,6 +29,8 @@ Pricing = Annotated[
     typer.Option("--pricing", help='JSON, such as \'{"tiers": [{"up_to": null, "unit_price": "0.01"}]}\'.'),
 ]
 NewPricing = Annotated[str | None, typer.Option("--pricing", help=f"JSON, or {NOTHING!r}.")]
+UPSTREAM = "Where /services/<key>/ goes: an upstream of the configuration"
+PATHS = "What may be called there, such as /v1/sms/*; repeatable"
 
 
 class Kind(StrEnum):
@@ -54,6 +59,8 @@ def create(
         bool, typer.Option("--counts-tokens", help="Debit the tenant's tokens too.")
     ] = False,
     pricing: Pricing = None,
+    upstream: Annotated[str | None, typer.Option(help=f"{UPSTREAM}.")] = None,
+    paths: Annotated[list[str] | None, typer.Option(help=f"{PATHS}. By default all.")] = None,
     description: Annotated[str | None, typer.Option()] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -67,6 +74,8 @@ def create(
             business_model_id=api.named("business-models", model),
             counts_tokens=counts_tokens,
             pricing=_pricing(pricing),
+            upstream=upstream,
+            paths=paths or None,
             description=description,
         )
         row(api.post("services", body), as_json=as_json)
@@ -92,6 +101,8 @@ def change(
         typer.Option("--counts-tokens/--no-counts-tokens", help="Debit the tenant's tokens too, or not."),
     ] = None,
     pricing: NewPricing = None,
+    upstream: Annotated[str | None, typer.Option(help=f"{UPSTREAM}, or {NOTHING!r}.")] = None,
+    paths: Annotated[list[str] | None, typer.Option(help=f"{PATHS}. {NOTHING!r} is all.")] = None,
     description: Annotated[str | None, typer.Option(help=f"A text, or {NOTHING!r}.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +115,8 @@ def change(
             business_model_id=api.named("business-models", model) if model else None,
             counts_tokens=counts_tokens,
         )
-        body |= emptied(description=description) | _new_pricing(pricing)
+        body |= emptied(description=description, upstream=upstream) | _new_pricing(pricing)
+        body |= {"paths": None} if paths == [NOTHING] else given(paths=paths or None)
         row(api.patch(f"services/{_named(api, service)}", some(body)), as_json=as_json)
 
 

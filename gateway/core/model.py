@@ -156,7 +156,8 @@ class Service:
     """One metered service of the catalogue, resolved for a call: its price stays what it was then.
 
     `credits` is what a unit costs, or the whole of a One-Time service. `needs_plan` asks a
-    Subscription service's tenant for a token plan.
+    Subscription service's tenant for a token plan. `upstream` and `paths` say where its calls under
+    `/services/` go, empty where the catalogue does not say.
     """
 
     id: int
@@ -167,6 +168,13 @@ class Service:
     one_time: bool = False
     pricing: Pricing = NO_PRICING
     needs_plan: bool = True
+    upstream: str = ""
+    paths: tuple[str, ...] = ()
+
+    def costs_as(self, other: Service) -> bool:
+        """Whether a use of either is metered and charged alike."""
+        mine = (self.meter, self.counts_tokens, self.credits, self.one_time, self.pricing)
+        return mine == (other.meter, other.counts_tokens, other.credits, other.one_time, other.pricing)
 
 
 # What a call is admitted by on a route that charges nothing, and while no more than its head is known:

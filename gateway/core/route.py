@@ -33,6 +33,19 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRules:
+    """Where a configuration has calls of `/services/{key}/…` go.
+
+    `upstreams` has the name of an upstream by service key, `paths` the patterns its calls must be within.
+    `shared` names the upstream of every service that has none of its own; empty where each must have one.
+    """
+
+    upstreams: tuple[tuple[str, str], ...] = ()
+    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    shared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamTarget:
     """Where a route is forwarded to. `headers` carry the upstream's own credential."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from gateway.core.model import Caller, Service
@@ -66,6 +66,12 @@ class Directory:
         if not self.version:
             raise CountersUnavailable
         return self._services.get(key)
+
+    def catalogue(self) -> Mapping[str, Service]:
+        """Every service by its key; CountersUnavailable before the first catalogue."""
+        if not self.version:
+            raise CountersUnavailable
+        return self._services
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service of a key as the caller's organization has it, for this call; None if there is none.

@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from gateway.core.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.model import Attribution, Family
 from gateway.core.route import Route, UpstreamTarget
 from gateway.core.trace import FIELD, STATE_FIELD, Parent, read_parent
-from gateway.errors import InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.attribution import read_attribution, read_units
+from gateway.http.bindings import Bindings
 from gateway.http.headers import forwarded_lines
 from gateway.http.identity import credential_digest
 from gateway.http.limits import HttpLimits
 from gateway.http.remembered import Remembered
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
-from gateway.http.routes import MODELS, UNREAD_METERS, USAGE_PATH, Match, RouteTable, family_of
+from gateway.http.routes import MODELS, USAGE_PATH, Match, RouteTable, family_of
 
 PLANS_BYTES_MAX = 8 * 1024 * 1024
 PLAN_HEAD_BYTES_MAX = 4096
@@ -41,7 +43,8 @@ class Plan:
     `opening` is the upstream request's head without the fields of one request. A `metered`
     route charges something, and a `buffered` one reads its body before anything is decided.
     `parent` is the caller's span where requests are traced; `opening` then has none. `head` are the
-    bytes it is remembered by, empty once it is, and where it is not to be.
+    bytes it is remembered by, empty once it is, and where it is not to be. A `bound` plan goes where
+    its service is bound: made from the head `source` under `binding`, which may be another one by now.
     """
 
     family: Family
@@ -70,6 +73,9 @@ class Plan:
     buffered: bool = False
     parent: Parent | None = None
     head: bytes = b""
+    bound: bool = False
+    binding: Binding | None = None
+    source: bytes = b""
 
 
 class Planner:
@@ -79,7 +85,7 @@ class Planner:
         self,
         routes: tuple[Route, ...],
         targets: Mapping[str, UpstreamTarget],
-        service_upstreams: Mapping[str, str],
+        bindings: Bindings,
         pepper: bytes,
         limits: HttpLimits,
         *,
@@ -89,7 +95,7 @@ class Planner:
         self._table = RouteTable(routes)
         self._targets = targets
         self._places = {target.name: _place(target.base_url) for target in targets.values()}
-        self._service_upstreams = service_upstreams
+        self.bindings = bindings
         self._pepper = pepper
         self._limits = limits
         # The head is in its plan again, taken apart and as the upstream gets it.
@@ -103,6 +109,7 @@ class Planner:
         except (MalformedRequest, Refusal) as refusal:
             return Plan(family_of_head(head), refusal=_bare(refusal), fatal=True)
         plan = self._routed(read)
+        plan.source = head if plan.bound else b""
         if plan.refusal is None and plan.identity_refusal is None and plan.field_refusal is None:
             plan.head = head
         return plan
@@ -151,7 +158,11 @@ class Planner:
         plan.service_key = match.params.get("service_key") or route.service
         plan.metered = route.meter != "none"
         plan.buffered = route.meter not in UNREAD_METERS
-        upstream = self._service_upstreams.get(plan.service_key, route.upstream)
+        path = head.path if match.rest is None else b"/" + match.rest
+        if is_bound(route):
+            upstream = self._bind(plan, route, path)
+        else:
+            upstream = self.bindings.upstreams.get(plan.service_key, route.upstream)
         if spoken is None or route.family is not Family.OPENAI or route.meter != "none":
             plan.family = route.family
         else:
@@ -169,10 +180,21 @@ class Planner:
         except Refusal as refusal:
             plan.field_refusal = _bare(refusal)
         if upstream in self._targets:
-            path = head.path if match.rest is None else b"/" + match.rest
             plan.opening = self._opening(head, self._targets[upstream], path)
             if plan.buffered and head.all(b"accept-encoding"):
                 plan.opening = with_coding(plan.opening, _readable_coding(head))
+
+    def _bind(self, plan: Plan, route: Route, path: bytes) -> str:
+        """The upstream that the service of a bound route goes to; empty where this path does not."""
+        plan.bound = True
+        try:
+            plan.binding = binding = self.bindings.of(plan.service_key, route)
+        except CountersUnavailable:
+            return ""  # nobody knows the services yet, and whoever asks for this one says so
+        why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."
+        if why:
+            plan.refusal = UnknownRoute(why)
+        return "" if binding is None else binding.upstream
 
     def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes) -> bytes:
         """The head of the upstream's request, but for what differs from one request to the next."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Directory(Protocol):
 
     def service(self, key: str) -> Service | None:
         """The service of this key, if the catalogue has it."""
+
+    def catalogue(self) -> Mapping[str, Service]:
+        """Every service by its key; another object once it has changed. Fails with `CountersUnavailable`."""
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""

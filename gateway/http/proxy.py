@@ -42,10 +42,11 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 
 async def proxy(exchange: Exchange, worker: Worker) -> None:
     """Admit one call, forward it, charge what it used."""
-    plan, ports = exchange.plan, worker.ports
+    ports = worker.ports
     caller: Caller | None = None
     try:
         metered = _route(exchange, worker)
+        plan = exchange.plan
         if plan.identity_refusal is not None:
             raise plan.identity_refusal
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
@@ -72,7 +73,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         refuse(exchange, refusal)
     except AnswerCut as cut:
         exchange.reason, exchange.broken = "answer_cut", True
-        ports.log("answer_cut", request_id=exchange.request_id, route=plan.label, why=str(cut))
+        ports.log("answer_cut", request_id=exchange.request_id, route=exchange.plan.label, why=str(cut))
     except ClientGone:
         exchange.reason, exchange.broken = "client_gone", True
 
@@ -80,6 +81,8 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
 def _route(exchange: Exchange, worker: Worker) -> bool:
     """Whether the route charges a service; 404 or 405 for what is not on the list."""
     plan = exchange.plan
+    if plan.bound:
+        plan = exchange.plan = _bound(plan, worker)
     if plan.refusal is not None:
         raise plan.refusal
     if plan.metered and worker.ports.directory.service(plan.service_key) is None:
@@ -87,11 +90,22 @@ def _route(exchange: Exchange, worker: Worker) -> bool:
     return plan.metered
 
 
+def _bound(plan: Plan, worker: Worker) -> Plan:
+    """The plan of a call that goes where its service is bound, which may have changed since it was made."""
+    planner = worker.planner
+    assert plan.route is not None
+    current = planner.bindings.of(plan.service_key, plan.route)
+    return plan if current is plan.binding else planner.plan(plan.source)
+
+
 def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
     """The service at its price for this caller, which nothing changes any more for this call."""
-    service = worker.ports.directory.resolve(caller, exchange.plan.service_key)
+    plan = exchange.plan
+    service = worker.ports.directory.resolve(caller, plan.service_key)
     if service is None:
         raise ServiceNotIncluded
+    if plan.binding is not None and plan.binding.rivals:
+        worker.planner.bindings.check_price(plan.binding, service, caller)
     return service
 
 

@@ -7,6 +7,7 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 
 from __future__ import annotations
 
+from gateway.core.binding import UNREAD_METERS
 from gateway.core.call import Call
 from gateway.core.meter import AnswerMeter
 from gateway.core.meter.meter import OPEN
@@ -18,7 +19,6 @@ from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import LAST_CHUNK, chunk
 from gateway.http.link import NO_BODY, Link
 from gateway.http.reply import answer_head
-from gateway.http.routes import UNREAD_METERS
 from gateway.http.worker import Worker
 
 

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from gateway.core.binding import UNREAD_METERS
 from gateway.core.model import Family
 from gateway.core.route import Route
 
 USAGE_PATH = "/.tollkeeper/usage"
 # Three families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
-UNREAD_METERS = frozenset({"none", "generic", "units"})
 _ANY = frozenset({"ANY", "*"})
 _FAMILY_PREFIXES = (
     ("/v1/messages", Family.ANTHROPIC),

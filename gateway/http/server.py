@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.route import Route, UpstreamTarget
+from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import InternalError, Overloaded, StartError
+from gateway.http.bindings import Bindings
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection
 from gateway.http.exchange import ClientGone, Exchange
@@ -30,8 +31,7 @@ QUIET_TIMES_MAX = 5
 class DataPlane:
     """Serve routes to clients. Made and used inside a running event loop.
 
-    `service_upstreams` maps a service key to the name of its target; a service without an
-    entry goes to the target of its route. `pepper` is the key of every credential's digest,
+    `services` says where calls of services go. `pepper` is the key of every credential's digest,
     `bounds` what meters believe at most.
     """
 
@@ -42,7 +42,7 @@ class DataPlane:
         targets: Sequence[UpstreamTarget],
         limits: HttpLimits,
         pepper: bytes,
-        service_upstreams: Mapping[str, str] | None = None,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class DataPlane:
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
-        self.renew(routes, targets, limits, service_upstreams, bounds)
+        self.renew(routes, targets, limits, services, bounds)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
         self._orphans: set[ClientConnection] = set()
@@ -67,7 +67,7 @@ class DataPlane:
         routes: Sequence[Route],
         targets: Sequence[UpstreamTarget],
         limits: HttpLimits,
-        service_upstreams: Mapping[str, str] | None = None,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         """Serve by these from the next request on; those in progress end as they began.
@@ -75,14 +75,14 @@ class DataPlane:
         Connections keep the limits they were accepted under. Nothing has changed where it raises.
         """
         by_name = {target.name: target for target in targets}
-        missing = {route.upstream for route in routes} | set((service_upstreams or {}).values())
+        missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
+        missing -= {""}  # a route of services: each has its own
         if missing - by_name.keys():
             raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
         ports = self._ports
         traced = ports.tracer is not None
-        planner = Planner(
-            tuple(routes), by_name, service_upstreams or {}, self._pepper, limits, traced=traced
-        )
+        bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
+        planner = Planner(tuple(routes), by_name, bindings, self._pepper, limits, traced=traced)
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)

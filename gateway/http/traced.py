@@ -8,13 +8,13 @@ body, query, user or metadata is among them; a model's name is, once an upstream
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
-from gateway.core.route import Route, UpstreamTarget
+from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.trace import Kind, Span, Trace
 from gateway.http.exchange import Exchange
 from gateway.http.limits import HttpLimits
@@ -38,14 +38,14 @@ class TracedPlane(DataPlane):
         targets: Sequence[UpstreamTarget],
         limits: HttpLimits,
         pepper: bytes,
-        service_upstreams: Mapping[str, str] | None = None,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
         bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
         super().__init__(
-            replace(ports, counters=self._timed), routes, targets, limits, pepper, service_upstreams, bounds
+            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
         )
 
     def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:

@@ -17,7 +17,7 @@ from gateway.http.upstream import Upstream
 class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
-    `planner` remembers the plans of callers that are known.
+    `planner` understands heads and remembers the plans of callers that are known.
     """
 
     ports: Ports

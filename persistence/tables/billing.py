@@ -57,6 +57,9 @@ service = Table(
     moment("created_at", now=True),
     moment("updated_at", now=True),
     moment("deleted_at"),
+    # Where its calls under /services/ go: a configured upstream's name, and patterns of paths.
+    Column("upstream", Text),
+    document("paths", default=None),
 )
 
 organization_service = Table(

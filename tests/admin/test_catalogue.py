@@ -75,6 +75,14 @@ async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) ->
             "pricing",
         ),
         ("pricing", {"per_million": {"*": {"input": 1.5}}}, "pricing.per_million.*.input"),
+        ("upstream", "two words", "upstream"),
+        ("upstream", "", "upstream"),
+        ("paths", [], "paths"),
+        ("paths", "/v1/*", "paths"),
+        ("paths", ["/v1/*", "v1"], "paths.1"),
+        ("paths", ["/v1/sms*"], "paths.0"),
+        ("paths", ["/v1/../x"], "paths.0"),
+        ("paths", ["/x"] * 101, "paths"),
     ],
 )
 async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, named: str) -> None:
@@ -94,6 +102,17 @@ async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, na
 async def test_pricing_comes_back_as_it_was_sent(api: Api, pricing: dict[str, Any] | None) -> None:
     made = await api.make("services", **SERVICE, business_model_id=await model(api), pricing=pricing)
     assert made["pricing"] == pricing
+
+
+async def test_a_service_is_bound_to_an_upstream_and_paths(api: Api) -> None:
+    plain = await api.make("services", **SERVICE, business_model_id=await model(api))
+    assert (plain["upstream"], plain["paths"]) == (None, None)
+    where = f"services/{plain['id']}"
+    changed = await api.patch(where, {"upstream": "sms-1", "paths": ["/v1/sms/*", "/v1/*/status"]})
+    assert (changed.json["upstream"], changed.json["paths"]) == ("sms-1", ["/v1/sms/*", "/v1/*/status"])
+    assert api.counters.pushed == ["catalogue"] * 2
+    again = await api.patch(where, {"upstream": None, "paths": None})
+    assert (again.json["upstream"], again.json["paths"]) == (None, None)
 
 
 async def test_one_negotiated_price_a_pair(api: Api) -> None:

@@ -6,7 +6,7 @@ Every class here keeps to what its real counterpart promises: answers come later
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.core.model import (
     Caller,
@@ -95,7 +95,11 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class FakeDirectory:
-    """Knows one key; what is slow or down is set by the test."""
+    """Knows one key; what is slow or down is set by the test.
+
+    `terms` are services as the caller's organization has them, or why it has not; `trouble` is why there
+    is no catalogue.
+    """
 
     def __init__(self) -> None:
         self.caller: Caller = CALLER
@@ -104,6 +108,8 @@ class FakeDirectory:
         self.known = True
         self.services = dict(SERVICES)
         self.digests: list[str] = []
+        self.terms: dict[str, Service | Refusal] = {}
+        self.trouble: Refusal | None = None
         self.refusal: Refusal | None = None
         self.then: Callable[[], None] = lambda: None
 
@@ -124,11 +130,18 @@ class FakeDirectory:
     def service(self, key: str) -> Service | None:
         return self.services.get(key)
 
+    def catalogue(self) -> Mapping[str, Service]:
+        if self.trouble is not None:
+            raise self.trouble
+        return self.services
+
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""
         if self.refusal is not None:
             raise self.refusal
-        service = self.services.get(key)
+        service = self.terms.get(key, self.services.get(key))
+        if isinstance(service, Refusal):
+            raise service
         self.then()
         return service
 

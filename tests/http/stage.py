@@ -19,7 +19,7 @@ import h11
 
 from gateway.core.estimate import Estimator
 from gateway.core.model import Caller
-from gateway.core.route import Route, UpstreamTarget
+from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports, Tracer
 from gateway.http.server import DataPlane
@@ -334,6 +334,7 @@ async def staged(
     ca_file: str | None = None,
     *,
     tracer: Tracer | None = None,
+    services: ServiceRules = ServiceRules(shared="up"),  # noqa: B008  # frozen
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -352,6 +353,7 @@ async def staged(
         [target],
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers
         PEPPER,
+        services,
     )
     stage.port = await stage.plane.start(host="127.0.0.1")
     try:

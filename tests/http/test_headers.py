@@ -8,10 +8,11 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from gateway.core.model import Family
-from gateway.core.route import Route, UpstreamTarget
+from gateway.core.route import Route, ServiceRules, UpstreamTarget
+from gateway.http.bindings import Bindings
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Planner
-from tests.http.fakes import AUTH, CHAT, KEY, answer, get, post
+from tests.http.fakes import AUTH, CHAT, KEY, FakeDirectory, answer, get, post
 from tests.http.stage import staged
 
 _PASSED = (
@@ -263,7 +264,8 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
         Route(("GET",), "/v1beta/models", "elsewhere", "", Family.GEMINI),
     )
     targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
-    planner = Planner(routes, targets, {}, b"pepper", HttpLimits())
+    bindings = Bindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
+    planner = Planner(routes, targets, bindings, b"pepper", HttpLimits())
     assert [planner.plan(get(path, AUTH + fields)).upstream for path in (b"/v1/files", b"/v1/models/m")] == [
         "up", "elsewhere",
     ]  # fmt: skip

@@ -15,17 +15,21 @@ from gateway.admin.fields import (
     LongText,
     Money,
     Out,
+    PathPattern,
     PositiveAmount,
     ServiceKey,
     Text,
+    UpstreamName,
     patch_of,
 )
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
+from gateway.core.paths import PATHS_MAX
 
 TIERS_MAX = 100
 PRICED_MODELS_MAX = 1_000
 FEATURES_MAX = 1_000
+Paths = Annotated[list[PathPattern], Field(min_length=1, max_length=PATHS_MAX)]
 METERS = ("consumption", "subscription", "pay_per_use")
 
 
@@ -101,6 +105,12 @@ class ServiceCreate(In):
     description: LongText | None = None
     counts_tokens: Flag = Field(default=False, description="Debit the tenant's tokens as well.")
     pricing: PricingField | None = None
+    upstream: UpstreamName | None = Field(
+        default=None, description="Where /services/<key>/ goes: an upstream of the gateways' configuration."
+    )
+    paths: Paths | None = Field(
+        default=None, description="What may be called there, such as /v1/sms/*; null is all."
+    )
 
 
 class Service(Out):
@@ -115,6 +125,8 @@ class Service(Out):
     business_model_id: Id
     counts_tokens: bool
     pricing: dict[str, Any] | None
+    upstream: str | None
+    paths: list[str] | None
     created_at: Instant
 
 

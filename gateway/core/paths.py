@@ -1,0 +1,151 @@
+"""Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
+
+Pure. A path is compared as it is sent, and in the plainest form that any upstream could read it in: decoded,
+without dots, parameters and empty segments, in one case. What could be read as forbidden is forbidden.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import unquote, urlsplit
+
+PATHS_MAX = 100
+PATTERN_CHARACTERS_MAX = 256
+DECODINGS_MAX = 8
+ANY = "*"
+
+Plain = tuple[str, ...]
+
+_PATTERN = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()+,=:@*/]|%[0-9A-Fa-f]{2})*")
+# Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
+_NEVER_SENT = re.compile(r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
+_PARAMETER = re.compile(r"\{[A-Za-z_]+(…|\.\.\.)?\}")
+_USUAL_PORTS = {80, 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Paths such as `/v1/sms/*`: a last `*` is whatever follows, one before it a whole segment.
+
+    `written` matches a path as it is sent, `segments` with `rest` its plain form.
+    """
+
+    written: re.Pattern[str]
+    segments: Plain
+    rest: bool
+
+    def takes(self, path: str, plainly: Plain) -> bool:
+        """Whether a path is within it, in every reading."""
+        return self.written.fullmatch(path) is not None and self._covers(plainly)
+
+    def below(self, prefix: Plain) -> Pattern:
+        """The same paths where they stand behind a base URL's own path."""
+        return Pattern(self.written, prefix + self.segments, self.rest)
+
+    def meets(self, other: Pattern) -> bool:
+        """Whether any path could be within both."""
+        pairs = zip(self.segments, other.segments, strict=False)
+        if any(mine != theirs and ANY not in (mine, theirs) for mine, theirs in pairs):
+            return False
+        more = len(self.segments) - len(other.segments)
+        return more == 0 or (other.rest if more > 0 else self.rest)
+
+    def _covers(self, path: Plain) -> bool:
+        more = len(path) - len(self.segments)
+        if more < 0 or (more and not self.rest):
+            return False
+        return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, path, strict=False))
+
+
+def read_pattern(text: str) -> Pattern:
+    """Read a pattern; ValueError says what would be one."""
+    if len(text) > PATTERN_CHARACTERS_MAX:
+        raise ValueError(f"must be at most {PATTERN_CHARACTERS_MAX} characters")
+    if _PATTERN.fullmatch(text) is None:
+        raise ValueError("must be a path that begins with /, such as /v1/sms/*, without query")
+    if _NEVER_SENT.search(text) is not None:
+        raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
+    segments = text[1:].split("/")
+    if any(ANY in segment and segment != ANY for segment in segments):
+        raise ValueError("must have * as a whole segment: one in the middle, the rest at the end")
+    rest = segments[-1] == ANY
+    named = segments[:-1] if rest else segments
+    written = "".join("/[^/]+" if segment == ANY else f"/{re.escape(segment)}" for segment in named)
+    plainly = tuple(ANY if segment == ANY else part for segment in named for part in _plain_part(segment))
+    return Pattern(re.compile(written + "/.*" if rest else written), plainly, rest)
+
+
+def whole() -> Pattern:
+    """Every path."""
+    return Pattern(re.compile(r".*"), (), True)
+
+
+def of_template(template: str) -> Pattern:
+    """The paths of a route's template, and everything that lies below them."""
+    names = [each for each in template.replace("...", "…").split("/") if each]
+    if any("…" in each for each in names):
+        return whole()  # only the rest is sent on
+    plainly = tuple(ANY if "{" in each else part for each in names for part in _plain_part(each))
+    return Pattern(re.compile(r".*"), plainly, True)
+
+
+def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
+    """What matches a plain path, `shown`, that a route behind a prefix takes, or one below it."""
+    names = [each for each in template.replace("...", "…").split("/") if each]
+    parts = [re.escape(each) for each in prefix]
+    for name in names if not any("…" in each for each in names) else ():
+        literals = _PARAMETER.split(name)[::2]
+        parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
+    return re.compile("".join(f"/{part}" for part in parts) + "(?:/.*)?", re.DOTALL)
+
+
+def shown(path: Plain) -> str:
+    """A plain path in one line."""
+    return "/" + "/".join(path)
+
+
+def plain(path: str) -> Plain | None:
+    """The plainest reading of a path; None where it is encoded over and over, which nobody needs."""
+    for _ in range(DECODINGS_MAX):
+        decoded = unquote(path)
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return None
+    folded = unicodedata.normalize("NFKC", path).casefold().replace("\\", "/")
+    found: list[str] = []
+    for segment in re.split(r"[?#]", folded, maxsplit=1)[0].split("/"):
+        name = segment.partition(";")[0].strip()
+        if name == ".." and found:
+            found.pop()
+        elif name.strip("."):
+            found.append(name.rstrip(". "))
+    return tuple(found)
+
+
+def place_of(base_url: str) -> tuple[str, Plain]:
+    """Who answers at a base URL, however its host is spelled, and the plain path in front of every path.
+
+    The usual ports of http and https count as one: behind them is one server as a rule.
+    """
+    parts = urlsplit(base_url)
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        host = unicodedata.normalize("NFKC", host).casefold()
+    else:
+        inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        host = str(inner or address)
+    port = parts.port
+    usual = port is None or port in _USUAL_PORTS
+    return host if usual else f"{host}:{port}", plain(parts.path) or ()
+
+
+def _plain_part(segment: str) -> Plain:
+    """A segment of a pattern in its plain form: none where it is empty."""
+    return (segment,) if segment == ANY else plain(segment) or ()
