@@ -230,6 +230,7 @@ def http_limits(settings: Settings) -> HttpLimits:
         upstream_idle_pool_s=settings.upstream_keep_alive_s,
         drain_s=settings.drain_s,
         drain_tokens_max=settings.drain_tokens_max,
+        drain_bytes_max=settings.drain_bytes_max,
     )
 
 

@@ -105,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_idle_connections_max: Count = 256
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
     drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
+    drain_bytes_max: Bytes = 16 * 1024 * 1024
 
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()

@@ -34,6 +34,7 @@ class HttpLimits:
     answer_held_bytes_max: int = 256 * 1024
     relay_buffer_bytes_max: int = 64 * 1024
     drain_tokens_max: int = 200_000
+    drain_bytes_max: int = 16 * 1024 * 1024
     head_s: float = 10.0
     body_s: float = 120.0
     keepalive_s: float = 75.0

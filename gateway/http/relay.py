@@ -17,6 +17,7 @@ from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import LAST_CHUNK, chunk
+from gateway.http.limits import HttpLimits
 from gateway.http.link import NO_BODY, Link
 from gateway.http.reply import answer_head
 from gateway.http.worker import Worker
@@ -24,6 +25,27 @@ from gateway.http.worker import Worker
 
 class AnswerCut(Exception):
     """The answer cannot be completed and its beginning is sent: the connection must break."""
+
+
+class Drain:
+    """How far the answer of a client that left is read on: to its end, within bytes and tokens.
+
+    Its seconds are a deadline of the exchange.
+    """
+
+    __slots__ = ("_bytes_left", "_streamed", "_tokens_max")
+
+    def __init__(self, limits: HttpLimits, call: Call, meter: AnswerMeter) -> None:
+        self._streamed = call.streamed
+        self._bytes_left = limits.drain_bytes_max
+        self._tokens_max = (meter.observed() if call.streamed else 0) + limits.drain_tokens_max
+
+    def go_on(self, meter: AnswerMeter, size: int) -> None:
+        """So many bytes more were read; `ClientGone` where reading on is in vain, or was enough."""
+        self._bytes_left -= size
+        tokens = meter.observed() if self._streamed else 0
+        if meter.known or self._bytes_left < 0 or tokens > self._tokens_max:
+            raise ClientGone
 
 
 class Outlet:
@@ -84,7 +106,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     limits = worker.limits
     held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
     held = b""
-    drained_max = 0
+    drain: Drain | None = None
     while True:
         data = link.take()
         passed = meter.feed(data) if data else b""
@@ -106,10 +128,9 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             if end:
                 return end
         if exchange.gone:
-            seen = meter.observed() if call.streamed else 0
-            drained_max = drained_max or seen + limits.drain_tokens_max
-            if seen > drained_max:
-                raise ClientGone
+            if drain is None:
+                drain = Drain(limits, call, meter)
+            drain.go_on(meter, len(data))
         elif exchange.connection.blocked:
             await exchange.connection.writable()
         await link.arrival()

@@ -26,6 +26,10 @@ class AnswerMeter(Protocol):
         """True once the first content or the first report of use was seen."""
 
     @property
+    def known(self) -> bool:
+        """True once nothing that may still come changes what is charged."""
+
+    @property
     def phase(self) -> int:
         """OPEN while more is to come; else the answer has said that it is over."""
 

@@ -85,6 +85,11 @@ class EncodedMeter:
         """True once the first content or the first report of use was seen."""
         return self._inner.produced
 
+    @property
+    def known(self) -> bool:
+        """True once nothing that may still come changes what is charged."""
+        return self._inner.known
+
     def observed(self) -> int:
         """Tokens seen so far."""
         return self._inner.observed()

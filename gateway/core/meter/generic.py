@@ -73,6 +73,11 @@ class GenericMeter(Meter):
         """True once some of a good answer passed, or its upstream stated an amount."""
         return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
 
+    @property
+    def known(self) -> bool:
+        """True once anything passed, unless the document itself says its units."""
+        return self.produced and not self._pointer
+
     def usage(self) -> Usage:
         """Return the units this answer is charged."""
         units = self._units if self.produced else 0
@@ -94,6 +99,11 @@ class FreeMeter(Meter):
     """Pass an answer that costs nothing."""
 
     __slots__ = ()
+
+    @property
+    def known(self) -> bool:
+        """True: it costs nothing."""
+        return True
 
     def usage(self) -> Usage:
         """Return no use at all."""

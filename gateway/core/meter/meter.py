@@ -95,6 +95,11 @@ class Meter:
         """True once the first content or the first report of use was seen."""
         return self.reported or self.content_events > 0 or self.text_bytes > 0
 
+    @property
+    def known(self) -> bool:
+        """True once nothing that may still come changes what is charged."""
+        return False
+
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
         if not self.produced:

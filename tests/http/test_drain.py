@@ -1,0 +1,53 @@
+"""The answer of a client that left is read on as far as its charge needs, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.http.fakes import CHAT, CHAT_STREAM, get, post
+from tests.http.stage import Stage, eventually, staged
+
+PIECE = b" " * 65_536
+# What kernels and buffers between the two ends take beyond what is read.
+BETWEEN_BYTES = 24 << 20
+
+
+@pytest.mark.parametrize(
+    "request_", [post(CHAT), post(CHAT_STREAM), post(b"{}", b"/v1beta/models/m:generateContent")]
+)
+@pytest.mark.parametrize("kind", [b"application/octet-stream", b"text/event-stream", b"application/json"])
+async def test_reading_on_is_bounded_in_bytes(request_: bytes, kind: bytes) -> None:
+    async with staged(drain_bytes_max=1 << 20) as stage:
+        assert await left_in_the_middle(stage, request_, kind) < BETWEEN_BYTES
+
+
+@pytest.mark.parametrize("request_", [get(b"/services/search/x"), post(CHAT, b"/services/search/x")])
+async def test_nothing_is_read_on_where_the_charge_is_known(request_: bytes) -> None:
+    async with staged(drain_bytes_max=1 << 30) as stage:
+        assert await left_in_the_middle(stage, request_, b"text/plain") < BETWEEN_BYTES
+        assert [charge.units for charge in stage.counters.charges] == [1]
+
+
+async def left_in_the_middle(stage: Stage, request: bytes, kind: bytes) -> int:
+    """Leave behind the beginning of an answer without end; how many bytes its upstream could send."""
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind)
+        while True:
+            writer.write(b"%x\r\n%b\r\n" % (len(PIECE), PIECE))
+            await writer.drain()
+            sent += len(PIECE)
+
+    stage.upstream.handler = serve
+    client = await stage.client()
+    await client.send(request)
+    await eventually(lambda: sent)
+    client.reset()
+    await eventually(stage.upstream.lost.is_set)
+    await eventually(lambda: stage.counters.settlements)
+    return sent
