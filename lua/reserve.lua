@@ -54,14 +54,13 @@ if credits > 0 then
   credits, code = credit_hold(o, credits, has(flags, 64))
   if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
 end
-local purse = CHELD
 if uses then
-  local spent, till
-  purse, credits, code, spent, till = SPEND_HELD, spending()(o, a, ARGV[3], units, now)
-  if code then return refused(code, now, 4, 6, spent, o[CAP], till) end
+  spend_back(a, was)
+  local refusal, spent, till = spend_hold(o, a, ARGV[3], units, now)
+  if refusal then return refused(refusal, now, 4, 6, spent, o[CAP], till) end
 end
 
-t[HELD], o[purse] = t[HELD] + tokens, o[purse] + credits
+t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
 local kept = has(flags, 8) and flags - 8 or flags -- the same bits, but for the one that says reclaimed
 local hold = pack(HOLD_FORM, kept, tokens, takes[1], takes[2], takes[3], takes[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], key_id, units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
@@ -74,5 +73,5 @@ end
 local moved = (uses and TO_SPEND_HELD) or ((credits > 0 or was) and TO_CHELD)
 call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
   KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
-  some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], one_time and pack(ACTIVATION_FORM, values(a, 1, 5))))
+  some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))))
 return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2)

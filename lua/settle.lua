@@ -52,7 +52,9 @@ local activates = s[S_ONE_TIME] and s[S_MODE] ~= CORRECT and leave(a, o, s, has(
 -- how far the organization's account is written: its spend, its credits, or neither
 local moved = (s[S_USES] and TO_SPEND_AT) or ((s[S_PAYS] or s[S_ONE_TIME] or h[H_CREDITS] > 0) and TO_CREDIT_AT)
 local entry, f
+if s[S_USES] then spend_back(a, h, raw[2]) end
 if not s[S_FREE] then entry, f = charge(s, t, o, a, now, epoch, activates) end
+if s[S_USES] then spend_keep(o, a, s[S_TIERS], now) end
 
 local tombstone = s[S_MODE] == RECLAIM and slots == 1 and reclaimed(raw[2], h[1], s[S_TOKENS])
 local used = s[S_TOKENS]
@@ -60,7 +62,7 @@ local tenant = renewed(raw[3], give(raw[3], now, slots, h[H_TENANT_TPM], used), 
 local organization = renewed(raw[4], give(raw[4], now, slots, h[H_ORG_TPM], used), moved, o)
 local key = raw[5] and renewed(raw[5], give(raw[5], now, slots, h[H_KEY_TPM], used))
 u = u and give(u, now, slots, h[H_USER_TPM], used)
-a = a and pack(ACTIVATION_FORM, values(a, 1, 5))
+a = a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))
 
 local told = s[S_MODE] == RECOVER and late(KEYS[3], s, 0)
 local removed = call('ZREM', KEYS[1], s[S_REQUEST])

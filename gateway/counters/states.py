@@ -139,7 +139,7 @@ class HoldState:
     """One hold: what was taken where, and what was observed so far: tokens, and `seen` in credits
     (-1 where tokens do not set the price).
 
-    `credits` are millionths of the currency where `flags` has `HOLD_USES`.
+    `credits` are 0 where `flags` has `HOLD_USES`: what `units` hold of the cap is kept with their service.
     """
 
     flags: int = 0
@@ -163,13 +163,18 @@ class HoldState:
 
 @dataclass(slots=True)
 class ActivationState:
-    """An organization's service: One-Time, and Pay-Per-Use units of a month (year × 12 + month)."""
+    """An organization's service: One-Time, and Pay-Per-Use units of a month (year × 12 + month).
+
+    `held` units are in flight; `held_price` is what of the organization's `spend_held` is theirs.
+    """
 
     flags: int = 0
     waiting: int = 0
     price: int = 0
     month: int = 0
     quantity: int = 0
+    held: int = 0
+    held_price: int = 0
 
 
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
@@ -213,8 +218,9 @@ def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
 
 
 def unpack_activation(packed: bytes) -> ActivationState:
-    """What is kept of an organization's service."""
-    return ActivationState(*map(int, _FORMS[ActivationState].unpack(packed)))
+    """What is kept of an organization's service; one of before units were held ends with the quantity."""
+    form = _FORMS[ActivationState]
+    return ActivationState(*map(int, form.unpack(packed.ljust(form.size, b"\0"))))
 
 
 def pack(state: State) -> bytes:

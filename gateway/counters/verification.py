@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from gateway.core.definitions import OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.core.pricing import spend_micro
 from gateway.core.recovery import Markers, Report
+from gateway.core.tiers import read_tiers
 from gateway.counters import attendance, keys, packing, states
 from gateway.counters.control import Control
 from gateway.counters.settlement_record import service_of
@@ -94,14 +96,17 @@ class Verification(Control):
 
         False where the marker moved on.
         """
-        holds = [hold for hold, _, _ in (await self._holds(partition, await self.held(partition))).values()]
+        found = (await self._holds(partition, await self.held(partition))).values()
+        holds = [hold for hold, _, _ in found]
+        tiers = {hold.service_id: tiers for hold, _, tiers in found}
         for organization in organizations:
             id_ = organization.definition.organization_id
-            state = _with_holds_of_organization(organization_state(organization), holds)
+            mine = [hold for hold in holds if hold.organization_id == id_]
+            uses = _with_holds_of_services(organization, mine, tiers)
+            state = _with_holds_of_organization(organization_state(organization), mine, uses)
             parts = {keys.organization_state(partition, id_): states.pack(state)}
-            for use in organization.uses:
-                packed = states.pack(activation_state(use))
-                parts[keys.activation(partition, id_, use.service_id)] = packed
+            for service_id, use in uses.items():
+                parts[keys.activation(partition, id_, service_id)] = states.pack(use)
             for name, packed in parts.items():
                 if not await self.rebuild(partition, name, packed, marker):
                     return False
@@ -208,16 +213,33 @@ def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.Hold
     return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
 
 
+def _with_holds_of_services(
+    account: OrganizationAccount, holds: Sequence[states.HoldState], tiers: Mapping[int, bytes]
+) -> dict[int, states.ActivationState]:
+    """What is kept of each service, its units in flight included, and what they would cost together."""
+    uses = {use.service_id: activation_state(use) for use in account.uses}
+    for hold in holds:
+        if hold.flags & states.HOLD_USES and not hold.credits:
+            use = uses.setdefault(hold.service_id, states.ActivationState())
+            use.held += hold.units
+    for service_id, use in uses.items():
+        if use.held and account.definition.cap is not None:
+            use.held_price = spend_micro(read_tiers(tiers[service_id]), use.quantity, use.held)
+    return uses
+
+
 def _with_holds_of_organization(
-    state: states.OrganizationState, holds: Sequence[states.HoldState]
+    state: states.OrganizationState,
+    mine: Sequence[states.HoldState],
+    uses: Mapping[int, states.ActivationState],
 ) -> states.OrganizationState:
-    mine = [hold for hold in holds if hold.organization_id == state.organization_id]
     paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
+    alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
     return replace(
         state,
         inflight=_slots(mine),
         credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
-        spend_held=sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES),
+        spend_held=alone + sum(use.held_price for use in uses.values()),
     )
 
 

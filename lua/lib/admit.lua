@@ -1,5 +1,5 @@
 -- admit: what reserve decides, limit by limit. Needs state, take.
-local ACTIVATION_FORM, PENDING, ACTIVE = '<Bdddd', 1, 2
+local ACTIVATION_FORM, ACTIVATION_SIZE, ACTIVATION_BYTES, PENDING, ACTIVE = '<Bdddddd', 7, 49, 1, 2
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held
 local function quota_hold(t, counts, need, ceiling)
@@ -24,12 +24,15 @@ local function credit_hold(o, credits, by_token)
   return nil, (by_token and there <= 0 or not by_token and credits > there) and -10 or -9
 end
 
--- One-Time: the first call in holds the price, the others ride free while it is pending
+-- what is kept of an organization's service; before units were held it ended with the month's quantity
 local function activation(raw)
-  return raw and {parse(ACTIVATION_FORM, raw)} or {0, 0, 0, 0, 0}
+  if not raw then return {0, 0, 0, 0, 0, 0, 0} end
+  return {parse(ACTIVATION_FORM, #raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)}
 end
 
--- the price to hold, and the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
+-- One-Time: the first call in holds the price, the others ride free while it is pending
+
+-- The price to hold, and the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
 local function join(a, price, flags, was)
   if was and has(was[1], HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end

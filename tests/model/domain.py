@@ -129,7 +129,7 @@ class Call:
     request: str
     tokens: int = 0
     credits: int = 0
-    spend: int = 0
+    held_units: int = 0
     seen: tuple[int, int] = (0, 0)  # tokens, credits
     units: int = 0  # charged by a reclaim
     state: str = "open"  # then done, reclaimed (charged what was seen), or lost with its hold
@@ -152,8 +152,9 @@ class Organization:
     held: int = 0
     cap: int | None = None
     spent: int = 0
-    spend_held: int = 0
     quantity: dict[str, int] = field(default_factory=dict)
+    units_held: dict[str, int] = field(default_factory=dict)
+    worth_held: dict[str, int] = field(default_factory=dict)  # what all units held would cost together
     once: dict[str, Once] = field(default_factory=dict)
     credit_rows: list[Row] = field(default_factory=list)
     unit_rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # units, cost, spent, request
@@ -181,19 +182,39 @@ class Organization:
                 short = there <= 0 if estimate else wanted > there
                 return "INSUFFICIENT_CREDITS" if short else "QUOTA_HELD"
             call.credits = min(wanted, free)
-        if price.meter == "pay_per_use" and self.cap is not None:
-            more = self._worth(price, units)
-            if more > 0 and self.spent + self.spend_held + more > self.cap:
-                return "SPEND_CAP_REACHED" if self.spent + more > self.cap else "QUOTA_HELD"
-            call.spend = max(0, more)
+        if price.meter == "pay_per_use":
+            before = self.units_held.get(price.key, 0)
+            more = self._worth(price, before + units) - self._worth(price, before)
+            if self.cap is not None and more > 0:
+                others = self.spend_held - self.worth_held.get(price.key, 0)
+                if self.spent + others + self._worth(price, before + units) > self.cap:
+                    alone = self.spent + self._worth(price, units)
+                    return "SPEND_CAP_REACHED" if alone > self.cap else "QUOTA_HELD"
+            self._hold_units(call, units)
         if once is not None and once.state != "paid":
             once.waiting += 1
             if once.state == "unpaid":
                 once.state, once.price = "pending", wanted
         tenant.held += call.tokens
         self.held += call.credits
-        self.spend_held += call.spend
         return call
+
+    @property
+    def spend_held(self) -> int:
+        """What of the cap is held."""
+        return sum(self.worth_held.values())
+
+    def _hold_units(self, call: Call, units: int) -> None:
+        """Hold so many units for a call, or all of its own no more (below 0)."""
+        key = call.price.key
+        self.units_held[key] = self.units_held.get(key, 0) + units
+        call.held_units += units
+        self._keep(call.price)
+
+    def _keep(self, price: Price) -> None:
+        self.worth_held[price.key] = (
+            0 if self.cap is None else self._worth(price, self.units_held.get(price.key, 0))
+        )
 
     def extend(self, call: Call, seen: int, worth_: int, wanted: tuple[int, int]) -> None:
         """Note what was seen of a call, and hold more where it is free."""
@@ -212,10 +233,11 @@ class Organization:
     def release(self, call: Call) -> None:
         """The hold goes; what it pays for a One-Time service stays with those who wait."""
         call.tenant.held -= call.tokens
-        self.spend_held -= call.spend
+        if call.price.meter == "pay_per_use":
+            self._hold_units(call, -call.held_units)
         if not call.price.once:
             self.held -= call.credits
-        call.tokens = call.credits = call.spend = 0
+        call.tokens = call.credits = 0
 
     def fail(self, call: Call) -> None:
         self.release(call)
@@ -265,6 +287,7 @@ class Organization:
         cost = self._worth(price, units)
         self.quantity[price.key] = self.quantity.get(price.key, 0) + units
         self.spent += cost
+        self._keep(price)
         self.unit_rows.append((units, cost, self.spent, request))
 
     def grant(self, amount: int, grant: Grant | None = None) -> None:
