@@ -43,6 +43,7 @@ MeterName = Literal[
 ]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
+Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -164,6 +165,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settle: Literal["before_end", "after_reply"] = "before_end"
     trust_client_units: bool = False
     units_pointer: Pointer = ""
+    queries: tuple[Query, ...] = ()
 
 
 class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -282,6 +284,10 @@ def _route(written: _Route) -> Route:
         raise SettingError(f"routes {written.path}: a metered route needs a service")
     if written.units_pointer and written.meter != "generic":
         raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
+    if written.queries and (written.family is Family.GENERIC or written.meter == "none"):
+        raise SettingError(
+            f"routes {written.path}: queries belong to metered routes of a family; others pass"
+        )
     return Route(
         methods,
         written.path.replace("{path...}", "{path…}"),
@@ -293,4 +299,5 @@ def _route(written: _Route) -> Route:
         written.settle,
         written.trust_client_units,
         written.units_pointer,
+        written.queries,
     )

@@ -18,6 +18,7 @@ class Route:
     `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
     whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
     JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none.
+    `queries` are query parameters that pass beside those its family has.
     """
 
     methods: tuple[str, ...]
@@ -30,6 +31,7 @@ class Route:
     settle: str = "before_end"
     trust_client_units: bool = False
     units_pointer: str = ""
+    queries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

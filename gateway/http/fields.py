@@ -21,7 +21,7 @@ NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
 _READ_AND_PASSED = frozenset(
-    {b"content-encoding", b"accept-encoding", b"anthropic-version", b"x-goog-api-client"}
+    {b"content-type", b"content-encoding", b"accept-encoding", b"anthropic-version", b"x-goog-api-client"}
 )
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()

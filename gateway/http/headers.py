@@ -48,10 +48,10 @@ _names: Remembered[bytes, int] = Remembered(NAMES_BYTES_MAX, NAME_BYTES_MAX, 1, 
 known_kinds = _names.known
 
 
-def forwarded_lines(head: RequestHead, target: UpstreamTarget) -> list[bytes]:
+def forwarded_lines(head: RequestHead, target: UpstreamTarget, withheld: frozenset[bytes]) -> list[bytes]:
     """The fields of a request that its upstream may see, and the upstream's own behind them."""
     ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
-    dropped = head.nominated.union(ours)
+    dropped = head.nominated.union(ours, withheld)
     lines = [line for kind, line in head.fields if kind.passes and kind.lower not in dropped]
     lines += [b"%b: %b" % field for field in ours.items()]
     return lines

@@ -13,7 +13,11 @@ from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.fields import CREDENTIAL_FIELDS
 from gateway.http.request import RequestHead
 
-_QUERY_NAMES = frozenset({b"key", b"api_key", b"access_token"})
+# Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
+_QUERY_NAMES = frozenset(
+    b"key apikey accesstoken oauthtoken bearertoken xapikey xgoogapikey authorization".split()
+)
+_SEPARATOR = re.compile(rb"[&;]")
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 
@@ -23,9 +27,9 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
     `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are
     two that differ or one is in the query.
     """
-    for pair in head.query[1:].split(b"&") if head.query else ():
+    for pair in _SEPARATOR.split(head.query[1:]) if head.query else ():
         name = pair.partition(b"=")[0]
-        if (unquote_to_bytes(name.replace(b"+", b" ")) if b"%" in name else name) in _QUERY_NAMES:
+        if _plain(name) in _QUERY_NAMES:
             raise InvalidRequest(
                 "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
             )
@@ -43,6 +47,12 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
     if _CREDENTIAL.fullmatch(credential) is None:
         raise InvalidApiKey("The API key is malformed.")
     return hmac.digest(pepper, credential, "sha256").hex()
+
+
+def _plain(name: bytes) -> bytes:
+    """The name of a parameter as an API that is not strict with it may take it."""
+    plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
+    return plain.replace(b"_", b"").replace(b"-", b"")
 
 
 def _bearer(value: bytes) -> bytes:

@@ -17,9 +17,10 @@ from gateway.core.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.model import Attribution, Family
 from gateway.core.route import Route, UpstreamTarget
 from gateway.core.trace import FIELD, STATE_FIELD, Parent, read_parent
-from gateway.errors import CountersUnavailable, InvalidRequest, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.attribution import read_attribution, read_units
 from gateway.http.bindings import Bindings
+from gateway.http.family_rules import JSON_TYPE, check_content_type, check_query, withheld
 from gateway.http.headers import forwarded_lines
 from gateway.http.identity import credential_digest
 from gateway.http.limits import HttpLimits
@@ -175,12 +176,13 @@ class Planner:
         try:
             plan.attribution, plan.attribution_text = read_attribution(head)
             plan.units = read_units(head, route)
-            if plan.buffered and any(value.lower() != b"identity" for value in head.all(b"content-encoding")):
-                raise InvalidRequest("A compressed body cannot be metered.", param="content-encoding")
+            check_query(head.query, route)
+            if plan.buffered:
+                check_content_type(head)
         except Refusal as refusal:
             plan.field_refusal = _bare(refusal)
         if upstream in self._targets:
-            plan.opening = self._opening(head, self._targets[upstream], path)
+            plan.opening = self._opening(head, self._targets[upstream], path, route)
             if plan.buffered and head.all(b"accept-encoding"):
                 plan.opening = with_coding(plan.opening, _readable_coding(head))
 
@@ -196,11 +198,14 @@ class Planner:
             plan.refusal = UnknownRoute(why)
         return "" if binding is None else binding.upstream
 
-    def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes) -> bytes:
+    def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route) -> bytes:
         """The head of the upstream's request, but for what differs from one request to the next."""
         prefix, host = self._places[target.name]
         request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
-        return b"\r\n".join([request_line, host, *forwarded_lines(head, target), b""])
+        lines = forwarded_lines(head, target, withheld(head, route))
+        if route.meter not in UNREAD_METERS:
+            lines.append(JSON_TYPE)
+        return b"\r\n".join([request_line, host, *lines, b""])
 
 
 def _spoken(head: RequestHead) -> Family | None:
