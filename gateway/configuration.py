@@ -285,19 +285,6 @@ def _route(written: _Route) -> Route:
     if written.units_pointer and written.meter != "generic":
         raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
     if written.queries and (written.family is Family.GENERIC or written.meter == "none"):
-        raise SettingError(
-            f"routes {written.path}: queries belong to metered routes of a family; others pass"
-        )
-    return Route(
-        methods,
-        written.path.replace("{path...}", "{path…}"),
-        written.upstream,
-        written.service,
-        written.family,
-        written.meter,
-        written.on_disconnect,
-        written.settle,
-        written.trust_client_units,
-        written.units_pointer,
-        written.queries,
-    )
+        raise SettingError(f"routes {written.path}: queries belong to metered routes of a family")
+    path = written.path.replace("{path...}", "{path…}")
+    return Route(**msgspec.structs.asdict(written) | {"methods": methods, "path": path})
