@@ -124,6 +124,13 @@ class InvalidRequest(Refusal):
     status = 400
 
 
+class UserRequired(Refusal):
+    """This API key needs to know whose call it is: name the user in the field x-tollkeeper-user."""
+
+    reason = "user_required"
+    status = 400
+
+
 class RequestTooLarge(Refusal):
     """The request body is larger than this gateway accepts."""
 

@@ -69,7 +69,8 @@ SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.tota
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id"""
 _KEYS = """
-SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at
+SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at,
+       k.user_header
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
 SELECT t.id AS tenant_id, t.organization_id, u.external_id,
@@ -168,6 +169,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             models=None if row["models"] is None else frozenset(row["models"]),
             revoked=row["revoked_at"] is not None,
             expires_ms=_ms(row["expires_at"]),
+            user_header=row["user_header"],
         )
         for row in await _rows(connection, _KEYS, where, values)
     ]

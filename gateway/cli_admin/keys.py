@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -33,9 +34,21 @@ from gateway.cli_admin.output import (
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the gateway.")
 
-COLUMNS = ("id", "tenant_id", "name", "prefix", "user", "models", "expires_at", "revoked_at")
+COLUMNS = ("id", "tenant_id", "name", "prefix", "user", "user_header", "models", "expires_at", "revoked_at")
 
 
+class UserHeaderChoice(StrEnum):
+    """What requests may say of their user."""
+
+    ACCEPT = "accept"
+    REQUIRE = "require"
+    IGNORE = "ignore"
+
+
+UserHeader = Annotated[
+    UserHeaderChoice | None,
+    typer.Option("--user-header", help="What requests may say of their user, where the key says none."),
+]
 KeyId = Annotated[int, typer.Argument(metavar="KEY", help="Id of the key.")]
 
 
@@ -58,6 +71,7 @@ def create(
     name: str,
     *,
     user: Annotated[str | None, typer.Option(help="The tenant's user its requests act for.")] = None,
+    user_header: UserHeader = None,
     model: Annotated[list[str] | None, typer.Option(help="A model it may ask for; repeatable.")] = None,
     expires_at: Annotated[str | None, typer.Option(help="RFC 3339, such as 2027-01-31T00:00:00Z.")] = None,
     rpm: Rpm = None,
@@ -71,6 +85,7 @@ def create(
             tenant_id=api.named("tenants", tenant),
             name=name,
             user=user,
+            user_header=user_header,
             models=model or None,
             expires_at=expires_at,
             limits=limits(rpm, tpm, concurrency),
@@ -91,6 +106,7 @@ def change(
     *,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
     user: Annotated[str | None, typer.Option(help=f"Whom its requests act for, or {NOTHING!r}.")] = None,
+    user_header: UserHeader = None,
     model: Annotated[list[str] | None, typer.Option(help="All it may ask for from now; repeatable.")] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="It may ask for any again.")] = False,
     expires_at: Annotated[
@@ -107,7 +123,12 @@ def change(
             raise CommandFailed("Give --model or --any-model, not both.")
         where = f"api-keys/{key_id}"
         known = api.get(where)["limits"]
-        body = given(name=name, models=model or None, limits=new_limits(known, rpm, tpm, concurrency))
+        body = given(
+            name=name,
+            user_header=user_header,
+            models=model or None,
+            limits=new_limits(known, rpm, tpm, concurrency),
+        )
         body |= emptied(user=user, expires_at=expires_at) | ({"models": None} if any_model else {})
         row(api.patch(where, some(body)), as_json=as_json)
 

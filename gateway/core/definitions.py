@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.core.model import Limits, Service
+from gateway.core.model import USER_ACCEPTED, Limits, Service
 from gateway.core.pricing import Pricing
 
 CATALOGUE_ACCOUNT = "catalogue"
@@ -90,6 +90,7 @@ class KeyDefinition:
     models: frozenset[str] | None = None
     revoked: bool = False
     expires_ms: int = 0
+    user_header: str = USER_ACCEPTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,15 @@ class Limits:
     concurrency: int | None = None
 
 
+USER_ACCEPTED, USER_REQUIRED, USER_IGNORED = USER_HEADERS = ("accept", "require", "ignore")
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a credential stands for (`tk:id:<digest>`); all that may change is checked in the script."""
+    """Whom a credential stands for (`tk:id:<digest>`); all that may change is checked in the script.
+
+    `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
+    """
 
     organization_id: int
     tenant_id: int
@@ -91,6 +97,13 @@ class Caller:
     partition: int
     user: str = ""
     models: frozenset[str] | None = None
+    user_header: str = USER_ACCEPTED
+
+    def acts_for(self, named: str, in_body: str = "") -> str:
+        """Whose call it is where its field and its body name these users; empty for nobody's."""
+        if self.user or self.user_header == USER_IGNORED:
+            return self.user
+        return named or in_body
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ class Control:
             keys.partition_of(definition.organization_id),
             definition.user,
             definition.models,
+            definition.user_header,
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
         await self.ask(b"SET", name, encode_identity(caller, definition.expires_ms), *until)

@@ -125,7 +125,7 @@ class Directory:
         assert isinstance(raw, bytes)
         found = decode_identity(raw)
         models = frozenset(found.m) if found.m is not None else None
-        caller = Caller(found.o, found.t, found.k, found.p, found.u, models)
+        caller = Caller(found.o, found.t, found.k, found.p, found.u, models, found.h)
         if known == caller:
             assert known is not None
             caller = known

@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.definitions import OrganizationTerms
-from gateway.core.model import Caller, Service
+from gateway.core.model import USER_ACCEPTED, Caller, Service
 
 
 class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
-    (None: all) and until when, in ms since the epoch (0: without end).
+    (None: all), until when, in ms since the epoch (0: without end), and what its requests may say of
+    their user (`user_header`).
     """
 
     o: int
@@ -20,6 +21,7 @@ class Identity(msgspec.Struct):
     u: str = ""
     m: list[str] | None = None
     x: int = 0
+    h: str = USER_ACCEPTED
 
 
 class Catalogue(msgspec.Struct):
@@ -55,10 +57,12 @@ def decode_catalogue(raw: bytes) -> Catalogue:
 
 def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
     """An identity as the keeper writes it; `expires_ms` 0 is never."""
-    until = {"x": expires_ms} if expires_ms else {}
+    more: dict[str, object] = {"x": expires_ms} if expires_ms else {}
+    if caller.user_header != USER_ACCEPTED:
+        more["h"] = caller.user_header
     return msgspec.json.encode(
         {
-            **until,
+            **more,
             "o": caller.organization_id,
             "t": caller.tenant_id,
             "k": caller.key_id,

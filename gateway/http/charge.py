@@ -63,7 +63,7 @@ class Charge:
         self._caller = caller
         self._service = service
         self._call = call
-        self._user = caller.user or exchange.plan.attribution.user
+        self._user = caller.acts_for(exchange.plan.attribution.user, call.user)
         self.meter: AnswerMeter | None = None
 
     async def reserve(self) -> None:

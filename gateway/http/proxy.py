@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway.core.call import Call, read_call
 from gateway.core.meter import make_meter
-from gateway.core.model import Caller, Service
+from gateway.core.model import USER_REQUIRED, Caller, Service
 from gateway.core.patterns import on_list
 from gateway.errors import (
     CountersUnavailable,
@@ -22,6 +22,7 @@ from gateway.errors import (
     UnknownRoute,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UserRequired,
 )
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
@@ -53,7 +54,9 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         if plan.head:
             worker.planner.remember(plan)
         if plan.label == USAGE_PATH:
-            own_answer(exchange, 200, _JSON, await ports.usage(caller, caller.user or plan.attribution.user))
+            own_answer(
+                exchange, 200, _JSON, await ports.usage(caller, caller.acts_for(plan.attribution.user))
+            )
             return
         body = b""
         if plan.buffered and exchange.body_failure is None:
@@ -61,7 +64,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             body = connection.body() if connection.body_complete else await exchange.late_body()
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
         read = _read(exchange, worker, body) if at_once else await _read_beside(exchange, worker, body)
-        call = _allowed(caller, read)
+        call = _allowed(caller, read, plan)
         if not metered:
             await _forward(exchange, worker, caller, call, None)
         else:
@@ -128,10 +131,16 @@ async def _read_beside(exchange: Exchange, worker: Worker, body: bytes) -> Call 
     return await loop.run_in_executor(_READER, _read, exchange, worker, body)
 
 
-def _allowed(caller: Caller, read: Call | Refusal) -> Call:
-    """The call, where its key may ask for every model that may answer; 403 where it may not."""
+def _allowed(caller: Caller, read: Call | Refusal, plan: Plan) -> Call:
+    """The call, where its key may ask for every model that may answer; 403 where it may not.
+
+    What is charged needs a user, where the key says so: 400 without.
+    """
     if isinstance(read, Refusal):
         raise read
+    asks = caller.user_header == USER_REQUIRED and plan.metered
+    if asks and not caller.acts_for(plan.attribution.user, read.user):
+        raise UserRequired(param="x-tollkeeper-user")
     if caller.models is not None and read.model:
         for model in (read.model, *read.models_beside):
             if model not in caller.models and not on_list(model, caller.models):

@@ -19,6 +19,7 @@ from sqlalchemy import (
     text,
 )
 
+from gateway.core.model import USER_HEADERS
 from persistence.tables.columns import (
     count,
     document,
@@ -146,6 +147,8 @@ api_key = Table(
     moment("revoked_at"),
     moment("created_at", now=True),
     moment("updated_at", now=True),
+    # What a request of this key may say of its user.
+    one_of("user_header", USER_HEADERS, default="accept"),
 )
 
 token_plan = Table(

@@ -13,6 +13,7 @@ from gateway.background.pusher import Pusher
 from gateway.core.definitions import ControlWrite
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters import keys
+from gateway.counters.stored import decode_identity
 from gateway.errors import CountersUnavailable, OutOfRange
 from tests.background.house import house_at
 
@@ -135,6 +136,19 @@ async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> 
         await asyncio.gather(one.push(), other.push())
         assert world.tenant.remaining == 105
         assert [event.seq for event in world.events()] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_a_key_makes_of_users_is_written_anew(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        name = keys.identity(house.rows("select digest from api_key")[0]["digest"])
+        for wanted in ("require", "ignore", "accept"):
+            await house.write("api-keys", "change", world.caller.key_id, user_header=wanted)
+            await house.push()
+            assert decode_identity(world.client.get(name)).h == wanted
+            world.client.flushall()
+            await house.verify()
+            assert decode_identity(world.client.get(name)).h == wanted
 
 
 async def test_a_revoked_key_is_refused_at_once(valkey: str, migrated: str) -> None:

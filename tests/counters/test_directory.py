@@ -71,6 +71,17 @@ async def test_callers_survive_the_way(desk: Desk, models: frozenset[str] | None
     assert await desk.identify() == replace(CALLER, user="", models=models)
 
 
+@pytest.mark.parametrize("user_header", ["accept", "require", "ignore"])
+async def test_what_a_key_makes_of_users_survives_the_way(desk: Desk, user_header: str) -> None:
+    desk.know(replace(CALLER, user_header=user_header))
+    assert (await desk.identify()).user_header == user_header
+
+
+async def test_an_identity_written_before_keys_spoke_of_users_accepts_them(desk: Desk) -> None:
+    desk.client.set(keys.identity(DIGEST), b'{"o":1,"t":7,"k":3,"p":0,"u":"","m":null}')
+    assert (await desk.identify()).user_header == "accept"
+
+
 def test_a_change_counts_within_a_second_and_the_way_to_redis_is_part_of_it() -> None:
     assert IDENTITY_S + 0.1 <= 1.0
 

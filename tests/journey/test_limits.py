@@ -174,6 +174,26 @@ def test_a_keys_own_user_cannot_be_replaced_by_the_requests(stack: Stack) -> Non
     assert caller.usage("ann")["limits"][0]["used"] == 2
 
 
+def test_a_key_says_what_a_request_may_say_of_its_user(stack: Stack) -> None:
+    caller = Caller(stack, user_header="require")
+    assert refused(caller.call(user=""))[:2] == (400, "user_required")
+    assert caller.call(user="ann").status_code == 200
+    assert caller.call(user="", body={"user": "bob"}).status_code == 200
+    stack.settled(caller.tenant, 3)
+
+    def users() -> set[Any]:
+        found = stack.admin("GET", f"/users?organization_id={caller.organization}")[1]["items"]
+        return {user["external_id"] for user in found}
+
+    eventually(lambda: {"ann", "bob"} <= users())
+    status, key = stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"user_header": "ignore"})
+    assert (status, key["user_header"]) == (200, "ignore")
+    eventually(lambda: all(caller.call(user="").status_code == 200 for _ in range(16)))
+    caller.call(user="eve", body={"user": "eve"})
+    eventually(lambda: stack.ledger(caller.tenant)[-1]["user_id"] is None)
+    assert "eve" not in users()
+
+
 def test_model_lists(stack: Stack) -> None:
     caller = Caller(stack, models=["demo-small", "demo-large"])
     assert caller.call().status_code == 200

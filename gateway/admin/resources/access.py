@@ -33,6 +33,9 @@ class ApiKeyCreate(In):
     user: ExternalId | None = Field(
         default=None, description="The tenant's own user id that the key's requests act for."
     )
+    user_header: Literal["accept", "require", "ignore"] = Field(
+        default="accept", description="What requests may say of their user, where the key says none."
+    )
     limits: LimitsIn | None = None
     models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
     expires_at: Instant | None = None
@@ -46,6 +49,7 @@ class ApiKey(Out):
     name: str
     prefix: str = Field(description="How the key begins, to recognize it by.")
     user: str | None
+    user_header: str
     limits: LimitsOut
     models: list[str] | None
     expires_at: Instant | None
