@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -82,12 +82,8 @@ class Keeper:
         self._log = logs.logger("tollkeeper.keeper")
         self._paper = stationery.paper(settings)
         self._engine = engines.create(settings.database_url)
-        self._wire = Wire(
-            parse_url(settings.redis_url, settings.redis_files),
-            time.monotonic,
-            call_s=REDIS_CALL_S,
-            stall_s=REDIS_CALL_S,
-        )
+        address = parse_url(settings.redis_url, settings.redis_files)
+        self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
         self._control = Control(self._wire)
         self._standings = Standings(self._wire)
         keeping = Keeping(self._wire)
@@ -95,13 +91,14 @@ class Keeper:
         self._outbox = Outbox(self._wire, self._log)
         self._writer = Writer(settings.database_url)
         accounts = Accounts(self._engine)
+        self._quarantines = Quarantines(self._engine)
         self._setbacks = Setbacks(
-            self._outbox, self._standings, accounts, Quarantines(self._engine),
+            self._outbox, self._standings, accounts, self._quarantines,
             partition_of=partition_of, observe=self._went_back,
         )  # fmt: skip
         self._flusher = Flusher(
             self._outbox, self._writer, self._flushed,
-            look=self._setbacks.look, flush_interval_s=settings.flush_interval_s,
+            look=self._setbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
         truths, verification = Truths(self._engine, partition_of), Verification(self._wire)
@@ -233,6 +230,10 @@ class Keeper:
     def _went_back(self, accounts: list[str]) -> None:
         shown = accounts[:ACCOUNTS_SAID_MAX]
         self._log("postgresql is older than it was", quarantined=len(accounts), accounts=shown, level="error")
+
+    async def _refuse(self, tenants: Mapping[int, Sequence[int]]) -> None:
+        if accounts := await self._quarantines.refuse(tenants):
+            self._log("too much waits, calls refused", accounts=accounts[:ACCOUNTS_SAID_MAX], level="error")
 
     async def _keep_partitions(self) -> None:
         while True:

@@ -7,12 +7,13 @@ those of every account the same entry moves: nothing is dropped, nothing is gues
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.ledger import Event, EventFlag, EventKind
 from gateway.core.model import INTEGER_MAX
-from gateway.core.outbox import Batch, Entry
+from gateway.core.outbox import Batch, Entry, Waiter
 
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 MOVEMENTS = TOKENS | CREDITS | USAGE
@@ -72,6 +73,7 @@ class Sorted:
     idle: list[Placed] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     held: int = 0
+    waiting: Counter[Waiter] = field(default_factory=Counter)
 
 
 def sort_out(
@@ -142,6 +144,7 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
         out.dead.append((partition, (entry_id, packed, None)))
         return
     out.held += 1
+    out.waiting[placed[0], event.organization_id, event.tenant_id] += 1
     first = next(head for head, _ in parts if head.stopped)
     for head, seq in parts:
         if head.stopped == UNKNOWN:

@@ -7,7 +7,7 @@ contradiction sets the entries aside as dead letters. Nothing else ever skips on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,6 +44,19 @@ UPDATE tenant_quota AS q SET is_blocked = q.manual_block
        OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
   FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
  WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
+
+# What a person would do by `tenant block`; he undoes it by `unblock` once the account may go on.
+_REFUSE = text("""
+INSERT INTO control_write (id, partition, account, verb, payload)
+SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
+       '{"reason": "too many entries wait behind a stopped account"}'::jsonb
+  FROM tenant AS t
+ WHERE t.id = ANY(:ids) AND t.deleted_at IS NULL
+   AND 'block' IS DISTINCT FROM (SELECT w.verb FROM control_write AS w
+                                  WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock')
+                                    AND w.state <> 'refused'
+                                  ORDER BY w.position DESC LIMIT 1)
+RETURNING account""")
 
 
 class Quarantines:
@@ -88,6 +101,15 @@ class Quarantines:
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
         async with self._engine.begin() as connection:
             return sorted(await connection.scalars(made))
+
+    async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
+        """Block tenants, by partition, whose last word was not a block; answers the accounts blocked."""
+        blocked: list[str] = []
+        async with self._engine.begin() as connection:
+            for partition, ids in sorted(tenants.items()):
+                found = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
+                blocked += found
+        return sorted(blocked)
 
     async def stopped(self) -> int:
         """How many accounts are quarantined."""

@@ -17,6 +17,13 @@ SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transactio
 HISTORIES = """
 SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
 
+# Under what entries are judged: a person who lets an account go on holds the lock of its partition.
+JUDGED = """
+SELECT p, coalesce(s.epoch, 0), count(q.id) FILTER (WHERE q.released_at IS NULL),
+       count(q.id) FILTER (WHERE q.released_at IS NOT NULL)
+  FROM unnest(%s::integer[]) AS p LEFT JOIN partition_state AS s ON s.partition = p
+       LEFT JOIN quarantine AS q ON q.partition = p
+ GROUP BY p, s.epoch"""
 # Where tenants' token accounts stand; no row: no such tenant.
 TENANTS = """
 SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, errors
 
 from gateway.core.ledger import MalformedEvent, decode
 from gateway.core.model import PARTITIONS
-from gateway.core.outbox import Batch, FlushReport, History, control_id
+from gateway.core.outbox import Batch, FlushReport, History, Judged, control_id
 from gateway.errors import LedgerUnavailable
 from persistence import accounts, rows, statements, stops
 from persistence.attribution import NEW_USERS_A_DAY_MAX, Name, Users
@@ -33,6 +34,8 @@ IDLE_IN_TRANSACTION_S = 15
 TRANSACTION_TIMEOUT_S = 120
 RETRIES_MAX = 5
 RETRY_DELAY_S = 0.05
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -59,11 +62,20 @@ class Writer:
         """The epoch of each partition that was ever verified, as of now."""
         return await asyncio.to_thread(self._epochs_now)
 
+    async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
+        """Under what entries of these partitions would be judged now."""
+        return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
+
     def _epochs_now(self) -> dict[int, int]:
+        found = self._ask(
+            lambda connection: connection.execute(statements.HISTORIES, (list(range(PARTITIONS)),)).fetchall()
+        )
+        return {partition: epoch for partition, _, epoch in found}
+
+    def _ask(self, ask: Callable[[Connection[Any]], T]) -> T:
         with self._turn:
             try:
-                found = self._connected().execute(statements.HISTORIES, (list(range(PARTITIONS)),))
-                return {partition: epoch for partition, _, epoch in found}
+                return ask(self._connected())
             except psycopg.Error as error:
                 self.close()
                 raise LedgerUnavailable(f"PostgreSQL: {error}".strip()) from error
@@ -103,13 +115,16 @@ class Writer:
             connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
             locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
-            mine = {p: entries for p, entries in batch.items() if p in locked and p not in outdated}
+            left = outdated | _to_judge_again(connection, locked, history)
+            mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
             sorted_, faults = self._sort(connection, mine, refused)
             users = self._users.resolve(connection, sorted_.fresh)
             report = self._store(connection, sorted_, faults, users, refused)
+            if sorted_.waiting:
+                report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})
         self._users.remember(users)
         report.outdated = outdated
-        report.left_over = outdated | (batch.keys() - locked)
+        report.left_over = left | (batch.keys() - locked)
         return report
 
     def _sort(
@@ -173,7 +188,7 @@ def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
     """What may be deleted, and forgotten in the counters, once this is committed."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
-        quarantined=[fault.account for fault in faults],
+        waiting=sorted_.waiting, quarantined=[fault.account for fault in faults],
     )  # fmt: skip
     acknowledged = report.acknowledged
     for placed in (sorted_.fresh, sorted_.repeats, sorted_.standings, sorted_.idle):
@@ -194,6 +209,18 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
     here, epochs = history.run_id.decode(), history.epochs
     found = connection.execute(statements.HISTORIES, (locked,))
     return frozenset(p for p, run_id, epoch in found if run_id != here or epoch != epochs.get(p))
+
+
+def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
+    """The partitions where what waits before this batch has to be judged first, since it may go on now."""
+    behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
+    now = _judged(connection, behind) if behind else {}
+    return frozenset(p for p, judged in behind.items() if now.get(p) != judged)
+
+
+def _judged(connection: Connection[Any], partitions: Iterable[int]) -> dict[int, Judged]:
+    rows = connection.execute(statements.JUDGED, (sorted(partitions),))
+    return {partition: (epoch, stopped, released) for partition, epoch, stopped, released in rows}
 
 
 def _stop(heads: Heads, names: set[str]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.background.waiting import WAITING_ENTRIES_MAX, WaitingEntries
 from gateway.core.model import PARTITIONS
-from gateway.core.outbox import Batch, FlushReport, History, fan_out
+from gateway.core.outbox import Batch, FlushReport, History, Judged, fan_out
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
@@ -62,6 +63,10 @@ class Writer(Protocol):
         """The epoch of each partition that was ever verified, as of now."""
         ...
 
+    async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
+        """Under what entries of these partitions would be judged now."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
@@ -97,13 +102,14 @@ def calm_collector() -> None:
 class Pass:
     """One pass over the streams: how far each was read, and which wait for the next pass.
 
-    A partition whose entries were read but not stored waits until the next pass starts from
-    its beginning again: what is written is always contiguous. `epochs` is what was known before.
+    A partition whose entries were read but not stored waits until the next pass reads them again: what
+    is written is always contiguous. `epochs` is what was known before, `after` where reading begins:
+    behind entries that wait, or at the beginning.
     """
 
-    def __init__(self, epochs: Mapping[int, int]) -> None:
+    def __init__(self, epochs: Mapping[int, int], after: Mapping[int, bytes]) -> None:
         self.epochs = epochs
-        self.after = dict.fromkeys(range(PARTITIONS), b"")
+        self.after = {**dict.fromkeys(range(PARTITIONS), b""), **after}
         self.left: frozenset[int] = frozenset()
 
     def read(self, streams: Streams, count: int) -> None:
@@ -126,7 +132,8 @@ class Flusher:
     """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
 
     `look` is awaited before the first pass and before the one behind a failure: a ledger that was
-    away may be older than it was, and what is stored from then on hides that.
+    away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
+    partition, of tenants whose organization has too much waiting behind a stopped account.
     """
 
     def __init__(
@@ -136,13 +143,17 @@ class Flusher:
         observe: Callable[[Flushed | Failed], None],
         *,
         look: Callable[[], Awaitable[object]] | None = None,
+        refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[object]] | None = None,
         flush_interval_s: float = FLUSH_INTERVAL_S,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
+        waiting_entries_max: int = WAITING_ENTRIES_MAX,
     ) -> None:
         self._outbox = outbox
         self._writer = writer
         self._observe = observe
         self._look = look
+        self._refuse = refuse
+        self._waiting = WaitingEntries(waiting_entries_max)
         self._flush_interval_s = flush_interval_s
         self._drain_timeout_s = drain_timeout_s
         self._epochs: Mapping[int, int] | None = None
@@ -189,17 +200,24 @@ class Flusher:
         """The next batch is read and decoded while the last is written."""
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
-        current, stored = Pass(self._epochs), 0
+        if self._waiting:
+            self._waiting.begin(await self._writer.judged(self._waiting.after()))
+        current, stored = Pass(self._epochs, self._waiting.after()), 0
         ahead = asyncio.create_task(self._gather(current))
         try:
             while batch := await ahead:
                 ahead = asyncio.create_task(self._gather(current))
                 wanted = {p: batch[p] for p in batch.keys() - current.left}
-                report = await self._store(wanted, History(self._outbox.read_under, current.epochs))
+                judged = self._waiting.judged()
+                report = await self._store(wanted, History(self._outbox.read_under, current.epochs, judged))
                 if report.outdated:
                     self._epochs = None
+                await self._keep_waiting(wanted, report)
                 current.leave(report.left_over)
                 stored += report.entries()
+        except BaseException:
+            self._waiting.forget()
+            raise
         finally:
             ahead.cancel()
             with suppress(asyncio.CancelledError):
@@ -228,6 +246,12 @@ class Flusher:
         await self._outbox.acknowledge(report.acknowledged, report.control_ids)
         self._observe(Flushed(report, time.monotonic() - started))
         return report
+
+    async def _keep_waiting(self, batch: Batch, report: FlushReport) -> None:
+        """Read what waits no second time, and have calls refused that would add too much to it."""
+        full = self._waiting.note(batch, report)
+        if full and self._refuse is not None:
+            await self._refuse(full)
 
     async def _drain(self) -> None:
         """Empty the outbox as far as the time allows; what is left waits there for the next start."""

@@ -16,16 +16,22 @@ Entry = tuple[bytes, bytes, Event | None]
 Batch = dict[int, list[Entry]]
 # Where an entry stands in its stream, comparable: the milliseconds and the number of its id.
 StreamPlace = tuple[int, int]
+# What decides which entries of a partition wait: its epoch, how many accounts are stopped, how many went on.
+Judged = tuple[int, int, int]
+# Partition, organization, tenant.
+Waiter = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """Of which history a batch is: the run of the counters it was read from, and what the ledger
-    knew as the epoch of each partition before it was read.
+    knew as the epoch of each partition before it was read. `judged` has the partitions that were
+    read behind entries that wait, with what those were judged under.
     """
 
     run_id: bytes
     epochs: Mapping[int, int]
+    judged: Mapping[int, Judged] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -34,9 +40,11 @@ class FlushReport:
 
     `rows` counts by table; `acknowledged` holds by partition the entries that may be deleted,
     `control_ids` the control writes (and late posts) whose movement is now stored.
-    `held` counts entries left in the outbox behind `quarantined` accounts (new ones named);
-    `left_over` are partitions another flusher has at the moment, or that are `outdated`: verified
-    anew since they were read, so that what was read may be no history any more.
+    `held` counts entries left in the outbox behind `quarantined` accounts (new ones named), `waiting`
+    by whose they are, and `judged` says of their partitions under what;
+    `left_over` are partitions another flusher has at the moment, whose waiting entries are to be judged
+    again first, or that are `outdated`: verified anew since they were read, so that what was read may
+    be no history any more.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -46,6 +54,8 @@ class FlushReport:
     dead_letters: int = 0
     repeated: int = 0
     held: int = 0
+    waiting: dict[Waiter, int] = field(default_factory=dict)
+    judged: dict[int, Judged] = field(default_factory=dict)
     left_over: frozenset[int] = frozenset()
     outdated: frozenset[int] = frozenset()
 

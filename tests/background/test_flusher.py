@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
 
 from gateway.background.flusher import (
     BACK_OFF_MAX_S,
@@ -15,7 +17,7 @@ from gateway.background.flusher import (
     Flusher,
     back_off_s,
 )
-from gateway.core.outbox import Batch, FlushReport, History
+from gateway.core.outbox import Batch, FlushReport, History, Judged
 from gateway.errors import CountersUnavailable, LedgerUnavailable
 
 
@@ -74,11 +76,19 @@ class Store:
         self.batches: list[int] = []
         self.outdated: list[frozenset[int]] = []
         self.asked = 0
+        self.under: Judged = (1, 1, 0)
         self.histories: list[History] = []
 
     async def epochs(self) -> Mapping[int, int]:
         self.asked += 1
         return {7: self.asked}
+
+    async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
+        return dict.fromkeys(partitions, self.under)
+
+    def release(self) -> None:
+        """A person lets every account go on."""
+        self.held, self.under = set(), (1, 0, self.under[2] + 1)
 
     async def write(self, batch: Batch, history: History) -> FlushReport:
         await asyncio.sleep(0)
@@ -87,6 +97,7 @@ class Store:
             self.failures -= 1
             raise LedgerUnavailable
         taken = self.taken.pop(0) if self.taken else frozenset()
+        taken |= {p for p, judged in history.judged.items() if judged != self.under}
         outdated = self.outdated.pop(0) if self.outdated else frozenset()
         report = FlushReport(left_over=(taken | outdated) & batch.keys(), outdated=outdated)
         self.batches.append(sum(map(len, batch.values())))
@@ -100,7 +111,10 @@ class Store:
             self.stored.setdefault(partition, []).extend(ids)
             report.acknowledged[partition] = ids
             report.control_ids[partition] = [f"control-{partition}"]
-            report.held += len(entries) - len(ids)
+            if held := len(entries) - len(ids):
+                report.held += held
+                report.waiting[partition, partition, 1000 + partition] = held
+                report.judged[partition] = self.under
         return report
 
 
@@ -170,6 +184,89 @@ async def test_entries_kept_waiting_stay_and_do_not_stop_those_behind() -> None:
     store.held = set(outbox.entries[3][:BATCH_ENTRIES_MAX])
     assert await flusher(outbox, store).flush() == BATCH_ENTRIES_MAX
     assert set(outbox.entries[3]) == store.held
+
+
+async def test_what_waits_is_read_once() -> None:
+    outbox = Streams(p3=1_000)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3])
+    once = flusher(outbox, store)
+    assert await once.flush() == 0
+    outbox.reads.clear()
+    outbox.entries[3] += [b"%08d" % n for n in range(2_001, 2_004)]
+    store.held.add(b"%08d" % 2_002)
+    assert await once.flush() == 2
+    assert await once.flush() == 0
+    assert outbox.reads[0] == {3: 3}
+    assert not any(outbox.reads[1:])
+
+
+async def test_what_went_on_is_judged_in_order_before_anything_newer() -> None:
+    outbox = Streams(p3=1_000)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3])
+    once = flusher(outbox, store)
+    assert await once.flush() == 0
+    store.release()
+    outbox.entries[3].append(b"99999999")
+    everything = list(outbox.entries[3])
+    assert await once.flush() == 1_001
+    assert store.stored[3] == everything
+
+
+async def test_a_release_between_a_read_and_its_transaction_is_seen_there() -> None:
+    """What is newer would otherwise be judged without what waits before it."""
+    outbox = Streams(p3=10)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3])
+    once = flusher(outbox, store)
+    await once.flush()
+    outbox.entries[3].append(b"99999999")
+    everything, judged = list(outbox.entries[3]), store.judged
+
+    async def released_behind_it(partitions: Iterable[int]) -> Mapping[int, Judged]:
+        before = await judged(partitions)
+        store.release()
+        store.judged = judged  # type: ignore[method-assign]  # once
+        return before
+
+    store.judged = released_behind_it  # type: ignore[method-assign]
+    assert await once.flush() == 0
+    assert await once.flush() == 11
+    assert store.stored[3] == everything
+
+
+async def test_behind_a_failure_everything_is_read_again() -> None:
+    outbox = Streams(p3=10)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3])
+    once = flusher(outbox, store)
+    await once.flush()
+    outbox.away = True
+    with pytest.raises(CountersUnavailable):
+        await once.flush()
+    outbox.away = False
+    outbox.reads.clear()
+    await once.flush()
+    assert outbox.reads[0] == {3: 10}
+
+
+async def test_calls_are_refused_where_too_much_waits() -> None:
+    outbox, told = Streams(p3=10, p4=10), list[Mapping[int, Sequence[int]]]()
+    store = Store(outbox)
+    store.held = {*outbox.entries[3], b"11", b"12"}
+
+    async def refuse(tenants: Mapping[int, Sequence[int]]) -> None:
+        told.append(tenants)
+
+    outbox.entries[4] = [b"1"]
+    once = Flusher(outbox, store, Seen(), refuse=refuse, waiting_entries_max=10)
+    await once.flush()
+    assert told == []
+    outbox.entries[3].append(b"11")
+    await once.flush()
+    await once.flush()
+    assert told == [{3: [1003]}]
 
 
 async def test_a_partition_another_flusher_holds_waits_for_the_next_pass() -> None:

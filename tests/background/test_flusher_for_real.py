@@ -11,15 +11,17 @@ import psycopg
 import redis
 
 from gateway.background.flusher import Failed, Flushed, Flusher
-from gateway.core.outbox import FlushReport
+from gateway.core.outbox import FlushReport, History, fan_out
 from gateway.counters import keys
 from gateway.counters.address import parse_url
 from gateway.counters.outbox import Outbox
 from gateway.counters.wire import Wire
+from persistence import engine
+from persistence.quarantine import Quarantines
 from persistence.writer import Writer
 from tests.background.house import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
-from tests.persistence.scenario import Account, broken, rows_of, settle_in
+from tests.persistence.scenario import Account, broken, release, rows_of, settle_in
 
 
 @asynccontextmanager
@@ -151,3 +153,90 @@ async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str,
         assert await flusher.flush() == 0
     assert waiting(valkey, account) == 10
     assert await broken(migrated) == []
+
+
+async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released(
+    valkey: str, migrated: str
+) -> None:
+    """In order, whatever came in before, behind and during the release; others are never kept waiting."""
+    account, other = settle_in(migrated, 10_000, 10_000, together=True)
+    account.reset()
+    first = account.take()
+    other.reset()
+    append(valkey, other)
+    for _ in range(5):
+        account.consume(1)
+    append(valkey, account)
+    seen: list[Flushed | Failed] = []
+    async with flushing(valkey, migrated, seen) as flusher:
+        assert await flusher.flush() == 1
+        for _ in range(3):
+            account.consume(1)
+            other.consume(1)
+            append(valkey, account, other)
+            assert await flusher.flush() == 1
+        held = [one.report.held for one in seen if isinstance(one, Flushed)]
+        assert held == [5, 1, 1, 1]
+        assert waiting(valkey, account) == 8
+
+        # Judged again without what is missing, it waits again, from its first entry on.
+        await release(migrated, f"tenant:{account.tenant_id}")
+        account.consume(1)
+        append(valkey, account)
+        assert await flusher.flush() == 0
+        # What was missing turns up: it goes on in order.
+        await release(migrated, f"tenant:{account.tenant_id}")
+        writer = Writer(migrated)
+        await writer.write(fan_out({account.partition: first}))
+        writer.close()
+        account.consume(1)
+        append(valkey, account)
+        assert await flusher.flush() == 10
+    assert waiting(valkey, account) == 0
+    assert rows_of(
+        migrated, "SELECT array_agg(seq ORDER BY seq) FROM token_ledger WHERE tenant_id = %s",
+        [account.tenant_id],
+    ) == [(list(range(1, 12)),)]  # fmt: skip
+    assert await broken(migrated) == []
+
+
+async def test_a_release_behind_a_read_has_newer_entries_wait_for_those_before_them(
+    valkey: str, migrated: str
+) -> None:
+    [account] = settle_in(migrated, 10_000)
+    account.reset()
+    account.take()
+    account.consume(1)
+    append(valkey, account)
+    async with flushing(valkey, migrated) as flusher:
+        await flusher.flush()
+        writer = Writer(migrated)
+        [judged] = (await writer.judged([account.partition])).values()
+        await release(migrated, f"tenant:{account.tenant_id}")
+        epochs = await writer.epochs()
+        account.consume(1)
+        newer = fan_out({account.partition: account.take()})
+        report = await writer.write(newer, History(b"", epochs, {account.partition: judged}))
+        writer.close()
+    assert (report.left_over, report.held, report.quarantined) == (frozenset(newer), 0, [])
+
+
+async def test_tenants_are_refused_once_where_too_much_waits(migrated: str) -> None:
+    account, other = settle_in(migrated, 10_000, 10_000)
+    pool = engine.create(migrated)
+    refused = Quarantines(pool)
+    wanted = {account.partition: [account.tenant_id, 999_999], other.partition: [other.tenant_id]}
+    assert await refused.refuse(wanted) == sorted(f"tenant:{one.tenant_id}" for one in (account, other))
+    assert await refused.refuse(wanted) == []
+    blocks = "SELECT account, partition, state FROM control_write WHERE verb = 'block'"
+    assert set(rows_of(migrated, blocks)) == {
+        (f"tenant:{one.tenant_id}", one.partition, "pending") for one in (account, other)
+    }
+    # Whoever was let in again by a person is refused again, if still too much comes in.
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            "INSERT INTO control_write (partition, account, verb) VALUES (%s, %s, 'unblock')",
+            (account.partition, f"tenant:{account.tenant_id}"),
+        )
+    assert await refused.refuse(wanted) == [f"tenant:{account.tenant_id}"]
+    await pool.dispose()
