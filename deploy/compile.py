@@ -35,7 +35,8 @@ MODULES = {
         "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array", "openai",
     ),
     "gateway/counters": (
-        "wire", "quota", "packing", "flags", "directory", "terms", "allowance", "settlement_log", "segment",
+        "wire", "quota", "frame", "packing", "flags", "directory", "terms", "allowance", "settlement_log",
+        "segment",
     ),
 }  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")

@@ -21,17 +21,20 @@ T = TypeVar("T")
 class Wait(Generic[T]):
     """A value that arrives once. Awaiting it returns the value or raises the failure."""
 
-    __slots__ = ("_callback", "_error", "_value", "done")
+    __slots__ = ("_callback", "_error", "_late", "_value", "done")
 
     def __init__(self) -> None:
         self.done = False
         self._value: T | None = None
         self._error: BaseException | None = None
         self._callback: Callable[[], None] | None = None
+        self._late: Callable[[T | None], None] | None = None
 
     def set(self, value: T) -> None:
-        """Deliver the value; a second delivery is ignored (a timeout may have won)."""
+        """Deliver the value; a second delivery is ignored (a timeout may have won) but by who gave it up."""
         if self.done:
+            if self._late is not None:
+                self._tell(value)
             return
         self.done = True
         self._value = value
@@ -39,13 +42,25 @@ class Wait(Generic[T]):
             self._callback()
 
     def fail(self, error: BaseException) -> None:
-        """Deliver a failure; ignored once done."""
+        """Deliver a failure; ignored once done, but by who gave it up."""
         if self.done:
+            if self._late is not None:
+                self._tell(None)
             return
         self.done = True
         self._error = error
         if self._callback is not None:
             self._callback()
+
+    def give_up(self, late: Callable[[T | None], None]) -> None:
+        """Wait no more: `late` is told the value that comes all the same, or None once none will."""
+        self.done = True
+        self._callback, self._late = None, late
+
+    def _tell(self, value: T | None) -> None:
+        late, self._late = self._late, None
+        if late is not None:
+            late(value)
 
     def then(self, callback: Callable[[], None]) -> None:
         """Call back once done; at once if it is done already."""

@@ -13,9 +13,9 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing, states
 from gateway.counters.acknowledged import of_settle
 from gateway.counters.control import APPLIED, UNVERIFIED, Control
+from gateway.counters.frame import TOMBSTONE_MS
 from gateway.counters.late_lane import LateLane
 from gateway.counters.lease import IF_OVER, NONE, lease
-from gateway.counters.quota import TOMBSTONE_MS
 from gateway.counters.settlement_record import service_of
 from gateway.counters.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable

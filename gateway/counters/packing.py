@@ -159,6 +159,11 @@ def decision(answer: bytes, service: Service) -> Decision:
     return Decision(Verdict(int(_ONE.unpack(answer)[0])))
 
 
+def is_admitted(answer: bytes) -> bool:
+    """Whether an answer of `reserve` says that a hold was taken."""
+    return len(answer) == _ADMITTED.size
+
+
 def charged_of(answer: bytes) -> int:
     """The credits a `settle` that was done has charged."""
     return int(_SETTLED.unpack(answer)[4])

@@ -1,7 +1,7 @@
 """The counters as a gateway worker uses them: reserve, settle, extend, one method a script.
 
 A call's keys are the same for every request of a caller, so the wire bytes around what changes
-are made once a caller and kept (`_Frame`, bounded). A settlement that is not acknowledged is
+are made once a caller and kept (`Frame`, bounded). A settlement that is not acknowledged is
 spooled in the worker's log and sent again from there: settling twice is settling once.
 """
 
@@ -10,59 +10,31 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
 from gateway.core.tariff import covered
-from gateway.core.wait import in_task
+from gateway.core.wait import Wait, in_task
 from gateway.counters import extending, packing
 from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
-from gateway.counters.flags import FLAG_RAISES, service_flags
+from gateway.counters.flags import FLAG_RAISES
+from gateway.counters.frame import Frame
+from gateway.counters.releasing import Releases
 from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.wire import Wire, encode_script
-from gateway.errors import CountersUnavailable
+from gateway.counters.wire import Reply, Wire, encode_script
+from gateway.errors import CountersRefused, CountersUnavailable
 
 FRAMES_MAX = 20_000
 EXTEND_BATCH_MAX = 64
 RESERVE_TRIES = 2
-TOMBSTONE_MS = 3_600_000
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 MISSED_S = 0.5
 CUT = 2
-_NO_ID = "0" * 36
 _ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, Settled.DONE, Settled.UNVERIFIED
 _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
-
-
-class _Frame:
-    """The wire bytes of one caller's calls, cut where request id and packed arguments go."""
-
-    __slots__ = ("arguments_at", "flags", "reserve", "service", "settle", "who")
-
-    def __init__(self, caller: Caller, user: str, service: Service) -> None:
-        request = HoldRequest(caller, _NO_ID, user, service, 0, 0)
-        self.service = service
-        self.flags = service_flags(request)
-        keys, arguments = packing.reserve(b"0" * 40, 0, 0, request)
-        whole = encode_script("reserve", keys, arguments)
-        head, tail = whole.split(_NO_ID.encode(), 1)
-        middle, end = tail.split(arguments[0], 1)
-        self.reserve = head, middle, end
-        release = Settlement(caller, _NO_ID, user, service, charge=False)
-        self.who = packing.settle_who(release, TOMBSTONE_MS)
-        keys, arguments = packing.settle(b"0" * 40, TOMBSTONE_MS, release, packing.MODE_RELEASE)
-        whole = encode_script("settle", keys, arguments)
-        head, tail = whole.split(_NO_ID.encode(), 1)
-        middle, end = tail.split(arguments[0], 1)
-        # Attribution and metadata, empty here, stand before whatever follows them.
-        last = b"".join(b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments[4:])
-        filled = b"$0\r\n\r\n$0\r\n\r\n" + last
-        assert end.endswith(filled)
-        self.settle = head, middle, end[: -len(filled)], last
-        # Where in the whole command begins what the log keeps of it.
-        self.arguments_at = len(head) + len(_NO_ID) + len(middle) + packing.BATCH_BYTES
 
 
 class Counters:
@@ -88,11 +60,12 @@ class Counters:
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
-        self._frames: dict[tuple[int, str, int], _Frame] = {}
+        self._frames: dict[tuple[int, str, int], Frame] = {}
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
         self._missed = False
         self._extending: asyncio.Task[None] | None = None
+        self._releases = Releases(wire, self._release_command, hold_ttl_ms / 1000, clock)
         self._reserve_took, self._settle_took, self._extend_took = (
             took["reserve"],
             took["settle"],
@@ -111,7 +84,7 @@ class Counters:
         head, middle, end = frame.reserve
         flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
-        verdict = Verdict.STALE
+        verdict, sent = Verdict.STALE, None
         try:
             for _ in range(RESERVE_TRIES):
                 packed = packing.reserve_packed(
@@ -119,6 +92,7 @@ class Counters:
                     request.credits, request.units, self._ttl_ms, service.id, flags, request_id,
                 )  # fmt: skip
                 wait = wire.send(b"".join((head, request_id, middle, packed, end)))
+                sent = None if wait.done else wait
                 asked_at = wire.asked_at
                 answer = await wait
                 self._reserve_took(wire.answered_at - asked_at)
@@ -129,7 +103,9 @@ class Counters:
                 if verdict is not Verdict.STALE:
                     break
                 await self._directory.refresh()
-        except CountersUnavailable:
+        except CountersUnavailable as error:
+            if sent is not None and not isinstance(error, CountersRefused):
+                self._give_up(sent, request)
             if wire.available:  # it answers, and will not: that it is full is no outage
                 raise
             return self._allowances.admit(request)
@@ -142,7 +118,7 @@ class Counters:
         """Replace the hold by what was used; answered only when that is certain to happen, once.
 
         SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
-        CountersUnavailable where it is kept nowhere, or for a release, whose hold ends by itself.
+        CountersUnavailable where it is kept nowhere, or for a release, which is sent again.
         The credits of a One-Time service are set to what was charged: nothing, but for the first.
         """
         service = settlement.service
@@ -153,7 +129,7 @@ class Counters:
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
             self._allowances.over(settlement, Settled.UNKNOWN)
-            if not self._wire.available:  # and there is no hold to be released
+            if not self._wire.available:  # and no hold that is known of
                 return Settled.UNKNOWN
         command = self._settle_command(frame, settlement)
         wire, settled = self._wire, _UNVERIFIED
@@ -174,8 +150,14 @@ class Counters:
                 self._allowances.over(settlement, settled)
             return settled
         if not settlement.charge:
+            self._releases.owe(settlement)
             raise CountersUnavailable
         return await self._spool(settlement, command[frame.arguments_at :])
+
+    @property
+    def releases_owed(self) -> int:
+        """How many holds wait to be released that nobody waits for any more."""
+        return self._releases.owed
 
     @property
     def live(self) -> int:
@@ -226,13 +208,38 @@ class Counters:
 
     # --- one method a script ------------------------------------------------------------
 
-    def _frame(self, caller: Caller, user: str, service: Service) -> _Frame:
+    def _frame(self, caller: Caller, user: str, service: Service) -> Frame:
         if len(self._frames) >= FRAMES_MAX:
             del self._frames[next(iter(self._frames))]
-        frame = self._frames[caller.key_id, user, service.id] = _Frame(caller, user, service)
+        frame = self._frames[caller.key_id, user, service.id] = Frame(caller, user, service)
         return frame
 
-    def _settle_command(self, frame: _Frame, settlement: Settlement) -> bytes:
+    def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
+        """Whoever asked was told that nobody knows: should it be admitted all the same, it is released."""
+        if self._wire.connected:
+            wait.give_up(partial(self._came_late, request))
+        else:
+            self._came_late(request, None)
+
+    def _came_late(self, request: HoldRequest, answer: Reply) -> None:
+        """The answer to a call given up is here, or none will be (None). On a lease it may have gone on."""
+        if request.request_id in self._allowances.calls:
+            return
+        known = isinstance(answer, bytes)
+        if known and not packing.is_admitted(cast("bytes", answer)):
+            return
+        caller, service = request.caller, request.service
+        release = Settlement(caller, request.request_id, request.user, service, charge=False)
+        self._releases.owe(release, at_once=known)
+
+    def _release_command(self, release: Settlement) -> bytes:
+        key = release.caller.key_id, release.user, release.service.id
+        frame = self._frames.get(key)
+        if frame is None or frame.service is not release.service:
+            frame = self._frame(release.caller, release.user, release.service)
+        return self._settle_command(frame, release)
+
+    def _settle_command(self, frame: Frame, settlement: Settlement) -> bytes:
         head, middle, end, last = frame.settle
         request_id, attribution = settlement.request_id.encode(), settlement.attribution.encode()
         metadata = settlement.metadata

@@ -19,7 +19,7 @@ from gateway.core.model import PARTITIONS, Settled
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing
 from gateway.counters.acknowledged import argument, epoch_of
-from gateway.counters.quota import TOMBSTONE_MS
+from gateway.counters.frame import TOMBSTONE_MS
 from gateway.counters.segment import Blocks, Record, acknowledged
 from gateway.counters.segment_file import Segment
 from gateway.counters.settlement_log import AT_RISK_S, SettlementLog

@@ -130,10 +130,10 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def send(self, command: bytes) -> Wait[Reply]:
-        """Queue a command for this tick's write. Fails with CountersUnavailable, never hangs."""
+    def send(self, command: bytes, *, at_once: bool = False) -> Wait[Reply]:
+        """Queue a command for this tick's write; `at_once`, though the breaker is open. Fails, never hangs."""
         wait: Wait[Reply] = Wait()
-        if not self.available or len(self._pending) >= PENDING_MAX:
+        if not (self.available or (at_once and self.connected)) or len(self._pending) >= PENDING_MAX:
             wait.fail(CountersUnavailable())
             return wait
         self._queue(wait, command)
