@@ -94,3 +94,8 @@ def activation(partition: int, organization_id: int, service_id: int) -> str:
 def control(partition: int) -> str:
     """Hash of control-write ids applied here and not yet in PostgreSQL."""
     return f"tk:{{p{partition:02d}}}:g"
+
+
+def objects(partition: int, organization_id: int) -> str:
+    """Sorted set of an organization's stored objects: digests of their ids by when they are forgotten."""
+    return f"tk:{{p{partition:02d}}}:own:{organization_id}"
