@@ -80,6 +80,7 @@ class Call:
     models_beside: tuple[str, ...] = ()
     user: str = ""
     changed: bool = False
+    keeps: bool = False
 
     @property
     def input_estimate(self) -> int:

@@ -188,7 +188,7 @@ def _told(family: Family, document: dict[str, object]) -> Iterator[str]:
             yield from _ids(document.get("id"))
         yield from _ids(_object(document, "container").get("id"))
         for block in _objects(document, "content"):
-            yield from told_by_block(block)
+            yield from _told_by_block(block)
 
 
 def _told_by_item(item: dict[str, object]) -> Iterator[str]:
@@ -201,7 +201,14 @@ def _told_by_item(item: dict[str, object]) -> Iterator[str]:
             yield from _ids(note.get("container_id"))
 
 
-def told_by_block(block: dict[str, object]) -> Iterator[str]:
+def told_by_event(event: dict[str, object]) -> Iterator[str]:
+    """The ids that one event of Anthropic's streams tells of."""
+    for holder in (_object(event, "message"), _object(event, "delta")):
+        yield from _ids(_object(holder, "container").get("id"))
+    yield from _told_by_block(_object(event, "content_block"))
+
+
+def _told_by_block(block: dict[str, object]) -> Iterator[str]:
     """Files that code of Anthropic's own tools wrote."""
     kind = block.get("type")
     if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):

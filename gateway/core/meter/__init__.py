@@ -34,6 +34,10 @@ class AnswerMeter(Protocol):
         """OPEN while more is to come; else the answer has said that it is over."""
 
     @property
+    def told(self) -> list[str]:
+        """Ids of objects the upstream keeps, as far as the answer told of them."""
+
+    @property
     def surplus(self) -> bool:
         """True once more came behind the end of the answer than is kept."""
 
@@ -93,7 +97,7 @@ def make_meter(
     if dialect is None:
         if call.meter == "generic":
             return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
-        return FreeMeter(call, status, bounds)
+        return FreeMeter(call, status, bounds, _tail(content_type, content_encoding) if call.keeps else None)
     coding = content_encoding.strip().lower() if content_encoding else b""
     if not coding or coding == b"identity":
         return _plain(call, status, content_type, bounds, dialect)

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
+from gateway.core.objects import told_by_event
 
 
 class _Usage(msgspec.Struct):
@@ -80,11 +81,17 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _report(meter, read.message.usage, False)
     if read.usage is not None:
         _report(meter, read.usage, True)
-    if read.type == "error":
-        meter.failed = True
-    elif read.type == "message_stop":
-        meter.phase = CLOSED
+    _note_end(meter, read.type)
+    if meter.call.keeps and (b'"container"' in data or b'"file_id"' in data):
+        meter.told += told_by_event(loose_document(data))
     return False
+
+
+def _note_end(meter: Meter, kind: str | None) -> None:
+    if kind == "error":
+        meter.failed = True
+    elif kind == "message_stop":
+        meter.phase = CLOSED
 
 
 def _report(meter: Meter, usage: _Usage, final: bool) -> None:

@@ -76,6 +76,11 @@ class EncodedMeter:
         return self._inner.phase
 
     @property
+    def told(self) -> list[str]:
+        """Ids of objects that the answer inside told of."""
+        return self._inner.told
+
+    @property
     def surplus(self) -> bool:
         """True once more came behind the end of the answer inside than is kept."""
         return self._inner.surplus

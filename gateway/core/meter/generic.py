@@ -9,10 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.call import Bounds, Call
-from gateway.core.meter.loose import integer
+from gateway.core.meter.loose import integer, loose_document
 from gateway.core.meter.meter import Meter
 from gateway.core.meter.tail import Tail
 from gateway.core.model import Usage
+from gateway.core.objects import told
 
 UNITS_MAX = 1_000_000_000
 
@@ -96,9 +97,33 @@ class GenericMeter(Meter):
 
 
 class FreeMeter(Meter):
-    """Pass an answer that costs nothing."""
+    """Pass an answer that costs nothing; the end of one that may tell of objects waits until it is read."""
 
-    __slots__ = ()
+    __slots__ = ("_kept", "_kept_bytes", "_tail")
+
+    def __init__(self, call: Call, status: int, bounds: Bounds, tail: Tail | None) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._tail = tail if call.keeps and 200 <= status < 300 else None
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Pass the chunk on."""
+        if self._tail is None:
+            return chunk
+        self._kept_bytes += len(chunk)
+        if self._kept_bytes <= self.bounds.kept_bytes_max:
+            self._kept.append(chunk)
+        return self._tail.feed(chunk)
+
+    def finish(self) -> bytes:
+        """Read what objects the document tells of."""
+        self.ended = True
+        if self._tail is None:
+            return b""
+        self.told += told(self.call.family, loose_document(b"".join(self._kept)))
+        self._kept = []
+        return self._tail.take()
 
     @property
     def known(self) -> bool:

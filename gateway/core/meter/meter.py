@@ -47,13 +47,13 @@ class Meter:
     the last sequence number, as the API counts, -1 for none. `created` are cache creation tokens,
     which only one API tells apart. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
     was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
-    more came behind the end than may.
+    more came behind the end than may. `told` are ids of objects that the upstream keeps.
     """
 
     __slots__ = (
         "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "finished",
         "input", "marked", "opening", "output", "phase", "position", "reasoning", "reported", "status",
-        "surplus", "text_bytes", "texts", "total", "withheld",
+        "surplus", "text_bytes", "texts", "told", "total", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -63,6 +63,7 @@ class Meter:
         self.input = self.output = self.cached = self.created = self.reasoning = self.total = 0
         self.text_bytes = self.content_events = self.finished = self.withheld = 0
         self.phase: int = OPEN
+        self.told: list[str] = []
         self.reported = self.marked = self.final = self.ended = self.failed = self.surplus = False
         self.opening: bytes | None = None
         self.position = -1

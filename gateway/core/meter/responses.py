@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
+from gateway.core.objects import told
 
 
 class _Details(msgspec.Struct):
@@ -71,6 +72,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.failed = True
     elif read.type in _CLOSING:
         meter.phase = CLOSED
+    if meter.call.keeps and read.response is not None:
+        meter.told += told(meter.call.family, loose_document(data).get("response"))
     if read.response is not None:
         _take(meter, read.response)
     return False

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from gateway.core.call import Bounds, Call
-from gateway.core.meter.loose import text_bytes, texts_in
+from gateway.core.meter.loose import loose_document, text_bytes, texts_in
 from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
 from gateway.core.meter.tail import Tail
+from gateway.core.objects import told
 
 WINDOW_BYTES = 64 << 10
 
@@ -55,6 +56,8 @@ class WholeMeter(Meter):
         else:
             document = kept[0] if len(kept) == 1 else b"".join(kept)
             self._dialect.read_whole(self, document)
+            if self.call.keeps:
+                self.told += told(self.call.family, loose_document(document))
             if not self.reported:
                 self._examine()
                 self.failed = self.failed or document.lstrip()[:1] != b"{"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -229,3 +230,20 @@ def test_numbers_a_later_report_leaves_out_keep_their_value() -> None:
     meter.feed(b"".join([MESSAGE_START, *MESSAGE_TEXT, last]))
     meter.finish()
     assert meter.usage() == Usage(170, 15, 40, 0, 185, 1, True, False)
+
+
+def test_what_a_stream_tells_of_is_noted_as_it_comes() -> None:
+    made = make_meter(replace(call("openai_responses"), keeps=True), 200, SSE)
+    started = {"type": "response.created", "response": {"id": "resp_1", "output": []}}
+    made.feed(frame(started))
+    assert made.told == ["resp_1"]
+    item = {"id": "ci_1", "type": "code_interpreter_call", "container_id": "cntr_1"}
+    done = {"type": "response.completed", "response": {"id": "resp_1", "output": [item]}}
+    made.feed(frame(done))
+    assert set(made.told) == {"resp_1", "ci_1", "cntr_1"}
+    message = make_meter(replace(call("anthropic_messages"), keeps=True), 200, SSE)
+    output = {"content": [{"file_id": "file_1"}]}
+    block = {"type": "bash_code_execution_tool_result", "content": output}
+    message.feed(frame({"type": "content_block_start", "content_block": block}))
+    message.feed(frame({"type": "message_delta", "delta": {"container": {"id": "container_1"}}}))
+    assert message.told == ["file_1", "container_1"]

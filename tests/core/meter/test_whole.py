@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -246,3 +247,12 @@ def test_counting_uses_what_was_learned_of_the_model() -> None:
     made.feed(b'{"choices":[{"message":{"content":"123456"}}]}')
     made.finish()
     assert made.usage().output == 4
+
+
+def test_what_an_answer_tells_of_is_noted_where_its_objects_are_kept() -> None:
+    answer = json.dumps({"id": "resp_1", "output": [{"id": "msg_1"}], "usage": {"input_tokens": 1}}).encode()
+    for keeps, meter in ((True, "openai_responses"), (False, "openai_responses"), (True, "none")):
+        asked = replace(call("openai_responses", streamed=False), meter=meter, keeps=keeps)
+        made = make_meter(asked, 200, JSON)
+        assert made.whole(answer) == answer
+        assert made.told == (["resp_1", "msg_1"] if keeps else [])
