@@ -24,6 +24,7 @@ from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.door import SCRIPTS, Door, open_door
 from gateway.counters.log_files import LogFiles
+from gateway.counters.objects import Objects
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.usage import Usages
@@ -69,6 +70,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     ports = Ports(
         directory=directory,
         counters=counters,
+        objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
         estimator=Estimator(tokenizer=tokenizer.load()),
         tally=tally,
         usage=Usages(wire, time.monotonic).of,

@@ -110,6 +110,13 @@ class UnknownRoute(Refusal):
     status = 404
 
 
+class ObjectNotFound(Refusal):
+    """No stored object of this id belongs to this organization."""
+
+    reason = "object_not_found"
+    status = 404
+
+
 class MethodNotAllowed(Refusal):
     """This path does not accept this method."""
 

@@ -103,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_connections_max: Count = 2_000
     upstream_connections_share: Share = 0.25
     upstream_idle_connections_max: Count = 256
+    object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
+    objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
     drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
     drain_bytes_max: Bytes = 16 * 1024 * 1024

@@ -17,8 +17,9 @@ class Route:
     `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), a last
     `{path…}` takes the rest. `service` is a service key, empty for a free route; a route
     whose template holds `{service_key}` takes its service from the path. `units_pointer` is a
-    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none.
-    `queries` are query parameters that pass beside those its family has.
+    JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for none. `queries`
+    are query parameters that pass beside those its family has. `objects` are `owned` by the
+    organization whose call made them, or `shared` where each has an upstream account of its own.
     """
 
     methods: tuple[str, ...]
@@ -32,6 +33,7 @@ class Route:
     trust_client_units: bool = False
     units_pointer: str = ""
     queries: tuple[str, ...] = ()
+    objects: str = "owned"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from gateway.http.family_rules import JSON_TYPE, check_content_type, check_query
 from gateway.http.headers import forwarded_lines
 from gateway.http.identity import credential_digest
 from gateway.http.limits import HttpLimits
+from gateway.http.objects import Owned, owned_by
 from gateway.http.remembered import Remembered
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routes import MODELS, USAGE_PATH, Match, RouteTable, family_of
@@ -73,6 +74,7 @@ class Plan:
     metered: bool = False
     buffered: bool = False
     parent: Parent | None = None
+    owned: Owned | None = None
     head: bytes = b""
     bound: bool = False
     binding: Binding | None = None
@@ -174,6 +176,8 @@ class Planner:
         except Refusal as refusal:
             plan.identity_refusal = _bare(refusal)
         try:
+            plan.owned = owned_by(head, route)
+            plan.buffered = plan.buffered or (plan.owned is not None and plan.owned.reads)
             plan.attribution, plan.attribution_text = read_attribution(head)
             plan.units = read_units(head, route)
             check_query(head.query, route)

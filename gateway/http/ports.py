@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,16 @@ class Directory(Protocol):
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
+
+
+class Objects(Protocol):
+    """Whose the objects are that upstreams keep."""
+
+    def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
+        """Whether all are the caller's organization's. Fails with `CountersUnavailable`."""
+
+    def keep(self, caller: Caller, ids: Sequence[str]) -> Awaitable[object]:
+        """Note that they are; asked at once, whether it is awaited or not."""
 
 
 class Counters(Protocol):
@@ -78,6 +88,7 @@ class Ports:
 
     directory: Directory
     counters: Counters
+    objects: Objects
     estimator: Estimator
     tally: Tally
     usage: Callable[[Caller, str], Awaitable[bytes]]

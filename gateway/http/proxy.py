@@ -11,12 +11,13 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from gateway.core.call import Call, read_call
-from gateway.core.meter import make_meter
+from gateway.core.meter import AnswerMeter, make_meter
 from gateway.core.model import USER_REQUIRED, Caller, Service
 from gateway.core.patterns import on_list
 from gateway.errors import (
     CountersUnavailable,
     ModelNotAllowed,
+    ObjectNotFound,
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
@@ -29,8 +30,9 @@ from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import chunk
 from gateway.http.link import Link
+from gateway.http.objects import named_by
 from gateway.http.plan import Plan, with_coding
-from gateway.http.relay import AnswerCut, Outlet, relay_body
+from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse
 from gateway.http.routes import USAGE_PATH
 from gateway.http.upstream import Upstream
@@ -65,6 +67,9 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
         read = _read(exchange, worker, body) if at_once else await _read_beside(exchange, worker, body)
         call = _allowed(caller, read, plan)
+        named = named_by(plan.owned, call) if plan.owned is not None else ()
+        if named and not await ports.objects.owned(caller, named):
+            raise ObjectNotFound
         if not metered:
             await _forward(exchange, worker, caller, call, None)
         else:
@@ -181,7 +186,9 @@ async def _forward(
         if link.complete:
             tail = meter.whole(link.take())
         else:
-            tail = await relay_body(exchange, worker, link, call, meter, outlet)
+            tail = await relay_body(exchange, worker, caller, link, call, meter, outlet)
+        if meter.told:
+            await _own(worker, caller, meter, charge)
         exchange.ended_upstream = worker.ports.seconds()
         if charge is None:
             outlet.end(tail)
@@ -201,6 +208,13 @@ async def _forward(
             upstream.give_back(link, exchange.connection.body_complete)
     if failure is not None:
         raise _told(exchange, worker, failure)
+
+
+async def _own(worker: Worker, caller: Caller, meter: AnswerMeter, charge: Charge | None) -> None:
+    """Note whose the objects are before their ids are known; what was charged is delivered all the same."""
+    kept = worker.ports.objects.keep(caller, take_told(meter))
+    if charge is None:
+        await kept
 
 
 def _told(exchange: Exchange, worker: Worker, failure: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from gateway.core.binding import UNREAD_METERS
 from gateway.core.call import Call
 from gateway.core.meter import AnswerMeter
 from gateway.core.meter.meter import OPEN
-from gateway.core.model import Decision
+from gateway.core.model import Caller, Decision
 from gateway.errors import UpstreamUnreachable
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
@@ -96,8 +96,9 @@ class Outlet:
 
 
 async def relay_body(  # noqa: PLR0917  # everything an answer passes through
-    exchange: Exchange, worker: Worker, link: Link, call: Call, meter: AnswerMeter, outlet: Outlet
-) -> bytes:
+    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, meter: AnswerMeter,
+    outlet: Outlet,
+) -> bytes:  # fmt: skip
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
 
     A stream that has used up its hold has it extended; where nothing is left and the plan says
@@ -108,10 +109,8 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     held = b""
     drain: Drain | None = None
     while True:
-        data = link.take()
-        passed = meter.feed(data) if data else b""
+        passed = _metered(worker, caller, link, meter)
         if link.complete:
-            passed += meter.finish()
             return held + passed if held else passed
         if link.failure is not None or meter.surplus:
             raise link.failure or UpstreamUnreachable("The upstream's answer goes on behind its end.")
@@ -134,6 +133,22 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         elif exchange.connection.blocked:
             await exchange.connection.writable()
         await link.arrival()
+
+
+def _metered(worker: Worker, caller: Caller, link: Link, meter: AnswerMeter) -> bytes:
+    """What has arrived and may pass; objects that it tells of are the caller's from now on."""
+    data = link.take()
+    passed = meter.feed(data) if data else b""
+    if meter.told:
+        worker.ports.objects.keep(caller, take_told(meter))
+    return passed + meter.finish() if link.complete else passed
+
+
+def take_told(meter: AnswerMeter) -> list[str]:
+    """The ids of objects that an answer told of since the last time."""
+    told = meter.told.copy()
+    meter.told.clear()
+    return told
 
 
 def _keep_hold(charge: Charge, meter: AnswerMeter) -> bytes:

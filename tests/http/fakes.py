@@ -6,7 +6,7 @@ Every class here keeps to what its real counterpart promises: answers come later
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gateway.core.model import (
     Caller,
@@ -92,6 +92,30 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-e
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 USAGE_EVENT = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}}\n\n'
 DONE_EVENT = b"data: [DONE]\n\n"
+
+
+class FakeObjects:
+    """Remembers whose objects are; `down` fails."""
+
+    def __init__(self) -> None:
+        self.kept: set[tuple[int, str]] = set()
+        self.asked: list[tuple[str, ...]] = []
+        self.down = False
+
+    def owned(self, caller: Caller, ids: Sequence[str]) -> Wait[bool]:
+        self.asked.append(tuple(ids))
+        wait: Wait[bool] = Wait()
+        if self.down:
+            wait.fail(CountersUnavailable())
+        else:
+            wait.set(all((caller.organization_id, one) in self.kept for one in ids))
+        return wait
+
+    def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[object]:
+        self.kept |= {(caller.organization_id, one) for one in ids}
+        wait: Wait[object] = Wait()
+        wait.set(None)
+        return wait
 
 
 class FakeDirectory:

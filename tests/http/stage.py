@@ -25,7 +25,7 @@ from gateway.http.ports import Ports, Tracer
 from gateway.http.server import DataPlane
 from gateway.http.tally import Tally
 from gateway.http.traced import TracedPlane
-from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, answer
+from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
 
 WITHIN_S = 30.0
 
@@ -262,6 +262,7 @@ class Stage:
         self.upstream = upstream
         self.directory = FakeDirectory()
         self.counters = FakeCounters()
+        self.objects = FakeObjects()
         self.tally = Tally()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.plane: DataPlane
@@ -272,6 +273,7 @@ class Stage:
         return Ports(
             self.directory,
             self.counters,
+            self.objects,
             Estimator(),
             self.tally,
             self._usage,
