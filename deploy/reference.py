@@ -148,6 +148,8 @@ REMEDIES = {
     "tenant_blocked": "`tollkeeper tenant unblock`.",
     "unknown_route": "Correct the path, or add a route to the "
     "[configuration](../settings.md#upstreams-and-routes).",
+    "object_not_found": "Name objects that this organization's own calls made; see "
+    "[stored objects](../concepts.md#stored-objects).",
     "method_not_allowed": "Use a method that `Allow` names.",
     "request_too_large": "Send less, or raise `TOLLKEEPER_BODY_BYTES_MAX`.",
     "concurrency_limited": "Send fewer at once, or raise `concurrency` of the scope the message names.",

@@ -67,17 +67,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     door = _door(settings, wire, settlements, scripts)
     directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, activity = Tally(), Activity(wire, time.time)
-    ports = Ports(
-        directory=directory,
-        counters=counters,
-        objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
-        estimator=Estimator(tokenizer=tokenizer.load()),
-        tally=tally,
-        usage=Usages(wire, time.monotonic).of,
-        log=log,
-        seconds=time.monotonic,
-        access_log=settings.log_level == "debug",
-    )
+    ports = _ports(settings, wire, door, tally, log)
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
@@ -125,6 +115,21 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable
     log("gateway stopped", settlements_waiting=waiting)
     if not closed:
         os._exit(0)  # the thread that waits for the disk would be joined
+
+
+def _ports(settings: Settings, wire: Wire, door: Door, tally: Tally, log: Callable[..., None]) -> Ports:
+    """What the data plane is handed of the other doors."""
+    return Ports(
+        directory=door.directory,
+        counters=door.counters,
+        objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
+        estimator=Estimator(tokenizer=tokenizer.load()),
+        tally=tally,
+        usage=Usages(wire, time.monotonic).of,
+        log=log,
+        seconds=time.monotonic,
+        access_log=settings.log_level == "debug",
+    )
 
 
 def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[str, Histogram]) -> Door:

@@ -109,7 +109,8 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     held = b""
     drain: Drain | None = None
     while True:
-        passed = _metered(worker, caller, link, meter)
+        data = link.take()
+        passed = _metered(worker, caller, meter, data, link.complete)
         if link.complete:
             return held + passed if held else passed
         if link.failure is not None or meter.surplus:
@@ -135,13 +136,12 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         await link.arrival()
 
 
-def _metered(worker: Worker, caller: Caller, link: Link, meter: AnswerMeter) -> bytes:
-    """What has arrived and may pass; objects that it tells of are the caller's from now on."""
-    data = link.take()
+def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes, complete: bool) -> bytes:
+    """What of the data may pass; objects that it tells of are the caller's from now on."""
     passed = meter.feed(data) if data else b""
     if meter.told:
         worker.ports.objects.keep(caller, take_told(meter))
-    return passed + meter.finish() if link.complete else passed
+    return passed + meter.finish() if complete else passed
 
 
 def take_told(meter: AnswerMeter) -> list[str]:
