@@ -138,6 +138,8 @@ def _parameter(each: Any) -> str:
 REMEDIES = {
     "invalid_request": "Correct the field the message names; "
     "[how requests are read](../metering.md#what-a-request-must-be).",
+    "user_required": "Name the user in `x-tollkeeper-user` or in the body; "
+    "the key has `user_header: require`.",
     "invalid_api_key": "Send a key of `tollkeeper key create`; "
     "`tollkeeper key list` shows what is revoked and expired.",
     "insufficient_credits": "`tollkeeper credits add`, or a higher `credit_limit` of the organization.",
