@@ -53,6 +53,7 @@ class Directory:
         self._today = today
         self._raw = b""
         self._services: dict[str, Service] = {}
+        self._meters: dict[int, str] = {}
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
         # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
@@ -83,7 +84,7 @@ class Directory:
         terms = self._terms.get(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
-        return terms.resolve(service, self._today() * 1000) if service is not None else None
+        return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or None."""
@@ -184,6 +185,7 @@ class Directory:
             return
         catalogue = decode_catalogue(raw)
         self._services = catalogue.services
+        self._meters = {service.id: service.meter for service in catalogue.services.values()}
         self.version = catalogue.version
         self._raw = raw
 

@@ -1,11 +1,15 @@
 """An organization's terms, as they resolve services for its callers.
 
+Subscription services are those its subscription includes. Of services with another meter it may use all,
+until it is given any with that meter: then those.
+
 A service is resolved once a version of the catalogue and of the terms, and stays the same object
 while neither changes: what is made for a service elsewhere is found again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from gateway.core.definitions import Negotiated, OrganizationTerms
@@ -14,6 +18,7 @@ from gateway.counters.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
 SUBSCRIPTION = "subscription"
+_NO_METERS: Mapping[int, str] = {}
 
 
 class Terms:
@@ -26,11 +31,17 @@ class Terms:
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
         self._resolved: dict[str, _Resolved] = {}
 
-    def resolve(self, service: Service, now_ms: float) -> Service:
-        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""
+    def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:
+        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it.
+
+        `meters` are those of the catalogue's services, by their ids.
+        """
         known = self._resolved.get(service.key)
         if known is None or known.base is not service:
             known = self._resolved[service.key] = _Resolved(service, self._negotiated.get(service.id))
+            known.given = self._is_given(known.service, meters)
+        if not known.given:
+            raise ServiceNotIncluded("This service was not given to the organization.", retry_helps=False)
         if known.service.meter != SUBSCRIPTION:
             return known.service
         terms = self._terms
@@ -42,15 +53,25 @@ class Terms:
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
 
+    def _is_given(self, service: Service, meters: Mapping[int, str]) -> bool:
+        if service.meter == SUBSCRIPTION or service.id in self._negotiated:
+            return True
+        given = self._negotiated.values()
+        return all((one.meter or meters.get(one.service_id)) != service.meter for one in given)
+
 
 class _Resolved:
-    """A service of the catalogue as one organization has it; `included` is the one its subscription pays."""
+    """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
 
-    __slots__ = ("base", "included", "service")
+    `given` says that it may use it, as far as that does not depend on a subscription.
+    """
+
+    __slots__ = ("base", "given", "included", "service")
 
     def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
         meter = (negotiated and negotiated.meter) or base.meter
         self.base = base
+        self.given = True
         self.service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
         if negotiated is not None:
             pricing = base.pricing if negotiated.pricing is None else negotiated.pricing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -35,6 +36,41 @@ def test_without_terms_the_catalogue_counts() -> None:
 def test_a_negotiated_price_goes_first_and_the_rest_stays() -> None:
     found = terms(Negotiated(2, 6)).resolve(IMAGES, 0)
     assert (found.credits, found.meter, found.pricing) == (6, "consumption", IMAGES.pricing)
+
+
+METERS = {1: "subscription", 2: "consumption", 3: "consumption", 4: "pay_per_use"}
+OCR = Service(3, "ocr", "consumption", counts_tokens=False, credits=5)
+MAPS = Service(4, "maps", "pay_per_use", counts_tokens=False)
+
+
+def usable(one: Terms, *services: Service) -> set[str]:
+    """The keys of those an organization may use now."""
+    found = set()
+    for service in services:
+        with suppress(ServiceNotIncluded):
+            found.add(one.resolve(service, 150, METERS).key)
+    return found
+
+
+def test_who_was_given_services_of_a_meter_uses_those_alone() -> None:
+    everything = CHAT, IMAGES, OCR, MAPS
+    assert usable(terms(), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(2, 6)), *everything) == {"chat", "images", "maps"}
+    assert usable(terms(Negotiated(2, 8), Negotiated(3, 5)), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(4, 0)), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(4, 0)), MAPS, Service(5, "geo", "pay_per_use")) == {"maps"}
+
+
+def test_what_counts_is_the_meter_it_was_given_with() -> None:
+    assert usable(terms(Negotiated(2, 6, "pay_per_use")), IMAGES, OCR, MAPS) == {"images", "ocr"}
+    assert usable(terms(Negotiated(1, 6, "consumption")), CHAT, IMAGES, MAPS) == {"chat", "maps"}
+    assert usable(terms(Negotiated(2, 6, "subscription")), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
+    assert usable(terms(Negotiated(9, 6)), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
+
+
+def test_a_subscription_includes_whatever_was_given() -> None:
+    one = terms(Negotiated(2, 6), features=("chat",), since_ms=100, until_ms=200)
+    assert usable(one, CHAT, IMAGES, OCR) == {"chat", "images"}
 
 
 @pytest.mark.parametrize("pricing", [TIERS, BY_TOKEN])

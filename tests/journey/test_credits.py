@@ -178,3 +178,17 @@ def test_units_climb_the_tiers_until_the_cap_is_reached(stack: Stack) -> None:
     assert spent == [(6000, 6000), (5600, 11_600)]
     assert stack.admin("PATCH", f"/organizations/{buyer.id}", {"spend_cap": "1"})[0] == 200
     eventually(lambda: buyer.call(service).status_code == 200)
+
+
+def test_an_organization_that_was_given_services_uses_those(buyer: Buyer) -> None:
+    given, other = buyer.service(credits=1), buyer.service(credits=0)
+    billed = buyer.service("Pay-Per-Use", pricing={"tiers": [{"up_to": None, "unit_price": "0.001"}]})
+    buyer.give(100)
+    assert {buyer.call(service).status_code for service in (given, other, billed)} == {200}
+    row = buyer.stack.make(
+        "organization-services", organization_id=buyer.id, service_id=given["id"], negotiated_credits=1
+    )
+    eventually(lambda: [refusal(buyer.call(other)) for _ in range(8)] == [(403, "service_not_included")] * 8)
+    assert {buyer.call(service).status_code for service in (given, billed)} == {200}
+    assert buyer.stack.admin("DELETE", f"/organization-services/{row['id']}")[0] == 204
+    eventually(lambda: buyer.call(other).status_code == 200)

@@ -176,7 +176,7 @@ class System:
         directory = Directory(self.house.wire, time.monotonic)
         await driven(directory.refresh())
         caller = await driven(directory.identify(self.digests[which]))
-        if key == "m-sub" and (self.included is None or key not in self.included):
+        if not self._may_use(key):
             try:
                 directory.resolve(caller, key)
             except ServiceNotIncluded:
@@ -193,6 +193,13 @@ class System:
         if isinstance(expected, Call):
             assert call.decision.held_tokens == expected.tokens
             self.calls.append((expected, call, service))
+
+    def _may_use(self, key: str) -> bool:
+        """Whether the organization's terms, as they are in force, let it use a service."""
+        if key == "m-sub":
+            return self.included is not None and key in self.included
+        alike = {one for one in self.in_force if self.catalogue[one].meter == self.catalogue[key].meter}
+        return not alike or key in alike
 
     async def extend(self, at: int, seen: int, margin: int) -> None:
         """A call that runs: its hold follows what was seen of it."""
@@ -329,13 +336,20 @@ class System:
         self.catalogue[key] = replace(self.catalogue[key], **change)
         self.waiting.append(self._define_prices)
 
-    async def negotiate(self, key: str, credits_: int) -> None:
-        """The organization pays a price of its own."""
+    async def negotiate(self, key: str, credits_: int | None) -> None:
+        """The organization pays a price of its own, or none of its own any more."""
         service_id = self.services[key]
         known = self.house.rows(
             "select id from organization_service where organization_id = %s and service_id = %s",
             self.owner, service_id,
         )  # fmt: skip
+        if credits_ is None:
+            if not known:
+                return
+            await self.house.write("organization-services", "delete", known[0]["id"])
+            del self.negotiated[key]
+            self.waiting.append(self._define_owner)
+            return
         if known:
             row_id = known[0]["id"]
             await self.house.write("organization-services", "change", row_id, negotiated_credits=credits_)

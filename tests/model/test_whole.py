@@ -27,6 +27,7 @@ AT = st.integers(0, 9)
 WHICH = st.integers(0, 1)
 FEW = st.integers(1, 9)
 TOKENS = st.integers(0, 150)
+OWN_PRICE = st.none() | st.integers(0, 40)
 POLICY = st.sampled_from(["block", "carry", "bill"])
 STEP = st.one_of(
     st.tuples(st.just("reserve"), WHICH, st.sampled_from(KEYS), st.integers(1, 150), FEW),
@@ -47,7 +48,7 @@ STEP = st.one_of(
     st.tuples(st.just("move"), st.integers(0, len(PLANS) - 1)),
     st.tuples(st.just("edit_plan"), st.integers(0, len(PLANS) - 1), st.integers(0, 600), POLICY),
     st.tuples(st.just("reprice"), st.sampled_from(PRICED), st.integers(1, 60)),
-    st.tuples(st.just("negotiate"), st.sampled_from(["m-unit", "m-both", "m-once"]), st.integers(0, 40)),
+    st.tuples(st.just("negotiate"), st.sampled_from(["m-unit", "m-both", "m-once"]), OWN_PRICE),
     st.tuples(st.just("bound"), st.integers(0, 200), st.none() | st.integers(0, 60_000)),
     st.tuples(st.just("subscribe"), st.none() | WHICH),
     st.tuples(st.just("next_cycle"), WHICH),
