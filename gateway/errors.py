@@ -42,9 +42,10 @@ class Refusal(TollkeeperError):
     `retry_after_s` is None where no time is known; `retry_helps` is the answer to
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
     request field that is wrong, where one is. `fields` of the answer tell what is left of the
-    limit that refused.
+    limit that refused, `scope` whose limit that is: the gateway's own where it says nothing else.
     """
 
+    scope: str = "gateway"
     fields: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(

@@ -20,6 +20,8 @@ from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
+# Answers after which a client waits: each says who refused, a scope of limits, the gateway or the upstream.
+HELD_OFF = frozenset({429, 503, 529})
 
 _SCOPES = {
     Scope.KEY: "this API key",
@@ -44,6 +46,8 @@ def from_decision(decision: Decision) -> Refusal:
     """Return the refusal a decision stands for: which limit, how much is used, until when."""
     refusal = _MAKERS[decision.verdict](decision)
     refusal.fields = tuple(refusal_headers(decision))
+    if decision.scope:
+        refusal.scope = Scope(decision.scope).name.lower()
     return refusal
 
 
@@ -57,6 +61,8 @@ def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
         headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2
+    if refusal.status in HELD_OFF:
+        headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
     body = msgspec.json.encode(_SHAPES[family](refusal, request_id))
     return Rendered(refusal.status, headers, body)

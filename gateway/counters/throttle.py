@@ -48,9 +48,11 @@ class Throttle:
 
     def _refusal(self, left_s: float) -> RateLimited:
         wait = max(1, -int(-left_s // 1))
-        return RateLimited(
+        refusal = RateLimited(
             f"Rate limit of this API key: {self._a_minute} of {self._a_minute} requests a minute for its own "
             f"usage are used. Try again in {wait} s.",
             retry_after_s=wait,
             retry_helps=True,
         )
+        refusal.scope = "key"
+        return refusal

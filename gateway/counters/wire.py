@@ -131,7 +131,7 @@ class Wire(asyncio.Protocol):
             self._transport.close()
 
     def send(self, command: bytes, *, at_once: bool = False) -> Wait[Reply]:
-        """Queue a command for this tick's write; `at_once`, though the breaker is open. Fails, never hangs."""
+        """Queue a command for this tick's write; `at_once`, with the breaker open too. Fails, never hangs."""
         wait: Wait[Reply] = Wait()
         if not (self.available or (at_once and self.connected)) or len(self._pending) >= PENDING_MAX:
             wait.fail(CountersUnavailable())

@@ -19,6 +19,7 @@ from gateway.http.headers import (
     DATE,
     DROP,
     LENGTH,
+    LIMITS,
     PASS,
     PLAIN_REQUEST_ID,
     REQUEST_ID,
@@ -33,6 +34,7 @@ READ_LINES_BYTES_MAX = 2 * 1024 * 1024
 LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _LENGTH_DIGITS_MAX = 15
+_LIMITED = frozenset({429, 529})
 _statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )
@@ -47,11 +49,11 @@ class AnswerHead:
 
     `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
     None where none is stated; with neither `length` nor `chunked` the body ends with the
-    connection.
+    connection. `limited` says that it tells of its upstream's own limits.
     """
 
     __slots__ = (
-        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "lines",
+        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limited", "lines",
         "plain_request_id", "request_id", "status", "usage_amount",
     )  # fmt: skip
 
@@ -60,7 +62,7 @@ class AnswerHead:
         self.lines = lines
         self.keep_alive = keep_alive
         self.length: int | None = None
-        self.chunked = self.dated = False
+        self.chunked = self.dated = self.limited = False
         self.content_type = self.content_encoding = b""
         self.request_id = self.plain_request_id = self.usage_amount = b""
 
@@ -150,7 +152,11 @@ def _length(answer: AnswerHead, value: bytes) -> int:
 
 def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
     """Take in a field that means something here, but for the most usual ones."""
-    if kind == REQUEST_ID:
+    if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
+        if answer.status in _LIMITED:
+            answer.limited = True
+            answer.lines.append(line)
+    elif kind == REQUEST_ID:
         answer.request_id = value
     elif kind == PLAIN_REQUEST_ID:
         answer.plain_request_id = value

@@ -15,7 +15,7 @@ from gateway.http.remembered import Remembered
 from gateway.http.request import RequestHead
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
-_NOT_RETURNED_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-", b"x-tollkeeper-")
+_LIMITS_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 NAMES_BYTES_MAX = 128 * 1024
 NAME_BYTES_MAX = 64
 
@@ -32,6 +32,7 @@ REQUEST_ID: Final = 7
 PLAIN_REQUEST_ID: Final = 8
 USAGE_AMOUNT: Final = 9
 DATE: Final = 10
+LIMITS: Final = 11
 
 _KINDS = {
     b"connection": CONNECTION,
@@ -61,7 +62,9 @@ def kind_of(name: bytes) -> int:
     """What an answer's field is, by its name; each spelling is remembered in `known_kinds`, within bounds."""
     lower = name.lower()
     kind = _KINDS.get(lower, PASS)
-    if kind == PASS and (lower in _NOT_RETURNED or lower.startswith(_NOT_RETURNED_PREFIXES)):
+    if kind == PASS and (lower in _NOT_RETURNED or lower.startswith(b"x-tollkeeper-")):
         kind = DROP
+    elif kind == PASS and lower.startswith(_LIMITS_PREFIXES):
+        kind = LIMITS
     _names.keep(name, kind)
     return kind

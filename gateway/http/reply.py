@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from gateway.core.limits import limit_lines
 from gateway.core.model import Decision, Family
-from gateway.core.refusal import render
+from gateway.core.refusal import HELD_OFF, render
 from gateway.errors import Refusal
 from gateway.http.answer import AnswerHead
 from gateway.http.exchange import Exchange
@@ -37,7 +37,9 @@ def answer_head(
         lines.append(b"x-upstream-request-id: " + upstream_id)
     if framing:
         lines.append(framing)
-    if decision is not None:
+    if answer.status in HELD_OFF:
+        lines.append(b"x-tollkeeper-refused-by: upstream")
+    if decision is not None and not answer.limited:
         told = limit_lines(decision)
         if told:
             lines.append(told)

@@ -59,6 +59,19 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
             assert type(refused(verdict, scope, kind)) is error
 
 
+def test_who_waits_is_told_by_whom() -> None:
+    def refused_by(refusal: Refusal) -> list[bytes]:
+        headers = render(refusal, Family.OPENAI, ID).headers
+        return [value for name, value in headers if name == b"x-tollkeeper-refused-by"]
+
+    scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization"}
+    for scope, name in scopes.items():
+        assert refused_by(refused(Verdict.RATE_LIMITED, scope, 1)) == [name]
+    assert refused_by(errors.Overloaded()) == [b"gateway"]
+    assert refused_by(refused(Verdict.UNVERIFIED, 0, 0)) == [b"gateway"]
+    assert refused_by(refused(Verdict.INSUFFICIENT_CREDITS)) == []
+
+
 def test_a_rate_limit_says_which_how_much_and_until_when() -> None:
     refusal = refused(Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, used=10, wait_ms=5_500)
     assert "this API key" in refusal.message

@@ -54,6 +54,18 @@ async def test_nominating_our_own_fields_removes_nothing_of_ours() -> None:
             assert len(received.all(name)) == 1
 
 
+@pytest.mark.parametrize(("status", "limits"), [(b"429 X", True), (b"529 X", True), (b"503 X", False)])
+async def test_an_upstream_that_refuses_tells_of_its_own_limits(status: bytes, limits: bool) -> None:
+    async with staged() as stage:
+        fields = b"x-ratelimit-limit-requests: 1\r\nanthropic-ratelimit-tokens-limit: 2\r\nretry-after: 9\r\n"
+        stage.upstream.scripts.append([answer(b"{}", fields, status)])
+        got = await stage.ask(post(CHAT))
+        assert got.one(b"x-tollkeeper-refused-by") == b"upstream"
+        assert got.all(b"x-ratelimit-limit-requests") == [b"1" if limits else b"60"]
+        assert got.all(b"anthropic-ratelimit-tokens-limit") == ([b"2"] if limits else [])
+        assert got.one(b"retry-after") == b"9"
+
+
 async def test_an_answers_limits_and_ids_are_ours() -> None:
     async with staged() as stage:
         fields = (
