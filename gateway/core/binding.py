@@ -1,7 +1,8 @@
 """Where a service's calls under `/services/` may go: its upstream, its paths, and who else gets there.
 
 Pure. The configuration and the catalogue both say; what either leaves out, the other says, and a path must
-be within the paths of both. What a route of an API family meters by its answers is nobody's to call here.
+be within the paths of both. What a route of an API family meters by its answers, and the objects its upstream
+keeps, are nobody's to call here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from gateway.core.model import Family, Service
+from gateway.core.objects import COLLECTIONS
 from gateway.core.paths import (
     Pattern,
     Plain,
@@ -29,6 +31,7 @@ from gateway.core.route import Route, ServiceRules, UpstreamTarget
 SERVICES_PREFIX = "/services/"
 # Meters that charge by the request, whatever is in its answer.
 UNREAD_METERS = frozenset({"none", "generic", "units"})
+_VERSION = re.compile(r"v[0-9][a-z0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Binding:
             return "The path is percent-encoded too many times."
         line = shown(plainly)
         if any(template.fullmatch(line) for template in self.served):
-            return "This path is metered by its own route and cannot be called as a service's."
+            return "This path belongs to an API of its own and cannot be called as a service's."
         if all(any(one.takes(path, plainly) for one in group) for group in self.reach.groups):
             return ""
         return f"The service {self.service.key} does not include this path."
@@ -154,15 +157,21 @@ class Bindings:
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
     def _served(self, host: str) -> Iterator[re.Pattern[str]]:
-        """The plain paths at a host that routes of API families meter by their answers."""
+        """The plain paths at a host that API families meter by their answers, or keep objects under."""
+        kept: set[tuple[Family, Plain]] = set()
         for route in self._routes:
-            if route.family is Family.GENERIC or route.meter in UNREAD_METERS:
-                continue
             name = self._file[0].get(route.service, route.upstream)
-            if name in self._targets:
-                there, prefix = place_of(self._targets[name].base_url)
-                if there == host:
-                    yield template_expression(route.path, prefix)
+            if route.family is Family.GENERIC or name not in self._targets:
+                continue
+            there, prefix = place_of(self._targets[name].base_url)
+            if there != host:
+                continue
+            if route.meter not in UNREAD_METERS:
+                yield template_expression(route.path, prefix)
+            if route.objects == "owned":
+                kept.add((route.family, prefix))
+        for family, prefix in kept:
+            yield _collections(family, prefix)
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> Reach:
@@ -176,6 +185,14 @@ def is_bound(route: Route) -> bool:
     """Whether a route's calls go where its service is bound to."""
     under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
     return under and route.meter in UNREAD_METERS
+
+
+def _collections(family: Family, prefix: Plain) -> re.Pattern[str]:
+    """The plain paths under which a family's upstream keeps objects, behind a version of its API."""
+    version = "" if prefix and _VERSION.fullmatch(prefix[-1]) else f"/{_VERSION.pattern}"
+    names = "|".join(re.escape(name.casefold()) for name in COLLECTIONS[family])
+    front = re.escape(shown(prefix)) if prefix else ""
+    return re.compile(f"{front}(?:/upload)?{version}/(?:{names})(?:/.*)?", re.DOTALL)
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:

@@ -53,7 +53,8 @@ _REFERENCE = frozenset({"id", "type"})
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BUILT_IN_SKILLS = "anthropic"
 
-_COLLECTIONS = {
+# The paths behind a version under which each family's upstreams keep objects.
+COLLECTIONS = {
     Family.OPENAI: (
         "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
         "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
@@ -64,11 +65,10 @@ _COLLECTIONS = {
     ),
 }  # fmt: skip
 _PATHS = {
-    family: re.compile(rf"/({'|'.join(names)})(?:/([^/]+))?(?:/|\Z)")
-    for family, names in _COLLECTIONS.items()
+    family: re.compile(rf"/({'|'.join(names)})(?:/([^/]+))?(?:/|\Z)") for family, names in COLLECTIONS.items()
 }
 _ACTIONS = frozenset({"input_tokens", "compact"})  # stand where an id would
-_RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
+_RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
 _GOOGLE = re.compile(r"(?:^|\.)googleapis\.com\Z", re.IGNORECASE)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import unquote, urlsplit
 
 PATHS_MAX = 100
 PATTERN_CHARACTERS_MAX = 256
 DECODINGS_MAX = 8
+READINGS_MAX = 4096  # a catalogue has the same ones again and again
 ANY = "*"
 
 Plain = tuple[str, ...]
@@ -30,16 +32,16 @@ _USUAL_PORTS = {80, 443}
 class Pattern:
     """Paths such as `/v1/sms/*`: a last `*` is whatever follows, one before it a whole segment.
 
-    `written` matches a path as it is sent, `segments` with `rest` its plain form.
+    `written` is an expression of a path as it is sent, `segments` with `rest` its plain form.
     """
 
-    written: re.Pattern[str]
+    written: str
     segments: Plain
     rest: bool
 
     def takes(self, path: str, plainly: Plain) -> bool:
         """Whether a path is within it, in every reading."""
-        return self.written.fullmatch(path) is not None and self._covers(plainly)
+        return re.fullmatch(self.written, path) is not None and self._covers(plainly)
 
     def below(self, prefix: Plain) -> Pattern:
         """The same paths where they stand behind a base URL's own path."""
@@ -60,6 +62,7 @@ class Pattern:
         return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, path, strict=False))
 
 
+@lru_cache(READINGS_MAX)
 def read_pattern(text: str) -> Pattern:
     """Read a pattern; ValueError says what would be one."""
     if len(text) > PATTERN_CHARACTERS_MAX:
@@ -75,12 +78,12 @@ def read_pattern(text: str) -> Pattern:
     named = segments[:-1] if rest else segments
     written = "".join("/[^/]+" if segment == ANY else f"/{re.escape(segment)}" for segment in named)
     plainly = tuple(ANY if segment == ANY else part for segment in named for part in _plain_part(segment))
-    return Pattern(re.compile(written + "/.*" if rest else written), plainly, rest)
+    return Pattern(written + "/.*" if rest else written, plainly, rest)
 
 
 def whole() -> Pattern:
     """Every path."""
-    return Pattern(re.compile(r".*"), (), True)
+    return Pattern(".*", (), True)
 
 
 def of_template(template: str) -> Pattern:
@@ -89,7 +92,7 @@ def of_template(template: str) -> Pattern:
     if any("…" in each for each in names):
         return whole()  # only the rest is sent on
     plainly = tuple(ANY if "{" in each else part for each in names for part in _plain_part(each))
-    return Pattern(re.compile(r".*"), plainly, True)
+    return Pattern(".*", plainly, True)
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
@@ -127,6 +130,7 @@ def plain(path: str) -> Plain | None:
     return tuple(found)
 
 
+@lru_cache(READINGS_MAX)
 def place_of(base_url: str) -> tuple[str, Plain]:
     """Who answers at a base URL, however its host is spelled, and the plain path in front of every path.
 

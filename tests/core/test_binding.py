@@ -78,8 +78,28 @@ def test_a_path_must_be_within_the_paths_of_configuration_and_catalogue() -> Non
 )
 def test_what_a_familys_route_meters_is_no_services(base: str, path: str) -> None:
     one = bound(replace(SMS, upstream="raw"), targets=(UpstreamTarget("raw", base),))
-    assert "metered by its own route" in one.refusal_of(path)
+    assert "belongs to an API of its own" in one.refusal_of(path)
     assert one.refusal_of("/something/else") == ""
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("https://openai.example", "/v1/files/file-1"),
+        ("https://openai.example", "/V1/Conversations"),
+        ("https://openai.example/v1", "/batches/b"),
+        ("https://anthropic.example", "/v1/files"),
+        ("https://gemini.example", "/v1beta/cachedContents/c"),
+        ("https://gemini.example", "/upload/v1beta/files"),
+    ],
+)
+def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: str) -> None:
+    raw = UpstreamTarget("raw", base)
+    one = bound(replace(SMS, upstream="raw"), targets=(raw,))
+    assert "belongs to an API of its own" in one.refusal_of(path)
+    assert one.refusal_of("/own/files/file-1") == one.refusal_of("/profiles/1") == ""
+    shared = tuple(replace(route, objects="shared") for route in DEFAULT_ROUTES)
+    assert bound(replace(SMS, upstream="raw"), targets=(raw,), routes=shared).refusal_of(path) == ""
 
 
 def test_a_familys_route_behind_a_prefix_is_known_without_it() -> None:
@@ -90,19 +110,19 @@ def test_a_familys_route_behind_a_prefix_is_known_without_it() -> None:
         targets=(azure, UpstreamTarget("raw", "https://h.example")),
         routes=routes,
     )
-    assert "metered by its own route" in one.refusal_of("/openai/v1/chat")
+    assert "belongs to an API of its own" in one.refusal_of("/openai/v1/chat")
     assert one.refusal_of("/chat") == ""
 
 
 def test_a_familys_route_that_takes_any_path_leaves_nothing_to_services() -> None:
     routes = (Route(("POST",), "/llm/{path…}", "mine", "chat", Family.OPENAI, "openai_chat"),)
-    assert "metered by its own route" in bound(SMS, routes=routes).refusal_of("/anything")
+    assert "belongs to an API of its own" in bound(SMS, routes=routes).refusal_of("/anything")
 
 
 def test_other_upstreams_have_those_paths_for_services() -> None:
     assert bound(SMS).refusal_of("/v1/chat/completions") == ""
     elsewhere = ServiceRules((("chat", "mine"), ("sms", "mine")))
-    assert "metered by its own route" in bound(SMS, rules=elsewhere).refusal_of("/v1/chat/completions")
+    assert "belongs to an API of its own" in bound(SMS, rules=elsewhere).refusal_of("/v1/chat/completions")
 
 
 def test_services_that_get_to_the_same_paths_are_rivals() -> None:
