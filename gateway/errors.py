@@ -104,6 +104,13 @@ class ModelNotAllowed(Refusal):
     status = 403
 
 
+class ModelNotPriced(Refusal):
+    """The requested model has no price here."""
+
+    reason = "model_not_priced"
+    status = 403
+
+
 class UnknownRoute(Refusal):
     """No route is configured for this path."""
 

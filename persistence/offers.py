@@ -6,7 +6,7 @@ from sqlalchemy import or_, select
 
 from gateway.core.administration import Row
 from gateway.errors import Unprocessable
-from persistence import crud, subscriptions
+from persistence import crud, priced, subscriptions
 from persistence.subject import Change, Subject, Verb, equals
 from persistence.tables import (
     business_model,
@@ -66,6 +66,18 @@ _plan_verbs = crud.verbs(
     defining=frozenset({"feature_access", "token_plan_id"}),
 )
 
+_negotiated_verbs = crud.verbs(
+    lambda: ORGANIZATION_SERVICES,
+    organization_service,
+    refers={
+        "organization_id": organization,
+        "service_id": service,
+        "business_model_id": business_model,
+    },
+    define=define,
+    defining=frozenset({"negotiated_credits", "business_model_id", "pricing"}),
+)
+
 ORGANIZATION_SERVICES: Subject = Subject(
     source=select(organization_service),
     id=organization_service.c.id,
@@ -76,17 +88,11 @@ ORGANIZATION_SERVICES: Subject = Subject(
         "service_id": equals(organization_service.c.service_id),
         "business_model_id": equals(organization_service.c.business_model_id),
     },
-    verbs=crud.verbs(
-        lambda: ORGANIZATION_SERVICES,
-        organization_service,
-        refers={
-            "organization_id": organization,
-            "service_id": service,
-            "business_model_id": business_model,
-        },
-        define=define,
-        defining=frozenset({"negotiated_credits", "business_model_id", "pricing"}),
-    ),
+    verbs={
+        "create": priced.of_negotiated(_negotiated_verbs["create"]),
+        "change": priced.of_negotiated(_negotiated_verbs["change"]),
+        "delete": _negotiated_verbs["delete"],
+    },
 )
 
 SUBSCRIPTION_PLANS: Subject = Subject(

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from gateway.core.administration import Row
 from gateway.core.definitions import CATALOGUE_ACCOUNT
 from gateway.errors import Conflict
-from persistence import crud
+from persistence import crud, priced
 from persistence.subject import Change, Subject, alter, equals, lock, refuse_while
 from persistence.tables import business_model, organization_service, service, subscription_plan
 
@@ -85,7 +85,17 @@ BUSINESS_MODELS: Subject = Subject(
     time=business_model.c.created_at,
     order=(("id", business_model.c.id),),
     filters={"name": equals(business_model.c.name), "meter": equals(business_model.c.meter)},
-    verbs={"create": _model_verbs["create"], "change": change_model, "delete": delete_model},
+    verbs={"create": _model_verbs["create"], "change": priced.of_model(change_model), "delete": delete_model},
+)
+
+_service_verbs = crud.verbs(
+    lambda: SERVICES,
+    service,
+    refers={"business_model_id": business_model},
+    define=define,
+    defining=frozenset(
+        {"credits", "service_type", "business_model_id", "counts_tokens", "pricing", "upstream", "paths"}
+    ),
 )
 
 SERVICES: Subject = Subject(
@@ -99,23 +109,8 @@ SERVICES: Subject = Subject(
         "name": equals(service.c.name),
     },
     verbs={
-        **crud.verbs(
-            lambda: SERVICES,
-            service,
-            refers={"business_model_id": business_model},
-            define=define,
-            defining=frozenset(
-                {
-                    "credits",
-                    "service_type",
-                    "business_model_id",
-                    "counts_tokens",
-                    "pricing",
-                    "upstream",
-                    "paths",
-                }
-            ),
-        ),
+        "create": priced.of_service(_service_verbs["create"]),
+        "change": priced.of_service(_service_verbs["change"]),
         "delete": delete_service,
     },
 )

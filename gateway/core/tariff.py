@@ -6,9 +6,45 @@ The same rule prices an estimate, for the hold, and what was really used.
 from __future__ import annotations
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
-from gateway.core.pricing import ANY_MODEL, ENDLESS, TokenRate, token_credits
+from gateway.core.pricing import ANY_MODEL, ENDLESS, NO_PRICING, Pricing, TokenRate, token_credits
+from gateway.errors import ModelNotPriced
 
 CONSUMPTION = "consumption"
+PAY_PER_USE = "pay_per_use"
+
+
+def misfit(meter: str, one_time: bool, pricing: Pricing) -> tuple[str, str] | None:
+    """Why a business model cannot use a price: the field, and what is right; None where it can."""
+    if pricing.per_million is not None:
+        if meter == PAY_PER_USE:
+            return "pricing.per_million", "belongs to Consumption; Pay-Per-Use takes tiers"
+        if meter == CONSUMPTION and one_time:
+            return "pricing.per_million", "belongs to Pay-As-You-Go; One-Time costs its credits once"
+    elif pricing.tiers and meter == CONSUMPTION:
+        return "pricing.tiers", "belongs to Pay-Per-Use; Consumption takes credits or per_million"
+    if meter not in {CONSUMPTION, PAY_PER_USE} and pricing != NO_PRICING:
+        return "pricing", "belongs to Consumption or Pay-Per-Use; a Subscription is not priced by use"
+    return None
+
+
+def check_priced(service: Service, model: str, models_beside: tuple[str, ...] = ()) -> None:
+    """`ModelNotPriced` where a price decides and there is none for a model that may answer.
+
+    A price that its business model cannot use is none. A call that names no model has no tokens.
+    """
+    prices = service.pricing.per_million
+    if prices is None:
+        if service.pricing.tiers and service.meter == CONSUMPTION:
+            raise ModelNotPriced("This service is priced by units, which its business model cannot use.")
+    elif service.meter == PAY_PER_USE:
+        raise ModelNotPriced("This service is priced by token, which its business model cannot use.")
+    elif service.meter == CONSUMPTION and not service.one_time:
+        if not model:
+            raise ModelNotPriced("This service is priced by the tokens of a model, and this call names none.")
+        if ANY_MODEL not in prices:
+            for name in (model, *models_beside):
+                if name not in prices:
+                    raise ModelNotPriced(f"The model {name} has no price here.")
 
 
 def is_by_token(service: Service) -> bool:
@@ -32,9 +68,9 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 
 
 def credits_of(service: Service, model: str, usage: Usage) -> int:
-    """Credits of one request, never more than are counted exactly; 0 where the service takes none.
+    """Credits of one request that `check_priced` let pass, never more than are counted exactly.
 
-    Of a service priced by token, a model that has no price costs what a unit does.
+    0 where the service takes none.
     """
     if service.meter != CONSUMPTION:
         return 0

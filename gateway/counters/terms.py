@@ -14,6 +14,8 @@ from dataclasses import replace
 
 from gateway.core.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Service
+from gateway.core.pricing import NO_PRICING
+from gateway.core.tariff import CONSUMPTION
 from gateway.counters.stored import decode_terms
 from gateway.errors import ServiceNotIncluded
 
@@ -74,6 +76,10 @@ class _Resolved:
         self.given = True
         self.service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
         if negotiated is not None:
-            pricing = base.pricing if negotiated.pricing is None else negotiated.pricing
+            pricing = negotiated.pricing
+            if pricing is None:
+                # Units at tiers become units at credits, which an organization always negotiates.
+                flat = meter == CONSUMPTION and base.pricing.per_million is None
+                pricing = NO_PRICING if flat and base.meter != meter else base.pricing
             self.service = replace(self.service, credits=negotiated.credits, pricing=pricing)
         self.included = replace(self.service, needs_plan=False)

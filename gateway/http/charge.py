@@ -23,7 +23,7 @@ from gateway.core.model import (
 )
 from gateway.core.pricing import TokenRate
 from gateway.core.refusal import from_decision
-from gateway.core.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
+from gateway.core.tariff import CONSUMPTION, check_priced, covered, credits_of, is_by_token, rate_of
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
@@ -70,6 +70,7 @@ class Charge:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
+        check_priced(service, self._call.model, self._call.models_beside)
         need = ceiling = credits_held = 0
         by_token, rate = is_by_token(service), None
         if service.counts_tokens or by_token:

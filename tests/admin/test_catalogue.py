@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.admin.conftest import Api
+from tests.admin.conftest import Answer, Api
 
 SERVICE = {"name": "Search", "key": "search", "credits": 3, "service_type": "Pay-As-You-Go"}
 
@@ -100,7 +100,8 @@ async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, na
     ],
 )
 async def test_pricing_comes_back_as_it_was_sent(api: Api, pricing: dict[str, Any] | None) -> None:
-    made = await api.make("services", **SERVICE, business_model_id=await model(api), pricing=pricing)
+    used_by = "Pay-Per-Use" if pricing and "tiers" in pricing else "Consumption"
+    made = await api.make("services", **SERVICE, business_model_id=await model(api, used_by), pricing=pricing)
     assert made["pricing"] == pricing
 
 
@@ -151,3 +152,88 @@ async def test_uses_are_read_only_lists(api: Api) -> None:
             "next_cursor": None,
         }
         assert (await api.post(resource, {})).status == 405
+
+
+TIERED: dict[str, Any] = {"tiers": [{"up_to": None, "unit_price": "0.50"}]}
+BY_TOKEN: dict[str, Any] = {"per_million": {"*": {"input": 1, "output": 2}}}
+MISFITS = [
+    ("Consumption", TIERED, "pricing.tiers"),
+    ("Pay-Per-Use", BY_TOKEN, "pricing.per_million"),
+    ("Subscription", BY_TOKEN, "pricing"),
+    ("Subscription", TIERED, "pricing"),
+]
+
+
+def wrong(answer: Answer) -> tuple[int, list[str]]:
+    return answer.status, [error["field"] for error in answer.json["errors"]]
+
+
+@pytest.mark.parametrize(("name", "pricing", "field"), MISFITS)
+async def test_a_price_its_business_model_cannot_use_is_refused(
+    api: Api, name: str, pricing: dict[str, Any], field: str
+) -> None:
+    asked = {**SERVICE, "business_model_id": await model(api, name), "pricing": pricing}
+    assert wrong(await api.post("services", asked)) == (422, [field])
+    made = await api.make("services", **{**asked, "pricing": None})
+    assert wrong(await api.patch(f"services/{made['id']}", {"pricing": pricing})) == (422, [field])
+    terms = {
+        "organization_id": (await api.make("organizations", name="Buyer"))["id"],
+        "service_id": made["id"],
+        "negotiated_credits": 3,
+    }
+    assert wrong(await api.post("organization-services", {**terms, "pricing": pricing})) == (422, [field])
+    negotiated = await api.make("organization-services", **terms)
+    changed = await api.patch(f"organization-services/{negotiated['id']}", {"pricing": pricing})
+    assert wrong(changed) == (422, [field])
+
+
+async def test_a_business_model_does_not_change_to_one_that_cannot_use_the_price(api: Api) -> None:
+    models = {name: await model(api, name) for name in ("Consumption", "Subscription", "Pay-Per-Use")}
+    made = await api.make("services", **SERVICE, business_model_id=models["Consumption"], pricing=BY_TOKEN)
+    for name in ("Subscription", "Pay-Per-Use"):
+        changed = await api.patch(f"services/{made['id']}", {"business_model_id": models[name]})
+        assert changed.status == 422
+    assert wrong(await api.patch(f"services/{made['id']}", {"service_type": "One-Time"})) == (
+        422, ["pricing.per_million"],
+    )  # fmt: skip
+    whole = {"business_model_id": models["Pay-Per-Use"], "pricing": TIERED}
+    assert (await api.patch(f"services/{made['id']}", whole)).status == 200
+
+
+async def test_an_organization_that_goes_another_way_needs_a_price_of_its_own(api: Api) -> None:
+    by_token = await api.make(
+        "services", **SERVICE, business_model_id=await model(api, "Consumption"), pricing=BY_TOKEN
+    )
+    terms = {
+        "organization_id": (await api.make("organizations", name="Buyer"))["id"],
+        "service_id": by_token["id"],
+        "negotiated_credits": 3,
+        "business_model_id": await model(api, "Pay-Per-Use"),
+    }
+    assert wrong(await api.post("organization-services", terms)) == (422, ["pricing"])
+    made = await api.make("organization-services", **terms, pricing=TIERED)
+    back = await api.patch(f"organization-services/{made['id']}", {"business_model_id": None})
+    assert wrong(back) == (422, ["pricing.tiers"])
+    assert wrong(await api.patch(f"organization-services/{made['id']}", {"pricing": None})) == (
+        422,
+        ["pricing"],
+    )
+
+
+async def test_a_service_does_not_leave_behind_whoever_negotiated_its_price(api: Api) -> None:
+    made = await api.make("services", **SERVICE, business_model_id=await model(api, "Consumption"))
+    buyer = (await api.make("organizations", name="Buyer"))["id"]
+    await api.make(
+        "organization-services", organization_id=buyer, service_id=made["id"], negotiated_credits=3,
+        pricing=BY_TOKEN,
+    )  # fmt: skip
+    to = {"business_model_id": await model(api, "Pay-Per-Use")}
+    assert (await api.patch(f"services/{made['id']}", to)).status == 409
+
+
+async def test_a_business_model_in_use_keeps_a_meter_that_can_use_the_prices(api: Api) -> None:
+    mine = await api.make("business-models", name="By token", meter="consumption")
+    await api.make("services", **SERVICE, business_model_id=mine["id"], pricing=BY_TOKEN)
+    changed = await api.patch(f"business-models/{mine['id']}", {"meter": "pay_per_use"})
+    assert changed.status == 409
+    assert (await api.patch(f"business-models/{mine['id']}", {"display_name": "Tokens"})).status == 200

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
-from gateway.core.pricing import ENDLESS, Pricing, TokenPrice, TokenRate
-from gateway.core.tariff import covered, credits_of, is_by_token, rate_of
+from gateway.core.pricing import ENDLESS, NO_PRICING, Pricing, Tier, TokenPrice, TokenRate
+from gateway.core.tariff import check_priced, covered, credits_of, is_by_token, misfit, rate_of
+from gateway.errors import ModelNotPriced
 
 PRICES = {"small": TokenPrice(3, 15, 1), "large": TokenPrice(input=3_000_000, output=15_000_000)}
 UNIT = Service(1, "images", "consumption", credits=6)
@@ -87,3 +90,39 @@ def test_a_hold_covers_what_both_its_tokens_and_its_credits_cover() -> None:
 
 def test_no_use_costs_more_than_is_counted_exactly() -> None:
     assert credits_of(Service(1, "x", "consumption", credits=INTEGER_MAX), "", Usage(units=2)) == INTEGER_MAX
+
+
+TIERS = Pricing(tiers=(Tier(None, Decimal(1)),))
+
+
+@pytest.mark.parametrize(
+    ("meter", "one_time", "pricing", "field"),
+    [
+        ("consumption", False, TOKEN.pricing, None),
+        ("consumption", False, TIERS, "pricing.tiers"),
+        ("consumption", True, TIERS, "pricing.tiers"),
+        ("consumption", True, TOKEN.pricing, "pricing.per_million"),
+        ("pay_per_use", False, TIERS, None),
+        ("pay_per_use", False, TOKEN.pricing, "pricing.per_million"),
+        ("subscription", False, TIERS, "pricing"),
+        ("subscription", False, TOKEN.pricing, "pricing"),
+        *((meter, False, NO_PRICING, None) for meter in ("consumption", "pay_per_use", "subscription")),
+    ],
+)
+def test_a_business_model_uses_one_kind_of_price(
+    meter: str, one_time: bool, pricing: Pricing, field: str | None
+) -> None:
+    found = misfit(meter, one_time, pricing)
+    assert (found and found[0]) == field
+
+
+def test_a_price_for_any_model_is_one_for_each() -> None:
+    check_priced(TOKEN, "small", ("large",))
+    with pytest.raises(ModelNotPriced):
+        check_priced(TOKEN, "small", ("Large",))
+    check_priced(Service(3, "chat", "consumption", pricing=Pricing(per_million={"*": TokenPrice()})), "any")
+
+
+@pytest.mark.parametrize("pricing", [TIERS, TOKEN.pricing])
+def test_a_subscription_is_not_priced_by_use(pricing: Pricing) -> None:
+    check_priced(Service(4, "x", "subscription", pricing=pricing), "any")

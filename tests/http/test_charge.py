@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
 from gateway.core.model import Service
-from gateway.core.pricing import Pricing, TokenPrice
+from gateway.core.pricing import Pricing, Tier, TokenPrice
 from gateway.errors import ServiceNotIncluded
 from tests.http.fakes import CHAT, get, post
 from tests.http.stage import staged
@@ -28,11 +29,56 @@ async def test_a_price_by_token_is_estimated_and_then_exact(counts: bool) -> Non
         assert stage.tally.credits == {"chat": 39}
 
 
-async def test_a_model_without_a_price_costs_what_a_unit_does() -> None:
+@pytest.mark.parametrize(
+    "model", ["other", "m-2024-11-20", "M", "m*", "models/m", "\\u004d", "m\\u006d", "m\\u0301"]
+)
+async def test_a_model_without_a_price_is_refused_and_nothing_is_held(model: str) -> None:
     async with staged() as stage:
         stage.directory.services["chat"] = BY_TOKEN
-        await stage.ask(post(CHAT.replace(b'"m"', b'"other"')))
-        assert (stage.counters.holds[0].credits, stage.counters.charges[0].credits) == (9, 9)
+        got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert not stage.counters.holds
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize("model", ["m ", " m", "m\\u00a0", "m\\n", "\\tm", "m\\u200b", "m\\u0000"])
+async def test_a_name_with_blanks_around_it_is_no_name(model: str) -> None:
+    async with staged() as stage:
+        stage.directory.services["chat"] = replace(BY_TOKEN, pricing=Pricing(per_million={"*": PRICES["m"]}))
+        got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
+        assert (got.status, got.reason) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("more", [b'"fallbacks":["x"]', b'"models":["m","x"]', b'"fallbacks":[{"m":["x"]}]'])
+async def test_every_model_that_may_answer_needs_a_price(more: bytes) -> None:
+    async with staged() as stage:
+        stage.directory.services["chat"] = BY_TOKEN
+        got = await stage.ask(post(CHAT[:-1] + b"," + more + b"}"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert (await stage.ask(post(CHAT[:-1] + b"," + more.replace(b"x", b"m") + b"}"))).status == 200
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        Service(1, "chat", "consumption", False, pricing=Pricing(tiers=(Tier(None, Decimal(1)),))),
+        Service(1, "chat", "pay_per_use", False, pricing=BY_TOKEN.pricing),
+    ],
+)
+async def test_a_stored_price_that_cannot_be_used_charges_nobody_nothing(service: Service) -> None:
+    async with staged() as stage:
+        stage.directory.services["chat"] = service
+        got = await stage.ask(post(CHAT))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert not stage.upstream.received
+
+
+async def test_a_call_that_names_no_model_is_not_priced_by_one() -> None:
+    async with staged() as stage:
+        prices = Pricing(per_million={"*": PRICES["m"]})
+        stage.directory.services["search"] = replace(stage.directory.services["search"], pricing=prices)
+        got = await stage.ask(get(b"/services/search/x"), "GET")
+        assert (got.status, got.reason) == (403, "model_not_priced")
 
 
 async def test_a_one_time_service_costs_the_same_whatever_its_units() -> None:
