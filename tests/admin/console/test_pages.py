@@ -91,7 +91,8 @@ async def furnish(api: Api) -> dict[str, Any]:
     await api.make("api-keys", tenant_id=tenant["id"], name=HOSTILE)
     await api.make("users", external_id=HOSTILE[:100], organization_id=organization["id"], name=HOSTILE)
     service = await api.make(
-        "services", name=HOSTILE, key="hostile", credits=10**12, service_type="One-Time", business_model_id=1,
+        "services", name=HOSTILE, key="hostile", credits=10**12, service_type="One-Time",
+        business_model_id=(await api.get("business-models?name=Pay-Per-Use")).json["items"][0]["id"],
         pricing={"tiers": [{"up_to": None, "unit_price": "0.001"}]}, description=HOSTILE,
     )  # fmt: skip
     await api.make(
