@@ -16,6 +16,7 @@ from itertools import combinations
 from gateway.core.model import Family, Service
 from gateway.core.objects import COLLECTIONS
 from gateway.core.paths import (
+    VERSION,
     Pattern,
     Plain,
     of_template,
@@ -31,7 +32,6 @@ from gateway.core.route import Route, ServiceRules, UpstreamTarget
 SERVICES_PREFIX = "/services/"
 # Meters that charge by the request, whatever is in its answer.
 UNREAD_METERS = frozenset({"none", "generic", "units"})
-_VERSION = re.compile(r"v[0-9][a-z0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def is_bound(route: Route) -> bool:
 
 def _collections(family: Family, prefix: Plain) -> re.Pattern[str]:
     """The plain paths under which a family's upstream keeps objects, behind a version of its API."""
-    version = "" if prefix and _VERSION.fullmatch(prefix[-1]) else f"/{_VERSION.pattern}"
+    version = "" if prefix and VERSION.fullmatch(prefix[-1]) else f"/{VERSION.pattern}"
     names = "|".join(re.escape(name.casefold()) for name in COLLECTIONS[family])
     front = re.escape(shown(prefix)) if prefix else ""
     return re.compile(f"{front}(?:/upload)?{version}/(?:{names})(?:/.*)?", re.DOTALL)

@@ -18,6 +18,7 @@ PATTERN_CHARACTERS_MAX = 256
 DECODINGS_MAX = 8
 READINGS_MAX = 4096  # a catalogue has the same ones again and again
 ANY = "*"
+VERSION = re.compile(r"v[0-9][a-z0-9]*")
 
 Plain = tuple[str, ...]
 
@@ -26,6 +27,7 @@ _PATTERN = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()+,=:@*/]|%[0-9A-Fa-f]{2})*")
 _NEVER_SENT = re.compile(r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])")
 _PARAMETER = re.compile(r"\{[A-Za-z_]+(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
+HERE = "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,21 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """What matches a plain path, `shown`, that a route behind a prefix takes, or one below it."""
+    """What matches a plain path, `shown`, that a route behind a prefix takes, or one below it.
+
+    What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same
+    call behind any other front: compatible APIs and deployments have theirs.
+    """
     names = [each for each in template.replace("...", "…").split("/") if each]
-    parts = [re.escape(each) for each in prefix]
+    parts: list[str] = []
     for name in names if not any("…" in each for each in names) else ():
         literals = _PARAMETER.split(name)[::2]
         parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
-    return re.compile("".join(f"/{part}" for part in parts) + "(?:/.*)?", re.DOTALL)
+    tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
+    if len(tail) > 1:
+        return re.compile("(?:/.*)?" + "".join(f"/{part}" for part in tail) + "(?:/.*)?", re.DOTALL)
+    front = [re.escape(each) for each in prefix]
+    return re.compile("".join(f"/{part}" for part in front + parts) + "(?:/.*)?", re.DOTALL)
 
 
 def shown(path: Plain) -> str:
@@ -134,7 +144,8 @@ def plain(path: str) -> Plain | None:
 def place_of(base_url: str) -> tuple[str, Plain]:
     """Who answers at a base URL, however its host is spelled, and the plain path in front of every path.
 
-    The usual ports of http and https count as one: behind them is one server as a rule.
+    The usual ports of http and https count as one, for behind them is one server as a rule; so does whatever
+    means this machine.
     """
     parts = urlsplit(base_url)
     host = (parts.hostname or "").rstrip(".")
@@ -144,7 +155,8 @@ def place_of(base_url: str) -> tuple[str, Plain]:
         host = unicodedata.normalize("NFKC", host).casefold()
     else:
         inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        host = str(inner or address)
+        address = inner or address
+        host = HERE if address.is_loopback or address.is_unspecified else str(address)
     port = parts.port
     usual = port is None or port in _USUAL_PORTS
     return host if usual else f"{host}:{port}", plain(parts.path) or ()

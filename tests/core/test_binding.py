@@ -69,6 +69,8 @@ def test_a_path_must_be_within_the_paths_of_configuration_and_catalogue() -> Non
         ("http://openai.example/v1", "/chat/completions"),
         ("https://openai.example/v1/chat", "/completions"),
         ("https://openai.example/x/..", "/v1/completions"),
+        ("https://openai.example", "/openai/deployments/mine/chat/completions"),
+        ("https://gemini.example", "/v1/projects/p/publishers/google/models/m:generateContent"),
         ("https://anthropic.example", "/v1/messages"),
         ("https://anthropic.example", "/v1/messages/batches"),
         ("https://gemini.example", "/v1beta/models/gemini-pro:generateContent"),

@@ -98,7 +98,9 @@ def test_a_path_that_is_encoded_over_and_over_has_none() -> None:
         ("https://h.example", "http://h.example:80"),
         ("https://h.example", "https://h.example."),
         ("http://127.0.0.1:9000", "http://[::ffff:127.0.0.1]:9000"),
-        ("http://[::1]:9", "http://[0:0::1]:9"),
+        ("http://[2001:db8::1]:9", "http://[2001:DB8:0::1]:9"),
+        ("http://localhost:9", "http://127.0.0.1:9"),
+        ("http://[::1]:9", "http://LOCALHOST.:9"),
     ],
 )
 def test_a_place_is_the_same_however_it_is_spelled(one: str, other: str) -> None:
