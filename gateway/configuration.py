@@ -166,6 +166,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trust_client_units: bool = False
     units_pointer: Pointer = ""
     queries: tuple[Query, ...] = ()
+    usage: Literal["", "always", "maybe"] = ""
     objects: Literal["owned", "shared"] = "owned"
 
 

@@ -18,6 +18,7 @@ from gateway.core.controlled import (
     flag,
     inner,
     integer,
+    model_in_path,
     model_name,
     models_beside,
     stated_user,
@@ -57,7 +58,9 @@ class Call:
     may answer instead of `model`; `user` is whom the body names as its user. With `strip_usage`
     the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
-    `tokens_of` to its tokenizer, where there is one; a meter sets `text_bytes` to the text it saw
+    `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
+    call and one choice of it could use at most, in tokens; `reports` says that a complete answer always
+    tells its use. A meter sets `text_bytes` to the text it saw
     produced.
     """
 
@@ -80,6 +83,9 @@ class Call:
     models_beside: tuple[str, ...] = ()
     user: str = ""
     changed: bool = False
+    input_ceiling: int = 0
+    output_ceiling: int = 0
+    reports: bool = False
     keeps: bool = False
 
     @property
@@ -128,6 +134,7 @@ def read_call(
         return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
     document = read_document(body)
     call = Call(route.meter, route.family, b"", document=document)
+    call.reports = route.usage == "always" or (not route.usage and route.meter in _ALWAYS_REPORTED)
     reader(call, document, path_params, bounds)
     call.models_beside = models_beside(document)
     added = _ask_for_usage(call, document) if call.streamed and call.meter in _REPORT_IF_ASKED else 0
@@ -187,7 +194,7 @@ def _read_messages(call: Call, document: Document, path_params: Mapping[str, str
 
 def _read_generate(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
     controlled.GENERATE.check(document)
-    call.model = _model_in_path(document, path_params)
+    call.model = model_in_path(document, path_params.get("model"))
     call.streamed = call.meter == "gemini_stream"
     camel = inner(document, "generationConfig", controlled.GENERATION_CONFIG)
     snake = inner(document, "generation_config", controlled.GENERATION_CONFIG)
@@ -208,7 +215,7 @@ def _read_generate(call: Call, document: Document, path_params: Mapping[str, str
 
 def _read_embed(call: Call, document: Document, path_params: Mapping[str, str], bounds: Bounds) -> None:
     controlled.EMBED.check(document)
-    call.model = _model_in_path(document, path_params)
+    call.model = model_in_path(document, path_params.get("model"))
     call.output_max = 0
 
 
@@ -222,6 +229,8 @@ _READERS: dict[str, Callable[[Call, Document, Mapping[str, str], Bounds], None]]
     "gemini_stream": _read_generate,
     "gemini_embed": _read_embed,
 }
+# APIs of one provider, who never leaves it out; many servers speak OpenAI's, and some cannot.
+_ALWAYS_REPORTED = ("anthropic_messages", "gemini_generate", "gemini_stream")
 _REPORT_IF_ASKED = ("openai_chat", "openai_completions")
 _MAXIMUM: dict[str, str] = {
     "openai_chat": "max_completion_tokens",
@@ -242,17 +251,6 @@ def _config_of(document: Document) -> Document:
     made: Document = {}
     document["generationConfig"] = made
     return made
-
-
-def _model_in_path(document: Document, path_params: Mapping[str, str]) -> str:
-    """The model of a path; a body that names one too must name the same."""
-    model = model_name(path_params.get("model"))
-    requests = document.get("requests")
-    for place in (document, *(requests if isinstance(requests, list) else ())):
-        stated = place.get("model") if isinstance(place, dict) else None
-        if stated is not None and stated not in (model, f"models/{model}"):
-            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
-    return model
 
 
 def _maximum(document: Document, name: str, bounds: Bounds, path: str = "") -> int | None:

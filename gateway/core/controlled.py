@@ -106,6 +106,17 @@ def model_name(value: object, param: str = "model") -> str:
     return value
 
 
+def model_in_path(document: Document, named: str | None) -> str:
+    """The model of a path; a body that names one too must name the same."""
+    model = model_name(named)
+    requests = document.get("requests")
+    for place in (document, *(requests if isinstance(requests, list) else ())):
+        stated = place.get("model") if isinstance(place, dict) else None
+        if stated is not None and stated not in (model, f"models/{model}"):
+            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
+    return model
+
+
 def models_beside(document: Document) -> tuple[str, ...]:
     """Every model a list in the body names beside the one that is asked for."""
     found: list[str] = []

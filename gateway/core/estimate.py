@@ -80,6 +80,7 @@ class Estimator:
         if self._tokenizer is not None:
             call.tokens_of = self._tokenizer(call.model)
         used = math.ceil(call.input_bytes * learned.input_ratio) + call.blob_tokens
+        call.input_ceiling, call.output_ceiling = used, learned.ceiling
         if call.output_max is not None:
             most = min(used + call.output_max * call.choices, INTEGER_MAX)
             return most, most

@@ -33,6 +33,7 @@ class Route:
     trust_client_units: bool = False
     units_pointer: str = ""
     queries: tuple[str, ...] = ()
+    usage: str = ""
     objects: str = "owned"
 
 

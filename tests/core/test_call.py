@@ -275,7 +275,10 @@ def test_a_list_of_models_that_cannot_be_read_is_refused(stated: dict[str, objec
     assert refused("openai_chat", {"model": "m", "Models": ["a"]}) == "models"
 
 
-@pytest.mark.parametrize("body", [{"model": "other"}, {"model": "models/other"}, {"model": 7}])
+@pytest.mark.parametrize(
+    "body",
+    [{"model": "other"}, {"model": "models/other"}, {"model": 7}, {"model": ["gemini-x"]}, {"model": {}}],
+)
 def test_a_body_may_not_name_another_model_than_its_path(body: dict[str, object]) -> None:
     for meter in ("gemini_generate", "gemini_stream", "gemini_embed"):
         assert refused(meter, body) == "model"

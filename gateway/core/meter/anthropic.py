@@ -108,6 +108,8 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
         used = usage.input_tokens + meter.created + cached
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     meter.report(used, output, cached, 0, used + output, final=final)
+    # The last report has the output; the input was in it or in the first one.
+    meter.partial = not final or usage.output_tokens is None or (not used and usage.input_tokens is None)
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:

@@ -93,6 +93,7 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
             return
         total = used + output
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
+    meter.partial = usage.total_token_count is None
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:

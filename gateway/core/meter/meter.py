@@ -41,7 +41,8 @@ class Dialect:
 class Meter:
     """Count one answer: the arithmetic every meter shares.
 
-    `ended` says the answer came to its end; `final` that the report covers all of it;
+    `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that
+    it leaves out what an API that always reports never does;
     `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
     first event (empty where that is long) and `position` where it stands: the open block or
     the last sequence number, as the API counts, -1 for none. `created` are cache creation tokens,
@@ -52,8 +53,8 @@ class Meter:
 
     __slots__ = (
         "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "finished",
-        "input", "marked", "opening", "output", "phase", "position", "reasoning", "reported", "status",
-        "surplus", "text_bytes", "texts", "told", "total", "withheld",
+        "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
+        "status", "surplus", "text_bytes", "texts", "told", "total", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -64,7 +65,9 @@ class Meter:
         self.text_bytes = self.content_events = self.finished = self.withheld = 0
         self.phase: int = OPEN
         self.told: list[str] = []
-        self.reported = self.marked = self.final = self.ended = self.failed = self.surplus = False
+        self.reported = self.partial = self.marked = self.final = self.ended = self.failed = self.surplus = (
+            False
+        )
         self.opening: bytes | None = None
         self.position = -1
         # Pieces of several choices come in turn and are no text together.
@@ -109,6 +112,9 @@ class Meter:
 
     def usage(self) -> Usage:
         """Return what this answer is charged, as far as it came."""
+        ended_well = self.ended and not self.failed and 200 <= self.status < 300
+        if ended_well and self.call.reports and (self.partial or not self.reported):
+            return self._ceiling()
         if self.reported:
             if self.final or (self.ended and not self.failed and self.counted() <= self.output):
                 return Usage(
@@ -162,6 +168,14 @@ class Meter:
         )  # fmt: skip
         self.reported = True
         self.final = self.final or final
+
+    def _ceiling(self) -> Usage:
+        """All that the call could use: whose API always tells, and did not, may have been kept from it."""
+        call = self.call
+        read = max(self.input, call.input_ceiling)
+        most = call.output_ceiling if call.output_max is None else call.output_max
+        output = max(self.output, self._produced_tokens(), most * call.choices)
+        return Usage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 
     def _produced_tokens(self) -> int:
         """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
