@@ -28,8 +28,8 @@ MODULES = {
         "story", "tally", "traced", "upstream", "worker",
     ),
     "gateway/core": (
-        "awake", "wait", "model", "call", "blobs", "controlled", "document", "limits", "estimate", "sse",
-        "tariff", "trace",
+        "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",
+        "sse", "tariff", "trace",
     ),
     "gateway/core/meter": (
         "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array", "openai",

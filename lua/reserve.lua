@@ -5,19 +5,20 @@
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
--- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, ceiling, credits, units, ttl ms, service,
+-- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, ceiling (the most), least and credits' least
+--         (what they may be cut to; 0 where the call states its maximum), credits, units, ttl ms, service,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token, 128 raises the hold there is), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
---   admitted (1): tokens held, the cycle's total, tokens free (both -1: unlimited), next reset, credits free,
---     requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none), credits held
+--   admitted (1; 2 where a strict plan makes the hold the call's limit): tokens held, the cycle's total,
+--     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none), credits held
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
-local batch, run_id, catalogue, need, ceiling, credits, units, ttl, service, flags, request =
-  parse('<dc40dddddddBc36', ARGV[1])
+local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service, flags, request =
+  parse('<dc40dddddddddBc36', ARGV[1])
 local raises = flags >= 128
 if raises then flags = flags - 128 end
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
@@ -46,12 +47,12 @@ if not heads and scope ~= 2 then return takes end
 if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
 if not heads then return takes end
 if was then put_back(was, t, o) end
-local tokens, code = quota_hold(t, counts, need, ceiling)
+local tokens, code, bounds = quota_hold(t, counts, need, ceiling, least)
 if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
 local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
 if one_time then credits, flags = join(a, credits, flags, was) end
 if credits > 0 then
-  credits, code = credit_hold(o, credits, has(flags, 64))
+  credits, code = credit_hold(o, credits, credits_least)
   if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
 end
 if uses then
@@ -74,4 +75,4 @@ local moved = (uses and TO_SPEND_HELD) or ((credits > 0 or was) and TO_CHELD)
 call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
   KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
   some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))))
-return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2)
+return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2, bounds)

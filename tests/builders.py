@@ -207,10 +207,21 @@ class World:
     def reserve(
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
         credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS, raises: bool = False,
+        least: int = 0, credits_least: int = 0,
     ) -> Call:  # fmt: skip
         ceiling = need if ceiling is None else ceiling
         request = HoldRequest(
-            self.caller, request_id or new_id(), user, service, need, ceiling, credits_, units, raises
+            self.caller,
+            request_id or new_id(),
+            user,
+            service,
+            need,
+            ceiling,
+            credits_,
+            units,
+            raises,
+            least,
+            credits_least,
         )
         answer = self.run("reserve", packing.reserve(self.run_id, self.catalogue, ttl_ms, request))
         return Call(self, request, packing.decision(answer, request.service))

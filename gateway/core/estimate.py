@@ -2,21 +2,24 @@
 
 What an answer that reports nothing is counted by is learned here too: means, where holds are
 high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
-itself is never second-guessed.
+itself is never second-guessed. What one organization's calls teach is never another's estimate.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple
 
+from gateway.core.blobs import named_tokens
 from gateway.core.call import BYTES_PER_TOKEN, Call
 from gateway.core.model import INTEGER_MAX, Usage
 from gateway.core.prompt import Tokenizer
 
-MODELS_MAX = 4096  # learned (service, model) pairs kept, least recently used first out
+LEARNED_MAX = 4096  # (organization, service, model) kept, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
+WORST_BYTES_PER_TOKEN = 2  # of text that is unlike any that was learned from
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
 MEAN_OVER = 32  # calls a mean looks back over
@@ -32,8 +35,23 @@ MODEL_CEILINGS: dict[str, int] = {
 }  # fmt: skip
 
 
+class Estimate(NamedTuple):
+    """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
+
+    `least` is the input's most and one token of each answer, 0 where the call states its maximum.
+    """
+
+    need: int = 0
+    ceiling: int = 0
+    least: int = 0
+    read: int = 0
+
+
+NOTHING = Estimate()
+
+
 class _Learned:
-    """What was seen of one model behind one service."""
+    """What was seen of one organization's calls to one model behind one service."""
 
     __slots__ = (
         "answers",
@@ -54,44 +72,48 @@ class _Learned:
 
 
 class Estimator:
-    """Holds by what a call states, else by what was learned; memory bounded by `models_max`."""
+    """Holds by what a call states, else by what was learned; memory bounded by `learned_max`."""
 
     def __init__(
         self,
         ceilings: dict[str, int] | None = None,
-        models_max: int = MODELS_MAX,
+        learned_max: int = LEARNED_MAX,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
-        self._models_max = models_max
-        self._learned: OrderedDict[tuple[str, str], _Learned] = OrderedDict()
+        self._learned_max = learned_max
+        self._learned: OrderedDict[tuple[int, str, str], _Learned] = OrderedDict()
 
-    def hold(self, call: Call, service_key: str) -> tuple[int, int]:
-        """Return (need, ceiling) in tokens: what to hold, and what the call could use at most.
+    def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
+        """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
 
-        Both are equal where the call states its maximum. A call without tokens needs none.
+        The most goes by size: what was learned of other prompts never makes it less.
         """
         if not call.input_bytes and not call.blob_tokens:
-            return 0, 0
-        learned = self._of(call, service_key)
+            return NOTHING
+        learned = self._of(call, organization_id, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
         if self._tokenizer is not None:
             call.tokens_of = self._tokenizer(call.model)
-        used = math.ceil(call.input_bytes * learned.input_ratio) + call.blob_tokens
+        blobs, choices = call.blob_tokens, call.choices
+        used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
+        read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named_tokens(call.body))
         call.input_ceiling, call.output_ceiling = used, learned.ceiling
-        if call.output_max is not None:
-            most = min(used + call.output_max * call.choices, INTEGER_MAX)
-            return most, most
-        need = min(used + math.ceil(learned.output) * call.choices, INTEGER_MAX)
-        return need, max(need, min(used + learned.ceiling * call.choices, INTEGER_MAX))
+        stated = call.output_max
+        if stated is not None:
+            ceiling = min(read + stated * choices, INTEGER_MAX)
+            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read)
+        need = min(used + math.ceil(learned.output) * choices, INTEGER_MAX)
+        ceiling = max(need, min(read + learned.ceiling * choices, INTEGER_MAX))
+        return Estimate(need, ceiling, min(read + choices, ceiling), read)
 
-    def learn(self, call: Call, service_key: str, usage: Usage) -> None:
+    def learn(self, call: Call, organization_id: int, service_key: str, usage: Usage) -> None:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        learned = self._of(call, service_key)
+        learned = self._of(call, organization_id, service_key)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)
@@ -105,14 +127,14 @@ class Estimator:
                 step = max(1.0, call.text_bytes / visible) - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
 
-    def _of(self, call: Call, service_key: str) -> _Learned:
-        name = (service_key, call.model)
+    def _of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
+        name = (organization_id, service_key, call.model)
         kept = self._learned
         learned = kept.get(name)
         if learned is not None:
             kept.move_to_end(name)
             return learned
-        if len(kept) >= self._models_max:
+        if len(kept) >= self._learned_max:
             kept.popitem(last=False)
         learned = kept[name] = _Learned(self._ceiling(call.model))
         return learned

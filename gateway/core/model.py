@@ -147,7 +147,7 @@ class Window:
 
 @dataclass(slots=True)
 class Decision:
-    """The answer of `reserve`."""
+    """The answer of `reserve`. `bounded`: the call may not use more tokens than it holds."""
 
     verdict: Verdict
     scope: int = 0
@@ -162,6 +162,7 @@ class Decision:
     requests: Window | None = None
     tokens: Window | None = None
     held_credits: int = 0
+    bounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,9 @@ NO_SERVICE = Service(0, "", counts_tokens=False, needs_plan=False)
 class HoldRequest:
     """What `reserve` is asked for.
 
-    `need` is the estimate in tokens, `ceiling` what one call of this model could use at most
-    (equal to `need` when the call states its maximum). `credits` is held on the organization.
+    `need` is the estimate in tokens, `ceiling` what the call could use at most. Under a strict plan the
+    ceiling is held, and of `credits` all: cut to what is free, but never below `least` and `credits_least`,
+    where the call states no maximum; both are 0 where it does, or cannot be bound.
     With `raises` the same request holds something already, taken by its head alone (all of it 0, best by
     NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
     that hold is gone, all is taken anew.
@@ -215,6 +217,8 @@ class HoldRequest:
     credits: int = 0
     units: int = 1
     raises: bool = False
+    least: int = 0
+    credits_least: int = 0
 
 
 @dataclass(slots=True)

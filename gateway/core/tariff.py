@@ -6,7 +6,15 @@ The same rule prices an estimate, for the hold, and what was really used.
 from __future__ import annotations
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
-from gateway.core.pricing import ANY_MODEL, ENDLESS, NO_PRICING, Pricing, TokenRate, token_credits
+from gateway.core.pricing import (
+    ANY_MODEL,
+    ENDLESS,
+    NO_PRICING,
+    Pricing,
+    TokenPrice,
+    TokenRate,
+    token_credits,
+)
 from gateway.errors import ModelNotPriced
 
 CONSUMPTION = "consumption"
@@ -52,12 +60,17 @@ def is_by_token(service: Service) -> bool:
     return service.meter == CONSUMPTION and not service.one_time and service.pricing.per_million is not None
 
 
-def rate_of(service: Service, model: str, read: int) -> TokenRate | None:
-    """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
+def price_of(service: Service, model: str) -> TokenPrice | None:
+    """What a model's tokens cost; None where tokens do not set the price, or the model has none."""
     if not is_by_token(service) or service.pricing.per_million is None:
         return None
     prices = service.pricing.per_million
-    price = prices.get(model, prices.get(ANY_MODEL))
+    return prices.get(model, prices.get(ANY_MODEL))
+
+
+def rate_of(service: Service, model: str, read: int) -> TokenRate | None:
+    """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
+    price = price_of(service, model)
     return None if price is None else TokenRate(read, price.input, price.output)
 
 

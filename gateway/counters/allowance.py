@@ -21,7 +21,7 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.core.tariff import CONSUMPTION, covered, is_by_token
+from gateway.core.tariff import CONSUMPTION, covered
 from gateway.counters.lease import Leased, Share
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
@@ -226,23 +226,25 @@ def _correct(purse: Purse, held: int, used: int) -> None:
 
 
 def _tokens_for(one: Allowance, request: HoldRequest) -> int:
-    """Tokens to hold, as `reserve` would: clamped to what is left, or refused where the plan is strict."""
+    """Tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
     if not request.service.counts_tokens or not request.ceiling:
         return 0
     if one.unlimited:
         return request.need
     left = one.tokens.left
-    if left <= 0 or (one.strict and request.need > left):
+    if left <= 0 or (one.strict and left < (request.least or request.ceiling)):
         raise CountersUnavailable(_USED_UP)
-    return left if left < request.ceiling else request.need
+    if left < request.ceiling:
+        return left
+    return request.ceiling if one.strict else request.need
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Credits to hold: all of them, or where tokens set the price what is left."""
+    """Credits to hold: all of them, or what is left where that bounds the call."""
     left = one.credits.left
     if request.credits <= max(0, left):  # what costs nothing is covered
         return request.credits
-    if is_by_token(request.service) and left > 0:
+    if 0 < request.credits_least <= left:
         return left
     raise CountersUnavailable(_USED_UP)
 
@@ -257,6 +259,7 @@ def _decision(one: Allowance, service: Service, tokens: int, credits_: int) -> D
         tokens_remaining=max(0, one.tokens.left) if limited else None,
         credits_remaining=max(0, one.credits.left) if service.meter == CONSUMPTION else None,
         held_credits=credits_,
+        bounded=limited and one.strict and tokens > 0,
     )
 
 

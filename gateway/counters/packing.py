@@ -37,7 +37,7 @@ CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-_RESERVE = struct.Struct("<d40s7dB36s")
+_RESERVE = struct.Struct("<d40s9dB36s")
 reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
 _SETTLE_USED = struct.Struct("<d40sB3d")
 _SETTLE_WHO = struct.Struct("<4dBd")
@@ -46,6 +46,7 @@ settle_used = _SETTLE_USED.pack  # batch, run id, mode, tokens, credits, units
 BATCH_BYTES = struct.calcsize("<d")
 SETTLE = struct.Struct(f"<{_SETTLE_USED.format[2:]}{_SETTLE_WHO.format[1:]}36s")
 _ADMITTED = struct.Struct("<16q")
+_BOUNDED = 2
 _REFUSED = struct.Struct("<7q")
 _SETTLED = struct.Struct("<9d")
 _ONE = struct.Struct("<d")
@@ -79,10 +80,10 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, ba
 
 def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
     """The packed argument of `reserve`."""
+    flags = service_flags(request) | (FLAG_RAISES if request.raises else 0)
     return _RESERVE.pack(
-        batch, run_id, catalogue, request.need, request.ceiling, request.credits, request.units, ttl_ms,
-        request.service.id, service_flags(request) | (FLAG_RAISES if request.raises else 0),
-        request.request_id.encode(),
+        batch, run_id, catalogue, request.need, request.ceiling, request.least, request.credits_least,
+        request.credits, request.units, ttl_ms, request.service.id, flags, request.request_id.encode(),
     )  # fmt: skip
 
 
@@ -152,6 +153,7 @@ def decision(answer: bytes, service: Service) -> Decision:
             Window(v[7], v[8], v[9], v[10]) if v[7] else None,
             Window(v[11], v[12], v[13], v[14]) if v[11] else None,
             v[15] if service.meter == "consumption" else 0,
+            v[0] == _BOUNDED,
         )  # fmt: skip
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)

@@ -89,7 +89,8 @@ class Counters:
             for _ in range(RESERVE_TRIES):
                 packed = packing.reserve_packed(
                     wire.batch, wire.run_id, self._directory.version, request.need, request.ceiling,
-                    request.credits, request.units, self._ttl_ms, service.id, flags, request_id,
+                    request.least, request.credits_least, request.credits, request.units, self._ttl_ms,
+                    service.id, flags, request_id,
                 )  # fmt: skip
                 wait = wire.send(b"".join((head, request_id, middle, packed, end)))
                 sent = None if wait.done else wait

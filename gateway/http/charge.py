@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 
 from gateway.core.call import Call
+from gateway.core.claim import credits_claimed, output_bound
+from gateway.core.estimate import NOTHING
 from gateway.core.meter import AnswerMeter
 from gateway.core.model import (
     Caller,
@@ -70,22 +72,22 @@ class Charge:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
-        check_priced(service, self._call.model, self._call.models_beside)
-        need = ceiling = credits_held = 0
-        by_token, rate = is_by_token(service), None
+        call, caller = self._call, self._caller
+        by_token = is_by_token(service)
+        estimate, rate = NOTHING, None
+        check_priced(service, call.model, call.models_beside)
         if service.counts_tokens or by_token:
-            need, ceiling = ports.estimator.hold(self._call, service.key)
+            estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         units = exchange.plan.units
+        credits_held = credits_least = 0
         if service.meter == CONSUMPTION:
-            read = min(need, self._call.input_estimate) if by_token else 0
-            expected = Usage(input=read, output=need - read, units=units)
-            credits_held = credits_of(service, self._call.model, expected)
-            rate = rate_of(service, self._call.model, self._call.input_estimate) if by_token else None
-        if not service.counts_tokens:
-            need = ceiling = 0
+            credits_held, credits_least = credits_claimed(service, call.model, estimate, units)
+            rate = rate_of(service, call.model, call.input_estimate) if by_token else None
+        need, ceiling, least, _ = estimate if service.counts_tokens else NOTHING
         request = HoldRequest(
-            self._caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units
-        )
+            caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
+            least=least, credits_least=credits_least,
+        )  # fmt: skip
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             decision = await ports.counters.reserve(request)
@@ -95,6 +97,10 @@ class Charge:
             raise from_decision(decision)
         self.decision, self._rate = decision, rate
         exchange.charge = self
+        if estimate.least and (decision.bounded or by_token):
+            bound = output_bound(service, call, estimate, decision)
+            if bound is not None:
+                call.limit_output(bound)
 
     async def settle(self, status: int, complete: bool) -> bool:
         """Replace the hold by what the meter saw; whether that is acknowledged.
@@ -204,7 +210,7 @@ class Charge:
         ports, service = self._worker.ports, self._service
         tally = ports.tally
         if complete:
-            ports.estimator.learn(self._call, service.key, usage)
+            ports.estimator.learn(self._call, self._caller.organization_id, service.key, usage)
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
         tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)

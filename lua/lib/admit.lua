@@ -1,27 +1,33 @@
 -- admit: what reserve decides, limit by limit. Needs state, take.
 local ACTIVATION_FORM, ACTIVATION_SIZE, ACTIVATION_BYTES, PENDING, ACTIVE = '<Bdddddd', 7, 49, 1, 2
 
--- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held
-local function quota_hold(t, counts, need, ceiling)
+-- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held; true last where the hold is
+-- the call's limit: under a strict plan it is all the call could use, cut to what is free, to no less than `least`, where
+-- the call states no maximum (`least` 0: it does)
+local function quota_hold(t, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
   if t[TOTAL] < 0 or t[POLICY] == POLICY_BILL then return need end
   local remaining = t[REMAINING]
   if remaining <= 0 then return nil, -8 end
   local free = remaining - t[HELD]
   if free <= 0 then return nil, -9 end
-  if t[ADMISSION] == STRICT and need > free then return nil, need > remaining and -8 or -9 end
+  if t[ADMISSION] == STRICT then
+    local wanted = least > 0 and least or ceiling
+    if wanted > free then return nil, wanted > remaining and -8 or -9 end
+    return ceiling < free and ceiling or free, nil, true
+  end
   if free < ceiling then return free end
   return need
 end
 
--- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight.
--- A price by token is an estimate: it holds what there is, where it is more
-local function credit_hold(o, credits, by_token)
+-- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them, or where
+-- tokens set the price and the call states no maximum (`least` is not 0) what is free: to that it is bound
+local function credit_hold(o, credits, least)
   local there = o[BALANCE] + o[CREDIT_LIMIT]
   local free = there - o[CHELD]
   if credits <= free then return credits end
-  if by_token and free > 0 then return free end
-  return nil, (by_token and there <= 0 or not by_token and credits > there) and -10 or -9
+  if least > 0 and least <= free then return free end
+  return nil, (least > 0 and least or credits) > there and -10 or -9
 end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
@@ -52,10 +58,10 @@ local function put_back(was, t, o)
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b
-local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2)
+local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2, bounds)
   local free = t[REMAINING] - t[HELD]
   if t[TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
-  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', 1, now, tokens, t[TOTAL], free, t[NEXT],
+  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', bounds and 2 or 1, now, tokens, t[TOTAL], free, t[NEXT],
     o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD],
     scope, limit, (used + -used % UNIT) / UNIT, limit > 0 and (used + -used % limit) / limit or 0,
     scope2, limit2, (used2 + -used2 % UNIT) / UNIT, limit2 > 0 and (used2 + -used2 % limit2) / limit2 or 0, credits)

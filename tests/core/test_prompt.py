@@ -65,7 +65,7 @@ def asked(model: str, **fields: Any) -> Call:
         {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
     ).encode()
     made.input_bytes = len(made.body)
-    Estimator(tokenizer=of_model).hold(made, "chat")
+    Estimator(tokenizer=of_model).hold(made, 1, "chat")
     return made
 
 

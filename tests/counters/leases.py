@@ -75,9 +75,8 @@ class Worker:
 
     def request(self, need: int = 0, **more: Any) -> HoldRequest:
         service = more.pop("service", CHAT)
-        return HoldRequest(
-            self.world.caller, new_id(), "", service, need, more.pop("ceiling", need), more.pop("credits_", 0)
-        )
+        ceiling, credits_ = more.pop("ceiling", need), more.pop("credits_", 0)
+        return HoldRequest(self.world.caller, new_id(), "", service, need, ceiling, credits_, **more)
 
     async def reserve(self, need: int = 0, **more: Any) -> tuple[HoldRequest, Decision]:
         request = self.request(need, **more)

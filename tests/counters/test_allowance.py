@@ -87,7 +87,12 @@ async def test_a_strict_plan_refuses_what_does_not_fit(world: World, employ: Emp
     await worker.lose()
     with pytest.raises(CountersUnavailable):
         await worker.reserve(101)
-    assert (await worker.reserve(100, ceiling=4000))[1].held_tokens == 100
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(50, ceiling=101)
+    _, decision = await worker.reserve(20, ceiling=60)
+    assert (decision.held_tokens, decision.bounded) == (60, True)
+    _, decision = await worker.reserve(20, ceiling=4000, least=40)
+    assert (decision.held_tokens, decision.bounded) == (40, True)
 
 
 async def test_an_unlimited_plan_is_not_limited(world: World, employ: Employ) -> None:
@@ -108,8 +113,10 @@ async def test_credits_come_from_the_lease(allowing: World, employ: Employ) -> N
     assert decision.credits_remaining == 5
     with pytest.raises(CountersUnavailable):
         await worker.reserve(service=CREDITS, credits_=6)
-    _, decision = await worker.reserve(service=BY_TOKEN, credits_=400)
-    assert decision.credits_remaining == 0
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(service=BY_TOKEN, credits_=400, credits_least=6)
+    _, decision = await worker.reserve(service=BY_TOKEN, credits_=400, credits_least=5)
+    assert (decision.credits_remaining, decision.held_credits) == (0, 5)
 
 
 async def test_what_only_redis_knows_the_price_of_is_refused(allowing: World, employ: Employ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
+from gateway.core.estimate import CEILING
 from gateway.core.model import Service
 from gateway.core.pricing import Pricing, Tier, TokenPrice
 from gateway.errors import ServiceNotIncluded
@@ -105,3 +107,45 @@ async def test_a_service_the_organization_may_not_use_is_refused_before_anything
         assert (got.status, got.one(b"x-tollkeeper-reason")) == (403, b"service_not_included")
         assert not stage.counters.holds
         assert not stage.upstream.received
+
+
+# --- the hold as the call's limit -------------------------------------------------------
+
+UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+READ = -(-len(UNSTATED) // 2)
+
+
+async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it_holds() -> None:
+    async with staged() as stage:
+        decision = stage.counters.decision
+        assert decision is not None
+        decision.held_tokens, decision.bounded = READ + 90, True
+        assert (await stage.ask(post(UNSTATED))).status == 200
+        (hold,) = stage.counters.holds
+        assert (hold.least, hold.ceiling) == (READ + 1, READ + CEILING)
+        assert (await stage.ask(post(CHAT))).status == 200
+        unstated, stated = (json.loads(one.body) for one in stage.upstream.received)
+        assert unstated == {**json.loads(UNSTATED), "max_completion_tokens": 90}
+        assert (stated, stage.counters.holds[1].least) == (json.loads(CHAT), 0)
+
+
+async def test_without_a_strict_plan_a_call_is_sent_as_it_came() -> None:
+    async with staged() as stage:
+        assert (await stage.ask(post(UNSTATED))).status == 200
+        assert json.loads(stage.upstream.received[0].body) == json.loads(UNSTATED)
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_prepaid_credits_by_token_bind_a_call_to_what_it_holds(choices: int) -> None:
+    body = UNSTATED[:-1] + b',"n":%d}' % choices
+    read = -(-len(body) // 2)
+    async with staged() as stage:
+        stage.directory.services["chat"] = BY_TOKEN
+        decision = stage.counters.decision
+        assert decision is not None
+        decision.held_credits = 2 * read + 5 * 40
+        assert (await stage.ask(post(body))).status == 200
+        (hold,) = stage.counters.holds
+        assert hold.credits == 2 * read + 5 * CEILING * choices
+        assert hold.credits_least == 2 * read + 5 * choices
+        assert json.loads(stage.upstream.received[0].body)["max_completion_tokens"] == 40 // choices

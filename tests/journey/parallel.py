@@ -6,9 +6,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
+import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +26,8 @@ CALLS = 500
 # Tokens each call uses. What it states for its answers alone is as much, so its hold is never
 # less, whatever the workers have learned of prompts from calls before.
 SIZE = 60
+# What a call that states no maximum would write.
+LONG, READ, ROUNDS = 5_000, 20, 3
 CHAT = DOCUMENTS[0]
 
 
@@ -71,6 +79,92 @@ def _crowd(stack: Stack, tenant: int, key: str, funds: int, calls: int) -> Crowd
     return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
 
 
+def against_strict(stack: Stack, funds: int = 100_000, calls: int = CALLS) -> Crowd:
+    """A tenant with a strict plan; calls that state no maximum and would write `LONG` tokens each."""
+    tenant, key = stack.tenant(funds, admission="strict")
+    outcomes = _rounds(stack, _chat(key), calls)
+    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0)
+    return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
+
+
+def against_credits(stack: Stack, funds: int = 5_000, calls: int = CALLS) -> Crowd:
+    """An organization with prepaid credits, one a token."""
+    prices = {"*": {"input": 1_000_000, "output": 1_000_000}}
+    tenant, key = stack.tenant(None)
+    owner = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
+    services = stack.admin("GET", "/services?limit=100")[1]["items"]
+    (chat,) = (one["id"] for one in services if one["key"] == "chat")
+    models = stack.admin("GET", "/business-models")[1]["items"]
+    (consumption,) = (one["id"] for one in models if one["meter"] == "consumption")
+    stack.make(
+        "organization-services", organization_id=owner, service_id=chat, negotiated_credits=1,
+        business_model_id=consumption, pricing={"per_million": prices},
+    )  # fmt: skip
+    stack.make("credit-additions", organization_id=owner, credits_added=funds)
+
+    def balance() -> int:
+        return int(stack.admin("GET", f"/organizations/{owner}")[1]["credit_balance"])
+
+    eventually(lambda: balance() == funds)
+    one = _chat(key, b',"max_tokens":1')
+    eventually(lambda: asyncio.run(_at_once(stack.gateway_url, one, 1)).keys() == {(200, "")})
+    outcomes = _rounds(stack, _chat(key), calls)
+    rows = sum(count for (status, _), count in outcomes.items() if status == 200) + 1
+    written = f"select count(*) from credit_transaction where organization_id = {owner}"
+    eventually(lambda: stack.rows(written) == [(rows,)])
+    return Crowd(dict(outcomes), funds - balance(), funds)
+
+
+def _rounds(stack: Stack, request: bytes, calls: int) -> Counter[tuple[int, str]]:
+    """The same crowd again: what a call held and did not use lets others in."""
+    rounds = (asyncio.run(_at_once(stack.gateway_url, request, calls)) for _ in range(ROUNDS))
+    return sum(rounds, Counter())
+
+
+def _chat(key: str, more: bytes = b"") -> bytes:
+    body = b'{"model":"demo-small","messages":[{"role":"user","content":"hello there"}]%b}' % more
+    return (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+@contextmanager
+def obedient() -> Iterator[str]:
+    """The URL of an upstream that writes `LONG` tokens, or the maximum it is told, after a moment."""
+
+    class Answering(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told = asked.get("max_completion_tokens", asked.get("max_tokens", LONG))
+            time.sleep(1.0)
+            usage = {"prompt_tokens": READ, "completion_tokens": min(told, LONG)}
+            choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+            body = json.dumps({"model": asked["model"], "choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = CALLS
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 async def _at_once(url: str, request: bytes, calls: int) -> Counter[tuple[int, str]]:
     """Open every connection first, then send on all of them in one go."""
     parts = urlsplit(url)
@@ -94,6 +188,12 @@ def main() -> None:
             print(f"quota:  {against_quota(stack)}\nminute: {against_minute(stack)}")
         finally:
             stack.stop()
+        with obedient() as url:
+            stack = Stack(Path(folder) / "bound", "--workers", "2", "--upstream", url)
+            try:
+                print(f"strict: {against_strict(stack)}\nprepaid: {against_credits(stack)}")
+            finally:
+                stack.stop()
 
 
 if __name__ == "__main__":

@@ -253,9 +253,28 @@ def test_reserve_takes_its_estimate_where_the_ceiling_fits(world: World) -> None
     assert world.reserve(need=10, ceiling=100).decision.held_tokens == 10
 
 
-def test_strict_holds_what_it_needs_exactly(world: World) -> None:
+def test_strict_holds_all_a_call_could_use_and_says_so(world: World) -> None:
     world.plan(100, admission="strict")
-    assert world.reserve(need=100).decision.held_tokens == 100
+    stated = world.reserve(need=20, ceiling=60)
+    assert (stated.decision.held_tokens, stated.decision.bounded) == (60, True)
+    refused = [world.reserve(need=1, ceiling=most).verdict for most in (41, 101)]
+    assert refused == [Verdict.QUOTA_HELD, Verdict.QUOTA_EXCEEDED]
+    assert world.reserve(need=10, ceiling=500, least=41).verdict is Verdict.QUOTA_HELD
+    assert world.reserve(need=10, ceiling=500, least=101).verdict is Verdict.QUOTA_EXCEEDED
+    unbound = world.reserve(need=10, ceiling=500, least=40)
+    assert (unbound.decision.held_tokens, unbound.decision.bounded) == (40, True)
+    unbound.settle(tokens=15)
+    assert world.reserve(need=10, ceiling=500, least=5).decision.held_tokens == 25
+
+
+@pytest.mark.parametrize(
+    "terms", [{"admission": "available"}, {"admission": "strict", "overage_policy": "bill"}]
+)
+def test_a_plan_that_does_not_bind_says_so(world: World, terms: dict[str, str]) -> None:
+    world.plan(100, **terms)
+    assert not world.reserve(need=20, ceiling=60, least=10).decision.bounded
+    world.plan(None, **terms)
+    assert not world.reserve(need=20, ceiling=60, least=10).decision.bounded
 
 
 def test_nothing_left_is_exceeded_and_says_when_it_resets(world: World) -> None:
@@ -395,18 +414,25 @@ def test_a_price_by_unit_is_held_whole_or_refused(
         assert (call.decision.kind, call.decision.used) == (LimitKind.CREDITS, 10)
 
 
-def test_a_price_by_token_holds_what_there_is(world: World) -> None:
+def test_a_price_by_token_holds_what_there_is_down_to_the_least(world: World) -> None:
+    """Where the call states no maximum: with one it is held whole, or refused."""
     assert world.reserve(service=BY_TOKEN, credits_=0).verdict is Verdict.ADMITTED
-    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.INSUFFICIENT_CREDITS
+    assert (
+        world.reserve(service=BY_TOKEN, credits_=1, credits_least=1).verdict is Verdict.INSUFFICIENT_CREDITS
+    )
     world.grant("credits", 40)
     first = world.reserve(service=BY_TOKEN, credits_=30)
-    second = world.reserve(service=BY_TOKEN, credits_=30)
-    assert [call.hold and call.hold.credits for call in (first, second)] == [30, 10]
-    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.QUOTA_HELD
-    second.settle(credits=60)
-    assert (world.organization.balance, world.organization.credits_held) == (-20, 30)
-    first.release()
-    assert world.reserve(service=BY_TOKEN, credits_=1).verdict is Verdict.INSUFFICIENT_CREDITS
+    assert world.reserve(service=BY_TOKEN, credits_=30).verdict is Verdict.QUOTA_HELD
+    assert world.reserve(service=BY_TOKEN, credits_=41).verdict is Verdict.INSUFFICIENT_CREDITS
+    assert world.reserve(service=BY_TOKEN, credits_=60, credits_least=11).verdict is Verdict.QUOTA_HELD
+    second = world.reserve(service=BY_TOKEN, credits_=60, credits_least=10)
+    assert [call.decision.held_credits for call in (first, second)] == [30, 10]
+    assert world.organization.credits_held == 40
+    second.settle(credits=10)
+    first.settle(credits=5)
+    assert (world.organization.balance, world.organization.credits_held) == (25, 0)
+    world.define_organization(credit_limit=10)
+    assert world.reserve(service=BY_TOKEN, credits_=99, credits_least=1).decision.held_credits == 35
 
 
 def test_what_costs_nothing_is_covered_in_debt(world: World) -> None:

@@ -176,12 +176,9 @@ class Organization:
             wanted = 0
         if wanted > 0:
             there = self.balance + self.limit
-            free = there - self.held
-            estimate = price.per_million is not None
-            if wanted > free and not (estimate and free > 0):
-                short = there <= 0 if estimate else wanted > there
-                return "INSUFFICIENT_CREDITS" if short else "QUOTA_HELD"
-            call.credits = min(wanted, free)
+            if wanted > there - self.held:
+                return "INSUFFICIENT_CREDITS" if wanted > there else "QUOTA_HELD"
+            call.credits = wanted
         if price.meter == "pay_per_use":
             before = self.units_held.get(price.key, 0)
             more = self._worth(price, before + units) - self._worth(price, before)

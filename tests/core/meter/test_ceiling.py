@@ -26,7 +26,7 @@ ENDLESS = 65_536
 def asked(meter: str, *, output_max: int | None = 500, choices: int = 1, streamed: bool = False) -> Call:
     made = call(meter, streamed=streamed, choices=choices)
     made.output_max, made.input_bytes, made.reports = output_max, 300, True
-    Estimator().hold(made, "any")
+    Estimator().hold(made, 1, "any")
     return made
 
 
