@@ -66,6 +66,19 @@ class RouteTable:
         """Where calls of services go."""
         return ServiceRules(self.service_upstreams, self.service_paths, self.shared_upstream)
 
+    def check_services(self) -> None:
+        """`SettingError` where two services get to the same paths, unless one upstream serves all."""
+        targets, paths = {target.name: target for target in self.upstreams}, dict(self.service_paths)
+        bound = () if self.shared_upstream else sorted(self.service_upstreams)
+        reaches = [reach_of(key, targets[name], name, paths.get(key, ())) for key, name in bound]
+        for one, other in combinations(reaches, 2):
+            if one.meets(other):
+                raise SettingError(
+                    f"services.{one.service} and services.{other.service}: both get to the same paths of "
+                    f"the upstream {one.upstream}, so what costs more could be had for less: "
+                    "give each `paths` of its own, such as [/v1/sms/*]"
+                )
+
     def redirected(self, base_url: str) -> RouteTable:
         """The same table with every upstream, and the services', at one base URL."""
         upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
@@ -221,32 +234,17 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
         if name not in upstreams:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
-    _check_services(dict(services), dict(paths), upstreams)
+    _check_patterns(dict(paths))
     return RouteTable(routes, tuple(upstreams.values()), services, paths)
 
 
-def _check_services(
-    services: Mapping[str, str],
-    paths: Mapping[str, tuple[str, ...]],
-    upstreams: Mapping[str, UpstreamTarget],
-) -> None:
-    """`SettingError` for a pattern that is none, and for services whose calls get to the same paths."""
+def _check_patterns(paths: Mapping[str, tuple[str, ...]]) -> None:
     for key, patterns in paths.items():
         for number, text in enumerate(patterns):
             try:
                 read_pattern(text)
             except ValueError as error:
                 raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
-    reaches = [
-        reach_of(key, upstreams[name], name, paths.get(key, ())) for key, name in sorted(services.items())
-    ]
-    for one, other in combinations(reaches, 2):
-        if one.meets(other):
-            raise SettingError(
-                f"services.{one.service} and services.{other.service}: both get to the same paths of the "
-                f"upstream {one.upstream}, so what costs more could be had for less: give each `paths` of "
-                "its own, such as [/v1/sms/*]"
-            )
 
 
 def base_url_of(url: str, place: str) -> str:

@@ -24,7 +24,7 @@ from gateway.counters.address import parse_url
 from gateway.counters.scripts import VERBS, library
 from gateway.counters.stored import decode_catalogue
 from gateway.counters.wire import Wire, encode
-from gateway.errors import StartError, TollkeeperError
+from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.http.upstream import reach
 from gateway.settings import Settings
 from gateway.urls import wanted, without_password
@@ -46,6 +46,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
     """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
+    if role != "keeper" and (overlap := _overlap(settings)):
+        yield Finding(False, "settings", overlap)
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
@@ -65,6 +67,15 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             )
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
+
+
+def _overlap(settings: Settings) -> str:
+    """What a gateway would not start with; empty where it would."""
+    try:
+        settings.table.check_services()
+    except SettingError as error:
+        return error.message
+    return ""
 
 
 def _data_directory(settings: Settings) -> Finding:

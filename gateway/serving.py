@@ -42,7 +42,7 @@ def plain_options(words: list[str]) -> dict[str, str] | None:
 def serve(config: Path | None, **options: str | int | None) -> int:
     """Run the gateway until it is told to end; its exit status. `SettingError` where a setting is wrong."""
     find_home()
-    read = partial(resolved, config, **options)
+    read = partial(_of_a_gateway, config, **options)
     settings = read()
     settings.require("redis_url", "key_pepper")
     now = Renewal(settings, read)
@@ -62,6 +62,12 @@ def serve(config: Path | None, **options: str | int | None) -> int:
     logs.configure(settings.log_level)
     voice = PlainVoice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
     return run_serve(serving, voice)
+
+
+def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
+    settings = resolved(config, **options)
+    settings.table.check_services()
+    return settings
 
 
 def find_home() -> None:

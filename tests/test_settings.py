@@ -208,6 +208,7 @@ def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) ->
     text = "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: t, paths: [/v1/mail/*, /v2/*]}\n"
     settings = load({}, config(tmp_path, SHARED + text))
     assert settings.service_paths == (("sms", ("/sms/*",)), ("mail", ("/v1/mail/*", "/v2/*")))
+    settings.table.check_services()
     assert load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n")).service_paths == ()
     assert from_json(to_json(settings)).table.service_rules == settings.table.service_rules
 
@@ -222,8 +223,12 @@ def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) ->
     ],
 )
 def test_services_that_get_to_the_same_paths_stop_the_start(tmp_path: Path, text: str) -> None:
+    settings = load({}, config(tmp_path, SHARED + text))
     with pytest.raises(SettingError, match=r"services.mail and services.sms: both get to the same paths"):
-        load({}, config(tmp_path, SHARED + text))
+        settings.table.check_services()
+    settings.with_upstream(
+        "http://127.0.0.1:9"
+    ).table.check_services()  # one upstream for all, as `up` has it
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,13 @@ class Reach:
 
     def meets(self, other: Reach) -> bool:
         """Whether calls of both could get to the same path of the same upstream."""
-        pairs = ((mine, theirs) for mine in self.groups for theirs in other.groups)
-        return self.host == other.host and not any(_apart(mine, theirs) for mine, theirs in pairs)
+        if self.host != other.host:
+            return False
+        for mine in self.groups:
+            for theirs in other.groups:
+                if _apart(mine, theirs):
+                    return False
+        return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,4 +208,8 @@ def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
 
 
 def _apart(mine: tuple[Pattern, ...], theirs: tuple[Pattern, ...]) -> bool:
-    return not any(one.meets(other) for one in mine for other in theirs)
+    for one in mine:
+        for other in theirs:
+            if one.meets(other):
+                return False
+    return True

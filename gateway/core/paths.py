@@ -51,9 +51,9 @@ class Pattern:
 
     def meets(self, other: Pattern) -> bool:
         """Whether any path could be within both."""
-        pairs = zip(self.segments, other.segments, strict=False)
-        if any(mine != theirs and ANY not in (mine, theirs) for mine, theirs in pairs):
-            return False
+        for mine, theirs in zip(self.segments, other.segments, strict=False):
+            if mine != theirs and ANY not in (mine, theirs):
+                return False
         more = len(self.segments) - len(other.segments)
         return more == 0 or (other.rest if more > 0 else self.rest)
 
