@@ -40,17 +40,22 @@ _UNUSED = Usage(units=0)
 
 
 class Charge:
-    """One call's claim on its limits. `decision` is set by `reserve`, `meter` once an answer is metered."""
+    """One call's claim on its limits: its exchange has this one, from `reserve` to one `settle`.
+
+    `decision` is set by `reserve`, `meter` once an answer is metered, `due` in between.
+    """
 
     __slots__ = (
         "_call",
         "_caller",
         "_exchange",
+        "_observed",
         "_rate",
         "_service",
         "_user",
         "_worker",
         "decision",
+        "due",
         "meter",
     )
 
@@ -66,7 +71,9 @@ class Charge:
         self._service = service
         self._call = call
         self._user = caller.acts_for(exchange.plan.attribution.user, call.user)
+        self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
+        self.due = False
 
     async def reserve(self) -> None:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
@@ -95,27 +102,30 @@ class Charge:
             exchange.shielded, exchange.deadline = False, NEVER
         if decision.verdict is not _ADMITTED:
             raise from_decision(decision)
-        self.decision, self._rate = decision, rate
-        exchange.charge = self
+        self.decision, self._rate, self.due = decision, rate, True
         if estimate.least and (decision.bounded or by_token):
             bound = output_bound(service, call, estimate, decision)
             if bound is not None:
                 call.limit_output(bound)
 
-    async def settle(self, status: int, complete: bool) -> bool:
+    async def settle(self, status: int, complete: bool, abandoned: bool = False) -> bool:
         """Replace the hold by what the meter saw; whether that is acknowledged.
 
-        What was not used is released, which the answer need not wait for to be true.
+        What was not used is released, which the answer need not wait for to be true. What a client
+        `abandoned` once an upstream had heard of it costs its units, whatever came of it.
         """
+        assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         usage = self.meter.usage() if self.meter is not None else _UNUSED
+        if abandoned and _may_have_worked(usage, status):
+            usage = Usage()
         used = usage.units > 0 or usage.total > 0
         settlement = self._settlement(usage, status) if used else self._release()
-        exchange.charge = None
-        if exchange.observed is not None:
-            ports.counters.unwatch(exchange.observed)
-            exchange.observed = None
+        self.due = False
+        if self._observed is not None:
+            ports.counters.unwatch(self._observed)
+            self._observed = None
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             settled = await ports.counters.settle(settlement)
@@ -131,24 +141,26 @@ class Charge:
             self._count(usage, settlement.credits, complete)
         return True
 
-    def watch(self) -> None:
+    def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
-        observed = Observed(
+        if self.due and self._observed is None:
+            self._watch()
+
+    def _watch(self) -> Observed:
+        observed = self._observed = Observed(
             self._caller, self._exchange.request_id, self._covered(),
             counts=self._service.counts_tokens, rate=self._rate,
         )  # fmt: skip
-        self._exchange.observed = observed
         self._worker.ports.counters.watch(observed)
+        return observed
 
     def covers(self, tokens: int) -> bool:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
-        observed = self._exchange.observed
+        observed = self._observed
         if observed is None:
             if tokens <= self._covered():
                 return True
-            self.watch()
-            observed = self._exchange.observed
-            assert observed is not None
+            observed = self._watch()
         observed.tokens = tokens
         if tokens < observed.held:
             return True
@@ -224,6 +236,12 @@ class Charge:
 
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = Settled.UNVERIFIED
+
+
+def _may_have_worked(usage: Usage, status: int) -> bool:
+    """Whether an upstream that said nothing of any use may have begun: it did not refuse either."""
+    said = usage.units > 0 or usage.total > 0 or usage.reported
+    return not said and (status == 0 or 200 <= status < 300)
 
 
 def _quote(model: str) -> str:

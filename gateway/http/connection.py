@@ -1,7 +1,8 @@
-"""One client's connection: heads and bodies come in, answers go out, in order, one at a time.
+"""One client's socket: heads and bodies come in, answers go out, in order, one at a time.
 
 A request behind one in progress waits unread. Whatever is wrong with it is said after the
-answer in front of it. Framing and flow only: what a request means is the story's affair.
+answer in front of it. Framing is `ClientSide`'s, what a request means is the story's affair: here
+are flow, deadlines, and the end of a connection.
 """
 
 from __future__ import annotations
@@ -13,21 +14,16 @@ from typing import Any, Protocol
 
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, RequestTooLarge
+from gateway.http.client_side import ClientSide
 from gateway.http.clock import NEVER, Clock
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.framing import HEAD_END, LAST_CHUNK, ChunkedBody, Malformed, chunk, has_bare_newline
+from gateway.http.framing import Malformed
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
-from gateway.http.request import (
-    FieldsTooLarge,
-    MalformedRequest,
-    RequestTimeout,
-    TargetTooLong,
-    cut_length,
-)
+from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
+from gateway.http.states import BODY, CLOSING, DISCARDING, IDLE, WHOLE
 
-_IDLE, _BODY, _BUSY, _DISCARD, _LINGER, _CLOSED = range(6)
 _SUCCESSOR, _UNWANTED, _SLOW_UPSTREAM = 1, 2, 4
 _RESET = struct.pack("ii", 1, 0)
 
@@ -57,54 +53,26 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing",
-        "_body_wait",
-        "_buffer",
-        "_buffered",
-        "_chunked",
-        "_closing",
-        "_discarded",
-        "_ended",
-        "_host",
-        "_left",
-        "_left_s",
-        "_limits",
-        "_parts",
-        "_pauses",
-        "_phase",
-        "_scanned",
-        "_sink",
-        "_sink_chunked",
-        "_size",
-        "_write_wait",
-        "blocked",
-        "deadline",
-        "exchange", "idle_since",
-        "transport",
+        "_advancing", "_body_wait", "_buffered", "_closing", "_collected_max", "_discarded", "_ended",
+        "_host", "_left_s", "_limits", "_parts", "_pauses", "_side", "_sink", "_size", "_write_wait",
+        "blocked", "deadline", "exchange", "gone", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._limits = host.limits
+        self._side = ClientSide(host.limits)
         self.transport: Any = None
         self.exchange: Exchange | None = None
         self.deadline = self.idle_since = NEVER
-        self.blocked = False
-        self._phase = _IDLE
-        self._buffer = b""
+        self.blocked = self.gone = False
         self._buffered = False
-        self._scanned = self._pauses = 0
-        self._advancing = False
-        self._closing = False
-        self._ended = False
-        self._left = 0
+        self._pauses = 0
+        self._advancing = self._closing = self._ended = False
         self._left_s = 0.0
-        self._chunked: ChunkedBody | None = None
         self._parts: list[bytes] = []
-        self._size = 0
-        self._discarded = 0
+        self._size = self._collected_max = self._discarded = 0
         self._sink: Link | None = None
-        self._sink_chunked = False
         self._body_wait: Wait[None] | None = None
         self._write_wait: Wait[None] | None = None
 
@@ -119,31 +87,38 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of a head, of a body, or of what comes later."""
-        phase = self._phase
-        if phase == _IDLE:
-            self._buffer = self._buffer + data if self._buffer else data
+        side = self._side
+        state = side.state
+        if state == IDLE:
+            side.receive(data)
             self._advance()
-        elif phase in (_BODY, _DISCARD):
-            self._take_body(data)
-        elif phase == _BUSY:
-            self._buffer += data
+        elif state in (BODY, DISCARDING):
+            try:
+                payload = side.receive(data)
+            except Malformed as error:
+                self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+            else:
+                self._take_body(payload)
+        elif state == WHOLE:
+            side.receive(data)
             self._pause(_SUCCESSOR)
-        elif phase == _LINGER:
+        elif state == CLOSING:
             self._count_discarded(len(data))
+        else:
+            self._pause(_SUCCESSOR)  # nothing behind this is read
 
     def eof_received(self) -> bool:
         """The client has said everything; it may still read, unless the route says that is leaving."""
         exchange = self.exchange
-        if exchange is None or self._phase != _BUSY:
+        if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
         return exchange.plan.route is None or exchange.plan.route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone."""
-        self._phase = _CLOSED
+        """The client is gone. What it sent of its request stays what it was."""
+        self.gone = True
         self.deadline = NEVER
-        self._buffer = b""
         self._sink = None
         self._host.closed(self)
         if self.exchange is not None:
@@ -163,7 +138,8 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self.blocked = False
-        self.deadline = NEVER if self._phase == _BUSY else self._host.clock.now + self._limits.body_s
+        waits = self.exchange is not None and self._side.state != BODY
+        self.deadline = NEVER if waits else self._host.clock.now + self._limits.body_s
         wait, self._write_wait = self._write_wait, None
         if wait is not None:
             wait.set(None)
@@ -172,22 +148,27 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client; nothing once it is gone."""
-        if self._phase != _CLOSED:
+        if not self.gone:
             self.transport.write(data)
 
     def writable(self) -> Wait[None]:
         """Wait until the client has caught up or is gone."""
         wait: Wait[None] = Wait()
-        if self._phase == _CLOSED or not self.blocked:
+        if self.gone or not self.blocked:
             wait.set(None)
         else:
             self._write_wait = wait
         return wait
 
-    def body_arrival(self) -> Wait[None]:
-        """Ask for the rest of the body; done when it is complete. Fails with a `Refusal` or `ClientGone`."""
+    def body_arrival(self, bytes_max: int) -> Wait[None]:
+        """Ask for the rest of the body, or for more of it than `bytes_max`.
+
+        Fails with a `Refusal` or `ClientGone`.
+        """
         self._body_wait = wait = Wait[None]()
-        if self._phase != _BODY:
+        self._collected_max = bytes_max
+        if self._side.state != BODY or self._size > bytes_max:
+            self._body_wait = None
             wait.set(None)
         self._resume(_UNWANTED)
         return wait
@@ -200,33 +181,29 @@ class ClientConnection(asyncio.Protocol):
     @property
     def body_complete(self) -> bool:
         """Whether the present request has arrived in full."""
-        return self._phase != _BODY
+        return self._side.whole
 
     @property
     def reusable(self) -> bool:
         """Whether another request may follow, once what is left of this one's body is dropped."""
-        if self._closing or self._host.draining:
-            return False
-        return self._phase != _BODY or (
-            self._chunked is None and self._left <= self._limits.discarded_bytes_max
-        )
+        return not self._closing and not self._host.draining and self._side.droppable
 
-    def stream_body(self, link: Link, chunked: bool) -> None:
+    def stream_body(self, link: Link) -> None:
         """Send what comes of the body from now on into a link, at the link's speed."""
-        self._sink, self._sink_chunked = link, chunked
+        self._sink = link
         link.source = self
         self._resume(_UNWANTED)
 
     def pause_body(self) -> None:
         """The upstream reads slowly, which costs its client no time."""
         self._pause(_SLOW_UPSTREAM)
-        if self._phase == _BODY:
+        if self._side.state == BODY:
             self._left_s = self.deadline - self._host.clock.now
             self.deadline = NEVER
 
     def resume_body(self) -> None:
         """The upstream has caught up."""
-        if self._phase == _BODY and self.deadline == NEVER:
+        if self._side.state == BODY and self.deadline == NEVER:
             self.deadline = self._host.clock.now + self._left_s
         self._resume(_SLOW_UPSTREAM)
 
@@ -235,12 +212,14 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = None
         self._sink = self._body_wait = None
         self._parts = []
-        if self._phase == _CLOSED:
+        if self.gone:
             return
-        if not keep_alive or self._closing:
+        side = self._side
+        if not keep_alive or self._closing or side.state not in (WHOLE, BODY):
             self._linger()
-        elif self._phase == _BODY:
-            self._phase = _DISCARD
+            return
+        side.answered()
+        if side.state == DISCARDING:
             self._discarded = 0
             self.deadline = self._host.clock.now + self._limits.body_s
             self._resume(_UNWANTED | _SLOW_UPSTREAM)
@@ -250,9 +229,9 @@ class ClientConnection(asyncio.Protocol):
     def cut(self, reset: bool) -> None:
         """Break the connection so that the client cannot take what it has for a complete answer."""
         self.exchange = None
-        if self._phase == _CLOSED:
+        if self.gone:
             return
-        self._phase = _LINGER
+        self._side.close()
         self.deadline = self._host.clock.now + self._limits.linger_s
         if reset:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -265,12 +244,13 @@ class ClientConnection(asyncio.Protocol):
     def expire(self) -> None:
         """The deadline has passed."""
         self.deadline = NEVER
-        if self._phase == _IDLE:
-            if self._buffer:
-                self._refuse(RequestTimeout(), self._buffer)
+        side = self._side
+        if side.state == IDLE:
+            if side.waiting:
+                self._refuse(RequestTimeout(), side.waiting)
             else:
                 self.transport.close()
-        elif self._phase == _BODY and not self.blocked:
+        elif side.state == BODY and not self.blocked:
             self._fail_body(RequestTimeout("The body did not arrive in time."))
         else:
             self.transport.abort()
@@ -282,156 +262,117 @@ class ClientConnection(asyncio.Protocol):
     def shut(self) -> None:
         """Close as soon as no request is in progress."""
         self._closing = True
-        if self._phase == _IDLE and not self._buffer:
+        if self._side.state == IDLE and not self._side.waiting:
             self.transport.close()
 
     # heads
 
     def _advance(self) -> None:
-        """Read heads from the buffer until a request is in progress or more bytes are needed."""
+        """Read heads from what arrived until a request is in progress or more bytes are needed."""
         if self._advancing:
             return
+        side = self._side
         self._advancing = True
-        while self._phase == _IDLE and self._buffer and self._read_head():
+        while side.state == IDLE and side.waiting and self._read_head():
             pass
         self._advancing = False
-        if self._phase == _IDLE:
+        if side.state == IDLE:
             self._resume(_SUCCESSOR)
-        elif self._phase == _BUSY and self._buffer:
+        elif side.state == WHOLE and side.waiting:
             self._pause(_SUCCESSOR)
 
     def _read_head(self) -> bool:
-        data = self._buffer
-        if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
-            data = data[2:]
-        end = data.find(HEAD_END, self._scanned)
-        if end < 0 or end > self._limits.header_bytes_max:
-            return self._partial_head(data)
-        self._buffer = data[end + 4 :]
-        self._scanned = 0
-        head, length = cut_length(data[: end + 4])
+        side = self._side
+        try:
+            head = side.head()
+        except Refusal as refusal:
+            self._refuse(refusal, side.waiting)
+            return False
+        if not head:
+            if side.fresh:
+                self.deadline = self._host.clock.now + self._limits.head_s
+            return False
+        head, length = cut_length(head)
         planner = self._host.planner
         plan = planner.known.get(head)
         if plan is None:
             plan = planner.plan(head)
-        if length >= 0 and (plan.chunked or plan.length is not None):
+        if length < 0:
+            self._begin(plan, plan.length)
+        elif plan.chunked or plan.length is not None:
             self._refuse(MalformedRequest("The length of the body is stated twice."), head)
-            return False
-        self._begin(plan, length if length >= 0 else plan.length)
-        return True
-
-    def _partial_head(self, data: bytes) -> bool:
-        """Wait for the rest of a head, unless it can be refused already."""
-        limits = self._limits
-        if not self._scanned:
-            self.deadline = self._host.clock.now + limits.head_s
-        self._scanned = max(1, len(data) - 3)
-        if (
-            b"\r\n" not in data[: limits.request_line_bytes_max + 2]
-            and len(data) > limits.request_line_bytes_max
-        ):
-            self._refuse(TargetTooLong(), data)
-        elif len(data) > limits.header_bytes_max:
-            self._refuse(FieldsTooLarge(), data)
-        elif (data and not data[:1].isalpha() and data != b"\r") or has_bare_newline(data):
-            self._refuse(MalformedRequest(), data)
         else:
-            self._buffer = data
-        return False
+            self._begin(plan, length)
+        return True
 
     def _refuse(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
-        self._buffer = b""
         self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
 
     def _begin(self, plan: Plan, length: int | None) -> None:
         self.exchange = exchange = self._host.exchange(self, plan)
         self.deadline = NEVER
-        self._phase = _BUSY
+        exchange.body_length = length
+        side = self._side
         if plan.fatal:
             self._closing = True
-            self._buffer = b""
-        elif plan.chunked:
-            limits = self._limits
-            self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max
-            )
-            self._begin_body(0)
-        elif length:
-            exchange.body_length = length
-            if plan.buffered and length > self._limits.body_bytes_max:
-                exchange.body_failure = RequestTooLarge()
-            buffer = self._buffer
-            if len(buffer) == length:
-                self._parts.append(buffer)
-                self._buffer = b""
-            elif len(buffer) > length:
-                self._parts.append(buffer[:length])
-                self._buffer = buffer[length:]
-            else:
-                self._begin_body(length)
+            side.refuse()
         else:
-            exchange.body_length = length
+            self._begin_body(exchange, plan, length or 0)
         self._host.tell(exchange)
 
     # bodies
 
-    def _begin_body(self, length: int) -> None:
-        self._phase = _BODY
-        self._size = 0
-        self._buffered = self.exchange is not None and self.exchange.plan.buffered
-        self._left = length
-        self.deadline = self._host.clock.now + self._limits.body_s
-        data, self._buffer = self._buffer, b""
-        if data:
-            self._take_body(data)
+    def _begin_body(self, exchange: Exchange, plan: Plan, length: int) -> None:
+        side = self._side
+        try:
+            payload = side.request(length, plan.chunked)
+        except Malformed as error:
+            self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+            return
+        if plan.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
+            exchange.body_failure = RequestTooLarge()
+        if side.state == BODY:
+            self._size = 0
+            self._buffered = plan.buffered
+            self.deadline = self._host.clock.now + self._limits.body_s
+            if payload:
+                self._keep(payload)
+        elif payload:
+            self._parts.append(payload)
 
-    def _take_body(self, data: bytes) -> None:
-        if self._chunked is not None:
-            try:
-                data = self._chunked.feed(data)
-            except Malformed as error:
-                self._closing = True
-                self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
-                return
-            done = self._chunked.done
-            if done:
-                self._buffer, self._chunked = self._chunked.rest, None
-        else:
-            if len(data) > self._left:
-                self._buffer = data[self._left :]
-                data = data[: self._left]
-            self._left -= len(data)
-            done = self._left == 0
-        if data:
-            self._pass_on(data)
-        if done and self._phase in (_BODY, _DISCARD):
-            self._body_done()
-
-    def _pass_on(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._phase == _DISCARD:
-            self._count_discarded(len(data))
-        elif self._sink is not None:
-            # A body that is streamed has no limit, but it has to keep coming.
-            self.deadline += len(data) / self._limits.body_bytes_per_s_min
-            self._sink.send(chunk(data) if self._sink_chunked else data)
-        elif self._size > self._limits.body_bytes_max and self._buffered:
+    def _take_body(self, payload: bytes) -> None:
+        """Deal with what came of a body, and with its end. Each way on is a last step: a story runs in it."""
+        state = self._side.state
+        if self.exchange is None:
+            self._drop(len(payload))
+        elif payload and not self._keep(payload):
             self._fail_body(RequestTooLarge())
+        elif state == WHOLE:
+            self.deadline = NEVER
+            sink, self._sink = self._sink, None
+            if sink is not None:
+                sink.end()
+            self._wake_body()
+        elif self._size > self._collected_max:
+            self._wake_body()
+
+    def _keep(self, payload: bytes) -> bool:
+        """Pass a part of a body on, or keep it; False where it is too much."""
+        self._size += len(payload)
+        if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
+            self.deadline += len(payload) / self._limits.body_bytes_per_s_min
+        elif self._size > self._limits.body_bytes_max:
+            return False
+        if self._sink is not None:
+            self._sink.send(payload)
         else:
-            self._parts.append(data)
+            self._parts.append(payload)
             if self._body_wait is None:
                 self._pause(_UNWANTED)
+        return True
 
-    def _body_done(self) -> None:
-        if self._phase == _DISCARD:
-            self._next()
-            return
-        self._phase = _BUSY
-        self.deadline = NEVER
-        sink, self._sink = self._sink, None
-        if sink is not None and self._sink_chunked:
-            sink.send(LAST_CHUNK)
+    def _wake_body(self) -> None:
         wait, self._body_wait = self._body_wait, None
         if wait is not None:
             wait.set(None)
@@ -439,10 +380,9 @@ class ClientConnection(asyncio.Protocol):
     def _fail_body(self, refusal: Refusal) -> None:
         """The body cannot be had: the story ends where it waits, the connection after it."""
         self._closing = True
-        self._chunked = None
-        self._phase = _BUSY
+        if self._side.state == BODY:
+            self._side.refuse()
         self._sink = None
-        self._buffer = b""
         self.deadline = NEVER
         wait, self._body_wait = self._body_wait, None
         if wait is not None:
@@ -452,33 +392,35 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._linger()
 
+    def _drop(self, size: int) -> None:
+        """What came of a body whose request is answered."""
+        self._discarded += size
+        if self._discarded > self._limits.discarded_bytes_max:
+            self._linger()
+        elif self._side.state == IDLE:
+            self._next()
+
     def _count_discarded(self, size: int) -> None:
         self._discarded += size
-        if self._phase == _DISCARD:
-            if self._discarded > self._limits.discarded_bytes_max:
-                self._linger()
-        elif self._discarded > self._limits.lingered_bytes_max:
+        if self._discarded > self._limits.lingered_bytes_max:
             self.transport.abort()
 
     # between requests, and the end
 
     def _next(self) -> None:
-        self._phase = _IDLE
         if self._closing:
             self._linger()
             return
         self.idle_since = self._host.clock.now
         self.deadline = self.idle_since + self._limits.keepalive_s
-        if self._buffer:
+        if self._side.waiting:
             self._advance()
         elif self._pauses:
             self._resume(_SUCCESSOR | _UNWANTED | _SLOW_UPSTREAM)
 
     def _linger(self) -> None:
         """Say that nothing more comes, and read on for a while: closing at once could destroy the answer."""
-        self._phase = _LINGER
-        self._buffer = b""
-        self._chunked = None
+        self._side.close()
         self._discarded = 0
         self.deadline = self._host.clock.now + self._limits.linger_s
         if not self._ended and self.transport.can_write_eof():
@@ -488,12 +430,12 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _pause(self, reason: int) -> None:
-        if not self._pauses and self._phase != _CLOSED:
+        if not self._pauses and not self.gone:
             self.transport.pause_reading()
         self._pauses |= reason
 
     def _resume(self, reason: int) -> None:
         if self._pauses:
             self._pauses &= ~reason
-            if not self._pauses and self._phase != _CLOSED:
+            if not self._pauses and not self.gone:
                 self.transport.resume_reading()

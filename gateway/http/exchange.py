@@ -6,19 +6,16 @@ An exchange outlives its client where the route says that what was begun is drai
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from gateway.core.model import Observed
 from gateway.core.trace import Trace
+from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER, Clock
 from gateway.http.limits import HttpLimits
+from gateway.http.link import Link
 from gateway.http.plan import Plan
 from gateway.http.story import Story
-
-if TYPE_CHECKING:
-    from gateway.http.charge import Charge
-    from gateway.http.connection import ClientConnection
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -27,24 +24,71 @@ class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
 
 
+class Client(Protocol):
+    """What an exchange needs of the connection its request came on."""
+
+    transport: Any
+    blocked: bool
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the request has arrived in full, by its framing."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow this one."""
+
+    def body(self) -> bytes:
+        """The body bytes that have arrived; they are given away."""
+
+    def body_arrival(self, bytes_max: int) -> Wait[None]:
+        """Ask for the rest of the body, or for more of it than `bytes_max`."""
+
+    def stream_body(self, link: Link) -> None:
+        """Send what comes of the body from now on into a link."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the client; nothing once it is gone."""
+
+    def writable(self) -> Wait[None]:
+        """Wait until the client has caught up or is gone."""
+
+    def finish(self, keep_alive: bool) -> None:
+        """The answer is written."""
+
+    def cut(self, reset: bool) -> None:
+        """Break the connection."""
+
+
+class Hold(Protocol):
+    """What an exchange needs of the charge it was admitted with."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is still to be settled."""
+
+    def keep_alive(self) -> None:
+        """The call lives long: have its hold renewed until it settles."""
+
+
 class Exchange(Story):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
-    `charge` is set while a hold is taken, `observed` while that hold is kept alive. `opened`
-    says that a head was sent, `broken` that what was begun cannot be completed. `trace` is there
-    where requests are traced.
+    `charge` is set once, by admission. `forwarded` says that an upstream heard of the request,
+    `opened` that a head was sent, `broken` that what was begun cannot be completed. `trace` is
+    there where requests are traced.
     """
 
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "charge", "connection",
-        "deadline", "ended_upstream", "gone", "keep_alive", "observed", "opened", "plan", "reason",
-        "request_id", "started", "status", "trace", "until_close",
+        "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened", "plan",
+        "reason", "request_id", "started", "status", "trace", "until_close",
     )  # fmt: skip
 
     def __init__(
         self,
-        connection: ClientConnection,
+        connection: Client,
         plan: Plan,
         request_id: str,
         started: float,
@@ -59,12 +103,12 @@ class Exchange(Story):
         self.began_upstream = self.ended_upstream = 0.0
         self.deadline = NEVER
         self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.forwarded = self.invited = False
         self.status = 0
         self.reason = ""
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None
-        self.charge: Charge | None = None
-        self.observed: Observed | None = None
+        self.charge: Hold | None = None
         self.trace: Trace | None = None
 
     def ended(self, error: BaseException | None) -> None:
@@ -77,15 +121,22 @@ class Exchange(Story):
 
     # the request
 
-    async def late_body(self) -> bytes:
-        """The whole of a body that is still arriving. Raises the `Refusal` it earns, or `ClientGone`."""
+    async def late_body(self, bytes_max: int) -> None:
+        """Wait for the rest of a body, or for more of it than so many bytes.
+
+        Raises the `Refusal` it earns, or `ClientGone`.
+        """
+        if self.gone:
+            raise ClientGone
         self.invite_body()
-        await self.connection.body_arrival()
-        return self.connection.body()
+        await self.connection.body_arrival(bytes_max)
+        if self.body_failure is not None:
+            raise self.body_failure
 
     def invite_body(self) -> None:
-        """Send `100 Continue` to a client that waits for it (RFC 9110, 10.1.1)."""
-        if self.plan.expects and not self.gone:
+        """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
+        if self.plan.expects and not self.gone and not self.invited:
+            self.invited = True
             self.connection.write(CONTINUE)
 
     # the answer
@@ -113,18 +164,29 @@ class Exchange(Story):
             self.interrupt(refusal)
 
     def client_gone(self, clock: Clock, limits: HttpLimits) -> None:
-        """The client is gone: drain what is charged, unless the route says abort, and end the rest."""
+        """The client is gone: drain what an upstream works on and is charged, and end the rest.
+
+        What it left in the middle of its request can come to nothing; a route may say abort.
+        """
         self.gone = True
         if self.shielded:
             return
-        route = self.plan.route
-        draining = self.charge is not None and route is not None and route.on_disconnect != "abort"
-        if draining and self.connection.body_complete:
+        route, charge = self.plan.route, self.charge
+        due = charge is not None and charge.due
+        drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
+        if drains and self.connection.body_complete:
             self.deadline = clock.now + limits.drain_s
         else:
             self.interrupt(ClientGone())
 
-    def expire(self) -> None:
+    def check(self, now: float, watched_before: float) -> None:
+        """One look at the clock: a wait that is over, a hold that must be kept from its deadline."""
+        if self.deadline < now:
+            self._expire()
+        elif self.charge is not None and self.started < watched_before:
+            self.charge.keep_alive()
+
+    def _expire(self) -> None:
         """The deadline of a wait has passed."""
         self.deadline = NEVER
         if self.shielded:

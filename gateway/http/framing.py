@@ -65,14 +65,12 @@ class ChunkedBody:
 
     def _line(self, data: bytes, at: int) -> int:
         """Read what stands between payloads; the position behind it."""
-        end = data.find(b"\r\n", at)
-        if end < 0:
-            if len(data) - at > self._line_max or (
-                self._left == _AT_CHUNK_END and data[at : at + 1] != b"\r"
-            ):
-                raise Malformed("a chunk's frame is too long or broken")
-            self._pending = data[at:]
+        end = data.find(b"\n", at) - 1
+        if end < -1:
+            self._pending = self._part(data[at:])
             return len(data)
+        if end < at or data[end : end + 1] != b"\r":
+            raise Malformed("a line of a chunk's frame ends without CR")
         if self._left == _AT_CHUNK_END:
             if end != at:
                 raise Malformed("a chunk is longer than its size")
@@ -87,6 +85,16 @@ class ChunkedBody:
             if self._trailer_max < 0 or _TRAILER_LINE.fullmatch(data, at, end) is None:
                 raise Malformed("a trailer is too long or not a field")
         return end + 2
+
+    def _part(self, line: bytes) -> bytes:
+        """The beginning of a line, unless its end can no longer be right."""
+        if (
+            len(line) > self._line_max
+            or b"\r" in line[:-1]
+            or (self._left == _AT_CHUNK_END and line[:1] != b"\r")
+        ):
+            raise Malformed("a chunk's frame is too long or broken")
+        return line
 
     def _size(self, line: bytes) -> int:
         match = _SIZE_LINE.fullmatch(line)

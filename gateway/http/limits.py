@@ -19,6 +19,8 @@ class HttpLimits:
     # A document longer than this is read in a thread: this much takes a millisecond, or six at worst.
     body_at_once_bytes_max: int = 256 * 1024
     body_bytes_per_s_min: int = 16 * 1024
+    # Of a body that passes unread: so much is here before an upstream hears of the request.
+    collected_bytes_max: int = 256 * 1024
     discarded_bytes_max: int = 256 * 1024
     # Of a refused body, for clients that read no answer before they have sent everything.
     lingered_bytes_max: int = 64 * 1024 * 1024

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, UpstreamTimeout, UpstreamUnreachable
-from gateway.http.answer import AnswerHead, read_answer_head
+from gateway.http.answer import AnswerHead
 from gateway.http.clock import NEVER, Clock
-from gateway.http.framing import HEAD_END, ChunkedBody, Malformed, has_bare_newline
+from gateway.http.framing import Malformed
 from gateway.http.limits import HttpLimits
-
-NO_BODY = frozenset({204, 304})
-IDLE, AWAITING, BODY, COMPLETE, BROKEN = range(5)
+from gateway.http.states import AWAITED, BODY, COMPLETE, OWED
+from gateway.http.upstream_side import UpstreamSide
 
 
 class BodySource(Protocol):
@@ -33,35 +32,29 @@ class BodySource(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """A pooled connection, used for one exchange at a time.
+    """A pooled connection, used for one exchange at a time. It feeds its `UpstreamSide`, which frames.
 
     `answer` is the final head once it has arrived. `failure` is set when the answer cannot be
     completed: before the head it is what the client is refused with, after it the answer is cut.
     """
 
     __slots__ = (
-        "_answers_head", "_buffer", "_chunked", "_clean_end", "_clock", "_gone", "_interim", "_left",
-        "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes", "_wait", "answer", "deadline",
-        "failure", "idle_since", "source", "state", "transport",
+        "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes",
+        "_side", "_wait", "deadline", "failure", "idle_since", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, clock: Clock, limits: HttpLimits, on_gone: Callable[[Link], None]) -> None:
         self._clock = clock
         self._limits = limits
         self._on_gone = on_gone
+        self._side = UpstreamSide(limits)
         self.transport: Any = None
         self.deadline = NEVER
         self.idle_since = 0.0
-        self.state = IDLE
-        self._gone = self._clean_end = self._paused = self._answers_head = False
-        self._buffer = b""
+        self._gone = self._clean_end = self._paused = False
         self._payload: list[bytes] = []
         self._payload_bytes = 0
-        self._interim = 0
-        self._left: int | None = 0
-        self._chunked: ChunkedBody | None = None
         self._wait: Wait[None] | None = None
-        self.answer: AnswerHead | None = None
         self.failure: Refusal | None = None
         self.source: BodySource | None = None
 
@@ -71,34 +64,45 @@ class Link(asyncio.Protocol):
         return not self._gone
 
     @property
+    def answer(self) -> AnswerHead | None:
+        """The final answer's head, once it is here."""
+        return self._side.answer
+
+    @property
     def complete(self) -> bool:
         """Whether the whole answer has arrived (its last bytes may still be unread here)."""
-        return self.state == COMPLETE
+        return self._side.answering == COMPLETE
 
     # what the story asks of its link
 
-    def begin(self, request: bytes, answers_head: bool) -> None:
-        """Send a request's head, with its body or the beginning of it."""
-        self.state = AWAITING
-        self.answer = None
-        self._answers_head = answers_head
-        self.deadline = self._clock.now + self._limits.upstream_first_byte_s
-        if self._gone:
-            self._fail(UpstreamUnreachable("The upstream closed its connection."))
-        else:
-            self.transport.write(request)
+    def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> None:
+        """Send a whole request. `opening` is its head but for the framing; None is no body."""
+        self._begin(self._side.ask(opening, body, answers_head))
 
-    def send(self, data: bytes) -> None:
-        """Send more of a streamed body."""
-        if not self._gone and self.state in (AWAITING, BODY):
+    def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> None:
+        """Send a request whose body goes on with `send`, framed by its length or, without one, in chunks."""
+        self._begin(self._side.ask_in_parts(opening, length, part, answers_head))
+
+    def send(self, part: bytes) -> None:
+        """Send more of a body; nothing once nobody waits for it."""
+        side = self._side
+        if not self._gone and side.request == OWED:
             self.deadline = self._clock.now + self._limits.upstream_first_byte_s
-            self.transport.write(data)
+            self.transport.write(side.more(part))
+
+    def end(self) -> None:
+        """The body is complete."""
+        side = self._side
+        if not self._gone and side.request == OWED:
+            last = side.end()
+            if last:
+                self.transport.write(last)
 
     def arrival(self) -> Wait[None]:
         """Wait until the head is there, or then for body bytes, the answer's end, or its failure."""
         wait: Wait[None] = Wait()
         self._wait = wait
-        if self.failure is not None or self._payload or self.state == COMPLETE:
+        if self.failure is not None or self._payload or self._side.answering == COMPLETE:
             wait.set(None)
         return wait
 
@@ -116,29 +120,29 @@ class Link(asyncio.Protocol):
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
     def release(self, now: float) -> bool:
-        """Become idle, ready for another exchange; False where the connection cannot be used again."""
-        answer = self.answer
-        if self.state != COMPLETE or self._gone or answer is None or not answer.keep_alive or self._payload:
+        """Become idle, ready for another exchange; False where something of this one is left over."""
+        side = self._side
+        if self._gone or self._payload or not side.reusable:
             return False
-        self.state = IDLE
+        side.next()
         self.deadline = NEVER
         self.idle_since = now
-        self._wait = self._chunked = None
+        self._wait = self.source = None
         return True
 
     def abandon(self) -> None:
         """Drop the connection, whatever it is doing."""
         self._wait = self.source = None
-        self.state = BROKEN
+        self._side.give_up()
         self.deadline = NEVER
         if not self._gone and self.transport is not None:
             self.transport.abort()
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self.state == AWAITING:
+        if self._side.answering == AWAITED:
             self._fail(UpstreamTimeout())
-        elif self.state == BODY:
+        elif self._side.answering == BODY:
             self._fail(UpstreamTimeout("The upstream stopped in the middle of its answer."))
 
     # asyncio.Protocol
@@ -149,18 +153,25 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the answer."""
+        side = self._side
         try:
-            if self.state == BODY:
-                self._body(data)
-            elif self.state == AWAITING:
-                self._head(data)
-            else:
-                self._drop()
+            payload = side.receive(data)
         except Malformed as error:
             self._fail(UpstreamUnreachable(f"The upstream's answer is not HTTP: {error}."))
             return
+        answering = side.answering
+        if payload:
+            self._payload.append(payload)
+            self._payload_bytes += len(payload)
+        if answering == BODY:
+            self.deadline = self._clock.now + self._limits.upstream_idle_s
+        elif answering == COMPLETE:
+            self.source = None
+        if side.surplus:
+            self._gone = True
+            self.transport.abort()
         wait = self._wait
-        if wait is not None and self.state != AWAITING:
+        if wait is not None and answering != AWAITED:
             self._wait = None
             wait.set(None)
         if self._payload_bytes > self._limits.relay_buffer_bytes_max and not self._paused and not self._gone:
@@ -176,14 +187,13 @@ class Link(asyncio.Protocol):
         """Decide what the end means: complete, cut, or nothing at all (RFC 9112, 8)."""
         self._gone = True
         self.source = None
-        if self.state == AWAITING:
+        side = self._side
+        if side.close(self._clean_end and error is None):
+            self._wake()
+        elif side.answering == AWAITED:
             self._fail(UpstreamUnreachable("The upstream closed its connection without an answer."))
-        elif self.state == BODY:
-            if self._left is None and self._chunked is None and self._clean_end and error is None:
-                self.state = COMPLETE
-                self._wake()
-            else:
-                self._fail(UpstreamUnreachable("The upstream's answer broke off."))
+        elif side.answering == BODY:
+            self._fail(UpstreamUnreachable("The upstream's answer broke off."))
         self._on_gone(self)
 
     def pause_writing(self) -> None:
@@ -196,75 +206,16 @@ class Link(asyncio.Protocol):
         if self.source is not None:
             self.source.resume_body()
 
-    # the answer
-
-    def _head(self, data: bytes) -> None:
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
-        limits = self._limits
-        at = data.find(HEAD_END)
-        if at < 0 or at > limits.answer_header_bytes_max:
-            if len(data) > limits.answer_header_bytes_max:
-                raise Malformed("its header fields are too large")
-            if has_bare_newline(data):
-                raise Malformed("a line ends without CR")
-            self._buffer = data
-            return
-        at += 4
-        answer = read_answer_head(data[:at])
-        status = answer.status
-        if status < 200:
-            self._interim += 1
-            if status == 101 or self._interim > limits.interim_answers_max:
-                raise Malformed("an upgrade nobody asked for, or too many interim answers")
-            if len(data) > at:
-                self._head(data[at:])
-            return
-        self._interim = 0
-        self.answer = answer
-        self.state = BODY
-        if self._answers_head or status in NO_BODY:
-            self._left = 0
-        elif answer.chunked:
-            self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max
-            )
+    def _begin(self, request: bytes) -> None:
+        self.deadline = self._clock.now + self._limits.upstream_first_byte_s
+        if self._gone:
+            self._fail(UpstreamUnreachable("The upstream closed its connection."))
         else:
-            self._left = answer.length
-        self._body(data[at:])
-
-    def _body(self, data: bytes) -> None:
-        if self._chunked is not None:
-            data = self._chunked.feed(data)
-            if self._chunked.done:
-                self._complete(bool(self._chunked.rest))
-        elif self._left is not None:
-            left = self._left - len(data)
-            if left <= 0:
-                self._complete(left < 0)
-                if left < 0:
-                    data = data[:left]
-            self._left = left
-        if data:
-            self._payload.append(data)
-            self._payload_bytes += len(data)
-        self.deadline = self._clock.now + self._limits.upstream_idle_s
-
-    def _complete(self, surplus: bool) -> None:
-        self.state = COMPLETE
-        self.source = None
-        if surplus:
-            self._drop()
-
-    def _drop(self) -> None:
-        """Bytes nobody asked for: this connection is never used again."""
-        self._gone = True
-        self.transport.abort()
+            self.transport.write(request)
 
     def _fail(self, failure: Refusal) -> None:
         self.failure = failure
-        self.state = BROKEN
+        self._side.give_up()
         self.source = None
         self.deadline = NEVER
         if not self._gone:

@@ -28,10 +28,10 @@ from gateway.errors import (
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.framing import chunk
 from gateway.http.link import Link
 from gateway.http.objects import named_by
-from gateway.http.plan import Plan, with_coding
+from gateway.http.outgoing import is_collected, send
+from gateway.http.plan import Plan
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse
 from gateway.http.routes import USAGE_PATH
@@ -63,7 +63,9 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         body = b""
         if plan.buffered and exchange.body_failure is None:
             connection = exchange.connection
-            body = connection.body() if connection.body_complete else await exchange.late_body()
+            if not connection.body_complete:
+                await exchange.late_body(worker.limits.body_bytes_max)
+            body = connection.body()
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
         read = _read(exchange, worker, body) if at_once else await _read_beside(exchange, worker, body)
         call = _allowed(caller, read, plan)
@@ -75,6 +77,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         else:
             charge = Charge(exchange, worker, caller, _service(exchange, worker, caller), call)
             await charge.reserve()
+            exchange.charge = charge
             await _forward(exchange, worker, caller, call, charge)
     except Refusal as refusal:
         ports.tally.refused(caller.tenant_id if caller is not None else 0, refusal.reason)
@@ -162,11 +165,13 @@ async def _forward(
     failure: BaseException | None = None
     try:
         admitted = _upstream(exchange, worker)
+        if not exchange.connection.body_complete and is_collected(exchange, worker.limits):
+            await exchange.late_body(worker.limits.collected_bytes_max)
         admitted.admit(organization_id)
         upstream = admitted
         exchange.began_upstream = worker.ports.seconds()
         link = upstream.idle() or await upstream.connect()
-        _send(exchange, link, call)
+        send(exchange, link, call)
         while link.answer is None and link.failure is None:
             await link.arrival()
         answer = _answer(link)
@@ -186,7 +191,7 @@ async def _forward(
         if link.complete:
             tail = meter.whole(link.take())
         else:
-            tail = await relay_body(exchange, worker, caller, link, call, meter, outlet)
+            tail = await relay_body(exchange, worker, caller, link, call, charge, meter, outlet)
         if meter.told:
             await _own(worker, caller, meter, charge)
         exchange.ended_upstream = worker.ports.seconds()
@@ -200,12 +205,10 @@ async def _forward(
             outlet.end(tail)
     except BaseException as error:  # noqa: BLE001  # raised again below, once the hold is settled
         failure = error
-    if exchange.charge is not None:
-        await exchange.charge.settle(exchange.status, False)
     if upstream is not None:
-        upstream.release(organization_id)
-        if link is not None:
-            upstream.give_back(link, exchange.connection.body_complete)
+        upstream.release(organization_id, link)
+    if charge is not None and charge.due:
+        await charge.settle(exchange.status, False, _is_abandoned(exchange, failure))
     if failure is not None:
         raise _told(exchange, worker, failure)
 
@@ -215,6 +218,14 @@ async def _own(worker: Worker, caller: Caller, meter: AnswerMeter, charge: Charg
     kept = worker.ports.objects.keep(caller, take_told(meter))
     if charge is None:
         await kept
+
+
+def _is_abandoned(exchange: Exchange, failure: BaseException | None) -> bool:
+    """Whether it is the client's doing that an answer an upstream had begun on came to nothing."""
+    whole = exchange.connection.body_complete
+    if isinstance(failure, UpstreamUnreachable) or (whole and isinstance(failure, UpstreamTimeout)):
+        return False
+    return exchange.forwarded and (exchange.gone or not whole)
 
 
 def _told(exchange: Exchange, worker: Worker, failure: BaseException) -> BaseException:
@@ -260,40 +271,3 @@ def _upstream(exchange: Exchange, worker: Worker) -> Upstream:
     if upstream is None:
         raise UpstreamUnreachable(f"No upstream {exchange.plan.upstream} is configured.")
     return upstream
-
-
-def _send(exchange: Exchange, link: Link, call: Call) -> None:
-    """Send the request in one write; a body that is still arriving follows by itself."""
-    if exchange.gone:  # while connecting: nothing was asked for yet
-        raise ClientGone
-    plan = exchange.plan
-    opening = with_coding(plan.opening, b"identity") if call.strip_usage else plan.opening
-    if exchange.trace is not None:
-        opening += exchange.trace.line
-    request_id = exchange.request_id.encode()
-    if plan.buffered:
-        body = call.take_body()
-        link.begin(
-            b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (opening, request_id, len(body), body),
-            False,
-        )
-        return
-    connection = exchange.connection
-    arrived, complete = connection.body(), connection.body_complete
-    framing = _framing(plan, exchange.body_length, arrived, complete)
-    if not complete and plan.chunked and arrived:
-        arrived = chunk(arrived)
-    link.begin(
-        b"%bx-request-id: %b\r\n%b\r\n%b" % (opening, request_id, framing, arrived), plan.method == b"HEAD"
-    )
-    if not complete:
-        exchange.invite_body()
-        connection.stream_body(link, plan.chunked)
-
-
-def _framing(plan: Plan, stated: int | None, arrived: bytes, complete: bool) -> bytes:
-    """The field line that frames a forwarded body; none for a request without one."""
-    if complete:
-        has_body = arrived or stated is not None or plan.chunked
-        return b"content-length: %d\r\n" % len(arrived) if has_body else b""
-    return b"transfer-encoding: chunked\r\n" if plan.chunked else b"content-length: %d\r\n" % (stated or 0)

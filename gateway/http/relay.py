@@ -18,8 +18,9 @@ from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import LAST_CHUNK, chunk
 from gateway.http.limits import HttpLimits
-from gateway.http.link import NO_BODY, Link
+from gateway.http.link import Link
 from gateway.http.reply import answer_head
+from gateway.http.upstream_side import NO_BODY
 from gateway.http.worker import Worker
 
 
@@ -96,8 +97,8 @@ class Outlet:
 
 
 async def relay_body(  # noqa: PLR0917  # everything an answer passes through
-    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, meter: AnswerMeter,
-    outlet: Outlet,
+    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, charge: Charge | None,
+    meter: AnswerMeter, outlet: Outlet,
 ) -> bytes:  # fmt: skip
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
 
@@ -123,8 +124,8 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             held, held_max = b"", 0
             if passed or not exchange.opened:
                 outlet.write(passed)
-        if call.streamed and exchange.charge is not None and meter.phase == OPEN:
-            end = _keep_hold(exchange.charge, meter)
+        if call.streamed and charge is not None and meter.phase == OPEN:
+            end = _keep_hold(charge, meter)
             if end:
                 return end
         if exchange.gone:

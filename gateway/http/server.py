@@ -56,7 +56,7 @@ class DataPlane:
         self.renew(routes, targets, limits, services, bounds)
         self._ids = RequestIds(os.urandom)
         self._connections: set[ClientConnection] = set()
-        self._orphans: set[ClientConnection] = set()
+        self._orphans: set[Exchange] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self.clock.every_tick(self._check)
@@ -119,7 +119,7 @@ class DataPlane:
 
     def serves_since(self, moment: float) -> bool:
         """Whether a request that began before a moment is still in progress."""
-        exchanges = (connection.exchange for connection in [*self._connections, *self._orphans])
+        exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
         return any(one is not None and one.started <= moment for one in exchanges)
 
     async def start(
@@ -158,7 +158,9 @@ class DataPlane:
         for connection in list(self._connections):
             connection.shut()
         if not await self._emptied(grace_s):
-            for connection in [*self._connections, *self._orphans]:
+            for exchange in list(self._orphans):
+                exchange.interrupt(ClientGone())
+            for connection in list(self._connections):
                 if connection.exchange is not None:
                     connection.exchange.interrupt(ClientGone())
                 connection.transport.abort()
@@ -202,7 +204,7 @@ class DataPlane:
         """A connection is gone; its request may still be drained and charged."""
         self._connections.discard(connection)
         if connection.exchange is not None:
-            self._orphans.add(connection)
+            self._orphans.add(connection.exchange)
         elif not self._connections and not self._orphans:
             self._empty.set()
 
@@ -234,7 +236,7 @@ class DataPlane:
         tally.took(took, upstream)
         if exchange.gone:
             tally.client_disconnects += 1
-            self._orphans.discard(exchange.connection)
+            self._orphans.discard(exchange)
             if not self._connections and not self._orphans:
                 self._empty.set()
         if ports.access_log:
@@ -257,12 +259,10 @@ class DataPlane:
     def _check(self, now: float) -> None:
         """One look at every connection: deadlines, and long calls whose hold must be renewed."""
         watched = now - self.limits.watch_after_s
-        for connection in [*self._connections, *self._orphans]:
+        for connection in list(self._connections):
             if connection.deadline < now:
                 connection.expire()
-            exchange = connection.exchange
-            if exchange is not None:
-                if exchange.deadline < now:
-                    exchange.expire()
-                elif exchange.charge is not None and exchange.observed is None and exchange.started < watched:
-                    exchange.charge.watch()
+            if connection.exchange is not None:
+                connection.exchange.check(now, watched)
+        for exchange in list(self._orphans):
+            exchange.check(now, watched)

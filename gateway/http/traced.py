@@ -10,20 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.trace import Kind, Span, Trace
+from gateway.http.connection import ClientConnection
 from gateway.http.exchange import Exchange
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Plan
 from gateway.http.ports import Counters, Ports, Tracer
 from gateway.http.server import DataPlane
-
-if TYPE_CHECKING:
-    from gateway.http.connection import ClientConnection
 
 MODEL_CHARACTERS_MAX = 128
 

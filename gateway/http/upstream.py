@@ -66,10 +66,6 @@ class Upstream:
             whose = f"for this organization, which uses {mine}" if mine else "to spare"
             raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
 
-    def release(self, organization_id: int) -> None:
-        """A call that was admitted is over."""
-        self._shares.give(organization_id)
-
     def idle(self) -> Link | None:
         """A pooled connection that is still open, the one used last first."""
         while self._idle:
@@ -120,10 +116,13 @@ class Upstream:
                 self._idle.append(link)
         wait.set(link)
 
-    def give_back(self, link: Link, sent: bool) -> None:
-        """Keep a connection whose exchange is over and whose request was `sent` in full; drop any other."""
+    def release(self, organization_id: int, link: Link | None) -> None:
+        """A call that was admitted is over: keep a connection of whose exchange nothing is left over."""
+        self._shares.give(organization_id)
+        if link is None:
+            return
         room = not self._left and len(self._idle) < self._limits.pool_idle_max
-        if sent and room and link.release(self._clock.now):
+        if room and link.release(self._clock.now):
             self._idle.append(link)
         else:
             link.abandon()
