@@ -22,7 +22,7 @@ from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
-from gateway.counters.door import SCRIPTS, Door, open_door
+from gateway.counters.door import SCRIPTS, Door, open_door, start_wire
 from gateway.counters.log_files import LogFiles
 from gateway.counters.objects import Objects
 from gateway.counters.resubmission import Resubmitter
@@ -56,8 +56,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     log = logs.logger("tollkeeper.gateway")
     stop = stop_signal()
     address = parse_url(settings.redis_url, settings.redis_files)
-    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s)
-    wire.start()
+    wire, fence = start_wire(address, settings.redis_wait_s, log)
     if not await _redis_reached(settings, wire, stop, log):
         await wire.close()
         return
@@ -71,7 +70,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
-        report=door.attendance.report,
+        report=door.attendance.report, announce=fence.announce,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
@@ -82,6 +81,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [
+        asyncio.create_task(forever("fence", fence.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(tell_of_redis(lambda: wire.available, log)),
         asyncio.create_task(forever("extend", counters.keep_extending, log)),

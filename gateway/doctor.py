@@ -21,6 +21,7 @@ from gateway.core.route import UpstreamTarget
 from gateway.core.wait import in_task
 from gateway.counters import keys
 from gateway.counters.address import parse_url
+from gateway.counters.fence import history
 from gateway.counters.scripts import VERBS, library
 from gateway.counters.stored import decode_catalogue
 from gateway.counters.wire import Wire, encode
@@ -116,6 +117,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         info = await _info(wire)
         vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
         catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+        named = await in_task(wire.send(encode(b"GET", keys.HISTORY.encode())))
         known = await in_task(
             wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
         )
@@ -145,7 +147,8 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
     for finding in _services(settings, catalogue) if role != "keeper" else ():
         yield finding
-    yield _verification(vouched if isinstance(vouched, bytes) else b"", info.get("run_id", "").encode())
+    here = history(info.get("run_id", "").encode(), named if isinstance(named, bytes) else b"")
+    yield _verification(vouched if isinstance(vouched, bytes) else b"", here)
 
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
@@ -170,13 +173,14 @@ def _policy(policy: str) -> Finding:
     return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {remedy}")
 
 
-def _verification(vouched: bytes, run_id: bytes) -> Finding:
-    """Whether a keeper has compared this very server with PostgreSQL; until then calls are refused."""
+def _verification(vouched: bytes, here: bytes) -> Finding:
+    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
     if not vouched:
         return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
-    if vouched == run_id:
+    if vouched == here:
         return Finding(True, "redis", "a keeper has verified it since its last start")
-    return Finding(False, "redis", "not verified since its last start, so calls are refused: run the keeper")
+    said = "not verified since its last start, or since it has other data, so calls are refused"
+    return Finding(False, "redis", f"{said}: run the keeper")
 
 
 async def _info(wire: Wire) -> dict[str, str]:

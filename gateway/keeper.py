@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 from gateway import logs, metrics, stationery, tallies
 from gateway.admin.api import build
@@ -29,6 +30,7 @@ from gateway.background.opener import Opener
 from gateway.background.pusher import Pusher
 from gateway.background.reclaimer import Reclaimer
 from gateway.background.reconciler import Reconciler
+from gateway.background.rewinds import Rewinds
 from gateway.background.setbacks import Setbacks
 from gateway.background.sweeper import Sweeper
 from gateway.background.terms import Calendar
@@ -40,11 +42,13 @@ from gateway.core.wait import in_task
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.control import Control
+from gateway.counters.fence import Fence
 from gateway.counters.keeping import Keeping
 from gateway.counters.keys import partition_of
 from gateway.counters.memory import memory
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
+from gateway.counters.strays import StrayReader
 from gateway.counters.verification import Verification
 from gateway.counters.wire import Wire, encode
 from gateway.errors import CountersUnavailable
@@ -84,16 +88,18 @@ class Keeper:
         self._engine = engines.create(settings.database_url)
         address = parse_url(settings.redis_url, settings.redis_files)
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
+        self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
         self._control = Control(self._wire)
         self._standings = Standings(self._wire)
         keeping = Keeping(self._wire)
         sweeps = Sweeps(self._engine)
-        self._outbox = Outbox(self._wire, self._log)
+        self._outbox = Outbox(self._wire, self._log, look=self._fence.look)
         self._writer = Writer(settings.database_url)
-        accounts = Accounts(self._engine)
-        self._quarantines = Quarantines(self._engine)
+        accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
+        verification = Verification(self._wire)
+        rewinds = Rewinds(self._fence, verification, StrayReader(verification), self._quarantines)
         self._setbacks = Setbacks(
-            self._outbox, self._standings, accounts, self._quarantines,
+            self._outbox, self._standings, accounts, self._quarantines, first=rewinds.look,
             partition_of=partition_of, observe=self._went_back,
         )  # fmt: skip
         self._flusher = Flusher(
@@ -101,9 +107,9 @@ class Keeper:
             look=self._setbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
-        truths, verification = Truths(self._engine, partition_of), Verification(self._wire)
+        truths = Truths(self._engine, partition_of)
         opener = Opener(truths, verification, time.monotonic)
-        self._verifier = Verifier(truths, verification, self._verified, opener=opener)
+        self._verifier = Verifier(truths, verification, self._verified, opener=opener, rewinds=rewinds)
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._control)
         self._poster = Poster(keeping, sweeps)
@@ -112,15 +118,11 @@ class Keeper:
         self._outgoing = Outgoing(private=private)
         self._courier = Courier(Notices(self._engine), self._outgoing, lambda: datetime.now(UTC))
         self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
-        self._reconciler = Reconciler(
-            self._standings,
-            accounts,
-            Results(self._engine, partition_of),
-            partition_of,
-            lambda: datetime.now(UTC),
-        )
+        results = Results(self._engine, partition_of)
+        now = partial(datetime.now, UTC)
+        self._reconciler = Reconciler(self._standings, accounts, results, partition_of, now)
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
-        self._calendar = Calendar(Terms(self._engine, self._store), lambda: datetime.now(UTC))
+        self._calendar = Calendar(Terms(self._engine, self._store), now)
         self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
         self._watcher = Watcher((self._memory, self._books, self._certificates, self._losses.look))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
@@ -144,6 +146,7 @@ class Keeper:
         schema.refuse_other(await schema.version(self._engine))
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {
+            "fence": self._fence.keep_looking,
             "verifier": self._verifier.run,
             "pusher": self._pusher.run,
             "reclaimer": self._reclaimer.run,
@@ -266,11 +269,8 @@ class Keeper:
     async def _ready(self) -> tuple[bool, Mapping[str, object]]:
         database, redis = await self._database.answers(), await self._redis.answers()
         verified = self._verifier.ready
-        return database and redis and verified, {
-            "postgresql": database,
-            "redis": redis,
-            "counters_verified": verified,
-        }
+        parts = {"postgresql": database, "redis": redis, "counters_verified": verified}
+        return all(parts.values()), parts
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         return metrics.render(accept, await self._snapshot())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,14 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker_at(url: str, folder: Path, *, call_s: float = 1.0, seat: str = "1") -> AsyncIterator[Worker]:
+async def worker_at(
+    url: str,
+    folder: Path,
+    *,
+    call_s: float = 1.0,
+    seat: str = "1",
+    announce: Callable[[str], Awaitable[None]] | None = None,
+) -> AsyncIterator[Worker]:
     """A worker whose wire is open."""
     wire = Wire(parse_url(url), time.monotonic, call_s=call_s)
     await wire.open()
@@ -67,7 +74,9 @@ async def worker_at(url: str, folder: Path, *, call_s: float = 1.0, seat: str = 
     took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
     counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
     attendance = Attendance(wire, seat, time.time_ns())
-    resubmitter = Resubmitter(wire, log, time.monotonic, lambda *_, **__: None, report=attendance.report)
+    resubmitter = Resubmitter(
+        wire, log, time.monotonic, lambda *_, **__: None, report=attendance.report, announce=announce
+    )
     worker = Worker(wire, log, counters, resubmitter)
     with suppress(CountersUnavailable):
         await worker.look()

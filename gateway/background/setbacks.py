@@ -11,7 +11,7 @@ what is on file outlives that, and the keeper that noticed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -77,7 +77,10 @@ class Marks(Protocol):
 
 
 class Setbacks:
-    """Looks every second. `quarantined` is how many accounts are stopped, None before the first look."""
+    """Looks every second. `quarantined` is how many accounts are stopped, None before the first look.
+
+    `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
+    """
 
     def __init__(
         self,
@@ -88,7 +91,9 @@ class Setbacks:
         *,
         partition_of: Callable[[int], int],
         observe: Callable[[list[str]], None] = lambda _: None,
+        first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._first = first
         self._outbox = outbox
         self._counters = counters
         self._ledger = ledger
@@ -99,6 +104,8 @@ class Setbacks:
 
     async def look(self) -> list[str]:
         """Compare the partitions PostgreSQL went back in; answers the accounts it stopped."""
+        if self._first is not None:
+            await self._first()
         deleted = await self._outbox.deleted()
         marks = await self._marks.marks()
         stopped: list[str] = []

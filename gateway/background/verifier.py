@@ -1,10 +1,11 @@
 """Vouches for the counters: after a Redis restart nothing is served until this has looked.
 
-A partition is served under the run id the keeper verified it under. Under another run id, each
-account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; holds of calls
-that are in the ledger already are let go; control writes that vanished wait again; then the
-marker is set, under the next epoch, by which gateways see that something may have been forgotten;
-it stays closed to admission until they have sent that again (`opener.py`).
+A partition is served under the history the keeper verified it under: a server's run id, or what the fence
+made of it since its data was exchanged. Under another one, each account's seq is compared with PostgreSQL;
+what is missing or behind is rebuilt; what older data went on with is dropped; holds of calls that are in the
+ledger already are let go; control writes that vanished wait again; then the marker is set, under the next
+epoch, by which gateways see that something may have been forgotten; it stays closed to admission until they
+have sent that again (`opener.py`).
 The marker is compared before each write, so of several keepers one does it. Definitions and
 identities are written anew behind the markers, and only then is it said that whatever is not
 there does not exist.
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.background.opener import Opener
+from gateway.background.rewinds import Rewinds
 from gateway.core.definitions import CatalogueDefinition, Definition, OrganizationAccount, TenantAccount
 from gateway.core.model import PARTITIONS
 from gateway.core.recovery import Markers, Report
+from gateway.core.strays import Strays
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
@@ -151,12 +154,14 @@ class Verifier:
         observe: Callable[[list[Verified]], None] = lambda _: None,
         *,
         opener: Opener | None = None,
+        rewinds: Rewinds | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._observe = observe
         self._vouched = b""
         self._opener = opener
+        self._rewinds = rewinds
 
     @property
     def ready(self) -> bool:
@@ -165,6 +170,7 @@ class Verifier:
 
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
+        await self._look()
         run_id = self._target.run_id
         if not run_id:
             raise CountersUnavailable
@@ -185,14 +191,16 @@ class Verifier:
         wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
         truth = await self._source.truth(wanted)
         await self._target.publish(truth.catalogue, truth.version)
+        strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         done = []
         for start in range(0, len(markers.unverified), TOGETHER_MAX):
             verifying = [
                 self._partition(
-                    truth, one, marker, epochs[one], closes=bool(self._opener and known.get(one, 0))
+                    truth, one, marker, epochs[one], strays.get(one),
+                    closes=bool(self._opener and known.get(one, 0)),
                 )
                 for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
-            ]
+            ]  # fmt: skip
             for verified in await asyncio.gather(*verifying, return_exceptions=True):
                 if isinstance(verified, BaseException):
                     raise verified
@@ -203,6 +211,7 @@ class Verifier:
                 await self._target.define(definition, truth.version)
         if self._opener:
             await self._opener.open(reports, truth.version, strangers=self._may_be_strange(markers, known))
+        await self._look()  # what was exchanged meanwhile is verified anew
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
@@ -218,6 +227,11 @@ class Verifier:
                 self._vouched = b""
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
+    async def _look(self) -> None:
+        """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
+        if self._rewinds:
+            await self._rewinds.look()
+
     async def _catch_up(self, run_id: bytes, markers: Markers, known: Mapping[int, int]) -> None:
         """A PostgreSQL that was restored knows an earlier epoch, perhaps of another run: tell it anew."""
         later = {one: epoch for one, epoch in markers.verified.items() if known.get(one, 0) < epoch}
@@ -231,15 +245,32 @@ class Verifier:
         return not self._opener.watched and (emptied or bool(markers.closed))
 
     async def _partition(
-        self, truth: Truth, partition: int, marker: bytes, epoch: int, *, closes: bool
+        self,
+        truth: Truth,
+        partition: int,
+        marker: bytes,
+        epoch: int,
+        strays: Strays | None,
+        *,
+        closes: bool,
     ) -> Verified | None:
         """Verify one as of this epoch; None where another keeper was faster."""
         organizations = truth.organizations.get(partition, [])
         tenants = truth.tenants.get(partition, [])
         old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
+        if strays is not None:
+            old_organizations = [
+                one for one in organizations
+                if one in old_organizations or one.definition.organization_id in strays.organizations
+            ]  # fmt: skip
+            old_tenants = [
+                one for one in tenants if one in old_tenants or one.definition.tenant_id in strays.tenants
+            ]
         rebuilt = len(old_organizations) + len(old_tenants)
         if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
             return None
+        if strays is not None and self._rewinds:
+            await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back holds again what was settled since: charged once is enough.
         ghosts = await self._source.settled(await self._target.held(partition))
         if ghosts:

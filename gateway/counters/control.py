@@ -66,6 +66,11 @@ class Control:
                 answers.append(None)
         return answers
 
+    async def ask_together(self, *commands: Sequence[bytes]) -> None:
+        """Send plain commands between which nothing else of this connection comes."""
+        for wait in self._wire.send_together(*(encode(*command) for command in commands)):
+            await in_task(wait)
+
     async def run(self, verb: str, call: packing.Call) -> Reply:
         """Run one script."""
         return await in_task(self._wire.send(encode_script(verb, *call)))

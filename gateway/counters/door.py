@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from gateway.counters.address import Address
 from gateway.counters.allowance import Allowances
 from gateway.counters.attendance import Attendance
 from gateway.counters.directory import Directory
+from gateway.counters.fence import Fence
 from gateway.counters.leaser import Leaser
 from gateway.counters.quota import Counters
 from gateway.counters.settlement_log import SettlementLog
@@ -27,6 +29,14 @@ class Door:
     allowances: Allowances
     leaser: Leaser
     attendance: Attendance
+
+
+def start_wire(address: Address, call_s: float, log: Callable[..., None]) -> tuple[Wire, Fence]:
+    """The wire of a worker, connecting in the background, and the fence that guards it."""
+    wire = Wire(address, time.monotonic, call_s=call_s)
+    fence = Fence(wire, str(uuid4()), time.time, log)
+    wire.start()
+    return wire, fence
 
 
 def open_door(

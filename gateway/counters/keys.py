@@ -12,6 +12,8 @@ from hashlib import sha256
 from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
+HISTORY = "tk:history"
+PULSES = "tk:pulses"
 VERIFIED = "tk:verified"
 WORKERS = "tk:workers"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from gateway.core.ledger import MalformedEvent, Place, decode, places_before
 from gateway.core.model import PARTITIONS
 from gateway.core.outbox import stream_place
 from gateway.core.wait import Wait, in_task
-from gateway.counters import keys
+from gateway.counters import keys, packing
 from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 
@@ -20,13 +20,21 @@ LOOK_ENTRIES_MAX = 100_000
 class Outbox:
     """Streams of all partitions, read and acknowledged on one connection.
 
-    `broken` says of partitions whose stream cannot be read why: they wait, the others go on.
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. `look` makes
+    sure that what was read until then is of the history the wire speaks to.
     """
 
-    def __init__(self, wire: Wire, say: Callable[..., None] = lambda _, **__: None) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        say: Callable[..., None] = lambda _, **__: None,
+        *,
+        look: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.broken: dict[int, str] = {}
         self._wire = wire
         self._say = say
+        self._look = look
         self._read_under = b""
         self._replaced = False
 
@@ -38,10 +46,12 @@ class Outbox:
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
 
-        A partition whose stream is broken has none.
+        A partition whose stream is broken has none, nor has one that was verified under another history:
+        its entries may be no continuation of what is stored.
         """
         limit = b"%d" % count
         self._begin_read()
+        markers = {one: self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in after}
         waits = {
             partition: self._wire.send(
                 encode(
@@ -57,10 +67,17 @@ class Outbox:
         }
         found: dict[int, list[tuple[bytes, bytes]]] = {}
         for partition, wait in waits.items():
+            marker = await in_task(markers[partition])
             entries = await self._read(partition, wait)
-            if isinstance(entries, list) and entries:
+            if isinstance(entries, list) and entries and self._is_of_this_history(marker):
                 found[partition] = [_entry(entry) for entry in entries]
+        if self._look is not None:
+            await self._look()
+            self._begin_read()
         return found
+
+    def _is_of_this_history(self, marker: Reply) -> bool:
+        return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self._read_under
 
     async def _read(self, partition: int, wait: Wait[Reply]) -> Reply:
         """What a stream has; None of one that is broken, as where its key is of another type."""

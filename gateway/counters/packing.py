@@ -179,7 +179,7 @@ def code_of(answer: bytes) -> int:
 # --- control: what the keeper sends -----------------------------------------------------
 
 _GRANT = struct.Struct("<40sBd36s")
-_LOAD = struct.Struct("<40sBBdB")
+LOAD = struct.Struct("<40sBBdB")
 _PLAN = struct.Struct("<9d")
 _LIMITS = struct.Struct("<3d")
 _KEY = struct.Struct("<3d3d")
@@ -255,25 +255,21 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             packed = _LIMITS.pack(*limits(definition.limits))
     return (
         (keys.marker(p), state, keys.outbox(p)),
-        (_LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
+        (LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
     )
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
     """Keys and arguments of `load` for a rebuilt state, or for the marker itself."""
     verb = VERIFY if state == keys.marker(partition) else REBUILD
-    return (
-        (keys.marker(partition), state, keys.outbox(partition)),
-        (_LOAD.pack(run_id, verb, 0, 0, 0), packed, marker),
-    )
+    names = keys.marker(partition), state, keys.outbox(partition)
+    return names, (LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
 
 
 def forget(run_id: bytes, partition: int, state: str) -> Call:
     """Keys and arguments of `load` for a state that is deleted."""
-    return (
-        (keys.marker(partition), state, keys.outbox(partition)),
-        (_LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b""),
-    )
+    names = keys.marker(partition), state, keys.outbox(partition)
+    return names, (LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
 
 
 def limits(of: Limits) -> tuple[int, int, int]:

@@ -18,8 +18,9 @@ from typing import cast
 from gateway.core.model import PARTITIONS, Settled
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing
-from gateway.counters.acknowledged import argument, epoch_of
+from gateway.counters.acknowledged import argument, epoch_of, of_settle
 from gateway.counters.frame import TOMBSTONE_MS
+from gateway.counters.positions import Positions
 from gateway.counters.segment import Blocks, Record, acknowledged
 from gateway.counters.segment_file import Segment
 from gateway.counters.settlement_log import AT_RISK_S, SettlementLog
@@ -37,6 +38,7 @@ RECOVER_AGAIN_S = 10.0
 CALLS_S_MAX = 2.0
 # The keeper verifies partition after partition: they are looked through together, if that ends soon.
 TOGETHER_S_MAX = 1.0
+AHEAD = "a settlement log knows more"
 BATCH_MAX = 64
 BATCH_S = 0.02
 TURN_MAX = 500
@@ -49,6 +51,7 @@ class Resubmitter:
 
     `report` takes, of each partition, the epoch before which everything was sent again; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
+    `announce` is told where what others left has moved further than the data.
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class Resubmitter:
         *,
         report: Callable[[Sequence[int]], Awaitable[None]],
         in_flight: Callable[[float], bool] = lambda _: False,
+        announce: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
         self._wire, self._log, self._clock, self._say = wire, log, clock, say
-        self._report, self._in_flight = report, in_flight
+        self._report, self._in_flight, self._announce = report, in_flight, announce
+        self._uncompared: list[Segment] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
         self._seen_at = self._differs_at = clock()
@@ -97,6 +102,7 @@ class Resubmitter:
         if self._clock() - self._adopted_at >= ADOPT_S:
             await self._adopt()
         epochs = await self._verified_epochs()
+        await self._compare(epochs)
         if epochs != self._seen:
             self._differs_at = (
                 self._differs_at if self._seen and self._seen != self._epochs else self._clock()
@@ -129,10 +135,25 @@ class Resubmitter:
         if any(self._reported):
             self._reported = [0] * PARTITIONS
             await self._report(self._reported)
-        if await self._log.files.adopt():
+        if adopted := await self._log.files.adopt():
+            self._uncompared += adopted
             self._epochs = []  # nobody has looked under which they were acknowledged
             self._sent_again = [0] * PARTITIONS
         self._adopted_at = self._clock()
+
+    async def _compare(self, epochs: list[int]) -> None:
+        """See that the data is as far as what was adopted says: whoever knew is gone."""
+        while self._uncompared and self._announce is not None:
+            positions, segment = Positions(epochs), self._uncompared[0]
+            async with aclosing(_acknowledged_in(segment)) as answered:
+                async for record in answered:
+                    caller, answer = unpack(record.arguments).caller, record.answer
+                    moved = of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+                    positions.add(caller.partition, epoch_of(answer), moved)
+            if await positions.are_ahead(self._wire):
+                await self._announce(AHEAD)
+                raise CountersUnavailable
+            self._uncompared.pop(0)
 
     def _calls_ended(self) -> bool:
         """Whether no call of before the present epochs is in flight, or has been for too long."""

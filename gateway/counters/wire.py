@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import takewhile
 from secrets import randbits
@@ -23,6 +23,7 @@ from gateway.core.awake import LOOKS_MIN, Awake
 from gateway.core.certificate import end_of
 from gateway.core.wait import Wait, Within, in_task
 from gateway.counters.address import Address, why_not
+from gateway.counters.greeting import Ask, Server, greet
 from gateway.counters.scripts import library
 from gateway.counters.sentinel import primary
 from gateway.errors import CountersRefused, CountersUnavailable, StartError
@@ -48,13 +49,19 @@ def encode(*parts: bytes) -> bytes:
 
 def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> bytes:
     """FCALL of a verb's function as a RESP command."""
+    return encode(*script_parts(verb, keys, arguments))
+
+
+def script_parts(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """FCALL of a verb's function, by its parts."""
     names = [key.encode() for key in keys]
-    return encode(b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments)
+    return b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments
 
 
 class Wire(asyncio.Protocol):
     """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect,
-    `trouble` is why the last attempt failed, empty once it did not.
+    `trouble` is why the last attempt failed, empty once it did not. `run_id` is the server's process, or
+    what `identify`, asked before a connection is used, makes of it: which history of the data this is.
 
     `available` is False while calls fail at once: no connection, or its breaker is open.
     `batch` is the number of the write that the next command leaves in, like that of no other wire's.
@@ -70,6 +77,7 @@ class Wire(asyncio.Protocol):
         stall_s: float = STALL_S,
     ) -> None:
         self.run_id = b""
+        self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = clock()
         self.connected = False
@@ -138,6 +146,15 @@ class Wire(asyncio.Protocol):
             return wait
         self._queue(wait, command)
         return wait
+
+    def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
+        """Queue commands, nothing of this connection between them; all of them, or CountersUnavailable."""
+        if not self.available or len(self._pending) + len(commands) > PENDING_MAX:
+            raise CountersUnavailable
+        waits: list[Wait[Reply]] = [Wait() for _ in commands]
+        for wait, command in zip(waits, commands, strict=True):
+            self._queue(wait, command)
+        return waits
 
     # --- asyncio.Protocol ---------------------------------------------------------------
 
@@ -272,26 +289,9 @@ class Wire(asyncio.Protocol):
             self._sweep()
 
     async def _greet(self) -> None:
-        address = self._address
-        if address.password:
-            user = [address.username.encode()] if address.username else []
-            await self._ask(b"AUTH", *user, address.password.encode())
-        if address.database:
-            await self._ask(b"SELECT", b"%d" % address.database)
-        if address.sentinels:
-            role = await self._ask(b"ROLE")
-            if not isinstance(role, list) or role[0] != b"master":
-                raise CountersUnavailable("the sentinels name a primary that is none (yet)")
-        info = await self._ask(b"INFO", b"server")
-        if not isinstance(info, bytes) or b"run_id:" not in info:
-            raise CountersUnavailable("Redis does not tell its run_id")
-        self.run_id = info.partition(b"run_id:")[2][:40]
-        memory = await self._ask(b"INFO", b"memory")
-        if isinstance(memory, bytes):
-            self.eviction = memory.partition(b"maxmemory_policy:")[2].partition(b"\r")[0].decode()
-        # A full server refuses to load, but has what was loaded before.
-        if not await self._ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
-            await self._ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
+        server = await greet(self._address, self._ask)
+        self.eviction = server.eviction
+        self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
 
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()

@@ -389,3 +389,31 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever(
         monkeypatch.setattr(module, "CALLS_S_MAX", 0.0)
         await worker.look()
         assert reported(world) == {3}
+
+
+@pytest.mark.parametrize("older", [True, False])
+async def test_what_was_adopted_tells_whether_the_data_is_older(
+    world: World, tmp_path: Path, older: bool
+) -> None:
+    """Whoever was acknowledged is gone, and the markers are as they were."""
+    said: list[str] = []
+
+    async def announce(trouble: str) -> None:
+        said.append(trouble)
+
+    world.plan(1000)
+    verify(world)
+    before = world.client.get(world.tenant_key)
+    assert before is not None
+    async with worker_at(world.url, tmp_path, announce=announce) as worker:
+        for _ in range(3):
+            await worker.settle(world.reserve(need=5), 5)
+        await worker.log.written()
+        worker.die()
+    if older:
+        world.client.set(world.tenant_key, before)
+    async with worker_at(world.url, tmp_path, announce=announce) as worker:
+        assert said == (["a settlement log knows more"] if older else [])
+        verify(world, 2)
+        await worker.look()
+        assert len(said) == older

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.faults import rows_postgres, rows_processes, rows_redis, rows_traffic
+from tests.faults import rows_history, rows_postgres, rows_processes, rows_redis, rows_traffic
 from tests.faults.audit import Figures
 from tests.faults.scene import NAMED, Row, Scene
 from tests.faults.world import World
 
 LOG_TAIL = 1_500
-PARTS = (rows_processes, rows_redis, rows_postgres, rows_traffic)
+PARTS = (rows_processes, rows_redis, rows_history, rows_postgres, rows_traffic)
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {
     one.name: one for part in PARTS for one in NAMED.values() if one.play.__module__ == part.__name__

@@ -44,7 +44,7 @@ def _wake(scene: Scene) -> None:
 
 
 @asynccontextmanager
-async def _lossy(scene: Scene) -> AsyncIterator[tuple[Load, list[float]]]:
+async def lossy(scene: Scene) -> AsyncIterator[tuple[Load, list[float]]]:
     """Load and a prober around a fault; the body notes when the fault was and when Redis was back."""
     await scene.set_up()
     moments: list[float] = []
@@ -56,7 +56,7 @@ async def _lossy(scene: Scene) -> AsyncIterator[tuple[Load, list[float]]]:
         await load.more(30)
 
 
-async def _told(scene: Scene, moments: list[float], expected: Expected | None = None) -> Figures:
+async def told(scene: Scene, moments: list[float], expected: Expected | None = None) -> Figures:
     """Figures with how long it took to notice and to serve again, worst of all rounds.
 
     What depends on how fast the machine is breaks the long form alone.
@@ -98,7 +98,7 @@ async def _restarted(
 
 async def _rounds(scene: Scene, how: str, rounds: int) -> Figures:
     copy = scene.world.folder / "aof-copy"
-    async with _lossy(scene) as (load, moments):
+    async with lossy(scene) as (load, moments):
         for number in range(rounds):
             if how == "older":
                 await asyncio.to_thread(scene.world.valkey.copy, copy)
@@ -109,7 +109,7 @@ async def _rounds(scene: Scene, how: str, rounds: int) -> Figures:
             await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
-    return await _told(scene, moments)
+    return await told(scene, moments)
 
 
 @row("Valkey is killed and restarted (append-only file synced every second)")
@@ -130,7 +130,7 @@ async def primary_empty(scene: Scene) -> Figures:
     return await _rounds(scene, "empty", 10 if scene.long else 1)
 
 
-def _follows(client: redis.Redis) -> bool:
+def follows(client: redis.Redis) -> bool:
     return bool(client.info("replication").get("master_link_status") == "up")
 
 
@@ -139,7 +139,7 @@ async def stale_replica(scene: Scene) -> Figures:
     """Its link is blocked, the primary goes on and dies, the replica takes its address."""
     world = scene.world
     rounds = 5 if scene.long else 1
-    async with _lossy(scene) as (load, moments):
+    async with lossy(scene) as (load, moments):
         for number in range(rounds):
             primary = world.valkey
             replica = Valkey(
@@ -150,7 +150,7 @@ async def stale_replica(scene: Scene) -> Figures:
             await link.start()
             with world.counters_of(replica) as client:
                 client.replicaof("127.0.0.1", link.port)
-                await world.until(partial(_follows, client), what="the replica follows")
+                await world.until(partial(follows, client), what="the replica follows")
                 await load.more(20)
                 link.black_hole = True
                 await _lost_second(scene, load)
@@ -166,7 +166,7 @@ async def stale_replica(scene: Scene) -> Figures:
             await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds} promotions")
             await load.more(30)
-    return await _told(scene, moments)
+    return await told(scene, moments)
 
 
 @row("Redis is away and the plan allows calls to go on", only_long=True)
@@ -198,7 +198,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
     copy = world.folder / "aof-copy"
     rounds = 10 if scene.long else 1
     killed: list[float] = []
-    async with _lossy(scene) as (load, moments):
+    async with lossy(scene) as (load, moments):
         for number in range(rounds):
             await asyncio.to_thread(world.valkey.copy, copy)
             await _lost_second(scene, load)
@@ -213,7 +213,7 @@ async def workers_and_redis(scene: Scene) -> Figures:
             await world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
             scene.say(f"{number + 1} of {rounds}")
             await load.more(30)
-    figures = await _told(scene, moments, Expected(lost_events=True, lost=True, over_granted=True))
+    figures = await told(scene, moments, Expected(lost_events=True, lost=True, over_granted=True))
     figures.other = {"lost_calls": figures.lost_calls, "killed": rounds * len(world.gateways)}
     # What was answered after the last movement anybody's log has is known to nobody.
     if figures.counted_lost > figures.lost_calls + figures.unheard_calls:

@@ -19,7 +19,7 @@ from gateway.settings import Settings
 from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec")
+DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command", "yes")
 STOP_S_MAX = 40.0
 
 

@@ -1,0 +1,39 @@
+"""Entries of the outbox that are no continuation of what PostgreSQL has stored.
+
+Data that is exchanged for older data under a running process is written to until that is noticed: its
+accounts go on from where they stood once, over movements that were stored since. Those entries come behind
+the newest one that is stored, in a stream that never had it; all else that the stream has is stored already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.core.ledger import MalformedEvent, decode
+from gateway.core.outbox import control_id
+
+
+@dataclass(slots=True)
+class Strays:
+    """What went on behind entry `after` of one partition: `entries`, the `ids` by which they are remembered,
+    and whose they are.
+    """
+
+    partition: int
+    after: bytes
+    entries: list[bytes] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    tenants: set[int] = field(default_factory=set)
+    organizations: set[int] = field(default_factory=set)
+
+    def add(self, entry_id: bytes, packed: bytes) -> None:
+        """Take up an entry; one that nobody can read is nobody's."""
+        self.entries.append(entry_id)
+        try:
+            event = decode(packed)
+        except MalformedEvent:
+            return
+        self.tenants.add(event.tenant_id)
+        self.organizations.add(event.organization_id)
+        if known := control_id(event):
+            self.ids.append(known.encode())

@@ -1,0 +1,249 @@
+"""Tells one history of the data from another: a process proves nothing, its data may be exchanged under it.
+
+The data carries the name of its history (`tk:history`): a generation, and a nonce. Whoever notices that the
+data is not a continuation of what it knew begins the next generation; markers are of another history then, so
+nobody is served before a keeper has verified anew. It is noticed by what the data itself says:
+
+- the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
+  FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
+- each process leaves a pulse, a number that only rises, and looks for it again: over a new connection, and
+  behind a sleep, older data has an older one;
+- the server's replication says when it last began a history of its own behind another's;
+- who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
+
+Of generation 0, as all data is until it is exchanged once, the history is named by the process alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha1
+from secrets import token_hex
+from typing import cast
+
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import in_task
+from gateway.counters import keys, packing
+from gateway.counters.greeting import Ask, Server
+from gateway.counters.wire import Reply, Wire, encode, script_parts
+from gateway.errors import CountersRefused, CountersUnavailable
+
+LOOK_S = 0.5
+TRIES_MAX = 5
+LEFT_MAX = 64
+# Of a process that is silent for so long nothing is looked for any more.
+PULSE_S_MAX = 30 * 86_400
+_NAME, _PULSES = keys.HISTORY.encode(), keys.PULSES.encode()
+# What stands in a marker that nobody is served under.
+NOBODY = b"." * 40
+
+
+def history(run_id: bytes, name: bytes) -> bytes:
+    """What markers are compared with: the process, and from its second history on which one it is."""
+    if generation(name) == 0:
+        return run_id
+    return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
+
+
+def generation(name: bytes) -> int:
+    """How often the data was exchanged; 0 where it has no name yet."""
+    number, _, nonce = name.partition(b":")
+    return int(number) if nonce and number.isdigit() else 0
+
+
+class Fence:
+    """Guards one wire: its `run_id` is the history's from the first moment of each connection.
+
+    `pulse` names this process among all; `wall` tells seconds since the epoch. `noticed` counts the
+    exchanges of data that this process was the first to say.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        pulse: str,
+        wall: Callable[[], float],
+        say: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self.noticed = 0
+        self._wire, self._pulse, self._wall, self._say = wire, pulse.encode(), wall, say
+        self._looking = asyncio.Lock()
+        self._server = Server(b"", b"", "")
+        self._left: dict[bytes, bytes] = {}
+        self._name = b""
+        self._trouble = ""
+        self._beat = self._floor = self._known = 0
+        self._full = False
+        wire.identify = self._greeted
+
+    async def keep_looking(self) -> None:
+        """Look twice a second until cancelled."""
+        while True:
+            with suppress(CountersUnavailable):
+                await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Make sure that all that was read on this connection until now is of the history `run_id` names.
+
+        CountersUnavailable where that cannot be known. Who has read before compares `run_id` afterwards.
+        """
+        async with self._looking:
+            name, trouble = await self._looked()
+            self._trouble = self._trouble or trouble
+            if self._trouble or name != self._name:
+                await self._another(self._ask, name)
+
+    async def announce(self, trouble: str) -> None:
+        """Somebody knows that this data is older than it was, without having seen it exchanged."""
+        async with self._looking:
+            self._trouble = self._trouble or trouble
+            await self._another(self._ask, self._name)
+
+    async def _looked(self) -> tuple[bytes, str]:
+        """The name as it stands, and what is wrong with the data; empty: nothing.
+
+        Only data that was not exchanged since the last look takes the next pulse.
+        """
+        beat = self._next_beat()
+        beats = [] if self._full else [encode(b"ZADD", _PULSES, b"GT", b"%d" % beat, self._pulse)]
+        waits = self._wire.send_together(
+            encode(b"ZSCORE", _PULSES, self._pulse), encode(b"MULTI"), *beats, encode(b"EXEC"),
+            encode(b"WATCH", _NAME), encode(b"GET", _NAME),
+        )  # fmt: skip
+        floor = self._floor
+        if not self._full:
+            self._floor = beat  # what was sent on this connection comes before whatever is sent next
+        score = _number(await in_task(waits[0]))
+        try:
+            for wait in waits[1:-3]:
+                await in_task(wait)
+            unbroken = await in_task(waits[-3]) is not None
+        except CountersRefused:  # a full server takes no pulse
+            self._floor, self._full, unbroken = floor, True, True
+        else:
+            self._full = False
+        await in_task(waits[-2])
+        name = _text(await in_task(waits[-1]))
+        if not unbroken:
+            return name, "its keys were replaced"
+        if score < floor:
+            return name, "it is older than what this process left in it"
+        self._known = self._floor
+        return name, ""
+
+    async def _greeted(self, server: Server, ask: Ask) -> bytes:
+        """The history behind a new connection, before anybody uses it."""
+        before = self._server
+        await ask(b"ZREMRANGEBYSCORE", _PULSES, b"-inf", b"%d" % int((self._wall() - PULSE_S_MAX) * 1000))
+        name = await _watched(ask)
+        score = _number(await ask(b"ZSCORE", _PULSES, self._pulse))
+        if server.run_id == before.run_id:
+            self._trouble = self._trouble or _since(before, server, name == self._name, score >= self._known)
+        else:
+            name = await self._arrive(server.run_id, name, ask)
+        self._server, self._floor, self._full = server, self._known, False
+        self._beat = max(self._beat, score)
+        if self._trouble:
+            await self._another(ask, name)
+        return history(server.run_id, self._name)
+
+    async def _arrive(self, run_id: bytes, name: bytes, ask: Ask) -> bytes:
+        """Take up another server's history; one that was left went on without what others did since."""
+        if self._server.run_id:
+            self._left[self._server.run_id] = self._name
+        self._known, returns = 0, run_id in self._left
+        self._trouble = "others were served by another server since" if returns else ""
+        if not name and not returns:
+            name = await self._begin(ask)
+        self._name = self._left.pop(run_id, name)
+        while len(self._left) > LEFT_MAX:
+            del self._left[next(iter(self._left))]
+        return name
+
+    async def _begin(self, ask: Ask) -> bytes:
+        """Name a history that has no name yet."""
+        await _replace(ask, keys.HISTORY, b"", _fresh(0))
+        return await _watched(ask)
+
+    async def _another(self, ask: Ask, name: bytes) -> None:
+        """Go by another history: by the later one somebody began since, or by one that begins here."""
+        for _ in range(TRIES_MAX):
+            if generation(name) > generation(self._name):
+                break
+            new = _fresh(max(generation(name), generation(self._name)) + 1)
+            if await _replace(ask, keys.HISTORY, name, new):
+                name, self.noticed = new, self.noticed + 1
+                self._say(
+                    "redis has other data",
+                    why=self._trouble,
+                    generation=generation(new),
+                    level="error",
+                )
+                break
+            name = _text(await ask(b"GET", _NAME))
+        else:
+            raise CountersUnavailable("the data in Redis is exchanged again and again")
+        self._name, self._trouble, self._known, self._floor = name, "", 0, 0
+        run_id = history(self._server.run_id, name)
+        if ask == self._ask:
+            self._wire.run_id = run_id
+        await _close(ask, run_id)
+        if await _watched(ask) != name:
+            raise CountersUnavailable("the data in Redis was exchanged once more")
+
+    async def _ask(self, *parts: bytes) -> Reply:
+        return await in_task(self._wire.send(encode(*parts)))
+
+    def _next_beat(self) -> int:
+        self._beat = max(self._beat + 1, int(self._wall() * 1000))
+        return self._beat
+
+
+def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> str:
+    """What happened to the data of one process between two connections; empty: nothing."""
+    if now.promoted and now.promoted != before.promoted:
+        return "its server was another's replica"
+    if not same_name:
+        return "its name is another"
+    return "" if keeps_pulse else "it is older than what this process left in it"
+
+
+async def _watched(ask: Ask) -> bytes:
+    """The name, watched from now on whoever wrote it."""
+    await ask(b"UNWATCH")
+    await ask(b"WATCH", _NAME)
+    return _text(await ask(b"GET", _NAME))
+
+
+async def _close(ask: Ask, run_id: bytes) -> None:
+    """Have nobody served under another history, also who has not heard of this one yet."""
+    names = [keys.marker(partition) for partition in range(PARTITIONS)]
+    markers = await asyncio.gather(*(ask(b"GET", name.encode()) for name in names))
+    closing = []
+    for name, raw in zip(names, map(_text, markers), strict=True):
+        if len(raw) == packing.MARKER.size and packing.read_marker(raw)[0] not in (run_id, NOBODY):
+            _, epoch, catalogue = packing.read_marker(raw)
+            closing.append(_replace(ask, name, raw, packing.marker(NOBODY, epoch, catalogue)))
+    await asyncio.gather(*closing)
+
+
+async def _replace(ask: Ask, key: str, before: bytes, after: bytes) -> bool:
+    """Write a key that is as it was read; False where it is not."""
+    arguments = packing.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
+    answer = await ask(*script_parts("load", (key, key, key), arguments))
+    return packing.code_of(cast("bytes", answer)) == 1
+
+
+def _fresh(number: int) -> bytes:
+    return b"%d:%b" % (number, token_hex(16).encode())
+
+
+def _text(answer: Reply) -> bytes:
+    return answer if isinstance(answer, bytes) else b""
+
+
+def _number(answer: Reply) -> int:
+    return int(float(answer)) if isinstance(answer, bytes) else 0

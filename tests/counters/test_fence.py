@@ -1,0 +1,304 @@
+"""Data that is exchanged under one process is noticed from the data itself, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from gateway.counters import keys, packing
+from gateway.counters.address import parse_url
+from gateway.counters.fence import NOBODY, Fence, generation, history
+from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable
+from tests.conftest import ValkeyServer, free_port
+from tests.counters.conftest import WITHIN_S, eventually
+
+DEBUGGED = ("--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0")
+Exchange = Callable[["Data"], None]
+
+
+class Data:
+    """A server whose data is exchanged under its process, and another one for that."""
+
+    def __init__(self, server: ValkeyServer, other: ValkeyServer) -> None:
+        self.server, self.other = server, other
+        self.client, self.stale = (redis.Redis.from_url(one.url) for one in (server, other))
+
+    def verify(self, run_id: bytes) -> None:
+        """Have a marker in place, as a keeper leaves it."""
+        self.client.set(keys.marker(0), packing.marker(run_id, 3, 1))
+
+    def branch(self) -> None:
+        """The other server, and the disk, have the data as it is now; the other is a primary of its own."""
+        follow(self.stale, self.server)
+        self.stale.replicaof("NO", "ONE")
+        self.client.save()
+        self.client.incr("later")
+
+    @property
+    def marked(self) -> bytes:
+        """The history the marker names."""
+        raw = self.client.get(keys.marker(0)) or b""
+        assert isinstance(raw, bytes)
+        return packing.read_marker(raw)[0]
+
+
+def command(data: Data, *words: str | float) -> None:
+    """What the client has no name for."""
+    data.client.execute_command(*words)  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def follow(client: redis.Redis, server: ValkeyServer) -> None:
+    client.replicaof("127.0.0.1", str(server.port))
+    end = time.monotonic() + WITHIN_S
+    while client.info("replication").get("master_link_status") != "up":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Data]:
+    servers = []
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        server = ValkeyServer(folder, *DEBUGGED)
+        server.start()
+        servers.append(server)
+    made = Data(*servers)
+    yield made
+    made.client.close()
+    made.stale.close()
+    for server in servers:
+        server.stop()
+
+
+@asynccontextmanager
+async def guarded(url: str, pulse: str = "1") -> AsyncIterator[tuple[Wire, Fence]]:
+    wire = Wire(parse_url(url), time.monotonic)
+    fence = Fence(wire, pulse, time.time)
+    await wire.open()
+    try:
+        yield wire, fence
+    finally:
+        await wire.close()
+
+
+async def looked(fence: Fence) -> None:
+    """Look until an answer comes: a connection may have to be made anew for it."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                return await fence.look()
+            except CountersUnavailable:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def cut_off(data: Data, wire: Wire) -> AsyncIterator[None]:
+    """While the block runs there is no connection, nor can one be made."""
+    home, wire._address = wire._address, parse_url(f"redis://127.0.0.1:{free_port()}")
+    data.client.client_kill_filter(_type="normal", skipme=True)
+    await eventually(lambda: not wire.connected)
+    yield
+    wire._address = home
+
+
+def resynced(data: Data) -> None:
+    follow(data.client, data.other)
+    data.client.replicaof("NO", "ONE")
+
+
+def flushed(data: Data) -> None:
+    data.client.flushall()
+
+
+def reloaded(data: Data) -> None:
+    command(data, "DEBUG", "RELOAD", "NOSAVE")
+
+
+def swapped(data: Data) -> None:
+    command(data, "COPY", keys.HISTORY, keys.HISTORY, "DB", 1)
+    data.client.swapdb(0, 1)
+
+
+EXCHANGES: list[Exchange] = [resynced, flushed, reloaded, swapped]
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+async def test_exchanged_data_is_noticed_however_alike_it_is(data: Data, exchange: Exchange) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        before = wire.run_id
+        data.verify(before)
+        await fence.look()
+        data.branch()
+        data.client.save()
+        exchange(data)
+        await looked(fence)
+        assert wire.run_id != before
+        assert len(wire.run_id) == len(before)
+        assert fence.noticed == 1
+        assert data.marked in (b"", NOBODY)
+        after = wire.run_id
+        await fence.look()
+        assert wire.run_id == after
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+async def test_who_was_not_connected_meanwhile_notices_it_too(data: Data, exchange: Exchange) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        before = wire.run_id
+        data.branch()
+        await fence.look()
+        async with cut_off(data, wire):
+            exchange(data)
+        await eventually(lambda: wire.connected)
+        assert wire.run_id != before
+        assert fence.noticed == 1
+
+
+async def test_every_exchange_is_noticed_once_and_by_everybody(data: Data) -> None:
+    async with (
+        guarded(data.server.url, "1") as (wire, fence),
+        guarded(data.server.url, "2") as (other, second),
+    ):
+        known = {wire.run_id}
+        for number in range(1, 4):
+            data.branch()
+            resynced(data)
+            await looked(fence)
+            await looked(second)
+            assert wire.run_id == other.run_id
+            assert wire.run_id not in known
+            known.add(wire.run_id)
+            assert fence.noticed + second.noticed == number
+
+
+async def test_a_marker_of_a_later_verification_is_left_alone(data: Data) -> None:
+    async with guarded(data.server.url, "1") as (wire, fence), guarded(data.server.url, "2") as (_, second):
+        await fence.look()
+        await second.look()
+        flushed(data)
+        await fence.look()
+        data.verify(wire.run_id)
+        await second.look()
+        assert data.marked == wire.run_id
+        assert second.noticed == 0
+
+
+async def test_whoever_comes_later_speaks_to_the_same_history(data: Data) -> None:
+    async with guarded(data.server.url, "1") as (wire, fence):
+        data.client.save()
+        reloaded(data)
+        await fence.look()
+        async with guarded(data.server.url, "2") as (later, second):
+            assert later.run_id == wire.run_id
+            await second.look()
+            assert (later.run_id, second.noticed) == (wire.run_id, 0)
+
+
+async def test_what_is_known_from_elsewhere_can_be_said(data: Data) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        before = wire.run_id
+        data.verify(before)
+        await fence.announce("a log knows more")
+        assert wire.run_id != before
+        assert data.marked == NOBODY
+        after = wire.run_id
+        await fence.look()
+        assert (wire.run_id, fence.noticed) == (after, 1)
+
+
+async def test_older_data_put_key_by_key_over_newer_is_noticed_by_its_pulse(data: Data) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.look()
+        before, older = wire.run_id, data.client.dump(keys.PULSES) or b""
+        await fence.look()
+        data.client.restore(keys.PULSES, 0, older, replace=True)
+        await fence.look()
+        assert wire.run_id != before
+
+
+async def quiet_rewrite(data: Data) -> None:
+    data.client.bgrewriteaof()
+    await eventually(lambda: not data.client.info("persistence")["aof_rewrite_in_progress"])
+
+
+async def quiet_replica(data: Data) -> None:
+    await asyncio.to_thread(follow, data.stale, data.server)
+    data.stale.replicaof("NO", "ONE")
+
+
+async def quiet_reconnect(data: Data) -> None:
+    data.client.client_kill_filter(_type="normal", skipme=True)
+
+
+async def quiet_full(data: Data) -> None:
+    data.client.config_set("maxmemory", 1)
+
+
+async def quiet_frozen(data: Data) -> None:
+    command(data, "DEBUG", "SLEEP", "1.5")
+
+
+@pytest.mark.parametrize("event", [quiet_rewrite, quiet_replica, quiet_reconnect, quiet_full, quiet_frozen])
+async def test_nothing_else_is_taken_for_an_exchange(data: Data, event: Callable[[Data], object]) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.look()
+        before = wire.run_id
+        happening = event(data)
+        assert asyncio.iscoroutine(happening)
+        looking = asyncio.create_task(fence.keep_looking())
+        await happening
+        for _ in range(6):
+            await looked(fence)
+        looking.cancel()
+        assert (wire.run_id, fence.noticed) == (before, 0)
+
+
+async def test_a_new_process_begins_anew_whatever_is_in_its_data(tmp_path: Path) -> None:
+    server = ValkeyServer(tmp_path, "--appendonly", "yes")
+    server.start()
+    try:
+        async with guarded(server.url) as (wire, fence):
+            await fence.look()
+            before = wire.run_id
+            server.stop()
+            await eventually(lambda: not wire.connected)
+            server.start()
+            await eventually(lambda: wire.connected)
+            await looked(fence)
+            assert wire.run_id != before
+            assert fence.noticed == 0
+    finally:
+        server.stop()
+
+
+async def test_a_server_that_was_left_and_comes_back_is_behind_the_other(data: Data) -> None:
+    """Two servers with one name and one address, one at a time."""
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.look()
+        first = wire.run_id
+        home = wire._address
+        wire._address = parse_url(data.other.url)
+        await quiet_reconnect(data)
+        await eventually(lambda: wire.connected and wire.run_id != first)
+        await fence.look()
+        assert fence.noticed == 0
+        wire._address = home
+        data.stale.client_kill_filter(_type="normal", skipme=True)
+        await eventually(lambda: wire.connected and fence.noticed == 1)
+        assert wire.run_id not in (b"", first)
+
+
+def test_the_first_history_is_named_by_its_process_alone() -> None:
+    run_id = b"a" * 40
+    assert history(run_id, b"") == history(run_id, b"0:00") == run_id
+    assert len({run_id, history(run_id, b"1:00"), history(run_id, b"1:01"), history(b"b" * 40, b"1:00")}) == 4
+    assert [generation(one) for one in (b"", b"0:ab", b"17:ab", b"x:ab", b"5")] == [0, 0, 17, 0, 0]

@@ -1,0 +1,161 @@
+"""Rows in which the data of a running Redis is exchanged for older data: its process says nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import redis
+
+from tests.faults.audit import Expected, Figures
+from tests.faults.rows_redis import follows, lossy, told
+from tests.faults.scene import Scene, row
+from tests.faults.servers import Valkey
+from tests.faults.workload import Load
+from tests.faults.world import World
+
+# A copy of the data is made where the block begins, and takes its place where it ends.
+Exchange = Callable[[World], AbstractAsyncContextManager[None]]
+# What is the matter while the block runs.
+Meanwhile = Callable[[World], AbstractAsyncContextManager[None]]
+NOTICED_S_MAX = 15.0
+# A worker writes its log every 50 ms.
+LOGGED_S = 0.3
+
+
+async def _followed(world: World, client: redis.Redis, of: Valkey) -> None:
+    client.replicaof("127.0.0.1", str(of.port))
+    await world.until(lambda: follows(client), what="the replica follows")
+
+
+@asynccontextmanager
+async def _resynced(world: World) -> AsyncIterator[None]:
+    """A replica is made a primary, falls behind, and has the primary follow it for a moment."""
+    stale = Valkey(world.folder / f"stale{time.monotonic_ns()}", "--repl-diskless-sync-delay", "0")
+    await asyncio.to_thread(stale.start)
+    try:
+        with world.counters_of(stale) as other, world.counters() as client:
+            await _followed(world, other, world.valkey)
+            other.replicaof("NO", "ONE")
+            yield
+            await _followed(world, client, stale)
+            client.replicaof("NO", "ONE")
+    finally:
+        await asyncio.to_thread(stale.kill)
+
+
+@asynccontextmanager
+async def _reloaded(world: World) -> AsyncIterator[None]:
+    """A file that was saved before is loaded: nothing of it says that it is older but what it lacks."""
+    with world.counters() as client:
+        client.save()
+        yield
+        reload = partial(client.execute_command, "DEBUG", "RELOAD", "NOSAVE")
+        await asyncio.to_thread(reload)
+
+
+@asynccontextmanager
+async def _flushed(world: World) -> AsyncIterator[None]:
+    yield
+    with world.counters() as client:
+        client.flushall()
+
+
+@asynccontextmanager
+async def _asleep(world: World) -> AsyncIterator[None]:
+    """No keeper sees what happens, nor what happened since the copy."""
+    for keeper in world.keepers:
+        keeper.program.send(signal.SIGSTOP)
+    yield
+    for keeper in world.keepers:
+        keeper.program.send(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def _ledger_frozen(world: World) -> AsyncIterator[None]:
+    """What happened since the copy is in no row."""
+    world.postgres.freeze()
+    yield
+    world.postgres.freeze(frozen=False)
+
+
+@asynccontextmanager
+async def _keeper_restarted(world: World) -> AsyncIterator[None]:
+    """The keeper that saw it is gone; the next one has what PostgreSQL stored."""
+    yield
+    for keeper in world.keepers:
+        keeper.program.send(signal.SIGKILL)
+
+
+@asynccontextmanager
+async def _awake(_: World) -> AsyncIterator[None]:
+    """All that happened since the copy is in rows, and calls go on."""
+    yield
+
+
+EXCHANGES: tuple[Exchange, ...] = (_resynced, _reloaded, _flushed)
+MEANWHILE: tuple[Meanwhile, ...] = (_asleep, _ledger_frozen, _keeper_restarted, _awake)
+SHORT: tuple[tuple[Exchange, Meanwhile], ...] = (
+    (_resynced, _asleep),
+    (_reloaded, _awake),
+    (_flushed, _ledger_frozen),
+)
+
+
+@row("Older data under the same Redis process")
+async def data_exchanged(scene: Scene) -> Figures:
+    """By a full synchronisation, by a file, by nothing at all; whoever sleeps meanwhile, whoever calls."""
+    pairs = [(one, other) for one in EXCHANGES for other in MEANWHILE] if scene.long else SHORT
+    async with lossy(scene) as (load, moments):
+        for exchange, meanwhile in pairs:
+            await _once(scene, load, moments, exchange, meanwhile)
+            scene.say(f"{exchange.__name__} {meanwhile.__name__}")
+            await load.more(30)
+    # Until it is noticed, calls are let in on what was used up in the data that is gone.
+    return await told(scene, moments, Expected(over_granted=True))
+
+
+async def _once(
+    scene: Scene, load: Load, moments: list[float], exchange: Exchange, meanwhile: Meanwhile
+) -> None:
+    """One exchange, noticed by whoever is awake before the others wake."""
+    async with meanwhile(scene.world):
+        async with exchange(scene.world):
+            await load.more(50 if scene.long else 25)
+            moments.append(time.monotonic())
+        moments.append(time.monotonic())
+        await scene.world.until(
+            lambda: scene.refused_after(moments[-1]) is not None, NOTICED_S_MAX, "it is noticed"
+        )
+    await scene.world.until(lambda: scene.served_after(moments[-1]) is not None, what="serving again")
+
+
+@row("Older data behind everybody's back")
+async def data_exchanged_unseen(scene: Scene) -> Figures:
+    """Gateways and keepers are killed before it happens: what they left knows better, on disk or in rows."""
+    await scene.set_up()
+    world = scene.world
+    for meanwhile in (_asleep, _awake):
+        async with _reloaded(world), meanwhile(world):
+            async with scene.load() as load:
+                await load.more(40)
+            await asyncio.sleep(LOGGED_S)
+            await _killed(world)
+        world.restarts = True
+        async with scene.load() as load:
+            await load.more(20)
+        await world.until_admin()
+    return await scene.finish(Expected(over_granted=True))
+
+
+async def _killed(world: World) -> None:
+    """Nobody is left, and nobody comes back yet."""
+    world.restarts = False
+    nodes = [*world.gateways, *world.keepers]
+    for node in nodes:
+        node.program.send(signal.SIGKILL)
+    await world.until(lambda: all(node.program.ended is not None for node in nodes))
