@@ -23,9 +23,10 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/http": (
-        "answer", "budget", "charge", "client_side", "clock", "connection", "exchange", "framing", "headers",
-        "limits", "link", "outgoing", "plan", "ports", "proxy", "relay", "remembered", "reply", "request",
-        "request_ids", "server", "states", "story", "tally", "traced", "upstream", "upstream_side", "worker",
+        "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
+        "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "relay",
+        "remembered", "reply", "request", "request_ids", "server", "states", "story", "tally", "traced",
+        "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",

@@ -7,44 +7,47 @@ from __future__ import annotations
 
 
 class Budget:
-    """`most` of something, of which one organization has `share` (a fraction) at most.
+    """`most` of something, of which one of its users has `each` at most. Users are numbers.
 
-    Where a share is less than the whole, nobody takes more than would then be left for all others
+    Where `each` is less than the whole, nobody takes more than would then be left for all others
     (the dynamic threshold of Choudhury and Hahne, 1998): where a few have much, a newcomer gets some.
     """
 
-    __slots__ = ("_each", "_used", "most", "refused", "used")
+    __slots__ = ("_has", "each", "most", "used")
 
-    def __init__(self, most: int, share: float) -> None:
+    def __init__(self, most: int, each: int) -> None:
         self.most = most
-        self.used = self.refused = 0
-        self._each = max(1, int(most * share))
-        self._used: dict[int, int] = {}
+        self.each = max(1, each)
+        self.used = 0
+        self._has: dict[int, int] = {}
 
-    def take(self, organization_id: int, amount: int = 1) -> bool:
-        """Whether an organization may have so much more; then it has it until `give`."""
-        had = self._used.get(organization_id, 0)
-        has, used = had + amount, self.used + amount
-        if (
-            has > self._each
-            or used > self.most
-            or (had and self._each < self.most and has > self.most - used)
-        ):
-            self.refused += 1
+    def allows(self, who: int, amount: int) -> bool:
+        """Whether a user may have so much more."""
+        had = self._has.get(who, 0)
+        has, left = had + amount, self.most - self.used - amount
+        return has <= self.each and left >= 0 and (not had or has <= left or self.each >= self.most)
+
+    def take(self, who: int, amount: int = 1) -> bool:
+        """Whether a user may have so much more; then it has it until `give`."""
+        if not self.allows(who, amount):
             return False
-        self._used[organization_id] = has
-        self.used = used
+        self.add(who, amount)
         return True
 
-    def give(self, organization_id: int, amount: int = 1) -> None:
-        """An organization has so much less."""
-        left = self._used[organization_id] - amount
+    def add(self, who: int, amount: int) -> None:
+        """A user has so much more, whether it may or not."""
+        self._has[who] = self._has.get(who, 0) + amount
+        self.used += amount
+
+    def give(self, who: int, amount: int = 1) -> None:
+        """A user has so much less."""
+        left = self._has[who] - amount
         if left:
-            self._used[organization_id] = left
+            self._has[who] = left
         else:
-            del self._used[organization_id]
+            del self._has[who]
         self.used -= amount
 
-    def of(self, organization_id: int) -> int:
-        """How much an organization has now."""
-        return self._used.get(organization_id, 0)
+    def of(self, who: int) -> int:
+        """How much a user has now."""
+        return self._has.get(who, 0)

@@ -25,7 +25,7 @@ from gateway.core.model import (
 )
 from gateway.core.pricing import TokenRate
 from gateway.core.refusal import from_decision
-from gateway.core.tariff import CONSUMPTION, check_priced, covered, credits_of, is_by_token, rate_of
+from gateway.core.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.exchange import Exchange
@@ -42,18 +42,20 @@ _UNUSED = Usage(units=0)
 class Charge:
     """One call's claim on its limits: its exchange has this one, from `reserve` to one `settle`.
 
-    `decision` is set by `reserve`, `meter` once an answer is metered, `due` in between.
+    `decision` is set by `reserve`, `meter` once an answer is metered, `due` in between. One that `raises`
+    another takes over what that holds, by the call's head, once it is admitted itself.
     """
 
     __slots__ = (
-        "_call",
         "_caller",
         "_exchange",
         "_observed",
+        "_raises",
         "_rate",
         "_service",
         "_user",
         "_worker",
+        "call",
         "decision",
         "due",
         "meter",
@@ -62,15 +64,22 @@ class Charge:
     decision: Decision
     _rate: TokenRate | None
 
-    def __init__(
-        self, exchange: Exchange, worker: Worker, caller: Caller, service: Service, call: Call
+    def __init__(  # noqa: PLR0917  # what a call is, part by part
+        self,
+        exchange: Exchange,
+        worker: Worker,
+        caller: Caller,
+        service: Service,
+        call: Call,
+        raises: Charge | None = None,
     ) -> None:
         self._exchange = exchange
         self._worker = worker
         self._caller = caller
         self._service = service
-        self._call = call
+        self.call = call
         self._user = caller.acts_for(exchange.plan.attribution.user, call.user)
+        self._raises = raises
         self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
         self.due = False
@@ -79,10 +88,9 @@ class Charge:
         """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
-        call, caller = self._call, self._caller
+        call, caller = self.call, self._caller
         by_token = is_by_token(service)
         estimate, rate = NOTHING, None
-        check_priced(service, call.model, call.models_beside)
         if service.counts_tokens or by_token:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         units = exchange.plan.units
@@ -93,7 +101,7 @@ class Charge:
         need, ceiling, least, _ = estimate if service.counts_tokens else NOTHING
         request = HoldRequest(
             caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
-            least=least, credits_least=credits_least,
+            self._raises is not None, least, credits_least,
         )  # fmt: skip
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
@@ -103,6 +111,9 @@ class Charge:
         if decision.verdict is not _ADMITTED:
             raise from_decision(decision)
         self.decision, self._rate, self.due = decision, rate, True
+        if self._raises is not None:
+            self._raises.over()
+            self._raises = None
         if estimate.least and (decision.bounded or by_token):
             bound = output_bound(service, call, estimate, decision)
             if bound is not None:
@@ -118,14 +129,11 @@ class Charge:
         exchange, worker = self._exchange, self._worker
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         usage = self.meter.usage() if self.meter is not None else _UNUSED
-        if abandoned and _may_have_worked(usage, status):
+        if abandoned and self.charges and _may_have_worked(usage, status):
             usage = Usage()
         used = usage.units > 0 or usage.total > 0
         settlement = self._settlement(usage, status) if used else self._release()
-        self.due = False
-        if self._observed is not None:
-            ports.counters.unwatch(self._observed)
-            self._observed = None
+        self.over()
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             settled = await ports.counters.settle(settlement)
@@ -140,6 +148,30 @@ class Charge:
         if used:
             self._count(usage, settlement.credits, complete)
         return True
+
+    async def release(self) -> None:
+        """Give back whatever is held: nothing came of the call."""
+        if self.due:
+            await self.settle(0, False)
+        elif self._raises is not None and self._raises.due:
+            await self._raises.settle(0, False)
+
+    def over(self) -> None:
+        """Nothing is held any more, or another holds it."""
+        self.due = False
+        if self._observed is not None:
+            self._worker.ports.counters.unwatch(self._observed)
+            self._observed = None
+
+    @property
+    def charges(self) -> bool:
+        """Whether it may cost anything: not on a free route, nor by a head alone."""
+        return self._service.id != 0
+
+    @property
+    def told(self) -> Decision | None:
+        """The limits an answer tells of."""
+        return self.decision if self._service.id else None
 
     def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
@@ -195,14 +227,14 @@ class Charge:
             service,
             True,
             usage.total if service.counts_tokens else 0,
-            credits_of(service, self._call.model, usage),
+            credits_of(service, self.call.model, usage),
             usage.units,
             plan.attribution_text,
             self._metadata(usage, status),
         )
 
     def _metadata(self, usage: Usage, status: int) -> bytes:
-        call, exchange = self._call, self._exchange
+        call, exchange = self.call, self._exchange
         model = _quoted.get(call.model) or _quote(call.model)
         took_ms = int((self._worker.ports.seconds() - exchange.started) * 1000)
         ours = (
@@ -222,7 +254,7 @@ class Charge:
         ports, service = self._worker.ports, self._service
         tally = ports.tally
         if complete:
-            ports.estimator.learn(self._call, self._caller.organization_id, service.key, usage)
+            ports.estimator.learn(self.call, self._caller.organization_id, service.key, usage)
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
         tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gateway.core.model import Caller
 from gateway.core.trace import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
@@ -67,6 +68,10 @@ class Hold(Protocol):
     def due(self) -> bool:
         """Whether it is still to be settled."""
 
+    @property
+    def charges(self) -> bool:
+        """Whether it may cost anything."""
+
     def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
 
@@ -75,14 +80,15 @@ class Exchange(Story):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
-    `charge` is set once, by admission. `forwarded` says that an upstream heard of the request,
-    `opened` that a head was sent, `broken` that what was begun cannot be completed. `trace` is
-    there where requests are traced.
+    `caller` is set once it is known, `charge` by admission. `forwarded` says that an upstream heard
+    of the request, `opened` that a head was sent, `broken` that what was begun cannot be completed.
+    `trace` is there where requests are traced.
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "charge", "connection",
-        "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened", "plan",
+        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
+        "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened",
+        "plan",
         "reason", "request_id", "started", "status", "trace", "until_close",
     )  # fmt: skip
 
@@ -108,6 +114,7 @@ class Exchange(Story):
         self.reason = ""
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None
+        self.caller: Caller | None = None
         self.charge: Hold | None = None
         self.trace: Trace | None = None
 
@@ -172,7 +179,7 @@ class Exchange(Story):
         if self.shielded:
             return
         route, charge = self.plan.route, self.charge
-        due = charge is not None and charge.due
+        due = charge is not None and charge.due and charge.charges
         drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
         if drains and self.connection.body_complete:
             self.deadline = clock.now + limits.drain_s

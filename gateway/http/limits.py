@@ -35,6 +35,10 @@ class HttpLimits:
     answer_header_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
     relay_buffer_bytes_max: int = 64 * 1024
+    # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
+    buffered_bytes_max: int = 128 * 1024 * 1024
+    buffered_share: float = 0.25
+    heads_bytes_max: int = 16 * 1024 * 1024  # of heads that are not complete, in one worker
     drain_tokens_max: int = 200_000
     drain_bytes_max: int = 16 * 1024 * 1024
     head_s: float = 10.0

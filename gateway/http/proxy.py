@@ -7,29 +7,22 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
-from gateway.core.call import Call, read_call
+from gateway.core.call import Call
 from gateway.core.meter import AnswerMeter, make_meter
-from gateway.core.model import USER_REQUIRED, Caller, Service
-from gateway.core.patterns import on_list
+from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,
-    ModelNotAllowed,
-    ObjectNotFound,
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
     UpstreamTimeout,
     UpstreamUnreachable,
-    UserRequired,
 )
+from gateway.http.admission import by_head, claimed, disowned, read, read_beside, shed, turn_down
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.link import Link
-from gateway.http.objects import named_by
 from gateway.http.outgoing import is_collected, send
 from gateway.http.plan import Plan
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
@@ -38,8 +31,6 @@ from gateway.http.routes import USAGE_PATH
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
-# A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.
-_READER = ThreadPoolExecutor(1, "bodies")
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
@@ -47,11 +38,10 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
     """Admit one call, forward it, charge what it used."""
     ports = worker.ports
     caller: Caller | None = None
+    charge: Charge | None = None
+    failure: BaseException | None = None
     try:
-        metered = _route(exchange, worker)
-        plan = exchange.plan
-        if plan.identity_refusal is not None:
-            raise plan.identity_refusal
+        plan = _route(exchange, worker)
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
         if plan.head:
             worker.planner.remember(plan)
@@ -60,37 +50,54 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
                 exchange, 200, _JSON, await ports.usage(caller, caller.acts_for(plan.attribution.user))
             )
             return
-        body = b""
+        if worker.buffers.pressed:
+            shed(worker, caller)
+        exchange.caller = caller
+        body, connection = b"", exchange.connection
         if plan.buffered and exchange.body_failure is None:
-            connection = exchange.connection
-            if not connection.body_complete:
+            if not connection.body_complete:  # blocked, rate and slots come before its bytes
+                charge = by_head(exchange, worker, caller)
+                await charge.reserve()
                 await exchange.late_body(worker.limits.body_bytes_max)
             body = connection.body()
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
-        read = _read(exchange, worker, body) if at_once else await _read_beside(exchange, worker, body)
-        call = _allowed(caller, read, plan)
-        named = named_by(plan.owned, call) if plan.owned is not None else ()
-        if named and not await ports.objects.owned(caller, named):
-            raise ObjectNotFound
-        if not metered:
-            await _forward(exchange, worker, caller, call, None)
+        found = read(exchange, worker, body) if at_once else await read_beside(exchange, worker, body)
+        claim = claimed(exchange, worker, caller, found, charge)
+        if plan.owned is not None and isinstance(claim, Charge):
+            claim = await disowned(worker, caller, plan.owned, claim) or claim
+        if isinstance(claim, Refusal):
+            charge = charge or by_head(exchange, worker, caller)
+            await turn_down(charge, claim)
         else:
-            charge = Charge(exchange, worker, caller, _service(exchange, worker, caller), call)
+            charge = claim
             await charge.reserve()
             exchange.charge = charge
-            await _forward(exchange, worker, caller, call, charge)
-    except Refusal as refusal:
-        ports.tally.refused(caller.tenant_id if caller is not None else 0, refusal.reason)
-        refuse(exchange, refusal)
-    except AnswerCut as cut:
+            await _forward(exchange, worker, caller, charge.call, charge)
+    except BaseException as error:  # noqa: BLE001  # told below, once what it was admitted with is released
+        failure = error
+    if charge is not None:
+        await charge.release()
+    if failure is not None:
+        _tell(exchange, worker, caller, failure)
+
+
+def _tell(exchange: Exchange, worker: Worker, caller: Caller | None, failure: BaseException) -> None:
+    """Say what came of a call that was not answered in full; an error nobody expects is raised again."""
+    ports = worker.ports
+    if isinstance(failure, Refusal):
+        ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
+        refuse(exchange, failure)
+    elif isinstance(failure, AnswerCut):
         exchange.reason, exchange.broken = "answer_cut", True
-        ports.log("answer_cut", request_id=exchange.request_id, route=exchange.plan.label, why=str(cut))
-    except ClientGone:
+        ports.log("answer_cut", request_id=exchange.request_id, route=exchange.plan.label, why=str(failure))
+    elif isinstance(failure, ClientGone):
         exchange.reason, exchange.broken = "client_gone", True
+    else:
+        raise failure
 
 
-def _route(exchange: Exchange, worker: Worker) -> bool:
-    """Whether the route charges a service; 404 or 405 for what is not on the list."""
+def _route(exchange: Exchange, worker: Worker) -> Plan:
+    """The plan of a call: 404 or 405 for what is not on the list, 401 where no credential can be read."""
     plan = exchange.plan
     if plan.bound:
         plan = exchange.plan = _bound(plan, worker)
@@ -98,7 +105,9 @@ def _route(exchange: Exchange, worker: Worker) -> bool:
         raise plan.refusal
     if plan.metered and worker.ports.directory.service(plan.service_key) is None:
         raise UnknownRoute if plan.params.get("service_key") else ServiceNotIncluded
-    return plan.metered
+    if plan.identity_refusal is not None:
+        raise plan.identity_refusal
+    return plan
 
 
 def _bound(plan: Plan, worker: Worker) -> Plan:
@@ -109,64 +118,15 @@ def _bound(plan: Plan, worker: Worker) -> Plan:
     return plan if current is plan.binding else planner.plan(plan.source)
 
 
-def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
-    """The service at its price for this caller, which nothing changes any more for this call."""
-    plan = exchange.plan
-    service = worker.ports.directory.resolve(caller, plan.service_key)
-    if service is None:
-        raise ServiceNotIncluded
-    if plan.binding is not None and plan.binding.rivals:
-        worker.planner.bindings.check_price(plan.binding, service, caller)
-    return service
-
-
-def _read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
-    """What is asked for, or why that cannot be known: 413 or 400."""
-    plan = exchange.plan
-    refusal = exchange.body_failure or plan.field_refusal
-    if refusal is not None:
-        return refusal
-    assert plan.route is not None
-    try:
-        return read_call(plan.route, plan.params, body, worker.bounds)
-    except Refusal as unreadable:
-        return unreadable
-
-
-async def _read_beside(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
-    """The same in a thread: a large body must not hold up the loop."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_READER, _read, exchange, worker, body)
-
-
-def _allowed(caller: Caller, read: Call | Refusal, plan: Plan) -> Call:
-    """The call, where its key may ask for every model that may answer; 403 where it may not.
-
-    What is charged needs a user, where the key says so: 400 without.
-    """
-    if isinstance(read, Refusal):
-        raise read
-    asks = caller.user_header == USER_REQUIRED and plan.metered
-    if asks and not caller.acts_for(plan.attribution.user, read.user):
-        raise UserRequired(param="x-tollkeeper-user")
-    if caller.models is not None and read.model:
-        for model in (read.model, *read.models_beside):
-            if model not in caller.models and not on_list(model, caller.models):
-                raise ModelNotAllowed(f"This API key may not use the model {model}.")
-    return read
-
-
-async def _forward(
-    exchange: Exchange, worker: Worker, caller: Caller, call: Call, charge: Charge | None
-) -> None:
+async def _forward(exchange: Exchange, worker: Worker, caller: Caller, call: Call, charge: Charge) -> None:
     """Ask the upstream and bring its answer back; a hold is settled or released on every way out."""
     upstream = link = None
     organization_id = caller.organization_id
     failure: BaseException | None = None
     try:
-        admitted = _upstream(exchange, worker)
         if not exchange.connection.body_complete and is_collected(exchange, worker.limits):
             await exchange.late_body(worker.limits.collected_bytes_max)
+        admitted = _upstream(exchange, worker)
         admitted.admit(organization_id)
         upstream = admitted
         exchange.began_upstream = worker.ports.seconds()
@@ -184,10 +144,8 @@ async def _forward(
             worker.bounds,
             usage_amount=answer.usage_amount,
         )
-        decision = None
-        if charge is not None:
-            charge.meter, decision = meter, charge.decision
-        outlet = Outlet(exchange, answer, decision, call.strip_usage and 200 <= status < 300)
+        charge.meter = meter
+        outlet = Outlet(exchange, answer, charge.told, call.strip_usage and 200 <= status < 300)
         if link.complete:
             tail = meter.whole(link.take())
         else:
@@ -195,9 +153,7 @@ async def _forward(
         if meter.told:
             await _own(worker, caller, meter, charge)
         exchange.ended_upstream = worker.ports.seconds()
-        if charge is None:
-            outlet.end(tail)
-        elif charge.settles_after_reply:
+        if charge.settles_after_reply:
             outlet.end(tail)
             await charge.settle(status, True)
         else:
@@ -207,17 +163,10 @@ async def _forward(
         failure = error
     if upstream is not None:
         upstream.release(organization_id, link)
-    if charge is not None and charge.due:
+    if charge.due:
         await charge.settle(exchange.status, False, _is_abandoned(exchange, failure))
     if failure is not None:
         raise _told(exchange, worker, failure)
-
-
-async def _own(worker: Worker, caller: Caller, meter: AnswerMeter, charge: Charge | None) -> None:
-    """Note whose the objects are before their ids are known; what was charged is delivered all the same."""
-    kept = worker.ports.objects.keep(caller, take_told(meter))
-    if charge is None:
-        await kept
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException | None) -> bool:
@@ -226,6 +175,13 @@ def _is_abandoned(exchange: Exchange, failure: BaseException | None) -> bool:
     if isinstance(failure, UpstreamUnreachable) or (whole and isinstance(failure, UpstreamTimeout)):
         return False
     return exchange.forwarded and (exchange.gone or not whole)
+
+
+async def _own(worker: Worker, caller: Caller, meter: AnswerMeter, charge: Charge) -> None:
+    """Note whose the objects are before their ids are known; what was charged is delivered all the same."""
+    kept = worker.ports.objects.keep(caller, take_told(meter))
+    if not charge.charges:
+        await kept
 
 
 def _told(exchange: Exchange, worker: Worker, failure: BaseException) -> BaseException:

@@ -97,7 +97,7 @@ class Outlet:
 
 
 async def relay_body(  # noqa: PLR0917  # everything an answer passes through
-    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, charge: Charge | None,
+    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, charge: Charge,
     meter: AnswerMeter, outlet: Outlet,
 ) -> bytes:  # fmt: skip
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
@@ -124,7 +124,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             held, held_max = b"", 0
             if passed or not exchange.opened:
                 outlet.write(passed)
-        if call.streamed and charge is not None and meter.phase == OPEN:
+        if call.streamed and meter.phase == OPEN:
             end = _keep_hold(charge, meter)
             if end:
                 return end

@@ -12,6 +12,7 @@ from gateway.core.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.bindings import Bindings
+from gateway.http.buffers import Buffers
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection
 from gateway.http.exchange import ClientGone, Exchange
@@ -48,6 +49,7 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         self.limits = limits
         self.draining = self._shut = False
+        self.buffers = Buffers(limits)
         self.clock = Clock(loop, ports.seconds, limits.tick_s)
         self._ports = ports
         self._pepper = pepper
@@ -92,8 +94,9 @@ class DataPlane:
             if upstreams.get(name) is not upstream:
                 upstream.leave()
                 self._left.append(upstream)
+        self.buffers.renew(limits)
         self.limits, self.planner, self._upstreams = limits, planner, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, planner)
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, planner, self.buffers)
 
     @property
     def connections(self) -> int:

@@ -42,7 +42,9 @@ class Upstream:
         self.name = target.name
         self.target = target
         self._left = False
-        self._shares = Budget(limits.pool_connections_max, limits.pool_share)
+        self._shares = Budget(
+            limits.pool_connections_max, int(limits.pool_connections_max * limits.pool_share)
+        )
         self.certificate_end: float | None = None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if tls else 80)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.core.call import Bounds
+from gateway.http.buffers import Buffers
 from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Planner
@@ -17,7 +18,8 @@ from gateway.http.upstream import Upstream
 class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
-    `planner` understands heads and remembers the plans of callers that are known.
+    `planner` understands heads and remembers the plans of callers that are known; `buffers` counts what
+    is kept for slow ends.
     """
 
     ports: Ports
@@ -26,3 +28,4 @@ class Worker:
     upstreams: Mapping[str, Upstream]
     bounds: Bounds
     planner: Planner
+    buffers: Buffers

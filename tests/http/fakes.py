@@ -173,13 +173,16 @@ class FakeDirectory:
 class FakeCounters:
     """Admits everything and records it, until a test says otherwise.
 
-    `decision` is what `reserve` answers, `settled` what `settle` does; `None` there fails with
-    `CountersUnavailable`, as does releasing what can only be
-    spooled. While `silent`, settlements get no answer.
+    `holds` and `settlements` are those of services; `heads` took a request and slots alone, and were
+    `let_go` or raised. `decision` is what `reserve` answers, `settled` what `settle` does; `None`
+    there fails with `CountersUnavailable`, as does releasing what can only be spooled. While
+    `silent`, settlements get no answer.
     """
 
     def __init__(self) -> None:
         self.holds: list[HoldRequest] = []
+        self.heads: list[HoldRequest] = []
+        self.let_go: list[Settlement] = []
         self.settlements: list[Settlement] = []
         self.watched: list[Observed] = []
         self.unwatched: list[Observed] = []
@@ -195,21 +198,33 @@ class FakeCounters:
             requests=Window(Scope.KEY, 60, 1, 1000),
             tokens=Window(Scope.TENANT, 1000, 20, 1200),
         )
+        # What is answered to a call by its head alone, and on a route that charges nothing.
+        self.by_head: Decision | None = self.decision
         self.settled: Settled | None = Settled.DONE
         self.silent = False
         self.asked = asyncio.Event()
         self.waiting: list[Wait[Settled]] = []
 
     async def reserve(self, request: HoldRequest) -> Decision:
-        self.holds.append(request)
         wait: Wait[Decision] = Wait()
-        if self.decision is None:
+        if request.service.id:
+            self.holds.append(request)
+            decision = self.decision
+        else:
+            decision = self.by_head
+            if decision is not None and decision.verdict is Verdict.ADMITTED:
+                self.heads.append(request)
+        if decision is None:
             wait.fail(CountersUnavailable())
         else:
-            asyncio.get_running_loop().call_soon(wait.set, self.decision)
+            asyncio.get_running_loop().call_soon(wait.set, decision)
         return await wait
 
     async def settle(self, settlement: Settlement) -> Settled:
+        if not settlement.service.id:
+            assert not settlement.charge
+            self.let_go.append(settlement)
+            return Settled.DONE
         self.settlements.append(settlement)
         self.asked.set()
         wait: Wait[Settled] = Wait()

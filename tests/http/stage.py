@@ -20,6 +20,7 @@ import h11
 from gateway.core.estimate import Estimator
 from gateway.core.model import Caller
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
+from gateway.errors import Refusal
 from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports, Tracer
 from gateway.http.server import DataPlane
@@ -265,6 +266,7 @@ class Stage:
         self.objects = FakeObjects()
         self.tally = Tally()
         self.logged: list[tuple[str, dict[str, object]]] = []
+        self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
         self.port = 0
         self._clients: list[Client] = []
@@ -284,6 +286,8 @@ class Stage:
 
     async def _usage(self, caller: Caller, user: str) -> bytes:
         assert (caller, user) == (self.directory.caller, "")
+        if self.usage_refusal is not None:
+            raise self.usage_refusal
         return USAGE_BODY
 
     def _log(self, event: str, /, **facts: object) -> None:
@@ -317,6 +321,9 @@ class Stage:
         assert {one.request_id for one in self.counters.settlements} <= {
             one.request_id for one in self.counters.holds
         }
+        over = [*self.counters.let_go, *(one for one in self.counters.holds if one.raises)]
+        assert {one.request_id for one in self.counters.heads} <= {one.request_id for one in over}
+        assert self.plane.buffers.used == self.plane.buffers.heads == 0
 
 
 async def eventually(done: Callable[[], object], seconds: float = WITHIN_S) -> None:

@@ -227,8 +227,8 @@ async def test_nothing_secret_and_nothing_a_caller_wrote_is_told() -> None:
             assert word not in told
 
 
-async def test_a_free_route_has_no_hold() -> None:
+async def test_a_free_route_holds_a_request_and_a_slot() -> None:
     spans = Spans()
     async with staged(tracer=spans) as stage:
         await stage.ask(get(b"/v1/models"), "GET")
-        assert list(await spans.one()) == ["GET /v1/models", "upstream"]
+        assert list(await spans.one()) == ["GET /v1/models", "reserve", "upstream", "settle"]

@@ -1,0 +1,123 @@
+"""What a call asks for, and whether it may: read from its body, judged for its caller.
+
+Whatever refuses a call by its body waits until its head was admitted: who is blocked or over a
+limit of requests is told of that first, and a refused request is one of its sender's all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway.core.call import Call, read_call
+from gateway.core.model import NO_SERVICE, USER_REQUIRED, Caller, Family, Service
+from gateway.core.patterns import on_list
+from gateway.core.tariff import check_priced
+from gateway.errors import (
+    ModelNotAllowed,
+    ObjectNotFound,
+    Overloaded,
+    Refusal,
+    ServiceNotIncluded,
+    UserRequired,
+)
+from gateway.http.charge import Charge
+from gateway.http.exchange import Exchange
+from gateway.http.objects import Owned, named_by
+from gateway.http.plan import Plan
+from gateway.http.worker import Worker
+
+# A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.
+_READER = ThreadPoolExecutor(1, "bodies")
+# What is known of a call by its head alone.
+_UNREAD = Call("none", Family.GENERIC, b"")
+
+
+def by_head(exchange: Exchange, worker: Worker, caller: Caller) -> Charge:
+    """A claim on one request and one slot of every scope, and nothing else."""
+    charge = exchange.charge = Charge(exchange, worker, caller, NO_SERVICE, _UNREAD)
+    return charge
+
+
+def shed(worker: Worker, caller: Caller) -> None:
+    """`Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
+    if worker.buffers.sheds(caller):
+        raise Overloaded("The gateway holds too much for slow connections of this caller.", retry_after_s=1)
+
+
+def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+    """What is asked for, or why that cannot be known: 413 or 400."""
+    plan = exchange.plan
+    refusal = exchange.body_failure or plan.field_refusal
+    if refusal is not None:
+        return refusal
+    assert plan.route is not None
+    try:
+        return read_call(plan.route, plan.params, body, worker.bounds)
+    except Refusal as unreadable:
+        return unreadable
+
+
+async def read_beside(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+    """The same in a thread: a large body must not hold up the loop."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_READER, read, exchange, worker, body)
+
+
+def claimed(
+    exchange: Exchange, worker: Worker, caller: Caller, found: Call | Refusal, held: Charge | None
+) -> Charge | Refusal:
+    """A claim on all the call asks for, which raises what is held already; or why it may not be made."""
+    try:
+        call = _allowed(caller, found, exchange.plan)
+        service = _service(exchange, worker, caller)
+        check_priced(service, call.model, call.models_beside)
+    except Refusal as refusal:
+        return refusal
+    return Charge(exchange, worker, caller, service, call, held)
+
+
+async def disowned(worker: Worker, caller: Caller, owned: Owned, charge: Charge) -> Refusal | None:
+    """What a call is refused with that names an object which is not its organization's."""
+    try:
+        named = named_by(owned, charge.call)
+    except Refusal as refusal:
+        return refusal
+    return None if not named or await worker.ports.objects.owned(caller, named) else ObjectNotFound()
+
+
+async def turn_down(charge: Charge, refusal: Refusal) -> None:
+    """Refuse a call by what it asks for, once its head is admitted."""
+    if not charge.due:
+        await charge.reserve()
+    raise refusal
+
+
+def _allowed(caller: Caller, found: Call | Refusal, plan: Plan) -> Call:
+    """The call, where its key may ask for every model that may answer; 403 where it may not.
+
+    What is charged needs a user, where the key says so: 400 without.
+    """
+    if isinstance(found, Refusal):
+        raise found
+    asks = caller.user_header == USER_REQUIRED and plan.metered
+    if asks and not caller.acts_for(plan.attribution.user, found.user):
+        raise UserRequired(param="x-tollkeeper-user")
+    if caller.models is not None and found.model:
+        for model in (found.model, *found.models_beside):
+            if model not in caller.models and not on_list(model, caller.models):
+                raise ModelNotAllowed(f"This API key may not use the model {model}.")
+    return found
+
+
+def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
+    """The service at its price for this caller, which nothing changes any more for this call."""
+    plan = exchange.plan
+    if not plan.metered:
+        return NO_SERVICE
+    service = worker.ports.directory.resolve(caller, plan.service_key)
+    if service is None:
+        raise ServiceNotIncluded
+    if plan.binding is not None and plan.binding.rivals:
+        worker.planner.bindings.check_price(plan.binding, service, caller)
+    return service

@@ -1,0 +1,356 @@
+"""What callers that mean harm take of one worker: `python -m tests.bench.hostile`.
+
+Starts `tollkeeper up` with one worker, measures a well-behaved caller of another organization while it
+is quiet, then again under each attack, in the same run: latency, and the worker's memory. With `--tree`
+the gateway of another checkout is attacked, so that two can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.bench.figures import percentile
+from tests.bench.machine import BenchError, free_port, rss_mib, stop
+
+MIB = 1 << 20
+CHAT = b'{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"hi"}]}'
+STREAM = CHAT[:-1] + b',"stream":true}'
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 4000)
+ANSWER = (
+    b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],'
+    b'"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}'
+)
+ENDLESS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+WHOLE = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+)
+OPENED_AT_ONCE = 200
+SETTLE_S = 2.0
+
+Socket = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the gateway is, and the keys of who attacks it."""
+
+    port: int
+    key: str
+    blocked_key: str
+
+    async def connect(self) -> Socket:
+        """One more connection; its reader takes next to nothing."""
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
+
+    def head(
+        self, path: str = "/v1/chat/completions", *, length: int, key: str = "", fields: str = ""
+    ) -> bytes:
+        """A request's head."""
+        return (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or self.key}\r\n"
+            f"content-type: application/json\r\n{fields}content-length: {length}\r\n\r\n"
+        ).encode()
+
+
+Attack = Callable[[Place, int], Awaitable[Socket]]
+
+
+async def slow_head(place: Place, number: int) -> Socket:
+    """A head of 60 kB that never ends."""
+    one = await place.connect()
+    one[1].write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-%d: %b" % (number, b"x" * 60_000))
+    return one
+
+
+async def slow_body(place: Place, number: int) -> Socket:
+    """A body of which a byte came."""
+    one = await place.connect()
+    one[1].write(place.head(length=1_000_000) + b"{")
+    return one
+
+
+async def half_body(place: Place, number: int, key: str = "") -> Socket:
+    """A body of 32 MiB that lacks its last byte."""
+    reader, writer = await place.connect()
+    writer.write(place.head(length=32 * MIB, key=key))
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            for _ in range(31):
+                writer.write(b" " * MIB)
+                await writer.drain()
+    return reader, writer
+
+
+async def blocked_body(place: Place, number: int) -> Socket:
+    """The same, of a tenant that is blocked."""
+    return await half_body(place, number, place.blocked_key)
+
+
+async def free_upload(place: Place, number: int) -> Socket:
+    """A body on a free route, of which a byte came, of a tenant that is blocked."""
+    one = await place.connect()
+    one[1].write(place.head("/v1/messages/count_tokens", length=1_000_000, key=place.blocked_key) + b"{")
+    return one
+
+
+async def non_reader(place: Place, number: int) -> Socket:
+    """A stream without end that nobody reads."""
+    one = await place.connect()
+    one[1].transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can
+    one[1].write(place.head(length=len(STREAM), fields="x-endless: 1\r\n") + STREAM)
+    return one
+
+
+async def field_names(place: Place, number: int) -> Socket:
+    """A name of a field as long as may be, with a wrong key."""
+    reader, writer = await place.connect()
+    name = f"x-{number}-".ljust(60_000, "x")
+    writer.write(place.head(length=0, key="tk_wrong", fields=f"{name}: 1\r\n"))
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            await reader.read(1)
+    return reader, writer
+
+
+async def left_behind(place: Place, number: int) -> Socket:
+    """An answer without end of a route that charges units, whose client leaves."""
+    reader, writer = await place.connect()
+    writer.write(place.head("/services/echo/x", length=0, fields="x-endless: 1\r\n"))
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            await reader.read(1)
+    writer.transport.abort()
+    return reader, writer
+
+
+async def any_of(place: Place, number: int) -> Socket:
+    """A quarter of each."""
+    return await (slow_head, slow_body, half_body, non_reader)[number % 4](place, number)
+
+
+ATTACKS: dict[str, tuple[int, Attack]] = {
+    "field names of 60 kB, a wrong key": (1024, field_names),
+    "slow heads of 60 kB": (2000, slow_head),
+    "slow bodies": (2000, slow_body),
+    "half bodies of 32 MiB": (20, half_body),
+    "the same, tenant blocked": (14, blocked_body),
+    "uploads on a free route, tenant blocked": (2010, free_upload),
+    "non-readers of endless streams": (500, non_reader),
+    "endless answers left behind": (5, left_behind),
+    "heads, bodies, half bodies, non-readers": (2000, any_of),
+}
+
+
+def main() -> int:
+    """Attack, and print what it took."""
+    parser = argparse.ArgumentParser(prog="hostile", description=__doc__)
+    parser.add_argument(
+        "--tree", type=Path, default=Path.cwd(), help="the checkout whose gateway is attacked"
+    )
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--only", default="", help="attacks whose name has this in it")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-hostile-") as folder:
+        programs: list[subprocess.Popen[bytes]] = []
+        try:
+            facts = _start(options, Path(folder), programs)
+            print(asyncio.run(_run(options, facts)))
+        except BenchError as error:
+            print(f"hostile: {error}", file=sys.stderr)
+            return 1
+        finally:
+            for program in reversed(programs):
+                stop(program)
+    return 0
+
+
+def _start(
+    options: argparse.Namespace, folder: Path, programs: list[subprocess.Popen[bytes]]
+) -> dict[str, Any]:
+    """Start an upstream and what is attacked; what that says of itself."""
+    upstream_port = free_port()
+    programs.append(subprocess.Popen([sys.executable, "-c", UPSTREAM, str(upstream_port)]))
+    up = subprocess.Popen(
+        [options.python, "-P", "-m", "gateway", "up", "--json", "--gateway-port", "0",
+         "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{upstream_port}",
+         "--data-dir", str(folder / "data")],
+        cwd=options.tree, env={**os.environ, "PYTHONPATH": str(options.tree)}, stdout=subprocess.PIPE,
+        stderr=(folder / "up.err").open("wb"), start_new_session=True,
+    )  # fmt: skip
+    programs.append(up)
+    assert up.stdout is not None
+    line = up.stdout.readline()
+    if not line:
+        raise BenchError((folder / "up.err").read_text(errors="replace")[-500:])
+    facts: dict[str, Any] = json.loads(line)
+    return facts
+
+
+async def _run(options: argparse.Namespace, facts: dict[str, Any]) -> str:
+    (_, good), (_, bad), (blocked, blocked_key) = (_key(facts, name) for name in ("good", "bad", "blocked"))
+    _admin(facts, "PATCH", f"/tenants/{blocked}", {"limits": {"concurrency": 1, "requests_per_minute": 1}})
+    _admin(facts, "POST", f"/tenants/{blocked}/block", {})
+    port = urlsplit(facts["gateway_url"]).port or 80
+    scene = Scene(Place(port, bad, blocked_key), facts["pids"]["gateway"][-1], good, options.seconds)
+    await asyncio.sleep(SETTLE_S)
+    scene.quiet = await _good_caller(scene)
+    rows = [_row(scene, "quiet", 0, scene.quiet, rss_mib(scene.worker), rss_mib(scene.worker))]
+    for name in ATTACKS:
+        if options.only in name:
+            rows.append(await _attack(scene, name))
+            print(rows[-1], file=sys.stderr)
+    return "\n".join([HEADER, *rows])
+
+
+@dataclass(slots=True)
+class Scene:
+    """Who is attacked, and who calls meanwhile; `quiet` is how long its calls take else, in seconds."""
+
+    place: Place
+    worker: int
+    key: str
+    seconds: float
+    quiet: list[float] = field(default_factory=list)
+
+
+async def _attack(scene: Scene, name: str) -> str:
+    count, attack = ATTACKS[name]
+    before, peak, over = rss_mib(scene.worker), 0.0, False
+
+    async def watch() -> None:
+        nonlocal peak
+        while not over:
+            peak = max(peak, rss_mib(scene.worker))
+            await asyncio.sleep(0.1)
+
+    watching = asyncio.create_task(watch())
+    opened: list[Socket] = []
+    for start in range(0, count, OPENED_AT_ONCE):
+        numbers = range(start, min(count, start + OPENED_AT_ONCE))
+        found = await asyncio.gather(*(attack(scene.place, one) for one in numbers), return_exceptions=True)
+        opened += [one for one in found if not isinstance(one, BaseException)]
+    await asyncio.sleep(SETTLE_S)
+    times = await _good_caller(scene)
+    over = True
+    await watching
+    for _, writer in opened:
+        writer.transport.abort()
+    await asyncio.sleep(SETTLE_S)
+    return _row(scene, name, count, times, before, peak)
+
+
+HEADER = (
+    "| Attack | Sockets | Memory before, MiB | at its peak | p50, ms | p99, ms | to quiet | not served |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def _row(  # noqa: PLR0917  # the columns in their order
+    scene: Scene, name: str, count: int, times: list[float], before: float, peak: float
+) -> str:
+    good = sorted(one for one in times if one >= 0)
+    missed = f"{len(times) - len(good)} of {len(times)}"
+    start = f"| {name} | {count} | {before:.0f} | {peak:.0f} |"
+    if not good:
+        return f"{start} | | | {missed} |"
+    p50, p99 = percentile(good, 0.5), percentile(good, 0.99)
+    ratio = p99 / percentile(sorted(one for one in scene.quiet if one >= 0), 0.99)
+    return f"{start} {1000 * p50:.1f} | {1000 * p99:.1f} | {ratio:.1f} × | {missed} |"
+
+
+async def _good_caller(scene: Scene) -> list[float]:
+    """Seconds of each call of a caller that means well, -1 for one that failed."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        CALLER,
+        str(scene.place.port),
+        scene.key,
+        str(scene.seconds),
+        stdout=subprocess.PIPE,
+    )
+    out, _ = await program.communicate()
+    found: list[float] = json.loads(out)
+    return found
+
+
+def _key(facts: dict[str, Any], name: str) -> tuple[str, str]:
+    """A tenant of an organization of its own, and its key."""
+    plan = _admin(
+        facts, "POST", "/token-plans", {"name": name, "total_amount": 10**12, "reset_interval": "none"}
+    )
+    tenant = _admin(facts, "POST", "/tenants", {"name": name, "plan_id": plan["id"]})
+    return tenant["id"], _admin(facts, "POST", "/api-keys", {"tenant_id": tenant["id"]})["key"]
+
+
+def _admin(facts: dict[str, Any], method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{facts['admin_url']}/admin/v1{path}", data=json.dumps(body).encode(), method=method,
+        headers={"Authorization": f"Bearer {facts['admin_token']}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+UPSTREAM = f"""
+import asyncio, sys
+async def serve(reader, writer):
+    try:
+        while True:
+            head = await reader.readuntil(b"\\r\\n\\r\\n")
+            for line in head.lower().split(b"\\r\\n"):
+                if line.startswith(b"content-length:"):
+                    await reader.readexactly(int(line[15:]))
+            if b"x-endless" in head.lower():
+                writer.write({ENDLESS!r})
+                event = {EVENT!r}
+                while True:
+                    writer.write((b"%x\\r\\n" % len(event) + event + b"\\r\\n") * 16)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+            writer.write({WHOLE!r})
+    except (OSError, asyncio.IncompleteReadError):
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+CALLER = f"""
+import http.client, json, sys, time
+port, key, until = int(sys.argv[1]), sys.argv[2], time.monotonic() + float(sys.argv[3])
+times, connection = [], None
+fields = {{"authorization": "Bearer " + key, "content-type": "application/json"}}
+while time.monotonic() < until:
+    began = time.perf_counter()
+    try:
+        connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/v1/messages", {CHAT!r}, fields)
+        answer = connection.getresponse()
+        answer.read()
+        times.append(time.perf_counter() - began if answer.status == 200 else -1)
+    except (OSError, http.client.HTTPException):
+        times.append(-1)
+        connection = None
+    time.sleep(0.002)
+print(json.dumps(times))
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())

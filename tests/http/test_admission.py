@@ -1,0 +1,222 @@
+"""Who is blocked or over a limit is told so from the head alone, on every route."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.model import Decision, LimitKind, Scope, Verdict
+from gateway.errors import RateLimited, ServiceNotIncluded
+from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
+from tests.http.stage import eventually, staged
+
+BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
+BUSY = Decision(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)
+LIMITED = Decision(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 1, 1, 61_000, 1000)
+TOLD = {
+    Verdict.TENANT_BLOCKED: (403, "tenant_blocked"),
+    Verdict.CONCURRENCY_LIMITED: (429, "concurrency_limited"),
+    Verdict.RATE_LIMITED: (429, "rate_limited"),
+}
+HALF = post(CHAT)[:-5]
+TOO_LARGE = post(b"").replace(b"content-length: 0", b"content-length: 99999999999")
+BROKEN_CHUNKS = post(b"").replace(b"content-length: 0\r\n", b"transfer-encoding: chunked\r\n") + b"zz\r\n"
+# Whatever may be wrong with a request behind its head, its credential and its path.
+BAD = {
+    "not JSON": (post(b"{"), 400),
+    "a name twice": (post(b'{"model":"m","model":"n","messages":[]}'), 400),
+    "too large": (TOO_LARGE, 413),
+    "broken chunks": (BROKEN_CHUNKS, 400),
+    "a field": (post(CHAT, fields=b"x-tollkeeper-project-id: x\r\n"), 400),
+    "compressed": (post(CHAT, fields=b"content-encoding: gzip\r\n"), 400),
+    "units": (get(b"/services/search/x", AUTH + b"x-tollkeeper-units: 3\r\n"), 400),
+}
+GOOD = {
+    "chat": post(CHAT),
+    "half a body": HALF,
+    "units": get(b"/services/search/x"),
+    "free": get(b"/v1/models"),
+    "free by id": get(b"/v1/models/m"),
+    "free, Gemini": get(b"/v1beta/models/m"),
+    "free with a body": post(b"x" * 1000, b"/free/x"),
+    "free with half a body": post(b"x" * 1000, b"/free/x")[:-1],
+    "free with a large body": post(b"x", b"/free/x").replace(
+        b"content-length: 1", b"content-length: 1000000"
+    ),
+    "HEAD": get(b"/v1/models", method=b"HEAD"),
+}
+
+
+@pytest.mark.parametrize("decision", [BLOCKED, BUSY, LIMITED])
+@pytest.mark.parametrize("name", [*BAD, *GOOD])
+async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decision: Decision) -> None:
+    request = BAD[name][0] if name in BAD else GOOD[name]
+    async with staged() as stage:
+        stage.counters.by_head = stage.counters.decision = decision
+        client = await stage.client()
+        await client.send(request)
+        got = await client.answer("HEAD" if name == "HEAD" else "POST")
+        assert (got.status, got.reason) == TOLD[decision.verdict]
+        assert not stage.upstream.received
+        assert not stage.counters.settlements
+        assert stage.plane.upstream_connections == 0
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_request_that_is_refused_by_its_body_costs_its_sender_a_request(name: str) -> None:
+    request, status = BAD[name]
+    async with staged() as stage:
+        assert (await stage.ask(request)).status == status
+        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
+        assert not stage.counters.holds
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize("name", ["model", "service"])
+async def test_what_is_forbidden_by_its_body_waits_for_the_head_too(name: str) -> None:
+    async with staged() as stage:
+        if name == "model":
+            stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
+        else:
+            stage.directory.refusal = ServiceNotIncluded()
+        assert (await stage.ask(post(CHAT))).status == 403
+        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
+        stage.counters.by_head = BLOCKED
+        assert (await stage.ask(post(CHAT))).reason == "tenant_blocked"
+
+
+async def test_the_usual_call_is_asked_about_once() -> None:
+    async with staged() as stage:
+        for request in (post(CHAT), get(b"/services/search/x"), post(b"x" * 1000, b"/services/search/x")):
+            assert (await stage.ask(request)).status == 200
+        assert not stage.counters.heads
+        assert [one.raises for one in stage.counters.holds] == [False] * 3
+
+
+async def test_a_body_that_is_not_here_yet_is_admitted_by_its_head_and_raised() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        await client.send(HALF)
+        await eventually(lambda: stage.counters.heads)
+        assert not stage.counters.holds
+        assert (await client.ask(post(CHAT)[-5:])).status == 200
+        (head,), (hold,) = stage.counters.heads, stage.counters.holds
+        assert head.request_id == hold.request_id
+        assert (head.need, head.credits, hold.raises) == (0, 0, True)
+        assert len(stage.counters.charges) == 1
+        assert not stage.counters.let_go
+
+
+async def test_a_raise_that_is_refused_gives_back_what_the_head_took() -> None:
+    async with staged() as stage:
+        stage.counters.decision = Decision(
+            Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 9, 9, 0, 1000
+        )
+        client = await stage.client()
+        await client.send(HALF)
+        await eventually(lambda: stage.counters.heads)
+        got = await client.ask(post(CHAT)[-5:])
+        assert (got.status, got.reason) == (429, "quota_exceeded")
+        assert len(stage.counters.let_go) == 1
+        assert not stage.counters.settlements
+
+
+@pytest.mark.parametrize("how", ["leaves", "times out", "breaks", "is late to the gateway's end"])
+async def test_a_slot_is_given_back_however_a_late_body_ends(how: str) -> None:
+    async with staged(body_s=0.2 if how == "times out" else 30.0) as stage:
+        client = await stage.client()
+        await client.send(HALF if how != "breaks" else BROKEN_CHUNKS[:-4])
+        await eventually(lambda: stage.counters.heads)
+        if how == "leaves":
+            client.reset()
+        elif how == "breaks":
+            assert (await client.ask(b"zz\r\n")).status == 400
+        elif how == "times out":
+            assert (await client.answer()).status == 408
+        else:
+            await stage.plane.drain(0.1)
+        await eventually(lambda: stage.counters.let_go)
+        assert not stage.counters.holds
+
+
+async def test_a_slot_whose_body_takes_long_is_kept_from_its_deadline() -> None:
+    async with staged(watch_after_s=0.05) as stage:
+        client = await stage.client()
+        await client.send(HALF)
+        await eventually(lambda: stage.counters.watched)
+        assert (await client.ask(post(CHAT)[-5:])).status == 200
+        assert stage.counters.watched[0] in stage.counters.unwatched
+
+
+async def test_a_free_route_takes_a_request_and_a_slot_until_its_answer_ends() -> None:
+    async with staged() as stage:
+        go = asyncio.Event()
+        stage.upstream.scripts.append([go, answer()])
+        asked = asyncio.create_task(stage.ask(get(b"/v1/models"), "GET"))
+        await eventually(lambda: stage.upstream.received)
+        assert not stage.counters.let_go
+        go.set()
+        got = await asked
+        assert got.status == 200
+        assert not got.all(b"ratelimit")
+        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 1000])
+async def test_a_client_of_a_free_route_that_leaves_costs_nothing(body: bytes) -> None:
+    async with staged() as stage:
+        stage.upstream.scripts.append([30.0])
+        client = await stage.client()
+        await client.send(post(body, b"/free/x"))
+        await eventually(lambda: stage.upstream.received)
+        client.reset()
+        await eventually(lambda: stage.counters.let_go)
+        assert not stage.counters.settlements
+        await eventually(lambda: stage.plane.upstream_connections == 0)
+
+
+async def test_while_the_counters_are_away_nothing_is_read_or_forwarded() -> None:
+    async with staged() as stage:
+        stage.counters.by_head = None
+        for request in (HALF, post(b"{"), get(b"/v1/models")):
+            got = await stage.ask(request)
+            assert (got.status, got.reason) == (503, "counters_unavailable")
+        assert not stage.upstream.received
+
+
+async def test_a_blocked_tenants_half_bodies_are_refused_at_once() -> None:
+    async with staged() as stage:
+        stage.counters.by_head = stage.counters.decision = BLOCKED
+        for _ in range(14):
+            client = await stage.client()
+            await client.send(
+                post(b"", fields=b"").replace(b"content-length: 0", b"content-length: 33554432")
+            )
+            client.writer.write(b" " * 1_000_000)
+            got = await client.answer()
+            assert (got.status, got.reason) == (403, "tenant_blocked")
+            assert stage.plane.buffers.used == 0
+
+
+async def test_usage_answers_a_blocked_tenant_and_touches_no_limit() -> None:
+    async with staged() as stage:
+        stage.counters.by_head = BLOCKED
+        assert (await stage.ask(get(b"/.tollkeeper/usage"), "GET")).status == 200
+        assert not stage.counters.heads
+        stage.usage_refusal = RateLimited(retry_after_s=7, retry_helps=True)
+        got = await stage.ask(get(b"/.tollkeeper/usage"), "GET")
+        assert (got.status, got.reason, got.one(b"retry-after")) == (429, "rate_limited", b"7")
+        assert got.one(b"x-should-retry") == b"true"
+
+
+async def test_a_chunked_body_of_a_free_route_is_admitted_before_it_is_forwarded() -> None:
+    async with staged() as stage:
+        request = post(b"", b"/free/x").replace(b"content-length: 0", b"transfer-encoding: chunked")
+        client = await stage.client()
+        await client.send(request)
+        await eventually(lambda: stage.counters.heads)
+        assert not stage.upstream.received
+        assert (await client.ask(chunks(b"hello"))).status == 200
+        assert stage.upstream.received[0].body == b"hello"
