@@ -222,8 +222,9 @@ def set_aside(
 
 
 def _quota(tenant_id: int, event: Event, reset_ms: int | None) -> tuple[Any, ...]:
+    unlimited = event.flags & _UNLIMITED
     return (
-        tenant_id, event.used, None if event.flags & _UNLIMITED else event.remaining,
+        tenant_id, event.used, None if unlimited else event.remaining, event.remaining if unlimited else 0,
         bool(event.flags & _BLOCKED), bool(event.flags & _MANUAL), reset_ms, event.next_reset_ms,
         event.cycle, event.epoch, event.seq,
     )  # fmt: skip

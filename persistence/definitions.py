@@ -64,7 +64,7 @@ _TENANTS = """
 SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
        p.overage_policy, p.admission, p.on_exhausted, p.on_store_failure, p.rollover_max,
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
-       q.tokens_remaining, q.manual_block,
+       q.tokens_remaining, q.tokens_granted, q.manual_block,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id"""
@@ -151,6 +151,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
             next_reset_ms=_ms(row["next_reset_at"]),
             seq=row["last_seq"],
             epoch=row["epoch"],
+            granted=row["tokens_granted"] or 0,
         )
         for row in await _rows(connection, _TENANTS, where, values)
     ]

@@ -90,15 +90,16 @@ SELECT 'spend:' || organization_id, seq FROM feature_usage
  WHERE request_id = %(request)s AND NOT coalesce(metadata ? 'corrects', false)"""
 
 MOVE_QUOTAS = """
-INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, is_blocked, manual_block,
-                               last_reset, next_reset_at, cycle, epoch, last_seq, updated_at)
-SELECT n.tenant_id, n.used, n.remaining, n.blocked, n.manual, to_timestamp(n.reset_ms / 1000.0),
+INSERT INTO tenant_quota AS q (tenant_id, tokens_used, tokens_remaining, tokens_granted, is_blocked,
+                               manual_block, last_reset, next_reset_at, cycle, epoch, last_seq, updated_at)
+SELECT n.tenant_id, n.used, n.remaining, n.granted, n.blocked, n.manual, to_timestamp(n.reset_ms / 1000.0),
        to_timestamp(nullif(n.next_ms, 0) / 1000.0), n.cycle, n.epoch, n.seq, now()
-  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::boolean[], %s::boolean[], %s::bigint[],
-              %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
-    AS n (tenant_id, used, remaining, blocked, manual, reset_ms, next_ms, cycle, epoch, seq)
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::boolean[], %s::boolean[],
+              %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS n (tenant_id, used, remaining, granted, blocked, manual, reset_ms, next_ms, cycle, epoch, seq)
 ON CONFLICT (tenant_id) DO UPDATE SET
     tokens_used = excluded.tokens_used, tokens_remaining = excluded.tokens_remaining,
+    tokens_granted = excluded.tokens_granted,
     is_blocked = excluded.is_blocked, manual_block = excluded.manual_block,
     last_reset = coalesce(excluded.last_reset, q.last_reset), next_reset_at = excluded.next_reset_at,
     cycle = excluded.cycle, epoch = excluded.epoch, last_seq = excluded.last_seq,

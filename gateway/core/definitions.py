@@ -134,7 +134,10 @@ class ControlWrite:
 
 @dataclass(frozen=True, slots=True)
 class TenantAccount:
-    """A tenant's token account as PostgreSQL has it: what a rebuild starts from."""
+    """A tenant's token account as PostgreSQL has it: what a rebuild starts from.
+
+    `granted` is what was granted beyond its plan, while that is unlimited: then `remaining` is None.
+    """
 
     definition: TenantDefinition
     remaining: int | None
@@ -146,6 +149,7 @@ class TenantAccount:
     next_reset_ms: int
     seq: int
     epoch: int
+    granted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         user_concurrency=user_concurrency,
         flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
         total=total if started else -1,
-        remaining=account.remaining or 0,
+        remaining=account.granted if account.remaining is None else account.remaining,
         used=account.used,
         cycle=account.cycle,
         next_reset=account.next_reset_ms,

@@ -6,7 +6,7 @@ local function charge(s, t, o, a, now, epoch, activates)
   local note = (s[S_MODE] == POST and NOTE_LATE) or (s[S_MODE] == RECLAIM and NOTE_RECLAIMED) or 0
   if s[S_COUNTS] then
     if not corrects then t[USED] = t[USED] + s[S_TOKENS] end
-    if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] - s[S_TOKENS] end
+    if t[TOTAL] >= 0 or corrects then t[REMAINING] = t[REMAINING] - s[S_TOKENS] end
   end
   if s[S_COUNTS] and not (s[S_PAYS] or s[S_ONE_TIME] or s[S_USES] or corrects) then -- most calls: no facts in a table
     local argv = s[S_ARGV]

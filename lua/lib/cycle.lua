@@ -50,17 +50,20 @@ local function calendar()
   return boundary, cycles_between, civil
 end
 
+-- What the ledger goes by: 0 while unlimited. What remains is then what was granted beyond the plan, by recharges,
+-- adjusts and what was carried over: it waits there for a plan with a total.
+local function balance_of(t) return t[TOTAL] < 0 and 0 or t[REMAINING] end
+
 -- starts a new cycle under the plan in force; answers the event
 local function renew(t, now, epoch, passed, next_reset, f)
-  local before, left = t[TOTAL] < 0 and 0 or t[REMAINING], t[REMAINING]
+  local before, left = balance_of(t), t[REMAINING]
   local carried = 0
-  if t[TOTAL] >= 0 then
-    if left > 0 then carried = min(left, t[ROLLOVER], INTEGER_MAX - max(0, t[PLAN_TOTAL])) elseif t[POLICY] == POLICY_CARRY then carried = left end
-  end
+  if left > 0 then carried = min(left, t[ROLLOVER], INTEGER_MAX - max(0, t[PLAN_TOTAL]))
+  elseif t[POLICY] == POLICY_CARRY then carried = left end
   t[TOTAL] = t[PLAN_TOTAL]
-  t[REMAINING] = t[TOTAL] < 0 and 0 or t[TOTAL] + carried
+  t[REMAINING] = max(0, t[TOTAL]) + carried
   t[USED], t[CYCLE], t[NEXT] = 0, t[CYCLE] + passed, next_reset
-  local packed = movement(t, now, epoch, RESET, t[REMAINING] - before, f)
+  local packed = movement(t, now, epoch, RESET, balance_of(t) - before, f)
   t[LAST] = t[LEDGER_AT]
   return packed
 end

@@ -30,11 +30,10 @@ local function change_plan(t, now, epoch, packed, f)
   end
   if t[SEQ] == 0 then return renew(t, now, epoch, t[CYCLE] == 0 and 1 or 0, t[NEXT], f) end
   local before = total < 0 and 0 or remaining
+  local beyond = total < 0 and remaining or remaining - total + t[USED]
   t[TOTAL] = t[PLAN_TOTAL]
-  if t[TOTAL] < 0 then t[REMAINING] = 0
-  elseif total < 0 then t[REMAINING] = t[TOTAL] - t[USED]
-  else t[REMAINING] = remaining + t[TOTAL] - total end
-  return movement(t, now, epoch, ADJUST, t[REMAINING] - before, f)
+  t[REMAINING] = t[TOTAL] < 0 and beyond or t[TOTAL] + beyond - t[USED]
+  return movement(t, now, epoch, ADJUST, balance_of(t) - before, f)
 end
 
 local function tenant_grant(t, now, epoch, verb, amount, plan, f)
@@ -44,7 +43,7 @@ local function tenant_grant(t, now, epoch, verb, amount, plan, f)
   if verb == VERB_RESET then
     return renew(t, now, epoch, 1, calendar()(t[INTERVAL], t[ANCHOR], now), f)
   end
-  if t[TOTAL] >= 0 then t[REMAINING] = t[REMAINING] + amount end
+  t[REMAINING] = t[REMAINING] + amount
   return movement(t, now, epoch, verb == VERB_RECHARGE and RECHARGE or ADJUST, amount, f)
 end
 

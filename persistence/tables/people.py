@@ -190,6 +190,8 @@ tenant_quota = Table(
     count("total", required=False),
     count("tokens_used"),
     signed("tokens_remaining", required=False),
+    # While the plan is unlimited: what was granted beyond it, which counts again under one with a total.
+    signed("tokens_granted"),
     Column("is_blocked", Boolean, nullable=False, server_default=text("false")),
     Column("manual_block", Boolean, nullable=False, server_default=text("false")),
     moment("last_reset"),

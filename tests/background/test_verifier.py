@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -162,6 +163,32 @@ async def test_what_remains_is_never_fresh_after_a_loss(
             before.seq,
         )
         assert (after.manual_block, world.reserve(need=1).verdict) == (True, Verdict.TENANT_BLOCKED)
+
+
+async def test_what_was_granted_beyond_an_unlimited_plan_is_there_again_after_a_loss(
+    valkey: str, migrated: str
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world, name = await house.settle_in(1000), uuid.uuid4()
+        tenant = world.caller.tenant_id
+        free = await house.made("token-plans", name=f"free {name}", total_amount=None)
+        plan = await house.made("token-plans", name=f"again {name}", total_amount=1000)
+        world.grant("recharge", 5000)
+        await house.write("tenants", "change", tenant, plan_id=free)
+        await house.push()
+        world.reserve(need=1).settle(tokens=10)
+        world.grant("adjust", -100)
+        await house.flush()
+        with house.client() as client:
+            client.flushall()
+        await house.verify()
+        world = world.again()
+        assert (world.tenant.total, world.tenant.remaining) == (-1, 4900)
+        await house.write("tenants", "change", tenant, plan_id=plan)
+        await house.push()
+        await house.flush()
+        assert world.tenant.remaining == 5890
+        assert house.rows("select * from quarantine") == []
 
 
 async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str) -> None:

@@ -38,28 +38,27 @@ class Model:
 
     def renew(self) -> None:
         carried = 0
-        if self.total is not None:
-            if self.remaining > 0:
-                carried = min(self.remaining, self.rollover)
-            elif self.policy == "carry":
-                carried = self.remaining
+        if self.remaining > 0:
+            carried = min(self.remaining, self.rollover)
+        elif self.policy == "carry":
+            carried = self.remaining
         self.total, self.used = self.next_total, 0
-        self.remaining = 0 if self.total is None else self.total + carried
+        self.remaining = (self.total or 0) + carried
 
-    def move(self, amount: int) -> None:
+    def use(self, amount: int) -> None:
+        self.used += amount
         if self.total is not None:
-            self.remaining += amount
+            self.remaining -= amount
+
+    def grant(self, amount: int) -> None:
+        """While unlimited it waits for a plan with a total."""
+        self.remaining += amount
 
     def change(self, total: int | None, policy: str, rollover: int) -> None:
-        before = self.total
+        beyond = self.remaining if self.total is None else self.remaining - self.total + self.used
         self.total = self.next_total = total
         self.policy, self.rollover = policy, rollover
-        if total is None:
-            self.remaining = 0
-        elif before is None:
-            self.remaining = total - self.used
-        else:
-            self.remaining += total - before
+        self.remaining = beyond if total is None else total + beyond - self.used
 
 
 class Life(RuleBasedStateMachine):
@@ -126,8 +125,7 @@ class Life(RuleBasedStateMachine):
         assert end(tokens) is Settled.DONE
         assert call.settle(tokens) is (Settled.UNKNOWN if how == "settle" else Settled.RECLAIMED)
         if how == "settle" or tokens:
-            self.model.used += tokens
-            self.model.move(-tokens)
+            self.model.use(tokens)
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), observed=st.integers(0, 300))
@@ -145,12 +143,12 @@ class Life(RuleBasedStateMachine):
     @rule(amount=AMOUNTS)
     def recharge(self, amount: int) -> None:
         self.world.grant("recharge", amount)
-        self.model.move(amount)
+        self.model.grant(amount)
 
     @rule(amount=st.integers(-300, 300))
     def adjust(self, amount: int) -> None:
         self.world.grant("adjust", amount)
-        self.model.move(amount)
+        self.model.grant(amount)
 
     @rule()
     def reset(self) -> None:

@@ -52,10 +52,35 @@ def test_recharge_adds_to_what_remains(world: World) -> None:
     assert world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
-def test_recharging_an_unlimited_tenant_is_a_row_and_changes_nothing(world: World) -> None:
+def test_recharging_an_unlimited_tenant_is_a_row_and_counts_under_the_next_plan(world: World) -> None:
     world.plan(None)
     assert world.grant("recharge", 50).remaining == -1
-    assert rows(world)[-1] == (EventKind.RECHARGE, 50, 0, True)
+    assert rows(world)[-1][:2] == (EventKind.RECHARGE, 50)
+    assert world.events()[-1].flags & EventFlag.UNLIMITED
+    assert world.plan(100, plan_id=2).remaining == 150
+
+
+def test_a_recharge_survives_every_change_of_plan(world: World) -> None:
+    """1,000 and 5,000 beyond it: 6,000 less what is used, whatever plans it goes through."""
+    world.plan(1000)
+    world.grant("recharge", 5000)
+    for at, total in enumerate((None, 1000, None, None, 2000, None, 1000)):
+        world.plan(total, plan_id=at + 2)
+        world.reserve(need=1).settle(tokens=10)
+    world.grant("adjust", -7)
+    assert world.tenant.remaining == 6000 - 70 - 7
+    world.plan(None, plan_id=20)
+    world.grant("recharge", 300)
+    world.grant("adjust", -100)
+    world.reserve(need=1).correct(tokens=3)
+    assert world.plan(1000, plan_id=21).remaining == 6000 - 70 - 7 + 200 - 3
+
+
+def test_a_reset_keeps_of_what_was_granted_what_rolls_over(world: World) -> None:
+    world.plan(None, rollover_max=30)
+    world.grant("recharge", 50)
+    world.grant("reset")
+    assert world.plan(100, plan_id=2).remaining == 130
 
 
 @pytest.mark.parametrize(("amount", "inward"), [(40, True), (-40, False), (-140, False)])
@@ -134,11 +159,13 @@ def test_a_move_to_unlimited_and_back_keeps_the_chain(world: World) -> None:
     world.plan(None, plan_id=2)
     world.reserve(need=10).settle(tokens=5)
     world.plan(200, plan_id=3)
-    assert rows(world)[2:] == [
-        (EventKind.ADJUST, 30, 0, True),
-        (EventKind.CONSUME, 5, 0, False),
-        (EventKind.ADJUST, 65, 65, True),
+    seen = [(kind, amount, inward) for kind, amount, _, inward in rows(world)[2:]]
+    assert seen == [
+        (EventKind.ADJUST, 30, True),
+        (EventKind.CONSUME, 5, False),
+        (EventKind.ADJUST, 65, True),
     ]
+    assert world.tenant.remaining == 65
 
 
 def test_a_change_of_interval_moves_the_next_reset(world: World) -> None:

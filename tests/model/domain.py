@@ -74,19 +74,17 @@ class Tenant:
         return None if self.total is None else self.remaining
 
     def move(self, kind: str, amount: int, request: str = "") -> None:
-        if self.total is not None and kind != "reset":
-            self.remaining += amount
+        if kind != "reset" and (self.total is not None or kind != "consume"):
+            self.remaining += amount  # while unlimited: what is granted beyond the plan
         self.rows.append((kind, amount, self.balance, request))
 
     def reset(self) -> None:
-        before = self.balance or 0
-        carried = 0
-        if self.total is not None:
-            carried = min(before, self.plan.rollover) if before > 0 else 0
-            if before <= 0 and self.plan.policy == "carry":
-                carried = before
+        before, left = self.balance or 0, self.remaining
+        carried = min(left, self.plan.rollover) if left > 0 else 0
+        if left <= 0 and self.plan.policy == "carry":
+            carried = left
         self.total, self.used, self.cycle = self.plan.total, 0, self.cycle + 1
-        self.remaining = 0 if self.total is None else self.total + carried
+        self.remaining = (self.total or 0) + carried
         self.move("reset", (self.balance or 0) - before)
 
     def follow(self, plan: Plan) -> None:
@@ -96,11 +94,9 @@ class Tenant:
         if not self.rows:
             self.reset()
             return
+        beyond = self.remaining if old is None else self.remaining - old + self.used
         self.total = plan.total
-        if self.total is None:
-            self.remaining = 0
-        else:
-            self.remaining = self.total - self.used if old is None else self.remaining + self.total - old
+        self.remaining = beyond if self.total is None else self.total + beyond - self.used
         after = self.balance or 0
         self.rows.append(("adjust", after - before, self.balance, ""))
 
