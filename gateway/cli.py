@@ -97,7 +97,7 @@ def up(
     configured = settings.table != default_table(os.environ)
     if upstream:
         settings = settings.with_upstream(upstream)
-    settings.table.check_services()
+    settings.table.check_services({})
     options = Options(
         data_dir=Path(settings.data_dir),
         gateway_host=settings.gateway_host,

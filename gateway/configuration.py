@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.core.binding import SERVICES_PREFIX, reach_of
-from gateway.core.model import Family
+from gateway.core.model import Family, Service
 from gateway.core.paths import PATHS_MAX, read_pattern
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import SettingError
@@ -66,12 +66,18 @@ class RouteTable:
         """Where calls of services go."""
         return ServiceRules(self.service_upstreams, self.service_paths, self.shared_upstream)
 
-    def check_services(self) -> None:
-        """`SettingError` where two services get to the same paths, unless one upstream serves all."""
+    def check_services(self, catalogue: Mapping[str, Service]) -> None:
+        """`SettingError` where two services get to the same paths, unless one upstream serves all.
+
+        Those that the catalogue knows to cost the same may; what is not known may cost anything.
+        """
         targets, paths = {target.name: target for target in self.upstreams}, dict(self.service_paths)
         bound = () if self.shared_upstream else sorted(self.service_upstreams)
         reaches = [reach_of(key, targets[name], name, paths.get(key, ())) for key, name in bound]
         for one, other in combinations(reaches, 2):
+            mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
+            if mine is not None and theirs is not None and mine.costs_as(theirs):
+                continue
             if one.meets(other):
                 raise SettingError(
                     f"services.{one.service} and services.{other.service}: both get to the same paths of "

@@ -47,8 +47,6 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
     """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
-    if role != "keeper" and (overlap := _overlap(settings)):
-        yield Finding(False, "settings", overlap)
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
             said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
@@ -68,15 +66,6 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             )
     for target in settings.upstreams if role != "keeper" else ():
         yield await _upstream(target)
-
-
-def _overlap(settings: Settings) -> str:
-    """What a gateway would not start with; empty where it would."""
-    try:
-        settings.table.check_services()
-    except SettingError as error:
-        return error.message
-    return ""
 
 
 def _data_directory(settings: Settings) -> Finding:
@@ -155,6 +144,10 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
     """Services whose calls are refused, for they go nowhere or could be had at another price."""
     services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
     targets = {target.name: target for target in settings.upstreams}
+    try:
+        settings.table.check_services(services)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
     bound = Bindings(settings.routes, targets, settings.table.service_rules, services)
     for key, name in bound.strays():
         yield Finding(

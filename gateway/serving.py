@@ -6,13 +6,16 @@ libraries would be a third of its memory.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from gateway import logs, tallies
 from gateway import settings as settings_module
+from gateway.errors import SettingError
 from gateway.local.announce import JsonVoice, PlainVoice
 from gateway.local.ops import Ops
 from gateway.local.serve import Serving, run_serve
@@ -65,8 +68,16 @@ def serve(config: Path | None, **options: str | int | None) -> int:
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
+    """Settings that a gateway may serve by: Redis is asked for prices only where those are in question."""
     settings = resolved(config, **options)
-    settings.table.check_services()
+    try:
+        settings.table.check_services({})
+    except SettingError:
+        from gateway.starting import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
+
+        with ThreadPoolExecutor(1) as aside:  # a loop may be running here
+            known = aside.submit(lambda: asyncio.run(catalogue_of(settings))).result()
+        settings.table.check_services(known)
     return settings
 
 

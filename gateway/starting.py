@@ -6,10 +6,18 @@ Part of the composition root.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-from gateway.errors import StartError
+from gateway.core.model import Service
+from gateway.core.wait import in_task
+from gateway.counters import keys
+from gateway.counters.address import parse_url
+from gateway.counters.stored import decode_catalogue
+from gateway.counters.wire import Wire, encode
+from gateway.errors import StartError, TollkeeperError
+from gateway.settings import Settings
 
 ASK_INTERVAL_S = 0.25
 # The last look has time to say what is wrong, rather than that there was no time.
@@ -47,6 +55,20 @@ async def reached(
             log(f"waiting for {name}", waited_s=round(waited, 1), at_most_s=wait_s, why=why, level="warning")
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
+
+
+async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
+    """The services as Redis has them; empty where it does not say."""
+    wire = Wire(parse_url(settings.redis_url, settings.redis_files), time.monotonic, call_s=ASK_S_MAX)
+    try:
+        async with asyncio.timeout(ASK_S_MAX):
+            await wire.open()
+            raw = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+    except (TollkeeperError, OSError, TimeoutError):
+        return {}
+    finally:
+        await wire.close()
+    return decode_catalogue(raw).services if isinstance(raw, bytes) else {}
 
 
 async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway.configuration import DEFAULT_ROUTES
-from gateway.core.model import Family
+from gateway.core.model import Family, Service
 from gateway.core.route import Route
 from gateway.errors import SettingError
 from gateway.settings import Settings, from_json, load, to_json
@@ -208,7 +209,7 @@ def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) ->
     text = "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: t, paths: [/v1/mail/*, /v2/*]}\n"
     settings = load({}, config(tmp_path, SHARED + text))
     assert settings.service_paths == (("sms", ("/sms/*",)), ("mail", ("/v1/mail/*", "/v2/*")))
-    settings.table.check_services()
+    settings.table.check_services({})
     assert load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n")).service_paths == ()
     assert from_json(to_json(settings)).table.service_rules == settings.table.service_rules
 
@@ -225,10 +226,19 @@ def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) ->
 def test_services_that_get_to_the_same_paths_stop_the_start(tmp_path: Path, text: str) -> None:
     settings = load({}, config(tmp_path, SHARED + text))
     with pytest.raises(SettingError, match=r"services.mail and services.sms: both get to the same paths"):
-        settings.table.check_services()
-    settings.with_upstream(
-        "http://127.0.0.1:9"
-    ).table.check_services()  # one upstream for all, as `up` has it
+        settings.table.check_services({})
+    settings.with_upstream("http://127.0.0.1:9").table.check_services(
+        {}
+    )  # one upstream for all, as `up` has it
+
+
+def test_services_known_to_cost_the_same_may_share_paths(tmp_path: Path) -> None:
+    table = load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n  mail: {upstream: s}\n")).table
+    sms, mail = Service(1, "sms", "consumption", credits=3), Service(2, "mail", "consumption", credits=3)
+    table.check_services({"sms": sms, "mail": mail})
+    for known in ({"sms": sms}, {"sms": sms, "mail": replace(mail, credits=4)}):
+        with pytest.raises(SettingError, match="both get to the same paths"):
+            table.check_services(known)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,26 @@ def test_prices_that_could_be_undercut_are_refused_until_paths_are_apart(
         eventually(lambda path=path: asked(gateway.url, buyer, path) == (200, ""))
 
 
+def test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_same(
+    stack: Stack, buyer: str, tmp_path: Path
+) -> None:
+    upstreams = f"upstreams: {{theirs: {{base_url: '{stack.upstream_url}'}}}}\n"
+    line = "services: {{{}: {{upstream: theirs}}, {}: {{upstream: theirs}}}}\n"
+    dear, cheap, same = service(stack, 10), service(stack, 0), service(stack, 10)
+    refused = Lone(stack, tmp_path, upstreams + line.format(dear, cheap))
+    assert refused.process.wait(STOP_S_MAX) == 1
+    status, said = refused.doctor()
+    assert status == 1
+    assert all(f"services.{key}" in said for key in (dear, cheap))
+    started = Lone(stack, tmp_path, upstreams + line.format(dear, same))
+    try:
+        for key in (dear, same):
+            eventually(lambda key=key: asked(started.url, buyer, f"/services/{key}/x") == (200, ""))
+    finally:
+        started.process.terminate()
+        assert started.process.wait(STOP_S_MAX) == 0
+
+
 def test_what_a_family_meters_is_found_behind_any_prefix(
     stack: Stack, buyer: str, lone: tuple[Lone, str]
 ) -> None:
