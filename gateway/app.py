@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import logs, tallies, tokenizer
+from gateway.background.failures import FailureTeller
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
+from gateway.core.failures import Failures
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
 from gateway.counters.door import SCRIPTS, Door, open_door, start_wire
@@ -66,7 +68,8 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     door = _door(settings, wire, settlements, scripts)
     directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, activity = Tally(), Activity(wire, time.time)
-    ports = _ports(settings, wire, door, tally, log)
+    failures = Failures(time.monotonic)
+    ports = _ports(settings, wire, door, tally, failures=failures, log=log)
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
@@ -77,6 +80,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"counters_unverified": int(not directory.verified)},
+        lambda: {"auth_failures": failures.rows("gateway")},
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),
     ]
@@ -87,6 +91,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
+        asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
@@ -117,7 +122,9 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable
         os._exit(0)  # the thread that waits for the disk would be joined
 
 
-def _ports(settings: Settings, wire: Wire, door: Door, tally: Tally, log: Callable[..., None]) -> Ports:
+def _ports(
+    settings: Settings, wire: Wire, door: Door, tally: Tally, *, failures: Failures, log: Callable[..., None]
+) -> Ports:
     """What the data plane is handed of the other doors."""
     return Ports(
         directory=door.directory,
@@ -127,6 +134,7 @@ def _ports(settings: Settings, wire: Wire, door: Door, tally: Tally, log: Callab
         tally=tally,
         usage=Usages(wire, time.monotonic).of,
         log=log,
+        failures=failures,
         seconds=time.monotonic,
         access_log=settings.log_level == "debug",
     )

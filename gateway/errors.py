@@ -65,8 +65,11 @@ class Refusal(TollkeeperError):
 class InvalidApiKey(Refusal):
     """The API key is missing, malformed, unknown, expired or revoked."""
 
+    # `failure` says which: `missing`, `malformed`, `unknown` or `revoked` (or expired).
+
     reason = "invalid_api_key"
     status = 401
+    failure: str = "unknown"
 
 
 class InsufficientCredits(Refusal):
@@ -236,6 +239,7 @@ class Unauthorized(AdminRefusal):
 
     reason = "unauthorized"
     status = 401
+    failure: str = "unknown"
 
 
 class Forbidden(AdminRefusal):

@@ -23,6 +23,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
 from gateway.background.closing import Closer
 from gateway.background.expirer import Expirer
+from gateway.background.failures import FailureTeller
 from gateway.background.flusher import Failed, Flushed, Flusher
 from gateway.background.late import Poster
 from gateway.background.losses import LossCounter
@@ -37,6 +38,7 @@ from gateway.background.terms import Calendar
 from gateway.background.verifier import Verified, Verifier, summary
 from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
+from gateway.core.failures import Failures
 from gateway.core.holds import ReclaimPolicy
 from gateway.core.wait import in_task
 from gateway.counters.activity import Activity
@@ -57,8 +59,8 @@ from gateway.readiness import Probe
 from gateway.settings import Settings
 from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever
+from persistence import audit, partitions, schema, watch
 from persistence import engine as engines
-from persistence import partitions, schema, watch
 from persistence.allocations import Allocations
 from persistence.figures import Figures
 from persistence.losses import Losses
@@ -124,6 +126,10 @@ class Keeper:
         self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), now)
         self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
+        self._failures = Failures(time.monotonic)
+        self._teller = FailureTeller(
+            "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
+        )
         self._watcher = Watcher((self._memory, self._books, self._certificates, self._losses.look))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
@@ -158,6 +164,7 @@ class Keeper:
             "setbacks": self._setbacks.run,
             "courier": self._courier.run,
             "watcher": self._watcher.run,
+            "failures": self._teller.run,
             "partitions": self._keep_partitions,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
@@ -208,6 +215,7 @@ class Keeper:
             metrics=self._metrics,
             snapshot=self._snapshot,
             figures=Figures(self._engine, partition_of),
+            failures=self._failures,
             admin_token=settings.admin_token or None,
             readonly_token=settings.readonly_token or None,
             version=version("tollkeeper"),
@@ -283,6 +291,7 @@ class Keeper:
         snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
         snapshot["drift_credits"] = self._reconciler.latest.drift_credits
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot["lost_events"] = self._losses.lost
         if self._setbacks.quarantined is not None:
             snapshot["quarantined_accounts"] = self._setbacks.quarantined

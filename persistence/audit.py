@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.administration import Row
+from gateway.core.failures import Told
 from persistence.subject import Change, Subject, equals
 from persistence.tables import audit_log
 
@@ -28,6 +32,24 @@ def record(change: Change, row: Row) -> None:
             request_id=command.request_id,
         )
     )
+
+
+async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:
+    """Write a row for each site that sent wrong credentials to the Admin API."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            insert(audit_log),
+            [
+                {
+                    "actor": "nobody",
+                    "action": "fail",
+                    "resource": "authentication",
+                    "resource_id": one.site or None,
+                    "after": {"attempts": one.attempts, "reasons": one.reasons},
+                }
+                for one in failed
+            ],
+        )
 
 
 def _plain(values: Row) -> dict[str, object]:

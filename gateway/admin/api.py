@@ -33,9 +33,8 @@ MORE = (
 
 def build(ports: AdminPorts) -> web.Application:
     """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
-    app = web.Application(
-        middlewares=[guard(request_timeout_s=ports.request_timeout_s)], client_max_size=ports.body_bytes_max
-    )
+    guarded = guard(request_timeout_s=ports.request_timeout_s, failures=ports.failures)
+    app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     documents.mount_invoices(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)

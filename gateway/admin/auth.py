@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 
@@ -10,6 +11,7 @@ from aiohttp import web
 from gateway.admin import credentials
 from gateway.admin.ports import AdminPorts
 from gateway.core.administration import Actor
+from gateway.core.failures import Failures
 from gateway.errors import Forbidden, Unauthorized
 
 ADMIN = "admin"
@@ -24,12 +26,23 @@ _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 async def identify(ports: AdminPorts, request: web.Request) -> Actor:
     """Name the caller by its `Authorization` header; `Unauthorized` if it is nobody."""
     sent = request.headers.getall("Authorization", [])
-    if len(sent) != 1:
-        raise Unauthorized
-    match = _BEARER.fullmatch(sent[0])
+    match = _BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
     if match is None:
-        raise Unauthorized
+        nobody = Unauthorized()
+        nobody.failure = "malformed" if sent else "missing"
+        raise nobody
     return await of_token(ports, match[1])
+
+
+async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:
+    """Count a wrong credential; whoever sends many waits for each answer."""
+    delay_s = failures.count(request.remote or "", reason)
+    if delay_s:
+        failures.delayed += 1
+        try:
+            await asyncio.sleep(delay_s)
+        finally:
+            failures.delayed -= 1
 
 
 async def of_token(ports: AdminPorts, token: str) -> Actor:

@@ -9,8 +9,10 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.admin.auth import slow_down
 from gateway.admin.problem import of_error, problem
-from gateway.errors import TollkeeperError
+from gateway.core.failures import Failures
+from gateway.errors import TollkeeperError, Unauthorized
 
 REQUEST_ID = web.RequestKey("request_id", str)
 # The bound on a request's time; a long answer moves it on with each piece.
@@ -30,13 +32,13 @@ SECURITY_HEADERS = {
 _log = logging.getLogger("tollkeeper.admin")
 
 
-def guard(*, request_timeout_s: float) -> Middleware:
-    """Make the outermost middleware."""
+def guard(*, request_timeout_s: float, failures: Failures) -> Middleware:
+    """Make the outermost middleware; `failures` counts wrong credentials."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[REQUEST_ID] = str(uuid4())
-        response = await _answer(request, handler, request_timeout_s)
+        response = await _answer(request, handler, request_timeout_s, failures)
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["Server"] = "tollkeeper"
         for name, value in SECURITY_HEADERS.items():
@@ -46,7 +48,9 @@ def guard(*, request_timeout_s: float) -> Middleware:
     return guarded
 
 
-async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, handler: Handler, timeout_s: float, failures: Failures
+) -> web.StreamResponse:
     path = request.path
     if (request.content_length or 0) > request.client_max_size:
         return _too_large(path)
@@ -54,6 +58,9 @@ async def _answer(request: web.Request, handler: Handler, timeout_s: float) -> w
         async with asyncio.timeout(timeout_s) as deadline:
             request[DEADLINE] = deadline
             return await handler(request)
+    except Unauthorized as error:
+        await slow_down(failures, request, error.failure)
+        return of_error(error, instance=path)
     except TollkeeperError as error:
         return of_error(error, instance=path)
     except web.HTTPMethodNotAllowed as error:

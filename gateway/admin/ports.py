@@ -18,6 +18,7 @@ from gateway.core.administration import (
     StaffToken,
     Written,
 )
+from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
 
 BODY_BYTES_MAX = 256 * 1024
@@ -145,7 +146,7 @@ class AdminPorts:
     `digest` turns a credential into hex HMAC-SHA-256 under the pepper. `live` and `ready`
     answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
     and their content type, `snapshot` the same numbers as plain data. `tenant_names` reads names
-    by id. A token that is None does not exist.
+    by id, `failures` counts wrong credentials. A token that is None does not exist.
     """
 
     store: Store
@@ -162,6 +163,7 @@ class AdminPorts:
     metrics: Metrics
     snapshot: Callable[[], Awaitable[Mapping[str, Any]]]
     figures: Figures
+    failures: Failures
     admin_token: str | None = field(default=None, repr=False)
     readonly_token: str | None = field(default=None, repr=False)
     version: str = "0"

@@ -157,11 +157,17 @@ def _unavailable(decision: Decision) -> Refusal:
     return errors.CountersUnavailable(retry_after_s=1)
 
 
+def _revoked(decision: Decision) -> Refusal:
+    refusal = errors.InvalidApiKey()
+    refusal.failure = "revoked"
+    return refusal
+
+
 _MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
     Verdict.UNVERIFIED: _unavailable,
     Verdict.STALE: _unavailable,
     Verdict.UNKNOWN_ACCOUNT: _unavailable,
-    Verdict.REVOKED: lambda decision: errors.InvalidApiKey(),
+    Verdict.REVOKED: _revoked,
     Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(retry_helps=False),
     Verdict.NOT_INCLUDED: lambda decision: errors.ServiceNotIncluded(retry_helps=False),
     Verdict.RATE_LIMITED: _rate_limited,

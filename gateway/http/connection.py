@@ -146,6 +146,12 @@ class ClientConnection(asyncio.Protocol):
 
     # what the exchange asks of its connection
 
+    @property
+    def address(self) -> str:
+        """Where the client is, empty where its socket has no address."""
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
     def write(self, data: bytes) -> None:
         """Send bytes to the client; nothing once it is gone."""
         if not self.gone:

@@ -32,6 +32,10 @@ class Client(Protocol):
     blocked: bool
 
     @property
+    def address(self) -> str:
+        """Where the client is, empty where its socket has no address."""
+
+    @property
     def body_complete(self) -> bool:
         """Whether the request has arrived in full, by its framing."""
 

@@ -42,11 +42,17 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
     if len(found) > 1:
         raise InvalidRequest("The request carries two different credentials.")
     if not found:
-        raise InvalidApiKey("The request carries no API key.")
+        raise _nobody("missing", "The request carries no API key.")
     credential = found.pop()
     if _CREDENTIAL.fullmatch(credential) is None:
-        raise InvalidApiKey("The API key is malformed.")
+        raise _nobody("malformed", "The API key is malformed.")
     return hmac.digest(pepper, credential, "sha256").hex()
+
+
+def _nobody(failure: str, message: str) -> InvalidApiKey:
+    refusal = InvalidApiKey(message)
+    refusal.failure = failure
+    return refusal
 
 
 def _plain(name: bytes) -> bytes:

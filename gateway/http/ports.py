@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.core.estimate import Estimator
+from gateway.core.failures import Failures
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
 from gateway.core.trace import Parent, Span, Trace
 from gateway.http.tally import Tally
@@ -93,6 +94,7 @@ class Ports:
     tally: Tally
     usage: Callable[[Caller, str], Awaitable[bytes]]
     log: Log
+    failures: Failures
     seconds: Callable[[], float]
     access_log: bool = False
     tracer: Tracer | None = None

@@ -12,6 +12,7 @@ from gateway.core.meter import AnswerMeter, make_meter
 from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,
+    InvalidApiKey,
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
@@ -26,7 +27,7 @@ from gateway.http.link import Link
 from gateway.http.outgoing import is_collected, send
 from gateway.http.plan import Plan
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
-from gateway.http.reply import own_answer, refuse
+from gateway.http.reply import own_answer, refuse, refuse_wrong
 from gateway.http.routes import USAGE_PATH
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
@@ -77,7 +78,10 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         failure = error
     if charge is not None:
         await charge.release()
-    if failure is not None:
+    if isinstance(failure, InvalidApiKey):
+        ports.tally.refused(0, failure.reason)
+        await refuse_wrong(exchange, ports.failures, failure)
+    elif failure is not None:
         _tell(exchange, worker, caller, failure)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
+from gateway.core.failures import Failures
 from gateway.core.limits import limit_lines
 from gateway.core.model import Decision, Family
 from gateway.core.refusal import HELD_OFF, render
-from gateway.errors import Refusal
+from gateway.core.wait import Wait
+from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.answer import AnswerHead
-from gateway.http.exchange import Exchange
+from gateway.http.exchange import ClientGone, Exchange
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
@@ -67,6 +70,27 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     if exchange.plan.allow:
         fields.append((b"allow", ", ".join(exchange.plan.allow).encode()))
     own_answer(exchange, rendered.status, fields, rendered.body)
+
+
+async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApiKey) -> None:
+    """Refuse a wrong credential, later where its sender has sent many."""
+    delay_s = failures.count(exchange.connection.address, wrong.failure)
+    if not delay_s:
+        refuse(exchange, wrong)
+        return
+    failures.delayed += 1
+    waited: Wait[None] = Wait()
+    timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
+    gone = False
+    try:
+        await waited
+    except ClientGone:
+        gone = True
+    timer.cancel()
+    failures.delayed -= 1
+    exchange.reason, exchange.broken = wrong.reason, gone
+    if not gone:
+        refuse(exchange, wrong)
 
 
 def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:

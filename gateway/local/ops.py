@@ -6,14 +6,15 @@ A few lines of HTTP/1.1 of its own: GET only, one answer a connection, small bou
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 HEAD_BYTES_MAX = 16_384
 REQUEST_MAX_S = 5.0
-CONNECTIONS_MAX = 64
+SILENT_MAX = 64  # connections that have not asked yet
+ANSWERS_MAX = 32  # being written at once, /livez apart
+BACKLOG = 1_024
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
@@ -29,22 +30,52 @@ class Ops:
     metrics: Callable[[str], tuple[bytes, str]]
 
 
-async def listen(ops: Ops, host: str, port: int) -> asyncio.Server:
+async def listen(ops: Ops, host: str, port: int, answers_max: int = ANSWERS_MAX) -> asyncio.Server:
     """Listen and answer until the server is closed; `OSError` if the port is taken."""
-    places = asyncio.Semaphore(CONNECTIONS_MAX)
+    served = Served(ops, answers_max)
+    return await asyncio.start_server(served.connection, host, port, limit=HEAD_BYTES_MAX, backlog=BACKLOG)
 
-    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with places:
-            with contextlib.suppress(
-                OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
-            ):
-                async with asyncio.timeout(REQUEST_MAX_S):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(await _answer(ops, head))
-                    await writer.drain()
+
+class Served:
+    """The connections of the port. Where too many have not asked yet, the oldest of them gives way.
+
+    A probe asks as soon as it is connected, so it is answered whoever holds connections open; `/livez`
+    also where others read their answers slowly.
+    """
+
+    def __init__(self, ops: Ops, answers_max: int) -> None:
+        self._ops = ops
+        self._answers_max = answers_max
+        self._silent: dict[asyncio.StreamWriter, None] = {}
+        self._answers = 0
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        if len(self._silent) >= SILENT_MAX:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.transport.abort()
+        self._silent[writer] = None
+        try:
+            async with asyncio.timeout(REQUEST_MAX_S):
+                await self._serve(reader, writer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            self._silent.pop(writer, None)
             writer.close()
 
-    return await asyncio.start_server(connection, host, port, limit=HEAD_BYTES_MAX)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self._silent.pop(writer, None)
+        if self._answers >= self._answers_max and b" /livez" not in head[:16]:
+            return
+        self._answers += 1
+        try:
+            writer.write(await _answer(self._ops, head))
+            await writer.drain()
+        finally:
+            self._answers -= 1
 
 
 async def _answer(ops: Ops, head: bytes) -> bytes:

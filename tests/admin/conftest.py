@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.api import build
 from gateway.admin.paper import Paper
 from gateway.admin.ports import AdminPorts
+from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
 from gateway.counters.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
@@ -154,6 +156,7 @@ class Api:
     counters: MemoryCounters
     url: str
     token: str | None = ADMIN
+    failures: Failures = field(default_factory=lambda: Failures(time.monotonic))
 
     async def call(
         self,
@@ -261,7 +264,9 @@ def admin_database(migrated: str) -> str:
     return migrated
 
 
-def ports_over(engine: AsyncEngine, counters: MemoryCounters) -> AdminPorts:
+def ports_over(
+    engine: AsyncEngine, counters: MemoryCounters, failures: Failures | None = None
+) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
     async def well() -> tuple[bool, dict[str, object]]:
@@ -289,6 +294,7 @@ def ports_over(engine: AsyncEngine, counters: MemoryCounters) -> AdminPorts:
         metrics=metrics,
         snapshot=counters.snapshot,
         figures=figures,
+        failures=failures or Failures(time.monotonic, free_max=10_000),
         admin_token=ADMIN,
         readonly_token=READONLY,
         body_bytes_max=64 * 1024,
@@ -300,7 +306,8 @@ async def api(admin_database: str) -> AsyncIterator[Api]:
     engine = engines.create(admin_database)
     counters = MemoryCounters(admin_database)
     # Cookies are kept by who has them, not by the client.
-    server = TestServer(build(ports_over(engine, counters)))
+    failures = Failures(time.monotonic, free_max=10_000)  # a test that is refused often does not wait
+    server = TestServer(build(ports_over(engine, counters, failures)))
     async with TestClient(server, cookie_jar=DummyCookieJar()) as client:
-        yield Api(client, counters, admin_database)
+        yield Api(client, counters, admin_database, failures=failures)
     await engine.dispose()

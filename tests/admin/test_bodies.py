@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +20,7 @@ from gateway.admin.body import check, parse
 from gateway.admin.guard import guard
 from gateway.admin.listing import LIMIT_MAX, read_query
 from gateway.admin.resources import RESOURCES
+from gateway.core.failures import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin.conftest import ADMIN, Api
 
@@ -80,7 +82,7 @@ async def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(
         raise ConnectionResetError("Connection lost")
 
     request = make_mocked_request("POST", "/admin/v1/organizations")
-    answer = await guard(request_timeout_s=1.0)(request, left)
+    answer = await guard(request_timeout_s=1.0, failures=Failures(time.monotonic))(request, left)
     assert (answer.status, caplog.text) == (400, "")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import h11
 
 from gateway.core.estimate import Estimator
+from gateway.core.failures import Failures
 from gateway.core.model import Caller
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import Refusal
@@ -264,6 +265,7 @@ class Stage:
         self.directory = FakeDirectory()
         self.counters = FakeCounters()
         self.objects = FakeObjects()
+        self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
@@ -280,6 +282,7 @@ class Stage:
             self.tally,
             self._usage,
             self._log,
+            self.failures,
             time.monotonic,
             access_log=True,
         )

@@ -12,7 +12,6 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin import documents
 from gateway.admin.console import accounts, lists, reconciling, records
-from gateway.admin.console.attempts import Attempts
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
@@ -41,7 +40,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router = app.router
     router.add_get("/static/{mark}/{name}", assets.serve)
 
-    signing = Signing(desk, Attempts(time.monotonic))
+    signing = Signing(desk, ports.failures)
     router.add_get("/sign-in", signing.show)
     router.add_post("/sign-in", signing.sign_in)
     router.add_post("/sign-out", signing.sign_out)

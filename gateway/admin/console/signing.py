@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from urllib.parse import quote
 
 from aiohttp import web
 
-from gateway.admin.console.attempts import Attempts
+from gateway.admin.auth import slow_down
 from gateway.admin.console.desk import Desk, Posted, read_form, see
 from gateway.admin.console.sessions import COOKIE, require_form_token, set_cookie
+from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
 _TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
@@ -20,9 +20,9 @@ _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,1000}", re.ASCII)
 class Signing:
     """The door of the console."""
 
-    def __init__(self, desk: Desk, attempts: Attempts) -> None:
+    def __init__(self, desk: Desk, failures: Failures) -> None:
         self._desk = desk
-        self._attempts = attempts
+        self._failures = failures
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in`; who is signed in already goes on."""
@@ -36,25 +36,14 @@ class Signing:
 
     async def sign_in(self, request: web.Request) -> web.StreamResponse:
         """`POST /sign-in`."""
-        address = request.remote or ""
         try:
             posted = await read_form(request)
-        except TollkeeperError as error:
-            return self._desk.refused(request, None, error)
-        wait_s = self._attempts.wait_s(address)
-        if wait_s > 0:
-            response = self._door(request, 429, f"Too many attempts. Try again in {math.ceil(wait_s)} s.")
-            response.headers["Retry-After"] = str(math.ceil(wait_s))
-            return response
-        self._attempts.count(address)
-        try:
             name = await self._desk.sessions.begin(request, _token(posted))
-        except Unauthorized:
+        except Unauthorized as error:
+            await slow_down(self._failures, request, error.failure)
             return self._door(request, 401, "This token is not known, or no longer valid.")
         except TollkeeperError as error:
-            self._attempts.forgive(address)
             return self._desk.refused(request, None, error)
-        self._attempts.forgive(address)
         response = see(_next(request))
         set_cookie(request, response, name)
         return response

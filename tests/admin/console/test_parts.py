@@ -9,7 +9,6 @@ import pytest
 from multidict import MultiDict
 
 from gateway.admin.console import charts, forms, shown
-from gateway.admin.console.attempts import ADDRESSES_MAX, FAILURES_MAX, WINDOW_S, Attempts
 from gateway.admin.console.fields import fields_of
 from gateway.admin.console.live import Live, quantile_of
 from gateway.admin.console.screens import MENU, SCREENS
@@ -208,41 +207,3 @@ async def test_no_numbers_are_no_error() -> None:
         raise OSError
 
     assert (await Live(snapshot, Clock()).now())["is_known"] is False
-
-
-def test_failures_are_counted_by_address() -> None:
-    clock = Clock()
-    attempts = Attempts(clock)
-    for _ in range(FAILURES_MAX):
-        assert attempts.wait_s("10.0.0.1") == 0.0
-        attempts.count("10.0.0.1")
-    assert attempts.wait_s("10.0.0.1") == WINDOW_S
-    assert attempts.wait_s("::ffff:10.0.0.1") == WINDOW_S
-    assert attempts.wait_s("10.0.0.2") == 0.0
-    attempts.forgive("10.0.0.1")
-    assert attempts.wait_s("10.0.0.1") == 0.0
-    attempts.count("10.0.0.1")
-    clock.now += WINDOW_S
-    assert attempts.wait_s("10.0.0.1") == 0.0
-    attempts.count("10.0.0.3")
-    attempts.forgive("10.0.0.3")
-    attempts.forgive("10.0.0.3")
-    assert "10.0.0.3" not in attempts._failures
-
-
-def test_one_site_of_ipv6_is_one_address() -> None:
-    attempts = Attempts(Clock())
-    for n in range(FAILURES_MAX):
-        attempts.count(f"2001:db8:1:2::{n}")
-    assert attempts.wait_s("2001:db8:1:2:ffff::1") == WINDOW_S
-    assert attempts.wait_s("2001:db8:1:3::1") == 0.0
-
-
-def test_addresses_are_bounded() -> None:
-    attempts = Attempts(Clock())
-    for _ in range(FAILURES_MAX):
-        attempts.count("192.0.2.1")
-    for n in range(ADDRESSES_MAX):
-        attempts.count(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
-    assert attempts.wait_s("192.0.2.1") == 0.0
-    assert len(attempts._failures) == ADDRESSES_MAX

@@ -1,0 +1,58 @@
+"""Tells of wrong credentials: a line in the log a site and interval, and for people's port a row on file.
+
+Both are bounded by what `Failures` tells at a time, so that nobody fills a log or a table by guessing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from gateway.core.failures import Failures, Told
+
+INTERVAL_S = 10.0
+
+
+class Log(Protocol):
+    """Writes one line."""
+
+    def __call__(self, event: str, /, **facts: object) -> None:
+        """Write it."""
+
+
+class FailureTeller:
+    """Tells what failed at one port; `keep` puts it on file, where there is a file."""
+
+    def __init__(
+        self,
+        port: str,
+        failures: Failures,
+        log: Log,
+        keep: Callable[[Sequence[Told]], Awaitable[None]] | None = None,
+    ) -> None:
+        self._port = port
+        self._failures = failures
+        self._log = log
+        self._keep = keep
+
+    async def run(self) -> None:
+        """Tell every interval, until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            await self.tell()
+
+    async def tell(self) -> None:
+        """Tell of what failed since the last time."""
+        told = self._failures.take_told()
+        for one in told:
+            self._log(
+                "wrong credentials",
+                port=self._port,
+                address=one.site or "others",
+                attempts=one.attempts,
+                reasons=one.reasons,
+                level="warning",
+            )
+        if told and self._keep is not None:
+            await self._keep(told)

@@ -1,0 +1,51 @@
+"""Wrong credentials are counted, and answered later with each; right ones never wait."""
+
+from __future__ import annotations
+
+from gateway.core.failures import FREE_MAX
+from gateway.core.model import Decision, Verdict
+from tests.http.fakes import CHAT, post
+from tests.http.stage import eventually, staged
+
+NO_KEY = post(CHAT).replace(b"authorization: Bearer tk_0123456789abcdef\r\n", b"")
+
+
+async def test_each_kind_is_counted() -> None:
+    async with staged() as stage:
+        assert (await stage.ask(NO_KEY)).status == 401
+        assert (await stage.ask(post(CHAT).replace(b"Bearer tk_", b"Basic tk_"))).status == 401
+        stage.directory.known = False
+        assert (await stage.ask(post(CHAT))).status == 401
+        stage.directory.known = True
+        stage.counters.decision = Decision(Verdict.REVOKED, 1)
+        assert (await stage.ask(post(CHAT))).status == 401
+        assert stage.failures.counts == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
+        assert [told.attempts for told in stage.failures.take_told()] == [4]
+
+
+async def test_who_sends_many_waits_and_others_of_the_same_address_do_not() -> None:
+    async with staged() as stage:
+        stage.failures.free_max = FREE_MAX
+        for _ in range(FREE_MAX + 4):
+            stage.failures.count("127.0.0.1", "unknown")
+        slow = await stage.client()
+        await slow.send(NO_KEY)
+        await eventually(lambda: stage.failures.delayed == 1)
+        assert (await stage.ask(post(CHAT))).status == 200
+        got = await slow.answer()
+        assert (got.status, got.reason) == (401, "invalid_api_key")
+        assert stage.failures.delayed == 0
+
+
+async def test_who_leaves_meanwhile_leaves_nothing() -> None:
+    async with staged() as stage:
+        stage.failures.free_max = FREE_MAX
+        for _ in range(FREE_MAX + 9):
+            stage.failures.count("127.0.0.1", "unknown")
+        slow = await stage.client()
+        await slow.send(NO_KEY)
+        await eventually(lambda: stage.failures.delayed == 1)
+        slow.reset()
+        await eventually(lambda: stage.failures.delayed == 0)
+        await eventually(lambda: not stage.plane.calls)
+        assert not stage.events("story_failed")
