@@ -301,6 +301,7 @@ def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> talli
         "settlements_spooled": counts.spooled,
         "settlements_refused": counts.refused,
         "settlements_unlogged": counts.unlogged,
+        "settlements_dropped_early": settlements.files.dropped_early,
         "settlements_resubmitted": resubmitter.resubmitted,
         "settlements_recovered": resubmitter.recovered,
     }

@@ -70,6 +70,7 @@ FACTS = (
     Fact("settlements_recovered", "counter", "Acknowledged settlements sent again after a loss."),
     Fact("settlements_refused", "counter", "Settlements kept nowhere: their answers were cut."),
     Fact("settlements_unlogged", "counter", "Acknowledged settlements the local log had no room for."),
+    Fact("settlements_dropped_early", "counter", "Acknowledged settlements a full local log kept too short."),
     Fact("lost_events", "counter", "Movements Redis acknowledged, forgot, and nobody brought back."),
     Fact("holds", "gauge", "Holds of calls in flight."),
     Fact("outbox_entries", "gauge", "Movements not yet in PostgreSQL."),

@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     flush_interval_s: Seconds = 0.25
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0
-    settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 64 * 1024 * 1024
+    settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
 
     invoice_issuer: str = ""
     invoice_logo: str = ""

@@ -19,7 +19,10 @@ FILES_MIN = 16
 
 
 class LogFiles:
-    """The files, oldest first. `keep_s` is how long what was acknowledged is kept. `clock` is monotonic."""
+    """The files, oldest first. `keep_s` is how long what was acknowledged is kept. `clock` is monotonic.
+
+    `dropped_early` counts what was not kept so long: `bytes_max` is too little for the calls there are.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class LogFiles:
         say: Callable[..., None],
     ) -> None:
         self.segments: list[Segment] = []
-        self.damaged_blocks = 0
+        self.damaged_blocks = self.dropped_early = 0
         self.left_behind = False
         self._directory, self._keep_s, self._bytes_max = directory, keep_s, bytes_max
         self._clock, self._say = clock, say
@@ -79,7 +82,7 @@ class LogFiles:
             oldest = next((one for one in self.segments if _spare(one)), None)
             if oldest is None:
                 return None
-            self.drop(oldest)
+            self._drop_early(oldest)
         current = self._current
         if (
             current is None
@@ -107,6 +110,16 @@ class LogFiles:
         if self._current is segment:
             self._current = None
         segment.remove()
+
+    def _drop_early(self, segment: Segment) -> None:
+        """Make room; say the first time that the log reaches back less far than it should."""
+        age_s = self._clock() - segment.newest
+        if age_s < self._keep_s and segment.notes:
+            if not self.dropped_early:
+                facts = {"kept_s": round(age_s, 1), "wanted_s": self._keep_s, "bytes_max": self._bytes_max}
+                self._say("settlement log is too small: it drops the oldest early", **facts, level="warning")
+            self.dropped_early += segment.notes
+        self.drop(segment)
 
     async def adopt(self) -> list[Segment]:
         """Take over the files of workers that are gone."""

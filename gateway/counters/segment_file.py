@@ -27,7 +27,7 @@ class Segment:
 
     `newest` is when it was last written to (the worker's monotonic clock), `adopted` says that
     another worker began it, `named` that its name is on the disk, `recovered` up to which epoch
-    of each partition its records were sent again.
+    of each partition its records were sent again, `notes` how many acknowledged ones were written to it.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class Segment:
     newest: float
     adopted: bool = False
     named: bool = False
+    notes: int = 0
     waiting: dict[int, int] = field(default_factory=dict)
     recovered: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
 

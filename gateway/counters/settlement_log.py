@@ -207,6 +207,7 @@ class SettlementLog:
         if segment is not None and notes and has_room:
             self._place(turn, segment, block(ACKNOWLEDGED, ms, noted))
             self._noted_at, turn.notes = now, len(notes)
+            segment.notes += len(notes)
         else:
             self.counts.unlogged += len(notes)
         for marked, places in done.items():

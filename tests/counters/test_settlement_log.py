@@ -122,6 +122,22 @@ async def test_acknowledged_records_make_room_the_oldest_first(begin: Open, tmp_
     assert len(kept) > 40
 
 
+@pytest.mark.parametrize("keep_s", [60.0, 0.0])
+async def test_what_is_dropped_before_its_time_is_counted_and_said_once(
+    begin: Open, tmp_path: Path, keep_s: float
+) -> None:
+    """A log that is only as long as it should be drops nothing early."""
+    said: list[str] = []
+    log = begin(bytes_max=64_000, keep_s=keep_s, say=lambda event, **_: said.append(event))
+    for _ in range(200):
+        log.note(b"x" * 1000, ANSWER)
+        await log.written()
+    dropped = 200 - len(noted(tmp_path))
+    assert dropped > 100
+    assert log.files.dropped_early == (dropped if keep_s else 0)
+    assert len(said) == (1 if keep_s else 0)
+
+
 async def test_spooled_records_are_never_dropped_and_full_is_said(begin: Open, tmp_path: Path) -> None:
     said: list[str] = []
     log = begin(bytes_max=20_000, say=lambda event, **_: said.append(event))
