@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.binding import SERVICES_PREFIX, reach_of
+from gateway.core.binding import SERVICES_PREFIX, UNREAD_METERS, reach_of
 from gateway.core.model import Family, Service
 from gateway.core.paths import PATHS_MAX, read_pattern
 from gateway.core.route import Route, ServiceRules, UpstreamTarget
@@ -290,7 +290,7 @@ def _route(written: _Route) -> Route:
         raise SettingError(f"routes {written.path}: a metered route needs a service")
     if written.units_pointer and written.meter != "generic":
         raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
-    if written.queries and (written.family is Family.GENERIC or written.meter == "none"):
-        raise SettingError(f"routes {written.path}: queries belong to metered routes of a family")
+    if (written.queries or written.usage) and written.meter in UNREAD_METERS:
+        raise SettingError(f"routes {written.path}: queries and usage belong to the meters of a family")
     path = written.path.replace("{path...}", "{path…}")
     return Route(**msgspec.structs.asdict(written) | {"methods": methods, "path": path})

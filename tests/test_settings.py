@@ -193,6 +193,14 @@ def test_routes_of_a_file_replace_the_built_in_ones_unless_they_are_included(tmp
     assert both["/v1/messages"].family is Family.ANTHROPIC
 
 
+def test_a_route_may_take_more_of_a_query_and_say_whether_its_use_is_always_told(tmp_path: Path) -> None:
+    more = "queries: [a-b], usage: always"
+    text = f"routes: [{{path: /x, upstream: openai, service: x, meter: openai_chat, {more}}}]"
+    settings = load({}, config(tmp_path, text))
+    assert [(route.queries, route.usage) for route in settings.routes] == [(("a-b",), "always")]
+    assert from_json(to_json(settings)).routes == settings.routes
+
+
 def test_services_have_upstreams_of_their_own(tmp_path: Path) -> None:
     text = "upstreams: {s: {base_url: https://s.example}}\nservices: {search: {upstream: s}}\n"
     settings = load({}, config(tmp_path, text))
@@ -299,6 +307,18 @@ def test_variables_are_replaced_in_strings_only_where_written(tmp_path: Path) ->
         (
             "routes: [{path: /x, upstream: openai, meter: generic}]",
             "routes /x: a metered route needs a service",
+        ),
+        (
+            "routes: [{path: /x, upstream: openai, queries: [a]}]",
+            "routes /x: queries and usage belong to the meters of a family",
+        ),
+        (
+            "routes: [{path: /x, upstream: openai, service: x, meter: openai_chat, queries: ['a&b']}]",
+            "routes[0].queries[0]: expected text matching",
+        ),
+        (
+            "routes: [{path: /x, upstream: openai, service: x, meter: openai_chat, usage: never}]",
+            "routes[0].usage: 'never' is not one of",
         ),
         ("services: {s: {upstream: nobody}}", "upstream 'nobody'"),
         ("settings: {hold_ttl: 3}", "settings.hold_ttl='3' is not a setting; did you mean hold_ttl_s?"),

@@ -99,7 +99,7 @@ class Call:
         if self.document is None or self.output_max is not None or name is None:
             return
         place = self.document
-        if self.family is Family.GEMINI:
+        if self.meter.startswith("gemini_"):
             place = _config_of(place)
         place[name] = self.output_max = tokens
         self.changed = True

@@ -20,7 +20,7 @@ OUTSIDE_BYTES_MAX = 8 << 20  # of numbers, marks and blanks outside strings
 STRINGS_MAX = 100_000  # strings among them, names included: 0.3 µs
 DIGITS_MAX = 4_300  # of one integer: what Python reads in a bounded time
 LONG_DIGITS_MAX = 309  # of one integer in a large body: the longest a double holds
-UNCOUNTED_BYTES_MAX = 1 << 20  # a body no longer than this cannot hold too much
+UNCOUNTED_BYTES_MAX = 256 << 10  # a body no longer than this cannot hold too much
 NAMED_PARTS_MAX = 20_000  # strings, numbers and brackets looked through to name the field that is wrong
 PARAM_CHARACTERS_MAX = 256
 

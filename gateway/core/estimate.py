@@ -100,7 +100,7 @@ class Estimator:
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
         read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named_tokens(call.body))
-        call.input_ceiling, call.output_ceiling = used, learned.ceiling
+        call.input_ceiling, call.output_ceiling = read, learned.ceiling
         stated = call.output_max
         if stated is not None:
             ceiling = min(read + stated * choices, INTEGER_MAX)

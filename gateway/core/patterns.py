@@ -6,8 +6,11 @@ from collections.abc import Iterable
 
 
 def on_list(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`."""
-    return any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
+    """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
+
+    No pattern holds a name with a comma: some upstreams take that for several names.
+    """
+    return "," not in name and any("*" in pattern and _fits(name, pattern.split("*")) for pattern in patterns)
 
 
 def _fits(name: str, parts: list[str]) -> bool:

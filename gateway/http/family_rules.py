@@ -45,6 +45,7 @@ _WITHHELD = _OVERRIDES | frozenset(
     b"content-encoding content-md5 digest content-digest repr-digest want-digest want-content-digest".split()
 )
 _WITHHELD_OF: Mapping[Family, frozenset[bytes]] = {Family.GEMINI: frozenset({b"accept"})}
+_FAMILIES = {family.value: family for family in _QUERIES}
 _NONE: frozenset[bytes] = frozenset()
 
 
@@ -62,12 +63,13 @@ def check_content_type(head: RequestHead) -> None:
 
 def check_query(query: bytes, route: Route) -> None:
     """Refuse a parameter that is not on the list of a metered call, or never welcome on a free one."""
-    if not query or route.family is Family.GENERIC:
+    family = _family(route)
+    if not query or family is Family.GENERIC:
         return
     if route.meter == "none":
         _check_free(query)
         return
-    known = _QUERIES[route.family]
+    known = _QUERIES[family]
     seen: set[bytes] = set()
     for pair in query[1:].split(b"&"):
         name, _, value = pair.partition(b"=")
@@ -90,10 +92,16 @@ def check_query(query: bytes, route: Route) -> None:
 
 def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
     """Names of this request's fields that do not pass on this route."""
-    if route.family is Family.GENERIC:
+    family = _family(route)
+    if family is Family.GENERIC:
         return _NONE
-    names = _OVERRIDES if route.meter == "none" else _WITHHELD | _WITHHELD_OF.get(route.family, _NONE)
+    names = _OVERRIDES if route.meter == "none" else _WITHHELD | _WITHHELD_OF.get(family, _NONE)
     return frozenset(kind.lower for kind, _ in head.fields if _is_withheld(kind, names))
+
+
+def _family(route: Route) -> Family:
+    """Whose API a route is: what meters its answers says it, else the route itself."""
+    return _FAMILIES.get(route.meter.partition("_")[0], route.family)
 
 
 def _is_withheld(kind: FieldKind, names: frozenset[bytes]) -> bool:

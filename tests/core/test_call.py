@@ -211,6 +211,14 @@ def test_a_maximum_that_is_stated_stays(meter: str, stated: dict[str, object]) -
     assert json.loads(call.take_body()) == {"model": "gemini-x", **stated}
 
 
+def test_a_maximum_goes_where_the_meter_reads_it_on_a_route_of_any_family() -> None:
+    call = read_call(
+        Route(("POST",), "/x", "u", "s", Family.GENERIC, "gemini_generate"), {"model": "g"}, b"{}"
+    )
+    call.limit_output(5)
+    assert call.take_body() == b'{"generationConfig":{"maxOutputTokens":5}}'
+
+
 def test_a_document_is_let_go_once_it_is_sent() -> None:
     call = read("openai_chat", {"model": "m", "x": 1})
     assert call.document == {"model": "m", "x": 1}

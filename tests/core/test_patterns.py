@@ -23,6 +23,7 @@ from gateway.core.patterns import on_list
         ("gpt.4o", "gpt?4o*", False),
         ("gpt-4o", "gpt-[4]o*", False),
         ("aba", "ab*ba", False),
+        ("gpt-4o,o1-pro", "gpt-4o*", False),
     ],
 )
 def test_a_star_stands_for_any_characters_and_all_else_for_itself(

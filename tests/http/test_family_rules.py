@@ -269,3 +269,13 @@ async def test_an_api_of_units_in_a_family_has_its_query_judged_too() -> None:
     route = replace(ROUTES[0], path="/v1/units", meter="generic")
     async with staged(routes=(route,)) as stage:
         assert (await stage.ask(post(b"{}", b"/v1/units?x=1"))).status == 400
+
+
+async def test_what_meters_a_route_says_whose_api_it_is() -> None:
+    route = replace(ROUTES[7], path="/mine/{model}", family=Family.GENERIC)
+    assert route.meter == "gemini_generate"
+    async with staged(routes=(route,)) as stage:
+        got = await stage.ask(post(b"{}", b"/mine/g?fields=candidates"))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert (await stage.ask(post(b"{}", b"/mine/g", b"x-goog-fieldmask: x\r\n"))).status == 200
+        assert not stage.upstream.received[0].all(b"x-goog-fieldmask")

@@ -282,6 +282,28 @@ async def test_unknown_services_and_token_services_are_not_served_by_the_request
         assert not stage.upstream.received
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model":"gpt-4o-mini"}', 200),
+        (b'{"model":"m"}', 200),
+        (b'{"model":"gpt-4o","models":["m","gpt-4o-mini"],"fallbacks":[{"model":"m"}]}', 200),
+        (b'{"model":"GPT-4o"}', 403),
+        (b'{"model":"gpt-4"}', 403),
+        (b'{"model":"gpt-4o,o1-pro"}', 403),
+        (b'{"model":"gpt-4o","models":["m","o1-pro"]}', 403),
+        (b'{"model":"gpt-4o","fallbacks":[{"gpt-4o":["o1-pro"]}]}', 403),
+        (b'{"model":"gpt-4o","m\\u006fdels":["o1-pro"]}', 403),
+        (b'{"model":"gpt-4o","models":{"a":"m"}}', 400),
+    ],
+)
+async def test_a_keys_list_holds_for_every_model_that_may_answer(body: bytes, status: int) -> None:
+    async with staged() as stage:
+        stage.directory.caller = type(stage.directory.caller)(1, 2, 3, 4, "", frozenset({"m", "gpt-4o*"}))
+        got = await stage.ask(post(body))
+        assert (got.status, len(stage.upstream.received)) == (status, int(status == 200))
+
+
 async def test_a_model_outside_the_keys_list_is_refused() -> None:
     async with staged() as stage:
         stage.directory.caller = type(stage.directory.caller)(1, 2, 3, 4, "", frozenset({"other"}))

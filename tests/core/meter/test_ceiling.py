@@ -64,13 +64,13 @@ def test_a_complete_answer_without_its_use_is_charged_the_ceiling(
 ) -> None:
     body = json.dumps(answer).encode()
     usage = used(asked(meter), gzip.compress(body) if coding else body, coding=coding)
-    assert (usage.input, usage.output, usage.total) == (100, 500, 600)
+    assert (usage.input, usage.output, usage.total) == (150, 500, 650)
     assert (usage.estimated, usage.reported) == (True, False)
 
 
 def test_without_a_stated_maximum_it_is_what_the_model_can_produce() -> None:
     usage = used(asked("gemini_generate", output_max=None, choices=2), json.dumps(GEMINI).encode())
-    assert usage.total == 100 + 2 * ENDLESS
+    assert usage.total == 150 + 2 * ENDLESS
 
 
 def test_more_than_was_stated_is_charged_as_it_came() -> None:
@@ -84,7 +84,7 @@ def test_a_stream_whose_use_is_masked(content_type: bytes) -> None:
     text = json.dumps(GEMINI).encode()
     parts = [b"data: %b\r\n\r\n" % text] * 2 if content_type == SSE else [b"[%b,\r\n%b]" % (text, text)]
     whole = used(asked("gemini_stream", streamed=True), *parts, content_type=content_type)
-    assert whole.total == 600
+    assert whole.total == 650
     broken = used(asked("gemini_stream", streamed=True), *parts, content_type=content_type, ended=False)
     assert 100 < broken.total < 120
 
@@ -96,7 +96,7 @@ def test_a_stream_of_messages_without_its_last_report() -> None:
     said = frame({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 9}})
     parts = start, delta
     masked = used(asked("anthropic_messages", streamed=True), *parts, stop, content_type=SSE)
-    assert (masked.input, masked.output, masked.estimated) == (100, 500, True)
+    assert (masked.input, masked.output, masked.estimated) == (150, 500, True)
     reported = used(asked("anthropic_messages", streamed=True), *parts, said, stop, content_type=SSE)
     assert (reported.input, reported.output, reported.estimated) == (70, 9, False)
     broken = used(asked("anthropic_messages", streamed=True), *parts, content_type=SSE, ended=False)
