@@ -79,7 +79,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
-        lambda: {"counters_unverified": int(not directory.verified)},
+        lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
         lambda: {"auth_failures": failures.rows("gateway")},
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),

@@ -296,6 +296,7 @@ class Keeper:
         if self._setbacks.quarantined is not None:
             snapshot["quarantined_accounts"] = self._setbacks.quarantined
         snapshot = tallies.merge(snapshot, self._watcher.latest)
+        snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fence.noticed})
         try:
             entries, oldest_ms = await self._outbox.depth()
             snapshot["outbox_entries"] = entries

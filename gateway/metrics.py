@@ -60,6 +60,7 @@ FACTS = (
     Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", "", ("outcome",)),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", "", ("script",)),
     Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
+    Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
     Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
     Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
     Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),

@@ -191,3 +191,34 @@ async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
         settle(world, 1, 5)
         await house.flush()
         at_one(house, world)
+
+
+@pytest.mark.parametrize("after", [0, 20, 63])
+async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
+    own_valkey: START, migrated: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = own_valkey(*DEBUGGED).url
+    async with guarded(url, migrated) as house:
+        world = await house.settle_in(10_000)
+        last = await older(house, world, stored=True)
+        mark, marked = house.verification.mark, 0
+
+        async def exchanged(partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+            nonlocal marked
+            marked += 1
+            if marked == after + 1:
+                reload(world)
+            return await mark(partition, before, epoch, catalogue)
+
+        monkeypatch.setattr(house.verification, "mark", exchanged)
+        with suppress(CountersUnavailable):
+            await house.verify()
+        assert marked > after
+        assert not house.verifier.ready
+        await verified(house, world)
+        assert house.verifier.ready
+        assert (await house.verification.markers()).unverified == []
+        assert world.tenant.seq == last
+        settle(world, 1, 5)
+        await house.flush()
+        at_one(house, world)

@@ -7,7 +7,7 @@ from itertools import islice, repeat
 
 import pytest
 
-from gateway.counters import keys
+from gateway.counters import keys, packing
 from gateway.counters.outbox import Outbox
 from gateway.errors import CountersUnavailable
 from tests.builders import World
@@ -49,6 +49,32 @@ async def test_what_is_acknowledged_is_gone_and_nothing_else(world: World, outbo
     assert [event.amount for event in world.events()] == [2]
     assert kept.encode() in world.client.hkeys(keys.control(world.p))
     assert gone.encode() not in world.client.hkeys(keys.control(world.p))
+
+
+async def test_a_partition_of_another_history_is_left_alone(world: World, outbox: Outbox) -> None:
+    world.plan(100)
+    assert world.p in await outbox.read({world.p: b""}, 10)
+    marker = world.client.get(keys.marker(world.p))
+    world.client.set(keys.marker(world.p), packing.marker(b"o" * 40, 1, 1))
+    assert await outbox.read({world.p: b""}, 10) == {}
+    world.client.set(keys.marker(world.p), marker or b"")
+    assert world.p in await outbox.read({world.p: b""}, 10)
+
+
+async def test_what_was_read_of_data_that_was_exchanged_is_not_given_out(
+    world: World, connect: Connect
+) -> None:
+    wire = await connect(world.url)
+
+    async def look() -> None:
+        wire.run_id = other
+
+    outbox, other = Outbox(wire, look=look), wire.run_id
+    world.plan(100)
+    assert world.p in await outbox.read({world.p: b""}, 10)
+    other = b"e" * 40
+    with pytest.raises(CountersUnavailable):
+        await outbox.read({world.p: b""}, 10)
 
 
 async def test_an_id_never_outlives_its_entry(world: World, outbox: Outbox) -> None:
