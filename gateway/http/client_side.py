@@ -25,18 +25,22 @@ from gateway.http.states import (
     IllegalEvent,
 )
 
+_UNREAD = (IDLE, WHOLE)
+_READ_ON = (BODY, DISCARDING)
+
 
 class ClientSide:
     """The requests of one connection, one after the other. `state` is one of `INCOMING`.
 
-    `fresh` says that the part of a head that is here has only just begun.
+    `waiting` are bytes that are not read yet: of a head, or of whatever comes behind the present
+    request. `fresh` says that the part of a head that is here has only just begun.
     """
 
-    __slots__ = ("_buffer", "_chunked", "_left", "_limits", "_scanned", "fresh", "state")
+    __slots__ = ("_chunked", "_left", "_limits", "_scanned", "fresh", "state", "waiting")
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
-        self._buffer = b""
+        self.waiting = b""
         self._scanned = 0
         self.fresh = False
         self._left = 0
@@ -49,11 +53,6 @@ class ClientSide:
         return self.state == WHOLE
 
     @property
-    def waiting(self) -> bytes:
-        """Bytes that are not read yet: of a head, or of whatever comes behind the present request."""
-        return self._buffer
-
-    @property
     def droppable(self) -> bool:
         """Whether what is left of the present request can be read and dropped, within bounds."""
         if self.state == BODY:
@@ -63,10 +62,10 @@ class ClientSide:
     def receive(self, data: bytes) -> bytes:
         """Take in bytes; the payload in them, if a body is due. Raises `Malformed` for a broken body."""
         state = self.state
-        if state in (BODY, DISCARDING):
+        if state in _UNREAD:
+            self.waiting = self.waiting + data if self.waiting else data
+        elif state in _READ_ON:
             return self._payload(data)
-        if state in (IDLE, WHOLE):
-            self._buffer = self._buffer + data if self._buffer else data
         return b""
 
     def head(self) -> bytes:
@@ -77,24 +76,24 @@ class ClientSide:
         """
         if self.state != IDLE:
             raise IllegalEvent(f"a head while a request is {self.state}")
-        data = self._buffer
+        data = self.waiting
         if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
             data = data[2:]
         end = data.find(HEAD_END, self._scanned)
         if end < 0 or end > self._limits.header_bytes_max:
             self._check_part(data)
             return b""
-        self._buffer = data[end + 4 :]
+        self.waiting = data[end + 4 :]
         self._scanned = 0
         return data[: end + 4]
 
     def request(self, length: int, chunked: bool) -> bytes:
         """Begin a request framed like this; the payload that is here already. May raise `Malformed`."""
-        data = self._buffer
+        data = self.waiting
         if not chunked:
             if len(data) >= length:
                 self.state = INCOMING[self.state][BARE]
-                self._buffer = data[length:]
+                self.waiting = data[length:]
                 return data[:length]
             self._left = length
         else:
@@ -103,7 +102,7 @@ class ClientSide:
                 limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max
             )
         self.state = INCOMING[self.state][BEGUN]
-        self._buffer = b""
+        self.waiting = b""
         return self._payload(data)
 
     def refuse(self) -> None:
@@ -133,7 +132,7 @@ class ClientSide:
             refusal = FieldsTooLarge()
         elif (data and not data[:1].isalpha() and data != b"\r") or has_bare_newline(data):
             refusal = MalformedRequest()
-        self._buffer = data
+        self.waiting = data
         if refusal is not None:
             raise refusal
 
@@ -146,13 +145,13 @@ class ClientSide:
                 self.refuse()
                 raise
             if chunked.done:
-                self._buffer, self._chunked = chunked.rest, None
+                self.waiting, self._chunked = chunked.rest, None
                 self.state = INCOMING[self.state][ENDED]
             return data
         left = self._left - len(data)
         if left <= 0:
             if left < 0:
-                self._buffer = data[left:]
+                self.waiting = data[left:]
                 data = data[:left]
             left = 0
             self.state = INCOMING[self.state][ENDED]
@@ -160,6 +159,6 @@ class ClientSide:
         return data
 
     def _forget(self) -> None:
-        self._buffer = b""
+        self.waiting = b""
         self._chunked = None
         self._scanned = 0

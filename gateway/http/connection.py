@@ -22,7 +22,7 @@ from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
 from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
-from gateway.http.states import BODY, CLOSING, DISCARDING, IDLE, WHOLE
+from gateway.http.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 
 _SUCCESSOR, _UNWANTED, _SLOW_UPSTREAM = 1, 2, 4
 _RESET = struct.pack("ii", 1, 0)
@@ -187,12 +187,14 @@ class ClientConnection(asyncio.Protocol):
     @property
     def body_complete(self) -> bool:
         """Whether the present request has arrived in full."""
-        return self._side.whole
+        return self._side.state == WHOLE
 
     @property
     def reusable(self) -> bool:
         """Whether another request may follow, once what is left of this one's body is dropped."""
-        return not self._closing and not self._host.draining and self._side.droppable
+        if self._closing or self._host.draining:
+            return False
+        return self._side.state == WHOLE or self._side.droppable
 
     def stream_body(self, link: Link) -> None:
         """Send what comes of the body from now on into a link, at the link's speed."""
@@ -221,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
         if self.gone:
             return
         side = self._side
-        if not keep_alive or self._closing or side.state not in (WHOLE, BODY):
+        if not keep_alive or self._closing or side.state == BROKEN:
             self._linger()
             return
         side.answered()
@@ -319,12 +321,13 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = exchange = self._host.exchange(self, plan)
         self.deadline = NEVER
         exchange.body_length = length
-        side = self._side
         if plan.fatal:
             self._closing = True
-            side.refuse()
-        else:
+            self._side.refuse()
+        elif length or plan.chunked:
             self._begin_body(exchange, plan, length or 0)
+        else:
+            self._side.request(0, False)
         self._host.tell(exchange)
 
     # bodies

@@ -40,14 +40,14 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes",
-        "_side", "_wait", "deadline", "failure", "idle_since", "source", "transport",
+        "_wait", "answer", "deadline", "failure", "idle_since", "side", "source", "transport",
     )  # fmt: skip
 
     def __init__(self, clock: Clock, limits: HttpLimits, on_gone: Callable[[Link], None]) -> None:
         self._clock = clock
         self._limits = limits
         self._on_gone = on_gone
-        self._side = UpstreamSide(limits)
+        self.side = UpstreamSide(limits)
         self.transport: Any = None
         self.deadline = NEVER
         self.idle_since = 0.0
@@ -55,6 +55,7 @@ class Link(asyncio.Protocol):
         self._payload: list[bytes] = []
         self._payload_bytes = 0
         self._wait: Wait[None] | None = None
+        self.answer: AnswerHead | None = None
         self.failure: Refusal | None = None
         self.source: BodySource | None = None
 
@@ -64,35 +65,31 @@ class Link(asyncio.Protocol):
         return not self._gone
 
     @property
-    def answer(self) -> AnswerHead | None:
-        """The final answer's head, once it is here."""
-        return self._side.answer
-
-    @property
     def complete(self) -> bool:
         """Whether the whole answer has arrived (its last bytes may still be unread here)."""
-        return self._side.answering == COMPLETE
+        return self.side.answering == COMPLETE
 
     # what the story asks of its link
 
-    def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> None:
-        """Send a whole request. `opening` is its head but for the framing; None is no body."""
-        self._begin(self._side.ask(opening, body, answers_head))
-
-    def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> None:
-        """Send a request whose body goes on with `send`, framed by its length or, without one, in chunks."""
-        self._begin(self._side.ask_in_parts(opening, length, part, answers_head))
+    def begin(self, request: bytes) -> None:
+        """Send what `side` made of a request, or of the beginning of one."""
+        self.answer = None
+        self.deadline = self._clock.now + self._limits.upstream_first_byte_s
+        if self._gone:
+            self._fail(UpstreamUnreachable("The upstream closed its connection."))
+        else:
+            self.transport.write(request)
 
     def send(self, part: bytes) -> None:
         """Send more of a body; nothing once nobody waits for it."""
-        side = self._side
+        side = self.side
         if not self._gone and side.request == OWED:
             self.deadline = self._clock.now + self._limits.upstream_first_byte_s
             self.transport.write(side.more(part))
 
     def end(self) -> None:
         """The body is complete."""
-        side = self._side
+        side = self.side
         if not self._gone and side.request == OWED:
             last = side.end()
             if last:
@@ -102,7 +99,7 @@ class Link(asyncio.Protocol):
         """Wait until the head is there, or then for body bytes, the answer's end, or its failure."""
         wait: Wait[None] = Wait()
         self._wait = wait
-        if self.failure is not None or self._payload or self._side.answering == COMPLETE:
+        if self.failure is not None or self._payload or self.side.answering == COMPLETE:
             wait.set(None)
         return wait
 
@@ -121,10 +118,8 @@ class Link(asyncio.Protocol):
 
     def release(self, now: float) -> bool:
         """Become idle, ready for another exchange; False where something of this one is left over."""
-        side = self._side
-        if self._gone or self._payload or not side.reusable:
+        if self._gone or self._payload or not self.side.next():
             return False
-        side.next()
         self.deadline = NEVER
         self.idle_since = now
         self._wait = self.source = None
@@ -133,16 +128,16 @@ class Link(asyncio.Protocol):
     def abandon(self) -> None:
         """Drop the connection, whatever it is doing."""
         self._wait = self.source = None
-        self._side.give_up()
+        self.side.give_up()
         self.deadline = NEVER
         if not self._gone and self.transport is not None:
             self.transport.abort()
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self._side.answering == AWAITED:
+        if self.side.answering == AWAITED:
             self._fail(UpstreamTimeout())
-        elif self._side.answering == BODY:
+        elif self.side.answering == BODY:
             self._fail(UpstreamTimeout("The upstream stopped in the middle of its answer."))
 
     # asyncio.Protocol
@@ -153,13 +148,14 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the answer."""
-        side = self._side
+        side = self.side
         try:
             payload = side.receive(data)
         except Malformed as error:
             self._fail(UpstreamUnreachable(f"The upstream's answer is not HTTP: {error}."))
             return
         answering = side.answering
+        self.answer = side.answer
         if payload:
             self._payload.append(payload)
             self._payload_bytes += len(payload)
@@ -187,7 +183,7 @@ class Link(asyncio.Protocol):
         """Decide what the end means: complete, cut, or nothing at all (RFC 9112, 8)."""
         self._gone = True
         self.source = None
-        side = self._side
+        side = self.side
         if side.close(self._clean_end and error is None):
             self._wake()
         elif side.answering == AWAITED:
@@ -206,16 +202,9 @@ class Link(asyncio.Protocol):
         if self.source is not None:
             self.source.resume_body()
 
-    def _begin(self, request: bytes) -> None:
-        self.deadline = self._clock.now + self._limits.upstream_first_byte_s
-        if self._gone:
-            self._fail(UpstreamUnreachable("The upstream closed its connection."))
-        else:
-            self.transport.write(request)
-
     def _fail(self, failure: Refusal) -> None:
         self.failure = failure
-        self._side.give_up()
+        self.side.give_up()
         self.source = None
         self.deadline = NEVER
         if not self._gone:

@@ -10,9 +10,11 @@ from gateway.http.plan import with_coding
 
 
 def is_collected(exchange: Exchange, limits: HttpLimits) -> bool:
-    """Whether a body that is not here yet may be small: whoever sends it cannot leave half a request then."""
-    plan, length = exchange.plan, exchange.body_length
-    return not plan.buffered and (length is None or length <= limits.collected_bytes_max)
+    """Whether a body is waited for that may be small: whoever sends it cannot leave half a request then."""
+    if exchange.plan.buffered or exchange.connection.body_complete:
+        return False
+    length = exchange.body_length
+    return length is None or length <= limits.collected_bytes_max
 
 
 def send(exchange: Exchange, link: Link, call: Call) -> None:
@@ -24,17 +26,16 @@ def send(exchange: Exchange, link: Link, call: Call) -> None:
     if exchange.trace is not None:
         opening += exchange.trace.line
     opening = b"%bx-request-id: %b\r\n" % (opening, exchange.request_id.encode())
-    head_only = plan.method == b"HEAD"
+    side, head_only = link.side, plan.method == b"HEAD"
     if plan.buffered:
-        link.ask(opening, call.take_body(), False)
+        link.begin(side.ask(opening, call.take_body(), False))
     elif connection.body_complete:
         body = connection.body()
         framed = body or exchange.body_length is not None or plan.chunked
-        link.ask(opening, body if framed else None, head_only)
+        link.begin(side.ask(opening, body if framed else None, head_only))
     else:
-        link.ask_in_parts(
-            opening, None if plan.chunked else exchange.body_length, connection.body(), head_only
-        )
+        length = None if plan.chunked else exchange.body_length
+        link.begin(side.ask_in_parts(opening, length, connection.body(), head_only))
         exchange.invite_body()
         connection.stream_body(link)
     exchange.forwarded = link.failure is None

@@ -128,7 +128,7 @@ async def _forward(exchange: Exchange, worker: Worker, caller: Caller, call: Cal
     organization_id = caller.organization_id
     failure: BaseException | None = None
     try:
-        if not exchange.connection.body_complete and is_collected(exchange, worker.limits):
+        if is_collected(exchange, worker.limits):
             await exchange.late_body(worker.limits.collected_bytes_max)
         admitted = _upstream(exchange, worker)
         admitted.admit(organization_id)

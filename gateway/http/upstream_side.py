@@ -73,7 +73,9 @@ class UpstreamSide:
     def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> bytes:
         """Send a whole request: its bytes. `opening` is its head but for the framing; None is no body."""
         self.request = OUTGOING[self.request][BARE]
-        self._expect(answers_head)
+        self.answering = ANSWER[self.answering][BEGUN]
+        self.answer = None
+        self._answers_head = answers_head
         if body is None:
             return opening + b"\r\n"
         return b"%bcontent-length: %d\r\n\r\n%b" % (opening, len(body), body)
@@ -81,7 +83,9 @@ class UpstreamSide:
     def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> bytes:
         """Begin a request whose body goes on, framed by its length or, without one, in chunks."""
         self.request = OUTGOING[self.request][BEGUN]
-        self._expect(answers_head)
+        self.answering = ANSWER[self.answering][BEGUN]
+        self.answer = None
+        self._answers_head = answers_head
         self._promised = length
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         return b"%b%b\r\n\r\n%b" % (opening, framing, self.more(part))
@@ -129,18 +133,14 @@ class UpstreamSide:
         self.request = OUTGOING[self.request][FAULT]
         self.answering = ANSWER[self.answering][FAULT]
 
-    def next(self) -> None:
-        """Be ready for another exchange; `IllegalEvent` where something of this one is left over."""
+    def next(self) -> bool:
+        """Be ready for another exchange; False where something of this one is left over."""
         if not self.reusable:
-            raise IllegalEvent(f"another exchange: request {self.request}, answer {self.answering}")
+            return False
         self.request = OUTGOING[self.request][NEXT]
         self.answering = ANSWER[self.answering][NEXT]
         self._chunked = None
-
-    def _expect(self, answers_head: bool) -> None:
-        self.answering = ANSWER[self.answering][BEGUN]
-        self.answer = None
-        self._answers_head = answers_head
+        return True
 
     def _head(self, data: bytes) -> bytes:
         if self._buffer:
