@@ -37,5 +37,6 @@ end
 drain(a, now)
 a[VERSION] = version
 define(a, kind, ARGV[2], now)
-call('MSET', KEYS[2], write(form, size, a))
+local packed = write(form, size, a)
+if kind ~= KIND_USER or keep_user(KEYS[2], packed) then call('MSET', KEYS[2], packed) end
 return pack('<d', 1)

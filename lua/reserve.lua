@@ -39,9 +39,8 @@ if has(byte(raw[4]), REVOKED) or (expires > 0 and now >= expires) then return re
 local reset = due(t, now, epoch)
 if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
 local was = raises and raised(call('GET', KEYS[1])) or nil
-if was and was[H_SERVICE] ~= 0 and was[H_SERVICE] ~= service then
-  return redis.error_reply('ERR reserve raises a hold of its own service, or of none')
-end
+local other = was and was[H_SERVICE] ~= 0 and was[H_SERVICE] ~= service
+if other then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)
 if not heads and scope ~= 2 then return takes end
 if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
@@ -56,13 +55,15 @@ if credits > 0 then
   if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
 end
 if uses then
+  credits = 0 -- what units hold is kept with their service
   spend_back(a, was)
   local refusal, spent, till = spend_hold(o, a, ARGV[3], units, now)
   if refusal then return refused(refusal, now, 4, 6, spent, o[CAP], till) end
 end
 
 t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
-local kept = has(flags, 8) and flags - 8 or flags -- the same bits, but for the one that says reclaimed
+-- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
+local kept = flags - (has(flags, 8) and 8 or 0) - (with_user and not u and 1 or 0)
 local hold = pack(HOLD_FORM, kept, tokens, takes[1], takes[2], takes[3], takes[4], credits, 0,
   service, now + ttl, o[ORG], t[TENANT], key_id, units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
 call('ZADD', KEYS[2], now + ttl, request)
@@ -71,8 +72,9 @@ if err then
   if was then call('ZADD', KEYS[2], was[H_DEADLINE], request) else call('ZREM', KEYS[2], request) end
   return err
 end
+u = keep_user(KEYS[8], u and heads[2])
 local moved = (uses and TO_SPEND_HELD) or ((credits > 0 or was) and TO_CHELD)
 call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
   KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
-  some(KEYS[8], u and heads[2], KEYS[with_user and 9 or 8], a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))))
+  some(KEYS[8], u, KEYS[with_user and 9 or 8], a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))))
 return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2, bounds)

@@ -78,6 +78,6 @@ if tombstone then
 else
   call('DEL', KEYS[6])
 end
-call('MSET', KEYS[7], tenant, KEYS[8], organization, some(KEYS[9], key, KEYS[10], u, a_key, a))
+call('MSET', KEYS[7], tenant, KEYS[8], organization, some(KEYS[9], key, KEYS[10], keep_user(KEYS[10], u), a_key, a))
 return pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f and f.credits or 0, epoch,
   t[SEQ] - seq, f and f.credit_seq or 0, f and f.spend_seq or 0)

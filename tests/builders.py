@@ -56,6 +56,8 @@ T = TypeVar("T")
 TTL_MS = 30_000
 TOMBSTONE_MS = 60_000
 NO_LIMITS = Limits()
+# Of users: without any limit nothing is kept of them.
+COUNTED = Limits(concurrency=1_000_000)
 # An event of nobody's, of nothing.
 BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
 
@@ -281,7 +283,7 @@ class World:
         return self.define(OrganizationDefinition(self.caller.organization_id, limits, **more))
 
     def define_tenant(
-        self, limits: Limits = NO_LIMITS, *, users: Limits = NO_LIMITS, terms: PlanTerms | None = None
+        self, limits: Limits = NO_LIMITS, *, users: Limits = COUNTED, terms: PlanTerms | None = None
     ) -> int:
         caller = self.caller
         return self.define(

@@ -3,6 +3,20 @@
 -- so one unit drains in 60000 / limit ms. A full bucket is level 0; debt is level > limit * UNIT.
 local UNIT, FUTURE_MS = 60000, 2000
 
+-- How long a user's state is kept that has only its tenant's user limits, ms: an hour while a call is in flight, else past
+-- the longest window; and until what it took has drained. One with limits of its own stays as it was defined.
+local IN_FLIGHT_MS, IDLE_MS = 3600000, 120000
+local function user_life(raw)
+  local rpm, tpm, _, requests, tokens, _, in_flight = parse('<ddddddd', raw, 10)
+  return max(in_flight > 0 and IN_FLIGHT_MS or IDLE_MS, rpm > 0 and ceil(requests / rpm) or 0, tpm > 0 and ceil(tokens / tpm) or 0)
+end
+
+-- writes a user's state, if there is one; or answers it, where it stays for ever, for the MSET that comes then
+local function keep_user(name, raw)
+  if not raw or has(byte(raw), OVERRIDE) then return raw end
+  call('SET', name, raw, 'PX', format('%.0f', user_life(raw)))
+end
+
 -- sets limits; where one changes, what was used before fills the new one at most
 local function limit(a, rpm, tpm, concurrency)
   if rpm ~= a[RPM] then a[RUSED] = min(a[RUSED], rpm * UNIT) end

@@ -5,6 +5,7 @@ local NOTE_LATE, NOTE_RECLAIMED = 1, 2
 local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Hc0Hc0Hc0'
 -- of tokens alone: nothing stands where credits and spend would
 local TOKENS_FORM, ZERO = '<BBBBddddddddddddc56Bc0Hc0Hc0Hc0', '\0\0\0\0\0\0\0\0'
+local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local no_purse = ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO
 
 local function exceeded(t)

@@ -1,8 +1,11 @@
 -- take: one request of one scope's buckets and slots, or what is missing. Needs state, bucket.
 
--- a user's packed state under the limits in force; absent means never seen: the tenant's user limits, nothing used
+-- a user's packed state under the limits in force, nil where there are none: then nothing is kept of it. Absent means
+-- not seen lately: the tenant's user limits, nothing used
 local function user_state(raw, tenant, now)
-  if raw and sub(raw, 10, 33) == sub(tenant, 210, 233) then return raw end
+  local limits = sub(tenant, 210, 233)
+  if limits == NO_LIMITS and not (raw and has(byte(raw), OVERRIDE)) then return nil end
+  if raw and sub(raw, 10, 33) == limits then return raw end
   local u = raw and open(USER_FORM, raw) or {0, 0, 0, 0, 0, 0, 0, now, 0}
   if has(u[FLAGS], OVERRIDE) then return raw end
   limit(u, parse('<ddd', tenant, 210))

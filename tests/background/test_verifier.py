@@ -255,7 +255,7 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
         done = await before.verified()
         assert (done[world.p].let_go, done[world.p].epoch) == (1, 2)
         assert settled.hold is None
-        assert (world.slots("ann"), world.tenant.held) == ([1, 1, 1, 1], 20)
+        assert (world.slots("ann"), world.tenant.held) == ([1, 0, 1, 1], 20)
         assert (world.organization.credits_held, world.organization.spend_held) == (0, 0)
         assert seqs == (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
         assert settled.settle(tokens=7, credits=50, units=2) is Settled.UNKNOWN
