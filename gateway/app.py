@@ -79,6 +79,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     snapshots: list[Callable[[], tallies.Snapshot]] = [
         lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
+        lambda: {"buffered_bytes": plane.buffers.used + plane.buffers.heads, "shed": plane.buffers.shed},
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
         lambda: {"auth_failures": failures.rows("gateway")},
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
@@ -233,6 +234,9 @@ def http_limits(settings: Settings) -> HttpLimits:
         header_count_max=settings.head_fields_max,
         body_bytes_max=settings.body_bytes_max,
         connections_max=settings.connections_max,
+        buffered_bytes_max=settings.buffered_bytes_max,
+        buffered_share=settings.buffered_share,
+        heads_bytes_max=settings.heads_bytes_max,
         pool_connections_max=settings.upstream_connections_max,
         pool_share=settings.upstream_connections_share,
         pool_idle_max=settings.upstream_idle_connections_max,

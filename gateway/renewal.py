@@ -13,6 +13,7 @@ RENEWABLE = frozenset(
         "head_s", "body_s", "keep_alive_s", "drain_s",
         "upstream_connect_s", "upstream_first_byte_s", "upstream_idle_s", "upstream_keep_alive_s",
         "head_bytes_max", "head_fields_max", "body_bytes_max", "connections_max",
+        "buffered_bytes_max", "buffered_share", "heads_bytes_max",
         "upstream_connections_max", "upstream_connections_share", "upstream_idle_connections_max",
         "usage_tokens_max", "drain_tokens_max", "drain_bytes_max",
     }

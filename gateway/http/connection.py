@@ -13,7 +13,8 @@ import struct
 from typing import Any, Protocol
 
 from gateway.core.wait import Wait
-from gateway.errors import Refusal, RequestTooLarge
+from gateway.errors import Overloaded, Refusal, RequestTooLarge
+from gateway.http.buffers import Buffers
 from gateway.http.client_side import ClientSide
 from gateway.http.clock import NEVER, Clock
 from gateway.http.exchange import ClientGone, Exchange
@@ -33,6 +34,7 @@ class Host(Protocol):
 
     planner: Planner
     limits: HttpLimits
+    buffers: Buffers
     clock: Clock
     draining: bool
 
@@ -54,8 +56,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body_wait", "_buffered", "_closing", "_collected_max", "_discarded", "_ended",
-        "_host", "_left_s", "_limits", "_parts", "_pauses", "_side", "_sink", "_size", "_write_wait",
-        "blocked", "deadline", "exchange", "gone", "idle_since", "transport",
+        "_head_kept", "_host", "_left_s", "_limits", "_parts", "_pauses", "_side", "_sink", "_size",
+        "_write_wait", "blocked", "deadline", "exchange", "gone", "idle_since", "kept", "transport",
     )  # fmt: skip
 
     def __init__(self, host: Host) -> None:
@@ -71,7 +73,7 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = self._closing = self._ended = False
         self._left_s = 0.0
         self._parts: list[bytes] = []
-        self._size = self._collected_max = self._discarded = 0
+        self._size = self._collected_max = self._discarded = self._head_kept = self.kept = 0
         self._sink: Link | None = None
         self._body_wait: Wait[None] | None = None
         self._write_wait: Wait[None] | None = None
@@ -120,6 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         self.deadline = NEVER
         self._sink = None
+        self._keep_head(0)
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone(self._host.clock, self._limits)
@@ -176,6 +179,8 @@ class ClientConnection(asyncio.Protocol):
         if self._side.state != BODY or self._size > bytes_max:
             self._body_wait = None
             wait.set(None)
+        if not wait.done and not self._account(self._size):
+            self._fail_body(_full())
         self._resume(_UNWANTED)
         return wait
 
@@ -217,6 +222,7 @@ class ClientConnection(asyncio.Protocol):
 
     def finish(self, keep_alive: bool) -> None:
         """The answer is written. Go on to the next request, or close once the client has read it."""
+        self.let_go()
         self.exchange = None
         self._sink = self._body_wait = None
         self._parts = []
@@ -236,6 +242,7 @@ class ClientConnection(asyncio.Protocol):
 
     def cut(self, reset: bool) -> None:
         """Break the connection so that the client cannot take what it has for a complete answer."""
+        self.let_go()
         self.exchange = None
         if self.gone:
             return
@@ -299,7 +306,11 @@ class ClientConnection(asyncio.Protocol):
         if not head:
             if side.fresh:
                 self.deadline = self._host.clock.now + self._limits.head_s
+            if not self._keep_head(len(side.waiting)):
+                self._refuse(_full(), side.waiting)
             return False
+        if self._head_kept:
+            self._keep_head(0)
         head, length = cut_length(head)
         planner = self._host.planner
         plan = planner.known.get(head)
@@ -315,6 +326,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
+        self._keep_head(0)
         self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
 
     def _begin(self, plan: Plan, length: int | None) -> None:
@@ -355,8 +367,8 @@ class ClientConnection(asyncio.Protocol):
         state = self._side.state
         if self.exchange is None:
             self._drop(len(payload))
-        elif payload and not self._keep(payload):
-            self._fail_body(RequestTooLarge())
+        elif payload and (refusal := self._keep(payload)) is not None:
+            self._fail_body(refusal)
         elif state == WHOLE:
             self.deadline = NEVER
             sink, self._sink = self._sink, None
@@ -366,19 +378,47 @@ class ClientConnection(asyncio.Protocol):
         elif self._size > self._collected_max:
             self._wake_body()
 
-    def _keep(self, payload: bytes) -> bool:
-        """Pass a part of a body on, or keep it; False where it is too much."""
+    def _keep(self, payload: bytes) -> Refusal | None:
+        """Pass a part of a body on, or keep it; or why that is too much."""
         self._size += len(payload)
         if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
             self.deadline += len(payload) / self._limits.body_bytes_per_s_min
         elif self._size > self._limits.body_bytes_max:
-            return False
+            return RequestTooLarge()
         if self._sink is not None:
             self._sink.send(payload)
         else:
             self._parts.append(payload)
             if self._body_wait is None:
                 self._pause(_UNWANTED)
+            elif not self._account(len(payload)):
+                return _full()
+        return None
+
+    def let_go(self) -> None:
+        """What was kept of a body is kept no longer."""
+        kept, self.kept = self.kept, 0
+        exchange = self.exchange
+        if kept and exchange is not None and exchange.caller is not None:
+            self._host.buffers.give(exchange.caller, kept)
+
+    def _account(self, size: int) -> bool:
+        """Whether so many bytes more of the present request may be kept, for a caller that is known."""
+        caller = self.exchange.caller if self.exchange is not None else None
+        if caller is None or not self._host.buffers.take(caller, size):
+            return False
+        self.kept += size
+        return True
+
+    def _keep_head(self, size: int) -> bool:
+        """Whether so many bytes of a head that is not complete may be kept, in place of those before."""
+        buffers, before = self._host.buffers, self._head_kept
+        self._head_kept = 0
+        if before:
+            buffers.give_head(before)
+        if size and not buffers.take_head(size):
+            return False
+        self._head_kept = size
         return True
 
     def _wake_body(self) -> None:
@@ -448,3 +488,7 @@ class ClientConnection(asyncio.Protocol):
             self._pauses &= ~reason
             if not self._pauses and not self.gone:
                 self.transport.resume_reading()
+
+
+def _full() -> Refusal:
+    return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)

@@ -30,6 +30,7 @@ class Client(Protocol):
 
     transport: Any
     blocked: bool
+    kept: int
 
     @property
     def address(self) -> str:
@@ -51,6 +52,9 @@ class Client(Protocol):
 
     def stream_body(self, link: Link) -> None:
         """Send what comes of the body from now on into a link."""
+
+    def let_go(self) -> None:
+        """What was kept of the body is kept no longer."""
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client; nothing once it is gone."""

@@ -139,6 +139,8 @@ async def _forward(exchange: Exchange, worker: Worker, caller: Caller, call: Cal
         while link.answer is None and link.failure is None:
             await link.arrival()
         answer = _answer(link)
+        if exchange.connection.kept:  # whoever answers has read what was asked
+            exchange.connection.let_go()
         status = exchange.status = answer.status
         meter = make_meter(
             call,

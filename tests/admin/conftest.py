@@ -264,9 +264,7 @@ def admin_database(migrated: str) -> str:
     return migrated
 
 
-def ports_over(
-    engine: AsyncEngine, counters: MemoryCounters, failures: Failures | None = None
-) -> AdminPorts:
+def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures | None = None) -> AdminPorts:
     """Everything the admin port is made of: a real store, counters in memory."""
 
     async def well() -> tuple[bool, dict[str, object]]:
