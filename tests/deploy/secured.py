@@ -51,12 +51,13 @@ class SecuredRedis:
     def __init__(self, folder: Path, authority: Authority, *, clients: bool = False) -> None:
         folder.mkdir(exist_ok=True)
         self.port = free_port()
-        self.url = f"rediss://tollkeeper:{PASSWORD}@localhost:{self.port}/0"
+        self.url = f"rediss://tollkeeper-keeper:{PASSWORD}@localhost:{self.port}/0"
+        self.gateway_url = f"rediss://tollkeeper-gateway:{PASSWORD}@localhost:{self.port}/0"
         self._folder = folder
         self._authority = authority
         self._clients = clients
         users = (ROOT / "deploy" / "users.acl").read_text()
-        written = "\n".join(ACL.findall(users)).replace("${REDIS_PASSWORD}", PASSWORD)
+        written = re.sub(r"\$\{REDIS_\w+_PASSWORD\}", PASSWORD, "\n".join(ACL.findall(users)))
         (folder / "users.acl").write_text(f"{written}\nuser test on >test ~* &* +@all\n")
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -82,7 +82,8 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
     port = free_port()
     script = script.replace("$$", "$").replace("/run/", f"{tmp_path}/").replace("/data", str(tmp_path))
     script = script.replace("/etc/tollkeeper/", f"{DEPLOY}/").replace("--dir", f"--port {port} --dir")
-    environ = {"REDIS_PASSWORD": PASSWORD, "REDIS_MEMORY": "64mb"}
+    passwords = {"REDIS_KEEPER_PASSWORD": PASSWORD, "REDIS_GATEWAY_PASSWORD": f"{PASSWORD}2"}
+    environ = passwords | {"REDIS_MEMORY": "64mb"}
     assert environ.keys() == service["environment"].keys()
     environ["PATH"] = f"{valkey_binary().parent}:{os.environ['PATH']}"
     server = subprocess.Popen([shell, options, script], env=environ, stdout=subprocess.DEVNULL)
@@ -101,12 +102,20 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
             watching.get("tk:x")
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=port).ping()
-        ours = redis.Redis(port=port, username="tollkeeper", password=PASSWORD)
+        ours = redis.Redis(port=port, username="tollkeeper-keeper", password=PASSWORD)
         assert ours.set("tk:x", "1")
         with pytest.raises(redis.exceptions.NoPermissionError):
             ours.set("other", "1")
         with pytest.raises(redis.exceptions.NoPermissionError):
             ours.flushall()
+        gateway = redis.Redis(port=port, username="tollkeeper-gateway", password=f"{PASSWORD}2")
+        assert ours.set("tk:id:x", "1")
+        assert gateway.get("tk:id:x") == b"1"
+        for name in ("tk:id:y", "tk:org:1", "tk:catalogue", "tk:verified", "tk:other"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                gateway.set(name, "1")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            gateway.function_load("#!lua name=mine\nredis.register_function('mine', function() return 1 end)")
         memory: Any = ours.info("memory")
         assert memory["maxmemory_policy"] == "noeviction"
         assert memory["maxmemory"] == 64 * 1024 * 1024
@@ -144,7 +153,7 @@ def test_units_start_commands_that_exist_and_give_them_time(unit: Path) -> None:
 
 def test_the_user_may_use_every_command_that_is_used(valkey: str) -> None:
     """And none that is not: what is allowed and what the sources name are the same."""
-    (user,) = re.findall(r"^user tollkeeper .*", (DEPLOY / "users.acl").read_text(), re.MULTILINE)
+    (user,) = re.findall(r"^user tollkeeper-keeper .*", (DEPLOY / "users.acl").read_text(), re.MULTILINE)
     allowed = {word[1:].partition("|")[0].upper() for word in user.split() if word.startswith("+")}
     with redis.Redis.from_url(valkey) as client:
         client.response_callbacks.pop("COMMAND")  # it expects another answer

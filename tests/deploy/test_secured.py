@@ -91,7 +91,7 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     keeper = house.start("keeper")
     eventually(lambda: answers(house.ports["admin"]), READY_S_MAX)
     config = str(house.folder / "config.yaml")
-    serve = house.start("serve", "--config", config)
+    serve = house.start("serve", "--config", config, TOLLKEEPER_REDIS_URL=house.redis.gateway_url)
     eventually(lambda: answers(house.ports["ops"]), READY_S_MAX)
 
     admin = Admin(house.ports["admin"], ADMIN_TOKEN)
