@@ -69,7 +69,11 @@ def in_flight(caller: Caller, calls: int) -> None:
     """Wait until so many calls hold their slots, by looking only: a call would take one itself."""
     eventually(
         lambda: (
-            [limit["used"] for limit in caller.usage()["limits"] if limit.get("name") == "concurrency"]
+            [
+                limit["used"]
+                for limit in caller.usage().get("limits", ())
+                if limit.get("name") == "concurrency"
+            ]
             == [calls]
         )
     )
