@@ -15,6 +15,7 @@
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, how far seq moved, credit seq,
 --     spend seq (0: not moved)
 --   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
+--   -2 too where the hold of a call known by its head alone (service 0) is to be given back and was raised meanwhile.
 --   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does.
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
@@ -31,7 +32,7 @@ local taken = s[S_ENTRY] and dealt_with(KEYS[3], s[S_ENTRY], KEYS[4], s[S_SOURCE
 if taken then return pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
 local h = raw[2] and {parse(HOLD_TAKEN_FORM, raw[2])}
 local gone = (not h and not s[S_ENTRY] and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s[S_ENTRY] and -1)
-  or (not (raw[3] and raw[4]) and -2)
+  or (not (raw[3] and raw[4]) and -2) or (h and s[S_SERVICE] == 0 and field(raw[2], H_SERVICE) ~= 0 and -2)
 if gone then
   if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == -1 and field(raw[2], H_CHARGED) or 0) end
   return pack('<ddd', gone, now, epoch)

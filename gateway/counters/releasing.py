@@ -60,6 +60,9 @@ class Releases:
 
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
         """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
+        before = self._owed.get(settlement.request_id)
+        if before is not None and not settlement.service.id:
+            return  # whatever the hold was raised to, its release ends it; that of its head does not
         one = _Owed(settlement, self._clock() + self._ttl_s)
         if at_once:
             one.sent = self._wire.send(self._command(settlement), at_once=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from gateway.core.model import Decision, HoldRequest, Limits, Settled, Verdict
-from gateway.counters import releasing
+from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, Settled, Verdict
+from gateway.counters import keys, releasing, states
 from gateway.errors import CountersUnavailable
-from tests.builders import CHAT, World, new_id
+from tests.builders import CHAT, UNITS, World, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import eventually
 from tests.counters.test_quota import Hire, Worker, hire
@@ -147,3 +148,23 @@ async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None
     worker.counters._came_late(request, None)
     await eventually(lambda: worker.counters.releases_owed == 0)
     assert (world.tenant.used, world.tenant.held, world.late()) == (10, 0, [])
+
+
+async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
+    own_valkey: Own, hire: Hire
+) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    worker = await hire(world, call_s=0.2, stall_s=0.4)
+    head = HoldRequest(world.caller, new_id(), "", NO_SERVICE, 0, 0)
+    await worker.reserve(head)
+    freeze(server)
+    raised = replace(head, service=UNITS, units=3, raises=True)
+    assert await reserve(worker, raised) is None
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(head, 0, charge=False)
+    await eventually(lambda: not worker.wire.connected)
+    thaw(server)
+    await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
+    packed = world.get(keys.activation(world.p, 1, UNITS.id))
+    assert not packed or states.unpack_activation(packed).held == 0

@@ -157,6 +157,19 @@ def test_a_spend_cap_is_asked_by_the_raise(world: World) -> None:
     assert head(world).raised(service=UNITS, units=3).verdict is Verdict.ADMITTED
 
 
+def test_a_raised_hold_is_not_given_back_as_its_heads(world: World) -> None:
+    """The units it holds are kept with a service: who does not name it cannot give them back."""
+    world.define_organization(cap=5)
+    first = head(world)
+    raised = first.raised(service=UNITS, units=3)
+    before = world.everything()
+    assert first.release() is Settled.UNKNOWN
+    assert world.everything() == before
+    assert raised.release() is Settled.DONE
+    assert head(world).raised(service=UNITS).release() is Settled.DONE
+    assert world.key.inflight == 0
+
+
 def test_a_hold_is_raised_to_its_own_service_alone(world: World) -> None:
     world.plan(10)
     first = head(world, CHAT)
