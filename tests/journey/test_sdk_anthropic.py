@@ -73,9 +73,9 @@ def test_refusals_are_the_sdks_own_errors(stack: Stack) -> None:
     assert limited.value.request_id == limited.value.response.headers["x-request-id"]
     with pytest.raises(anthropic.AuthenticationError):
         a.anthropic().with_options(api_key="nobody").messages.create(**CALL)
-    stack.act(a.tenant, "block")
-    with pytest.raises(anthropic.PermissionDeniedError):
-        a.anthropic().messages.create(**CALL)
     with pytest.raises(anthropic.BadRequestError) as bad:
         a.anthropic().messages.create(**CALL | {"max_tokens": -1})
     assert "max_tokens" in bad.value.message
+    stack.act(a.tenant, "block")
+    with pytest.raises(anthropic.PermissionDeniedError):
+        a.anthropic().messages.create(**CALL)
