@@ -36,6 +36,8 @@ SECRET_TEXT = (
         ),
         rf"\1{HIDDEN}",
     ),
+    # What PostgreSQL adds to an error quotes rows; also where the error is shown escaped.
+    (re.compile(r"(?:\n|\\n)(?:DETAIL|CONTEXT|HINT|QUERY|STATEMENT|WHERE):.*", re.DOTALL), ""),
 )
 
 # Attributes every LogRecord has; the others are the facts given with `extra`.

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from gateway.errors import BackupFailed
 from persistence import invariants
+from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, create, plain_url
 from persistence.tables import metadata
 
@@ -126,5 +127,4 @@ def _connected(url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
         with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
             yield connection
     except psycopg.Error as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackupFailed(f"PostgreSQL: {first}") from error
+        raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error

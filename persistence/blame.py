@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors
 
 from gateway.core.outbox import Batch
+from persistence.complaint import complaint
 from persistence.copying import Copies, Place, event_of
 from persistence.guard import CREDITS, TOKENS, Fault, Placed, storable
 
@@ -35,7 +36,7 @@ class Refused:
     def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
         """Take an error of PostgreSQL into account; False if no entry can be blamed for it."""
         before = self._size()
-        reason = str(error).splitlines()[0]
+        reason = complaint(error)
         named = copies.refused(error)
         if named is not None and isinstance(error, errors.UniqueViolation):
             fault = _clash(*named, reason)

@@ -10,6 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from persistence.complaint import complaint, quiet
+
 POOL_CONNECTIONS_MAX = 10
 CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
@@ -17,7 +19,7 @@ POOL_WAIT_S = 10
 
 def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEngine:
     """An engine for `postgresql://…`; nothing is connected until it is used."""
-    return create_async_engine(
+    engine = create_async_engine(
         dialect_url(url),
         pool_size=connections_max,
         max_overflow=0,
@@ -26,6 +28,8 @@ def create(url: str, *, connections_max: int = POOL_CONNECTIONS_MAX) -> AsyncEng
         hide_parameters=True,  # values must not reach a log through an error's text
         connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S},
     )
+    quiet(engine)
+    return engine
 
 
 async def answers(engine: AsyncEngine) -> bool:
@@ -39,8 +43,7 @@ async def trouble(engine: AsyncEngine) -> str:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
     except (SQLAlchemyError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
-        return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        return complaint(error)
     return ""
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from gateway.core.certificate import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence import partitions
+from persistence.complaint import complaint, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.watch import certificate_end
 
@@ -63,12 +64,12 @@ def _connected(url: str) -> Iterator[Connection]:
         hide_parameters=True,
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
     )
+    quiet(engine)
     try:
         with engine.begin() as connection:
             yield connection
     except (SQLAlchemyError, CommandError) as error:
-        cause = getattr(error, "orig", None) or error
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0] + _ended(str(cause), url)
+        first = complaint(error) + _ended(str(getattr(error, "orig", None) or error), url)
         raise SchemaUnavailable(f"the schema of PostgreSQL cannot be used: {first}") from error
 
 

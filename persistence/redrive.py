@@ -25,6 +25,7 @@ from persistence import accounts, rows, statements
 from persistence.allocations import allocate_late
 from persistence.attribution import Users
 from persistence.blocking import blocking
+from persistence.complaint import complaint
 from persistence.copying import Copies, Unstorable
 from persistence.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Placed, movements, storable
 from persistence.refill import Movement, misfit
@@ -157,8 +158,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
     except Unstorable as error:
         raise Unprocessable(f"It still cannot be stored: {error.reason}.") from error
     except (psycopg.DataError, psycopg.IntegrityError, DataError, IntegrityError) as error:
-        first = (str(getattr(error, "orig", None) or error).splitlines() or ["refused"])[0]
-        raise Unprocessable(f"PostgreSQL still refuses it: {first}.") from error
+        raise Unprocessable(f"PostgreSQL still refuses it: {complaint(error)}.") from error
 
 
 def _heads(moves: Moves, event: Event, seqs: Mapping[str, int]) -> Moves:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -57,6 +56,7 @@ from persistence import (
 )
 from persistence import engine as engines
 from persistence.bounded import answered
+from persistence.complaint import columns, origin
 from persistence.invoice_usage import InvoiceUsage
 from persistence.subject import Change, Subject
 
@@ -188,19 +188,19 @@ class Store:
 
 
 def _sqlstate(error: BaseException) -> str:
-    origin = error.orig if isinstance(error, DBAPIError) else None
-    return origin.sqlstate or "" if isinstance(origin, psycopg.Error) else ""
+    found = origin(error)
+    return (found.sqlstate or "") if found is not None else ""
 
 
 def _translated(error: Exception) -> Exception:
     """Tell a database error as what it means to the caller; one that means nothing to it stays."""
     state = _sqlstate(error)
-    detail = _detail(error)
+    named = f" ({found})" if (found := columns(error)) else ""
     refusals: dict[str, Callable[[], TollkeeperError]] = {
-        "23505": lambda: Conflict(f"There is one already. {detail}".strip()),
-        "23503": lambda: Conflict(f"Something still refers to this. {detail}".strip()),
-        "23001": lambda: Conflict(f"Something still refers to this. {detail}".strip()),
-        "23514": lambda: Unprocessable(f"A value is out of range. {detail}".strip()),
+        "23505": lambda: Conflict(f"There is one already{named}."),
+        "23503": lambda: Conflict(f"Something still refers to this{named}, or what it names is gone."),
+        "23001": lambda: Conflict(f"Something still refers to this{named}."),
+        "23514": lambda: Unprocessable("A value is out of range."),
         "22003": lambda: Unprocessable("A number is out of range."),
         "22021": lambda: Unprocessable("A text holds characters that cannot be stored."),
         "57014": lambda: StoreUnavailable("PostgreSQL took too long."),
@@ -211,10 +211,3 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
         return StoreUnavailable()
     return error
-
-
-def _detail(error: Exception) -> str:
-    origin = error.orig if isinstance(error, DBAPIError) else None
-    if not isinstance(origin, psycopg.Error):
-        return ""
-    return str(origin.diag.message_detail or "") if origin.sqlstate != "23514" else ""

@@ -24,6 +24,7 @@ from gateway.errors import LedgerUnavailable
 from persistence import accounts, rows, statements, stops
 from persistence.attribution import NEW_USERS_A_DAY_MAX, Name, Users
 from persistence.blame import Refused
+from persistence.complaint import complaint
 from persistence.copying import Copies, Unstorable
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
 from persistence.guard import QUARANTINED, Fault, Heads, Placed, Sorted, sort_out
@@ -78,7 +79,7 @@ class Writer:
                 return ask(self._connected())
             except psycopg.Error as error:
                 self.close()
-                raise LedgerUnavailable(f"PostgreSQL: {error}".strip()) from error
+                raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     def write_now(self, batch: Batch, history: History | None = None) -> FlushReport:
         """Store a batch in one transaction, from a thread that may block."""
@@ -93,14 +94,16 @@ class Writer:
                 except (errors.SerializationFailure, errors.DeadlockDetected) as error:
                     attempt += 1
                     if attempt > RETRIES_MAX:
-                        raise LedgerUnavailable(f"the ledger stays contended: {error}") from error
+                        raise LedgerUnavailable(f"the ledger stays contended: {complaint(error)}") from error
                     time.sleep(RETRY_DELAY_S * attempt)
                 except (psycopg.DataError, psycopg.IntegrityError) as error:
                     if not refused.learn(error, batch, self._copies):
-                        raise LedgerUnavailable(f"PostgreSQL refuses the batch: {error}") from error
+                        raise LedgerUnavailable(
+                            f"PostgreSQL refuses the batch: {complaint(error)}"
+                        ) from error
                 except psycopg.Error as error:
                     self.close()
-                    raise LedgerUnavailable(f"PostgreSQL: {error}".strip()) from error
+                    raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     def close(self) -> None:
         """Let go of the connection; the next write makes a new one."""

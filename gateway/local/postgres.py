@@ -36,6 +36,11 @@ OPTIONS = {
     "lc_messages": "C",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] ",
+    # An error's DETAIL and CONTEXT quote rows, its statement and parameters what was to be one.
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
 }
 
 
