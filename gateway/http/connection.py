@@ -83,6 +83,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Accept, unless there are too many."""
         self.transport = transport
+        transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
         if self._host.opened(self):
             self.idle_since = self._host.clock.now
             self.deadline = self._host.clock.now + self._limits.head_s

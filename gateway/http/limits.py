@@ -34,7 +34,9 @@ class HttpLimits:
     interim_answers_max: int = 16
     answer_header_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
-    relay_buffer_bytes_max: int = 64 * 1024
+    # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
+    relay_buffer_bytes_max: int = 32 * 1024
+    client_buffer_bytes_max: int = 32 * 1024
     # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
     buffered_bytes_max: int = 128 * 1024 * 1024
     buffered_share: float = 0.25

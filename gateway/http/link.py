@@ -31,7 +31,11 @@ class BodySource(Protocol):
         """Go on."""
 
 
-class Link(asyncio.Protocol):
+# One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
+_BUFFER = memoryview(bytearray(64 * 1024))
+
+
+class Link(asyncio.BufferedProtocol):
     """A pooled connection, used for one exchange at a time. It feeds its `UpstreamSide`, which frames.
 
     `answer` is the final head once it has arrived. `failure` is set when the answer cannot be
@@ -140,7 +144,15 @@ class Link(asyncio.Protocol):
         elif self.side.answering == BODY:
             self._fail(UpstreamTimeout("The upstream stopped in the middle of its answer."))
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes are read to; they are taken over at once."""
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take over what was read."""
+        self.data_received(_BUFFER[:nbytes].tobytes())
 
     def connection_made(self, transport: Any) -> None:
         """Keep the transport."""

@@ -113,7 +113,12 @@ class Planner:
             return Plan(family_of_head(head), refusal=_bare(refusal), fatal=True)
         plan = self._routed(read)
         plan.source = head if plan.bound else b""
-        if plan.refusal is None and plan.identity_refusal is None and plan.field_refusal is None:
+        if (
+            len(head) <= PLAN_HEAD_BYTES_MAX
+            and plan.refusal is None
+            and plan.identity_refusal is None
+            and plan.field_refusal is None
+        ):
             plan.head = head
         return plan
 

@@ -16,6 +16,7 @@ from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.answer import AnswerHead
 from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.plan import Plan
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
@@ -79,6 +80,9 @@ async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApi
         refuse(exchange, wrong)
         return
     failures.delayed += 1
+    # Nothing else of its head is kept while it waits, and its connection ends with the answer.
+    plan = exchange.plan
+    exchange.plan = Plan(plan.family, plan.label, method=plan.method, minor=plan.minor)
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
     gone = False
