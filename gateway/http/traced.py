@@ -96,14 +96,17 @@ class TimedCounters:
         self._counters.outgrown(observed)
 
     async def _reserve(self, request: HoldRequest, trace: Trace) -> Decision:
-        span = Span("reserve", Kind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
+        # A call whose body came late is admitted by its head first: one span for both.
+        span = next((child for child in trace.children if child.name == "reserve"), None)
+        if span is None:
+            span = Span("reserve", Kind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
+            trace.children.append(span)
         span.attributes = {"db.system.name": "redis", "tollkeeper.tokens.estimated": request.need}
         trace.facts = {
             "tollkeeper.organization_id": request.caller.organization_id,
             "tollkeeper.tenant_id": request.caller.tenant_id,
             "tollkeeper.service": request.service.key,
         }
-        trace.children.append(span)
         span.error = "unanswered"
         try:
             decision = await self._counters.reserve(request)

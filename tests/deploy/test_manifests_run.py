@@ -75,8 +75,10 @@ def parts() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, A
 
 @pytest.fixture
 def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Pod]:
+    redis_url = own_valkey("--appendonly", "yes").url
     secrets = {
-        "tollkeeper-gateway/redis-url": own_valkey("--appendonly", "yes").url,
+        "tollkeeper-gateway/redis-url": redis_url,
+        "tollkeeper-keeper/redis-url": redis_url,
         "tollkeeper-gateway/key-pepper": "a-pepper-of-tests-only",
         "tollkeeper-keeper/database-url": database,
         "tollkeeper-keeper/admin-token": ADMIN_TOKEN,
