@@ -101,6 +101,12 @@ async def at_rest(world: World, within_s: float = REST_S_MAX) -> None:
         await asyncio.sleep(LOOK_S)
 
 
+def in_flight(world: World) -> int:
+    """Calls that have not ended, as the upstream and the counters see them."""
+    left = _left(world)
+    return left.get("calls", 0) + left.get("holds", 0)
+
+
 def _left(world: World) -> Sums:
     left = {"calls": world.upstream.busy}
     try:
