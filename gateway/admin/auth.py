@@ -10,6 +10,7 @@ from aiohttp import web
 
 from gateway.admin import credentials
 from gateway.admin.ports import AdminPorts
+from gateway.admin.server import IDENTIFIED
 from gateway.core.administration import Actor
 from gateway.core.failures import Failures
 from gateway.errors import Forbidden, Unauthorized
@@ -31,7 +32,9 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
         nobody = Unauthorized()
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
-    return await of_token(ports, match[1])
+    actor = await of_token(ports, match[1])
+    request[IDENTIFIED] = True
+    return actor
 
 
 async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:

@@ -1,15 +1,37 @@
-"""Listening on the admin port: bounds on heads and idle connections, an orderly stop."""
+"""Listening on the admin port: a bound on connections, deadlines for whoever sends or reads slowly.
+
+Who is identified is never closed out: where all connections are taken, one gives way that is owed
+something by its client.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 KEEPALIVE_S = 30.0
 SHUTDOWN_S = 10.0
 LINE_BYTES_MAX = 8 * 1024
 FIELD_BYTES_MAX = 16 * 1024
+# Set once a request was found to be somebody's.
+IDENTIFIED = web.RequestKey("identified", bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the port keeps: how many connections, and how long one may stay without a whole head.
+
+    `head_s` counts from the connection on, `next_s` from an answer on: until it is read, the rest of
+    a refused body has come and the next head is here.
+    """
+
+    connections_max: int = 512
+    head_s: float = 10.0
+    next_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +40,18 @@ class Listening:
 
     port: int
     runner: web.AppRunner
+    server: asyncio.Server
 
     async def stop(self) -> None:
         """Stop accepting, let running requests finish, close."""
+        self.server.close()
         await self.runner.cleanup()
 
 
-async def listen(app: web.Application, host: str, port: int) -> Listening:
+async def listen(app: web.Application, host: str, port: int, bounds: Bounds | None = None) -> Listening:
     """Serve the application; port 0 is any free one. `OSError` if the port is taken."""
+    connections = Connections(bounds or Bounds())
+    app.middlewares.insert(0, connections.middleware())
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -35,10 +61,105 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
         max_field_size=FIELD_BYTES_MAX,
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
+    assert runner.server is not None
+    made: Callable[[], asyncio.Protocol] = runner.server
     try:
-        await site.start()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(connections, made()), host, port, backlog=128
+        )
     except OSError:
         await runner.cleanup()
         raise
-    return Listening(int(runner.addresses[0][1]), runner)
+    return Listening(int(server.sockets[0].getsockname()[1]), runner, server)
+
+
+class Connections:
+    """The open connections of the port; `len()` is how many.
+
+    First to give way is who has no whole head here, the longest without first; then who sent one and
+    is not identified. Where everybody is, the newcomer is closed.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        # Without a whole head, in the order since when, each with its deadline.
+        self._waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self._asking: dict[asyncio.Transport, web.Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._asking)
+
+    def opened(self, transport: asyncio.Transport) -> None:
+        """Take a connection in, in place of another where all are taken."""
+        if len(self) >= self._bounds.connections_max:
+            out = self._first_to_go() or transport
+            self.closed(out)
+            out.abort()
+            if out is transport:
+                return
+        self._wait(transport, self._bounds.head_s)
+
+    def closed(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+        deadline = self._waiting.pop(transport, None)
+        if deadline is not None:
+            deadline.cancel()
+        self._asking.pop(transport, None)
+
+    def middleware(self) -> Middleware:
+        """Note who asks, around everything else a request goes through."""
+
+        @web.middleware
+        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            transport = request.transport
+            if transport in self._waiting:
+                self.closed(transport)
+                self._asking[transport] = request
+            try:
+                return await handler(request)
+            finally:
+                if transport is not None and self._asking.pop(transport, None) is not None:
+                    self._wait(transport, self._bounds.next_s)
+
+        return noted
+
+    def _wait(self, transport: asyncio.Transport, seconds: float) -> None:
+        self._waiting[transport] = asyncio.get_running_loop().call_later(seconds, transport.abort)
+
+    def _first_to_go(self) -> asyncio.Transport | None:
+        if self._waiting:
+            return next(iter(self._waiting))
+        nobodies = (one for one, request in self._asking.items() if IDENTIFIED not in request)
+        return next(nobodies, None)
+
+
+class _Connection(asyncio.Protocol):
+    """A connection, known to all of them; what it says is for `inner`."""
+
+    def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
+        self._connections = connections
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._connections.opened(transport)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert self._transport is not None
+        self._connections.closed(self._transport)
+        self._inner.connection_lost(exc)

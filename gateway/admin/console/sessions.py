@@ -19,6 +19,7 @@ from aiohttp import web
 from gateway.admin import auth
 from gateway.admin.guard import REQUEST_ID
 from gateway.admin.ports import AdminPorts
+from gateway.admin.server import IDENTIFIED
 from gateway.core.administration import Actor, Command, Row, Written
 from gateway.errors import Forged, Unauthorized
 
@@ -68,6 +69,7 @@ class Sessions:
         if session is None:
             raise Unauthorized
         actor = await auth.of_digest(self._ports, session.token_digest)
+        request[IDENTIFIED] = True
         return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
 
     async def end(self, request: web.Request, signed: Signed) -> None:

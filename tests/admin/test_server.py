@@ -1,0 +1,226 @@
+"""The admin port answers administrators and probes, whoever holds connections to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from gateway.admin.api import build
+from gateway.admin.server import IDENTIFIED, Bounds, listen
+from persistence import engine as engines
+from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
+
+WHOLE = b"GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+FEW = 8
+LONG_S = 600.0
+# What a client that does not read leaves in the server beyond any socket's buffer.
+LARGE_BYTES = 32_000_000
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Port:
+    """A small application behind the real listener; `go` lets those waiting in `/held` and `/known` on."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.begun = asyncio.Semaphore(0)
+        self.number = 0
+        self._opened: list[asyncio.StreamWriter] = []
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=1000)
+        app.router.add_get("/quick", self._quick)
+        app.router.add_get("/held", self._held)
+        app.router.add_get("/known", self._known)
+        app.router.add_get("/large", self._large)
+        app.router.add_post("/body", self._body)
+        return app
+
+    async def send(self, raw: bytes) -> Streams:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.number, limit=1024)
+        self._opened.append(writer)
+        writer.write(raw)
+        return reader, writer
+
+    async def ask(self, raw: bytes = WHOLE) -> bytes:
+        reader, _ = await self.send(raw)
+        return await asyncio.wait_for(reader.read(), 30)
+
+    async def held(self, path: bytes, times: int) -> list[Streams]:
+        """Send whole requests and wait until all are being answered."""
+        sent = [await self.send(WHOLE.replace(b"/quick", path)) for _ in range(times)]
+        for _ in range(times):
+            await asyncio.wait_for(self.begun.acquire(), 30)
+        return sent
+
+    def leave(self) -> None:
+        self.go.set()
+        for writer in self._opened:
+            writer.transport.abort()
+
+    async def _quick(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _held(self, _: web.Request) -> web.Response:
+        self.begun.release()
+        await self.go.wait()
+        return web.Response()
+
+    async def _known(self, request: web.Request) -> web.Response:
+        request[IDENTIFIED] = True
+        return await self._held(request)
+
+    async def _large(self, _: web.Request) -> web.Response:
+        self.begun.release()
+        return web.Response(body=b"x" * LARGE_BYTES)
+
+    async def _body(self, request: web.Request) -> web.Response:
+        self.begun.release()
+        await request.read()
+        return web.Response()
+
+
+@asynccontextmanager
+async def port(
+    connections_max: int = FEW, head_s: float = LONG_S, next_s: float = LONG_S
+) -> AsyncIterator[Port]:
+    made = Port()
+    listening = await listen(made.application(), "127.0.0.1", 0, Bounds(connections_max, head_s, next_s))
+    made.number = listening.port
+    try:
+        yield made
+    finally:
+        made.leave()
+        await listening.stop()
+
+
+async def closed(streams: Streams) -> None:
+    """Wait until the other side has closed, with or without the rest of an answer."""
+    try:
+        while await asyncio.wait_for(streams[0].read(65_536), 30):
+            pass
+    except ConnectionError:
+        pass
+
+
+async def test_half_heads_keep_nobody_out() -> None:
+    async with port() as there:
+        held = [await there.send(b"GET /quick HT") for _ in range(5 * FEW)]
+        assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
+        await closed(held[0])
+        assert not held[-1][0].at_eof()
+
+
+async def test_half_bodies_keep_nobody_out() -> None:
+    async with port() as there:
+        half = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345"
+        held = []
+        for _ in range(FEW):
+            held.append(await there.send(half))
+            await asyncio.wait_for(there.begun.acquire(), 30)
+        for _ in range(2 * FEW):
+            assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
+        await closed(held[0])
+
+
+async def test_silent_and_idle_connections_keep_nobody_out() -> None:
+    async with port() as there:
+        for _ in range(FEW):
+            await there.send(b"")
+        idle = await there.send(WHOLE.replace(b"Connection: close\r\n", b""))
+        assert (await asyncio.wait_for(idle[0].readuntil(b"\r\n\r\n"), 30)).startswith(b"HTTP/1.1 200 ")
+        for _ in range(5 * FEW):
+            await there.send(b"")
+            assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_who_is_identified_is_not_closed_out() -> None:
+    async with port() as there:
+        known = await there.held(b"/known", FEW - 1)
+        [unknown] = await there.held(b"/held", 1)
+        assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
+        await closed(unknown)
+        there.go.set()
+        for reader, _ in known:
+            assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_where_all_are_identified_the_newcomer_is_closed() -> None:
+    async with port() as there:
+        known = await there.held(b"/known", FEW)
+        await closed(await there.send(WHOLE))
+        there.go.set()
+        for reader, _ in known:
+            assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 ")
+        assert (await there.ask()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_head_that_does_not_end_is_closed() -> None:
+    async with port(head_s=0.05) as there:
+        dripping = await there.send(b"GET /quick HTTP/1.1\r\nx-drip: ")
+        gone = asyncio.create_task(closed(dripping))
+        while not gone.done():
+            dripping[1].write(b"x")
+            await asyncio.sleep(0.01)  # drips until it is closed
+        await gone
+
+
+async def test_an_answer_that_is_not_read_and_a_connection_that_idles_are_closed() -> None:
+    async with port(next_s=0.05) as there:
+        unread = await there.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(there.begun.acquire(), 30)
+        idle = await there.send(WHOLE.replace(b"Connection: close\r\n", b""))
+        await closed(idle)
+        received = bytearray()
+        # Read only once the other one was closed: by then this one was too, with most of it unsent.
+        try:
+            while piece := await asyncio.wait_for(unread[0].read(65_536), 30):
+                received += piece
+        except ConnectionError:
+            pass
+        assert len(received) < LARGE_BYTES
+
+
+async def test_a_request_that_takes_long_is_not_closed() -> None:
+    async with port(head_s=0.05, next_s=0.05) as there:
+        [long] = await there.held(b"/held", 1)
+        await closed(await there.send(b"GET /quick HT"))
+        there.go.set()
+        assert (await asyncio.wait_for(long[0].read(), 30)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_beyond_the_maximum_is_refused() -> None:
+    async with port() as there:
+        chunked = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        answer = await there.send(chunked + b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n")
+        assert (await asyncio.wait_for(answer[0].readline(), 30)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_administrators_are_who_is_identified(admin_database: str) -> None:
+    engine = engines.create(admin_database)
+    app = build(ports_over(engine, MemoryCounters(admin_database)))
+    listening = await listen(app, "127.0.0.1", 0, Bounds(connections_max=2))
+    half = (
+        "POST /admin/v1/organizations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n"
+    )
+    opened = []
+    for token in (ADMIN, ADMIN, "wrong", ADMIN):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.port)
+        writer.write(half.format(token).encode())
+        opened.append((reader, writer))
+        if len(opened) <= 2:
+            assert b" 100 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    await closed(opened[2])
+    await closed(opened[3])
+    for reader, writer in opened[:2]:
+        writer.write(b'{"name":"Acme"}')
+        assert b" 201 " in await asyncio.wait_for(reader.readline(), 30)
+    for _, writer in opened:
+        writer.transport.abort()
+    await listening.stop()
+    await engine.dispose()
