@@ -129,6 +129,7 @@ class Exchange(Story):
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""
         self._on_end(self, error)
+        self.charge = None  # which knows this exchange: neither waits for the collector
         if self.broken:
             self.connection.cut(self.until_close)
         else:

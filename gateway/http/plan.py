@@ -28,6 +28,7 @@ from gateway.http.objects import Owned, owned_by
 from gateway.http.remembered import Remembered
 from gateway.http.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routes import MODELS, USAGE_PATH, Match, RouteTable, family_of
+from gateway.http.story import bare
 
 PLANS_BYTES_MAX = 8 * 1024 * 1024
 PLAN_HEAD_BYTES_MAX = 4096
@@ -257,5 +258,6 @@ def family_of_head(head: bytes) -> Family:
 
 
 def _bare(refusal: Refusal) -> Refusal:
-    """The refusal without the frames it came through: it may be raised again."""
-    return refusal.with_traceback(None)
+    """The refusal as it is kept: it may be raised again."""
+    bare(refusal)
+    return refusal

@@ -29,6 +29,7 @@ from gateway.http.plan import Plan
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
 from gateway.http.routes import USAGE_PATH
+from gateway.http.story import bare
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
@@ -75,7 +76,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
             exchange.charge = charge
             await _forward(exchange, worker, caller, charge.call, charge)
     except BaseException as error:  # noqa: BLE001  # told below, once what it was admitted with is released
-        failure = error
+        failure = bare(error)
     if charge is not None:
         await charge.release()
     if isinstance(failure, InvalidApiKey):

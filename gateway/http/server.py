@@ -22,6 +22,7 @@ from gateway.http.ports import Ports
 from gateway.http.proxy import proxy
 from gateway.http.reply import refuse
 from gateway.http.request_ids import RequestIds
+from gateway.http.story import bare
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
@@ -226,7 +227,7 @@ class DataPlane:
         """A story is over: count it and let its connection go on."""
         ports = self._ports
         if error is not None:
-            ports.log("story_failed", request_id=exchange.request_id, error=repr(error), level="error")
+            ports.log("story_failed", request_id=exchange.request_id, error=repr(bare(error)), level="error")
             if exchange.opened:
                 exchange.broken = True
             else:

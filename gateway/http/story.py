@@ -13,6 +13,18 @@ from typing import Any
 from gateway.core.wait import Wait
 
 
+def bare(error: BaseException) -> BaseException:
+    """The error without the frames it came through, and those it came from without theirs.
+
+    A frame that keeps its error is kept by it, with all that was read, until the collector comes.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 class Story:
     """Run a coroutine that awaits `Wait`s; `ended` is called once, with the error or None.
 
