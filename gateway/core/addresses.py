@@ -1,18 +1,27 @@
 """Which addresses the product may call on somebody's behalf: public ones, unless private ones are allowed.
 
 Pure. A name is judged when it is resolved, by the addresses it stands for; what is written as an
-address is judged here and then. Sources: IANA's special-purpose address registries; RFC 6052 and
-3056 for IPv4 addresses carried in IPv6 ones.
+address is judged here and then. Other spellings of an address (`127.1`, `0x7f.1`, `2130706433`) are
+neither: programs differ in what they read there. Sources: IANA's special-purpose address registries;
+RFC 6052 and 3056 for IPv4 addresses carried in IPv6 ones.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 URL_CHARS_MAX = 2_000
 NAT64 = IPv6Network("64:ff9b::/96")
-LOCAL_NAMES = ("localhost", ".localhost", ".local", ".internal", ".localdomain")
+UNICAST = IPv6Network("2000::/3")  # all that is given out of IPv6
+# Special too, and not in every Python's table.
+SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+LOCAL_NAMES = (".localhost", ".local", ".internal", ".localdomain")
+
+# A full name; the last label of one begins with a letter.
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,254}}\Z)({_LABEL}\.)+(?![0-9]){_LABEL}\.?", re.ASCII)
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
@@ -20,7 +29,10 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     inner = _carried(address)
     if inner is not None:
         return is_public(inner)
-    return address.is_global and not address.is_multicast
+    if isinstance(address, IPv6Address) and address not in UNICAST:
+        return False
+    special = any(address in network for network in SPECIAL)
+    return address.is_global and not address.is_multicast and not special
 
 
 def refusal(url: str, *, private: bool) -> str | None:
@@ -41,18 +53,18 @@ def refusal(url: str, *, private: bool) -> str | None:
         return "must name a host, and neither a user nor a fragment"
     if private:
         return None
-    if host == LOCAL_NAMES[0] or host.rstrip(".").endswith(LOCAL_NAMES):
-        return "must not name a private address"
     address = literal(host)
-    if address is not None and not is_public(address):
+    if address is None and (_NAME.fullmatch(host) is None or "[" in parts.netloc):
+        return "must name a public host: by its full name, or by an address as it is usually written"
+    if host.rstrip(".").endswith(LOCAL_NAMES) or (address is not None and not is_public(address)):
         return "must not name a private address"
     return None
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """The address a host is written as; None for a name."""
+    """The address a host is written as; None for a name, and with a zone, which means this machine's links."""
     try:
-        return ip_address(host.partition("%")[0])
+        return None if "%" in host else ip_address(host)
     except ValueError:
         return None
 

@@ -47,6 +47,8 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
         ({"url": "https://127.0.0.1/"}, "url"),
         ({"url": "https://localhost/"}, "url"),
         ({"url": "https://[::1]/"}, "url"),
+        ({"url": "https://127.1/"}, "url"),
+        ({"url": "https://localhost./"}, "url"),
         ({"url": ""}, "url"),
         ({"url": 5}, "url"),
         ({"events": ["quota.99"]}, "events.0"),
