@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from gateway.core.visible import visible_json
+
 HIDDEN = "[hidden]"
 TEXT_CHARACTERS_MAX = 2_000
 TRACE_CHARACTERS_MAX = 8_000
@@ -93,7 +95,7 @@ class JsonLines(logging.Formatter):
             kind, error, trace = record.exc_info
             line["error"] = redacted(f"{kind.__name__ if kind else ''}: {error}")[:TEXT_CHARACTERS_MAX]
             line["trace"] = redacted("".join(traceback.format_tb(trace)))[-TRACE_CHARACTERS_MAX:]
-        return msgspec.json.encode(line).decode()
+        return visible_json(msgspec.json.encode(line).decode())
 
 
 def _clean(name: str, value: object) -> object:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import logs
+from gateway.core.visible import hidden_in
 
 
 @pytest.fixture
@@ -109,6 +110,12 @@ def test_exceptions_are_one_line_too_and_redacted(stream: io.StringIO) -> None:
 def test_new_lines_and_odd_values_cannot_forge_a_line(stream: io.StringIO) -> None:
     logs.logger("test")("a\nb", fact="c\n{}", odd=object(), raw=b"\xff")
     assert len(lines(stream)) == 1
+
+
+def test_what_nobody_sees_is_escaped(stream: io.StringIO) -> None:
+    logs.logger("test")("x", path="/a\u202eb\x9b2J\u200b")
+    assert hidden_in(stream.getvalue()) == ""
+    assert lines(stream)[0]["path"] == "/a\u202eb\x9b2J\u200b"
 
 
 def test_long_texts_are_cut(stream: io.StringIO) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +15,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES, Resource
 from gateway.core.administration import Row
 from gateway.core.model import INTEGER_MAX
+from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound
 
 LINE_COLUMNS = (
@@ -32,9 +31,6 @@ DOCUMENTS = (
     (".csv", "text/csv", "The lines of an invoice"),
     ("/usage.csv", "text/csv", "Every use behind an invoice, with its request id"),
 )
-# A cell that begins so is a formula to a spreadsheet.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
 
 Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
 
@@ -61,7 +57,7 @@ def mount_invoices(
         invoice = await read(request)
         rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
         return web.Response(
-            body=_csv(LINE_COLUMNS, rows, head=True),
+            body=csv(LINE_COLUMNS, rows, head=True),
             headers=_named(invoice, "csv", "text/csv; charset=utf-8"),
         )
 
@@ -71,9 +67,9 @@ def mount_invoices(
         await response.prepare(request)
         whole = False
         try:
-            await response.write(_csv(USAGE_COLUMNS, (), head=True))
+            await response.write(csv(USAGE_COLUMNS, (), head=True))
             async for batch in ports.store.usage(_row_id(request)):
-                await response.write(_csv(USAGE_COLUMNS, map(_use, batch)))
+                await response.write(csv(USAGE_COLUMNS, map(_use, batch)))
                 request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
             await response.write_eof()
             whole = True
@@ -112,26 +108,6 @@ def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
 
 def _use(row: Row) -> dict[str, object]:
     return {**row, "timestamp": show_instant(row["at"])}  # type: ignore[arg-type]  # a time
-
-
-def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, object]], *, head: bool = False) -> bytes:
-    """Write rows as RFC 4180 has them."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    if head:
-        writer.writerow(columns)
-    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value):
-        return f"'{value}"
-    return "" if value is None else value
-
-
-def _is_number(text: str) -> bool:
-    return text[1:].replace(".", "", 1).isdigit()
 
 
 def _named(invoice: Mapping[str, object], suffix: str, kind: str) -> dict[str, str]:

@@ -7,10 +7,10 @@ without a time zone is wrong, never repaired.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -18,13 +18,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
     create_model,
 )
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.model import INTEGER_MAX
 from gateway.core.paths import read_pattern
+from gateway.core.visible import hidden_in
 
 TEXT_CHARS_MAX = 200
 LONG_TEXT_CHARS_MAX = 4000
@@ -38,8 +43,6 @@ _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_UPSTREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_SERVICE_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 class In(BaseModel):
@@ -151,6 +154,13 @@ def _not_zero(value: int) -> int:
     return value
 
 
+def _legible(text: str) -> str:
+    hidden = hidden_in(text)
+    if hidden:
+        raise ValueError(f"must not hold control or invisible characters, such as its {hidden}")
+    return _printable(text)
+
+
 def _printable(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("must not hold control characters")
@@ -164,13 +174,28 @@ def _pattern(text: str) -> str:
     return text
 
 
-def _matches(pattern: re.Pattern[str], message: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if pattern.fullmatch(text) is None:
-            raise ValueError(message)
+@dataclass(frozen=True, slots=True)
+class _Spelled:
+    """Text that has a pattern; `right` says it in words."""
+
+    pattern: str
+    right: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{self.pattern}$"}
+
+    def _check(self, text: str) -> str:
+        if re.fullmatch(self.pattern, text) is None:
+            raise ValueError(f"must be {self.right}")
         return text
 
-    return check
+
+def _word(characters: str, right: str) -> _Spelled:
+    pattern = rf"[{characters}][{characters}._-]{{0,63}}"
+    return _Spelled(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
 
 
 Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
@@ -179,43 +204,21 @@ SignedAmount = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX
 SignedOrZero = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX)]
 PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_printable)]
-LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_printable)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_legible)]
+LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
+# What callers call their users: any text that is not a control character, as in their own field.
 ExternalId = Annotated[
     str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_printable)
 ]
-ServiceKey = Annotated[
-    str,
-    Field(strict=True),
-    AfterValidator(
-        _matches(
-            _SERVICE_KEY, "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
-        )
-    ),
-    WithJsonSchema({"type": "string", "pattern": f"^{_SERVICE_KEY.pattern}$"}),
-]
-UpstreamName = Annotated[
-    str,
-    Field(strict=True),
-    AfterValidator(
-        _matches(
-            _UPSTREAM, "must be 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
-        )
-    ),
-    WithJsonSchema({"type": "string", "pattern": f"^{_UPSTREAM.pattern}$"}),
-]
+ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
+UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 0-9")]
 PathPattern = Annotated[
     str,
     Field(strict=True),
     AfterValidator(_pattern),
     WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/v1/sms/*"]}),
 ]
-Currency = Annotated[
-    str,
-    Field(strict=True),
-    AfterValidator(_matches(re.compile(r"[A-Z]{3}"), 'must be an ISO 4217 code, such as "USD"')),
-    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$"}),
-]
+Currency = Annotated[str, Field(strict=True), _Spelled("[A-Z]{3}", 'an ISO 4217 code, such as "USD"')]
 Money = Annotated[
     Decimal,
     BeforeValidator(_decimal),

@@ -12,13 +12,14 @@ from itertools import count
 from typing import TextIO
 
 import typer
+from rich import markup
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gateway.cli_admin.client import AdminClient, CommandFailed, Json, find
+from gateway.core.visible import visible, visible_json
 
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
@@ -87,14 +88,16 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
     out = console(error=True)
     if not out.is_terminal:
         numbers = count(1)
-        yield lambda text: out.print(f"{next(numbers)}/{total} {text}", highlight=False, markup=False)
+        yield lambda text: out.print(
+            f"{next(numbers)}/{total} {visible(text)}", highlight=False, markup=False
+        )
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out) as progress:
         task = progress.add_task(title, total=total)
 
         def step(text: str) -> None:
-            progress.console.print(text, highlight=False, markup=False)
+            progress.console.print(visible(text), highlight=False, markup=False)
             progress.advance(task)
 
         yield step
@@ -140,6 +143,11 @@ def deleted(row_id: int, *, as_json: bool) -> None:
 def say(text: str) -> None:
     """Tell a person something that is no result."""
     console(error=True).print(text, highlight=False)
+
+
+def escape(text: str) -> str:
+    """Text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
+    return markup.escape(visible(text))
 
 
 def cell(column: str, value: object) -> str:
@@ -204,7 +212,7 @@ def given(**fields: object) -> Json:
 def print_json(value: Json) -> None:
     """Print a value for programs, on one line, whatever can be written here."""
     text = json.dumps(value, ensure_ascii=not _writes_all(sys.stdout))
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(visible_json(text) + "\n")
     sys.stdout.flush()
 
 

@@ -15,13 +15,12 @@ from typing import Annotated
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from gateway.cli_admin.client import AdminClient, CommandFailed, Json
 from gateway.cli_admin.options import AsJson
-from gateway.cli_admin.output import admin, console, print_json
+from gateway.cli_admin.output import admin, console, escape, print_json
 from gateway.cli_admin.scrape import Scrape, read_scrape
 
 WINDOW_S = 10

@@ -62,7 +62,7 @@ def refusal(url: str, *, private: bool) -> str | None:
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """The address a host is written as; None for a name, and with a zone, which means this machine's links."""
+    """The address a host is written as; None for a name, and with a zone, which names this machine's link."""
     try:
         return None if "%" in host else ip_address(host)
     except ValueError:

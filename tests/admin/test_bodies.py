@@ -64,6 +64,26 @@ async def test_malformed_bodies_are_400_problems(api: Api) -> None:
     assert api.rows("select count(*) from organization") == [(0,)]
 
 
+@pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\u2066", "\ufeff", "\x9b", "\U000e0041"])
+@pytest.mark.parametrize(
+    ("resource", "fields", "named"),
+    [
+        ("organizations", {"name": "a{}b"}, "name"),
+        ("token-plans", {"name": "a{}b", "total_amount": 1, "reset_interval": "none"}, "name"),
+        ("token-plans", {"name": "a", "description": "{}", "total_amount": 1}, "description"),
+        ("admin-tokens", {"name": "{}root", "role": "admin"}, "name"),
+    ],
+)
+async def test_characters_nobody_sees_are_refused_in_names(
+    api: Api, resource: str, fields: dict[str, Any], named: str, hidden: str
+) -> None:
+    sent = {name: value.format(hidden) if isinstance(value, str) else value for name, value in fields.items()}
+    refused = await api.post(resource, sent)
+    assert refused.status == 422, refused.raw
+    [error] = [error for error in refused.json["errors"] if error["field"] == named]
+    assert f"U+{ord(hidden):04X}" in error["message"]
+
+
 async def test_a_body_that_is_too_large(api: Api) -> None:
     answer = await api.call("POST", "organizations", data=b'{"name":"' + b"x" * 70_000 + b'"}')
     assert (answer.status, answer.json["status"]) == (413, 413)

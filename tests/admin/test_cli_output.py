@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 
 import pytest
+from typer import Exit
 
-from gateway.cli_admin.output import print_json, row, rows
+from gateway.cli_admin.client import CommandFailed
+from gateway.cli_admin.output import admin, print_json, row, rows, steps
+from gateway.core.visible import hidden_in
 from tests.tree import ROOT
 
 NAME = "Größe 株式会社 & Söhne"
@@ -49,6 +54,22 @@ def test_other_character_sets_get_what_they_can_show(monkeypatch: pytest.MonkeyP
     written = raw.getvalue().decode("ascii")
     assert r"Gr\u00f6\u00dfe" in written
     assert "Gr??e" in written
+
+
+def test_what_nobody_sees_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\u202eb\u200b\x1b[31m\x9b2J"
+    rows([{"name": name}], ("name",), as_json=False)
+    row({"name": name}, as_json=False)
+    with suppress(Exit), admin():
+        raise CommandFailed(name)
+    with steps(1, "x") as step:
+        step(name)
+    print_json({"name": name})
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert hidden_in(text) == ""
+        assert r"a\u202eb\u200b\u001b[31m\u009b2J" in text
+    assert json.loads(said.out.splitlines()[-1]) == {"name": name}
 
 
 def test_a_full_disk_is_one_line() -> None:

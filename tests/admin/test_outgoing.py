@@ -15,7 +15,8 @@ from gateway.admin.outgoing import Outgoing
 
 # What the system's own resolver, or a client before it, takes for this machine.
 OTHER_SPELLINGS = (
-    "127.1", "0x7f.1", "2130706433", "0177.0.0.1", "127.0.0.1.", "localhost.", "[::127.0.0.1]", "[::1%25lo]", "0",
+    "127.1", "0x7f.1", "2130706433", "0177.0.0.1", "127.0.0.1.", "localhost.", "[::127.0.0.1]",
+    "[::1%25lo]", "0",
 )  # fmt: skip
 
 SEEN: web.AppKey[list[tuple[str, dict[str, str], bytes]]] = web.AppKey("seen", list)

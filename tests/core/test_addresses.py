@@ -59,13 +59,13 @@ def test_urls_that_may_not(url: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "localhost.", "LocalHost", "redis", "redis.", "127.1", "127.0.1", "0x7f.1", "0x7f000001", "2130706433",
-        "017700000001", "0177.0.0.1", "127.0.0.1.", "127.0.0.0x1", "0", "0.", "1.1", "8.8.8.8.", "8.8.8.08",
-        "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:0:0:1]", "[64:ff9b::7f00:1]",
-        "[2606:4700::1111%25eth0]", "[2606:4700::1111%eth0]", "[v1.example.com]", "[8.8.8.8]",
-        "127%2e0.0.1", "ex%61mple.com", "%6cocalhost", "example.com\\", "example.com\\.evil.com", "a..example.com",
-        ".example.com", "-a.example.com", "example.com..", "a.localhost.", "b.internal.", "x,y.example.com",
-        "8.8.8.8%eth0", "1.2.3.4.5", "256.1.1.1", "example.1", "example.0x1",
+        "localhost.", "LocalHost", "redis", "redis.", "127.1", "127.0.1", "0x7f.1", "0x7f000001",
+        "2130706433", "017700000001", "0177.0.0.1", "127.0.0.1.", "127.0.0.0x1", "0", "0.", "1.1",
+        "8.8.8.8.", "8.8.8.08", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:0:0:1]",
+        "[64:ff9b::7f00:1]", "[2606:4700::1111%25eth0]", "[2606:4700::1111%eth0]", "[v1.example.com]",
+        "[8.8.8.8]", "127%2e0.0.1", "ex%61mple.com", "%6cocalhost", "example.com\\", "example.com\\.evil.com",
+        "a..example.com", ".example.com", "-a.example.com", "example.com..", "a.localhost.", "b.internal.",
+        "x,y.example.com", "8.8.8.8%eth0", "1.2.3.4.5", "256.1.1.1", "example.1", "example.0x1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["https://{}/", "https://{}:8443/hook?x=1"])

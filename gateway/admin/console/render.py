@@ -1,6 +1,7 @@
 """Templates and static files: the only place that knows Jinja.
 
-Everything a page shows passes through autoescaping; nothing is ever marked as safe.
+Everything a page shows passes through autoescaping, and characters nobody sees are escaped too; nothing
+is ever marked as safe.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from gateway.admin.console import shown
+from gateway.core.visible import visible
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -72,6 +74,7 @@ class Pages:
         self._environment = Environment(
             loader=PackageLoader("gateway.admin.console", "templates"),
             autoescape=select_autoescape(default=True, default_for_string=True),
+            finalize=_seen,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -93,3 +96,8 @@ class Pages:
             charset="utf-8",
             headers={"Content-Security-Policy": CSP},
         )
+
+
+def _seen(value: object) -> object:
+    """What an expression of a template shows; what is a part of the page already stays."""
+    return visible(value) if type(value) is str else value

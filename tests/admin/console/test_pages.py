@@ -11,6 +11,7 @@ import pytest
 
 from gateway.admin.console import accounts
 from gateway.admin.console.screens import SCREENS
+from gateway.core.visible import hidden_in
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 
@@ -155,6 +156,22 @@ async def test_every_page_without_data(admin: Person) -> None:
         assert page.status == (303 if address == "/sign-in" else 200), address
         if page.status == 200:
             well_formed(page)
+
+
+async def test_every_page_escapes_what_nobody_sees(api: Api, admin: Person) -> None:
+    made = await furnish(api)
+    for table in ("organization", "tenant", "api_key", "token_plan", "service", "subscription_plan"):
+        api.rows(f"update {table} set name = 'a' || chr(8238) || chr(8203) || id")
+    api.rows("update app_user set external_id = chr(8238) || chr(155) || id")
+    api.rows("update dead_letter set reason = chr(8238)")
+    owners = [f"/{name}/{row['id']}" for name, row in made.items()]
+    rows = [f"/{name}/{api.rows(f'select max(id) from {table}')[0][0]}" for name, table in TABLES.items()]
+    shown = 0
+    for address in [*ADDRESSES, *owners, *rows, *(f"{address}/edit" for address in owners)]:
+        text = (await admin.open(address)).text
+        assert hidden_in(text) == "", address
+        shown += "\\u202e" in text
+    assert shown > len(owners)
 
 
 async def test_every_page_with_hostile_data(api: Api, admin: Person) -> None:
