@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -142,9 +143,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._connections.opened(transport)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
+        self._connections.opened(self._transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
