@@ -6,7 +6,7 @@ organizations that follow the service or go another way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
@@ -25,47 +25,48 @@ _chosen = business_model.alias("chosen")
 
 def of_service(verb: Verb) -> Verb:
     """Check a service behind the verb, and what organizations negotiated for it."""
-
-    def checked(change: Change) -> Row:
-        row = verb(change)
-        if _DECIDING & change.command.values.keys():
-            for found in _services(change, service.c.id == row["id"]):
-                raise Unprocessable(errors=(found,))
-            _refuse_negotiated(change, organization_service.c.service_id == row["id"])
-        return row
-
-    return checked
+    return _behind(verb, _check_service)
 
 
 def of_negotiated(verb: Verb) -> Verb:
     """Check what an organization negotiated behind the verb."""
-
-    def checked(change: Change) -> Row:
-        row = verb(change)
-        if _DECIDING & change.command.values.keys():
-            for _, found in _negotiated(change, organization_service.c.id == row["id"]):
-                raise Unprocessable(errors=(found,))
-        return row
-
-    return checked
+    return _behind(verb, _check_negotiated)
 
 
 def of_model(verb: Verb) -> Verb:
     """Check every service that follows a business model behind the verb."""
+    return _behind(verb, _check_model)
+
+
+def _behind(verb: Verb, check: Callable[[Change, object], None]) -> Verb:
+    """The verb, and then the check of its row where the change decides what a call costs."""
 
     def checked(change: Change) -> Row:
         row = verb(change)
         if _DECIDING & change.command.values.keys():
-            for _, why in _services(change, service.c.business_model_id == row["id"]):
-                raise Conflict(f"A service of this business model could not use its pricing: {why}.")
-            _refuse_negotiated(
-                change,
-                (organization_service.c.business_model_id == row["id"])
-                | (service.c.business_model_id == row["id"]),
-            )
+            check(change, row["id"])
         return row
 
     return checked
+
+
+def _check_service(change: Change, row_id: object) -> None:
+    for found in _services(change, service.c.id == row_id):
+        raise Unprocessable(errors=(found,))
+    _refuse_negotiated(change, organization_service.c.service_id == row_id)
+
+
+def _check_negotiated(change: Change, row_id: object) -> None:
+    for _, found in _negotiated(change, organization_service.c.id == row_id):
+        raise Unprocessable(errors=(found,))
+
+
+def _check_model(change: Change, row_id: object) -> None:
+    for _, why in _services(change, service.c.business_model_id == row_id):
+        raise Conflict(f"A service of this business model could not use its pricing: {why}.")
+    _refuse_negotiated(
+        change, (organization_service.c.business_model_id == row_id) | (service.c.business_model_id == row_id)
+    )
 
 
 def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:

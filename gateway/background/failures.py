@@ -7,18 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 from gateway.core.failures import Failures, Told
 
 INTERVAL_S = 10.0
-
-
-class Log(Protocol):
-    """Writes one line."""
-
-    def __call__(self, event: str, /, **facts: object) -> None:
-        """Write it."""
 
 
 class FailureTeller:
@@ -28,7 +20,7 @@ class FailureTeller:
         self,
         port: str,
         failures: Failures,
-        log: Log,
+        log: Callable[..., None],
         keep: Callable[[Sequence[Told]], Awaitable[None]] | None = None,
     ) -> None:
         self._port = port

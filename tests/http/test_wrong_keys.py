@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from gateway.core.failures import FREE_MAX
 from gateway.core.model import Decision, Verdict
 from tests.http.fakes import CHAT, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import Client, Stage, eventually, staged
 
 NO_KEY = post(CHAT).replace(b"authorization: Bearer tk_0123456789abcdef\r\n", b"")
+
+
+@asynccontextmanager
+async def slowed(failed: int) -> AsyncIterator[tuple[Stage, Client]]:
+    """A client whose answer waits, since its address failed so often beyond what is free."""
+    async with staged() as stage:
+        stage.failures.free_max = FREE_MAX
+        for _ in range(FREE_MAX + failed):
+            stage.failures.count("127.0.0.1", "unknown")
+        slow = await stage.client()
+        await slow.send(NO_KEY)
+        await eventually(lambda: stage.failures.delayed == 1)
+        yield stage, slow
 
 
 async def test_each_kind_is_counted() -> None:
@@ -24,13 +40,7 @@ async def test_each_kind_is_counted() -> None:
 
 
 async def test_who_sends_many_waits_and_others_of_the_same_address_do_not() -> None:
-    async with staged() as stage:
-        stage.failures.free_max = FREE_MAX
-        for _ in range(FREE_MAX + 4):
-            stage.failures.count("127.0.0.1", "unknown")
-        slow = await stage.client()
-        await slow.send(NO_KEY)
-        await eventually(lambda: stage.failures.delayed == 1)
+    async with slowed(4) as (stage, slow):
         assert (await stage.ask(post(CHAT))).status == 200
         got = await slow.answer()
         assert (got.status, got.reason) == (401, "invalid_api_key")
@@ -38,13 +48,7 @@ async def test_who_sends_many_waits_and_others_of_the_same_address_do_not() -> N
 
 
 async def test_who_leaves_meanwhile_leaves_nothing() -> None:
-    async with staged() as stage:
-        stage.failures.free_max = FREE_MAX
-        for _ in range(FREE_MAX + 9):
-            stage.failures.count("127.0.0.1", "unknown")
-        slow = await stage.client()
-        await slow.send(NO_KEY)
-        await eventually(lambda: stage.failures.delayed == 1)
+    async with slowed(9) as (stage, slow):
         slow.reset()
         await eventually(lambda: stage.failures.delayed == 0)
         await eventually(lambda: not stage.plane.calls)
