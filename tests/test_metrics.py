@@ -105,6 +105,10 @@ def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:
     assert second["request_seconds"]["sum"] == 2 * first["request_seconds"]["sum"]
 
 
+def test_every_gauge_ends_with_its_worker() -> None:
+    assert {fact.key for fact in metrics.FACTS if fact.kind == "gauge"} <= tallies.GAUGES
+
+
 def test_a_reused_process_id_is_another_worker(tmp_path: Path) -> None:
     (tmp_path / f"{os.getpid()}-0.json").write_text(json.dumps(tally()))
     assert tallies.collect(tmp_path)["upstream_connections"] == 2

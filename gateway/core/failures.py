@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
+REASONS = ("missing", "malformed", "unknown", "revoked")
 FREE_MAX = 5  # failures of a site within the window that are answered at once
 WINDOW_S = 60.0
 DELAY_S_FIRST = 0.1
@@ -38,7 +39,8 @@ class Failures:
 
     def __init__(self, clock: Callable[[], float], free_max: int = FREE_MAX) -> None:
         self.free_max = free_max
-        self.counts: dict[str, int] = {}
+        # From the start, so that whoever watches a count sees its first failure too.
+        self.counts = dict.fromkeys(REASONS, 0)
         self.delayed = 0
         self._clock = clock
         # How many failures of a site its running window holds, and when that began.
@@ -48,7 +50,7 @@ class Failures:
     def count(self, address: str, reason: str) -> float:
         """Count a failure; how many seconds its answer is to wait."""
         site = site_of(address)
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.counts[reason] += 1
         self._note(site, reason)
         now = self._clock()
         failed, since = self._sites.pop(site, (0, now))

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import uvloop
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -29,6 +30,14 @@ from persistence import engine as engines
 from persistence import migrate
 from persistence.figures import Figures
 from persistence.store import Store
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The keeper runs on uvloop, so its tests do."""
+    return {"uvloop": uvloop.new_event_loop}
+
 
 ADMIN = "admin-token-of-the-tests"
 READONLY = "readonly-token-of-the-tests"

@@ -63,7 +63,7 @@ def test_memory_is_bounded_and_the_longest_unseen_is_forgotten() -> None:
     for number in range(SITES_MAX):
         failures.count(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "unknown")
     assert failures.count("192.0.2.1", "unknown") == 0.0
-    assert failures.counts == {"unknown": FREE_MAX + 1 + SITES_MAX + 1}
+    assert failures.counts["unknown"] == FREE_MAX + 1 + SITES_MAX + 1
 
 
 def test_what_is_told_is_bounded_and_told_once() -> None:
@@ -76,4 +76,7 @@ def test_what_is_told_is_bounded_and_told_once() -> None:
     assert (told[0].site, told[0].attempts, told[0].reasons) == ("10.0.0.3", 2, {"missing": 1, "unknown": 1})
     assert (told[-1].site, told[-1].attempts) == ("", 5)
     assert failures.take_told() == []
-    assert failures.rows("admin") == [("admin", "missing", TOLD_MAX + 5), ("admin", "unknown", 1)]
+    assert failures.rows("admin") == [
+        ("admin", "missing", TOLD_MAX + 5), ("admin", "malformed", 0), ("admin", "unknown", 1),
+        ("admin", "revoked", 0),
+    ]  # fmt: skip

@@ -35,6 +35,12 @@ WELL = {
     "tollkeeper_quarantined_accounts": "0x100",
     "tollkeeper_dead_letters": "0x100",
     "tollkeeper_counters_breaker_open{instance='a'}": "0x100",
+    "tollkeeper_counters_exchanged_total{instance='a'}": "2x100",  # an old one is no new one
+    "tollkeeper_settlements_dropped_early_total{instance='a'}": "7x100",
+    "tollkeeper_shed_total{instance='a'}": "0+1x100",
+    "tollkeeper_auth_failures_total{port='gateway',reason='unknown'}": "0+20x100",
+    "tollkeeper_auth_failures_total{port='gateway',reason='revoked'}": "0+20x100",
+    "tollkeeper_auth_failures_total{port='admin',reason='missing'}": "0+2x100",
     "tollkeeper_settlements_failed_total": "5x100",
     "tollkeeper_settlements_refused_total": "0x100",
     "tollkeeper_spool_entries{instance='a'}": "0 3 0 0x97",
@@ -74,6 +80,19 @@ FAULTS = {
     "BreakerOpen": Fault(5, {"tollkeeper_counters_breaker_open{instance='a'}": "0 1x99"}),
     "CountersUnavailable": Fault(
         8, {"tollkeeper_requests_total{status='503',reason='counters_unavailable'}": "0+6x100"}
+    ),
+    "CountersExchanged": Fault(5, {"tollkeeper_counters_exchanged_total{instance='a'}": "2 2 3x98"}),
+    "SettlementsDroppedEarly": Fault(
+        5, {"tollkeeper_settlements_dropped_early_total{instance='a'}": "7 7 8x98"}
+    ),
+    "Overloaded": Fault(10, {"tollkeeper_shed_total{instance='a'}": "0+60x100"}),
+    "WrongCredentials": Fault(
+        20,
+        {
+            "tollkeeper_auth_failures_total{port='gateway',reason='unknown'}": "0+90x100",
+            "tollkeeper_auth_failures_total{port='admin',reason='unknown'}": "0+10x100",
+        },
+        alerts=2,
     ),
     "SettlementsFailed": Fault(5, {"tollkeeper_settlements_failed_total": "5 5 9x98"}),
     "SettlementsRefused": Fault(5, {"tollkeeper_settlements_refused_total": "0 0 2x98"}),
