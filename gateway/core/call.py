@@ -55,7 +55,8 @@ class Call:
     `document` is what was read of a metered body and `body` how it is written, both until
     `take_body`. `output_max` is the stated maximum of one choice in tokens, None where none is
     stated. `input_bytes` is text, `blob_tokens` stands for images, sound and files. `models_beside`
-    may answer instead of `model`; `user` is whom the body names as its user. With `strip_usage`
+    may answer instead of `model`; `user` is whom the body names as its user, and `named` are the stored
+    objects that path and body name. With `strip_usage`
     the answer must not be compressed: send `accept-encoding: identity`. The estimator sets
     `output_bytes_per_token` and `input_tokens_per_byte` to what it learned of the model and
     `tokens_of` to its tokenizer, where there is one, `input_ceiling` and `output_ceiling` to what the
@@ -87,6 +88,7 @@ class Call:
     output_ceiling: int = 0
     reports: bool = False
     keeps: bool = False
+    named: tuple[str, ...] = ()
 
     @property
     def input_estimate(self) -> int:

@@ -1,7 +1,8 @@
 """Objects an upstream keeps: the ids a request names, and the ids an answer tells of.
 
-Whose an object is decides the counters' door. A request names an object where its API takes an id:
-what callers write freely (metadata, arguments and schemas of functions) names nothing. Sources: the
+Whose an object is decides the counters' door. A request names an object wherever an id stands, unless
+it is known to name nothing: ids of what the request holds whole, of calls of functions, of users. What
+callers write freely (metadata, arguments and schemas of functions) is not looked at. Sources: the
 references of OpenAI (responses, conversations, files, batches, vector stores, containers), Anthropic
 (files, containers, message batches) and Gemini (cached contents, files, file search stores, batches).
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
@@ -20,36 +22,63 @@ NAMED_MAX = 256  # ids a request may name
 TOLD_MAX = 1_024  # ids kept of one answer
 ID_CHARACTERS_MAX = 512
 
-# Where ids are looked for only if a body holds one of these: most bodies name nothing.
-_HINTS = {
-    Family.OPENAI: (b'"id"', b'_id"', b'_ids"', b'"conversation"', b'"container"', b'"training_file"'),
-    Family.ANTHROPIC: (b'_id"', b'"container"'),
-    Family.GEMINI: (b"achedContent", b"ached_content", b"fileUri", b"file_uri", b"ileSearch", b"ile_search",
-                    b"fileName", b"file_name"),
-}  # fmt: skip
-_NAMES = frozenset(
+# Names at the top of a body, and of a tool, that name no object and hold none.
+_PLAIN = frozenset(
     {
-        "previous_response_id", "response_id", "file_id", "input_file_id", "output_file_id", "error_file_id",
-        "training_file", "validation_file", "image_file_id", "container_id", "conversation_id",
-        "vector_store_id", "batch_id", "thread_id", "assistant_id", "run_id", "message_id", "skill_id",
-        "upload_id", "cachedContent", "cached_content", "fileUri", "file_uri", "fileName", "file_name",
+        "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens",
+        "temperature", "top_p", "top_k", "n", "seed", "stop", "stop_sequences", "user", "metadata", "store",
+        "reasoning", "reasoning_effort", "parallel_tool_calls", "include", "safetySettings",
     }
 )  # fmt: skip
-_LISTS = frozenset(
-    {"file_ids", "vector_store_ids", "part_ids", "fileSearchStoreNames", "file_search_store_names"}
+_PLAIN_OF_TOOL = frozenset(
+    {
+        "type", "name", "description", "parameters", "input_schema", "strict", "function", "cache_control",
+        "functionDeclarations", "function_declarations",
+    }
+)  # fmt: skip
+# Names at the top that hold what was said: looked through only if a body holds one of the marks below.
+_SAID = frozenset(
+    {"messages", "input", "contents", "instructions", "system", "systemInstruction", "system_instruction"}
 )
-# Named by a string, or by an object with an id.
-_EITHER = frozenset({"conversation", "container", "prompt", "audio"})
+_ID_MARKS = (re.compile(rb'_[iI][dD][sS]?":'), re.compile(rb'"[iI][dD]":'))  # found by their first byte
+_MARKS = {
+    Family.OPENAI: _ID_MARKS,
+    Family.ANTHROPIC: _ID_MARKS,
+    Family.GEMINI: (re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":'),),
+}
+# Names are compared without case and, of Gemini's, without underscores, as the most lenient reader would.
+# These name an object where a text stands; an object with an id names it as any id does.
+_NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
+_NAMES_OF_GEMINI = frozenset({"cachedcontent", "fileuri", "filename"})
+_LIST_OF_GEMINI = "filesearchstorenames"
+# Names of most texts, passed over at once.
+_TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "description"})
+# What ends like the name of an object and is none: what callers number themselves, and what is public.
+_OTHER_IDS = frozenset(
+    {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
+)
 # What callers write freely, whatever the API.
 _FREE = frozenset(
     {
         "metadata", "parameters", "arguments", "args", "schema", "json_schema", "input_schema", "properties",
         "responseSchema", "response_schema", "responseJsonSchema", "parametersJsonSchema", "headers",
-        "variables", "attributes", "customMetadata",
+        "attributes", "customMetadata",
     }
 )  # fmt: skip
-# An input item that is no more than this is a reference, whether it says so or not.
-_REFERENCE = frozenset({"id", "type"})
+# What stands whole in a request has an id of its own that names nothing: by its type, the member without
+# which it is only a reference to what the upstream keeps.
+_WHOLE = {
+    "message": "content", "function": "function", "custom": "custom",
+    "function_call": "arguments", "function_call_output": "output",
+    "custom_tool_call": "input", "custom_tool_call_output": "output",
+    "computer_call": "action", "computer_call_output": "output",
+    "local_shell_call": "action", "local_shell_call_output": "output",
+    "shell_call": "action", "shell_call_output": "output",
+    "apply_patch_call": "operation", "apply_patch_call_output": "output",
+    "reasoning": "encrypted_content", "compaction": "encrypted_content",
+    "tool_use": "input", "server_tool_use": "input", "mcp_tool_use": "input",
+}  # fmt: skip
+_UNTYPED = ("content", "function")  # a message, or a call of a function, that does not say its type
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BUILT_IN_SKILLS = "anthropic"
 
@@ -69,7 +98,8 @@ _PATHS = {
 }
 _ACTIONS = frozenset({"input_tokens", "compact"})  # stand where an id would
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
-_GOOGLE = re.compile(r"(?:^|\.)googleapis\.com\Z", re.IGNORECASE)
+_WEB = re.compile(r"https?://[^\\]*\Z")
+_GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +107,7 @@ class Place:
     """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty."""
 
     id: str = ""
+    collection: str = field(default="", compare=False)
 
 
 def place_of(family: Family, path: str) -> Place | None:
@@ -87,19 +118,32 @@ def place_of(family: Family, path: str) -> Place | None:
         return None
     name = (found[2] or "").partition(":")[0]
     if not name or name in _ACTIONS:
-        return Place()
-    return Place(f"{found[1]}/{name}" if family is Family.GEMINI else name)
+        return Place("", found[1])
+    return Place(f"{found[1]}/{name}" if family is Family.GEMINI else name, found[1])
 
 
-def named(family: Family, body: bytes, document: object) -> tuple[str, ...]:
-    """The ids that a body names; `body` is its document as it is sent. InvalidRequest for too many."""
-    hints = _HINTS.get(family)
-    if hints is None or not any(hint in body for hint in hints):
+def named(family: Family, body: bytes, document: dict[str, object]) -> tuple[str, ...]:
+    """The ids that a body names; `body` is its document as it is sent. InvalidRequest for too many.
+
+    An id counts unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
+    """
+    marks = _MARKS.get(family)
+    if marks is None:
         return ()
+    asked = {name: value for name, value in document.items() if name not in _PLAIN}
+    if asked.keys() & _SAID and not any(mark.search(body) for mark in marks):
+        asked = {name: value for name, value in asked.items() if name not in _SAID}
+    tools = asked.get("tools")
+    if isinstance(tools, list):
+        asked["tools"] = [one for one in tools if not isinstance(one, dict) or one.keys() - _PLAIN_OF_TOOL]
+    if not asked:
+        return ()
+    all_found: list[object] = []
     try:
-        found = dict.fromkeys(_named(family, document))
+        _look(family, asked, all_found)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
+    found = dict.fromkeys(one for value in all_found for one in _ids(value))
     if len(found) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
     return tuple(found)
@@ -113,52 +157,75 @@ def told(family: Family, document: object) -> tuple[str, ...]:
     return tuple(found)[:TOLD_MAX]
 
 
-def _named(family: Family, value: object) -> Iterator[str]:
+def _look(family: Family, value: list[object] | dict[str, object], found: list[object]) -> None:
+    """Add every id that something in a body names."""
     if isinstance(value, list):
         for each in value:
             if isinstance(each, dict | list):
-                yield from _named(family, each)
-    elif isinstance(value, dict):
-        kind = value.get("type")
-        for name, inside in value.items():
-            if name in _FREE or (name == "input" and kind in _CALLS):
-                continue
-            if name == "response" and family is Family.GEMINI:  # what a function of the caller's answered
-                continue
-            yield from _named_by(family, name, inside, kind)
-            if isinstance(inside, dict | list):
-                yield from _named(family, inside)
-        bare = family is Family.OPENAI and kind is None and value.keys() <= _REFERENCE
-        if bare or kind == "item_reference":
-            yield from _ids(value.get("id"))
-
-
-def _named_by(family: Family, name: str, inside: object, kind: object) -> Iterator[str]:
-    if name in _NAMES:
-        if not (name == "skill_id" and kind == _BUILT_IN_SKILLS):
-            yield from _normal(family, inside)
-    elif name in _LISTS and isinstance(inside, list):
-        for each in inside:
-            yield from _normal(family, each)
-    elif name in _EITHER:
-        if isinstance(inside, dict):
-            yield from _ids(inside.get("id"))
-        elif name != "prompt":  # a text, where it is no object
-            yield from _ids(inside)
-
-
-def _normal(family: Family, value: object) -> Iterator[str]:
-    """The id as it is kept. A file of Gemini's may be named by its URL; other URLs name no object."""
-    if family is not Family.GEMINI or not isinstance(value, str):
-        yield from _ids(value)
+                _look(family, each, found)
         return
+    for name, inside in value.items():
+        if name in _TEXTS and type(inside) is str:
+            continue
+        if name in _FREE or _is_free(family, name, value):
+            continue
+        _add(family, name, inside, value, found)
+        if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
+            inside = list(inside.values())  # noqa: PLW2901  # the same, without its names
+        if isinstance(inside, dict | list):
+            _look(family, inside, found)
+
+
+def _is_free(family: Family, name: str, holder: dict[str, object]) -> bool:
+    """Whether a caller's model wrote it for a function of the caller's, or that function answered it."""
+    if family is Family.ANTHROPIC:
+        return name == "input" and _is_one_of(holder.get("type"), _CALLS)
+    return family is Family.GEMINI and name == "response"
+
+
+def _add(family: Family, name: str, inside: object, holder: dict[str, object], found: list[object]) -> None:
+    folded = name.lower()
+    if family is Family.GEMINI:  # whose ids number calls of functions; objects have names
+        folded = folded.replace("_", "")
+        if folded in _NAMES_OF_GEMINI:
+            found.append(_normal(inside))
+        elif folded == _LIST_OF_GEMINI:
+            found += map(_normal, inside if isinstance(inside, list) else (inside,))
+    elif folded == "id":
+        if not _is_whole(holder):
+            found.append(inside)
+    elif folded.endswith("_id"):
+        built_in = family is Family.ANTHROPIC and holder.get("type") == _BUILT_IN_SKILLS
+        if folded not in _OTHER_IDS and not (built_in and folded == "skill_id"):
+            found.append(inside)
+    elif folded.endswith("_ids"):
+        found += inside if isinstance(inside, list) else (inside,)
+    elif folded in _NAMES:
+        found.append(inside)
+
+
+def _is_whole(holder: dict[str, object]) -> bool:
+    """Whether something with an id is all there, and not a reference to what an upstream keeps."""
+    kind = holder.get("type")
+    if kind is None:
+        return any(holder.get(name) is not None for name in _UNTYPED)
+    return isinstance(kind, str) and holder.get(_WHOLE.get(kind, "")) is not None
+
+
+def _is_one_of(kind: object, kinds: frozenset[str]) -> bool:
+    return isinstance(kind, str) and kind in kinds
+
+
+def _normal(value: object) -> object:
+    """An object's name as it is kept. A file of Gemini's may be named by its URL; other URLs name none."""
+    if not isinstance(value, str):
+        return value
     found = _RESOURCE.search(value)
     if found is not None:
-        yield found[1]
-        return
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or _GOOGLE.search(parts.hostname or ""):
-        yield from _ids(value)
+        return found[1]
+    if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
+        return None
+    return value
 
 
 def _ids(value: object) -> Iterator[str]:

@@ -14,8 +14,8 @@ from gateway.core.model import NO_SERVICE, USER_REQUIRED, Caller, Family, Servic
 from gateway.core.patterns import on_list
 from gateway.core.tariff import check_priced
 from gateway.errors import (
+    InvalidRequest,
     ModelNotAllowed,
-    ObjectNotFound,
     Overloaded,
     Refusal,
     ServiceNotIncluded,
@@ -23,7 +23,7 @@ from gateway.errors import (
 )
 from gateway.http.charge import Charge
 from gateway.http.exchange import Exchange
-from gateway.http.objects import Owned, named_by
+from gateway.http.objects import read_objects
 from gateway.http.plan import Plan
 from gateway.http.worker import Worker
 
@@ -53,7 +53,13 @@ def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
         return refusal
     assert plan.route is not None
     try:
-        return read_call(plan.route, plan.params, body, worker.bounds)
+        call = read_call(plan.route, plan.params, body, worker.bounds)
+        owned = plan.owned
+        if owned is not None:
+            if owned.bare and (exchange.body_length or plan.chunked):
+                return InvalidRequest(f"{plan.route.path} takes no body with this method.")
+            read_objects(owned, call)
+        return call
     except Refusal as unreadable:
         return unreadable
 
@@ -75,15 +81,6 @@ def claimed(
     except Refusal as refusal:
         return refusal
     return Charge(exchange, worker, caller, service, call, held)
-
-
-async def disowned(worker: Worker, caller: Caller, owned: Owned, charge: Charge) -> Refusal | None:
-    """What a call is refused with that names an object which is not its organization's."""
-    try:
-        named = named_by(owned, charge.call)
-    except Refusal as refusal:
-        return refusal
-    return None if not named or await worker.ports.objects.owned(caller, named) else ObjectNotFound()
 
 
 async def turn_down(charge: Charge, refusal: Refusal) -> None:

@@ -1,7 +1,7 @@
 """Stored objects as one request meets them: what its path is about, and what its body names.
 
-A list of all objects of a kind would tell of every organization's, so it is found by nobody. A body
-that makes an object is read, where it is JSON, as a metered one is.
+A list of all objects of a kind would tell of every organization's, so it is found by nobody. Bodies of
+free routes are read as those of metered ones are, but for forms where files are taken.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.request import RequestHead
 
 _KEPT_BY_METERS = frozenset({"openai_chat", "openai_responses", "anthropic_messages"})
+# Collections whose API takes files as forms, in which it takes no ids.
+_WITH_FORMS = frozenset({"files", "uploads", "skills"})
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
     """How a request meets objects: `id` is its path's, empty for none; `tells` says that its answer may
-    tell of some; `reads` that its body is JSON of a free route, and read for what it names.
+    tell of some; `reads` that its body is JSON of a free route, and read for what it names; `bare` that
+    it may have none.
     """
 
     id: str = ""
     tells: bool = False
     reads: bool = False
+    bare: bool = False
 
 
 def owned_by(head: RequestHead, route: Route) -> Owned | None:
@@ -37,29 +41,31 @@ def owned_by(head: RequestHead, route: Route) -> Owned | None:
     if route.objects != "owned" or route.family is Family.GENERIC:
         return None
     place = place_of(route.family, unquote(head.path.decode("ascii")))
-    if place is None or route.meter != "none":
+    if route.meter != "none":
         return Owned("" if place is None else place.id, route.meter in _KEPT_BY_METERS)
     has_body = head.method in _WITH_BODY
-    if not place.id and not has_body:
+    if place is not None and not place.id and not has_body:
         raise ObjectNotFound("A list would tell of every organization's objects: ask for one by its id.")
-    return Owned(place.id, tells=True, reads=has_body and _is_json(head))
+    reads = has_body and _is_json(head, forms=place is None or place.collection in _WITH_FORMS)
+    return Owned("" if place is None else place.id, place is not None, reads, bare=not has_body)
 
 
-def _is_json(head: RequestHead) -> bool:
-    """Whether a body is JSON and not a form with a file; anything else could name objects unread."""
+def _is_json(head: RequestHead, *, forms: bool) -> bool:
+    """Whether a body is JSON and not a form, where a form names no object; anything else is refused."""
     types = head.all(b"content-type")
     if not types:
         return True  # if there is a body at all
     media = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
-    if media != b"application/json" and not media.endswith(b"+json") and media != b"multipart/form-data":
-        raise InvalidRequest(
-            "The content-type must be application/json or multipart/form-data.", param="content-type"
-        )
-    return media != b"multipart/form-data"
+    if media == b"application/json" or media.endswith(b"+json"):
+        return True
+    if not forms or media != b"multipart/form-data":
+        allowed = "application/json or multipart/form-data" if forms else "application/json"
+        raise InvalidRequest(f"The content-type must be {allowed}.", param="content-type")
+    return False
 
 
-def named_by(owned: Owned, call: Call) -> tuple[str, ...]:
-    """The ids of all objects a request names."""
+def read_objects(owned: Owned, call: Call) -> None:
+    """Note the ids of all objects a request names, and whether its answer may tell of some."""
     if owned.reads and call.body:
         call.document = read_document(call.body)
         written = write_document(call.document)
@@ -67,4 +73,4 @@ def named_by(owned: Owned, call: Call) -> tuple[str, ...]:
         call.body = written
     call.keeps = owned.tells
     ids = named(call.family, call.body, call.document) if call.document is not None else ()
-    return (owned.id, *ids) if owned.id else ids
+    call.named = (owned.id, *ids) if owned.id else ids

@@ -13,13 +13,14 @@ from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,
     InvalidApiKey,
+    ObjectNotFound,
     Refusal,
     ServiceNotIncluded,
     UnknownRoute,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, disowned, read, read_beside, shed, turn_down
+from gateway.http.admission import by_head, claimed, read, read_beside, shed, turn_down
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
@@ -65,8 +66,12 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
         found = read(exchange, worker, body) if at_once else await read_beside(exchange, worker, body)
         claim = claimed(exchange, worker, caller, found, charge)
-        if plan.owned is not None and isinstance(claim, Charge):
-            claim = await disowned(worker, caller, plan.owned, claim) or claim
+        if (
+            isinstance(claim, Charge)
+            and claim.call.named
+            and not await ports.objects.owned(caller, claim.call.named)
+        ):
+            claim = ObjectNotFound()
         if isinstance(claim, Refusal):
             charge = charge or by_head(exchange, worker, caller)
             await turn_down(charge, claim)

@@ -26,6 +26,30 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"conversation": "conv_1"}, ("conv_1",)),
         ({"conversation": {"id": "conv_1"}}, ("conv_1",)),
         ({"prompt": {"id": "pmpt_1", "variables": {"file_id": "mine"}}}, ("pmpt_1",)),
+        ({"prompt": {"id": "pmpt_1", "variables": {"doc": {"type": "input_file", "file_id": "file-1"}}}},
+         ("pmpt_1", "file-1")),
+        ({"type": "tool_use", "input": [{"type": "item_reference", "id": "msg_1"}]}, ("msg_1",)),
+        ({"Previous_Response_Id": "resp_1"}, ("resp_1",)),
+        ({"PREVIOUS_RESPONSE_ID": "resp_1", "CONVERSATION": "conv_1"}, ("resp_1", "conv_1")),
+        ({"tools": [{"type": "code_interpreter", "Container": "cntr_1"}]}, ("cntr_1",)),
+        ({"input": [{"type": "image_generation_call", "id": "ig_1"}]}, ("ig_1",)),
+        ({"input": [{"type": "image_generation_call", "id": "ig_1", "content": "x"}]}, ("ig_1",)),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, ("rs_1",)),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": "g"}]}, ()),
+        ({"input": [{"type": "message", "id": "msg_1", "role": "user", "content": "x"}]}, ()),
+        ({"input": [{"id": "msg_1", "role": "user", "content": "x"}]}, ()),
+        ({"input": [{"id": "msg_1", "role": "user", "content": None}]}, ("msg_1",)),
+        ({"input": [{"id": "msg_1", "status": None}]}, ("msg_1",)),
+        ({"input": [{"type": ["message"], "ID": "msg_1", "content": "x"}]}, ("msg_1",)),
+        ({"input": [{"type": {}, "id": "msg_1"}], "file_id": None}, ("msg_1",)),
+        ({"input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_1"}]}, ("mcpr_1",)),
+        ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c", "arguments": "{}"}]}, ()),
+        ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c"}]}, ("fc_1",)),
+        ({"input": [{"type": "something_new", "id": "new_1"}], "new_object_id": "new_2"}, ("new_1", "new_2")),
+        ({"tools": [{"environment": {"skills": [{"type": "anthropic", "skill_id": "skill_1"}]}}]},
+         ("skill_1",)),
+        ({"input": [{"content": [{"type": "input_file", "filename": "a.pdf", "file_data": "x"}]}]}, ()),
+        ({"tools": [{"type": "mcp", "connector_id": "connector_gmail"}], "request_id": "mine"}, ()),
         ({"prompt": "a text prompt of completions"}, ()),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, ("msg_1",)),
         ({"input": [{"id": "msg_1"}, {"id": "msg_2", "type": None}]}, ("msg_1", "msg_2")),
@@ -47,7 +71,7 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
         ({"input": [{"type": "function_call_output", "call_id": "call_1", "output": "x"}]}, ()),
         ({"input_file_id": "file-1", "endpoint": "/v1/responses"}, ("file-1",)),
     ],
-)
+)  # fmt: skip
 def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert names(Family.OPENAI, document) == expected
 
@@ -72,6 +96,13 @@ def test_what_a_body_of_anthropic_names(document: dict[str, Any], expected: tupl
 
 
 FILES = "https://generativelanguage.googleapis.com/v1beta/files/abc"
+ODD_URLS = (
+    "https://generativelanguage.googleapis.com./v1beta/%66iles/a",
+    "https://x.com@generativelanguage.googleapis.com/v1beta/%66iles/a",
+    "https:\\\\generativelanguage/%66iles/a",
+    "//generativelanguage.googleapis.com/v1beta/%66iles/a", "https://generativelanguage.g%6fogleapis.com/Files/a",
+    "https://generativelanguage.\uff47oogleapis.com/Files/a",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -81,6 +112,11 @@ FILES = "https://generativelanguage.googleapis.com/v1beta/files/abc"
         ({"cached_content": "cachedContents/c1"}, ("cachedContents/c1",)),
         ({"cachedContent": "projects/p/locations/l/cachedContents/c1"}, ("cachedContents/c1",)),
         ({"cachedContent": "anything"}, ("anything",)),
+        ({"CachedContent": "cachedContents/c1"}, ("cachedContents/c1",)),
+        ({"generateContentRequest": {"cachedContent": "cachedContents/c1"}}, ("cachedContents/c1",)),
+        ({"systemInstruction": {"parts": [{"fileData": {"fileUri": "files/abc"}}]}}, ("files/abc",)),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": "http://[x"}}]}]}, ()),
+        *[({"contents": [{"parts": [{"fileData": {"fileUri": url}}]}]}, (url,)) for url in ODD_URLS],
         ({"contents": [{"parts": [{"fileData": {"fileUri": FILES}}]}]}, ("files/abc",)),
         ({"contents": [{"parts": [{"file_data": {"file_uri": "files/abc"}}]}]}, ("files/abc",)),
         ({"contents": [{"parts": [{"fileData": {"fileUri": "gs://bucket/x.png"}}]}]}, ("gs://bucket/x.png",)),

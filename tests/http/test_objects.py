@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.model import Family
 from gateway.core.route import Route
-from tests.http.fakes import CALLER, ROUTES, answer, get, post
+from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get, post
 from tests.http.stage import Stage, staged
 
 JSON = b"content-type: application/json\r\n"
@@ -36,6 +36,8 @@ OBJECT_ROUTES = (
     free("/v1/vector_stores", "POST"),
     free("/v1/conversations", "POST"),
     free("/v1/open/files/{id}", "GET", objects="shared"),
+    free("/v1/messages/count_tokens", "POST", family=Family.ANTHROPIC),
+    free("/v1beta/models/{model}:countTokens", "POST", family=Family.GEMINI),
     free("/v1beta/cachedContents", "GET", "POST", family=Family.GEMINI),
     *ROUTES,
 )
@@ -149,3 +151,42 @@ async def test_most_calls_ask_nothing() -> None:
         metadata = {"conversation_id": "mine"}
         assert (await stage.ask(post(body(metadata=metadata), RESPONSES, JSON))).status == 200
         assert not stage.objects.asked
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        (b"/v1/messages/count_tokens", {"messages": [{"content": [{"source": {"file_id": "file_1"}}]}]}),
+        (b"/v1beta/models/m:countTokens", {"generateContentRequest": {"cachedContent": "cachedContents/c"}}),
+        (b"/v1/vector_stores", {"FILE_IDS": ["file-1"]}),
+    ],
+)  # fmt: skip
+async def test_bodies_of_free_routes_name_objects_too(path: bytes, sent: dict[str, object]) -> None:
+    async with objects() as stage:
+        got = await stage.ask(post(json.dumps(sent).encode(), path, JSON))
+        assert (got.status, got.reason) == (404, "object_not_found")
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize(
+    "kind", [b"multipart/form-data; boundary=x", b"text/plain", b"application/json, a/b"]
+)
+async def test_a_form_is_taken_only_where_files_are(kind: bytes) -> None:
+    async with objects() as stage:
+        form = b'--x\r\ncontent-disposition: form-data; name="file_id"\r\n\r\nfile-1\r\n--x--\r\n'
+        got = await stage.ask(post(form, b"/v1/vector_stores", b"content-type: %b\r\n" % kind))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert b"content-type" in got.body
+        assert not stage.upstream.received
+        got = await stage.ask(post(form, b"/v1/files", b"content-type: multipart/form-data; boundary=x\r\n"))
+        assert got.status == 200
+
+
+@pytest.mark.parametrize(
+    "framing", [b'content-length: 20\r\n\r\n{"file_id":"file-1"}', b"transfer-encoding: chunked\r\n\r\n"]
+)
+async def test_what_takes_no_body_is_sent_with_none(framing: bytes) -> None:
+    async with objects() as stage:
+        got = await stage.ask(get(b"/v1/models", AUTH + JSON)[:-2] + framing)
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert not stage.upstream.received
