@@ -25,8 +25,8 @@ MODULES = {
     "gateway/http": (
         "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
         "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "relay",
-        "remembered", "reply", "request", "request_ids", "server", "states", "story", "tally", "traced",
-        "upstream", "upstream_side", "worker",
+        "remembered", "reply", "request", "request_body", "request_ids", "server", "states", "story",
+        "tally", "traced", "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",

@@ -45,6 +45,14 @@ def shed(worker: Worker, caller: Caller) -> None:
         raise Overloaded("The gateway holds too much for slow connections of this caller.", retry_after_s=1)
 
 
+async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
+    """Whether a body that did not come with its head is here a moment later: clients write it behind."""
+    soon = exchange.connection.body_soon(caller)
+    if soon is not None:
+        await soon
+    return exchange.connection.body_complete
+
+
 def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
     """What is asked for, or why that cannot be known: 413 or 400."""
     plan = exchange.plan

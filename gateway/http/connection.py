@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import Any, Protocol
 
+from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import Overloaded, Refusal, RequestTooLarge
 from gateway.http.buffers import Buffers
@@ -23,6 +24,7 @@ from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
 from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
+from gateway.http.request_body import RequestBody
 from gateway.http.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 
 _SUCCESSOR, _UNWANTED, _SLOW_UPSTREAM = 1, 2, 4
@@ -55,9 +57,9 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing", "_body_wait", "_buffered", "_closing", "_collected_max", "_discarded", "_ended",
-        "_head_kept", "_host", "_left_s", "_limits", "_parts", "_pauses", "_side", "_sink", "_size",
-        "_write_wait", "blocked", "deadline", "exchange", "gone", "idle_since", "kept", "transport",
+        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_head_kept", "_host",
+        "_left_s", "_limits", "_pauses", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
+        "gone", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, host: Host) -> None:
@@ -72,10 +74,9 @@ class ClientConnection(asyncio.Protocol):
         self._pauses = 0
         self._advancing = self._closing = self._ended = False
         self._left_s = 0.0
-        self._parts: list[bytes] = []
-        self._size = self._collected_max = self._discarded = self._head_kept = self.kept = 0
+        self._body = RequestBody(host.buffers)
+        self._discarded = self._head_kept = 0
         self._sink: Link | None = None
-        self._body_wait: Wait[None] | None = None
         self._write_wait: Wait[None] | None = None
 
     # asyncio.Protocol
@@ -127,12 +128,10 @@ class ClientConnection(asyncio.Protocol):
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone(self._host.clock, self._limits)
-        write_wait, body_wait = self._write_wait, self._body_wait
-        self._write_wait = self._body_wait = None
+        write_wait, self._write_wait = self._write_wait, None
         if write_wait is not None:
             write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on
-        if body_wait is not None:
-            body_wait.fail(ClientGone())
+        self._body.fail(ClientGone())
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -175,20 +174,44 @@ class ClientConnection(asyncio.Protocol):
 
         Fails with a `Refusal` or `ClientGone`.
         """
-        self._body_wait = wait = Wait[None]()
-        self._collected_max = bytes_max
-        if self._side.state != BODY or self._size > bytes_max:
-            self._body_wait = None
-            wait.set(None)
-        if not wait.done and not self._account(self._size):
+        assert self.exchange is not None
+        body = self._body
+        wait = body.arrival(self.exchange.caller, bytes_max)
+        if self._side.state != BODY or body.enough:
+            body.wake()
+        elif not body.afford():
             self._fail_body(_full())
+        self._resume(_UNWANTED)
+        return wait
+
+    def body_soon(self, caller: Caller) -> Wait[None] | None:
+        """Wait a moment for a body that is on its way, where it is announced, small, and sent unasked.
+
+        None where it is not, and while much is kept: nobody is refused for bytes nobody admitted.
+        """
+        exchange, limits = self.exchange, self._limits
+        assert exchange is not None
+        length = exchange.body_length
+        if length is None or length > limits.collected_bytes_max or exchange.plan.expects:
+            return None
+        if self._host.buffers.pressed or self.gone:
+            return None
+        wait = self._body.soon(caller, length, limits.body_grace_s)
         self._resume(_UNWANTED)
         return wait
 
     def body(self) -> bytes:
         """The body bytes that have arrived; they are given away."""
-        parts, self._parts = self._parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._body.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the body that its caller's budget holds."""
+        return self._body.kept
+
+    def let_go(self) -> None:
+        """What was kept of the body is kept no longer."""
+        self._body.let_go()
 
     @property
     def body_complete(self) -> bool:
@@ -225,8 +248,8 @@ class ClientConnection(asyncio.Protocol):
         """The answer is written. Go on to the next request, or close once the client has read it."""
         self.let_go()
         self.exchange = None
-        self._sink = self._body_wait = None
-        self._parts = []
+        self._sink = None
+        self._body.forget()
         if self.gone:
             return
         side = self._side
@@ -355,13 +378,13 @@ class ClientConnection(asyncio.Protocol):
         if plan.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
             exchange.body_failure = RequestTooLarge()
         if side.state == BODY:
-            self._size = 0
+            self._body.size = 0
             self._buffered = plan.buffered
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
                 self._keep(payload)
         elif payload:
-            self._parts.append(payload)
+            self._body.add(payload)
 
     def _take_body(self, payload: bytes) -> None:
         """Deal with what came of a body, and with its end. Each way on is a last step: a story runs in it."""
@@ -375,41 +398,27 @@ class ClientConnection(asyncio.Protocol):
             sink, self._sink = self._sink, None
             if sink is not None:
                 sink.end()
-            self._wake_body()
-        elif self._size > self._collected_max:
-            self._wake_body()
+            self._body.wake()
+        elif self._body.enough:
+            self._body.wake()
 
     def _keep(self, payload: bytes) -> Refusal | None:
         """Pass a part of a body on, or keep it; or why that is too much."""
-        self._size += len(payload)
+        body = self._body
+        body.size += len(payload)
         if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
             self.deadline += len(payload) / self._limits.body_bytes_per_s_min
-        elif self._size > self._limits.body_bytes_max:
+        elif body.size > self._limits.body_bytes_max:
             return RequestTooLarge()
         if self._sink is not None:
             self._sink.send(payload)
         else:
-            self._parts.append(payload)
-            if self._body_wait is None:
+            body.add(payload)
+            if not body.awaited:
                 self._pause(_UNWANTED)
-            elif not self._account(len(payload)):
+            elif not body.afford():
                 return _full()
         return None
-
-    def let_go(self) -> None:
-        """What was kept of a body is kept no longer."""
-        kept, self.kept = self.kept, 0
-        exchange = self.exchange
-        if kept and exchange is not None and exchange.caller is not None:
-            self._host.buffers.give(exchange.caller, kept)
-
-    def _account(self, size: int) -> bool:
-        """Whether so many bytes more of the present request may be kept, for a caller that is known."""
-        caller = self.exchange.caller if self.exchange is not None else None
-        if caller is None or not self._host.buffers.take(caller, size):
-            return False
-        self.kept += size
-        return True
 
     def _keep_head(self, size: int) -> bool:
         """Whether so many bytes of a head that is not complete may be kept, in place of those before."""
@@ -422,11 +431,6 @@ class ClientConnection(asyncio.Protocol):
         self._head_kept = size
         return True
 
-    def _wake_body(self) -> None:
-        wait, self._body_wait = self._body_wait, None
-        if wait is not None:
-            wait.set(None)
-
     def _fail_body(self, refusal: Refusal) -> None:
         """The body cannot be had: the story ends where it waits, the connection after it."""
         self._closing = True
@@ -434,10 +438,9 @@ class ClientConnection(asyncio.Protocol):
             self._side.refuse()
         self._sink = None
         self.deadline = NEVER
-        wait, self._body_wait = self._body_wait, None
-        if wait is not None:
-            wait.fail(refusal)
-        elif self.exchange is not None:
+        if self._body.fail(refusal):
+            return
+        if self.exchange is not None:
             self.exchange.body_failed(refusal)
         else:
             self._linger()

@@ -30,7 +30,6 @@ class Client(Protocol):
 
     transport: Any
     blocked: bool
-    kept: int
 
     @property
     def address(self) -> str:
@@ -49,6 +48,13 @@ class Client(Protocol):
 
     def body_arrival(self, bytes_max: int) -> Wait[None]:
         """Ask for the rest of the body, or for more of it than `bytes_max`."""
+
+    def body_soon(self, caller: Caller) -> Wait[None] | None:
+        """Wait a moment for a small body that is on its way; None where none is."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the body that its caller's budget holds."""
 
     def stream_body(self, link: Link) -> None:
         """Send what comes of the body from now on into a link."""

@@ -45,6 +45,8 @@ class HttpLimits:
     drain_bytes_max: int = 16 * 1024 * 1024
     head_s: float = 10.0
     body_s: float = 120.0
+    # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
+    body_grace_s: float = 0.01
     keepalive_s: float = 75.0
     linger_s: float = 2.0
     # At the end: who has been idle for so long is not about to send; five times that is waited at most.

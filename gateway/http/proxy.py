@@ -20,7 +20,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, read, read_beside, shed, turn_down
+from gateway.http.admission import by_head, claimed, comes_soon, read, read_beside, shed, turn_down
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
@@ -58,7 +58,8 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         exchange.caller = caller
         body, connection = b"", exchange.connection
         if plan.buffered and exchange.body_failure is None:
-            if not connection.body_complete:  # blocked, rate and slots come before its bytes
+            if not connection.body_complete and not await comes_soon(exchange, caller):
+                # Blocked, rate and slots come before its bytes.
                 charge = by_head(exchange, worker, caller)
                 await charge.reserve()
                 await exchange.late_body(worker.limits.body_bytes_max)

@@ -10,7 +10,7 @@ import pytest
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import Client, Stage, eventually, staged
 
 BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
 BUSY = Decision(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)
@@ -21,6 +21,7 @@ TOLD = {
     Verdict.RATE_LIMITED: (429, "rate_limited"),
 }
 HALF = post(CHAT)[:-5]
+LONG_S = 60.0
 TOO_LARGE = post(b"").replace(b"content-length: 0", b"content-length: 99999999999")
 BROKEN_CHUNKS = post(b"").replace(b"content-length: 0\r\n", b"transfer-encoding: chunked\r\n") + b"zz\r\n"
 # Whatever may be wrong with a request behind its head, its credential and its path.
@@ -107,6 +108,94 @@ async def test_a_body_that_is_not_here_yet_is_admitted_by_its_head_and_raised() 
         assert (head.need, head.credits, hold.raises) == (0, 0, True)
         assert len(stage.counters.charges) == 1
         assert not stage.counters.let_go
+
+
+# --- a body that is written behind its head ---------------------------------------------
+
+
+async def split(stage: Stage, request: bytes, at: int = -5) -> Client:
+    """A client that has sent the beginning of a request, which the gateway has read."""
+    client, before = await stage.client(), stage.plane.calls
+    await client.send(request[:at])
+    await eventually(lambda: stage.plane.calls > before)
+    return client
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+async def test_a_body_that_comes_at_once_behind_its_head_is_asked_about_once(parts: int) -> None:
+    request = post(CHAT)
+    async with staged(body_grace_s=LONG_S) as stage:
+        for _ in range(2):
+            client = await split(stage, request, -len(CHAT))
+            for at in range(parts - 1):
+                await client.send(CHAT[at : at + 1])
+            assert (await client.ask(CHAT[parts - 1 :])).status == 200
+            assert (await client.ask(request)).status == 200
+        assert not stage.counters.heads
+        assert [one.raises for one in stage.counters.holds] == [False] * 4
+        assert {one.body for one in stage.upstream.received} == {stage.upstream.received[0].body}
+
+
+async def test_a_body_that_takes_longer_is_admitted_by_its_head_meanwhile() -> None:
+    async with staged(body_grace_s=0.001) as stage:
+        client = await split(stage, post(CHAT))
+        await eventually(lambda: stage.counters.heads)
+        assert (await client.ask(CHAT[-5:])).status == 200
+        assert [one.raises for one in stage.counters.holds] == [True]
+
+
+@pytest.mark.parametrize("which", ["large", "chunked", "expected", "while much is kept"])
+async def test_what_is_no_small_body_on_its_way_is_asked_about_at_once(which: str) -> None:
+    request = {
+        "large": post(b" " * (256 * 1024 + 1)),
+        "chunked": BROKEN_CHUNKS[:-4] + b"5\r\nhello",
+        "expected": post(CHAT, fields=b"expect: 100-continue\r\n"),
+        "while much is kept": post(CHAT),
+    }[which]
+    async with staged(body_grace_s=LONG_S, buffered_bytes_max=1, body_bytes_max=512 * 1024) as stage:
+        kept = 256 * 1024 if which == "while much is kept" else 1
+        stage.plane.buffers.add(CALLER, kept)
+        await split(stage, request)
+        await eventually(lambda: stage.counters.heads)
+        stage.plane.buffers.give(CALLER, kept)
+
+
+@pytest.mark.parametrize("decision", [BLOCKED, BUSY, LIMITED])
+@pytest.mark.parametrize("name", [*(name for name in BAD if b"content-length" in BAD[name][0]), "chat"])
+async def test_the_head_decides_first_where_its_body_is_written_behind_it(
+    name: str, decision: Decision
+) -> None:
+    request = BAD[name][0] if name in BAD else post(CHAT)
+    head, end, body = request.partition(b"\r\n\r\n")
+    async with staged(body_grace_s=LONG_S) as stage:
+        stage.counters.by_head = stage.counters.decision = decision
+        client = await stage.client()
+        await client.send(head + end)
+        await client.send(body)
+        got = await client.answer()
+        assert (got.status, got.reason) == TOLD[decision.verdict]
+        assert not stage.upstream.received
+
+
+async def test_bodies_on_their_way_take_a_part_of_the_budget_and_no_more() -> None:
+    size = 64 * 1024
+    async with staged(body_grace_s=LONG_S, buffered_bytes_max=16 * size, body_bytes_max=size) as stage:
+        for _ in range(20):
+            await split(stage, post(b" " * size), 1 - size)
+        await eventually(lambda: len(stage.counters.heads) == 19)
+        assert size < stage.plane.buffers.used < 2 * size
+        assert not stage.plane.buffers.shed
+
+
+async def test_a_client_that_leaves_before_its_body_has_cost_nothing() -> None:
+    async with staged(body_grace_s=LONG_S) as stage:
+        client = await split(stage, post(CHAT))
+        assert stage.plane.buffers.used == len(CHAT)
+        client.reset()
+        await eventually(lambda: not stage.plane.calls)
+        assert stage.plane.buffers.used == 0
+        assert not stage.counters.heads
+        assert not stage.counters.holds
 
 
 async def test_a_raise_that_is_refused_gives_back_what_the_head_took() -> None:
