@@ -1,6 +1,12 @@
-"""The wire bytes that all calls of one caller share, made once: the hot path fills in what changes."""
+"""The wire bytes that all calls of one caller share, made once: the hot path fills in what changes.
+
+Whoever has a key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that
+came last, so that a key with many users makes no other's anew that comes now and then.
+"""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from gateway.core.model import Caller, HoldRequest, Service, Settlement
 from gateway.counters import packing
@@ -9,6 +15,31 @@ from gateway.counters.wire import encode_script
 
 TOMBSTONE_MS = 3_600_000
 NO_ID = "0" * 36
+
+
+class Frames:
+    """The frames of the last `most` callers, by key, user and service."""
+
+    __slots__ = ("_known", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: OrderedDict[tuple[int, str, int], Frame] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, caller: Caller, user: str, service: Service) -> Frame:
+        """The frame of these calls: a service that was resolved anew has another one."""
+        key = caller.key_id, user, service.id
+        frame = self._known.get(key)
+        if frame is not None and frame.service is service:
+            self._known.move_to_end(key)
+            return frame
+        if frame is None and len(self._known) >= self._most:
+            self._known.popitem(last=False)
+        frame = self._known[key] = Frame(caller, user, service)
+        return frame
 
 
 class Frame:

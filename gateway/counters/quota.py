@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
-from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
+from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.tariff import covered
 from gateway.core.wait import Wait, in_task
 from gateway.counters import extending, packing
 from gateway.counters.allowance import Allowances
 from gateway.counters.directory import Directory
 from gateway.counters.flags import FLAG_RAISES
-from gateway.counters.frame import Frame
+from gateway.counters.frame import Frame, Frames
 from gateway.counters.releasing import Releases
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.wire import Reply, Wire, encode_script
@@ -60,7 +60,7 @@ class Counters:
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
-        self._frames: dict[tuple[int, str, int], Frame] = {}
+        self._frames = Frames(FRAMES_MAX)
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
         self._missed = False
@@ -78,9 +78,7 @@ class Counters:
         While Redis is away, not verified or not open yet, what was leased before decides.
         """
         service, wire = request.service, self._wire
-        frame = self._frames.get((request.caller.key_id, request.user, service.id))
-        if frame is None or frame.service is not service:
-            frame = self._frame(request.caller, request.user, service)
+        frame = self._frames.of(request.caller, request.user, service)
         head, middle, end = frame.reserve
         flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
@@ -123,9 +121,7 @@ class Counters:
         The credits of a One-Time service are set to what was charged: nothing, but for the first.
         """
         service = settlement.service
-        frame = self._frames.get((settlement.caller.key_id, settlement.user, service.id))
-        if frame is None or frame.service is not service:
-            frame = self._frame(settlement.caller, settlement.user, service)
+        frame = self._frames.of(settlement.caller, settlement.user, service)
         calls = self._allowances.calls
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
@@ -209,12 +205,6 @@ class Counters:
 
     # --- one method a script ------------------------------------------------------------
 
-    def _frame(self, caller: Caller, user: str, service: Service) -> Frame:
-        if len(self._frames) >= FRAMES_MAX:
-            del self._frames[next(iter(self._frames))]
-        frame = self._frames[caller.key_id, user, service.id] = Frame(caller, user, service)
-        return frame
-
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
         """Whoever asked was told that nobody knows: should it be admitted all the same, it is released."""
         if self._wire.connected:
@@ -234,11 +224,7 @@ class Counters:
         self._releases.owe(release, at_once=known)
 
     def _release_command(self, release: Settlement) -> bytes:
-        key = release.caller.key_id, release.user, release.service.id
-        frame = self._frames.get(key)
-        if frame is None or frame.service is not release.service:
-            frame = self._frame(release.caller, release.user, release.service)
-        return self._settle_command(frame, release)
+        return self._settle_command(self._frames.of(release.caller, release.user, release.service), release)
 
     def _settle_command(self, frame: Frame, settlement: Settlement) -> bytes:
         head, middle, end, last = frame.settle

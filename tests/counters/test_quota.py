@@ -30,6 +30,7 @@ from gateway.core.pricing import TokenRate
 from gateway.counters import keys, packing
 from gateway.counters import quota as quota_module
 from gateway.counters.directory import Directory
+from gateway.counters.frame import Frames
 from gateway.counters.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Counters
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.stored import encode_catalogue
@@ -393,6 +394,16 @@ async def test_frames_are_bounded(world: World, hire: Hire, monkeypatch: pytest.
     for user in ("a", "b", "c", "a"):
         assert (await worker.reserve(worker.request(1, user=user))).verdict is Verdict.ADMITTED
     assert len(worker.counters._frames) == 2
+
+
+def test_a_key_with_many_users_pushes_out_none_that_comes_now_and_then() -> None:
+    frames, often, many = Frames(3), Caller(1, 2, 3, 4), Caller(1, 2, 4, 4)
+    first = frames.of(often, "ann", CHAT)
+    for number in range(10):
+        frames.of(many, f"made up {number}", CHAT)
+        assert frames.of(often, "ann", CHAT) is first
+    assert frames.of(often, "ann", replace(CHAT)) is not first
+    assert len(frames) == 3
 
 
 async def test_a_service_that_changed_is_charged_as_it_is_now(world: World, hire: Hire) -> None:
