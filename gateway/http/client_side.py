@@ -99,8 +99,9 @@ class ClientSide:
         else:
             limits = self._limits
             self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max
-            )
+                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max,
+                limits.small_chunks_max,
+            )  # fmt: skip
         self.state = INCOMING[self.state][BEGUN]
         self.waiting = b""
         return self._payload(data)

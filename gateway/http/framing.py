@@ -12,6 +12,7 @@ import re
 HEAD_END = b"\r\n\r\n"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+SMALL_CHUNK_BYTES = 64
 _AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
 
 
@@ -28,15 +29,17 @@ class ChunkedBody:
     """Decode one chunked body (RFC 9112, 7.1), strictly and within bounds.
 
     After the last chunk `done` is set and `rest` holds the bytes behind the body. Chunk
-    extensions and trailers are checked, counted and dropped.
+    extensions and trailers are checked, counted and dropped. Each chunk costs time, whatever is in
+    it, so only `small_max` more may come than there are `SMALL_CHUNK_BYTES` of payload.
     """
 
-    __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_trailer_max", "done", "rest")
+    __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_small", "_trailer_max", "done", "rest")
 
-    def __init__(self, line_max: int, extension_max: int, trailer_max: int) -> None:
+    def __init__(self, line_max: int, extension_max: int, trailer_max: int, small_max: int) -> None:
         self._line_max = line_max
         self._extension_max = extension_max
         self._trailer_max = trailer_max
+        self._small = small_max
         self._left = _AT_SIZE
         self._pending = b""
         self.done = False
@@ -105,7 +108,11 @@ class ChunkedBody:
             self._extension_max -= len(extension)
             if self._extension_max < 0:
                 raise Malformed("chunk extensions are too long")
-        return int(match[1], 16)
+        size = int(match[1], 16)
+        self._small += size // SMALL_CHUNK_BYTES - 1
+        if self._small < 0:
+            raise Malformed("it has too many small chunks")
+        return size
 
 
 def chunk(payload: bytes) -> bytes:

@@ -27,6 +27,7 @@ class HttpLimits:
     chunk_line_bytes_max: int = 256
     chunk_extension_bytes_max: int = 16 * 1024
     trailer_bytes_max: int = 16 * 1024
+    small_chunks_max: int = 10_000
     connections_max: int = 20_000
     pool_connections_max: int = 2_000
     pool_share: float = 0.25  # of those, what one organization may use

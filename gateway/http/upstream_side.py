@@ -1,8 +1,8 @@
 """An upstream's side of a connection, framing alone: what it was promised, what it got, what it answers.
 
 The connection serves another exchange only when the request went out to its last byte, the answer
-is complete by its own framing, nothing came behind it, and nobody said close. Whoever drives this
-may know more, but never decides it. There is no socket and no clock.
+is complete by its own framing, nothing came behind it or could come late, and nobody said close.
+Whoever drives this may know more, but never decides it. There is no socket and no clock.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gateway.http.states import (
 )
 
 NO_BODY = frozenset({204, 304})
+_UNCOUNTED = 1 << 62  # small chunks: a streamed answer may be made of them
 
 
 class UpstreamSide:
@@ -169,10 +170,13 @@ class UpstreamSide:
         self.answering = ANSWER[self.answering][HEAD]
         if self._answers_head or status in NO_BODY:
             self._left = 0
+            # Some upstreams send a body all the same, and it may come late: nobody may be next behind it.
+            self._says_close = self._says_close or self._answers_head or answer.chunked or bool(answer.length)
         elif answer.chunked:
             self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max
-            )
+                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max,
+                _UNCOUNTED,
+            )  # fmt: skip
         else:
             self._left = answer.length
         return self._body(data[at:])

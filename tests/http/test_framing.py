@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.answer import read_answer_head
-from gateway.http.framing import ChunkedBody, Malformed, has_bare_newline
+from gateway.http.framing import SMALL_CHUNK_BYTES, ChunkedBody, Malformed, has_bare_newline
 from gateway.http.limits import HttpLimits
 from gateway.http.request import MalformedRequest, cut_length, read_request_head
 from gateway.http.request_ids import RequestIds
@@ -25,7 +25,7 @@ ANSWER_HEAD = (
 
 
 def decoder() -> ChunkedBody:
-    return ChunkedBody(256, 1024, 1024)
+    return ChunkedBody(256, 1024, 1024, 1_000)
 
 
 def fed(data: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
@@ -191,3 +191,16 @@ def test_request_ids_are_uuids_and_never_the_same() -> None:
         assert str(uuid.UUID(text)) == text
         assert uuid.UUID(text).version == 4
         assert uuid.UUID(text).variant == uuid.RFC_4122
+
+
+def test_too_many_small_chunks_are_refused_and_larger_ones_never() -> None:
+    small = ChunkedBody(256, 1024, 1024, 10)
+    assert small.feed(b"1\r\nx\r\n" * 10) == b"x" * 10
+    with pytest.raises(Malformed, match="small chunks"):
+        small.feed(b"1\r\nx\r\n")
+    large = ChunkedBody(256, 1024, 1024, 10)
+    for _ in range(100):
+        large.feed(b"40\r\n%b\r\n" % (b"x" * SMALL_CHUNK_BYTES))
+    large.feed(b"280\r\n%b\r\n" % (b"x" * 10 * SMALL_CHUNK_BYTES))
+    large.feed(b"1\r\nx\r\n" * 18 + b"0\r\n\r\n")
+    assert large.done

@@ -263,7 +263,7 @@ async def test_an_answer_to_head_has_no_body() -> None:
         stage.upstream.scripts.append([answer(b"x")])
         assert (await client.ask(get(b"/v1/models"), "GET")).body == b"x"
         assert stage.upstream.received[0].method == b"HEAD"
-        assert stage.upstream.connections == 1
+        assert stage.upstream.connections == 2  # a body could still come on the first
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])

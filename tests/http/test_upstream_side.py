@@ -141,6 +141,26 @@ def test_whoever_said_close_is_not_asked_again(answer: bytes) -> None:
     assert (one.answering, one.reusable) == (COMPLETE, False)
 
 
+@pytest.mark.parametrize(
+    ("status", "fields", "answers_head", "again"),
+    [
+        (b"200 OK", b"content-length: 5\r\n", True, False),
+        (b"200 OK", b"", True, False),
+        (b"204 No Content", b"", False, True),
+        (b"204 No Content", b"content-length: 0\r\n", False, True),
+        (b"204 No Content", b"content-length: 5\r\n", False, False),
+        (b"304 Not Modified", b"transfer-encoding: chunked\r\n", False, False),
+    ],
+)
+def test_nobody_is_next_where_a_body_may_still_come(
+    status: bytes, fields: bytes, answers_head: bool, again: bool
+) -> None:
+    one = side()
+    one.ask(b"GET / HTTP/1.1\r\n", None, answers_head)
+    assert one.receive(b"HTTP/1.1 %b\r\n%b\r\n" % (status, fields)) == b""
+    assert (one.answering, one.reusable) == (COMPLETE, again)
+
+
 def test_bytes_before_any_request_are_surplus() -> None:
     one = side()
     one.receive(b"HTTP/1.1 200 OK\r\n")
