@@ -101,11 +101,12 @@ class Allowance:
 
 @dataclass(slots=True)
 class _Taken:
-    """What one call holds of an allowance."""
+    """What one call holds of an allowance; `alone` says that Redis has no hold of it that is known of."""
 
     allowance: Allowance
     tokens: int
     credits: int
+    alone: bool = True
 
 
 class Allowances:
@@ -182,9 +183,17 @@ class Allowances:
         credits_ = _credits_for(one, request)
         one.tokens.spent += tokens
         one.credits.spent += credits_
-        self.calls[request.request_id] = _Taken(one, tokens, credits_)
-        self.admitted += 1
+        head = self.calls.get(request.request_id)  # a raise takes over what its head had: nothing of this
+        alone = not request.raises if head is None else head.alone
+        self.calls[request.request_id] = _Taken(one, tokens, credits_, alone)
+        self.admitted += head is None
         return _decision(one, service, tokens, credits_)
+
+    def held(self, request_id: str) -> None:
+        """Redis has a hold of a call now that may have been admitted here by its head."""
+        taken = self.calls.get(request_id)
+        if taken is not None:
+            taken.alone = False
 
     def over(self, settlement: Settlement, settled: Settled) -> None:
         """A call admitted here is over: it counts with its use until that is charged."""

@@ -98,6 +98,8 @@ class Counters:
                 decision = packing.decision(cast("bytes", answer), service)
                 verdict = decision.verdict
                 if verdict is _ADMITTED:
+                    if request.raises:
+                        self._allowances.held(request.request_id)
                     return decision
                 if verdict is not Verdict.STALE:
                     break
@@ -125,8 +127,9 @@ class Counters:
         calls = self._allowances.calls
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
+            alone = calls[settlement.request_id].alone
             self._allowances.over(settlement, Settled.UNKNOWN)
-            if not self._wire.available:  # and no hold that is known of
+            if alone and not self._wire.available:
                 return Settled.UNKNOWN
         command = self._settle_command(frame, settlement)
         wire, settled = self._wire, _UNVERIFIED

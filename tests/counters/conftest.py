@@ -59,8 +59,8 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 def employ(connect: Connect, tmp_path: Path) -> Employ:
-    async def hired(world: World, fraction: float = 0.1) -> Worker:
-        wire, clock = await connect(world.url), Clock()
+    async def hired(world: World, fraction: float = 0.1, **more: Any) -> Worker:
+        wire, clock = await connect(world.url, **more), Clock()
         allowances, log = Allowances(clock), settlement_log(tmp_path / new_id(), say=silent)
         directory = Directory(wire, clock)
         counters = Counters(

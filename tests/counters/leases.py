@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway.counters.quota import Counters
 from gateway.counters.resubmission import Resubmitter
 from gateway.counters.settlement_log import SettlementLog
 from gateway.counters.wire import Wire
+from gateway.errors import CountersUnavailable
 from tests.builders import (
     CHAT,
     World,
@@ -87,6 +89,11 @@ class Worker:
             request.caller, request.request_id, request.user, request.service, charge, tokens, **used
         )
         return await driven(self.counters.settle(settlement))
+
+    async def release(self, request: HoldRequest) -> None:
+        """End a call of which nothing came; whether that is acknowledged does not matter."""
+        with suppress(CountersUnavailable):
+            await self.settle(request, 0, charge=False)
 
 
 Employ = Callable[..., Any]
