@@ -26,7 +26,7 @@ MODULES = {
         "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
         "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "relay",
         "remembered", "reply", "request", "request_body", "request_ids", "server", "states", "story",
-        "tally", "traced", "upstream", "upstream_side", "worker",
+        "tally", "traced", "turns", "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",

@@ -36,8 +36,9 @@ class HttpLimits:
     answer_header_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
     # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
-    relay_buffer_bytes_max: int = 32 * 1024
-    client_buffer_bytes_max: int = 32 * 1024
+    relay_buffer_bytes_max: int = 8 * 1024
+    client_buffer_bytes_max: int = 4 * 1024
+    client_unsent_bytes_max: int = 128 * 1024  # that the kernel keeps of them, beyond what is on its way
     # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
     buffered_bytes_max: int = 128 * 1024 * 1024
     buffered_share: float = 0.25

@@ -18,6 +18,7 @@ from gateway.http.clock import NEVER, Clock
 from gateway.http.framing import Malformed
 from gateway.http.limits import HttpLimits
 from gateway.http.states import AWAITED, BODY, COMPLETE, OWED
+from gateway.http.turns import Turns
 from gateway.http.upstream_side import UpstreamSide
 
 
@@ -32,7 +33,7 @@ class BodySource(Protocol):
 
 
 # One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
-_BUFFER = memoryview(bytearray(64 * 1024))
+_BUFFER = memoryview(bytearray(16 * 1024))
 
 
 class Link(asyncio.BufferedProtocol):
@@ -44,18 +45,22 @@ class Link(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes",
-        "_wait", "answer", "deadline", "failure", "idle_since", "side", "source", "transport",
+        "_queued", "_turns", "_wait", "answer", "deadline", "failure", "idle_since", "side", "source",
+        "transport",
     )  # fmt: skip
 
-    def __init__(self, clock: Clock, limits: HttpLimits, on_gone: Callable[[Link], None]) -> None:
+    def __init__(
+        self, clock: Clock, turns: Turns, limits: HttpLimits, on_gone: Callable[[Link], None]
+    ) -> None:
         self._clock = clock
+        self._turns = turns
         self._limits = limits
         self._on_gone = on_gone
         self.side = UpstreamSide(limits)
         self.transport: Any = None
         self.deadline = NEVER
         self.idle_since = 0.0
-        self._gone = self._clean_end = self._paused = False
+        self._gone = self._clean_end = self._paused = self._queued = False
         self._payload: list[bytes] = []
         self._payload_bytes = 0
         self._wait: Wait[None] | None = None
@@ -115,10 +120,23 @@ class Link(asyncio.BufferedProtocol):
         self._payload = []
         self._payload_bytes = 0
         if self._paused:
+            self.go_on()
+        return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def hold(self) -> None:
+        """Read no more until `go_on`: whoever gets the answer is slow, which is no fault of its upstream."""
+        if not self._paused and not self._gone:
+            self._paused = True
+            self.transport.pause_reading()
+            self.deadline = NEVER
+
+    def go_on(self) -> None:
+        """Read on."""
+        if self._paused:
             self._paused = False
             if not self._gone:
                 self.transport.resume_reading()
-        return payload[0] if len(payload) == 1 else b"".join(payload)
+                self.deadline = self._clock.now + self._limits.upstream_idle_s
 
     def release(self, now: float) -> bool:
         """Become idle, ready for another exchange; False where something of this one is left over."""
@@ -159,8 +177,9 @@ class Link(asyncio.BufferedProtocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes of the answer."""
+        """Take in bytes of the answer. Its beginning is taken up at once, what follows in turn."""
         side = self.side
+        begun = side.answering == BODY
         try:
             payload = side.receive(data)
         except Malformed as error:
@@ -180,11 +199,14 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
         wait = self._wait
         if wait is not None and answering != AWAITED:
-            self._wait = None
-            wait.set(None)
-        if self._payload_bytes > self._limits.relay_buffer_bytes_max and not self._paused and not self._gone:
-            self._paused = True
-            self.transport.pause_reading()
+            if not begun or self._turns.now(len(data)):
+                self._wait = None
+                wait.set(None)
+            elif not self._queued:
+                self._queued = True
+                self._turns.wait(self._take_turn)
+        if self._payload_bytes > self._limits.relay_buffer_bytes_max and answering == BODY:
+            self.hold()
 
     def eof_received(self) -> bool:
         """The upstream has said everything."""
@@ -222,6 +244,12 @@ class Link(asyncio.BufferedProtocol):
         if not self._gone:
             self.transport.abort()
         self._wake()
+
+    def _take_turn(self) -> None:
+        """What has come is taken up now, unless it was meanwhile."""
+        self._queued = False
+        if self._payload or self.side.answering == COMPLETE:
+            self._wake()
 
     def _wake(self) -> None:
         wait, self._wait = self._wait, None

@@ -128,12 +128,15 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             end = _keep_hold(charge, meter)
             if end:
                 return end
+        size, data, passed = len(data), b"", b""  # while it waits it has this only once: as it is written
         if exchange.gone:
             if drain is None:
                 drain = Drain(limits, call, meter)
-            drain.go_on(meter, len(data))
+            drain.go_on(meter, size)
         elif exchange.connection.blocked:
+            link.hold()
             await exchange.connection.writable()
+            link.go_on()
         await link.arrival()
 
 

@@ -23,6 +23,7 @@ from gateway.http.proxy import proxy
 from gateway.http.reply import refuse
 from gateway.http.request_ids import RequestIds
 from gateway.http.story import bare
+from gateway.http.turns import Turns
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
 
@@ -52,6 +53,7 @@ class DataPlane:
         self.draining = self._shut = False
         self.buffers = Buffers(limits)
         self.clock = Clock(loop, ports.seconds, limits.tick_s)
+        self.turns = Turns(loop, ports.seconds)
         self._ports = ports
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
@@ -90,7 +92,9 @@ class DataPlane:
         for name, target in by_name.items():
             there = self._upstreams.get(name)
             same = there is not None and there.target == target and limits == self.limits
-            upstreams[name] = there if same and there else Upstream(target, self.clock, limits, ports.tally)
+            if not same or there is None:
+                there = Upstream(target, self.clock, self.turns, limits, ports.tally)
+            upstreams[name] = there
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:
                 upstream.leave()
@@ -143,8 +147,18 @@ class DataPlane:
                 self._protocol, host, port, reuse_port=reuse_port, backlog=BACKLOG
             )
         self.clock.start()
+        self._bound_unsent()
         server: Any = self._server  # its sockets are a tuple in asyncio, a list in uvloop
         return int(server.sockets[0].getsockname()[1])
+
+    def _bound_unsent(self) -> None:
+        """Say how much the kernel may keep for a client that does not read; what is accepted inherits it."""
+        listening: Any = self._server.sockets if self._server is not None else ()
+        for one in listening:
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max
+                )
 
     async def drain(self, grace_s: float) -> None:
         """Stop accepting, let requests in progress end within the grace, then close everything.

@@ -21,6 +21,7 @@ from gateway.http.clock import Clock
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.tally import Tally
+from gateway.http.turns import Turns
 
 FRESH_S = 0.25
 
@@ -33,10 +34,12 @@ class Upstream:
 
     __slots__ = (
         "_clock", "_connecting", "_context", "_host", "_idle", "_left", "_limits", "_links", "_port",
-        "_shares", "_tally", "certificate_end", "name", "target",
+        "_shares", "_tally", "_turns", "certificate_end", "name", "target",
     )  # fmt: skip
 
-    def __init__(self, target: UpstreamTarget, clock: Clock, limits: HttpLimits, tally: Tally) -> None:
+    def __init__(
+        self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally
+    ) -> None:
         parts = urlsplit(target.base_url)
         tls = parts.scheme == "https"
         self.name = target.name
@@ -50,6 +53,7 @@ class Upstream:
         self._port = parts.port or (443 if tls else 80)
         self._context = _context(target.ca_file) if tls else None
         self._clock = clock
+        self._turns = turns
         self._limits = limits
         self._tally = tally
         self._idle: list[Link] = []
@@ -92,7 +96,7 @@ class Upstream:
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
-        link = Link(self._clock, self._limits, self._gone)
+        link = Link(self._clock, self._turns, self._limits, self._gone)
         try:
             async with Within(self._limits.upstream_connect_s):
                 await asyncio.get_running_loop().create_connection(

@@ -1,8 +1,10 @@
 """What callers that mean harm take of one worker: `python -m tests.bench.hostile`.
 
-Starts `tollkeeper up` with one worker, measures a well-behaved caller of another organization while it
-is quiet, then again under each attack, in the same run: latency, and the worker's memory. With `--tree`
-the gateway of another checkout is attacked, so that two can be compared.
+Starts `tollkeeper up` with one worker for each attack, measures a well-behaved caller of another
+organization while it is quiet and then again under the attack: latency, and the worker's memory. With
+`--in-order` one worker bears all attacks, one after the other, and keeps what each leaves. With `--tree`
+the gateway of another checkout is attacked, so that two can be compared. Who attacks and who means well
+have upstreams of their own, so that what is measured is the gateway.
 """
 
 from __future__ import annotations
@@ -34,9 +36,7 @@ ANSWER = (
     b'"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}'
 )
 ENDLESS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-WHOLE = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
-)
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 OPENED_AT_ONCE = 200
 SETTLE_S = 2.0
 
@@ -136,6 +136,42 @@ async def left_behind(place: Place, number: int) -> Socket:
     return reader, writer
 
 
+async def pipelined(place: Place, number: int) -> Socket:
+    """Requests without end for what is not there, of which no answer is read."""
+    one = await place.connect()
+    one[1].transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can
+    one[1].write(b"GET /nope HTTP/1.1\r\nhost: x\r\n\r\n" * 20_000)
+    return one
+
+
+async def unread_document(place: Place, number: int) -> Socket:
+    """A whole answer of a mebibyte that nobody reads."""
+    one = await place.connect()
+    one[1].transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can
+    one[1].write(place.head(length=len(CHAT), fields="x-large: 1\r\n") + CHAT)
+    return one
+
+
+async def large_bodies(place: Place, number: int) -> Socket:
+    """Bodies of 30 MiB that are JSON, one after the other."""
+    reader, writer = await place.connect()
+    body = CHAT[:-3] + b',{"role":"user","content":"hi"}' * (30 * MIB // 31) + CHAT[-2:]
+
+    async def again() -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while not writer.is_closing():
+                writer.write(place.head(length=len(body)) + body)
+                await writer.drain()
+                await reader.readuntil(b"\r\n\r\n")
+
+    _sending.add(task := asyncio.create_task(again()))
+    task.add_done_callback(_sending.discard)
+    return reader, writer
+
+
+_sending: set[asyncio.Task[None]] = set()
+
+
 async def any_of(place: Place, number: int) -> Socket:
     """A quarter of each."""
     return await (slow_head, slow_body, half_body, non_reader)[number % 4](place, number)
@@ -150,6 +186,9 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "uploads on a free route, tenant blocked": (2010, free_upload),
     "non-readers of endless streams": (500, non_reader),
     "endless answers left behind": (5, left_behind),
+    "requests in a row, no answer read": (500, pipelined),
+    "answers of 1 MiB that nobody reads": (500, unread_document),
+    "bodies of 30 MiB at the same time": (16, large_bodies),
     "heads, bodies, half bodies, non-readers": (2000, any_of),
 }
 
@@ -163,30 +202,45 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--only", default="", help="attacks whose name has this in it")
+    parser.add_argument("--in-order", action="store_true", help="one worker bears all attacks")
     options = parser.parse_args()
+    names = [name for name in ATTACKS if options.only in name]
+    print(HEADER)
+    for some in [names] if options.in_order else [[name] for name in names]:
+        try:
+            _measure(options, some)
+        except BenchError as error:
+            print(f"hostile: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _measure(options: argparse.Namespace, names: list[str]) -> None:
+    """Let one worker bear these attacks."""
     with tempfile.TemporaryDirectory(prefix="tollkeeper-hostile-") as folder:
         programs: list[subprocess.Popen[bytes]] = []
         try:
             facts = _start(options, Path(folder), programs)
-            print(asyncio.run(_run(options, facts)))
-        except BenchError as error:
-            print(f"hostile: {error}", file=sys.stderr)
-            return 1
+            asyncio.run(_run(options, names, facts))
         finally:
             for program in reversed(programs):
                 stop(program)
-    return 0
 
 
 def _start(
     options: argparse.Namespace, folder: Path, programs: list[subprocess.Popen[bytes]]
 ) -> dict[str, Any]:
-    """Start an upstream and what is attacked; what that says of itself."""
-    upstream_port = free_port()
-    programs.append(subprocess.Popen([sys.executable, "-c", UPSTREAM, str(upstream_port)]))
+    """Start two upstreams and what is attacked; what that says of itself."""
+    ports = {"openai": free_port(), "anthropic": free_port()}
+    programs += [subprocess.Popen([sys.executable, "-c", UPSTREAM, str(port)]) for port in ports.values()]
+    config = {
+        "upstreams": {name: {"base_url": f"http://127.0.0.1:{port}"} for name, port in ports.items()},
+        "services": {"echo": {"upstream": "openai"}},
+    }
+    (folder / "bench.yaml").write_text(json.dumps(config))
     up = subprocess.Popen(
         [options.python, "-P", "-m", "gateway", "up", "--json", "--gateway-port", "0",
-         "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{upstream_port}",
+         "--admin-port", "0", "--workers", "1", "--config", str(folder / "bench.yaml"),
          "--data-dir", str(folder / "data")],
         cwd=options.tree, env={**os.environ, "PYTHONPATH": str(options.tree)}, stdout=subprocess.PIPE,
         stderr=(folder / "up.err").open("wb"), start_new_session=True,
@@ -200,7 +254,7 @@ def _start(
     return facts
 
 
-async def _run(options: argparse.Namespace, facts: dict[str, Any]) -> str:
+async def _run(options: argparse.Namespace, names: list[str], facts: dict[str, Any]) -> None:
     (_, good), (_, bad), (blocked, blocked_key) = (_key(facts, name) for name in ("good", "bad", "blocked"))
     _admin(facts, "PATCH", f"/tenants/{blocked}", {"limits": {"concurrency": 1, "requests_per_minute": 1}})
     _admin(facts, "POST", f"/tenants/{blocked}/block", {})
@@ -208,12 +262,9 @@ async def _run(options: argparse.Namespace, facts: dict[str, Any]) -> str:
     scene = Scene(Place(port, bad, blocked_key), facts["pids"]["gateway"][-1], good, options.seconds)
     await asyncio.sleep(SETTLE_S)
     scene.quiet = await _good_caller(scene)
-    rows = [_row(scene, "quiet", 0, scene.quiet, rss_mib(scene.worker), rss_mib(scene.worker))]
-    for name in ATTACKS:
-        if options.only in name:
-            rows.append(await _attack(scene, name))
-            print(rows[-1], file=sys.stderr)
-    return "\n".join([HEADER, *rows])
+    print(_row(scene, "quiet", 0, scene.quiet, (rss_mib(scene.worker),) * 3), flush=True)
+    for name in names:
+        print(await _attack(scene, name), flush=True)
 
 
 @dataclass(slots=True)
@@ -250,21 +301,21 @@ async def _attack(scene: Scene, name: str) -> str:
     for _, writer in opened:
         writer.transport.abort()
     await asyncio.sleep(SETTLE_S)
-    return _row(scene, name, count, times, before, peak)
+    return _row(scene, name, count, times, (before, peak, rss_mib(scene.worker)))
 
 
 HEADER = (
-    "| Attack | Sockets | Memory before, MiB | at its peak | p50, ms | p99, ms | to quiet | not served |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| Attack | Sockets | Memory before, MiB | at its peak | left | KiB a socket | p50, ms | p99, ms "
+    "| to quiet | not served |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
-def _row(  # noqa: PLR0917  # the columns in their order
-    scene: Scene, name: str, count: int, times: list[float], before: float, peak: float
-) -> str:
+def _row(scene: Scene, name: str, count: int, times: list[float], memory: tuple[float, float, float]) -> str:
     good = sorted(one for one in times if one >= 0)
     missed = f"{len(times) - len(good)} of {len(times)}"
-    start = f"| {name} | {count} | {before:.0f} | {peak:.0f} |"
+    before, peak, left = memory
+    each = f"{1024 * (peak - before) / count:.1f}" if count else ""
+    start = f"| {name} | {count} | {before:.0f} | {peak:.0f} | {left:.0f} | {each} |"
     if not good:
         return f"{start} | | | {missed} |"
     p50, p99 = percentile(good, 0.5), percentile(good, 0.99)
@@ -309,6 +360,8 @@ def _admin(facts: dict[str, Any], method: str, path: str, body: dict[str, Any]) 
 
 UPSTREAM = f"""
 import asyncio, sys
+answer = {ANSWER!r}
+large = answer.replace(b'"hi"', b'"%b"' % (b"x" * {MIB}))
 async def serve(reader, writer):
     try:
         while True:
@@ -316,6 +369,9 @@ async def serve(reader, writer):
             for line in head.lower().split(b"\\r\\n"):
                 if line.startswith(b"content-length:"):
                     await reader.readexactly(int(line[15:]))
+            if b"x-large" in head.lower():
+                writer.write({WHOLE!r} % (len(large), large))
+                continue
             if b"x-endless" in head.lower():
                 writer.write({ENDLESS!r})
                 event = {EVENT!r}
@@ -323,7 +379,7 @@ async def serve(reader, writer):
                     writer.write((b"%x\\r\\n" % len(event) + event + b"\\r\\n") * 16)
                     await writer.drain()
                     await asyncio.sleep(0.01)
-            writer.write({WHOLE!r})
+            writer.write({WHOLE!r} % (len(answer), answer))
     except (OSError, asyncio.IncompleteReadError):
         writer.close()
 async def main():

@@ -118,7 +118,7 @@ async def test_a_stream_that_outgrows_its_credits_is_treated_as_one_without_toke
 
 
 async def test_a_slow_reader_that_hangs_up_is_drained_and_charged_in_full() -> None:
-    async with staged(drain_tokens_max=10**6) as stage:
+    async with staged(drain_tokens_max=10**6, drain_bytes_max=1 << 26) as stage:
         stage.upstream.scripts.append([STREAM_HEAD + chunks(*[EVENT * 1000] * 300, USAGE_EVENT, DONE_EVENT)])
         client = await stage.client()
         client.writer.transport.pause_reading()

@@ -1,0 +1,88 @@
+"""Whoever has much to be done waits for a turn, and a turn is a moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from gateway.http.turns import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
+
+
+class Loop:
+    """Keeps what is to be called soon."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def run_once(self) -> None:
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
+
+
+class Scene:
+    """Turns whose every user takes `took_s`; `ran` are those who had theirs, in order."""
+
+    def __init__(self, took_s: float) -> None:
+        self.loop = Loop()
+        self.time = 0.0
+        self.ran: list[int] = []
+        self.took_s = took_s
+        self.turns = Turns(cast("asyncio.AbstractEventLoop", self.loop), lambda: self.time)
+
+    def wait(self, number: int, *, again: bool = False) -> None:
+        def go_on() -> None:
+            self.ran.append(number)
+            self.time += self.took_s
+            if again:
+                self.wait(number, again=True)
+
+        self.turns.wait(go_on)
+
+
+def test_a_little_is_done_at_once() -> None:
+    scene = Scene(0.0)
+    assert scene.turns.now(AT_ONCE_BYTES_MAX)
+    assert not scene.turns.now(1)
+    assert not scene.loop.soon
+
+
+def test_who_waits_goes_first() -> None:
+    scene = Scene(0.0)
+    scene.wait(1)
+    assert not scene.turns.now(1)
+    scene.loop.run_once()
+    assert scene.ran == [1]
+    assert scene.turns.now(1)
+
+
+def test_what_was_used_up_is_there_again_behind_a_turn() -> None:
+    scene = Scene(0.0)
+    assert scene.turns.now(AT_ONCE_BYTES_MAX)
+    scene.wait(1)
+    scene.loop.run_once()
+    assert scene.turns.now(AT_ONCE_BYTES_MAX)
+
+
+def test_the_loop_has_its_turn_after_a_moment_and_the_rest_goes_on_in_order() -> None:
+    scene = Scene(TURN_S_MAX / 2)
+    for number in range(5):
+        scene.wait(number)
+    scene.loop.run_once()
+    assert scene.ran == [0, 1]
+    while scene.loop.soon:
+        scene.loop.run_once()
+    assert scene.ran == [0, 1, 2, 3, 4]
+
+
+def test_who_always_has_more_is_behind_all_others() -> None:
+    scene = Scene(0.0)
+    scene.wait(1, again=True)
+    scene.wait(2, again=True)
+    for _ in range(3):
+        scene.loop.run_once()
+    assert scene.ran == [1, 2, 1, 2, 1, 2]
