@@ -6,6 +6,7 @@ Options become plain values; what they start is wired here and told apart from h
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version as installed
 from json import dumps
@@ -93,6 +94,7 @@ def up(
         workers=workers,
         redis_url=redis_url,
         database_url=database_url,
+        database_owner_url=database_url,
     )
     configured = settings.table != default_table(os.environ)
     if upstream:
@@ -114,6 +116,7 @@ def up(
         demo=demo,
         demo_upstream=demo and not configured,
         grace_s=settings.shutdown_grace_s,
+        database_owner_url=settings.database_owner_url,
     )
     logs.configure(settings.log_level)
     voice = JsonVoice(logs.logger("tollkeeper.up")) if json else PlainVoice()
@@ -158,9 +161,10 @@ def migrate(
     *, config: ConfigOption = None, database_url: DatabaseOption = None, json: JsonOption = False
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
-    settings = resolved(config, database_url=database_url)
-    settings.require("database_url")
-    schema = _migrate(settings.database_url)
+    settings = resolved(config, database_owner_url=database_url)
+    if not settings.owner_url:
+        settings.require("database_url")
+    schema = _migrate(settings.owner_url, lambda said: typer.echo(said, err=True))
     typer.echo(dumps({"schema_version": schema}) if json else f"schema version {schema}")
 
 
@@ -183,6 +187,7 @@ def _parts(settings: Settings) -> Parts:
             resolved.with_values(
                 redis_url=endpoints.redis_url,
                 database_url=endpoints.database_url,
+                database_owner_url="",
                 admin_token=endpoints.admin_token,
                 readonly_token=endpoints.readonly_token,
                 key_pepper=endpoints.key_pepper,
@@ -202,10 +207,10 @@ def _parts(settings: Settings) -> Parts:
     )
 
 
-def _migrate(url: str) -> str:
+def _migrate(url: str, told: Callable[[str], object] = lambda _: None) -> str:
     from persistence.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
 
     try:
-        return upgrade(url)
+        return upgrade(url, told)
     except SchemaUnavailable as error:
         raise StartError(f"{error.message}; {remedies.postgresql(error.message)}") from error

@@ -53,7 +53,7 @@ def backup(
 
     settings = _settings(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())
-    url = settings.database_url or known.get("database_url", "")
+    url = settings.owner_url or known.get("database_url", "")
     if not url:
         raise BackupFailed(
             f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
@@ -124,8 +124,8 @@ def _facts(manifest: Manifest) -> Json:
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[str]:
     """The database that is named, or the embedded one of a data directory, started for this alone."""
-    if settings.database_url:
-        yield settings.database_url
+    if settings.owner_url:
+        yield settings.owner_url
         return
     with opened(Path(settings.data_dir)) as data:
         house = House(data, PlainVoice())
@@ -141,6 +141,6 @@ def _password(data: DataDirectory) -> str:
 
 def _settings(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
     """Settings with the options over everything else."""
-    given = {"DATABASE_URL": database_url, "DATA_DIR": str(data_dir) if data_dir else None}
+    given = {"DATABASE_OWNER_URL": database_url, "DATA_DIR": str(data_dir) if data_dir else None}
     options = {f"{PREFIX}{name}": value for name, value in given.items() if value is not None}
     return load({**os.environ, **options}, config)

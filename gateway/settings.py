@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_cert_file: str = ""
     redis_key_file: str = ""
     database_url: str = ""
+    database_owner_url: str = ""
     admin_token: Token = ""
     readonly_token: Token = ""
     key_pepper: Token = ""
@@ -125,6 +126,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in names:
             if not getattr(self, name):
                 raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {_wanted(name)}")
+
+    @property
+    def owner_url(self) -> str:
+        """Who may change the schema: the owner where there is one beside the keeper's user."""
+        return self.database_owner_url or self.database_url
 
     @property
     def settlements_dir(self) -> Path:

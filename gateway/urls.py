@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 SCHEMES = {
     "redis_url": ("redis", "redis+sentinel", "rediss", "rediss+sentinel", "unix"),
     "database_url": ("postgres", "postgresql", "postgresql+psycopg"),
+    "database_owner_url": ("postgres", "postgresql", "postgresql+psycopg"),
 }
 SHAPES = {
     "redis_url": "redis://user:password@host:port/database",
     "database_url": "postgresql://user:password@host:port/database",
+    "database_owner_url": "postgresql://user:password@host:port/database",
 }
 PORT_MAX = 65_535
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
@@ -53,7 +55,7 @@ def fault(name: str, url: str) -> str:
     database = parts.path.strip("/")
     if name == "redis_url" and (not host or not (database or "0").isdecimal()):
         return f"{SHAPES[name]}, the database being a number, {escaped}"
-    if name == "database_url" and "@" in database:
+    if name != "redis_url" and "@" in database:
         return f"{SHAPES[name]}, {escaped}"
     return ""
 

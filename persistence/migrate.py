@@ -6,7 +6,7 @@ Two migrators at once wait for each other; the second finds nothing left to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from gateway.core.certificate import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
-from persistence import partitions
+from persistence import grants, partitions
 from persistence.complaint import complaint, quiet
 from persistence.engine import CONNECT_TIMEOUT_S, dialect_url
 from persistence.watch import certificate_end
@@ -32,9 +32,10 @@ from persistence.watch import certificate_end
 SCHEMA_LOCK = (7801, 1)
 
 
-def upgrade(url: str) -> str:
-    """Migrate the database at `url` to the newest schema and make partitions; answers its version.
+def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
+    """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
 
+    What an administrator should do besides is `told` in one line.
     `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow.
     """
     with _connected(url) as connection:
@@ -46,6 +47,8 @@ def upgrade(url: str) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD})
+        if missing := grants.apply(connection):
+            told(missing)
         return _version(connection) or ""
 
 

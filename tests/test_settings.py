@@ -63,6 +63,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("REDIS_URL", "redis:///0", "is not valid: expected redis://user:password@host:port"),
         ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
+        ("DATABASE_OWNER_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
         ("QQQQ", "3", "'3' is not a setting; known are TOLLKEEPER_REDIS_URL, "),
     ],
@@ -364,3 +365,12 @@ def test_passwords_are_cut_out_of_urls() -> None:
         assert without_password(harmless) == harmless
     by_query = "redis+sentinel://me:one@a:1,b:2/main?username=u&password=two"
     assert without_password(by_query) == "redis+sentinel://me:***@a:1,b:2/main?username=u&password=***"
+
+
+def test_the_owner_of_the_database_is_the_keepers_user_where_nobody_else_is_named() -> None:
+    keeper, owner = "postgresql://keeper@h/x", "postgresql://owner@h/x"
+    assert load({"TOLLKEEPER_DATABASE_URL": keeper}).owner_url == keeper
+    both = load({"TOLLKEEPER_DATABASE_URL": keeper, "TOLLKEEPER_DATABASE_OWNER_URL": owner})
+    assert (both.database_url, both.owner_url) == (keeper, owner)
+    said = refused({"TOLLKEEPER_DATABASE_OWNER_URL": "mysql://u:hush@h/x"})
+    assert said.startswith("TOLLKEEPER_DATABASE_OWNER_URL='mysql://u:***@h/x' is not valid: expected a URL")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person asked for. Empty URLs mean "embedded"; port 0 is any free one.
+    """What a person asked for. Empty URLs mean "embedded", of the owner "the same"; port 0 is any free one.
 
     `demo_upstream` starts one unless `upstream` is given; `grace_s` is how long a gateway may
     take to finish its calls.
@@ -30,6 +30,7 @@ class Options:
     demo: bool
     demo_upstream: bool
     grace_s: float
+    database_owner_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

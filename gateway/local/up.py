@@ -89,7 +89,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         data_dir=data.path,
     )
     voice.step("bringing the schema up to date")
-    await _migrate(parts, database_url)
+    await _migrate(parts, options.database_owner_url or database_url)
     settings = parts.settings_line(endpoints)
     voice.step(
         f"starting the keeper and {options.workers} gateway worker{'s' if options.workers > 1 else ''}"

@@ -80,6 +80,34 @@ def test_migrate_may_be_repeated(tmp_path: Path, database: str) -> None:
     assert first.stdout.startswith("schema version ")
 
 
+def test_migrate_is_done_by_the_owner_where_one_is_named(tmp_path: Path, database: str) -> None:
+    away = "postgresql://u:hush@127.0.0.1:1/d"
+    named = {"DATABASE_URL": away, "DATABASE_OWNER_URL": database}
+    done = run("migrate", cwd=tmp_path, **named)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert run("migrate", "--database-url", away, cwd=tmp_path, **named).returncode == 1
+    backup = run("backup", "--to", "file.tar", cwd=tmp_path, **named)
+    assert backup.returncode == 0, backup.stderr
+    again = run("restore", "--from", "file.tar", cwd=tmp_path, **named)
+    assert "is not empty" in again.stderr
+
+
+def test_migrate_without_the_right_to_make_roles_says_what_to_do_and_goes_on(
+    tmp_path: Path, database: str
+) -> None:
+    name = database.rpartition("/")[2]
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name}_owner LOGIN")
+        admin.execute(f"ALTER DATABASE {name} OWNER TO {name}_owner")
+    done = run(
+        "migrate", "--json", cwd=tmp_path, DATABASE_URL=database.replace("postgres@", f"{name}_owner@")
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema_version"]
+    assert len(done.stderr.splitlines()) == 1
+    assert f'CREATE ROLE "{name}_writer"' in done.stderr
+
+
 def test_a_schema_of_a_newer_version_is_told_in_one_line(tmp_path: Path, database: str) -> None:
     assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
     with psycopg.connect(database, autocommit=True) as connection:
