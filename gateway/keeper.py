@@ -40,6 +40,7 @@ from gateway.background.watcher import Watcher
 from gateway.background.webhooks import Courier
 from gateway.core.failures import Failures
 from gateway.core.holds import ReclaimPolicy
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.activity import Activity
 from gateway.counters.address import parse_url
@@ -107,6 +108,7 @@ class Keeper:
         self._flusher = Flusher(
             self._outbox, self._writer, self._flushed,
             look=self._setbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
+            waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
         truths = Truths(self._engine, partition_of)
@@ -301,6 +303,7 @@ class Keeper:
             entries, oldest_ms = await self._outbox.depth()
             snapshot["outbox_entries"] = entries
             snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
+            snapshot["waiting_entries"] = sum((await self._outbox.parked(range(PARTITIONS))).values())
             snapshot["outbox_streams_broken"] = len(self._outbox.broken)
             snapshot["holds"] = await self._control.holds()
         except CountersUnavailable:

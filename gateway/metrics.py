@@ -78,6 +78,7 @@ FACTS = (
     Fact("holds", "gauge", "Holds of calls in flight."),
     Fact("outbox_entries", "gauge", "Movements not yet in PostgreSQL."),
     Fact("outbox_oldest_seconds", "gauge", "Age of the oldest movement not yet in PostgreSQL."),
+    Fact("waiting_entries", "gauge", "Movements that wait behind stopped accounts, apart from the outbox."),
     Fact("outbox_streams_broken", "gauge", "Partitions whose outbox cannot be read; the others go on."),
     Fact("flush_rows", "counter", "Rows written by the flusher.", "", ("table",)),
     Fact("flush_seconds", "histogram", "Time of one flush, from read to acknowledge."),

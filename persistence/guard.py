@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from gateway.core.ledger import Event, EventFlag, EventKind
 from gateway.core.model import INTEGER_MAX
-from gateway.core.outbox import Batch, Entry, Waiter
+from gateway.core.outbox import Batch, Entry, Owner, Waiter
 
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 MOVEMENTS = TOKENS | CREDITS | USAGE
@@ -74,6 +74,7 @@ class Sorted:
     faults: list[Fault] = field(default_factory=list)
     held: int = 0
     waiting: Counter[Waiter] = field(default_factory=Counter)
+    parked: dict[Owner, list[bytes]] = field(default_factory=dict)
 
 
 def sort_out(
@@ -138,13 +139,14 @@ def _place(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned:
 
 
 def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int]]) -> None:
-    """Leave an entry in the outbox, and with it what follows on every account it moves."""
+    """Have an entry wait, and with it what follows on every account it moves."""
+    partition, (entry_id, packed, _) = placed
     if not storable(event):
-        partition, (entry_id, packed, _) = placed
         out.dead.append((partition, (entry_id, packed, None)))
         return
     out.held += 1
-    out.waiting[placed[0], event.organization_id, event.tenant_id] += 1
+    out.waiting[partition, event.organization_id, event.tenant_id] += 1
+    out.parked.setdefault((partition, event.organization_id), []).append(entry_id)
     first = next(head for head, _ in parts if head.stopped)
     for head, seq in parts:
         if head.stopped == UNKNOWN:

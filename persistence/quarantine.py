@@ -111,6 +111,11 @@ class Quarantines:
                 blocked += found
         return sorted(blocked)
 
+    async def stopped_accounts(self) -> set[str]:
+        """Who is quarantined."""
+        async with self._engine.connect() as connection:
+            return set(await connection.scalars(select(_c.account).where(_OPEN)))
+
     async def stopped(self) -> int:
         """How many accounts are quarantined."""
         async with self._engine.connect() as connection:

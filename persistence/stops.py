@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from gateway.core.ledger import places_before
 from gateway.core.model import INTEGER_MAX
-from gateway.core.outbox import stream_place
+from gateway.core.outbox import FlushReport, stream_place
 from persistence import statements
 from persistence.accounts import month_of, neighbours
 from persistence.copying import Place, event_of
@@ -75,9 +75,12 @@ def quarantine(connection: Connection[Any], faults: Iterable[Fault]) -> None:
         connection.execute(statements.QUARANTINE, (*where, *why, *seqs, fault.reason, _stood(fault)))
 
 
-def mark(connection: Connection[Any], acknowledged: Mapping[int, Sequence[bytes]]) -> None:
-    """Note the newest entry of each partition that will be deleted once this is committed."""
-    newest = {partition: max(ids, key=stream_place) for partition, ids in acknowledged.items() if ids}
+def mark(connection: Connection[Any], report: FlushReport) -> None:
+    """Note the newest entry of each partition that leaves the outbox once this is committed."""
+    leaving = {partition: list(ids) for partition, ids in report.acknowledged.items()}
+    for (partition, _), ids in report.parked.items():
+        leaving.setdefault(partition, []).extend(ids)
+    newest = {partition: max(ids, key=stream_place) for partition, ids in leaving.items() if ids}
     if newest:
         partitions = sorted(newest)
         connection.execute(statements.MARK, (partitions, [newest[one].decode() for one in partitions]))

@@ -176,7 +176,7 @@ class Writer:
         dead = [(placed, _epitaph(placed, refused)) for placed in sorted_.dead]
         accounts.bury(connection, dead, refused.aside)
         report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
-        stops.mark(connection, report.acknowledged)
+        stops.mark(connection, report)
         return report
 
     def _connected(self) -> Connection[Any]:
@@ -191,7 +191,7 @@ def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
     """What may be deleted, and forgotten in the counters, once this is committed."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
-        waiting=sorted_.waiting, quarantined=[fault.account for fault in faults],
+        waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
     )  # fmt: skip
     acknowledged = report.acknowledged
     for placed in (sorted_.fresh, sorted_.repeats, sorted_.standings, sorted_.idle):

@@ -1,7 +1,8 @@
 """From the outbox to the ledger, for ever: read, fan out, write one transaction, acknowledge.
 
 Entries are deleted only after the commit that stored them, so a flusher may die anywhere:
-what it stored is recognised when it is delivered again. Knows neither Redis nor PostgreSQL.
+what it stored is recognised when it is delivered again. What waits behind a stopped account is
+moved aside and read again only where it may go on. Knows neither Redis nor PostgreSQL.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.background.waiting import WAITING_ENTRIES_MAX, WaitingEntries
+from gateway.background.passes import Entries, Pass, Streams
+from gateway.background.waiting import WaitingEntries, too_many
 from gateway.core.model import PARTITIONS
-from gateway.core.outbox import Batch, FlushReport, History, Judged, fan_out
+from gateway.core.outbox import Batch, FlushReport, History, Judged, Owner, fan_out
 
 # The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
@@ -25,16 +27,14 @@ FLUSH_INTERVAL_S = 0.1
 BACK_OFF_MIN_S = 0.1
 BACK_OFF_MAX_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
+# Of one organization; calls of its tenants that would add to more are refused.
+WAITING_ENTRIES_MAX = 50_000
 # Objects made between two runs of the cycle collector: more than a batch has.
 YOUNG_OBJECTS_MAX = 100_000
 
 
-# Entries (id, packed) by partition, in stream order.
-Streams = Mapping[int, Sequence[tuple[bytes, bytes]]]
-
-
 class Outbox(Protocol):
-    """The streams the scripts append to, one a partition."""
+    """The streams the scripts append to, one a partition, and those of what waits, one an organization."""
 
     @property
     def read_under(self) -> bytes:
@@ -49,6 +49,24 @@ class Outbox(Protocol):
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
         """Delete stored entries, and forget the ids of control writes that are stored."""
+        ...
+
+    async def parked(self, partitions: Iterable[int]) -> Mapping[Owner, int]:
+        """How many entries wait apart, of whom; asked behind a `read` it tells of all moved before that."""
+        ...
+
+    async def read_parked(self, after: Mapping[Owner, bytes], count: int) -> Mapping[Owner, Entries]:
+        """Up to `count` entries that wait, of each owner; nothing of one that cannot be read now."""
+        ...
+
+    async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> Mapping[Owner, int]:
+        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
+        ...
+
+    async def acknowledge_parked(
+        self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Delete stored entries that waited apart, and forget ids likewise."""
         ...
 
 
@@ -99,35 +117,6 @@ def calm_collector() -> None:
     gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
 
 
-class Pass:
-    """One pass over the streams: how far each was read, and which wait for the next pass.
-
-    A partition whose entries were read but not stored waits until the next pass reads them again: what
-    is written is always contiguous. `epochs` is what was known before, `after` where reading begins:
-    behind entries that wait, or at the beginning.
-    """
-
-    def __init__(self, epochs: Mapping[int, int], after: Mapping[int, bytes]) -> None:
-        self.epochs = epochs
-        self.after = {**dict.fromkeys(range(PARTITIONS), b""), **after}
-        self.left: frozenset[int] = frozenset()
-
-    def read(self, streams: Streams, count: int) -> None:
-        """Remember how far the streams were read; one that gave less than `count` is finished."""
-        for partition in list(self.after):
-            entries = streams.get(partition, ())
-            if len(entries) < count:
-                del self.after[partition]
-            else:
-                self.after[partition] = entries[-1][0]
-
-    def leave(self, partitions: frozenset[int]) -> None:
-        """Leave these partitions to the next pass."""
-        self.left |= partitions
-        for partition in partitions:
-            self.after.pop(partition, None)
-
-
 class Flusher:
     """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
 
@@ -153,7 +142,8 @@ class Flusher:
         self._observe = observe
         self._look = look
         self._refuse = refuse
-        self._waiting = WaitingEntries(waiting_entries_max)
+        self._waiting = WaitingEntries()
+        self._waiting_entries_max = waiting_entries_max
         self._flush_interval_s = flush_interval_s
         self._drain_timeout_s = drain_timeout_s
         self._epochs: Mapping[int, int] | None = None
@@ -197,27 +187,53 @@ class Flusher:
         return stored
 
     async def _pass(self) -> int:
-        """The next batch is read and decoded while the last is written."""
+        """What waits and may go on comes first; of a partition where it has not ended, nothing else."""
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
-        if self._waiting:
-            self._waiting.begin(await self._writer.judged(self._waiting.after()))
-        current, stored = Pass(self._epochs, self._waiting.after()), 0
+        try:
+            there = await self._outbox.parked(range(PARTITIONS))
+            waiting = {partition for partition, _ in there}
+            self._waiting.look(there, await self._writer.judged(waiting) if waiting else {})
+            stored = await self._judge_again(self._epochs)
+            left = self._waiting.unknown(self._waiting.unread())
+            return stored + await self._read_through(Pass(self._epochs, left))
+        except BaseException:
+            self._waiting.forget()
+            raise
+
+    async def _judge_again(self, epochs: Mapping[int, int]) -> int:
+        """Read on, by a batch, what waits and may go on: whoever waits for none of it waits no longer."""
+        unread = self._waiting.unread()
+        if not unread:
+            return 0
+        count = max(1, BATCH_ENTRIES_MAX // len(unread))
+        found = await self._outbox.read_parked(unread, count)
+        together: dict[int, list[tuple[bytes, bytes]]] = {}
+        for (partition, _), entries in found.items():
+            together.setdefault(partition, []).extend(entries)
+        batch = await asyncio.to_thread(fan_out, together)
+        report = await self._write(batch, epochs)
+        stored = {p: frozenset(ids) for p, ids in report.acknowledged.items()}
+        gone = {
+            owner: [entry_id for entry_id, _ in entries if entry_id in stored.get(owner[0], ())]
+            for owner, entries in found.items()
+        }
+        await self._outbox.acknowledge_parked(gone, report.control_ids)
+        behind = {one: entries[-1][0] if len(entries) == count else None for one, entries in found.items()}
+        self._waiting.read(behind, report)
+        return report.entries()
+
+    async def _read_through(self, current: Pass) -> int:
+        """The next batch is read and decoded while the last is written."""
+        stored = 0
         ahead = asyncio.create_task(self._gather(current))
         try:
             while batch := await ahead:
                 ahead = asyncio.create_task(self._gather(current))
                 wanted = {p: batch[p] for p in batch.keys() - current.left}
-                judged = self._waiting.judged()
-                report = await self._store(wanted, History(self._outbox.read_under, current.epochs, judged))
-                if report.outdated:
-                    self._epochs = None
-                await self._keep_waiting(wanted, report)
+                report = await self._store(wanted, current.epochs)
                 current.leave(report.left_over)
                 stored += report.entries()
-        except BaseException:
-            self._waiting.forget()
-            raise
         finally:
             ahead.cancel()
             with suppress(asyncio.CancelledError):
@@ -232,26 +248,36 @@ class Flusher:
             count = max(ENTRIES_A_PARTITION_MIN, room // len(current.after))
             streams = await self._outbox.read(dict(current.after), count)
             current.read(streams, count)
+            if streams:  # another flusher may have moved aside what comes before these
+                current.leave(self._waiting.unknown(await self._outbox.parked(streams)))
             for partition, entries in streams.items():
                 if partition not in current.left:
                     gathered.setdefault(partition, []).extend(entries)
                     room -= len(entries)
         return await asyncio.to_thread(fan_out, gathered) if gathered else {}
 
-    async def _store(self, batch: Batch, history: History) -> FlushReport:
+    async def _store(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
+        """Write a batch; delete what is stored, move what waits aside, refuse calls where it is too much."""
+        report = await self._write(batch, epochs)
+        await self._outbox.acknowledge(report.acknowledged, report.control_ids)
+        if report.parked:
+            self._waiting.add(report)  # before it is there: else what is read ahead would take it for unknown
+            waiting = await self._outbox.park(report.parked)
+            full = too_many(waiting, report, self._waiting_entries_max)
+            if full and self._refuse is not None:
+                await self._refuse(full)
+        return report
+
+    async def _write(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
         if not batch:
             return FlushReport()
         started = time.monotonic()
+        history = History(self._outbox.read_under, epochs, self._waiting.judged())
         report = await self._writer.write(batch, history)
-        await self._outbox.acknowledge(report.acknowledged, report.control_ids)
+        if report.outdated:
+            self._epochs = None
         self._observe(Flushed(report, time.monotonic() - started))
         return report
-
-    async def _keep_waiting(self, batch: Batch, report: FlushReport) -> None:
-        """Read what waits no second time, and have calls refused that would add too much to it."""
-        full = self._waiting.note(batch, report)
-        if full and self._refuse is not None:
-            await self._refuse(full)
 
     async def _drain(self) -> None:
         """Empty the outbox as far as the time allows; what is left waits there for the next start."""

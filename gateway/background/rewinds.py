@@ -8,7 +8,7 @@ control writes that wait again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.recovery import Markers
@@ -23,8 +23,10 @@ class Streams(Protocol):
     async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
         """The partitions whose stream never had this entry."""
 
-    async def read(self, partition: int, mark: bytes) -> Strays | None:
-        """What went on behind an entry where the stream never had that; None where it had."""
+    async def read(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
+        """What went on behind an entry where the stream never had that, but for stopped accounts; None
+        where it had.
+        """
 
     async def drop(self, strays: Strays) -> bytes:
         """Remove them; answers from where on the stream goes on."""
@@ -57,6 +59,9 @@ class Marks(Protocol):
     async def marks(self) -> Mapping[int, tuple[bytes, int, bool]]:
         """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
 
+    async def stopped_accounts(self) -> Collection[str]:
+        """Who is quarantined."""
+
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
         """Note that a partition's stream goes on behind this entry."""
 
@@ -81,8 +86,10 @@ class Rewinds:
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, Strays]:
         """What went on in these partitions behind what is stored, where the stream never had that."""
-        marks = await self._stored()
-        found = {one: await self._streams.read(one, marks[one]) for one in partitions if one in marks}
+        marks, stopped = await self._stored(), await self._marks.stopped_accounts()
+        found = {
+            one: await self._streams.read(one, marks[one], stopped) for one in partitions if one in marks
+        }
         return {one: strays for one, strays in found.items() if strays is not None}
 
     async def drop(self, partition: int, strays: Strays) -> None:

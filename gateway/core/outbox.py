@@ -20,13 +20,15 @@ StreamPlace = tuple[int, int]
 Judged = tuple[int, int, int]
 # Partition, organization, tenant.
 Waiter = tuple[int, int, int]
+# Partition, organization: whose entries wait apart.
+Owner = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """Of which history a batch is: the run of the counters it was read from, and what the ledger
-    knew as the epoch of each partition before it was read. `judged` has the partitions that were
-    read behind entries that wait, with what those were judged under.
+    knew as the epoch of each partition before it was read. `judged` has the partitions of which
+    entries wait that come before these, with what those were judged under.
     """
 
     run_id: bytes
@@ -40,8 +42,8 @@ class FlushReport:
 
     `rows` counts by table; `acknowledged` holds by partition the entries that may be deleted,
     `control_ids` the control writes (and late posts) whose movement is now stored.
-    `held` counts entries left in the outbox behind `quarantined` accounts (new ones named), `waiting`
-    by whose they are, and `judged` says of their partitions under what;
+    `held` counts entries that wait behind `quarantined` accounts (new ones named), `waiting` by whose
+    they are, `parked` has their ids, and `judged` says of their partitions under what;
     `left_over` are partitions another flusher has at the moment, whose waiting entries are to be judged
     again first, or that are `outdated`: verified anew since they were read, so that what was read may
     be no history any more.
@@ -55,6 +57,7 @@ class FlushReport:
     repeated: int = 0
     held: int = 0
     waiting: dict[Waiter, int] = field(default_factory=dict)
+    parked: dict[Owner, list[bytes]] = field(default_factory=dict)
     judged: dict[int, Judged] = field(default_factory=dict)
     left_over: frozenset[int] = frozenset()
     outdated: frozenset[int] = frozenset()

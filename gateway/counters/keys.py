@@ -83,6 +83,16 @@ def outbox(partition: int) -> str:
     return f"tk:{{p{partition:02d}}}:x"
 
 
+def parked(partition: int) -> str:
+    """Hash of how many movements wait behind stopped accounts, by organization."""
+    return f"tk:{{p{partition:02d}}}:w"
+
+
+def parked_entries(partition: int, organization_id: int) -> str:
+    """Stream of an organization's movements that wait behind its stopped accounts."""
+    return f"tk:{{p{partition:02d}}}:w:{organization_id}"
+
+
 def late(partition: int) -> str:
     """Stream of settlements whose hold is unknown."""
     return f"tk:{{p{partition:02d}}}:late"

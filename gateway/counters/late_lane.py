@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.core.holds import LateSettlement, correction_id
@@ -110,6 +110,7 @@ class LateLane:
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
         blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
+        blocked |= await self._parked(partition, known.left.keys() - blocked)
         start = min([at for one, at in known.left.items() if one not in blocked] + [next_of(known.seen)])
         found: list[LateSettlement] = []
         left: dict[int, StreamPlace] = {}
@@ -172,6 +173,8 @@ class LateLane:
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
         free = [one for one in entries if known.ready(one.organization_id, one.place)]
+        parked = await self._parked(partition, {one.organization_id for one in free})
+        free = [one for one in free if one.organization_id not in parked]
         if not free:
             return []
         # Requests that were posted or corrected, and are not in PostgreSQL yet.
@@ -188,6 +191,17 @@ class LateLane:
             return free
         pairs = zip(free, known_ids[::2], known_ids[1::2], strict=True)
         return [one for one, *ids in pairs if not any(ids)]
+
+    async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
+        """Of organizations that have nothing in the outbox, those of which something was moved aside."""
+        asked = sorted(organizations)
+        if not asked:
+            return set()
+        names = [b"%d" % one for one in asked]
+        (counts,) = await self._control.ask_each([(b"HMGET", keys.parked(partition).encode(), *names)])
+        if not isinstance(counts, list):
+            raise CountersRefused("what waits apart is no hash")
+        return {one for one, count in zip(asked, counts, strict=True) if count}
 
     async def _advance(self, partition: int, known: _Known, until: Mapping[int, StreamPlace]) -> None:
         """Look in the outbox for each organization's oldest entry, as far as it matters."""

@@ -1,20 +1,27 @@
-"""The outbox as the flusher reads it: entries in order, removed only once they are rows."""
+"""The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
+
+What waits behind stopped accounts stands apart (`parked.py`), and is read and acknowledged likewise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from gateway.core.ledger import MalformedEvent, Place, decode, places_before
 from gateway.core.model import PARTITIONS
-from gateway.core.outbox import stream_place
+from gateway.core.outbox import Owner, stream_place
 from gateway.core.wait import Wait, in_task
 from gateway.counters import keys, packing
+from gateway.counters.parked import Parked
 from gateway.counters.wire import Reply, Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_ENTRIES = 1_000
 LOOK_ENTRIES_MAX = 100_000
+
+# A partition, and the key of a stream of it.
+_Stream = tuple[int, str]
 
 
 class Outbox:
@@ -35,6 +42,7 @@ class Outbox:
         self._wire = wire
         self._say = say
         self._look = look
+        self._parked = Parked(wire)
         self._read_under = b""
         self._replaced = False
 
@@ -46,31 +54,40 @@ class Outbox:
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
 
-        A partition whose stream is broken has none, nor has one that was verified under another history:
-        its entries may be no continuation of what is stored.
+        A partition whose stream is broken has nothing, nor has one that was verified under another
+        history: its entries may be no continuation of what is stored.
         """
-        limit = b"%d" % count
+        found = await self._read({(p, keys.outbox(p)): entry_id for p, entry_id in after.items()}, count)
+        for (partition, _), entries in found.items():
+            self._tell(partition, entries)
+        return {p: entries for (p, _), entries in found.items() if isinstance(entries, list) and entries}
+
+    async def read_parked(
+        self, after: Mapping[Owner, bytes], count: int
+    ) -> dict[Owner, list[tuple[bytes, bytes]]]:
+        """Up to `count` entries that wait apart, by owner; nothing of one that cannot be read now."""
+        owners = {(p, keys.parked_entries(p, one)): (p, one) for p, one in after}
+        found = await self._read({stream: after[owner] for stream, owner in owners.items()}, count)
+        return {owners[stream]: entries for stream, entries in found.items() if isinstance(entries, list)}
+
+    async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
+        """How many entries wait apart, by owner. Asked behind a `read` it tells of all moved before that."""
+        return await self._parked.counts(partitions)
+
+    async def _read(
+        self, after: Mapping[_Stream, bytes], count: int
+    ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
+        """Entries of streams behind an id, or why one is broken; of another history there is nothing."""
         self._begin_read()
-        markers = {one: self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in after}
-        waits = {
-            partition: self._wire.send(
-                encode(
-                    b"XRANGE",
-                    keys.outbox(partition).encode(),
-                    b"(" + entry_id if entry_id else b"-",
-                    b"+",
-                    b"COUNT",
-                    limit,
-                )
-            )
-            for partition, entry_id in after.items()
-        }
-        found: dict[int, list[tuple[bytes, bytes]]] = {}
-        for partition, wait in waits.items():
-            marker = await in_task(markers[partition])
-            entries = await self._read(partition, wait)
-            if isinstance(entries, list) and entries and self._is_of_this_history(marker):
-                found[partition] = [_entry(entry) for entry in entries]
+        partitions = {partition for partition, _ in after}
+        markers = {one: self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in partitions}
+        waits = {stream: self._wire.send(_range(stream[1], one, count)) for stream, one in after.items()}
+        present = {one for one, wait in markers.items() if self._is_of_this_history(await in_task(wait))}
+        found: dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused] = {}
+        for stream, wait in waits.items():
+            answer = await _or_refusal(wait)
+            if stream[0] in present:
+                found[stream] = answer
         if self._look is not None:
             await self._look()
             self._begin_read()
@@ -79,18 +96,15 @@ class Outbox:
     def _is_of_this_history(self, marker: Reply) -> bool:
         return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self._read_under
 
-    async def _read(self, partition: int, wait: Wait[Reply]) -> Reply:
-        """What a stream has; None of one that is broken, as where its key is of another type."""
-        try:
-            entries = await in_task(wait)
-        except CountersRefused as error:
-            if partition not in self.broken:
-                self._say("outbox stream is broken", partition=partition, error=error.message, level="error")
-            self.broken[partition] = error.message
-            return None
-        if self.broken.pop(partition, None) is not None:
-            self._say("outbox stream is whole again", partition=partition)
-        return entries
+    def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
+        """Say whose stream is broken, as where its key is of another type, and whose is whole again."""
+        if isinstance(read, list):
+            if self.broken.pop(partition, None) is not None:
+                self._say("outbox stream is whole again", partition=partition)
+            return
+        if partition not in self.broken:
+            self._say("outbox stream is broken", partition=partition, error=read.message, level="error")
+        self.broken[partition] = read.message
 
     def _begin_read(self) -> None:
         """Note the server that is read from; a new one first ends the pass over the old one's entries."""
@@ -107,16 +121,38 @@ class Outbox:
 
         The ids go first: one that outlived its entry would say for ever that its row is still to come.
         """
-        if self._wire.run_id != self._read_under:
-            raise CountersUnavailable("Redis was restarted since these entries were read")
-        waits: list[Wait[Reply]] = []
-        for partition, sources in control_ids.items():
-            if sources:
-                fields = [one.encode() for one in sources]
-                waits.append(self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *fields)))
+        self._refuse_replaced()
+        waits = self._forget(control_ids)
         for partition, ids in entries.items():
             if ids:
                 waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
+        await self._all(waits)
+
+    async def acknowledge_parked(
+        self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """The same of entries that waited apart."""
+        self._refuse_replaced()
+        await self._all(self._forget(control_ids))
+        await self._parked.delete(entries)
+
+    async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
+        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
+        self._refuse_replaced()
+        return await self._parked.move(entries)
+
+    def _refuse_replaced(self) -> None:
+        if self._wire.run_id != self._read_under:
+            raise CountersUnavailable("Redis was restarted since these entries were read")
+
+    def _forget(self, control_ids: Mapping[int, Sequence[str]]) -> list[Wait[Reply]]:
+        return [
+            self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *(id_.encode() for id_ in ids)))
+            for partition, ids in control_ids.items()
+            if ids
+        ]
+
+    async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
         refused = None
         for wait in waits:
             try:
@@ -150,33 +186,28 @@ class Outbox:
 
         None where more waits than is looked at: who comes later cannot be told from who does not.
         """
+        # In this order: what is moved aside meanwhile is seen here or there, and is older there.
+        waiting = await self._places(keys.outbox(partition))
+        for _, owner in await self.parked([partition]):
+            apart = await self._places(keys.parked_entries(partition, owner))
+            waiting = None if waiting is None or apart is None else waiting | apart
+        return waiting
+
+    async def _places(self, stream: str) -> dict[str, Place] | None:
+        """Where each account stood before its first entry of a stream; None where there are too many."""
         found: dict[str, Place] = {}
-        after, looked = b"", 0
-        while True:
-            entries = (await self.read_ahead(partition, after)) or []
+        after = b""
+        for _ in range(LOOK_ENTRIES_MAX // LOOK_ENTRIES):
+            answer = await in_task(self._wire.send(_range(stream, after, LOOK_ENTRIES)))
+            entries = list(map(_entry, answer)) if isinstance(answer, list) else []
             for _, packed in entries:
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
                         found.setdefault(place.account, place)
-            looked += len(entries)
             if len(entries) < LOOK_ENTRIES:
                 return found
-            if looked >= LOOK_ENTRIES_MAX:
-                return None
             after = entries[-1][0]
-
-    async def read_ahead(self, partition: int, after: bytes) -> list[tuple[bytes, bytes]]:
-        """Entries behind an id, whoever reads them to store them."""
-        start = b"(" + after if after else b"-"
-        answer = await in_task(
-            self._wire.send(
-                encode(
-                    *(b"XRANGE", keys.outbox(partition).encode(), start, b"+"),
-                    *(b"COUNT", b"%d" % LOOK_ENTRIES),
-                )
-            )
-        )
-        return [_entry(entry) for entry in answer] if isinstance(answer, list) else []
+        return None
 
     async def depth(self) -> tuple[int, int]:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
@@ -193,6 +224,20 @@ class Outbox:
                 at, _ = stream_place(_entry(entries[0])[0])
                 oldest = min(oldest or at, at)
         return total, oldest
+
+
+def _range(stream: str, after: bytes, count: int) -> bytes:
+    start = b"(" + after if after else b"-"
+    return encode(b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count)
+
+
+async def _or_refusal(wait: Wait[Reply]) -> list[tuple[bytes, bytes]] | CountersRefused:
+    try:
+        answer = await in_task(wait)
+    except CountersRefused as error:
+        return error
+    assert isinstance(answer, list)
+    return list(map(_entry, answer))
 
 
 async def _unless_refused(wait: Wait[Reply]) -> Reply:

@@ -15,7 +15,7 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 
-VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle")
+VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park")
 DIGEST_LENGTH = 12
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
 _ALLOWS = re.compile(r"^-- allows: (\w+)", re.MULTILINE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gateway.core.outbox import stream_place
 from gateway.core.strays import Strays
@@ -30,11 +30,11 @@ class StrayReader:
             if _fact(said, b"max-deleted-entry-id") < stream_place(mark)
         ]
 
-    async def read(self, partition: int, mark: bytes) -> Strays | None:
+    async def read(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
         """What went on behind `mark` where the stream never had that; None where it had."""
         if not await self.behind({partition: mark}):
             return None
-        found, after = Strays(partition, mark), mark
+        found, after = Strays(partition, mark, stopped), mark
         while True:
             page = await self._control.ask(
                 *(b"XRANGE", _name(partition), b"(" + after, b"+"), *(b"COUNT", b"%d" % READ_ENTRIES)

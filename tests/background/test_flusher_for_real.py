@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import psycopg
+import pytest
 import redis
 
 from gateway.background.flusher import Failed, Flushed, Flusher
@@ -21,18 +24,49 @@ from persistence.quarantine import Quarantines
 from persistence.writer import Writer
 from tests.background.house import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
-from tests.persistence.scenario import Account, broken, release, rows_of, settle_in
+from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
+
+STEPS = ("read", "parked", "read_parked", "acknowledge", "park", "acknowledge_parked")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Dying(Outbox):
+    """The outbox of a flusher that is killed at one of its steps, before or behind it."""
+
+    def __init__(self, wire: Wire, step: str, nth: int, *, behind: bool) -> None:
+        super().__init__(wire)
+        for name in STEPS:
+            vars(self)[name] = self._step(getattr(self, name), name == step)
+        self._left, self._behind = nth, behind
+
+    def _step(self, run: Callable[..., Awaitable[object]], dies: bool) -> Callable[..., Awaitable[object]]:
+        async def step(*arguments: object) -> object:
+            self._left -= dies
+            if dies and self._left == 0 and not self._behind:
+                raise Killed
+            answer = await run(*arguments)
+            if dies and self._left == 0:
+                raise Killed
+            return answer
+
+        return step
 
 
 @asynccontextmanager
 async def flushing(
-    valkey: str, database: str, seen: list[Flushed | Failed] | None = None
+    valkey: str,
+    database: str,
+    seen: list[Flushed | Failed] | None = None,
+    outbox: Callable[[Wire], Outbox] = Outbox,
 ) -> AsyncIterator[Flusher]:
     wire = Wire(parse_url(valkey), time.monotonic)
     await wire.open()
     writer = Writer(database)
     try:
-        yield Flusher(Outbox(wire), writer, (seen if seen is not None else []).append, flush_interval_s=0.01)
+        yield Flusher(outbox(wire), writer, (seen if seen is not None else []).append, flush_interval_s=0.01)
     finally:
         await wire.close()
         writer.close()
@@ -54,6 +88,22 @@ def waiting(valkey: str, *accounts: Account) -> int:
     """Entries still in the streams of these accounts."""
     with redis.Redis.from_url(valkey) as client:
         return sum(int(client.xlen(name)) for name in {keys.outbox(a.partition) for a in accounts})
+
+
+def parked(valkey: str, account: Account) -> int:
+    """Entries of an account's organization that wait apart."""
+    with redis.Redis.from_url(valkey) as client:
+        length = int(client.xlen(keys.parked_entries(account.partition, account.organization_id)))
+        count: Any = client.hget(keys.parked(account.partition), str(account.organization_id))
+        assert int(count or 0) == length
+        return length
+
+
+def seqs(database: str, account: Account) -> object:
+    """Of the movements that are rows."""
+    sql = "SELECT array_agg(seq ORDER BY seq) FROM token_ledger WHERE tenant_id = %s"
+    [(found,)] = rows_of(database, sql, [account.tenant_id])
+    return found
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -151,7 +201,7 @@ async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str,
     async with flushing(valkey, migrated) as flusher:
         assert await flusher.flush() == 10
         assert await flusher.flush() == 0
-    assert waiting(valkey, account) == 10
+    assert (waiting(valkey, account), parked(valkey, account)) == (0, 10)
     assert await broken(migrated) == []
 
 
@@ -177,7 +227,7 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
             assert await flusher.flush() == 1
         held = [one.report.held for one in seen if isinstance(one, Flushed)]
         assert held == [5, 1, 1, 1]
-        assert waiting(valkey, account) == 8
+        assert (waiting(valkey, account), parked(valkey, account)) == (0, 8)
 
         # Judged again without what is missing, it waits again, from its first entry on.
         await release(migrated, f"tenant:{account.tenant_id}")
@@ -192,11 +242,70 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
         account.consume(1)
         append(valkey, account)
         assert await flusher.flush() == 10
-    assert waiting(valkey, account) == 0
-    assert rows_of(
-        migrated, "SELECT array_agg(seq ORDER BY seq) FROM token_ledger WHERE tenant_id = %s",
-        [account.tenant_id],
-    ) == [(list(range(1, 12)),)]  # fmt: skip
+    assert (waiting(valkey, account), parked(valkey, account)) == (0, 0)
+    assert seqs(migrated, account) == list(range(1, 12))
+    assert await broken(migrated) == []
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_flusher_killed_at_any_step_loses_and_doubles_nothing_that_waits(
+    valkey: str, migrated: str, step: str, behind: bool
+) -> None:
+    """Killed on the way aside, and again on the way back; another one goes on, with newer entries there."""
+    met = 0
+    for nth in (1, 2):
+        account, other = settle_in(migrated, 10_000, 10_000, together=True)
+        name = stop(migrated, account.partition, account.organization_id, account.tenant_id)
+        for one in (account, other):
+            one.reset()
+        for dies in (True, False, True, False):
+            for one in (account, other):
+                one.consume(1, credits_=1)
+                one.consume(1)
+            append(valkey, account, other)
+            dying = partial(Dying, step=step, nth=nth, behind=behind)
+            async with flushing(valkey, migrated, outbox=dying if dies else Outbox) as flusher:
+                try:
+                    for _ in range(3):
+                        await flusher.flush()
+                except Killed:
+                    met += 1
+            if not dies and name:
+                assert parked(valkey, account) == 5
+                await release(migrated, name)
+                name = ""
+        assert (waiting(valkey, account, other), parked(valkey, account)) == (0, 0)
+        for one in (account, other):
+            assert seqs(migrated, one) == list(range(1, 10))
+        assert rows_of(migrated, "SELECT count(*) FROM quarantine WHERE released_at IS NULL") == [(0,)]
+    assert met, "nobody was killed"
+    assert await broken(migrated) == []
+
+
+async def test_two_flushers_at_once_move_aside_and_back_what_waits(valkey: str, migrated: str) -> None:
+    account, other = settle_in(migrated, 10_000, 10_000, together=True)
+    name = stop(migrated, account.partition, account.organization_id, account.tenant_id)
+    async with flushing(valkey, migrated) as first, flushing(valkey, migrated) as second:
+        runs = [asyncio.create_task(flusher.run()) for flusher in (first, second)]
+        for turn in range(12):
+            for one in (account, other):
+                one.reset()
+                for _ in range(20):
+                    one.consume(1)
+            append(valkey, account, other)
+            if turn % 2:
+                await until(lambda: waiting(valkey, account) == 0)
+            if turn == 5:
+                assert parked(valkey, account) == 6 * 21
+                await release(migrated, name)
+        await until(lambda: not parked(valkey, account) and not waiting(valkey, account))
+        first.stop()
+        second.stop()
+        await asyncio.gather(*runs)
+    for one in (account, other):
+        assert seqs(migrated, one) == list(range(1, 12 * 21 + 1))
+    assert rows_of(migrated, "SELECT count(*) FROM quarantine WHERE released_at IS NULL") == [(0,)]
     assert await broken(migrated) == []
 
 

@@ -22,6 +22,7 @@ from persistence.verification import Truths
 from tests.background.house import House, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
+from tests.persistence.scenario import release, stop
 
 START = Callable[..., ValkeyServer]
 DEBUGGED = ("--enable-debug-command", "yes")
@@ -117,6 +118,29 @@ async def test_what_goes_on_where_nothing_more_was_stored_is_stored(own_valkey: 
         assert world.tenant.used == 3 * 10 + 2 * 30
         await house.flush()
         at_one(house, world)
+
+
+async def test_what_goes_on_behind_what_waits_apart_follows_it(own_valkey: START, migrated: str) -> None:
+    """Nothing of a stopped account is stored: what waits of it is all there is, in older data too."""
+    url = own_valkey(*DEBUGGED).url
+    async with guarded(url, migrated) as house:
+        world = await house.settle_in(10_000)
+        caller = world.caller
+        await house.flush()
+        name = stop(migrated, world.p, caller.organization_id, caller.tenant_id)
+        await older(house, world, stored=True)
+        with suppress(CountersUnavailable):
+            await house.flush()
+        await verified(house, world)
+        settle(world, 1, 5)
+        await house.flush()
+        assert world.client.xlen(keys.parked_entries(world.p, caller.organization_id)) == 3 + 2 + 1
+        await release(migrated, name)
+        await house.flush()
+        assert world.tenant.used == 3 * 10 + 2 * 30 + 5
+        assert house.rows("select * from quarantine where released_at is null") == []
+        (quota,) = house.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
+        assert quota["tokens_used"] == world.tenant.used
 
 
 async def test_a_control_write_of_older_data_is_applied_again(own_valkey: START, migrated: str) -> None:

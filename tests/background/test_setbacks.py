@@ -15,7 +15,7 @@ import pytest
 from gateway import backup
 from gateway.background.flusher import Flusher
 from gateway.background.setbacks import Setbacks
-from gateway.counters import outbox
+from gateway.counters import keys, outbox
 from gateway.counters.keys import partition_of
 from gateway.counters.outbox import Outbox
 from gateway.counters.standing import Standings
@@ -24,7 +24,7 @@ from persistence.reconciliations import Accounts
 from tests.background.house import House, house_at
 from tests.background.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World
-from tests.persistence.scenario import broken, release
+from tests.persistence.scenario import broken, release, stop
 
 
 def setbacks_of(house: House) -> Setbacks:
@@ -89,6 +89,24 @@ async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str)
         assert setbacks.quarantined == 0
         marks = await Quarantines(house.engine).marks()
         assert marks[partition_of(world.caller.organization_id)][0]
+
+
+async def test_what_waits_apart_is_no_setback(valkey: str, migrated: str) -> None:
+    """It left the outbox, and stands where whoever looks for it finds it."""
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        await house.flush()
+        stop(migrated, world.p, world.caller.organization_id, world.caller.tenant_id)
+        use(world, 3)
+        await house.flush()
+        assert world.client.xlen(keys.outbox(world.p)) == 0
+        assert world.client.xlen(keys.parked_entries(world.p, world.caller.organization_id)) > 0
+        # Its newest entry is on file as one that left; where it is not, everything is compared.
+        setbacks = setbacks_of(house)
+        for mark in ("last_entry_id", "NULL"):
+            with psycopg.connect(migrated) as connection:
+                connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
+            assert await setbacks.look() == []
 
 
 async def test_an_older_postgresql_is_noticed_without_traffic(

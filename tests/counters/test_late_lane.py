@@ -11,6 +11,7 @@ from gateway.core.holds import LateSettlement
 from gateway.core.ledger import HEAD, VERSION_BEFORE, decode, encode
 from gateway.counters import keys, late_lane
 from gateway.counters.keeping import Keeping
+from gateway.counters.parked import park
 from gateway.counters.verification import Verification
 from tests.builders import BLANK, Call, World
 from tests.counters.conftest import Connect
@@ -67,6 +68,21 @@ async def test_an_organization_waits_for_all_of_its_own_entries(world: World, ke
     assert await keeping.late(10) == []
     stored(world, mine[1:])
     assert ids(await keeping.late(10)) == [call.id]
+
+
+async def test_an_organization_waits_for_what_was_moved_aside_of_it(world: World, keeping: Keeping) -> None:
+    """That waits behind a stopped account, until a person has looked."""
+    mine, other = world.moved(1, 2), World(world.url, organization_id=same_partition(world), tenant_id=8)
+    other.plan(1000)
+    world.client.xdel(keys.outbox(world.p), *(one for one, _ in other.entries(keys.outbox(other.p))[2:]))
+    call = late_call(world)
+    for _ in range(2):  # also where it has been looked for once
+        assert await keeping.late(10) == []
+        world.run("park", park(world.run_id, (world.p, 1), moved=mine))
+    theirs = late_call(other)
+    assert ids(await keeping.late(10)) == [theirs.id]
+    world.run("park", park(world.run_id, (world.p, 1), gone=mine))
+    assert call.id in ids(await keeping.late(10))
 
 
 async def test_an_organization_waits_for_its_entries_of_the_layout_before(

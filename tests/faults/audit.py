@@ -116,10 +116,12 @@ def _left(world: World) -> Sums:
                 pipe.zcard(keys.deadlines(partition))
                 pipe.xlen(keys.late(partition))
                 pipe.xlen(keys.outbox(partition))
+                pipe.hvals(keys.parked(partition))
             counts = pipe.execute()
     except redis.RedisError as error:
         raise FaultError(f"Redis does not answer: {error}") from error
-    left |= {"holds": sum(counts[::3]), "late": sum(counts[1::3]), "outbox": sum(counts[2::3])}
+    left |= {"holds": sum(counts[::4]), "late": sum(counts[1::4]), "outbox": sum(counts[2::4])}
+    left["parked"] = sum(int(count) for of_partition in counts[3::4] for count in of_partition)
     return {name: count for name, count in left.items() if count}
 
 

@@ -40,7 +40,7 @@ WAITED_FOR = (
 
 @dataclass(slots=True)
 class Depth:
-    """How full Redis is: entries that wait, and bytes used."""
+    """How full Redis is: entries that wait, in the outbox or apart, and bytes used."""
 
     entries: int
     used_bytes: int
@@ -50,6 +50,8 @@ class Depth:
         """As it is now."""
         with world.counters() as counters:
             entries = sum(counters.xlen(keys.outbox(one)) for one in range(PARTITIONS))
+            apart = [count for one in range(PARTITIONS) for count in counters.hvals(keys.parked(one))]
+            entries += sum(map(int, apart))
             return cls(entries, int(counters.info("memory")["used_memory"]))
 
 

@@ -6,21 +6,27 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.counters.keys import partition_of
 from tests.faults.audit import Figures
 from tests.faults.proxy import Trap, Way
 from tests.faults.scene import Scene, row
 from tests.faults.servers import Program
 from tests.faults.workload import Asked, Kind
 from tests.faults.world import SERVING_S_MAX, Node
+from tests.persistence.scenario import release, stop
 
 CRASH_S_MAX = 15.0
 NTH = (1, 1, 2, 3, 5, 8)
 PAUSED_S = 20.0
 STREAMS = 200
 STOP_S_MAX = 25.0
+# A tenant in turn.
+STOPPED_S = 1.0
 
 
 @dataclass(slots=True)
@@ -98,11 +104,47 @@ class Crashes:
         return self.seen.stat().st_size
 
 
-async def _crashes(scene: Scene, nodes: list[Node], only: tuple[str, ...], wanted: int) -> Figures:
+@asynccontextmanager
+async def _quietly(_: Scene) -> AsyncIterator[None]:
+    yield
+
+
+@asynccontextmanager
+async def _stopping(scene: Scene) -> AsyncIterator[None]:
+    """Tenants are stopped and let go on again, by turns; in the end all go on."""
+    url, ended = scene.world.postgres.url, asyncio.Event()
+
+    async def stop_and_release() -> None:
+        turn = 0
+        while not ended.is_set():
+            one = scene.cast.tenants[turn % len(scene.cast.tenants)]
+            owner, turn = one.organization_id, turn + 1
+            account = await asyncio.to_thread(stop, url, partition_of(owner), owner, one.id)
+            await asyncio.sleep(STOPPED_S)
+            await release(url, account)
+
+    stopping = asyncio.create_task(stop_and_release())
+    try:
+        yield
+    finally:
+        ended.set()
+        await stopping
+
+
+async def _crashes(
+    scene: Scene,
+    nodes: list[Node],
+    only: tuple[str, ...],
+    wanted: int,
+    meanwhile: Callable[[Scene], AbstractAsyncContextManager[None]] = _quietly,
+) -> Figures:
     await scene.set_up()
-    seen = scene.world.folder / f"points-{nodes[0].program.role}-{only[0].replace('/', '.')}"
+    seen = (
+        scene.world.folder
+        / f"points-{nodes[0].program.role}-{meanwhile.__name__}-{only[0].replace('/', '.')}"
+    )
     crashes = Crashes(scene, seen, only, wanted)
-    async with scene.load(callers=10):
+    async with scene.load(callers=10), meanwhile(scene):
         await crashes.run(nodes)
     await scene.cast.until_served()
     figures = await scene.finish()
@@ -122,6 +164,13 @@ async def flusher_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await between reading an entry and its acknowledgement."""
     only = ("gateway/background/flusher.", "gateway/counters/outbox.", "persistence/writer.")
     return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 2)
+
+
+@row("The flusher is killed while accounts are stopped and let go on", limit_s=3600)
+async def flusher_crashes_stopped(scene: Scene) -> Figures:
+    """As above, also between what is judged to wait, moved aside, and back."""
+    only = ("gateway/background/flusher.", "gateway/counters/outbox.", "gateway/counters/parked.")
+    return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 3, _stopping)
 
 
 @row("The keeper is killed at each crash point of any of its loops", only_long=True, limit_s=3600)

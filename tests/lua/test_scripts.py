@@ -13,7 +13,7 @@ import redis
 
 from gateway.core.definitions import PlanTerms, TenantDefinition
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
-from gateway.counters import extending, keys, lease, packing, scripts, states
+from gateway.counters import extending, keys, lease, packing, parked, scripts, states
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer, free_port, wait_until
 
@@ -67,6 +67,8 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["lease give back"] = lease.lease(world.run_id, world.caller, held, lease.GIVE_BACK)
     made["peek"] = ((keys.marker(world.p), world.tenant_key, world.tenant_key), (world.run_id, b"3"))
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
+    (entry_id, _), *_ = world.entries(keys.outbox(world.p))
+    made["park"] = parked.park(world.run_id, (world.p, 1), moved=[entry_id])
     return made
 
 
@@ -74,7 +76,7 @@ CALLS = [
     "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle correct",
     "settle unknown", "extend",
     *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify", "load forget",
-    "peek", "lease", "lease give back",
+    "peek", "lease", "lease give back", "park",
 ]  # fmt: skip
 
 
@@ -132,7 +134,8 @@ def test_all_keys_of_a_partition_share_a_tag() -> None:
         names = [
             keys.marker(p), keys.key_state(p, 1), keys.user_state(p, 1, "x{y}z"), keys.tenant_state(p, 1),
             keys.organization_state(p, 1), keys.hold(p, new_id()), keys.deadlines(p), keys.outbox(p),
-            keys.late(p), keys.activation(p, 1, 2), keys.control(p), keys.bucket(p, 1),
+            keys.late(p), keys.activation(p, 1, 2), keys.control(p), keys.bucket(p, 1), keys.parked(p),
+            keys.parked_entries(p, 1),
         ]  # fmt: skip
         assert {re.findall(r"\{.*?\}", name)[0] for name in names} == {f"{{p{p:02d}}}"}
 

@@ -230,6 +230,18 @@ async def broken(url: str) -> list[invariants.Violation]:
     return found
 
 
+def stop(url: str, partition: int, organization_id: int, tenant_id: int) -> str:
+    """Quarantine a tenant's account, whatever comes; answers its name."""
+    account = f"tenant:{tenant_id}"
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO quarantine (account, partition, organization_id, tenant_id, kind, entry_id, epoch,"
+            " stored_seq, found_seq, reason) VALUES (%s, %s, %s, %s, 'gap', '', 1, 0, 2, 'a test')",
+            (account, partition, organization_id, tenant_id),
+        )
+    return account
+
+
 async def release(url: str, account: str, *, accept: bool = False) -> None:
     """Let a quarantined account go on, as the Admin API does."""
     [(number,)] = rows_of(
