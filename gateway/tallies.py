@@ -28,7 +28,7 @@ GAUGES = frozenset(
         "buffered_bytes", "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open",
         "counters_unverified", "credential_expiry_timestamp_seconds", "dead_letters", "drift_credits",
         "drift_tokens", "holds", "leases", "outbox_entries", "outbox_oldest_seconds",
-        "outbox_streams_broken", "quarantined_accounts", "redis_memory_max_bytes",
+        "outbox_streams_broken", "waiting_entries", "quarantined_accounts", "redis_memory_max_bytes",
         "redis_memory_used_bytes", "settlement_log_bytes", "spool_entries", "streams",
     }
 )  # fmt: skip
