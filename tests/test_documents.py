@@ -102,6 +102,16 @@ def test_documents_name_files_that_exist(document: str) -> None:
     offenders(found())
 
 
+def test_every_line_of_what_holds_names_a_test() -> None:
+    text = texts()["SECURITY.md"]
+    held = text.partition("## What holds against a caller\n")[2].partition("\n## ")[0]
+    lines = re.split(r"^- ", held, flags=re.MULTILINE)[1:]
+    assert len(lines) >= 8
+    for line in lines:
+        named_tests = [path for path in PATH.findall(line) if (ROOT / path).name.startswith("test_")]
+        assert named_tests, line
+
+
 def test_the_readme_answers_in_a_minute() -> None:
     table = re.findall(r"^\| .+\? \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(table) >= 6
