@@ -24,8 +24,8 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/http": (
         "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
-        "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "relay",
-        "remembered", "reply", "request", "request_body", "request_ids", "server", "states", "story",
+        "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "reading",
+        "relay", "remembered", "reply", "request", "request_body", "request_ids", "server", "states", "story",
         "tally", "traced", "turns", "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (

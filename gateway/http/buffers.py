@@ -83,3 +83,23 @@ class Buffers:
 
     def _press(self) -> None:
         self.pressed = self._organizations.used * 2 >= self._keys.each
+
+
+class PartialHead:
+    """One connection's part of the heads: what is `kept` of one that is not complete."""
+
+    __slots__ = ("_buffers", "kept")
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
+        self.kept = 0
+
+    def keep(self, size: int) -> bool:
+        """Whether so many bytes may be kept in place of those before, which are kept no longer."""
+        before, self.kept = self.kept, 0
+        if before:
+            self._buffers.give_head(before)
+        if size and not self._buffers.take_head(size):
+            return False
+        self.kept = size
+        return True

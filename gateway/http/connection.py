@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import Overloaded, Refusal, RequestTooLarge
-from gateway.http.buffers import Buffers
+from gateway.http.buffers import Buffers, PartialHead
 from gateway.http.client_side import ClientSide
 from gateway.http.clock import NEVER, Clock
 from gateway.http.exchange import ClientGone, Exchange
@@ -23,12 +23,13 @@ from gateway.http.framing import Malformed
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
+from gateway.http.reading import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
 from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.request_body import RequestBody
 from gateway.http.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 
-_SUCCESSOR, _UNWANTED, _SLOW_UPSTREAM = 1, 2, 4
 _RESET = struct.pack("ii", 1, 0)
+_RUNS = -1.0  # a body's deadline, which is not stopped
 
 
 class Host(Protocol):
@@ -57,8 +58,8 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_head_kept", "_host",
-        "_left_s", "_limits", "_pauses", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
+        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_head", "_host",
+        "_left_s", "_limits", "_reading", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
         "gone", "idle_since", "transport",
     )  # fmt: skip
 
@@ -71,11 +72,12 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.idle_since = NEVER
         self.blocked = self.gone = False
         self._buffered = False
-        self._pauses = 0
+        self._reading = Reading(None)
         self._advancing = self._closing = self._ended = False
-        self._left_s = 0.0
+        self._left_s = _RUNS
         self._body = RequestBody(host.buffers)
-        self._discarded = self._head_kept = 0
+        self._head = PartialHead(host.buffers)
+        self._discarded = 0
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
 
@@ -84,6 +86,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Accept, unless there are too many."""
         self.transport = transport
+        self._reading = Reading(transport)
         transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
         if self._host.opened(self):
             self.idle_since = self._host.clock.now
@@ -105,11 +108,11 @@ class ClientConnection(asyncio.Protocol):
                 self._take_body(payload)
         elif state == WHOLE:
             side.receive(data)
-            self._pause(_SUCCESSOR)
+            self._reading.pause(SUCCESSOR)
         elif state == CLOSING:
             self._count_discarded(len(data))
         else:
-            self._pause(_SUCCESSOR)  # nothing behind this is read
+            self._reading.pause(SUCCESSOR)  # nothing behind this is read
 
     def eof_received(self) -> bool:
         """The client has said everything; it may still read, unless the route says that is leaving."""
@@ -122,9 +125,10 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone. What it sent of its request stays what it was."""
         self.gone = True
+        self._reading.close()
         self.deadline = NEVER
         self._sink = None
-        self._keep_head(0)
+        self._head.keep(0)
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone(self._host.clock, self._limits)
@@ -181,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
             body.wake()
         elif not body.afford():
             self._fail_body(_full())
-        self._resume(_UNWANTED)
+        self._reading.resume(UNWANTED)
         return wait
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
@@ -197,7 +201,7 @@ class ClientConnection(asyncio.Protocol):
         if self._host.buffers.pressed or self.gone:
             return None
         wait = self._body.soon(caller, length, limits.body_grace_s)
-        self._resume(_UNWANTED)
+        self._reading.resume(UNWANTED)
         return wait
 
     def body(self) -> bytes:
@@ -229,20 +233,22 @@ class ClientConnection(asyncio.Protocol):
         """Send what comes of the body from now on into a link, at the link's speed."""
         self._sink = link
         link.source = self
-        self._resume(_UNWANTED)
+        self._reading.resume(UNWANTED)
 
     def pause_body(self) -> None:
         """The upstream reads slowly, which costs its client no time."""
-        self._pause(_SLOW_UPSTREAM)
-        if self._side.state == BODY:
-            self._left_s = self.deadline - self._host.clock.now
-            self.deadline = NEVER
+        self._reading.pause(SLOW_UPSTREAM)
+        if self._side.state == BODY and not self.blocked:
+            now = self._host.clock.now
+            self._left_s = self.deadline - now
+            self.deadline = now + self._limits.look_s
 
     def resume_body(self) -> None:
         """The upstream has caught up."""
-        if self._side.state == BODY and self.deadline == NEVER:
+        if self._side.state == BODY and self._left_s >= 0:
             self.deadline = self._host.clock.now + self._left_s
-        self._resume(_SLOW_UPSTREAM)
+        self._left_s = _RUNS
+        self._reading.resume(SLOW_UPSTREAM)
 
     def finish(self, keep_alive: bool) -> None:
         """The answer is written. Go on to the next request, or close once the client has read it."""
@@ -260,7 +266,7 @@ class ClientConnection(asyncio.Protocol):
         if side.state == DISCARDING:
             self._discarded = 0
             self.deadline = self._host.clock.now + self._limits.body_s
-            self._resume(_UNWANTED | _SLOW_UPSTREAM)
+            self._reading.resume(UNWANTED | SLOW_UPSTREAM)
         else:
             self._next()
 
@@ -289,10 +295,25 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(RequestTimeout(), side.waiting)
             else:
                 self.transport.close()
+        elif side.state == BODY and self._left_s >= 0 and not self.blocked:
+            self._look()
         elif side.state == BODY and not self.blocked:
             self._fail_body(RequestTimeout("The body did not arrive in time."))
         else:
             self.transport.abort()
+
+    def _look(self) -> None:
+        """See whether a client is still there that is not read; one that has ended is read to its end."""
+        exchange, reading = self.exchange, self._reading
+        assert exchange is not None
+        assert exchange.caller is not None
+        if reading.is_left():
+            self.transport.abort()
+        elif reading.is_ended() and not self._host.buffers.pressed:
+            self._body.count(exchange.caller, reading.unread())
+            reading.resume(SLOW_UPSTREAM)
+        else:
+            self.deadline = self._host.clock.now + self._limits.look_s
 
     def turn_away(self, refusal: Refusal) -> None:
         """Refuse a connection before its first byte, and close it."""
@@ -316,9 +337,9 @@ class ClientConnection(asyncio.Protocol):
             pass
         self._advancing = False
         if side.state == IDLE:
-            self._resume(_SUCCESSOR)
+            self._reading.resume(SUCCESSOR)
         elif side.state == WHOLE and side.waiting:
-            self._pause(_SUCCESSOR)
+            self._reading.pause(SUCCESSOR)
 
     def _read_head(self) -> bool:
         side = self._side
@@ -330,11 +351,11 @@ class ClientConnection(asyncio.Protocol):
         if not head:
             if side.fresh:
                 self.deadline = self._host.clock.now + self._limits.head_s
-            if not self._keep_head(len(side.waiting)):
+            if not self._head.keep(len(side.waiting)):
                 self._refuse(_full(), side.waiting)
             return False
-        if self._head_kept:
-            self._keep_head(0)
+        if self._head.kept:
+            self._head.keep(0)
         head, length = cut_length(head)
         planner = self._host.planner
         plan = planner.known.get(head)
@@ -350,7 +371,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
-        self._keep_head(0)
+        self._head.keep(0)
         self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
 
     def _begin(self, plan: Plan, length: int | None) -> None:
@@ -379,6 +400,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.body_failure = RequestTooLarge()
         if side.state == BODY:
             self._body.size = 0
+            self._left_s = _RUNS
             self._buffered = plan.buffered
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
@@ -415,21 +437,10 @@ class ClientConnection(asyncio.Protocol):
         else:
             body.add(payload)
             if not body.awaited:
-                self._pause(_UNWANTED)
+                self._reading.pause(UNWANTED)
             elif not body.afford():
                 return _full()
         return None
-
-    def _keep_head(self, size: int) -> bool:
-        """Whether so many bytes of a head that is not complete may be kept, in place of those before."""
-        buffers, before = self._host.buffers, self._head_kept
-        self._head_kept = 0
-        if before:
-            buffers.give_head(before)
-        if size and not buffers.take_head(size):
-            return False
-        self._head_kept = size
-        return True
 
     def _fail_body(self, refusal: Refusal) -> None:
         """The body cannot be had: the story ends where it waits, the connection after it."""
@@ -468,8 +479,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.idle_since + self._limits.keepalive_s
         if self._side.waiting:
             self._advance()
-        elif self._pauses:
-            self._resume(_SUCCESSOR | _UNWANTED | _SLOW_UPSTREAM)
+        elif self._reading.paused:
+            self._reading.resume(SUCCESSOR | UNWANTED | SLOW_UPSTREAM)
 
     def _linger(self) -> None:
         """Say that nothing more comes, and read on for a while: closing at once could destroy the answer."""
@@ -478,20 +489,9 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._host.clock.now + self._limits.linger_s
         if not self._ended and self.transport.can_write_eof():
             self.transport.write_eof()
-            self._resume(_SUCCESSOR | _UNWANTED | _SLOW_UPSTREAM)
+            self._reading.resume(SUCCESSOR | UNWANTED | SLOW_UPSTREAM)
         else:
             self.transport.close()
-
-    def _pause(self, reason: int) -> None:
-        if not self._pauses and not self.gone:
-            self.transport.pause_reading()
-        self._pauses |= reason
-
-    def _resume(self, reason: int) -> None:
-        if self._pauses:
-            self._pauses &= ~reason
-            if not self._pauses and not self.gone:
-                self.transport.resume_reading()
 
 
 def _full() -> Refusal:

@@ -49,6 +49,8 @@ class HttpLimits:
     body_s: float = 120.0
     # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
     body_grace_s: float = 0.01
+    # Until a client is looked after that is not read since its upstream does not read either; and again.
+    look_s: float = 1.0
     keepalive_s: float = 75.0
     linger_s: float = 2.0
     # At the end: who has been idle for so long is not about to send; five times that is waited at most.

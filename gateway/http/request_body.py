@@ -54,11 +54,16 @@ class RequestBody:
 
     def soon(self, caller: Caller, length: int, grace_s: float) -> Wait[None]:
         """Wait for the end of a small body, but no longer than this, for a caller whose budget has room."""
-        self._buffers.add(caller, length)
-        self.kept += length
         wait = self.arrival(caller, length)
+        self.count(caller, length)
         self._grace = asyncio.get_running_loop().call_later(grace_s, self.wake)
         return wait
+
+    def count(self, caller: Caller, more: int) -> None:
+        """So many bytes more are kept for a caller whose budget has room."""
+        self._caller = caller
+        self._buffers.add(caller, more)
+        self.kept += more
 
     def afford(self) -> bool:
         """Whether all that is here may be kept; a caller that is not known yet has no budget."""
