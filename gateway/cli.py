@@ -204,6 +204,7 @@ def _parts(settings: Settings) -> Parts:
         settings_line=settings_line,
         prepare=lambda: import_module("persistence.migrate"),
         migrate=_migrate,
+        admit_writer=_admit_writer,
     )
 
 
@@ -214,3 +215,9 @@ def _migrate(url: str, told: Callable[[str], object] = lambda _: None) -> str:
         return upgrade(url, told)
     except SchemaUnavailable as error:
         raise StartError(f"{error.message}; {remedies.postgresql(error.message)}") from error
+
+
+def _admit_writer(url: str, password: str) -> str:
+    from persistence.roles import admit_writer  # noqa: PLC0415  # heavy, and one command needs it
+
+    return admit_writer(url, password)

@@ -53,7 +53,7 @@ def backup(
 
     settings = _settings(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())
-    url = settings.owner_url or known.get("database_url", "")
+    url = settings.owner_url or known.get("database_owner_url", "")
     if not url:
         raise BackupFailed(
             f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"

@@ -104,6 +104,21 @@ async def test_what_is_restored_is_whole(
         connection.execute("DELETE FROM token_ledger")
 
 
+def test_who_may_do_what_in_a_restored_database_is_said_by_migrate(
+    filled: tuple[str, Account, Writer], empty: str, tmp_path: Path
+) -> None:
+    database, _, _ = filled
+    file, _ = backup.back_up(database, tmp_path, NOW)
+    backup.restore(empty, file, ids_ahead=0)
+    rights = (
+        "SELECT has_table_privilege(current_database() || '_writer', 'token_ledger', 'INSERT'),"
+        " has_table_privilege(current_database() || '_writer', 'token_ledger', 'UPDATE'),"
+        " has_function_privilege('public', 'ensure_partitions(timestamptz, integer)', 'EXECUTE')"
+    )
+    migrate.upgrade(empty)
+    assert rows_of(empty, rights) == [(True, False, False)]
+
+
 def test_nothing_that_is_there_is_overwritten(filled: tuple[str, Account, Writer], tmp_path: Path) -> None:
     database, _, _ = filled
     target, _ = backup.back_up(database, tmp_path / "a.tar", NOW)

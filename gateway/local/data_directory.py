@@ -24,7 +24,7 @@ from typing import Any
 from gateway.errors import StartError
 
 SECRET_BYTES = 24
-GENERATED = ("admin_token", "key_pepper", "redis_password", "database_password")
+GENERATED = ("admin_token", "key_pepper", "redis_password", "database_password", "writer_password")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,10 @@ def _holder(lock: int) -> str:
 
 
 def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """What the `up` of this directory runs with, for settings that were not given otherwise."""
+    """What the `up` of this directory runs with, for settings that were not given otherwise.
+
+    Of the database it names the keeper's user, and its owner.
+    """
     data = DataDirectory(path.absolute())
     if not (data.path / "up.json").exists():
         return {}
@@ -142,5 +145,8 @@ def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
         }
     except StartError:
         return {}
-    wanted = ("redis_url", "database_url", "upstream_url", "admin_token", "key_pepper")
+    if not given.get("database_url"):
+        kept["database_owner_url"] = kept.get("database_url", "")
+    kept["database_url"] = kept.get("keeper_database_url") or kept.get("database_url", "")
+    wanted = ("redis_url", "database_url", "database_owner_url", "upstream_url", "admin_token", "key_pepper")
     return {name: kept[name] for name in wanted if kept.get(name) and not given.get(name)}

@@ -53,11 +53,12 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What `up` runs but does not know: command lines, the settings line, the schema.
+    """What `up` runs but does not know: command lines, the settings line, the schema and its users.
 
     `settings_line` is what a gateway worker or keeper reads first from its standard input.
     `prepare` loads what `migrate` needs while the databases start; both block, and `migrate` may
-    raise anything.
+    raise anything. `admit_writer` gives the keeper's user of our own PostgreSQL a password, and
+    answers the database's URL for it.
     """
 
     gateway: Sequence[str]
@@ -66,3 +67,4 @@ class Parts:
     settings_line: Callable[[Endpoints], bytes]
     prepare: Callable[[], object]
     migrate: Callable[[str], object]
+    admit_writer: Callable[[str, str], str] = lambda url, _: url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from gateway.local.unprivileged import Borrowed, borrow
 
 DATABASE = "tollkeeper"
 USER = "tollkeeper"
+SUPERUSER = "postgres"
 INITDB_MAX_S = 120
 MAJOR = "18"
 
@@ -62,7 +64,9 @@ def url(port: int, password: str) -> str:
 def initialise(cluster: Path, password: str) -> None:
     """Create the cluster and its database if there is none; complete or not there at all.
 
-    `StartError` where something is there that is not a cluster of this version.
+    The database's owner is no superuser, and the superuser's password nobody knows; in clusters of
+    earlier programs both are one. `StartError` where something is there that is not a cluster of this
+    version.
     """
     if cluster.exists() and any(cluster.iterdir()):
         _inspect(cluster)
@@ -74,22 +78,32 @@ def initialise(cluster: Path, password: str) -> None:
     descriptor, password_file = tempfile.mkstemp(prefix=".password.", dir=cluster.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(password)
+            file.write(secrets.token_urlsafe(32))
         if user is not None:
             os.chown(growing, user.uid, user.gid)
             os.chown(password_file, user.uid, user.gid)
-        make_cluster = ["--username", USER, "--pwfile", password_file, "--auth", "scram-sha-256"]
+        make_cluster = ["--username", SUPERUSER, "--pwfile", password_file, "--auth", "scram-sha-256"]
         locale = ["--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
         _run(
             user, ["initdb", "-D", str(growing), *make_cluster, *locale, "--locale", "C", "--no-instructions"]
         )
-        _run(user, ["postgres", "--single", "-D", str(growing), "postgres"], f"CREATE DATABASE {DATABASE};\n")
+        _run(user, ["postgres", "--single", "-D", str(growing), "postgres"], _owned(password))
         if cluster.exists():
             cluster.rmdir()
         growing.rename(cluster)
     finally:
         Path(password_file).unlink(missing_ok=True)
         shutil.rmtree(growing, ignore_errors=True)
+
+
+def _owned(password: str) -> str:
+    """What makes the owner and its database, a statement a line."""
+    literal = password.replace("'", "''")
+    return (
+        f"CREATE ROLE {USER} LOGIN CREATEROLE CREATEDB PASSWORD '{literal}';\n"
+        f"GRANT pg_monitor, pg_signal_backend TO {USER};\n"
+        f"CREATE DATABASE {DATABASE} OWNER {USER};\n"
+    )
 
 
 def program(cluster: Path, log: Path, port: int) -> Program:

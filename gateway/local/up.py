@@ -77,9 +77,11 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
     warming = asyncio.create_task(asyncio.to_thread(parts.prepare))
     redis_url, near_url, database_url, upstream_url = await start_servers(house, options, parts, secrets)
     await warming
+    voice.step("bringing the schema up to date")
+    keeper_url = await _migrate(options, parts, database_url, secrets["writer_password"])
     endpoints = Endpoints(
         redis_url=near_url,
-        database_url=database_url,
+        database_url=keeper_url,
         upstream_url=upstream_url,
         admin_token=options.admin_token or secrets["admin_token"],
         readonly_token=options.readonly_token,
@@ -88,8 +90,6 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         admin_port=admin_port,
         data_dir=data.path,
     )
-    voice.step("bringing the schema up to date")
-    await _migrate(parts, options.database_owner_url or database_url)
     settings = parts.settings_line(endpoints)
     voice.step(
         f"starting the keeper and {options.workers} gateway worker{'s' if options.workers > 1 else ''}"
@@ -123,13 +123,17 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         "data_dir": str(data.path),
         "pids": house.pids(),
     }
-    data.write("up.json", {name: facts[name] for name in NOTED})
+    data.write("up.json", {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url})
     voice.ready(facts)
 
 
-async def _migrate(parts: Parts, database_url: str) -> None:
+async def _migrate(options: Options, parts: Parts, database_url: str, password: str) -> str:
+    """Bring the schema up to date as its owner; the URL the keeper has, who owns nothing of ours."""
     try:
-        await asyncio.to_thread(parts.migrate, database_url)
+        await asyncio.to_thread(parts.migrate, options.database_owner_url or database_url)
+        if options.database_url:
+            return database_url
+        return await asyncio.to_thread(parts.admit_writer, database_url, password)
     except TollkeeperError as error:
         raise StartError(error.message) from error
     except Exception as error:  # whatever else the port raises is told on one line

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 import redis
 
-from gateway.local import demo
-from gateway.local.data_directory import DataDirectory
+from gateway.local import demo, postgres
+from gateway.local.data_directory import DataDirectory, opened
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 WORKER_BYTES_MAX = 50_000_000
@@ -123,6 +124,46 @@ def test_answers_to_the_demo_key_tell_of_requests_and_tokens(running: tuple[dict
         for of in ("requests", "tokens")
     } <= told
     assert {"ratelimit", "ratelimit-policy", "x-tollkeeper-tokens-remaining"} <= told
+
+
+def keepers(facts: dict[str, Any]) -> set[str]:
+    """Whom PostgreSQL knows the keeper as."""
+    with psycopg.connect(facts["database_url"]) as connection:
+        found = connection.execute(
+            "SELECT usename FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchall()
+    return {name for (name,) in found}
+
+
+def test_the_keeper_owns_nothing_and_nobody_is_superuser(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    assert keepers(facts) == {"tollkeeper_writer"}
+    with psycopg.connect(facts["database_url"]) as owner:
+        owned = "SELECT count(*) FROM pg_class WHERE relowner = 'tollkeeper_writer'::regrole"
+        assert owner.execute(owned).fetchone() == (0,)
+        supers = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> 'postgres'"
+        assert owner.execute(supers).fetchall() == []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            owner.execute("COPY (SELECT 1) TO PROGRAM 'true'")
+    noted = json.loads((Path(facts["data_dir"]) / "up.json").read_text())["keeper_database_url"]
+    with psycopg.connect(noted) as keeper, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        keeper.execute("DELETE FROM token_ledger")
+
+
+def test_a_directory_of_an_earlier_program_gets_a_keeper_that_owns_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = "ALTER ROLE tollkeeper PASSWORD '{}';\nCREATE DATABASE tollkeeper;\n"
+    monkeypatch.setattr(postgres, "SUPERUSER", "tollkeeper")
+    monkeypatch.setattr(postgres, "_owned", alone.format)
+    with opened(tmp_path / "data") as data:
+        postgres.initialise(data.postgres, "of-an-earlier-program")
+        data.remember(database_password="of-an-earlier-program")
+    for _ in range(2):
+        with up(tmp_path, "--no-demo") as (facts, _):
+            assert "of-an-earlier-program" in facts["database_url"]
+            assert keepers(facts) == {"tollkeeper_writer"}
 
 
 def test_workers_are_small(running: tuple[dict[str, Any], Path]) -> None:
