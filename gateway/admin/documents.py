@@ -16,7 +16,7 @@ from gateway.admin.resources import RESOURCES, Resource
 from gateway.core.administration import Row
 from gateway.core.model import INTEGER_MAX
 from gateway.core.spreadsheet import csv
-from gateway.errors import NotFound
+from gateway.errors import NotFound, Overloaded
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price", "amount",
@@ -32,6 +32,9 @@ DOCUMENTS = (
     ("/usage.csv", "text/csv", "Every use behind an invoice, with its request id"),
 )
 
+# Each has a connection to PostgreSQL for as long as its reader takes, the console's as many again.
+EXPORTS_MAX = 4
+
 Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
 
 
@@ -43,6 +46,7 @@ def mount_invoices(
     `identified` refuses who may not read.
     """
     resource: Resource = RESOURCES["invoices"]
+    exports = asyncio.Semaphore(EXPORTS_MAX)
 
     async def read(request: web.Request) -> Row:
         await identified(ports, request)
@@ -63,6 +67,12 @@ def mount_invoices(
 
     async def usage(request: web.Request) -> web.StreamResponse:
         invoice = await read(request)
+        if exports.locked():
+            raise Overloaded(f"{EXPORTS_MAX} of these are being read already: try again in a while.")
+        async with exports:
+            return await write_usage(request, invoice)
+
+    async def write_usage(request: web.Request, invoice: Mapping[str, object]) -> web.StreamResponse:
         response = web.StreamResponse(headers=_named(invoice, "usage.csv", "text/csv; charset=utf-8"))
         await response.prepare(request)
         whole = False

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from psycopg import errors
 
-from tests.admin.conftest import READONLY, Api
+from gateway.admin.api import build
+from gateway.admin.documents import EXPORTS_MAX
+from persistence import engine as engines
+from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
 
 APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
 USES = """
@@ -30,6 +37,23 @@ INSERT INTO usage_tier (organization_id, tenant_id, service_id, day, unit_price,
 SELECT %(organization)s, %(tenant)s, %(service)s, '2026-04-10', price, first, units
   FROM (VALUES (0.05, 0, least(1000, %(count)s * 100)), (0.04, 1000, greatest(0, %(count)s * 100 - 1000)))
        AS k (price, first, units) WHERE units > 0"""
+
+
+class SlowUses:
+    """A store whose uses come when `go` says so."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.begun = asyncio.Semaphore(0)
+        self.go = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def usage(self, invoice_id: int) -> AsyncIterator[list[dict[str, object]]]:
+        self.begun.release()
+        await self.go.wait()
+        yield []
 
 
 async def acme(api: Api, **more: Any) -> dict[str, int]:
@@ -264,6 +288,30 @@ async def test_every_use_behind_an_invoice(api: Api) -> None:
     assert {use["request_id"] for use in uses} == {request_id for (request_id,) in known}
     # What callers wrote is never a formula.
     assert {use["feature_version"] for use in uses} == {"'=1+1"}
+
+
+async def test_no_more_readers_of_uses_at_once_than_connections_can_be_spared(api: Api) -> None:
+    made = await draft(api, await acme(api))
+    engine = engines.create(api.url)
+    ports = ports_over(engine, api.counters)
+    slow = SlowUses(ports.store)
+    async with TestClient(TestServer(build(replace(ports, store=slow)))) as client:  # type: ignore[arg-type]  # most of a store
+
+        async def read() -> int:
+            async with client.get(
+                f"/admin/v1/invoices/{made['id']}/usage.csv", headers={"Authorization": f"Bearer {ADMIN}"}
+            ) as answer:
+                await answer.read()
+                return answer.status
+
+        reading = [asyncio.create_task(read()) for _ in range(EXPORTS_MAX)]
+        for _ in reading:
+            await asyncio.wait_for(slow.begun.acquire(), 30)
+        assert await read() == 503
+        slow.go.set()
+        assert await asyncio.gather(*reading) == [200] * EXPORTS_MAX
+        assert await read() == 200
+    await engine.dispose()
 
 
 async def test_a_late_use_stands_behind_the_next_invoice_only(api: Api) -> None:

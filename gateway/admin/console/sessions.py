@@ -62,7 +62,7 @@ class Sessions:
 
     async def of(self, request: web.Request) -> Signed:
         """Who sent the request; `Unauthorized` if nobody is signed in."""
-        name = request.cookies.get(COOKIE, "")
+        name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
             raise Unauthorized
         session = await self._ports.store.console_session(self._digest(name))
@@ -86,8 +86,19 @@ class Sessions:
 def set_cookie(request: web.Request, response: web.Response, name: str) -> None:
     """Hand the session's name to the browser: no script reads it, no other site sends it."""
     response.set_cookie(
-        COOKIE, name, max_age=SESSION_S, path="/", httponly=True, samesite="Strict", secure=is_secure(request)
-    )
+        cookie_of(request), name, max_age=SESSION_S, path="/", httponly=True, samesite="Strict",
+        secure=is_secure(request),
+    )  # fmt: skip
+
+
+def drop_cookie(request: web.Request, response: web.Response) -> None:
+    """Have the browser forget the session."""
+    response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
+
+
+def cookie_of(request: web.Request) -> str:
+    """The cookie's name: behind TLS one that no other host of the domain can set (RFC 6265bis, 4.1.3.2)."""
+    return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
 def is_secure(request: web.Request) -> bool:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.admin.auth import slow_down
 from gateway.admin.console.desk import Desk, Posted, read_form, see
-from gateway.admin.console.sessions import COOKIE, require_form_token, set_cookie
+from gateway.admin.console.sessions import drop_cookie, require_form_token, set_cookie
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
@@ -51,7 +51,7 @@ class Signing:
     async def sign_out(self, request: web.Request) -> web.StreamResponse:
         """`POST /sign-out`."""
         response = see("/sign-in?done=signed-out")
-        response.del_cookie(COOKIE, path="/")
+        drop_cookie(request, response)
         try:
             signed = await self._desk.sessions.of(request)
             require_form_token(signed, await read_form(request))

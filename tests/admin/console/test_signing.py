@@ -31,6 +31,25 @@ async def test_the_cookie_is_secure_behind_tls(nobody: Person) -> None:
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
+async def test_behind_tls_no_other_host_of_the_domain_can_set_the_cookie(
+    nobody: Person, admin: Person
+) -> None:
+    """`__Host-` cookies have no domain, the path / and TLS, else no browser takes them."""
+    for person in (nobody, admin):
+        person.headers = {"X-Forwarded-Proto": "https"}
+    answer = await nobody.post("/sign-in", {"token": ADMIN})
+    cookie = answer.headers["Set-Cookie"]
+    assert cookie.startswith("__Host-tollkeeper_session=")
+    assert "Path=/" in cookie
+    assert "Domain" not in cookie
+    nobody.cookie = cookie.split(";")[0]
+    assert (await nobody.open("/")).status == 200
+    assert (await admin.open("/")).status == 303  # a plain one may be anybody's there
+    left = await nobody.post("/sign-out", {})
+    assert left.headers["Set-Cookie"].startswith('__Host-tollkeeper_session=""')
+    assert "Secure" in left.headers["Set-Cookie"]
+
+
 @pytest.mark.parametrize("token", ["", "wrong-token-of-nobody", "x" * 600, "\x00", "töken"])
 async def test_unknown_tokens_stay_outside(nobody: Person, token: str) -> None:
     answer = await nobody.sign_in(token)
