@@ -29,7 +29,7 @@ LONGER_MODULES: dict[str, tuple[int, str]] = {
     "gateway/keeper.py": (330, "who is handed to whom in a keeper, in one place"),
     "gateway/errors.py": (360, "one flat list of every error, a class each"),
     "tests/model/system.py": (650, "one system: each step beside what the model makes of it"),
-    "gateway/http/connection.py": (500, "one socket: its flow, deadlines and end are read side by side"),
+    "gateway/http/connection.py": (560, "one socket: its flow, deadlines and end are read side by side"),
 }
 # Parts of scripts that are better whole.
 LONGER_SCRIPTS: dict[str, tuple[int, str]] = {

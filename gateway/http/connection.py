@@ -23,11 +23,15 @@ from gateway.http.framing import Malformed
 from gateway.http.limits import HttpLimits
 from gateway.http.link import Link
 from gateway.http.plan import Plan, Planner, family_of_head
-from gateway.http.reading import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
+from gateway.http.reading import SLOW_UPSTREAM, SUCCESSOR, TURN, UNWANTED, Reading
 from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.request_body import RequestBody
 from gateway.http.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
+from gateway.http.turns import Turns
 
+# What one client may have done in one go: after so many heads, or bytes of one read, others come first.
+TURN_HEADS_MAX = 16
+TURN_BYTES_MAX = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)
 _RUNS = -1.0  # a body's deadline, which is not stopped
 
@@ -39,6 +43,7 @@ class Host(Protocol):
     limits: HttpLimits
     buffers: Buffers
     clock: Clock
+    turns: Turns
     draining: bool
 
     def opened(self, connection: ClientConnection) -> bool:
@@ -94,6 +99,8 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of a head, of a body, or of what comes later."""
+        if len(data) > TURN_BYTES_MAX:
+            self._wait_for_turn()
         side = self._side
         state = side.state
         if state == IDLE:
@@ -150,6 +157,8 @@ class ClientConnection(asyncio.Protocol):
         wait, self._write_wait = self._write_wait, None
         if wait is not None:
             wait.set(None)
+        elif self._side.state == IDLE and self._side.waiting:
+            self._advance()
 
     # what the exchange asks of its connection
 
@@ -331,15 +340,33 @@ class ClientConnection(asyncio.Protocol):
         """Read heads from what arrived until a request is in progress or more bytes are needed."""
         if self._advancing:
             return
-        side = self._side
+        side, heads, later = self._side, 0, False
         self._advancing = True
-        while side.state == IDLE and side.waiting and self._read_head():
-            pass
+        while side.state == IDLE and side.waiting and not later:
+            later = self.blocked or heads == TURN_HEADS_MAX  # it reads no answers, or others come first
+            heads += 1
+            if not later and not self._read_head():
+                break
         self._advancing = False
-        if side.state == IDLE:
+        if later:
+            self._reading.pause(SUCCESSOR)
+            if not self.blocked:
+                self._wait_for_turn()
+        elif side.state == IDLE:
             self._reading.resume(SUCCESSOR)
         elif side.state == WHOLE and side.waiting:
             self._reading.pause(SUCCESSOR)
+
+    def _wait_for_turn(self) -> None:
+        """Read nothing more of this client until others had their turn."""
+        if not self._reading.paused & TURN:
+            self._reading.pause(TURN)
+            self._host.turns.wait(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._reading.resume(TURN)
+        if not self.gone and self._side.state == IDLE and self._side.waiting:
+            self._advance()
 
     def _read_head(self) -> bool:
         side = self._side

@@ -13,7 +13,7 @@ import struct
 import termios
 from typing import Any
 
-SUCCESSOR, UNWANTED, SLOW_UPSTREAM = 1, 2, 4
+SUCCESSOR, UNWANTED, SLOW_UPSTREAM, TURN = 1, 2, 4, 8
 _ENDED = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere an end is seen by reading alone
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 _NUMBER = struct.Struct("i")
