@@ -475,28 +475,3 @@ async def test_a_client_gone_while_its_hold_was_taken_or_its_upstream_called_is_
         await stage.settled()
         assert len(stage.counters.releases) == 1
         assert not stage.upstream.received
-
-
-async def test_who_pipelines_much_lets_others_come_between() -> None:
-    async with staged() as stage:
-        greedy, other = await stage.client(), await stage.client()
-        await greedy.send(get(b"/nope") * 500)
-        assert (await other.ask(get(b"/nope"), "GET")).status == 404
-        assert any(connection._side.waiting for connection in stage.plane._connections)
-        for _ in range(500):
-            assert (await greedy.answer("GET")).status == 404
-
-
-async def test_refusals_are_not_piled_up_for_a_client_that_reads_none() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        count = 50_000
-        client.writer.write(get(b"/nope") * count)
-        await eventually(lambda: any(one.blocked for one in stage.plane._connections))
-        answers, read = 0, b""
-        while answers < count:
-            piled = max(one.transport.get_write_buffer_size() for one in stage.plane._connections)
-            assert piled < 1 << 20
-            read = read[-7:] + await client.reader.read(1 << 20)
-            answers += read.count(b"HTTP/1.1")
-        client.reset()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import cast
 
 from gateway.http.turns import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
+from tests.http.fakes import get
+from tests.http.stage import eventually, staged
 
 
 class Loop:
@@ -86,3 +88,28 @@ def test_who_always_has_more_is_behind_all_others() -> None:
     for _ in range(3):
         scene.loop.run_once()
     assert scene.ran == [1, 2, 1, 2, 1, 2]
+
+
+async def test_who_pipelines_much_lets_others_come_between() -> None:
+    async with staged() as stage:
+        greedy, other = await stage.client(), await stage.client()
+        await greedy.send(get(b"/nope") * 500)
+        assert (await other.ask(get(b"/nope"), "GET")).status == 404
+        assert any(connection._side.waiting for connection in stage.plane._connections)
+        for _ in range(500):
+            assert (await greedy.answer("GET")).status == 404
+
+
+async def test_refusals_are_not_piled_up_for_a_client_that_reads_none() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        count = 50_000
+        client.writer.write(get(b"/nope") * count)
+        await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+        answers, read = 0, b""
+        while answers < count:
+            piled = max(one.transport.get_write_buffer_size() for one in stage.plane._connections)
+            assert piled < 1 << 20
+            read = read[-7:] + await client.reader.read(1 << 20)
+            answers += read.count(b"HTTP/1.1")
+        client.reset()
