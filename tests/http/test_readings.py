@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import asyncio
 
-import h11
 import pytest
 
 from tests.http.fakes import AUTH, post
+from tests.http.leaving import BODIES, NEVER_RELEASED, SENT, is_told, leave, requests_of
 from tests.http.readings import HONEST, READINGS, Server
-from tests.http.stage import Stage, eventually, staged
+from tests.http.stage import staged
 
-SENT = b"0123456789"
-CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
-BODIES = {
-    "length": (b"content-length: 10\r\n\r\n", SENT),
-    "large": (b"content-length: 300000\r\n\r\n", SENT),
-    "chunks": (CHUNKED, b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"),
-    "trailers": (CHUNKED, b"a;e=1\r\n0123456789\r\n0\r\ntrailer: x\r\n\r\n"),
-    "continue": (b"expect: 100-continue\r\ncontent-length: 10\r\n\r\n", SENT),
-}
-NEVER_RELEASED = 60.0
 STARTS = (b"POST /early ", b"POST /late ", b"POST /never ")
 
 
@@ -42,14 +32,9 @@ class Relay:
         await _pass(reader, onward, wire)
         await back
 
-    @property
     def heads(self) -> int:
         """How many requests have begun here that their client leaves."""
         return sum(wire.count(start) for wire in self.wires for start in STARTS)
-
-    def requests(self) -> list[tuple[bytes, bytes, bool]]:
-        """Target and body of each request that arrived, and whether it is whole."""
-        return [request for wire in self.wires for request in _requests(bytes(wire))]
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
@@ -60,36 +45,6 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept
     except ConnectionError:
         pass
     writer.close()
-
-
-def _requests(wire: bytes) -> list[tuple[bytes, bytes, bool]]:
-    found: list[tuple[bytes, bytes, bool]] = []
-    while wire:
-        oracle = h11.Connection(h11.SERVER)
-        oracle.receive_data(wire)
-        target, body, whole = b"", b"", False
-        while not whole and (event := oracle.next_event()) is not h11.NEED_DATA:
-            if isinstance(event, h11.Request):
-                target = event.target
-            elif isinstance(event, h11.Data):
-                body += event.data
-            else:
-                whole = True
-        found.append((target, body, whole))
-        wire = oracle.trailing_data[0] if whole else b""
-    return found
-
-
-async def leave(stage: Stage, relay: Relay, server: Server, sent: bytes, *, told: bool, abrupt: bool) -> None:
-    """Send the beginning of a request and go; `told` where an upstream hears of it."""
-    heads, before = relay.heads, stage.plane.connections
-    client = await stage.client()
-    await client.send(sent)
-    await eventually(lambda: relay.heads > heads if told else stage.plane.calls)
-    client.reset() if abrupt else client.close()
-    await eventually(lambda: stage.plane.connections == before)
-    await server.release()
-    await eventually(lambda: stage.plane.calls == 0)
 
 
 @pytest.mark.parametrize("answers", ["early", "late", "never"])
@@ -107,16 +62,14 @@ async def test_what_a_client_leaves_is_never_continued_by_another(
         relay = Relay(server)
         stage.upstream.handler = relay.serve
         for cut in range(len(body)):
-            # A chunked body of nothing is not over the bound of nothing: no upstream hears of it yet.
-            told = kind not in ("chunks", "trailers") or b"\n0" in body[:cut]
-            sent = left + framing + body[:cut]
-            await leave(stage, relay, server, sent, told=told, abrupt=cut % 2 == 0)
+            told, sent = is_told(kind, body[:cut]), left + framing + body[:cut]
+            await leave(stage, sent, relay.heads, server.release, told=told, abrupt=cut % 2 == 0)
             charged = len(stage.counters.charges)
             got = await stage.ask(post(b"%d" % cut, b"/services/search/next"))
             assert (got.status, got.body) == (200, HONEST)
             assert len(stage.counters.charges) == charged + 1
             assert len(stage.counters.settlements) == len(stage.counters.holds)
-        arrived = relay.requests()
+        arrived = requests_of(relay.wires)
         assert sorted(int(part) for target, part, _ in arrived if target == b"/next") == [*range(len(body))]
         for target, part, whole in arrived:
             assert target in (b"/next", b"/" + answers.encode())
@@ -134,4 +87,4 @@ async def test_a_connection_whose_body_was_answered_early_and_sent_whole_serves_
             assert (await stage.ask(post(SENT, b"/services/search/early"))).status == 200
             assert (await stage.ask(post(b"%d" % number, b"/services/search/next"))).body == HONEST
         assert len(relay.wires) == 1
-        assert [whole for _, _, whole in relay.requests()] == [True] * 10
+        assert [whole for _, _, whole in requests_of(relay.wires)] == [True] * 10
