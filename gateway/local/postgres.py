@@ -37,8 +37,8 @@ OPTIONS = {
     "log_timezone": "UTC",
     "lc_messages": "C",
     "logging_collector": "off",
-    "log_line_prefix": "%m [%p] ",
-    # An error's DETAIL and CONTEXT quote rows, its statement and parameters what was to be one.
+    "log_line_prefix": "%m [%p] %e ",
+    # The code of an error and no row: DETAIL and CONTEXT quote one, the statement has what was to be one.
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length": "0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -26,6 +27,10 @@ from gateway.local.data_directory import DataDirectory, opened
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 WORKER_BYTES_MAX = 50_000_000
+TWINS = (
+    "INSERT INTO app_user (organization_id, external_id)"
+    " SELECT min(id), %(it)s FROM organization, generate_series(1, 2) AS twin GROUP BY twin"
+)
 BODY = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -203,6 +208,34 @@ def test_logs_are_json_lines_without_the_secrets(running: tuple[dict[str, Any], 
     assert {"starting Valkey", "gateway started", "ready"} <= set(events)
     for secret in (facts["admin_token"], facts["api_key"], facts["redis_url"], facts["database_url"]):
         assert secret not in said
+
+
+@pytest.mark.parametrize(
+    ("statement", "code"),
+    [
+        (TWINS, "23505"),
+        ("INSERT INTO app_user (organization_id, external_id) VALUES (987654321, %(it)s)", "23503"),
+        ("UPDATE api_key SET digest = %(it)s", "23514"),
+        ("INSERT INTO tenant (name, organization_id) VALUES (%(it)s, NULL)", "23502"),
+        ("INSERT INTO no_such_table VALUES (%(it)s)", "42P01"),
+    ],
+    ids=["unique", "foreign key", "check", "not null", "no table"],
+)  # fmt: skip
+def test_the_database_logs_codes_and_no_rows(
+    running: tuple[dict[str, Any], Path], statement: str, code: str
+) -> None:
+    facts, stderr = running
+    value, log = f"s3cr3t{code}" * 4, stderr.parent / "data" / "logs" / "postgres.log"
+    for cursor in (psycopg.ClientCursor, psycopg.Cursor):  # written into the statement, and beside it
+        before = log.read_text().count(code)
+        with psycopg.connect(facts["database_url"], cursor_factory=cursor) as connection:
+            with pytest.raises(psycopg.Error) as refused:
+                connection.execute(statement.encode(), {"it": value})
+            assert refused.value.sqlstate == code
+        assert log.read_text().count(code) > before
+    said = log.read_text()
+    assert value not in said
+    assert not re.search("DETAIL|CONTEXT|STATEMENT", said)
 
 
 def test_a_demo_key_that_was_taken_away_is_followed_by_another(tmp_path: Path) -> None:
