@@ -42,7 +42,8 @@ class Users:
         self._new_a_day_max = new_a_day_max
         self._clock = clock
         self._known: dict[Name, int] = {}
-        self._refused: set[Name] = set()
+        # By their hashes: anybody makes up long ones.
+        self._refused: set[int] = set()
         self._refused_from = clock()
 
     def resolve(self, connection: Connection[Any], fresh: Iterable[Placed]) -> dict[Name, int]:
@@ -51,7 +52,7 @@ class Users:
             self._refused.clear()
         names = {(e[2].organization_id, e[2].user) for _, e in fresh if e[2] is not None and e[2].user}
         found = {name: self._known[name] for name in names if name in self._known}
-        missing = _storable(names - found.keys() - self._refused)
+        missing = _storable(one for one in names - found.keys() if hash(one) not in self._refused)
         if missing:
             found |= _known(connection, missing)
         if unknown := [name for name in missing if name not in found]:
@@ -80,7 +81,7 @@ class Users:
         if not self._refused or len(self._refused) + len(over) > REMEMBERED_MAX:
             self._refused.clear()
             self._refused_from = self._clock()
-        self._refused |= over
+        self._refused |= set(map(hash, over))
 
 
 def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:

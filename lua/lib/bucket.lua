@@ -4,11 +4,13 @@
 local UNIT, FUTURE_MS = 60000, 2000
 
 -- How long a user's state is kept that has only its tenant's user limits, ms: an hour while a call is in flight, else past
--- the longest window; and until what it took has drained. One with limits of its own stays as it was defined.
-local IN_FLIGHT_MS, IDLE_MS = 3600000, 120000
+-- the longest window; and until what it took has drained, a day at most: whoever has a key names as many users as he likes.
+-- One with limits of its own stays as it was defined.
+local IN_FLIGHT_MS, IDLE_MS, LIFE_MS_MAX = 3600000, 120000, 86400000
 local function user_life(raw)
   local rpm, tpm, _, requests, tokens, _, in_flight = parse('<ddddddd', raw, 10)
-  return max(in_flight > 0 and IN_FLIGHT_MS or IDLE_MS, rpm > 0 and ceil(requests / rpm) or 0, tpm > 0 and ceil(tokens / tpm) or 0)
+  local debt = max(rpm > 0 and ceil(requests / rpm) or 0, tpm > 0 and ceil(tokens / tpm) or 0)
+  return min(LIFE_MS_MAX, max(in_flight > 0 and IN_FLIGHT_MS or IDLE_MS, debt))
 end
 
 -- writes a user's state, if there is one; or answers it, where it stays for ever, for the MSET that comes then

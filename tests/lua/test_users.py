@@ -7,7 +7,7 @@ import pytest
 from gateway.core.model import NO_SERVICE, Limits, Settled, Verdict
 from tests.builders import NO_LIMITS, World
 
-HOUR_MS, IDLE_MS = 3_600_000, 120_000
+HOUR_MS, IDLE_MS, DAY_MS = 3_600_000, 120_000, 86_400_000
 
 
 def life_ms(world: World, user: str) -> int:
@@ -50,6 +50,13 @@ def test_debt_is_kept_until_it_has_drained(world: World) -> None:
     assert HOUR_MS - 10_000 < life_ms(world, "ann") <= HOUR_MS
     world.client.pexpire(world.user_key("ann"), 1000)
     assert world.reserve(need=5, user="ann").verdict is Verdict.RATE_LIMITED
+
+
+def test_debt_of_more_than_a_day_is_forgotten_after_one(world: World) -> None:
+    world.define_tenant(users=Limits(tokens_per_minute=1))
+    world.plan(10**9)
+    world.reserve(need=5, user="ann").settle(tokens=10**6)
+    assert DAY_MS - 10_000 < life_ms(world, "ann") <= DAY_MS
 
 
 def test_a_user_with_limits_of_its_own_stays(world: World) -> None:
