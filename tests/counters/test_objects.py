@@ -64,6 +64,38 @@ async def test_an_organization_has_the_newest_and_no_more(valkey: str, connect: 
     assert 0 < world.client.ttl(name) <= 60
 
 
+async def test_to_keep_one_is_one_command_but_for_one_in_a_hundred(
+    valkey: str, connect: Connect, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set is larger by a hundredth then, and ends a hundredth of its time later."""
+    time, wire = Time(), await connect(valkey)
+    objects, most = Objects(wire, time, 1000, 200), 202
+
+    def cuts() -> int:
+        found = world.client.info("commandstats")
+        return int(found.get("cmdstat_zremrangebyrank", {"calls": 0})["calls"])
+
+    world.client.config_resetstat()
+    name = keys.objects(MINE.partition, MINE.organization_id)
+    for number in range(300):
+        await in_task(objects.keep(MINE, [f"resp_{number}"]))
+        assert world.client.zcard(name) <= most
+        assert world.client.ttl(name) > 1000
+    assert cuts() == 100
+    time.now += 10
+    await in_task(objects.keep(MINE, ["late"]))
+    await in_task(objects.keep(MINE, ["later"]))
+    assert cuts() == 101
+    world.client.delete(name)
+    monkeypatch.setattr(wire, "run_id", b"another")
+    await in_task(objects.keep(MINE, ["elsewhere"]))
+    assert 1000 < world.client.ttl(name) <= 1010
+    monkeypatch.setattr("gateway.counters.objects.TRIMS_MAX", 1)
+    for caller in (OTHERS, MINE):
+        await in_task(objects.keep(caller, ["evicts"]))
+    assert cuts() == 104
+
+
 async def test_without_redis_nobody_knows(valkey: str, connect: Connect) -> None:
     wire = await connect(valkey)
     objects = Objects(wire, Time(), 60, 10)
