@@ -46,6 +46,8 @@ _MARKS = {
     Family.ANTHROPIC: _ID_MARKS,
     Family.GEMINI: (re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":'),),
 }
+# Of Anthropic's answers, most of which tell of nothing.
+_MARKS_OF_ANSWERS = (b'"container"', b'"file_id"')
 # Names are compared without case and, of Gemini's, without underscores, as the most lenient reader would.
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
@@ -149,6 +151,11 @@ def named(family: Family, body: bytes, document: dict[str, object]) -> tuple[str
     return tuple(found)
 
 
+def may_tell(family: Family, answer: bytes) -> bool:
+    """Whether a metered answer, or a part of one, is worth looking through for ids."""
+    return family is not Family.ANTHROPIC or any(mark in answer for mark in _MARKS_OF_ANSWERS)
+
+
 def told(family: Family, document: object) -> tuple[str, ...]:
     """The ids of objects that an answer tells of, its own first."""
     if not isinstance(document, dict):
@@ -228,9 +235,8 @@ def _normal(value: object) -> object:
     return value
 
 
-def _ids(value: object) -> Iterator[str]:
-    if isinstance(value, str) and value:
-        yield value[: ID_CHARACTERS_MAX + 1]
+def _ids(value: object) -> tuple[str, ...]:
+    return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
 def _told(family: Family, document: dict[str, object]) -> Iterator[str]:
@@ -288,7 +294,6 @@ def _object(value: dict[str, object], name: str) -> dict[str, object]:
     return inside if isinstance(inside, dict) else {}
 
 
-def _objects(value: dict[str, object], name: str) -> Iterator[dict[str, object]]:
+def _objects(value: dict[str, object], name: str) -> list[dict[str, object]]:
     inside = value.get(name)
-    if isinstance(inside, list):
-        yield from (each for each in inside if isinstance(each, dict))
+    return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []

@@ -71,6 +71,15 @@ def read_objects(owned: Owned, call: Call) -> None:
         written = write_document(call.document)
         check_names(call.body, written, 0)
         call.body = written
-    call.keeps = owned.tells
-    ids = named(call.family, call.body, call.document) if call.document is not None else ()
+    document = call.document
+    call.keeps = owned.tells and (call.meter != "openai_chat" or document is None or _is_stored(document))
+    ids = named(call.family, call.body, document) if document is not None else ()
     call.named = (owned.id, *ids) if owned.id else ids
+
+
+def _is_stored(chat: dict[str, object]) -> bool:
+    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
+
+    An answer that is not stored has an id as well, of nothing.
+    """
+    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat

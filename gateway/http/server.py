@@ -148,13 +148,13 @@ class DataPlane:
             )
         self.clock.start()
         self._bound_unsent()
-        server: Any = self._server  # its sockets are a tuple in asyncio, a list in uvloop
+        server: Any = self._server
         return int(server.sockets[0].getsockname()[1])
 
     def _bound_unsent(self) -> None:
         """Say how much the kernel may keep for a client that does not read; what is accepted inherits it."""
-        listening: Any = self._server.sockets if self._server is not None else ()
-        for one in listening:
+        server: Any = self._server  # whose sockets are a tuple in asyncio, a list in uvloop
+        for one in server.sockets:
             if one.family != socket.AF_UNIX:
                 one.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max

@@ -190,3 +190,22 @@ async def test_what_takes_no_body_is_sent_with_none(framing: bytes) -> None:
         got = await stage.ask(get(b"/v1/models", AUTH + JSON)[:-2] + framing)
         assert (got.status, got.reason) == (400, "invalid_request")
         assert not stage.upstream.received
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({}, set()),
+        ({"store": False}, set()),
+        ({"store": True}, {"chatcmpl-1", "audio_1"}),
+        ({"modalities": ["text", "audio"]}, {"chatcmpl-1", "audio_1"}),
+    ],
+)
+async def test_a_chat_that_is_not_stored_leaves_no_object(asked: dict[str, object], kept: set[str]) -> None:
+    """An organization has room for so many: answers nobody can ask for push out nothing."""
+    made = {"id": "chatcmpl-1", "choices": [{"message": {"content": "x", "audio": {"id": "audio_1"}}}]}
+    async with objects() as stage:
+        stage.upstream.scripts.append([answer(json.dumps(made).encode())])
+        chat = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **asked})
+        assert (await stage.ask(post(chat.encode()))).status == 200
+        assert {one for _, one in stage.objects.kept} == kept

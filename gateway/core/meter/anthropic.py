@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
-from gateway.core.objects import told_by_event
+from gateway.core.objects import may_tell, told_by_event
 
 
 class _Usage(msgspec.Struct):
@@ -82,7 +82,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if read.usage is not None:
         _report(meter, read.usage, True)
     _note_end(meter, read.type)
-    if meter.call.keeps and (b'"container"' in data or b'"file_id"' in data):
+    if meter.call.keeps and may_tell(meter.call.family, data):
         meter.told += told_by_event(loose_document(data))
     return False
 

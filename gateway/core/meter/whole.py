@@ -12,7 +12,7 @@ from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import loose_document, text_bytes, texts_in
 from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
 from gateway.core.meter.tail import Tail
-from gateway.core.objects import told
+from gateway.core.objects import may_tell, told
 
 WINDOW_BYTES = 64 << 10
 
@@ -56,7 +56,7 @@ class WholeMeter(Meter):
         else:
             document = kept[0] if len(kept) == 1 else b"".join(kept)
             self._dialect.read_whole(self, document)
-            if self.call.keeps:
+            if self.call.keeps and may_tell(self.call.family, document):
                 self.told += told(self.call.family, loose_document(document))
             if not self.reported:
                 self._examine()
