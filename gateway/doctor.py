@@ -10,12 +10,13 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from gateway import remedies
+from gateway import doctor_users, remedies
 from gateway.core.binding import Bindings
 from gateway.core.route import UpstreamTarget
 from gateway.core.wait import in_task
@@ -32,6 +33,7 @@ from gateway.urls import wanted, without_password
 
 REDIS_VERSION_MIN = (7, 0)
 ANSWER_MAX_S = 5.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
     if role != "serve":
         if settings.database_url:
-            yield await _postgresql(settings.database_url)
+            async for finding in _postgresql(settings):
+                yield finding
         else:
             yield Finding(
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
@@ -138,6 +141,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         yield finding
     here = history(info.get("run_id", "").encode(), named if isinstance(named, bytes) else b"")
     yield _verification(vouched if isinstance(vouched, bytes) else b"", here)
+    yield Finding(*await doctor_users.of_redis(address, role, ANSWER_MAX_S))
 
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
@@ -186,23 +190,31 @@ def _day(moment: float) -> str:
     return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}"
 
 
-async def _postgresql(url: str) -> Finding:
+async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
+    """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.migrate import schema_version  # noqa: PLC0415  # heavy to load
     from persistence.schema import refuse_other  # noqa: PLC0415
     from persistence.watch import certificate_end  # noqa: PLC0415
 
+    url = settings.database_url
     shown = without_password(url)
     try:
-        async with asyncio.timeout(ANSWER_MAX_S * 2):
-            found = await asyncio.to_thread(schema_version, url)
+        found = await _answered(schema_version, url)
+        refuse_other(found)
+        end = await _answered(certificate_end, url)
+    except StartError as error:
+        yield Finding(False, "postgresql", f"{shown}: {error.message}")
+        return
     except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
-        return Finding(False, "postgresql", f"{shown}: {first}; {remedies.postgresql(first)}")
-    try:
-        refuse_other(found)
-    except StartError as error:
-        return Finding(False, "postgresql", f"{shown}: {error.message}")
-    else:
-        end = await asyncio.to_thread(certificate_end, url)
-        until = f", its certificate is valid until {_day(end)}" if end else ""
-        return Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
+        yield Finding(False, "postgresql", f"{shown}: {first}; {remedies.postgresql(first)}")
+        return
+    until = f", its certificate is valid until {_day(end)}" if end else ""
+    yield Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
+    for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
+        yield Finding(*seen)
+
+
+async def _answered(ask: Callable[[str], T], url: str) -> T:
+    async with asyncio.timeout(ANSWER_MAX_S * 2):
+        return await asyncio.to_thread(ask, url)

@@ -11,6 +11,10 @@ _REDIS = (
     ("WRONGPASS", f"put the right user and password into {REDIS_URL}"),
     ("NOAUTH", f"put user and password into {REDIS_URL}"),
     ("without any password", f"set a password there, or take it out of {REDIS_URL}"),
+    (
+        "'function|load'",
+        "start a keeper first, it brings the scripts; its own user is tollkeeper-keeper of deploy/users.acl",
+    ),
     ("NOPERM", "give the user what deploy/users.acl says"),
     ("DB index", f"end {REDIS_URL} in a database the server has, such as /0"),
     ("LOADING", "wait: it reads its append-only file"),
@@ -37,6 +41,10 @@ _REDIS = (
     ),
     ("", f"look at {REDIS_URL}, and at the server"),
 )
+_RIGHTS = (
+    "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
+    " (deploy/README.md, PostgreSQL)"
+)
 _POSTGRESQL = (
     ("password authentication failed", f"put the right user and password into {DATABASE_URL}"),
     ("no password supplied", f"put the password into {DATABASE_URL}"),
@@ -48,7 +56,8 @@ _POSTGRESQL = (
     ("certificate", f"name the authority that vouches for it: ?sslrootcert=… in {DATABASE_URL}"),
     ("does not support SSL", f"turn TLS on there, or take sslmode out of {DATABASE_URL}"),
     ("connection option", f"correct the part of {DATABASE_URL} behind the ?"),
-    ("permission denied", "let the user of the URL own the database: it is the one migrate uses"),
+    ("permission denied", _RIGHTS),
+    ("must be owner", _RIGHTS),
     ("too many", "allow more connections (max_connections): a keeper wants 15"),
     ("resolve", f"correct the host of {DATABASE_URL}"),
     ("Connection refused", f"start PostgreSQL, or correct host and port of {DATABASE_URL}"),

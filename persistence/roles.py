@@ -1,14 +1,78 @@
-"""Whom a database knows a user as: a login for the writer, and what a user may do."""
+"""Users of a database of ours: what one may do, beside what a keeper does, and a login for the writer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import psycopg
 from psycopg import sql
 
+from gateway.errors import SchemaUnavailable
+from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
-from persistence.grants import WRITER, roles_of
+from persistence.grants import APPEND, PARTITIONS, WRITER, WRITES, roles_of, wanted
+
+_WHO = """
+SELECT current_user, r.rolsuper,
+       EXISTS (SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace
+                  AND relname = ANY(%(tables)s) AND pg_has_role(relowner, 'USAGE')),
+       has_schema_privilege(current_schema(), 'CREATE'),
+       EXISTS (SELECT FROM unnest(%(kept)s::text[]) AS t
+                WHERE has_table_privilege(t, 'UPDATE, DELETE, TRUNCATE')),
+       EXISTS (SELECT FROM pg_roles WHERE rolname = ANY(%(outside)s) AND pg_has_role(oid, 'USAGE')),
+       (SELECT pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = %(writer)s)
+  FROM pg_roles AS r WHERE r.rolname = current_user"""
+_LACKING = """
+SELECT w.verb || ' on ' || w.name FROM unnest(%(rights)s::text[], %(names)s::text[]) AS w (verb, name)
+ WHERE NOT has_table_privilege(w.name, w.verb)
+UNION ALL
+SELECT 'EXECUTE on ensure_partitions' WHERE NOT has_function_privilege(%(function)s, 'EXECUTE')"""
+# Predefined roles that lead out of the database.
+OUTSIDE = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a user is in a database: `beyond` is what no keeper has to be able to do, `lacking` what one has.
+
+    `writer` is the role to be in, `has_writer` whether it is there, `is_writer` whether the user is in it.
+    """
+
+    user: str
+    writer: str
+    owns: bool
+    has_writer: bool
+    is_writer: bool
+    beyond: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def standing(url: str) -> Standing:
+    """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
+    tables = [grant for grant in sorted(wanted()) if (grant.role, grant.kind) == (WRITER, "TABLE")]
+    try:
+        with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
+            writer = roles_of(connection.info.dbname)[WRITER]
+            kept = [table for table, verbs in WRITES.items() if verbs == APPEND]
+            who = {"tables": list(WRITES), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
+            row = connection.execute(_WHO, who).fetchone()
+            asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
+            lacking = connection.execute(_LACKING, asked | {"function": PARTITIONS}).fetchall()
+    except psycopg.Error as error:
+        raise SchemaUnavailable(complaint(error)) from error
+    assert row is not None
+    user, superuser, owns, creates, changes, leaves, is_writer = row
+    beyond = (
+        (superuser, "is superuser"), (owns and not superuser, "owns the tables"),
+        (creates and not owns, "may create objects beside the tables"),
+        (changes and not owns, "may change what is only to be added to"),
+        (leaves and not superuser, "may reach files and programs of the server"),
+    )  # fmt: skip
+    return Standing(
+        str(user), writer, bool(owns), is_writer is not None, bool(is_writer),
+        tuple(what for true, what in beyond if true), tuple(str(name) for (name,) in lacking),
+    )  # fmt: skip
 
 
 def admit_writer(url: str, password: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2 as httpx
+import psycopg
 import pytest
 
 from tests.conftest import free_port
@@ -38,9 +39,9 @@ class House:
         self.started.append(made)
         return made
 
-    def doctor(self) -> tuple[int, dict[str, str]]:
+    def doctor(self, *words: str, **environ: str) -> tuple[int, dict[str, str]]:
         """Its status, and what it says by subject; several lines of one are put together."""
-        done = self.start("doctor", "--config", str(self.folder / "config.yaml"))
+        done = self.start("doctor", "--config", str(self.folder / "config.yaml"), *words, **environ)
         status = done.ended()
         found: dict[str, str] = {}
         for well, subject, says in re.findall(r"^(ok|WRONG) +([^:]+): (.*)$", done.said, re.MULTILINE):
@@ -87,7 +88,11 @@ def house() -> Iterator[House]:
 
 
 def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> None:
+    house.environ["TOLLKEEPER_DATABASE_OWNER_URL"] = house.postgres.url
+    house.environ["TOLLKEEPER_DATABASE_URL"] = house.postgres.url.replace("//postgres:", "//keeper:")
     assert house.start("migrate").ended() == 0
+    with psycopg.connect(house.postgres.url) as owner:
+        owner.execute(f"CREATE ROLE keeper LOGIN PASSWORD '{PASSWORD}' IN ROLE postgres_writer")
     keeper = house.start("keeper")
     eventually(lambda: answers(house.ports["admin"]), READY_S_MAX)
     config = str(house.folder / "config.yaml")
@@ -111,9 +116,18 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     assert status == 0, found
     assert "its certificate is valid until" in found["redis"]
     assert "its certificate is valid until" in found["postgresql"]
+    assert found["postgresql user"] == "ok keeper may do what a keeper does, and no more\n"
+    assert found["redis user"] == "ok tollkeeper-keeper may do what a keeper does\n"
     with house.redis.client() as client:
         refused = [each for each in client.acl_log() if each["username"] != "test"]
     assert refused == []  # nothing was tried that users.acl does not allow
+    gateway = {"TOLLKEEPER_REDIS_URL": house.redis.gateway_url}
+    status, found = house.doctor("--for", "serve", **gateway)
+    assert (status, found["redis user"]) == (0, "ok tollkeeper-gateway may do what a gateway does\n")
+    for words, other in ((("--for", "serve"), {}), (("--for", "keeper"), gateway)):
+        status, found = house.doctor(*words, **other)
+        assert status == 1
+        assert found["redis user"].startswith("WRONG "), found
     assert serve.stop() == 0
     assert keeper.stop() == 0
     for process in house.started:

@@ -156,6 +156,31 @@ def test_the_keeper_owns_nothing_and_nobody_is_superuser(running: tuple[dict[str
         keeper.execute("DELETE FROM token_ledger")
 
 
+def test_doctor_knows_the_users_of_an_up(running: tuple[dict[str, Any], Path]) -> None:
+    facts, _ = running
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    words = [sys.executable, "-m", "gateway", "doctor", "--for", "keeper", "--data-dir", facts["data_dir"]]
+    for more, said in (
+        ((), ("postgresql user: tollkeeper_writer may do what a", "postgresql owner: tollkeeper owns the")),
+        (
+            ("--database-url", facts["database_url"]),
+            ("postgresql user: tollkeeper owns the tables; a keeper",),
+        ),
+    ):
+        done = subprocess.run(
+            [*words, *more],
+            capture_output=True,
+            text=True,
+            timeout=STEP_MAX_S,
+            check=False,
+            cwd=ROOT,
+            env=clean,
+        )
+        assert done.returncode == 0, done.stdout
+        for each in (*said, "redis user: default may do anything"):
+            assert f"ok    {each}" in done.stdout
+
+
 def test_a_directory_of_an_earlier_program_gets_a_keeper_that_owns_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
