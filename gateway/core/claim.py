@@ -13,9 +13,11 @@ from gateway.core.pricing import ENDLESS, TokenPrice, TokenRate
 from gateway.core.tariff import credits_of, price_of
 
 
-def credits_claimed(service: Service, model: str, estimate: Estimate, units: int) -> tuple[int, int]:
+def credits_claimed(
+    service: Service, model: str, estimate: Estimate, units: int, models_beside: tuple[str, ...] = ()
+) -> tuple[int, int]:
     """Credits of all a call could use, and the least they may be cut to: 0 where they are held whole."""
-    price = price_of(service, model)
+    price = price_of(service, model, models_beside)
     if price is None:
         return credits_of(service, model, Usage(units=units)), 0
     rate, read = _dearest(price, estimate.read), estimate.read
@@ -26,7 +28,7 @@ def credits_claimed(service: Service, model: str, estimate: Estimate, units: int
 def output_bound(service: Service, call: Call, estimate: Estimate, decision: Decision) -> int | None:
     """The most tokens of one answer that the hold covers; None where nothing binds the call."""
     most = decision.held_tokens if decision.bounded else ENDLESS
-    price = price_of(service, call.model)
+    price = price_of(service, call.model, call.models_beside)
     if price is not None:
         most = min(most, _dearest(price, estimate.read).covered(decision.held_credits))
     return None if most >= ENDLESS else max(1, (most - estimate.read) // call.choices)

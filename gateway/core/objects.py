@@ -98,7 +98,7 @@ COLLECTIONS = {
 _PATHS = {
     family: re.compile(rf"/({'|'.join(names)})(?:/([^/]+))?(?:/|\Z)") for family, names in COLLECTIONS.items()
 }
-_ACTIONS = frozenset({"input_tokens", "compact"})  # stand where an id would
+_ACTIONS = frozenset({"input_tokens", "compact", "runs"})  # stand where an id would
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
 _WEB = re.compile(r"https?://[^\\]*\Z")
 _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
@@ -154,6 +154,15 @@ def named(family: Family, body: bytes, document: dict[str, object]) -> tuple[str
 def may_tell(family: Family, answer: bytes) -> bool:
     """Whether a metered answer, or a part of one, is worth looking through for ids."""
     return family is not Family.ANTHROPIC or any(mark in answer for mark in _MARKS_OF_ANSWERS)
+
+
+def chosen_name(family: Family, document: dict[str, object]) -> str | None:
+    """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
+    if family is Family.GEMINI:
+        for path, one in (("", document), ("file.", _object(document, "file"))):
+            if one.get("name"):
+                return f"{path}name"
+    return None
 
 
 def told(family: Family, document: object) -> tuple[str, ...]:
@@ -252,7 +261,7 @@ def _told(family: Family, document: dict[str, object]) -> Iterator[str]:
         for name in ("id", "output_file_id", "error_file_id"):
             yield from _ids(document.get(name))
         yield from _ids(_object(document, "conversation").get("id"))
-        for item in _objects(document, "output"):
+        for item in (*_objects(document, "output"), *_objects(document, "data")):  # a list of one object's
             yield from _told_by_item(item)
         for choice in _objects(document, "choices"):
             yield from _ids(_object(_object(choice, "message"), "audio").get("id"))

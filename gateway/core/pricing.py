@@ -55,6 +55,31 @@ class TokenPrice:
     output: int = 0
     cached: int | None = None
 
+    def credits(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+        """Credits of one request, rounded up once; `cached_tokens` are part of its `input_tokens`.
+
+        A price of p credits a million is p micro-credits a token, so everything up to the last
+        rounding is an integer.
+        """
+        cached = min(cached_tokens, input_tokens)
+        micro = (
+            (input_tokens - cached) * self.input + cached * self.cached_price + output_tokens * self.output
+        )
+        return -(-micro // MICRO)
+
+    @property
+    def cached_price(self) -> int:
+        """What a million cached tokens cost."""
+        return self.input if self.cached is None else self.cached
+
+    def dearest(self, other: TokenPrice) -> TokenPrice:
+        """Of each kind the dearer price."""
+        return TokenPrice(
+            max(self.input, other.input),
+            max(self.output, other.output),
+            max(self.cached_price, other.cached_price),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRate:
@@ -159,28 +184,6 @@ def spend_micro(tiers: Sequence[Tier], already: int, quantity: int) -> int:
     into requests, the sum is the cost of the whole, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
-
-
-def token_credits(
-    prices: Mapping[str, TokenPrice],
-    model: str,
-    *,
-    input_tokens: int,
-    output_tokens: int,
-    cached_tokens: int = 0,
-) -> int | None:
-    """Credits of one request by tokens, rounded up once; None where the model has no price.
-
-    A price of p credits a million is p micro-credits a token, so everything up to the last
-    rounding is an integer. `cached_tokens` are part of `input_tokens`.
-    """
-    price = prices.get(model, prices.get(ANY_MODEL))
-    if price is None:
-        return None
-    cached = min(cached_tokens, input_tokens)
-    cached_price = price.input if price.cached is None else price.cached
-    micro = (input_tokens - cached) * price.input + cached * cached_price + output_tokens * price.output
-    return -(-micro // MICRO)
 
 
 def _whole_micro(tiers: Sequence[Tier], units: int) -> int:

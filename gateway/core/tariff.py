@@ -13,7 +13,6 @@ from gateway.core.pricing import (
     Pricing,
     TokenPrice,
     TokenRate,
-    token_credits,
 )
 from gateway.errors import ModelNotPriced
 
@@ -60,17 +59,26 @@ def is_by_token(service: Service) -> bool:
     return service.meter == CONSUMPTION and not service.one_time and service.pricing.per_million is not None
 
 
-def price_of(service: Service, model: str) -> TokenPrice | None:
-    """What a model's tokens cost; None where tokens do not set the price, or the model has none."""
+def price_of(service: Service, model: str, models_beside: tuple[str, ...] = ()) -> TokenPrice | None:
+    """What a model's tokens cost; None where tokens do not set the price, or the model has none.
+
+    Where others may answer instead, whoever asks chooses which one cannot: each kind is the dearest.
+    """
     if not is_by_token(service) or service.pricing.per_million is None:
         return None
     prices = service.pricing.per_million
-    return prices.get(model, prices.get(ANY_MODEL))
+    others = prices.get(ANY_MODEL)
+    found = prices.get(model, others)
+    for name in models_beside:
+        beside = prices.get(name, others)
+        if found is not None and beside is not None:
+            found = found.dearest(beside)
+    return found
 
 
-def rate_of(service: Service, model: str, read: int) -> TokenRate | None:
+def rate_of(service: Service, model: str, read: int, models_beside: tuple[str, ...] = ()) -> TokenRate | None:
     """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
-    price = price_of(service, model)
+    price = price_of(service, model, models_beside)
     return None if price is None else TokenRate(read, price.input, price.output)
 
 
@@ -80,7 +88,7 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
     return most if rate is None else min(most, rate.covered(credits_))
 
 
-def credits_of(service: Service, model: str, usage: Usage) -> int:
+def credits_of(service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()) -> int:
     """Credits of one request that `check_priced` let pass, never more than are counted exactly.
 
     0 where the service takes none.
@@ -89,13 +97,7 @@ def credits_of(service: Service, model: str, usage: Usage) -> int:
         return 0
     if service.one_time:
         return service.credits
-    by_token = None
-    if service.pricing.per_million is not None:
-        by_token = token_credits(
-            service.pricing.per_million,
-            model,
-            input_tokens=usage.input,
-            output_tokens=usage.output,
-            cached_tokens=usage.cached,
-        )
-    return min(service.credits * usage.units if by_token is None else by_token, INTEGER_MAX)
+    price = price_of(service, model, models_beside)
+    if price is None:
+        return min(service.credits * usage.units, INTEGER_MAX)
+    return min(price.credits(usage.input, usage.output, usage.cached), INTEGER_MAX)

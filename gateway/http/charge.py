@@ -96,8 +96,9 @@ class Charge:
         units = exchange.plan.units
         credits_held = credits_least = 0
         if service.meter == CONSUMPTION:
-            credits_held, credits_least = credits_claimed(service, call.model, estimate, units)
-            rate = rate_of(service, call.model, call.input_estimate) if by_token else None
+            beside = call.models_beside
+            credits_held, credits_least = credits_claimed(service, call.model, estimate, units, beside)
+            rate = rate_of(service, call.model, call.input_estimate, beside) if by_token else None
         need, ceiling, least, _ = estimate if service.counts_tokens else NOTHING
         request = HoldRequest(
             caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
@@ -227,7 +228,7 @@ class Charge:
             service,
             True,
             usage.total if service.counts_tokens else 0,
-            credits_of(service, self.call.model, usage),
+            credits_of(service, self.call.model, usage, self.call.models_beside),
             usage.units,
             plan.attribution_text,
             self._metadata(usage, status),

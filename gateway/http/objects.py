@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from gateway.core.call import Call
 from gateway.core.document import check_names, read_document, write_document
 from gateway.core.model import Family
-from gateway.core.objects import named, place_of
+from gateway.core.objects import chosen_name, named, place_of
 from gateway.core.route import Route
 from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.request import RequestHead
@@ -71,6 +71,9 @@ def read_objects(owned: Owned, call: Call) -> None:
         written = write_document(call.document)
         check_names(call.body, written, 0)
         call.body = written
+        chosen = chosen_name(call.family, call.document) if owned.tells and not owned.id else None
+        if chosen is not None:
+            raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     document = call.document
     call.keeps = owned.tells and (call.meter != "openai_chat" or document is None or _is_stored(document))
     ids = named(call.family, call.body, document) if document is not None else ()

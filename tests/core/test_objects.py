@@ -145,6 +145,7 @@ def test_too_many_and_too_long() -> None:
         (Family.OPENAI, "/v1/responses/resp_1/input_items", Place("resp_1")),
         (Family.OPENAI, "/v1/responses", Place()),
         (Family.OPENAI, "/v1/responses/compact", Place()),
+        (Family.OPENAI, "/v1/threads/runs", Place()),
         (Family.OPENAI, "/v1/chat/completions/chatcmpl-1", Place("chatcmpl-1")),
         (Family.OPENAI, "/openai/v1/files/file-1/content", Place("file-1")),
         (Family.OPENAI, "/v1/models/gpt-4o", None),
@@ -182,6 +183,11 @@ def test_what_answers_tell() -> None:
         "resp_2", "conv_1", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
     }  # fmt: skip
     assert told(Family.OPENAI, {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
+    listed = {
+        "object": "list",
+        "data": [{"id": "msg_1", "content": [{"annotations": [{"file_id": "file-3"}]}]}],
+    }
+    assert told(Family.OPENAI, listed) == ("msg_1", "file-3")
     spoken = {"id": "c", "choices": [{"message": {"audio": {"id": "audio_1"}}}]}
     assert told(Family.OPENAI, spoken) == ("c", "audio_1")
     message = {

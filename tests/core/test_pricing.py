@@ -18,7 +18,6 @@ from gateway.core.pricing import (
     rounded,
     spend_micro,
     times,
-    token_credits,
 )
 
 UNITS = st.integers(0, 10_000_000)
@@ -91,25 +90,35 @@ def test_more_units_never_cost_less(tiers: list[Tier], units: int, more: int) ->
 
 
 def test_tokens_are_rounded_up_once_a_request() -> None:
-    prices = {"big": TokenPrice(3_000_000, 15_000_000, 300_000), "*": TokenPrice(1, 1)}
     used = {"input_tokens": 10, "output_tokens": 2, "cached_tokens": 4}
-    assert token_credits(prices, "big", **used) == 6 * 3 + 2 * 15 + 2  # 4 cached tokens are 1.2
-    assert token_credits(prices, "other", **used) == 1
-    assert token_credits({"big": TokenPrice()}, "other", **used) is None
-    assert token_credits({"*": TokenPrice()}, "other", **used) == 0
+    big = TokenPrice(3_000_000, 15_000_000, 300_000)
+    assert big.credits(**used) == 6 * 3 + 2 * 15 + 2  # 4 cached tokens are 1.2
+    assert TokenPrice(1, 1).credits(**used) == 1
+    assert TokenPrice().credits(**used) == 0
 
 
 def test_cached_tokens_without_a_price_of_their_own_cost_what_input_costs() -> None:
-    prices = {"*": TokenPrice(1_000_000, 0)}
-    assert token_credits(prices, "m", input_tokens=7, output_tokens=0, cached_tokens=5) == 7
-    free = {"*": TokenPrice(1_000_000, 0, 0)}
-    assert token_credits(free, "m", input_tokens=7, output_tokens=0, cached_tokens=5) == 2
+    assert TokenPrice(1_000_000, 0).credits(7, 0, 5) == 7
+    assert TokenPrice(1_000_000, 0, 0).credits(7, 0, 5) == 2
+
+
+PRICES = st.builds(TokenPrice, st.integers(0, 9), st.integers(0, 9), st.none() | st.integers(0, 9))
+
+
+@given(
+    one=PRICES, other=PRICES, read=st.integers(0, 99), written=st.integers(0, 99), cached=st.integers(0, 99)
+)
+def test_the_dearest_of_two_prices_is_never_less_than_either(
+    one: TokenPrice, other: TokenPrice, read: int, written: int, cached: int
+) -> None:
+    dearest = one.dearest(other).credits(read, written, cached)
+    assert dearest >= max(one.credits(read, written, cached), other.credits(read, written, cached))
+    assert one.dearest(one).credits(read, written, cached) == one.credits(read, written, cached)
 
 
 @given(price=st.integers(0, 10_000_000), tokens=st.integers(0, 100_000_000))
 def test_credits_by_token_are_the_exact_price_rounded_up(price: int, tokens: int) -> None:
-    credits_ = token_credits({"*": TokenPrice(price)}, "m", input_tokens=tokens, output_tokens=0)
-    assert credits_ is not None
+    credits_ = TokenPrice(price).credits(tokens, 0)
     assert 0 <= credits_ - Fraction(price * tokens, 1_000_000) < 1
 
 

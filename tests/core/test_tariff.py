@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, Service, Usage
 from gateway.core.pricing import ENDLESS, NO_PRICING, Pricing, Tier, TokenPrice, TokenRate
-from gateway.core.tariff import check_priced, covered, credits_of, is_by_token, misfit, rate_of
+from gateway.core.tariff import check_priced, covered, credits_of, is_by_token, misfit, price_of, rate_of
 from gateway.errors import ModelNotPriced
 
 PRICES = {"small": TokenPrice(3, 15, 1), "large": TokenPrice(input=3_000_000, output=15_000_000)}
@@ -53,6 +53,16 @@ def test_what_a_use_costs(
 ) -> None:
     read, written, cached = tokens
     assert credits_of(service, model, Usage(read, written, cached, units=units)) == expected
+
+
+def test_a_call_that_names_several_models_costs_the_dearest_whichever_is_first() -> None:
+    used = Usage(2, 3, 2)
+    dear = credits_of(TOKEN, "large", used)
+    assert dear > credits_of(TOKEN, "small", used)
+    assert credits_of(TOKEN, "small", used, ("large", "small")) == dear
+    assert credits_of(TOKEN, "large", used, ("small",)) == dear
+    assert rate_of(TOKEN, "small", 5, ("large",)) == rate_of(TOKEN, "large", 5)
+    assert price_of(TOKEN, "unpriced", ("large",)) is None
 
 
 def test_a_call_under_way_is_priced_as_it_will_be() -> None:

@@ -209,3 +209,12 @@ async def test_a_chat_that_is_not_stored_leaves_no_object(asked: dict[str, objec
         chat = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **asked})
         assert (await stage.ask(post(chat.encode()))).status == 200
         assert {one for _, one in stage.objects.kept} == kept
+
+
+@pytest.mark.parametrize("sent", [{"name": "cachedContents/mine"}, {"file": {"name": "files/mine"}}])
+async def test_nobody_chooses_the_name_of_what_is_kept(sent: dict[str, object]) -> None:
+    async with objects() as stage:
+        got = await stage.ask(post(json.dumps(sent).encode(), b"/v1beta/cachedContents", JSON))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert b"name" in got.body
+        assert not stage.upstream.received
