@@ -1,4 +1,4 @@
-"""Objects an upstream keeps: the ids a request names, and the ids an answer tells of.
+"""Objects an upstream keeps: the ids a request names, in its path and in its body.
 
 Whose an object is decides the counters' door. A request names an object wherever an id stands, unless
 it is known to name nothing: ids of what the request holds whole, of calls of functions, of users. What
@@ -10,7 +10,6 @@ references of OpenAI (responses, conversations, files, batches, vector stores, c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from unicodedata import normalize
 from urllib.parse import unquote
@@ -19,7 +18,6 @@ from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
 NAMED_MAX = 256  # ids a request may name
-TOLD_MAX = 1_024  # ids kept of one answer
 ID_CHARACTERS_MAX = 512
 
 # Names at the top of a body, and of a tool, that name no object and hold none.
@@ -46,8 +44,6 @@ _MARKS = {
     Family.ANTHROPIC: _ID_MARKS,
     Family.GEMINI: (re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":'),),
 }
-# Of Anthropic's answers, most of which tell of nothing.
-_MARKS_OF_ANSWERS = (b'"container"', b'"file_id"')
 # Names are compared without case and, of Gemini's, without underscores, as the most lenient reader would.
 # These name an object where a text stands; an object with an id names it as any id does.
 _NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
@@ -99,7 +95,7 @@ _PATHS = {
     family: re.compile(rf"/({'|'.join(names)})(?:/([^/]+))?(?:/|\Z)") for family, names in COLLECTIONS.items()
 }
 _ACTIONS = frozenset({"input_tokens", "compact", "runs"})  # stand where an id would
-_RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
+RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(COLLECTIONS[Family.GEMINI])})/[^/?#:]+)")
 _WEB = re.compile(r"https?://[^\\]*\Z")
 _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
 
@@ -145,32 +141,19 @@ def named(family: Family, body: bytes, document: dict[str, object]) -> tuple[str
         _look(family, asked, all_found)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    found = dict.fromkeys(one for value in all_found for one in _ids(value))
+    found = dict.fromkeys(one for value in all_found for one in ids_of(value))
     if len(found) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
     return tuple(found)
 
 
-def may_tell(family: Family, answer: bytes) -> bool:
-    """Whether a metered answer, or a part of one, is worth looking through for ids."""
-    return family is not Family.ANTHROPIC or any(mark in answer for mark in _MARKS_OF_ANSWERS)
-
-
 def chosen_name(family: Family, document: dict[str, object]) -> str | None:
     """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
     if family is Family.GEMINI:
-        for path, one in (("", document), ("file.", _object(document, "file"))):
+        for path, one in (("", document), ("file.", object_in(document, "file"))):
             if one.get("name"):
                 return f"{path}name"
     return None
-
-
-def told(family: Family, document: object) -> tuple[str, ...]:
-    """The ids of objects that an answer tells of, its own first."""
-    if not isinstance(document, dict):
-        return ()
-    found = dict.fromkeys(_told(family, document))
-    return tuple(found)[:TOLD_MAX]
 
 
 def _look(family: Family, value: list[object] | dict[str, object], found: list[object]) -> None:
@@ -236,7 +219,7 @@ def _normal(value: object) -> object:
     """An object's name as it is kept. A file of Gemini's may be named by its URL; other URLs name none."""
     if not isinstance(value, str):
         return value
-    found = _RESOURCE.search(value)
+    found = RESOURCE.search(value)
     if found is not None:
         return found[1]
     if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
@@ -244,65 +227,18 @@ def _normal(value: object) -> object:
     return value
 
 
-def _ids(value: object) -> tuple[str, ...]:
+def ids_of(value: object) -> tuple[str, ...]:
+    """The id that a value is, cut where it is longer than any that is kept."""
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
-def _told(family: Family, document: dict[str, object]) -> Iterator[str]:
-    """Ids at the places where the API itself puts them: what a model or a tool wrote is no place."""
-    if family is Family.GEMINI:
-        for one in (document, _object(document, "file")):
-            for name in ("name", "uri"):
-                value = one.get(name)
-                found = _RESOURCE.search(value) if isinstance(value, str) else None
-                if found is not None:
-                    yield found[1]
-    elif family is Family.OPENAI:
-        for name in ("id", "output_file_id", "error_file_id"):
-            yield from _ids(document.get(name))
-        yield from _ids(_object(document, "conversation").get("id"))
-        for item in (*_objects(document, "output"), *_objects(document, "data")):  # a list of one object's
-            yield from _told_by_item(item)
-        for choice in _objects(document, "choices"):
-            yield from _ids(_object(_object(choice, "message"), "audio").get("id"))
-    elif family is Family.ANTHROPIC:
-        if document.get("type") != "message":
-            yield from _ids(document.get("id"))
-        yield from _ids(_object(document, "container").get("id"))
-        for block in _objects(document, "content"):
-            yield from _told_by_block(block)
-
-
-def _told_by_item(item: dict[str, object]) -> Iterator[str]:
-    yield from _ids(item.get("id"))
-    if item.get("type") == "code_interpreter_call":
-        yield from _ids(item.get("container_id"))
-    for part in _objects(item, "content"):
-        for note in _objects(part, "annotations"):
-            yield from _ids(note.get("file_id"))
-            yield from _ids(note.get("container_id"))
-
-
-def told_by_event(event: dict[str, object]) -> Iterator[str]:
-    """The ids that one event of Anthropic's streams tells of."""
-    for holder in (_object(event, "message"), _object(event, "delta")):
-        yield from _ids(_object(holder, "container").get("id"))
-    yield from _told_by_block(_object(event, "content_block"))
-
-
-def _told_by_block(block: dict[str, object]) -> Iterator[str]:
-    """Files that code of Anthropic's own tools wrote."""
-    kind = block.get("type")
-    if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):
-        for output in _objects(_object(block, "content"), "content"):
-            yield from _ids(output.get("file_id"))
-
-
-def _object(value: dict[str, object], name: str) -> dict[str, object]:
+def object_in(value: dict[str, object], name: str) -> dict[str, object]:
+    """The object under a name; empty where none is."""
     inside = value.get(name)
     return inside if isinstance(inside, dict) else {}
 
 
-def _objects(value: dict[str, object], name: str) -> list[dict[str, object]]:
+def objects_in(value: dict[str, object], name: str) -> list[dict[str, object]]:
+    """The objects of a list under a name."""
     inside = value.get(name)
     return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.core.model import Family
-from gateway.core.objects import ID_CHARACTERS_MAX, NAMED_MAX, Place, named, place_of, told
+from gateway.core.objects import ID_CHARACTERS_MAX, NAMED_MAX, Place, named, place_of
+from gateway.core.objects_told import told
 from gateway.errors import InvalidRequest
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
-from gateway.core.objects import may_tell, told_by_event
+from gateway.core.objects_told import may_tell, told_by_event
 
 
 class _Usage(msgspec.Struct):

@@ -13,7 +13,7 @@ from gateway.core.meter.loose import integer, loose_document
 from gateway.core.meter.meter import Meter
 from gateway.core.meter.tail import Tail
 from gateway.core.model import Usage
-from gateway.core.objects import told
+from gateway.core.objects_told import told
 
 UNITS_MAX = 1_000_000_000
 

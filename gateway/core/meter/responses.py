@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
-from gateway.core.objects import told
+from gateway.core.objects_told import told
 
 
 class _Details(msgspec.Struct):

@@ -12,7 +12,7 @@ from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import loose_document, text_bytes, texts_in
 from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
 from gateway.core.meter.tail import Tail
-from gateway.core.objects import may_tell, told
+from gateway.core.objects_told import may_tell, told
 
 WINDOW_BYTES = 64 << 10
 
