@@ -24,9 +24,9 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/http": (
         "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
-        "exchange", "framing", "headers", "limits", "link", "outgoing", "plan", "ports", "proxy", "reading",
-        "relay", "remembered", "reply", "request", "request_body", "request_ids", "server", "states", "story",
-        "tally", "traced", "turns", "upstream", "upstream_side", "worker",
+        "exchange", "framing", "headers", "kept", "limits", "link", "outgoing", "plan", "ports", "proxy",
+        "reading", "relay", "remembered", "reply", "request", "request_body", "request_ids", "server", "states",
+        "story", "tally", "traced", "turns", "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",

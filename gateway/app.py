@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import logs, tallies, tokenizer
+from gateway import allocator, logs, tallies, tokenizer
 from gateway.background.failures import FailureTeller
 from gateway.core.call import Bounds
 from gateway.core.estimate import Estimator
@@ -56,6 +56,7 @@ ENDING_S_MAX = 4.0
 async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log = logs.logger("tollkeeper.gateway")
+    allocator.give_back_large_blocks()
     stop = stop_signal()
     address = parse_url(settings.redis_url, settings.redis_files)
     wire, fence = start_wire(address, settings.redis_wait_s, log)

@@ -64,10 +64,14 @@ class Buffers:
 
     def sheds(self, caller: Caller) -> bool:
         """Whether a new call of this caller is to be refused."""
-        if self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1):
+        if self.has_room(caller):
             return False
         self.shed += 1
         return True
+
+    def has_room(self, caller: Caller) -> bool:
+        """Whether this caller may have more."""
+        return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def take_head(self, size: int) -> bool:
         """Whether so many bytes more of a head may be kept; then they are, until `give_head`."""
@@ -83,23 +87,3 @@ class Buffers:
 
     def _press(self) -> None:
         self.pressed = self._organizations.used * 2 >= self._keys.each
-
-
-class PartialHead:
-    """One connection's part of the heads: what is `kept` of one that is not complete."""
-
-    __slots__ = ("_buffers", "kept")
-
-    def __init__(self, buffers: Buffers) -> None:
-        self._buffers = buffers
-        self.kept = 0
-
-    def keep(self, size: int) -> bool:
-        """Whether so many bytes may be kept in place of those before, which are kept no longer."""
-        before, self.kept = self.kept, 0
-        if before:
-            self._buffers.give_head(before)
-        if size and not self._buffers.take_head(size):
-            return False
-        self.kept = size
-        return True

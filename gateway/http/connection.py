@@ -8,67 +8,41 @@ are flow, deadlines, and the end of a connection.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from typing import Any, Protocol
+from typing import Any
 
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
-from gateway.errors import Overloaded, Refusal, RequestTooLarge
-from gateway.http.buffers import Buffers, PartialHead
+from gateway.errors import Refusal, RequestTooLarge
 from gateway.http.client_side import ClientSide
-from gateway.http.clock import NEVER, Clock
+from gateway.http.clock import NEVER
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.framing import Malformed
-from gateway.http.limits import HttpLimits
+from gateway.http.host import Host
+from gateway.http.kept import Kept, full
 from gateway.http.link import Link
-from gateway.http.plan import Plan, Planner, family_of_head
-from gateway.http.reading import SLOW_UPSTREAM, SUCCESSOR, TURN, UNWANTED, Reading
+from gateway.http.plan import Plan, family_of_head
+from gateway.http.reading import ANYTHING, SLOW_CLIENT, SLOW_UPSTREAM, SUCCESSOR, TURN, UNWANTED, Reading
 from gateway.http.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.request_body import RequestBody
 from gateway.http.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.turns import Turns
 
-# What one client may have done in one go: after so many heads, or bytes of one read, others come first.
-TURN_HEADS_MAX = 16
+# What one client may have done in one go: after so many bytes of one read, others come first.
 TURN_BYTES_MAX = 64 * 1024
-_RESET = struct.pack("ii", 1, 0)
+# A request right behind another one takes as much of a turn as so many bytes of an answer.
+_SUCCESSOR_COSTS = 4096
 _RUNS = -1.0  # a body's deadline, which is not stopped
-
-
-class Host(Protocol):
-    """What a connection needs of its worker."""
-
-    planner: Planner
-    limits: HttpLimits
-    buffers: Buffers
-    clock: Clock
-    turns: Turns
-    draining: bool
-
-    def opened(self, connection: ClientConnection) -> bool:
-        """Count a connection; False where there are too many."""
-
-    def closed(self, connection: ClientConnection) -> None:
-        """The connection is gone."""
-
-    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
-        """Make the exchange of a request whose head has arrived."""
-
-    def tell(self, exchange: Exchange) -> None:
-        """Begin the story of a request."""
 
 
 class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_head", "_host",
-        "_left_s", "_limits", "_reading", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
+        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
+        "_limits", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
         "gone", "idle_since", "transport",
     )  # fmt: skip
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host[ClientConnection]) -> None:
         self._host = host
         self._limits = host.limits
         self._side = ClientSide(host.limits)
@@ -76,12 +50,12 @@ class ClientConnection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.deadline = self.idle_since = NEVER
         self.blocked = self.gone = False
-        self._buffered = False
+        self._buffered = self._queued = False
         self._reading = Reading(None)
         self._advancing = self._closing = self._ended = False
         self._left_s = _RUNS
         self._body = RequestBody(host.buffers)
-        self._head = PartialHead(host.buffers)
+        self._kept = Kept(host.buffers)
         self._discarded = 0
         self._sink: Link | None = None
         self._write_wait: Wait[None] | None = None
@@ -116,6 +90,7 @@ class ClientConnection(asyncio.Protocol):
         elif state == WHOLE:
             side.receive(data)
             self._reading.pause(SUCCESSOR)
+            self._keep_unread()
         elif state == CLOSING:
             self._count_discarded(len(data))
         else:
@@ -135,7 +110,8 @@ class ClientConnection(asyncio.Protocol):
         self._reading.close()
         self.deadline = NEVER
         self._sink = None
-        self._head.keep(0)
+        self._kept.keep_unread(0)
+        self._kept.keep_untaken(None, 0)
         self._host.closed(self)
         if self.exchange is not None:
             self.exchange.client_gone(self._host.clock, self._limits)
@@ -152,13 +128,18 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self.blocked = False
-        waits = self.exchange is not None and self._side.state != BODY
-        self.deadline = NEVER if waits else self._host.clock.now + self._limits.body_s
+        now, limits, state = self._host.clock.now, self._limits, self._side.state
+        if self.exchange is not None:
+            self.deadline = now + limits.body_s if state == BODY else NEVER
+        else:
+            self._kept.keep_untaken(None, 0)
+            self.deadline = now + (limits.linger_s if state == CLOSING else limits.body_s)
+            self._reading.resume(SLOW_CLIENT)
+            if state == IDLE:
+                self._next()
         wait, self._write_wait = self._write_wait, None
         if wait is not None:
             wait.set(None)
-        elif self._side.state == IDLE and self._side.waiting:
-            self._advance()
 
     # what the exchange asks of its connection
 
@@ -167,11 +148,6 @@ class ClientConnection(asyncio.Protocol):
         """Where the client is, empty where its socket has no address."""
         peer = self.transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
-
-    def write(self, data: bytes) -> None:
-        """Send bytes to the client; nothing once it is gone."""
-        if not self.gone:
-            self.transport.write(data)
 
     def writable(self) -> Wait[None]:
         """Wait until the client has caught up or is gone."""
@@ -182,34 +158,31 @@ class ClientConnection(asyncio.Protocol):
             self._write_wait = wait
         return wait
 
-    def body_arrival(self, bytes_max: int) -> Wait[None]:
-        """Ask for the rest of the body, or for more of it than `bytes_max`.
+    def keep_untaken(self, size: int) -> bool:
+        """So much of the answer is kept, beside what is written; whether there is room for more."""
+        exchange = self.exchange
+        if self.blocked and not self.gone:
+            size += self.transport.get_write_buffer_size()
+        return self._kept.keep_untaken(exchange.caller if exchange is not None else None, size)
 
-        Fails with a `Refusal` or `ClientGone`.
-        """
+    def body_arrival(self, bytes_max: int) -> Wait[None]:
+        """Wait for the rest of the body, or for more of it than `bytes_max`; a `Refusal` or `ClientGone`."""
         assert self.exchange is not None
         body = self._body
         wait = body.arrival(self.exchange.caller, bytes_max)
         if self._side.state != BODY or body.enough:
             body.wake()
         elif not body.afford():
-            self._fail_body(_full())
+            self._fail_body(full())
         self._reading.resume(UNWANTED)
         return wait
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
-        """Wait a moment for a body that is on its way, where it is announced, small, and sent unasked.
-
-        None where it is not, and while much is kept: nobody is refused for bytes nobody admitted.
-        """
-        exchange, limits = self.exchange, self._limits
-        assert exchange is not None
-        length = exchange.body_length
-        if length is None or length > limits.collected_bytes_max or exchange.plan.expects:
+        """Wait a moment for a body that is on its way; None where it is large, or is not sent unasked."""
+        exchange = self.exchange
+        if self.gone or exchange is None or exchange.plan.expects or exchange.body_length is None:
             return None
-        if self._host.buffers.pressed or self.gone:
-            return None
-        wait = self._body.soon(caller, length, limits.body_grace_s)
+        wait = self._body.soon(caller, exchange.body_length, self._limits)
         self._reading.resume(UNWANTED)
         return wait
 
@@ -262,6 +235,8 @@ class ClientConnection(asyncio.Protocol):
     def finish(self, keep_alive: bool) -> None:
         """The answer is written. Go on to the next request, or close once the client has read it."""
         self.let_go()
+        if self.blocked or self._kept.untaken:
+            self.keep_untaken(0)
         self.exchange = None
         self._sink = None
         self._body.forget()
@@ -274,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
         side.answered()
         if side.state == DISCARDING:
             self._discarded = 0
-            self.deadline = self._host.clock.now + self._limits.body_s
+            self._set_deadline(self._limits.body_s)
             self._reading.resume(UNWANTED | SLOW_UPSTREAM)
         else:
             self._next()
@@ -282,14 +257,14 @@ class ClientConnection(asyncio.Protocol):
     def cut(self, reset: bool) -> None:
         """Break the connection so that the client cannot take what it has for a complete answer."""
         self.let_go()
+        self._kept.keep_untaken(None, 0)
         self.exchange = None
         if self.gone:
             return
         self._side.close()
         self.deadline = self._host.clock.now + self._limits.linger_s
         if reset:
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.transport.abort()
+            self._reading.break_off()
         else:
             self.transport.close()
 
@@ -299,14 +274,16 @@ class ClientConnection(asyncio.Protocol):
         """The deadline has passed."""
         self.deadline = NEVER
         side = self._side
-        if side.state == IDLE:
+        if self.blocked:
+            self.transport.abort()
+        elif side.state == IDLE:
             if side.waiting:
-                self._refuse(RequestTimeout(), side.waiting)
+                self.turn_away(RequestTimeout(), side.waiting)
             else:
                 self.transport.close()
-        elif side.state == BODY and self._left_s >= 0 and not self.blocked:
+        elif side.state == BODY and self._left_s >= 0:
             self._look()
-        elif side.state == BODY and not self.blocked:
+        elif side.state == BODY:
             self._fail_body(RequestTimeout("The body did not arrive in time."))
         else:
             self.transport.abort()
@@ -324,10 +301,6 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.deadline = self._host.clock.now + self._limits.look_s
 
-    def turn_away(self, refusal: Refusal) -> None:
-        """Refuse a connection before its first byte, and close it."""
-        self._refuse(refusal)
-
     def shut(self) -> None:
         """Close as soon as no request is in progress."""
         self._closing = True
@@ -340,22 +313,20 @@ class ClientConnection(asyncio.Protocol):
         """Read heads from what arrived until a request is in progress or more bytes are needed."""
         if self._advancing:
             return
-        side, heads, later = self._side, 0, False
+        side = self._side
         self._advancing = True
-        while side.state == IDLE and side.waiting and not later:
-            later = self.blocked or heads == TURN_HEADS_MAX  # it reads no answers, or others come first
-            heads += 1
-            if not later and not self._read_head():
+        while side.state == IDLE and side.waiting and not self.blocked and self._read_head():
+            if side.waiting and side.state == IDLE and not self._host.turns.now(_SUCCESSOR_COSTS):
+                self._queued = True
+                self.deadline = NEVER  # who waits for a turn is not late
+                self._wait_for_turn()
                 break
         self._advancing = False
-        if later:
+        if side.waiting and (self._queued or side.state == WHOLE):
             self._reading.pause(SUCCESSOR)
-            if not self.blocked:
-                self._wait_for_turn()
+            self._keep_unread()
         elif side.state == IDLE:
             self._reading.resume(SUCCESSOR)
-        elif side.state == WHOLE and side.waiting:
-            self._reading.pause(SUCCESSOR)
 
     def _wait_for_turn(self) -> None:
         """Read nothing more of this client until others had their turn."""
@@ -365,24 +336,32 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_turn(self) -> None:
         self._reading.resume(TURN)
-        if not self.gone and self._side.state == IDLE and self._side.waiting:
-            self._advance()
+        queued, self._queued = self._queued, False
+        if queued and self._side.state == IDLE and not self.gone:
+            self._next()
+
+    def _keep_unread(self) -> None:
+        """What is here has to wait; where that is too much, nothing behind the present request is served."""
+        side = self._side
+        if not self._kept.keep_unread(len(side.waiting)):
+            side.waiting = b""
+            self._closing = True
 
     def _read_head(self) -> bool:
         side = self._side
         try:
             head = side.head()
         except Refusal as refusal:
-            self._refuse(refusal, side.waiting)
+            self.turn_away(refusal, side.waiting)
             return False
         if not head:
             if side.fresh:
                 self.deadline = self._host.clock.now + self._limits.head_s
-            if not self._head.keep(len(side.waiting)):
-                self._refuse(_full(), side.waiting)
+            if not self._kept.keep_unread(len(side.waiting)):
+                self.turn_away(full(), side.waiting)
             return False
-        if self._head.kept:
-            self._head.keep(0)
+        if self._kept.unread:
+            self._kept.keep_unread(0)
         head, length = cut_length(head)
         planner = self._host.planner
         plan = planner.known.get(head)
@@ -391,14 +370,14 @@ class ClientConnection(asyncio.Protocol):
         if length < 0:
             self._begin(plan, plan.length)
         elif plan.chunked or plan.length is not None:
-            self._refuse(MalformedRequest("The length of the body is stated twice."), head)
+            self.turn_away(MalformedRequest("The length of the body is stated twice."), head)
         else:
             self._begin(plan, length)
         return True
 
-    def _refuse(self, refusal: Refusal, head: bytes = b"") -> None:
+    def turn_away(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
-        self._head.keep(0)
+        self._kept.keep_unread(0)
         self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
 
     def _begin(self, plan: Plan, length: int | None) -> None:
@@ -466,7 +445,7 @@ class ClientConnection(asyncio.Protocol):
             if not body.awaited:
                 self._reading.pause(UNWANTED)
             elif not body.afford():
-                return _full()
+                return full()
         return None
 
     def _fail_body(self, refusal: Refusal) -> None:
@@ -503,23 +482,29 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
             return
         self.idle_since = self._host.clock.now
+        if self.blocked:  # who takes no answers is asked for no more requests
+            self._reading.pause(SLOW_CLIENT)
+            self._keep_unread()
+            return
         self.deadline = self.idle_since + self._limits.keepalive_s
         if self._side.waiting:
             self._advance()
         elif self._reading.paused:
-            self._reading.resume(SUCCESSOR | UNWANTED | SLOW_UPSTREAM)
+            self._reading.resume(ANYTHING)
 
     def _linger(self) -> None:
         """Say that nothing more comes, and read on for a while: closing at once could destroy the answer."""
+        self._kept.keep_unread(0)
         self._side.close()
         self._discarded = 0
-        self.deadline = self._host.clock.now + self._limits.linger_s
+        self._set_deadline(self._limits.linger_s)
         if not self._ended and self.transport.can_write_eof():
             self.transport.write_eof()
-            self._reading.resume(SUCCESSOR | UNWANTED | SLOW_UPSTREAM)
+            self._reading.resume(ANYTHING)
         else:
             self.transport.close()
 
-
-def _full() -> Refusal:
-    return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)
+    def _set_deadline(self, within_s: float) -> None:
+        """Wait so long for what comes next; who does not take an answer has had its time set by that."""
+        if not self.blocked:
+            self.deadline = self._host.clock.now + within_s

@@ -62,8 +62,8 @@ class Client(Protocol):
     def let_go(self) -> None:
         """What was kept of the body is kept no longer."""
 
-    def write(self, data: bytes) -> None:
-        """Send bytes to the client; nothing once it is gone."""
+    def keep_untaken(self, size: int) -> bool:
+        """So much of the answer is kept; whether there is room for more."""
 
     def writable(self) -> Wait[None]:
         """Wait until the client has caught up or is gone."""
@@ -159,7 +159,7 @@ class Exchange(Story):
         """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
         if self.plan.expects and not self.gone and not self.invited:
             self.invited = True
-            self.connection.write(CONTINUE)
+            self.connection.transport.write(CONTINUE)
 
     # the answer
 

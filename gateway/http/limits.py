@@ -35,6 +35,7 @@ class HttpLimits:
     interim_answers_max: int = 16
     answer_header_bytes_max: int = 64 * 1024
     answer_held_bytes_max: int = 256 * 1024
+    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, kept without asking any budget
     # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
     relay_buffer_bytes_max: int = 8 * 1024
     client_buffer_bytes_max: int = 4 * 1024

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import select
+import socket
 import struct
 import termios
 from typing import Any
 
-SUCCESSOR, UNWANTED, SLOW_UPSTREAM, TURN = 1, 2, 4, 8
+SUCCESSOR, UNWANTED, SLOW_UPSTREAM, SLOW_CLIENT, TURN = 1, 2, 4, 8, 16
+ANYTHING = SUCCESSOR | UNWANTED | SLOW_UPSTREAM | SLOW_CLIENT  # but a turn, which comes by itself
 _ENDED = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere an end is seen by reading alone
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 _NUMBER = struct.Struct("i")
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Reading:
@@ -44,6 +47,11 @@ class Reading:
     def close(self) -> None:
         """The socket is closed."""
         self._transport = None
+
+    def break_off(self) -> None:
+        """Reset the connection, so that nobody takes what came on it for a complete answer."""
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
     def is_left(self) -> bool:
         """Whether the client has broken the connection."""

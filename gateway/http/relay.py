@@ -107,6 +107,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     """
     limits = worker.limits
     held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
+    counted_from = limits.answer_uncounted_bytes_max
     held = b""
     drain: Drain | None = None
     while True:
@@ -129,15 +130,26 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             if end:
                 return end
         size, data, passed = len(data), b"", b""  # while it waits it has this only once: as it is written
+        kept = meter.kept + len(held)
+        if kept > counted_from or exchange.connection.blocked:
+            counted_from = -1  # from now on
+            held_max = _count(exchange, meter, kept, held_max)
         if exchange.gone:
-            if drain is None:
-                drain = Drain(limits, call, meter)
+            drain = drain or Drain(limits, call, meter)
             drain.go_on(meter, size)
         elif exchange.connection.blocked:
             link.hold()
             await exchange.connection.writable()
             link.go_on()
         await link.arrival()
+
+
+def _count(exchange: Exchange, meter: AnswerMeter, kept: int, held_max: int) -> int:
+    """Count what is kept of an answer; how much may be held back, which is nothing while memory is short."""
+    if exchange.connection.keep_untaken(kept):
+        return held_max
+    meter.slim()
+    return 0
 
 
 def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes, complete: bool) -> bytes:

@@ -80,8 +80,9 @@ async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApi
         refuse(exchange, wrong)
         return
     failures.delayed += 1
-    # Nothing else of its head is kept while it waits, and its connection ends with the answer.
+    # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
     plan = exchange.plan
+    exchange.connection.body()
     exchange.plan = Plan(plan.family, plan.label, method=plan.method, minor=plan.minor)
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)

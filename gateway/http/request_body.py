@@ -11,6 +11,7 @@ import asyncio
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.http.buffers import Buffers
+from gateway.http.limits import HttpLimits
 
 
 class RequestBody:
@@ -52,11 +53,16 @@ class RequestBody:
         self._wait = wait
         return wait
 
-    def soon(self, caller: Caller, length: int, grace_s: float) -> Wait[None]:
-        """Wait for the end of a small body, but no longer than this, for a caller whose budget has room."""
+    def soon(self, caller: Caller, length: int, limits: HttpLimits) -> Wait[None] | None:
+        """Wait for the end of a small body, but a moment only.
+
+        None where it is not small, and while much is kept: nobody is refused for bytes nobody admitted.
+        """
+        if length > limits.collected_bytes_max or self._buffers.pressed:
+            return None
         wait = self.arrival(caller, length)
         self.count(caller, length)
-        self._grace = asyncio.get_running_loop().call_later(grace_s, self.wake)
+        self._grace = asyncio.get_running_loop().call_later(limits.body_grace_s, self.wake)
         return wait
 
     def count(self, caller: Caller, more: int) -> None:

@@ -63,7 +63,8 @@ def test_bytes_of_nobody_known_are_not_kept(body: RequestBody) -> None:
 async def test_a_moments_wait_ends_by_itself_and_was_paid_for_in_front(
     body: RequestBody, buffers: Buffers
 ) -> None:
-    wait = body.soon(CALLER, 10, 0.001)
+    wait = body.soon(CALLER, 10, replace(LIMITS, body_grace_s=0.001))
+    assert wait is not None
     assert (buffers.used, wait.done) == (10, False)
     assert arrive(body, b"123456")
     await eventually(lambda: wait.done)
@@ -75,10 +76,11 @@ async def test_a_moments_wait_ends_by_itself_and_was_paid_for_in_front(
 
 
 async def test_a_moment_that_is_over_wakes_nobody_who_comes_later(body: RequestBody) -> None:
-    body.soon(CALLER, 10, 0.001)
+    body.soon(CALLER, 10, replace(LIMITS, body_grace_s=0.001))
     body.forget()
-    others = RequestBody(Buffers(LIMITS)).soon(CALLER, 10, 0.002)
+    others = RequestBody(Buffers(LIMITS)).soon(CALLER, 10, replace(LIMITS, body_grace_s=0.002))
     later = body.arrival(CALLER, 10)
+    assert others is not None
     await eventually(lambda: others.done)
     await asyncio.sleep(0)
     assert not later.done

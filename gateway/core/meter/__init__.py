@@ -41,6 +41,13 @@ class AnswerMeter(Protocol):
     def surplus(self) -> bool:
         """True once more came behind the end of the answer than is kept."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the answer that are kept in memory."""
+
+    def slim(self) -> None:
+        """Keep no more than is needed to charge: memory is short."""
+
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; return those to pass on now.
 

@@ -16,6 +16,7 @@ from gateway.core.meter.tail import CODED_BYTES, Tail
 from gateway.core.model import Usage
 
 STEP_BYTES = 256 << 10
+DECODER_BYTES = 40 << 10  # a window and its tables
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -69,6 +70,15 @@ class EncodedMeter:
     def cut(self) -> bytes:
         """A compressed answer cannot be ended well; it is broken off."""
         return b""
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept of the coded answer and of the decoded copy."""
+        return self._inner.kept + sum(len(chunk) for chunk, _ in self._waiting) + DECODER_BYTES
+
+    def slim(self) -> None:
+        """Keep no more than is needed to charge."""
+        self._inner.slim()
 
     @property
     def phase(self) -> int:

@@ -75,6 +75,11 @@ class ArrayMeter(Meter):
         waiting, self._waiting = self._waiting, []
         return b"".join(waiting)
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the element in progress, and of what waits."""
+        return self.withheld + min(self._kept_bytes, self.bounds.event_bytes_max)
+
     def cut(self) -> bytes:
         """End the array here, as if the maximum had been reached, unless part of an element has passed."""
         if self._kept_bytes > self.bounds.event_bytes_max:

@@ -70,6 +70,11 @@ class GenericMeter(Meter):
         return b"" if self._tail is None else self._tail.take()
 
     @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return min(self._kept_bytes, self.bounds.kept_bytes_max) if self._pointer else 0
+
+    @property
     def produced(self) -> bool:
         """True once some of a good answer passed, or its upstream stated an amount."""
         return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
@@ -124,6 +129,11 @@ class FreeMeter(Meter):
         self.told += told(self.call.family, loose_document(b"".join(self._kept)))
         self._kept = []
         return self._tail.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return min(self._kept_bytes, self.bounds.kept_bytes_max)
 
     @property
     def known(self) -> bool:

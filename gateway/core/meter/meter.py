@@ -8,13 +8,15 @@ by which a client knows that it has everything wait in the meter until `finish`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.call import Bounds, Call, input_tokens
 from gateway.core.model import Usage
 
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
+SLIM_BYTES_MAX = 256 << 10  # of a document or an event, while memory is short
+TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
 BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
 
 # How far an answer has come: more follows; every choice has said that it is finished, which more
@@ -95,6 +97,15 @@ class Meter:
         return b""
 
     @property
+    def kept(self) -> int:
+        """Bytes of the answer that are kept in memory."""
+        return self.withheld + (self.text_bytes if self.texts is not None else 0)
+
+    def slim(self) -> None:
+        """Keep no more than is needed to charge: memory is short. What is charged is never less by it."""
+        self.texts = None
+
+    @property
     def produced(self) -> bool:
         """True once the first content or the first report of use was seen."""
         return self.reported or self.content_events > 0 or self.text_bytes > 0
@@ -140,6 +151,8 @@ class Meter:
             self.texts.append(text)
             if self.text_bytes > TOKENIZED_BYTES_MAX:
                 self.texts = None
+            elif len(self.texts) > TEXTS_MAX:
+                self.texts = ["".join(self.texts)]
 
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Take a report of use, cumulative from the start of the answer.
@@ -186,3 +199,12 @@ class Meter:
 
     def _bounded(self, tokens: int) -> int:
         return min(tokens, self.bounds.usage_tokens_max)
+
+
+def slim(bounds: Bounds) -> Bounds:
+    """The bounds of an answer while memory is short."""
+    return replace(
+        bounds,
+        kept_bytes_max=min(bounds.kept_bytes_max, SLIM_BYTES_MAX),
+        event_bytes_max=min(bounds.event_bytes_max, SLIM_BYTES_MAX),
+    )

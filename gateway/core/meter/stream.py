@@ -8,7 +8,7 @@ behind it after all lets it pass.
 from __future__ import annotations
 
 from gateway.core.call import Bounds, Call
-from gateway.core.meter.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter
+from gateway.core.meter.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 from gateway.core.meter.tail import Tail
 from gateway.core.sse import Splitter, data_of
 
@@ -72,6 +72,11 @@ class StreamMeter(Meter):
             return b""
         self._splitter.take()
         return self._dialect.closing(self)
+
+    def slim(self) -> None:
+        """Let long events pass unread from now on, as text."""
+        self.texts = None
+        self.bounds = slim(self.bounds)
 
     def _take(self, event: bytes, passed: list[bytes]) -> None:
         """Read an event that is complete: it passes, is left out, or is held."""

@@ -10,7 +10,7 @@ import re
 
 from gateway.core.call import Bounds, Call
 from gateway.core.meter.loose import loose_document, text_bytes, texts_in
-from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter
+from gateway.core.meter.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
 from gateway.core.meter.tail import Tail
 from gateway.core.objects_told import may_tell, told
 
@@ -63,6 +63,16 @@ class WholeMeter(Meter):
                 self.failed = self.failed or document.lstrip()[:1] != b"{"
         self._kept = []
         return self._end.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the document that are kept."""
+        return 2 * WINDOW_BYTES if self._tail else self._kept_bytes
+
+    def slim(self) -> None:
+        """Keep the two windows alone from now on; what tells of objects is read whole all the same."""
+        if not self.call.keeps:
+            self.bounds = slim(self.bounds)
 
     @property
     def produced(self) -> bool:
