@@ -25,8 +25,8 @@ MODULES = {
     "gateway/http": (
         "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
         "exchange", "framing", "headers", "kept", "limits", "link", "outgoing", "plan", "ports", "proxy",
-        "reading", "relay", "remembered", "reply", "request", "request_body", "request_ids", "server", "states",
-        "story", "tally", "traced", "turns", "upstream", "upstream_side", "worker",
+        "reading", "relay", "remembered", "reply", "request", "request_body", "request_ids", "server",
+        "states", "story", "tally", "traced", "turns", "upstream", "upstream_side", "worker",
     ),
     "gateway/core": (
         "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",

@@ -56,7 +56,7 @@ FACTS = (
     Fact("upstream_connections", "counter", "Connections made to upstreams."),
     Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
-    Fact("buffered_bytes", "gauge", "Bytes of requests kept until the rest of them is here."),
+    Fact("buffered_bytes", "gauge", "Bytes of requests and answers kept for slow ends."),
     Fact("shed", "counter", "Calls and bodies refused because too much is kept already."),
     Fact("auth_failures", "counter", "Wrong credentials.", "", ("port", "reason")),
     Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", "", ("outcome",)),

@@ -102,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
     body_bytes_max: Bytes = 32 * 1024 * 1024
     connections_max: Count = 20_000
-    buffered_bytes_max: Bytes = 128 * 1024 * 1024
+    buffered_bytes_max: Bytes = 64 * 1024 * 1024
     buffered_share: Share = 0.25
     heads_bytes_max: Bytes = 16 * 1024 * 1024
     upstream_connections_max: Count = 2_000

@@ -41,7 +41,7 @@ class HttpLimits:
     client_buffer_bytes_max: int = 4 * 1024
     client_unsent_bytes_max: int = 128 * 1024  # that the kernel keeps of them, beyond what is on its way
     # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
-    buffered_bytes_max: int = 128 * 1024 * 1024
+    buffered_bytes_max: int = 64 * 1024 * 1024
     buffered_share: float = 0.25
     heads_bytes_max: int = 16 * 1024 * 1024  # of heads that are not complete, in one worker
     drain_tokens_max: int = 200_000

@@ -155,14 +155,15 @@ async def unread_document(place: Place, number: int) -> Socket:
 async def large_bodies(place: Place, number: int) -> Socket:
     """Bodies of 30 MiB that are JSON, one after the other."""
     reader, writer = await place.connect()
-    body = CHAT[:-3] + b',{"role":"user","content":"hi"}' * (30 * MIB // 31) + CHAT[-2:]
+    body = CHAT.replace(b'"hi"', b'"%b"' % (b"hi, " * (30 * MIB // 4)))
 
     async def again() -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while not writer.is_closing():
-                writer.write(place.head(length=len(body)) + body)
-                await writer.drain()
-                await reader.readuntil(b"\r\n\r\n")
+        while not writer.is_closing():
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                answers, bodies = await place.connect()
+                bodies.write(place.head(length=len(body)) + body)
+                await answers.readuntil(b"\r\n\r\n")
+                bodies.transport.abort()
 
     _sending.add(task := asyncio.create_task(again()))
     task.add_done_callback(_sending.discard)

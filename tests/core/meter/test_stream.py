@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Bounds
 from gateway.core.meter import AnswerMeter, make_meter
+from gateway.core.meter.meter import SLIM_BYTES_MAX, TEXTS_MAX
+from gateway.core.meter.stream import StreamMeter
 from gateway.core.model import Usage
 from tests.core.meter.recorded import (
     CHAT,
@@ -138,6 +140,30 @@ def test_an_event_longer_than_the_bound_passes_and_counts_as_text() -> None:
     assert passed == long + DONE
     assert meter.usage().estimated
     assert meter.usage().output >= 1000
+
+
+def test_a_long_event_passes_unread_while_memory_is_short_and_counts_as_text() -> None:
+    meter = chat()
+    long = frame(delta("x" * 2 * SLIM_BYTES_MAX))
+    assert meter.feed(long[: SLIM_BYTES_MAX + 10]) == b""
+    assert meter.kept > SLIM_BYTES_MAX
+    meter.slim()
+    passed = meter.feed(long[SLIM_BYTES_MAX + 10 :])
+    assert meter.kept < 100
+    assert passed + meter.feed(DONE) + meter.finish() == long + DONE
+    assert meter.usage().output >= SLIM_BYTES_MAX // 4
+
+
+def test_pieces_of_text_are_kept_as_one_before_long() -> None:
+    asked = call("openai_chat")
+    asked.tokens_of = len
+    meter = make_meter(asked, 200, SSE, b"", Bounds())
+    assert isinstance(meter, StreamMeter)
+    for _ in range(3 * TEXTS_MAX):
+        meter.feed(frame(delta("ab")))
+    assert meter.texts is not None
+    assert len(meter.texts) <= TEXTS_MAX
+    assert "".join(meter.texts) == "ab" * 3 * TEXTS_MAX
 
 
 def test_usage_repeated_in_every_frame_is_taken_once() -> None:

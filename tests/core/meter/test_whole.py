@@ -11,6 +11,7 @@ import pytest
 
 from gateway.core.call import Bounds, Call
 from gateway.core.meter import make_meter
+from gateway.core.meter.meter import SLIM_BYTES_MAX
 from gateway.core.model import Usage
 from tests.core.meter.recorded import (
     CHAT_USAGE,
@@ -256,3 +257,16 @@ def test_what_an_answer_tells_of_is_noted_where_its_objects_are_kept() -> None:
         made = make_meter(asked, 200, JSON)
         assert made.whole(answer) == answer
         assert made.told == (["resp_1", "msg_1"] if keeps else [])
+
+
+def test_a_document_is_charged_by_its_use_while_memory_is_short() -> None:
+    document = json.dumps(
+        {"choices": [{"message": {"content": "x" * 2 * SLIM_BYTES_MAX}}], "usage": CHAT_USAGE}
+    )
+    meter = make_meter(call("openai_chat", streamed=False), 200, JSON, b"", Bounds())
+    meter.slim()
+    text = document.encode()
+    passed = b"".join(meter.feed(text[at : at + 16_384]) for at in range(0, len(text), 16_384))
+    assert meter.kept <= SLIM_BYTES_MAX
+    assert passed + meter.finish() == text
+    assert meter.usage() == CHAT_USED
