@@ -213,6 +213,7 @@ def test_only_keepers_and_the_migration_know_the_database() -> None:
         serving = "serve" in {each["args"][0] for each in containers(spec)}
         assert ("TOLLKEEPER_DATABASE_URL" in known) is not serving, name
         assert not (serving and "TOLLKEEPER_ADMIN_TOKEN" in known), name
+        assert ("TOLLKEEPER_DATABASE_OWNER_URL" in known) is name.endswith("-migrate"), name
 
 
 def test_the_operators_rules_are_those_of_prometheus() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2 as httpx
 import psutil
+import psycopg
 import pytest
 
 from gateway.settings import Settings
@@ -76,11 +77,15 @@ def parts() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, A
 @pytest.fixture
 def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Pod]:
     redis_url = own_valkey("--appendonly", "yes").url
+    writer = f"{database.rpartition('/')[2]}_writer"
+    with psycopg.connect(database) as owner:
+        owner.execute(f"CREATE ROLE {writer} LOGIN")
     secrets = {
         "tollkeeper-gateway/redis-url": redis_url,
         "tollkeeper-keeper/redis-url": redis_url,
         "tollkeeper-gateway/key-pepper": "a-pepper-of-tests-only",
-        "tollkeeper-keeper/database-url": database,
+        "tollkeeper-keeper/database-url": database.replace("postgres@", f"{writer}@"),
+        "tollkeeper-migrate/database-owner-url": database,
         "tollkeeper-keeper/admin-token": ADMIN_TOKEN,
     }
     one = Pod(tmp_path, secrets)

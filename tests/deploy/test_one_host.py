@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
-from gateway import settings
-from tests.conftest import STOP_S_MAX, free_port, valkey_binary, wait_until
+from gateway import doctor_users, settings
+from persistence import migrate
+from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary, wait_until
 from tests.deploy.programs import run
 from tests.tree import ROOT
 
@@ -124,6 +126,34 @@ def test_redis_of_the_compose_file_lets_in_who_it_should(tmp_path: Path) -> None
     finally:
         server.terminate()
         server.wait(STOP_S_MAX)
+
+
+def test_only_the_migration_of_the_compose_file_is_the_owner() -> None:
+    known = {name: each["environment"] for name, each in own().items()}
+    assert "postgresql://tollkeeper_writer:" in known["keeper"]["TOLLKEEPER_DATABASE_URL"]
+    assert [name for name in known if "TOLLKEEPER_DATABASE_OWNER_URL" in known[name]] == ["migrate"]
+    assert [name for name in known if "POSTGRES_PASSWORD" in str(known[name])] == ["migrate", "writer"]
+
+
+def test_the_writer_of_the_compose_file_is_let_in(database: str) -> None:
+    """By its very command, twice, with a server of this machine in place of the container's."""
+    service = compose()["services"]["writer"]
+    shell, options, script = service["command"]
+    where = conninfo_to_dict(database)
+    name = f"{where['dbname']}_writer"
+    script = script.replace("$$", "$").replace("tollkeeper_writer", name)
+    script = script.replace(
+        "-h postgres -U tollkeeper -d tollkeeper",
+        f"-h {where['host']} -p {where['port']} -U {where['user']} -d {where['dbname']}",
+    )
+    for password in ('it\'s "one"', "another"):
+        environ = {"POSTGRES_PASSWORD": "none", "POSTGRES_WRITER_PASSWORD": password}
+        assert environ.keys() == service["environment"].keys()
+        environ["PATH"] = f"{postgres_bin()}:{os.environ['PATH']}"
+        subprocess.run([shell, options, script], env=environ, check=True)
+    migrate.upgrade(database)
+    as_writer = database.replace("postgres@", f"{name}@")
+    assert doctor_users.of_postgresql(as_writer, as_writer)[0][0]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
