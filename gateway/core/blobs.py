@@ -10,7 +10,7 @@ BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
 
 _RUN = re.compile(rb"[A-Za-z0-9+/=_-]{%d,}+" % BLOB_BYTES_MIN)
 # An image or a file named by its address, or by the id it was stored under.
-_NAMED = (b'url":"', b'ri":"', b'file_id":"')
+_URL, _URI, _FILE_ID = b'url":"', b'ri":"', b'file_id":"'
 # A body is written without blanks, so what stands in front of a blob is known to the byte.
 _MARKS = (b";base64,", b'"data":"')
 
@@ -34,5 +34,4 @@ def without_blobs(written: bytes) -> tuple[int, int]:
 
 def named_tokens(written: bytes) -> int:
     """Tokens for what a body names and does not hold: each image or file, at the most one costs."""
-    named = sum(written.count(mark) for mark in _NAMED)
-    return named * BLOB_TOKENS if named else 0
+    return (written.count(_URL) + written.count(_URI) + written.count(_FILE_ID)) * BLOB_TOKENS

@@ -38,6 +38,7 @@ _PLAIN_OF_TOOL = frozenset(
 _SAID = frozenset(
     {"messages", "input", "contents", "instructions", "system", "systemInstruction", "system_instruction"}
 )
+_PLAIN_OR_SAID = _PLAIN | _SAID
 _ID_MARKS = (re.compile(rb'_[iI][dD][sS]?":'), re.compile(rb'"[iI][dD]":'))  # found by their first byte
 _MARKS = {
     Family.OPENAI: _ID_MARKS,
@@ -128,9 +129,8 @@ def named(family: Family, body: bytes, document: dict[str, object]) -> tuple[str
     marks = _MARKS.get(family)
     if marks is None:
         return ()
-    asked = {name: value for name, value in document.items() if name not in _PLAIN}
-    if asked.keys() & _SAID and not any(mark.search(body) for mark in marks):
-        asked = {name: value for name, value in asked.items() if name not in _SAID}
+    passed = _PLAIN if any(mark.search(body) for mark in marks) else _PLAIN_OR_SAID
+    asked = {name: value for name, value in document.items() if name not in passed}
     tools = asked.get("tools")
     if isinstance(tools, list):
         asked["tools"] = [one for one in tools if not isinstance(one, dict) or one.keys() - _PLAIN_OF_TOOL]
