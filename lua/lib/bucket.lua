@@ -16,7 +16,7 @@ end
 -- writes a user's state, if there is one; or answers it, where it stays for ever, for the MSET that comes then
 local function keep_user(name, raw)
   if not raw or has(byte(raw), OVERRIDE) then return raw end
-  call('SET', name, raw, 'PX', format('%.0f', user_life(raw)))
+  call('SET', name, raw, 'PX', user_life(raw))
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most
