@@ -173,6 +173,14 @@ def flusher(outbox: Streams, store: Store, seen: Seen | None = None, **options: 
     return Flusher(outbox, store, seen or Seen(), **options)
 
 
+def waiting(size: int) -> tuple[Streams, Store]:
+    """A partition all of whose entries are kept waiting."""
+    outbox = Streams(p3=size)
+    store = Store(outbox)
+    store.held = set(outbox.entries[3])
+    return outbox, store
+
+
 async def emptied(outbox: Streams) -> None:
     async with asyncio.timeout(30):
         while outbox.left():
@@ -218,19 +226,16 @@ async def test_an_empty_outbox_costs_one_read_and_no_transaction() -> None:
 
 
 async def test_what_waits_is_moved_aside_and_does_not_stop_those_behind() -> None:
-    outbox = Streams(p3=2 * BATCH_ENTRIES_MAX)
-    store = Store(outbox)
-    waiting = outbox.entries[3][:BATCH_ENTRIES_MAX]
-    store.held = set(waiting)
+    outbox, store = waiting(2 * BATCH_ENTRIES_MAX)
+    first = outbox.entries[3][:BATCH_ENTRIES_MAX]
+    store.held = set(first)
     assert await flusher(outbox, store).flush() == BATCH_ENTRIES_MAX
     assert outbox.left() == 0
-    assert outbox.apart == {(3, 3): waiting}
+    assert outbox.apart == {(3, 3): first}
 
 
 async def test_what_waits_is_judged_once_by_a_keeper() -> None:
-    outbox = Streams(p3=1_000)
-    store = Store(outbox)
-    store.held = set(outbox.entries[3])
+    outbox, store = waiting(1_000)
     once = flusher(outbox, store)
     assert await once.flush() == 0
     outbox.entries[3] += [b"%08d" % n for n in range(2_001, 2_004)]
@@ -245,10 +250,8 @@ async def test_what_waits_is_judged_once_by_a_keeper() -> None:
 
 
 async def test_what_went_on_is_judged_in_order_before_anything_newer() -> None:
-    outbox = Streams(p3=1_000)
-    store = Store(outbox)
+    outbox, store = waiting(1_000)
     everything = [*outbox.entries[3], b"99999999"]
-    store.held = set(outbox.entries[3])
     once = flusher(outbox, store)
     assert await once.flush() == 0
     store.release()
@@ -259,10 +262,8 @@ async def test_what_went_on_is_judged_in_order_before_anything_newer() -> None:
 
 
 async def test_much_that_waited_goes_on_by_batches_while_others_pass() -> None:
-    outbox = Streams(p3=2 * BATCH_ENTRIES_MAX + 1)
-    store = Store(outbox)
+    outbox, store = waiting(2 * BATCH_ENTRIES_MAX + 1)
     everything = [*outbox.entries[3], b"99999999"]
-    store.held = set(outbox.entries[3])
     once = flusher(outbox, store)
     await once.flush()
     store.release()
@@ -296,10 +297,8 @@ async def test_what_another_flusher_moved_aside_comes_before_what_is_read_behind
 
 async def test_a_release_between_a_read_and_its_transaction_is_seen_there() -> None:
     """What is newer would otherwise be judged without what waits before it."""
-    outbox = Streams(p3=10)
-    store = Store(outbox)
+    outbox, store = waiting(10)
     everything, judged = [*outbox.entries[3], b"99999999"], store.judged
-    store.held = set(outbox.entries[3])
     once = flusher(outbox, store)
     await once.flush()
     outbox.entries[3].append(b"99999999")
@@ -317,9 +316,7 @@ async def test_a_release_between_a_read_and_its_transaction_is_seen_there() -> N
 
 
 async def test_behind_a_failure_what_waits_is_judged_again() -> None:
-    outbox = Streams(p3=10)
-    store = Store(outbox)
-    store.held = set(outbox.entries[3])
+    outbox, store = waiting(10)
     once = flusher(outbox, store)
     await once.flush()
     outbox.away = True

@@ -45,6 +45,17 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[House]:
         await house.close()
 
 
+@pytest.fixture
+async def house(own_valkey: START, migrated: str) -> AsyncIterator[House]:
+    async with guarded(own_valkey(*DEBUGGED).url, migrated) as one:
+        yield one
+
+
+@pytest.fixture
+async def world(house: House) -> World:
+    return await house.settle_in(10_000)
+
+
 def settle(world: World, count: int, tokens: int) -> None:
     for _ in range(count):
         world.reserve(need=tokens).settle(tokens=tokens)
@@ -91,72 +102,62 @@ def at_one(house: House, world: World) -> None:
 
 
 async def test_what_goes_on_beside_stored_movements_is_dropped_and_nobody_is_stopped(
-    own_valkey: START, migrated: str
+    house: House, world: World
 ) -> None:
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        last = await older(house, world, stored=True)
-        with suppress(CountersUnavailable):
-            await house.flush()
-        assert stopped(house) == []
-        await verified(house, world)
-        assert (world.tenant.seq, world.tenant.used) == (last, 3 * 10 + 4 * 20)
-        assert world.client.xlen(keys.outbox(world.p)) == 0
-        settle(world, 1, 5)
+    last = await older(house, world, stored=True)
+    with suppress(CountersUnavailable):
         await house.flush()
-        at_one(house, world)
+    assert stopped(house) == []
+    await verified(house, world)
+    assert (world.tenant.seq, world.tenant.used) == (last, 3 * 10 + 4 * 20)
+    assert world.client.xlen(keys.outbox(world.p)) == 0
+    settle(world, 1, 5)
+    await house.flush()
+    at_one(house, world)
 
 
-async def test_what_goes_on_where_nothing_more_was_stored_is_stored(own_valkey: START, migrated: str) -> None:
+async def test_what_goes_on_where_nothing_more_was_stored_is_stored(house: House, world: World) -> None:
     """PostgreSQL was away: to it the older data is the only one there ever was."""
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        await older(house, world, stored=False)
-        await verified(house, world)
-        assert world.tenant.used == 3 * 10 + 2 * 30
-        await house.flush()
-        at_one(house, world)
+    await older(house, world, stored=False)
+    await verified(house, world)
+    assert world.tenant.used == 3 * 10 + 2 * 30
+    await house.flush()
+    at_one(house, world)
 
 
-async def test_what_goes_on_behind_what_waits_apart_follows_it(own_valkey: START, migrated: str) -> None:
+async def test_what_goes_on_behind_what_waits_apart_follows_it(
+    house: House, world: World, migrated: str
+) -> None:
     """Nothing of a stopped account is stored: what waits of it is all there is, in older data too."""
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        caller = world.caller
+    caller = world.caller
+    await house.flush()
+    name = stop(migrated, world.p, caller.organization_id, caller.tenant_id)
+    await older(house, world, stored=True)
+    with suppress(CountersUnavailable):
         await house.flush()
-        name = stop(migrated, world.p, caller.organization_id, caller.tenant_id)
-        await older(house, world, stored=True)
-        with suppress(CountersUnavailable):
-            await house.flush()
-        await verified(house, world)
-        settle(world, 1, 5)
-        await house.flush()
-        assert world.client.xlen(keys.parked_entries(world.p, caller.organization_id)) == 3 + 2 + 1
-        await release(migrated, name)
-        await house.flush()
-        assert world.tenant.used == 3 * 10 + 2 * 30 + 5
-        assert house.rows("select * from quarantine where released_at is null") == []
-        (quota,) = house.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
-        assert quota["tokens_used"] == world.tenant.used
+    await verified(house, world)
+    settle(world, 1, 5)
+    await house.flush()
+    assert world.client.xlen(keys.parked_entries(world.p, caller.organization_id)) == 3 + 2 + 1
+    await release(migrated, name)
+    await house.flush()
+    assert world.tenant.used == 3 * 10 + 2 * 30 + 5
+    assert house.rows("select * from quarantine where released_at is null") == []
+    (quota,) = house.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
+    assert quota["tokens_used"] == world.tenant.used
 
 
-async def test_a_control_write_of_older_data_is_applied_again(own_valkey: START, migrated: str) -> None:
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        await older(house, world, stored=True)
-        before = world.tenant.remaining
-        await house.write("tenants", "recharge", world.caller.tenant_id, amount=500)
-        await house.push()
-        assert world.tenant.remaining == before + 500
-        await verified(house, world)
-        assert world.tenant.remaining == 10_000 - 3 * 10 - 4 * 20 + 500
-        await house.flush()
-        at_one(house, world)
-        assert [kind for _, kind, _, _ in house.ledger(world.caller.tenant_id)].count("recharge") == 1
+async def test_a_control_write_of_older_data_is_applied_again(house: House, world: World) -> None:
+    await older(house, world, stored=True)
+    before = world.tenant.remaining
+    await house.write("tenants", "recharge", world.caller.tenant_id, amount=500)
+    await house.push()
+    assert world.tenant.remaining == before + 500
+    await verified(house, world)
+    assert world.tenant.remaining == 10_000 - 3 * 10 - 4 * 20 + 500
+    await house.flush()
+    at_one(house, world)
+    assert [kind for _, kind, _, _ in house.ledger(world.caller.tenant_id)].count("recharge") == 1
 
 
 @pytest.mark.parametrize("first", ["verifier", "flusher"])
@@ -182,17 +183,14 @@ async def test_a_keeper_that_was_not_there_knows_by_what_is_stored(
         at_one(house, world)
 
 
-async def test_a_ledger_that_is_behind_or_level_says_nothing(own_valkey: START, migrated: str) -> None:
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        before = house.wire.run_id
-        for _ in range(3):
-            settle(world, 2, 10)
-            assert await house.verify() == []
-            await house.flush()
-            assert await house.verify() == []
-        assert house.wire.run_id == before
+async def test_a_ledger_that_is_behind_or_level_says_nothing(house: House, world: World) -> None:
+    before = house.wire.run_id
+    for _ in range(3):
+        settle(world, 2, 10)
+        assert await house.verify() == []
+        await house.flush()
+        assert await house.verify() == []
+    assert house.wire.run_id == before
 
 
 async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
@@ -219,30 +217,27 @@ async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
 
 @pytest.mark.parametrize("after", [0, 20, 63])
 async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
-    own_valkey: START, migrated: str, after: int, monkeypatch: pytest.MonkeyPatch
+    house: House, world: World, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        last = await older(house, world, stored=True)
-        mark, marked = house.verification.mark, 0
+    last = await older(house, world, stored=True)
+    mark, marked = house.verification.mark, 0
 
-        async def exchanged(partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
-            nonlocal marked
-            marked += 1
-            if marked == after + 1:
-                reload(world)
-            return await mark(partition, before, epoch, catalogue)
+    async def exchanged(partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+        nonlocal marked
+        marked += 1
+        if marked == after + 1:
+            reload(world)
+        return await mark(partition, before, epoch, catalogue)
 
-        monkeypatch.setattr(house.verification, "mark", exchanged)
-        with suppress(CountersUnavailable):
-            await house.verify()
-        assert marked > after
-        assert not house.verifier.ready
-        await verified(house, world)
-        assert house.verifier.ready
-        assert (await house.verification.markers()).unverified == []
-        assert world.tenant.seq == last
-        settle(world, 1, 5)
-        await house.flush()
-        at_one(house, world)
+    monkeypatch.setattr(house.verification, "mark", exchanged)
+    with suppress(CountersUnavailable):
+        await house.verify()
+    assert marked > after
+    assert not house.verifier.ready
+    await verified(house, world)
+    assert house.verifier.ready
+    assert (await house.verification.markers()).unverified == []
+    assert world.tenant.seq == last
+    settle(world, 1, 5)
+    await house.flush()
+    at_one(house, world)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,6 +19,19 @@ from tests.counters.test_quota import Hire, Worker, hire
 
 __all__ = ["hire"]
 Own = Callable[..., ValkeyServer]
+
+
+@pytest.fixture
+def server(own_valkey: Own) -> ValkeyServer:
+    """One that may be frozen."""
+    return own_valkey()
+
+
+@pytest.fixture
+def world(server: ValkeyServer) -> Iterator[World]:
+    made = World(server.url)
+    yield made
+    made.client.close()
 
 
 def freeze(server: ValkeyServer) -> None:
@@ -43,11 +56,9 @@ def nothing_is_held(world: World) -> bool:
 
 
 async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
-    own_valkey: Own, hire: Hire
+    server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     """Eight callers, a frozen Redis: whoever asks next finds every slot free, in the same write even."""
-    server = own_valkey()
-    world = World(server.url)
     world.plan(1000)
     world.define_key(Limits(concurrency=10))
     worker = await hire(world, call_s=0.3, stall_s=30)
@@ -62,9 +73,7 @@ async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
     assert (world.tenant.held, world.user("ann").inflight, len(world.deadlines())) == (100, 0, 10)
 
 
-async def test_a_late_refusal_is_followed_by_nothing(own_valkey: Own, hire: Hire) -> None:
-    server = own_valkey()
-    world = World(server.url)
+async def test_a_late_refusal_is_followed_by_nothing(server: ValkeyServer, world: World, hire: Hire) -> None:
     worker = await hire(world, call_s=0.3, stall_s=30)
     freeze(server)
     assert await reserve(worker, worker.request(1)) is None  # its tenant has no plan
@@ -73,10 +82,10 @@ async def test_a_late_refusal_is_followed_by_nothing(own_valkey: Own, hire: Hire
     assert (worker.counters.releases_owed, world.deadlines()) == (0, {})
 
 
-async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(own_valkey: Own, hire: Hire) -> None:
+async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
     """The deadline of a request passes before that of the wire."""
-    server = own_valkey()
-    world = World(server.url)
     world.plan(1000)
     worker = await hire(world, call_s=30, stall_s=30)
     freeze(server)
@@ -89,9 +98,9 @@ async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(own_valkey:
     await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
 
 
-async def test_behind_a_broken_connection_holds_are_released_by_their_id(own_valkey: Own, hire: Hire) -> None:
-    server = own_valkey()
-    world = World(server.url)
+async def test_behind_a_broken_connection_holds_are_released_by_their_id(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
     world.plan(1000)
     worker = await hire(world, call_s=0.2, stall_s=0.4)
     freeze(server)
@@ -104,9 +113,9 @@ async def test_behind_a_broken_connection_holds_are_released_by_their_id(own_val
     await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
 
 
-async def test_a_release_that_could_not_be_sent_is_sent_later(own_valkey: Own, hire: Hire) -> None:
-    server = own_valkey()
-    world = World(server.url)
+async def test_a_release_that_could_not_be_sent_is_sent_later(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
     world.plan(1000)
     worker = await hire(world, call_s=0.3, stall_s=30)
     request = worker.request(10, user="ann")
@@ -121,10 +130,8 @@ async def test_a_release_that_could_not_be_sent_is_sent_later(own_valkey: Own, h
 
 
 async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
-    own_valkey: Own, hire: Hire, monkeypatch: pytest.MonkeyPatch
+    server: ValkeyServer, world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = own_valkey()
-    world = World(server.url)
     worker = await hire(world, call_s=0.2, stall_s=0.4)
     monkeypatch.setattr(releasing, "RELEASES_MAX", 3)
     requests = [HoldRequest(world.caller, new_id(), "", CHAT, 1, 1) for _ in range(5)]
@@ -151,10 +158,8 @@ async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None
 
 
 async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
-    own_valkey: Own, hire: Hire
+    server: ValkeyServer, world: World, hire: Hire
 ) -> None:
-    server = own_valkey()
-    world = World(server.url)
     worker = await hire(world, call_s=0.2, stall_s=0.4)
     head = HoldRequest(world.caller, new_id(), "", NO_SERVICE, 0, 0)
     await worker.reserve(head)
