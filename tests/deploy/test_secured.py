@@ -13,10 +13,13 @@ import httpx2 as httpx
 import psycopg
 import pytest
 
+from gateway.counters import keys
+from gateway.counters.keys import partition_of
 from tests.conftest import free_port
 from tests.deploy.processes import READY_S_MAX, Admin, Process, get
 from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis
 from tests.journey.stack import eventually
+from tests.persistence.scenario import stop
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 
@@ -102,15 +105,18 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     admin = Admin(house.ports["admin"], ADMIN_TOKEN)
     tenant, key = admin.customer(1000)
     admin.ask("POST", f"/tenants/{tenant}/recharge", amount=500)
-    answer = httpx.post(
-        f"http://127.0.0.1:{house.ports['gateway']}/v1/chat/completions",
-        json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
-        headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,
-    )  # fmt: skip
-    assert answer.status_code == 200, answer.text
+    chat(house, key)
     eventually(lambda: admin.used(tenant) == 42)
+    owner = admin.ask("GET", f"/tenants/{tenant}")["organization_id"]
+    stop(house.postgres.url, partition_of(owner), owner, tenant)
+    chat(house, key)
+    with house.redis.client() as client:
+        eventually(lambda: client.hlen(keys.parked(partition_of(owner))) == 1)
+    [stopped] = admin.ask("GET", f"/quarantine?tenant_id={tenant}")["items"]
+    admin.ask("POST", f"/quarantine/{stopped['id']}/release", reason="a test")
+    eventually(lambda: admin.used(tenant) == 2 * 42)
     assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
-    eventually(lambda: admin.ask("GET", "/activity")["requests"] == 1)
+    eventually(lambda: admin.ask("GET", "/activity")["requests"] == 2)
 
     status, found = house.doctor()
     assert status == 0, found
@@ -132,6 +138,15 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     assert keeper.stop() == 0
     for process in house.started:
         assert PASSWORD not in process.said
+
+
+def chat(house: House, key: str) -> None:
+    answer = httpx.post(
+        f"http://127.0.0.1:{house.ports['gateway']}/v1/chat/completions",
+        json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
+        headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
 
 
 def answers(port: int) -> bool:
