@@ -34,6 +34,17 @@ SERVICES_PREFIX = "/services/"
 UNREAD_METERS = frozenset({"none", "generic", "units"})
 
 
+_COMES_BEFORE = rf"(?:{VERSION.pattern}|openai|anthropic|(?:deployments|engines)/[^/]+)"
+# What any family meters, behind any prefix, as plain paths: hosts of one family answer others' paths too.
+_METERED = re.compile(
+    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:completions|complete|responses|embeddings|messages|interactions))"
+    r"(?:/.*)?|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
+    re.DOTALL,
+)
+_KINDS = "|".join(re.escape(name.casefold()) for names in COLLECTIONS.values() for name in names)
+_KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|openai)/(?:{_KINDS})(?:/.*)?", re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """The paths at one place that a service's calls get to: those within a pattern of every group."""
@@ -163,7 +174,7 @@ class Bindings:
 
     def _served(self, host: str) -> Iterator[re.Pattern[str]]:
         """The plain paths at a host that API families meter by their answers, or keep objects under."""
-        kept: set[tuple[Family, Plain]] = set()
+        metered = kept = False
         for route in self._routes:
             name = self._file[0].get(route.service, route.upstream)
             if route.family is Family.GENERIC or name not in self._targets:
@@ -172,11 +183,13 @@ class Bindings:
             if there != host:
                 continue
             if route.meter not in UNREAD_METERS:
+                metered = True
                 yield template_expression(route.path, prefix)
-            if route.objects == "owned":
-                kept.add((route.family, prefix))
-        for family, prefix in kept:
-            yield _collections(family, prefix)
+            kept = kept or route.objects == "owned"
+        if metered:
+            yield _METERED
+        if kept:
+            yield _KEPT
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> Reach:
@@ -190,14 +203,6 @@ def is_bound(route: Route) -> bool:
     """Whether a route's calls go where its service is bound to."""
     under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
     return under and route.meter in UNREAD_METERS
-
-
-def _collections(family: Family, prefix: Plain) -> re.Pattern[str]:
-    """The plain paths under which a family's upstream keeps objects, behind a version of its API."""
-    version = "" if prefix and VERSION.fullmatch(prefix[-1]) else f"/{VERSION.pattern}"
-    names = "|".join(re.escape(name.casefold()) for name in COLLECTIONS[family])
-    front = re.escape(shown(prefix)) if prefix else ""
-    return re.compile(f"{front}(?:/upload)?{version}/(?:{names})(?:/.*)?", re.DOTALL)
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:

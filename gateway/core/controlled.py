@@ -19,7 +19,16 @@ MODEL_LISTS = (
     "fallback_models",
     "context_window_fallbacks",
     "content_policy_fallbacks",
+    "context_window_fallback_dict",
+    "default_fallbacks",
 )
+# By which such an upstream sends a call elsewhere, with another credential, or makes another call of it.
+ELSEWHERE = frozenset(
+    {
+        "api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "deployment_id",
+        "model_list", "preset", "extra_body", "extra_headers", "extra_query",
+    }
+)  # fmt: skip
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 USER_CHARACTERS_MAX = 128
@@ -118,7 +127,9 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 
 def models_beside(document: Document) -> tuple[str, ...]:
-    """Every model a list in the body names beside the one that is asked for."""
+    """Every model a list in the body names beside the one that is asked for; nothing else may answer."""
+    for name in document.keys() & ELSEWHERE:
+        raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     found: list[str] = []
     for name in MODEL_LISTS:
         if name in document:

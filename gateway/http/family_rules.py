@@ -36,9 +36,15 @@ _NEVER = frozenset(
     b"fields fieldmask callback httpmethod method xhttpmethodoverride uploadtype uploadprotocol".split()
 )
 # Google's system parameters are fields as well; what a library says of itself is none of them.
-_WITHHELD_PREFIXES = (b"x-goog-", b"x-google-")
+_WITHHELD_PREFIXES = (
+    b"x-goog-", b"x-google-",
+    # By which gateways in front of a provider choose another model, cache or credential.
+    b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
+)  # fmt: skip
 _PASSED = frozenset({b"x-goog-api-client"})
-_OVERRIDES = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+_OVERRIDES = frozenset(
+    {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
+)
 # Parts of an answer instead of it, another form of it, or the digest of a body that is written anew.
 _WITHHELD = _OVERRIDES | frozenset(
     b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im content-type "

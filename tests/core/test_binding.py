@@ -76,6 +76,19 @@ def test_a_path_must_be_within_the_paths_of_configuration_and_catalogue() -> Non
         ("https://gemini.example", "/v1beta/models/gemini-pro:generateContent"),
         ("https://gemini.example", "/v1beta/models/gemini-pro%3AstreamGenerateContent"),
         ("https://gemini.example/v1beta/models", "/m:GENERATEcontent"),
+        ("https://openai.example", "/openai/v1/responses"),
+        ("https://openai.example", "/openai/responses"),
+        ("https://openai.example/openai", "/responses"),
+        ("https://openai.example", "/x/openai/deployments/mine/embeddings"),
+        ("https://openai.example", "/v1/engines/m/completions"),
+        ("https://anthropic.example", "/v1/chat/completions"),
+        ("https://anthropic.example", "/v1/complete"),
+        ("https://gemini.example", "/v1beta/openai/chat/completions"),
+        ("https://gemini.example", "/v1beta/openai/embeddings"),
+        ("https://gemini.example", "/v1beta/interactions"),
+        ("https://gemini.example", "/v1beta/models/m:batchGenerateContent"),
+        ("https://gemini.example", "/v1beta/models/m%3aasyncBatchEmbedContent"),
+        ("https://gemini.example", "/v1/projects/p/publishers/anthropic/models/m:streamRawPredict"),
     ],
 )
 def test_what_a_familys_route_meters_is_no_services(base: str, path: str) -> None:
@@ -93,6 +106,11 @@ def test_what_a_familys_route_meters_is_no_services(base: str, path: str) -> Non
         ("https://anthropic.example", "/v1/files"),
         ("https://gemini.example", "/v1beta/cachedContents/c"),
         ("https://gemini.example", "/upload/v1beta/files"),
+        ("https://gemini.example", "/v1beta/openai/files/x"),
+        ("https://gemini.example", "/v1beta/openai/batches/x"),
+        ("https://openai.example", "/openai/files/x"),
+        ("https://openai.example", "/openai/v1/files/x"),
+        ("https://openai.example/openai", "/files/x"),
     ],
 )
 def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
 from gateway.core.call import Bounds, Call, read_call
+from gateway.core.controlled import ELSEWHERE
 from gateway.core.model import Family
 from gateway.core.route import Route
 from gateway.errors import InvalidRequest
@@ -53,6 +54,13 @@ def test_chat() -> None:
 def test_completions() -> None:
     call = read("openai_completions", {"model": "m", "prompt": "x", "n": 2, "best_of": 5, "max_tokens": 4})
     assert (call.output_max, call.choices) == (4, 5)
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+@pytest.mark.parametrize("meter", ["openai_chat", "anthropic_messages", "gemini_generate"])
+def test_a_field_that_sends_a_call_elsewhere_is_refused(name: str, meter: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        read(meter, {"model": "m", name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -257,6 +265,7 @@ def test_a_body_may_name_its_user(meter: str, stated: dict[str, object], user: s
         ({"models": ["a"], "fallbacks": ["b"]}, ("a", "b")),
         ({"fallback_model": "a"}, ("a",)),
         ({"context_window_fallbacks": [{"m": ["a"]}]}, ("m", "a")),
+        ({"default_fallbacks": ["a"]}, ("a",)),
     ],
 )
 def test_every_model_that_may_answer_is_named(stated: dict[str, object], models: tuple[str, ...]) -> None:

@@ -232,7 +232,8 @@ async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
     "name",
     [b"x-goog-fieldmask", b"X-Goog-FieldMask", b"x-goog-request-params", b"x-goog-user-project",
      b"x-goog-visibilities", b"X_Goog_FieldMask", b"x-http-method", b"x-method-override", b"prefer", b"range",
-     b"if-none-match", b"content-md5", b"content-digest"],
+     b"if-none-match", b"content-md5", b"content-digest", b"http-method-override", b"x-litellm-api-base",
+     b"x-portkey-config", b"cf-aig-authorization", b"Helicone-Target-Url", b"ocp-apim-subscription-key"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
 async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:
