@@ -60,7 +60,7 @@ def test_completions() -> None:
 @pytest.mark.parametrize("meter", ["openai_chat", "anthropic_messages", "gemini_generate"])
 def test_a_field_that_sends_a_call_elsewhere_is_refused(name: str, meter: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
-        read(meter, {"model": "m", name: "x"})
+        read(meter, {"model": "m", name: "x"}, model="m")
 
 
 @pytest.mark.parametrize(
