@@ -11,6 +11,11 @@ import re
 
 _END = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\n(?:\r\n|\n|\r(?=[^\n]))|\r\r(?:\n|(?=[^\n]))")
 _BOM = b"\xef\xbb\xbf"
+_MARK = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?(?:data[ \t]*:)?[ \t\"'\x0b\x0c]*\[DONE\]")
+_NAME = re.compile(
+    rb"event(?:(?<=\A.{5})|(?<=[\r\n].{5})|(?<=\xef\xbb\xbf.{5}))[ \t]*:[ \t\"']*"
+    rb"(?:message_stop|done|response\.(?:completed|incomplete|failed|cancelled))[ \t\"']*(?:[\r\n]|\Z)"
+)
 
 
 class Splitter:
@@ -41,6 +46,17 @@ class Splitter:
         """Give up the pending bytes: the stream ended, or the event is too long to keep."""
         pending, self.pending, self._scanned = self.pending, b"", 0
         return pending
+
+
+def says_end(event: bytes) -> bool:
+    """Whether an event says by its name, or by the mark in any of its lines, that the stream is over.
+
+    Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
+    name without data. All of that counts, of each API for every other.
+    """
+    if b"[DONE]" in event and _MARK.search(event) is not None:
+        return True
+    return b"event" in event and _NAME.search(event) is not None
 
 
 def data_of(event: bytes) -> bytes:

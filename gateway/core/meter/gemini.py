@@ -35,9 +35,14 @@ class _Candidate(msgspec.Struct, rename="camel"):
     finish_reason: str | None = None
 
 
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 class _Answer(msgspec.Struct, rename="camel"):
     candidates: list[_Candidate] | None = None
     usage_metadata: _Usage | None = None
+    prompt_feedback: _Feedback | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -68,8 +73,15 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         if candidate.finish_reason is not None:
             final = True
             meter.finished += 1
+    if read.prompt_feedback is not None and _is_refused(read.prompt_feedback):  # nothing follows
+        final = True
+        meter.finished += 1
     if read.usage_metadata is not None:
         _report(meter, read.usage_metadata, final)
+
+
+def _is_refused(feedback: _Feedback) -> bool:
+    return feedback.block_reason is not msgspec.UNSET and bytes(feedback.block_reason) != b"null"
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:

@@ -105,7 +105,7 @@ class ArrayMeter(Meter):
         finished, content = self.finished, self.content_events
         take(self, element, False)
         goes_on = self.phase == OPEN or (self.phase == FINISHED and self.content_events > content)
-        if self.finished > finished and self.finished >= self.call.choices and self.phase != CLOSED:
+        if self.finished > finished and self.phase != CLOSED:
             self.phase = FINISHED
             self._safe = self._element_at if goes_on else self._safe
         elif goes_on:

@@ -9,13 +9,20 @@ import re
 
 import msgspec
 
-from gateway.core.meter.meter import Meter
+from gateway.core.meter.meter import CLOSED, Meter
 
 # The fields that hold produced text in any of the APIs, complete or broken off.
 _TEXT = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|thinking|partial_json|delta)"'
     rb'[ \t\r\n]*+:[ \t\r\n]*+"((?:[^"\\]++|\\.)*+)',
     re.DOTALL,
+)
+# What says in any of the APIs that a choice, or the whole answer, is finished.
+_FINISH = re.compile(
+    rb'"(?:finish_reason|stop_reason|finishReason|blockReason)"[ \t\r\n]*+:[ \t\r\n]*+(?!null\b)'
+)
+_CLOSE = re.compile(
+    rb'"type"[ \t\r\n]*+:[ \t\r\n]*+"(?:message_stop|response\.(?:completed|incomplete|failed|cancelled))"'
 )
 
 
@@ -53,8 +60,12 @@ def _as_it_reads(raw: bytes) -> str:
 
 
 def count_text(meter: Meter, data: bytes) -> None:
-    """Count the text of an event that could not be decoded."""
+    """Count the text of an event that could not be decoded, and see whether it ends the answer."""
     size = text_bytes(data)
     if size:
         meter.text_bytes += size
         meter.content_events += 1
+    if _FINISH.search(data) is not None:
+        meter.finished += 1
+    if _CLOSE.search(data) is not None:
+        meter.phase = CLOSED

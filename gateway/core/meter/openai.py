@@ -27,8 +27,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    if data.strip() == b"[DONE]":
-        meter.phase = CLOSED
+    if meter.phase == CLOSED and data.strip() == b"[DONE]":
         return False
     try:
         read = read_event(data)

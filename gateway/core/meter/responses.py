@@ -38,6 +38,7 @@ class _Event(msgspec.Struct):
 
 
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+_OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
 
@@ -70,7 +71,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.position = read.sequence_number
     if read.type == "error":
         meter.failed = True
-    elif read.type in _CLOSING:
+    elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
         meter.phase = CLOSED
     if meter.call.keeps and read.response is not None:
         meter.told += told(meter.call.family, loose_document(data).get("response"))

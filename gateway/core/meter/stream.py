@@ -1,8 +1,8 @@
 """Meter an answer that is a stream of events, as they pass.
 
-An event passes once it is complete. From the event on that says the answer is finished everything
-waits for the end, so that nobody has a complete answer before it is charged; content that comes
-behind it after all lets it pass.
+An event passes once it is complete. From the event on that says the answer is finished, or one choice
+of it, everything waits for the end, so that nobody has a complete answer before it is charged; content
+that comes behind it after all lets it pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from gateway.core.call import Bounds, Call
 from gateway.core.meter.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 from gateway.core.meter.tail import Tail
-from gateway.core.sse import Splitter, data_of
+from gateway.core.sse import Splitter, data_of, says_end
 
 OPENING_BYTES_MAX = 4096
 
@@ -94,6 +94,8 @@ class StreamMeter(Meter):
 
     def _read(self, event: bytes) -> bool:
         """Read one event; say whether it is a usage frame to be left out."""
+        if says_end(event):
+            self.phase = CLOSED
         data = data_of(event)
         if not data:
             return False
@@ -102,7 +104,7 @@ class StreamMeter(Meter):
         finished, content = self.finished, self.content_events
         left_out = self._dialect.read_event(self, data)
         if self.phase != CLOSED:
-            if self.finished > finished and self.finished >= self.call.choices:
+            if self.finished > finished:
                 self.phase = FINISHED
             elif self.content_events > content:
                 self.phase = OPEN
@@ -130,6 +132,10 @@ class StreamMeter(Meter):
     def _pass_unread(self, part: bytes, passed: list[bytes]) -> None:
         """Stop keeping an event that is too long; its bytes count as text."""
         if self._oversized is None:
+            if self.phase == CLOSED or says_end(part):  # no client may have it before the end
+                self.phase, self.surplus = CLOSED, True
+                self._hold(part, left_out=False)
+                return
             self._release(passed)
             self._oversized = Tail()
         self.text_bytes += len(part)

@@ -52,6 +52,7 @@ def finishes(document: object) -> bool:
     stopped = document.get("delta") if document.get("type") == "message_delta" else None
     return (
         document.get("type") in ENDS
+        or bool((document.get("promptFeedback") or {}).get("blockReason"))
         or (bool(reasons) and all(reasons))
         or (isinstance(stopped, dict) and stopped.get("stop_reason") is not None)
     )
@@ -68,7 +69,9 @@ def looks_complete(passed: bytes, content_type: bytes) -> bool:
         return True
     for line in text.splitlines():
         data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+        if data.lstrip(" \"'").startswith("[DONE]"):
+            return True
+        if line.startswith("event:") and line.removeprefix("event:").strip() in ENDS:
             return True
         try:
             if finishes(json.loads(data)):
@@ -157,14 +160,93 @@ def test_an_api_that_calls_every_part_finished_is_one_part_late() -> None:
     assert array.finish() == element + b"]"
 
 
-def test_two_choices_are_finished_together() -> None:
-    def finish(index: int) -> bytes:
-        return frame(chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}]))
+def finish_of(index: int) -> bytes:
+    return frame(chat_chunk(choices=[{"index": index, "delta": {}, "finish_reason": "stop"}]))
 
+
+def test_the_finish_of_one_choice_waits_for_more_of_another() -> None:
     meter = make_meter(call("openai_chat", choices=2), 200, SSE)
-    assert meter.feed(finish(0)) == finish(0)
-    assert meter.feed(frame(delta("y", 1))) == frame(delta("y", 1))
-    assert meter.feed(finish(1)) == b""
+    assert meter.feed(frame(delta("x"))) == frame(delta("x"))
+    assert meter.feed(finish_of(0)) == b""  # an upstream may give fewer choices than it was asked for
+    assert meter.feed(frame(delta("y", 1))) == finish_of(0) + frame(delta("y", 1))
+    assert meter.feed(finish_of(1)) == b""
+    assert meter.feed(DONE) == b""
+    assert meter.finish() == finish_of(1) + DONE
+
+
+# An end as some client takes it, by API: each is passed on once the charge is settled, not before.
+ENDINGS = {
+    "openai_chat": [
+        b"data: [DONE]x\n\n",
+        b'data: "[DONE]"\n\n',
+        b"data: '[DONE]'\n\n",
+        b"data:[DONE]{}\r\n\r\n",
+        b"data: [DONE]\ndata:\n\n",
+        b"data: {}\ndata: [DONE]\n\n",
+        b": c\ndata: [DONE]\r\r\n",
+        b"event: done\ndata: [DONE]\n\n",
+        b"[DONE]\n\n",
+        frame(chat_chunk(choices=[{"index": 0, "delta": {"content": 7}, "finish_reason": "stop"}])),
+        b'data: {"choices":[{"finish_reason":"length"}],"x":NaN}\n\n',
+    ],
+    "openai_completions": [b"data: [DONE] \n\n", b'data: "[DONE]\n\n'],
+    "openai_responses": [
+        b"data: [DONE]\n\n",
+        b"event: response.completed\n\n",
+        b"event:response.failed\r\ndata: {}\r\n\r\n",
+        b"data: {}\nevent: response.incomplete\n\n",
+        b'event: response.completed\ndata: {"response":{"usage":null}}\n\n',
+        b'data: {"response":{"status":"completed"}}\n\n',
+        b'data: {"type":"response.completed","x":NaN}\n\n',
+    ],
+    "anthropic_messages": [
+        b"event: message_stop\n\n",
+        b"event: message_stop\ndata: {}\n\n",
+        b"id: 1\r\nevent: message_stop \r\ndata: x\r\n\r\n",
+        b'data: {"type":"message_stop","x":NaN}\n\n',
+        b"data: [DONE]\n\n",
+    ],
+    "gemini_stream": [
+        frame({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"totalTokenCount": 3}}),
+        frame({"promptFeedback": {"blockReason": "SAFETY"}, "candidates": 3}),
+        b"data: [DONE]\n\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("meter", "end"), [(meter, end) for meter, ends in ENDINGS.items() for end in ends])
+def test_whatever_a_client_may_take_for_the_end_waits(meter: str, end: bytes, coding: bytes) -> None:
+    stream = packed(end, coding)
+    assert len(stream) < 300
+    for cuts in [*([cut] for cut in range(len(stream) + 1)), list(range(len(stream)))]:
+        made = make_meter(call(meter, choices=2), 200, SSE, coding)
+        sent = feed_all(made, stream, cuts)
+        passed = unpacked(sent, coding)
+        assert all(mark not in passed for mark in (b"[DONE]", b"message_stop", b"response.", b"SAFETY"))
+        assert b"finish_reason" not in passed
+        assert made.phase != OPEN
+        assert sent + made.finish() == stream
+
+
+def test_a_refused_prompt_in_an_array_waits() -> None:
+    element = b'{"promptFeedback":{"blockReason":"SAFETY"},"usageMetadata":{"totalTokenCount":3}}'
+    meter = make_meter(call("gemini_stream"), 200, JSON)
+    assert meter.feed(b"[" + element) == b"["
+    assert meter.feed(b"]") == b""
+    assert meter.finish() == element + b"]"
+
+
+def test_an_end_in_front_of_more_than_is_kept_of_an_event_waits() -> None:
+    meter = make_meter(call("openai_chat"), 200, SSE, b"", Bounds(event_bytes_max=100))
+    assert feed_all(meter, b"data: [DONE]\n:" + b"x" * 200, [50, 80, 110, 180]) == b""
+    assert meter.surplus
+
+
+def test_what_only_speaks_of_an_end_passes() -> None:
+    for text in ("[DONE]", "event: message_stop", "data: [DONE]", "\nevent: done\n"):
+        meter = make_meter(call("openai_chat"), 200, SSE)
+        assert meter.feed(frame(delta(text))) == frame(delta(text))
 
 
 def test_an_endless_answer_behind_its_end_is_surplus() -> None:
