@@ -18,7 +18,7 @@ class Buffers:
     `shed` counts what was refused. `heads` are bytes of heads that are not complete: nobody is known yet.
     """
 
-    __slots__ = ("_heads_max", "_keys", "_organizations", "heads", "pressed", "shed")
+    __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "heads", "pressed", "shed")
 
     def __init__(self, limits: HttpLimits) -> None:
         self._organizations, self._keys = Budget(0, 0), Budget(0, 0)
@@ -33,7 +33,7 @@ class Buffers:
         organizations.most = keys.most = max(limits.buffered_bytes_max, largest)
         organizations.each = max(largest, int(limits.buffered_bytes_max * limits.buffered_share))
         keys.each = max(largest, organizations.each // 2)
-        self._heads_max = limits.heads_bytes_max
+        self._heads_max, self._head_free = limits.heads_bytes_max, limits.head_free_bytes
         self._press()
 
     @property
@@ -72,6 +72,10 @@ class Buffers:
     def has_room(self, caller: Caller) -> bool:
         """Whether this caller may have more."""
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
+
+    def counted_head(self, size: int) -> int:
+        """Bytes of a head that count: what any connection may keep does not, so that nobody can use it up."""
+        return max(0, size - self._head_free)
 
     def take_head(self, size: int) -> bool:
         """Whether so many bytes more of a head may be kept; then they are, until `give_head`."""

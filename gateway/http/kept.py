@@ -12,7 +12,7 @@ from gateway.http.buffers import Buffers
 
 
 class Kept:
-    """`unread` bytes of requests, `untaken` bytes of answers."""
+    """`unread` bytes of requests, as far as they count, and `untaken` bytes of answers."""
 
     __slots__ = ("_buffers", "_caller", "unread", "untaken")
 
@@ -24,7 +24,7 @@ class Kept:
     def keep_unread(self, size: int) -> bool:
         """Whether so many bytes of requests may wait, in place of those before."""
         buffers, before = self._buffers, self.unread
-        self.unread = 0
+        self.unread, size = 0, buffers.counted_head(size)
         if before:
             buffers.give_head(before)
         if size and not buffers.take_head(size):

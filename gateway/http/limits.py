@@ -43,7 +43,9 @@ class HttpLimits:
     # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
     buffered_bytes_max: int = 64 * 1024 * 1024
     buffered_share: float = 0.25
-    heads_bytes_max: int = 16 * 1024 * 1024  # of heads that are not complete, in one worker
+    # Of heads that are not complete: what each connection may keep, and beyond that all of one worker.
+    head_free_bytes: int = 4 * 1024
+    heads_bytes_max: int = 16 * 1024 * 1024
     drain_tokens_max: int = 200_000
     drain_bytes_max: int = 16 * 1024 * 1024
     head_s: float = 10.0

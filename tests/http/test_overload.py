@@ -55,7 +55,7 @@ async def test_a_new_call_is_shed_while_too_much_is_kept_already() -> None:
 
 
 async def test_heads_that_are_not_complete_are_bounded_and_an_honest_one_goes_on() -> None:
-    async with staged(heads_bytes_max=2000) as stage:
+    async with staged(heads_bytes_max=2000, head_free_bytes=0) as stage:
         honest = await stage.client()
         request = post(CHAT, fields=b"x-long: %b\r\n" % (b"x" * 1500))
         await honest.send(request[:1600])
@@ -73,3 +73,18 @@ async def test_heads_that_are_not_complete_are_bounded_and_an_honest_one_goes_on
         await eventually(lambda: stage.plane.buffers.heads == 1600)
         leaving.reset()
         await eventually(lambda: stage.plane.buffers.heads == 0)
+
+
+async def test_a_usual_head_in_two_parts_is_served_while_larger_ones_have_used_everything_up() -> None:
+    async with staged(heads_bytes_max=2000) as stage:
+        greedy = await stage.client()
+        await greedy.send(b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"x" * 6000)
+        await eventually(lambda: stage.plane.buffers.heads)
+        turned_away = await stage.client()
+        await turned_away.send(b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"x" * 6000)
+        assert (await turned_away.answer()).status == 503
+        usual = await stage.client()
+        request = post(CHAT)
+        await usual.send(request[:60])
+        await eventually(lambda: any(one._side.waiting == request[:60] for one in stage.plane._connections))
+        assert (await usual.ask(request[60:])).status == 200

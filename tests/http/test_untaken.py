@@ -150,7 +150,7 @@ async def test_no_request_is_served_before_the_answers_in_front_of_it_are_taken(
 
 
 async def test_requests_that_wait_unread_are_bounded_and_the_one_in_progress_goes_on() -> None:
-    async with staged(heads_bytes_max=2000) as stage:
+    async with staged(heads_bytes_max=2000, head_free_bytes=0) as stage:
         gate = asyncio.Event()
         stage.upstream.scripts.append([gate, answer()])
         client = await stage.client()
