@@ -82,10 +82,7 @@ def of_postgresql(url: str, owner_url: str) -> list[Seen]:
     except TollkeeperError as error:
         return [(False, _POSTGRESQL, f"{error}; {remedies.postgresql(str(error))}")]
     if found.lacking:
-        remedy = f'GRANT "{found.writer}" TO "{found.user}"'
-        if not found.has_writer or found.is_writer:
-            remedy = "run tollkeeper migrate as the owner"
-        seen.append((False, _POSTGRESQL, f"{_lacks(found.user, found.lacking, 'keeper')}: {remedy}"))
+        seen.append((False, _POSTGRESQL, found.complaint()))
     elif found.beyond:
         needs = f"a keeper needs no more than to be in {found.writer} {_GUIDE}"
         seen.append((True, _POSTGRESQL, f"{found.user} {' and '.join(found.beyond)}; {needs}"))
@@ -103,6 +100,6 @@ def of_postgresql(url: str, owner_url: str) -> list[Seen]:
     return [*seen, (False, _OWNER, said)]
 
 
-def _lacks(user: str, lacking: list[str] | tuple[str, ...], role: str) -> str:
+def _lacks(user: str, lacking: list[str], role: str) -> str:
     others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     return f"{user} may not do what a {role} does ({lacking[0]}{others})"

@@ -60,7 +60,7 @@ from gateway.readiness import Probe
 from gateway.settings import Settings
 from gateway.starting import ASK_INTERVAL_S, reached
 from gateway.stopping import cancel, forever
-from persistence import audit, partitions, schema, watch
+from persistence import audit, partitions, roles, watch
 from persistence import engine as engines
 from persistence.allocations import Allocations
 from persistence.figures import Figures
@@ -151,7 +151,7 @@ class Keeper:
         self._wire.refuse_eviction()
         if not await self._reached("PostgreSQL", partial(engines.trouble, self._engine), stop):
             return False
-        schema.refuse_other(await schema.version(self._engine))
+        await roles.refuse_unfit(self._engine)
         self._flushing = asyncio.create_task(self._flusher.run())
         loops = {
             "fence": self._fence.keep_looking,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import psycopg
 from psycopg import sql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.errors import SchemaUnavailable
+from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
 from persistence.grants import APPEND, PARTITIONS, WRITER, WRITES, roles_of, wanted
+from persistence.schema import refuse_other, version
 
 _WHO = """
 SELECT current_user, r.rolsuper,
@@ -47,13 +51,23 @@ class Standing:
     beyond: tuple[str, ...]
     lacking: tuple[str, ...]
 
+    def complaint(self) -> str:
+        """What is lacking and what gives it, on one line; empty where nothing is."""
+        if not self.lacking:
+            return ""
+        others = f" and {len(self.lacking) - 1} more" if len(self.lacking) > 1 else ""
+        remedy = "run tollkeeper migrate as the owner"
+        if self.has_writer and not self.is_writer:
+            remedy = f'GRANT "{self.writer}" TO "{self.user}"'
+        return f"{self.user} may not do what a keeper does ({self.lacking[0]}{others}): {remedy}"
+
 
 def standing(url: str) -> Standing:
     """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
     tables = [grant for grant in sorted(wanted()) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     try:
         with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
-            writer = roles_of(connection.info.dbname)[WRITER]
+            writer = _writer_of(connection)
             kept = [table for table, verbs in WRITES.items() if verbs == APPEND]
             who = {"tables": list(WRITES), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
             row = connection.execute(_WHO, who).fetchone()
@@ -75,10 +89,21 @@ def standing(url: str) -> Standing:
     )  # fmt: skip
 
 
+async def refuse_unfit(engine: AsyncEngine) -> None:
+    """StartError where the schema is another program's, or the user may not do what a keeper does."""
+    try:
+        refuse_other(await version(engine))
+        found = await asyncio.to_thread(standing, engine.url.render_as_string(hide_password=False))
+    except (DBAPIError, SchemaUnavailable) as error:
+        raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error
+    if found.lacking:
+        raise StartError(f"PostgreSQL: {found.complaint()}")
+
+
 def admit_writer(url: str, password: str) -> str:
     """Let the writer of the database at `url`, its owner's, log in with this password; the URL for it."""
     with psycopg.connect(plain_url(url), connect_timeout=CONNECT_TIMEOUT_S) as connection:
-        user = roles_of(connection.info.dbname)[WRITER]
+        user = _writer_of(connection)
         # Hashed here: what the server is told, and might log, is not the password.
         digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
         told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
@@ -86,3 +111,10 @@ def admit_writer(url: str, password: str) -> str:
     parts = urlsplit(plain_url(url))
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
+
+
+def _writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
+    """By the name the server has for it: a pooler's may be another."""
+    row = connection.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    return roles_of(str(row[0]))[WRITER]

@@ -11,6 +11,7 @@ import asyncio
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from gateway.errors import StartError, TollkeeperError
@@ -90,14 +91,13 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         admin_port=admin_port,
         data_dir=data.path,
     )
-    settings = parts.settings_line(endpoints)
     voice.step(
         f"starting the keeper and {options.workers} gateway worker{'s' if options.workers > 1 else ''}"
     )
     async with asyncio.TaskGroup() as group:
-        group.create_task(house.run("keeper", _keeper(options, parts, endpoints, settings)))
+        group.create_task(house.run("keeper", _keeper(options, parts, endpoints)))
         for number in range(options.workers):
-            group.create_task(house.run("gateway", _gateway(options, parts, endpoints, settings, number)))
+            group.create_task(house.run("gateway", _gateway(options, parts, endpoints, number)))
     key = ""
     if options.demo:
         voice.step("looking after the demo organization")
@@ -141,16 +141,19 @@ async def _migrate(options: Options, parts: Parts, database_url: str, password: 
         raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
 
 
-def _keeper(options: Options, parts: Parts, endpoints: Endpoints, settings: bytes) -> Program:
+def _keeper(options: Options, parts: Parts, endpoints: Endpoints) -> Program:
     url = _url(options.admin_host, endpoints.admin_port)
 
     async def ready(_pid: int) -> bool:
         return await asyncio.to_thread(demo.status_of, f"{url}/readyz") == 200
 
-    return Program("keeper", tuple(parts.keeper), ready, READY_MAX_S, stdin=settings)
+    return Program("keeper", tuple(parts.keeper), ready, READY_MAX_S, stdin=parts.settings_line(endpoints))
 
 
-def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: bytes, number: int) -> Program:
+def _gateway(options: Options, parts: Parts, endpoints: Endpoints, number: int) -> Program:
+    # What a gateway does not know, nobody gets by way of it.
+    data_plane = replace(endpoints, database_url="", admin_token="", readonly_token="")
+
     async def ready(pid: int) -> bool:
         return ports.listens(pid, endpoints.gateway_port)
 
@@ -159,7 +162,7 @@ def _gateway(options: Options, parts: Parts, endpoints: Endpoints, settings: byt
         tuple(parts.gateway),
         ready,
         READY_MAX_S,
-        stdin=settings,
+        stdin=parts.settings_line(data_plane),
         stop_max_s=options.grace_s + SETTLING_S_MAX,
     )
 

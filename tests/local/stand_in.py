@@ -66,6 +66,8 @@ async def serve(role: str) -> None:
     server = await asyncio.start_server(
         answer, "127.0.0.1", settings[f"{role}_port"], reuse_port=role == "gateway"
     )
+    for name in settings["told"]:
+        note(settings["log"] + ".told", f"{role} {name}")
     note(settings["log"], f"{role} started")
     await stop.wait()
     server.close()

@@ -108,6 +108,25 @@ def test_migrate_without_the_right_to_make_roles_says_what_to_do_and_goes_on(
     assert f'CREATE ROLE "{name}_writer"' in done.stderr
 
 
+@pytest.mark.parametrize("attributes", ["", "IN ROLE pg_read_all_data"])
+def test_a_keeper_who_may_not_write_says_so_on_one_line_and_does_not_start(
+    tmp_path: Path, valkey: str, database: str, attributes: str
+) -> None:
+    assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
+    name = database.rpartition("/")[2]
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name}_{len(attributes)} LOGIN {attributes}")
+    stranger = database.replace("postgres@", f"{name}_{len(attributes)}@")
+    done = run("keeper", cwd=tmp_path, REDIS_URL=valkey, DATABASE_URL=stranger, **KEEPER)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, done.stderr
+    if attributes:
+        assert f'GRANT "{name}_writer" TO "{name}_{len(attributes)}"' in lines[0]
+    else:
+        assert "permission denied for table alembic_version (tollkeeper doctor says what to do)" in lines[0]
+
+
 def test_a_schema_of_a_newer_version_is_told_in_one_line(tmp_path: Path, database: str) -> None:
     assert run("migrate", cwd=tmp_path, DATABASE_URL=database).returncode == 0
     with psycopg.connect(database, autocommit=True) as connection:

@@ -38,6 +38,13 @@ def test_up_prints_exactly_one_line_of_facts(start: Starter) -> None:
     assert up.process.stdout.read() == b""
 
 
+def test_a_gateway_is_told_neither_database_nor_admin_token(start: Starter) -> None:
+    up = start()
+    up.ready()
+    told = (up.data_dir / "stand_in.log.told").read_text().splitlines()
+    assert {line.rpartition(" ")[0] for line in told} == {"keeper database_url", "keeper admin_token"}
+
+
 def test_databases_are_durable_and_behind_passwords(start: Starter) -> None:
     facts = start().ready()
     server = redis.Redis.from_url(facts["redis_url"])

@@ -21,6 +21,7 @@ def settings_line(endpoints: Endpoints) -> bytes:
             "gateway_port": endpoints.gateway_port,
             "keeper_port": endpoints.admin_port,
             "log": str(endpoints.data_dir / "stand_in.log"),
+            "told": [name for name in ("database_url", "admin_token") if getattr(endpoints, name)],
         }
     ).encode()
 
