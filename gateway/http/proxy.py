@@ -24,6 +24,7 @@ from gateway.http.admission import by_head, claimed, comes_soon, read, read_besi
 from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
 from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.faults import Fault
 from gateway.http.link import Link
 from gateway.http.outgoing import is_collected, send
 from gateway.http.plan import Plan
@@ -43,6 +44,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
     caller: Caller | None = None
     charge: Charge | None = None
     failure: BaseException | None = None
+    counted = False
     try:
         plan = _route(exchange, worker)
         caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
@@ -62,6 +64,7 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
                 # Blocked, rate and slots come before its bytes.
                 charge = by_head(exchange, worker, caller)
                 await charge.reserve()
+                counted = True
                 await exchange.late_body(worker.limits.body_bytes_max)
             body = connection.body()
         at_once = len(body) <= worker.limits.body_at_once_bytes_max
@@ -79,17 +82,47 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
         else:
             charge = claim
             await charge.reserve()
+            counted = True
             exchange.charge = charge
             await _forward(exchange, worker, caller, charge.call, charge)
     except BaseException as error:  # noqa: BLE001  # told below, once what it was admitted with is released
-        failure = bare(error)
+        failure = bare(_known(error))
     if charge is not None:
         await charge.release()
+    if failure is not None:
+        if isinstance(failure, Fault) and caller is not None and not counted:
+            failure = await _counted(exchange, worker, caller, failure)
+        await _fail(exchange, worker, caller, failure)
+
+
+async def _fail(exchange: Exchange, worker: Worker, caller: Caller | None, failure: BaseException) -> None:
+    ports = worker.ports
     if isinstance(failure, InvalidApiKey):
         ports.tally.refused(0, failure.reason)
         await refuse_wrong(exchange, ports.failures, failure)
-    elif failure is not None:
+    else:
         _tell(exchange, worker, caller, failure)
+
+
+def _known(error: BaseException) -> BaseException:
+    """The error itself where it is part of the story; of any other only its type and place."""
+    if isinstance(error, Refusal | AnswerCut | ClientGone) or not isinstance(error, Exception):
+        return error
+    return Fault(error)
+
+
+async def _counted(exchange: Exchange, worker: Worker, caller: Caller, fault: Fault) -> BaseException:
+    """A call that failed before it was admitted is one of its sender's as a refused one is."""
+    charge = by_head(exchange, worker, caller)
+    failure: BaseException = fault
+    try:
+        await charge.reserve()
+    except Refusal as refusal:
+        failure = bare(refusal)
+    except Exception as error:  # noqa: BLE001  # the first one is told
+        bare(error)
+    await charge.release()
+    return failure
 
 
 def _tell(exchange: Exchange, worker: Worker, caller: Caller | None, failure: BaseException) -> None:

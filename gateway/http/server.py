@@ -16,13 +16,13 @@ from gateway.http.buffers import Buffers
 from gateway.http.clock import Clock
 from gateway.http.connection import ClientConnection
 from gateway.http.exchange import ClientGone, Exchange
+from gateway.http.faults import FaultLog
 from gateway.http.limits import HttpLimits
 from gateway.http.plan import Plan, Planner
 from gateway.http.ports import Ports
 from gateway.http.proxy import proxy
 from gateway.http.reply import refuse
 from gateway.http.request_ids import RequestIds
-from gateway.http.story import bare
 from gateway.http.turns import Turns
 from gateway.http.upstream import Upstream
 from gateway.http.worker import Worker
@@ -55,6 +55,7 @@ class DataPlane:
         self.clock = Clock(loop, ports.seconds, limits.tick_s)
         self.turns = Turns(loop, ports.seconds)
         self._ports = ports
+        self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
         self._left: list[Upstream] = []
@@ -241,7 +242,7 @@ class DataPlane:
         """A story is over: count it and let its connection go on."""
         ports = self._ports
         if error is not None:
-            ports.log("story_failed", request_id=exchange.request_id, error=repr(bare(error)), level="error")
+            self._faults.note(exchange.request_id, error)
             if exchange.opened:
                 exchange.broken = True
             else:

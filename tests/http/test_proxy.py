@@ -8,8 +8,9 @@ import uuid
 
 import pytest
 
-from gateway.core.model import Settled
+from gateway.core.model import Decision, Settled, Verdict
 from gateway.errors import InternalError
+from gateway.http.faults import LINES_MAX
 from tests.http.fakes import (
     ANSWER,
     AUTH,
@@ -25,7 +26,7 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Close, staged
+from tests.http.stage import Close, eventually, staged
 
 
 async def test_an_answer_passes_byte_for_byte_and_is_charged_as_reported() -> None:
@@ -362,6 +363,42 @@ async def test_an_error_of_our_own_is_a_500_that_tells_nothing_but_where_to_look
         assert [fact["request_id"] for fact in stage.events("story_failed")] == [
             got.one(b"x-request-id").decode()
         ]
+        assert "secret" not in str(stage.logged)
+        stage.logged.clear()
+
+
+async def test_an_error_of_our_own_is_a_request_of_its_caller() -> None:
+    def breaks() -> None:
+        raise ValueError("a piece of a prompt")
+
+    async with staged() as stage:
+        stage.directory.then = breaks
+        for _ in range(2 * LINES_MAX):
+            assert (await stage.ask(post(CHAT))).reason == "internal_error"
+        assert len(stage.counters.heads) == len(stage.counters.let_go) == 2 * LINES_MAX
+        lines = stage.events("story_failed")
+        assert len(lines) == LINES_MAX
+        assert "prompt" not in str(stage.logged)
+        assert lines[0]["error"] == "ValueError"
+        assert str(lines[0]["place"]).startswith("gateway.http.admission:")
+        stage.counters.by_head = Decision(Verdict.RATE_LIMITED)
+        assert (await stage.ask(post(CHAT))).status == 429
+        assert not stage.counters.holds
+        stage.logged.clear()
+
+
+async def test_an_error_of_our_own_in_a_late_body_is_counted_once() -> None:
+    def breaks() -> None:
+        raise RecursionError
+
+    async with staged() as stage:
+        stage.directory.then = breaks
+        client = await stage.client()
+        body = post(CHAT)
+        await client.send(body[:-5])
+        await eventually(lambda: stage.counters.heads)
+        assert (await client.ask(body[-5:])).reason == "internal_error"
+        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
         stage.logged.clear()
 
 

@@ -1,0 +1,77 @@
+"""Whatever a body says, reading it fails with a `Refusal` or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.call import read_call
+from gateway.core.model import Family
+from gateway.core.objects import named
+from gateway.core.route import Route
+from gateway.errors import Refusal
+
+METERS = [
+    ("openai_chat", Family.OPENAI), ("openai_completions", Family.OPENAI),
+    ("openai_embeddings", Family.OPENAI), ("openai_responses", Family.OPENAI),
+    ("anthropic_messages", Family.ANTHROPIC),
+    ("gemini_generate", Family.GEMINI), ("gemini_stream", Family.GEMINI), ("gemini_embed", Family.GEMINI),
+]  # fmt: skip
+NAMES = st.sampled_from(
+    [
+        "model", "models", "messages", "content", "role", "type", "text", "input", "id", "file_id",
+        "container",
+        "conversation", "prompt", "tools", "contents", "parts", "fileData", "fileUri", "file_uri", "fileName",
+        "cachedContent", "cached_content", "fileSearchStoreNames", "fileSearch", "image_url", "url", "source",
+        "vector_store_ids", "item_reference", "n", "max_tokens", "max_completion_tokens", "max_output_tokens",
+        "stream", "stream_options", "include_usage", "metadata", "user", "user_id", "generationConfig",
+        "maxOutputTokens", "candidateCount", "requests", "encoding_format", "best_of", "previous_response_id",
+        "route", "plugins", "fallbacks", "extra_body", "safety_identifier", "inlineData", "data",
+    ]
+)  # fmt: skip
+TEXTS = st.sampled_from(
+    [
+        "http://[x", "https://[::1/files/a", "https://x/v1beta/files/a%", "//", "files/../x",
+        "cachedContents/x",
+        "gs://b/o", "data:;base64,", "message", "item_reference", "file-1", "\ud800", "\u2100", "http://x:99999/",
+        "http://\u212a/", "a" * 600, "", "\x00", "http://a\uff0fb/files/x",
+    ]
+) | st.text(max_size=8)  # fmt: skip
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | TEXTS, inner, max_size=5),
+    max_leaves=12,
+)
+DOCUMENTS = st.dictionaries(NAMES | TEXTS, VALUES, max_size=6)
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(METERS), DOCUMENTS | VALUES, st.booleans())
+def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escaped: bool) -> None:
+    name, family = meter
+    body = json.dumps(document, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    route = Route(("POST",), "/x", "up", "chat", family, name)
+    with contextlib.suppress(Refusal):
+        call = read_call(route, {"model": "m"}, body)
+        named(family, call.body, call.document or {})
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(list(Family)), DOCUMENTS)
+def test_the_objects_of_any_document(family: Family, document: dict[str, Any]) -> None:
+    body = json.dumps(document, separators=(",", ":")).encode()
+    with contextlib.suppress(Refusal):
+        named(family, body, document)
+
+
+@pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
+def test_an_address_that_is_none(uri: str) -> None:
+    document = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
+    body = json.dumps(document, separators=(",", ":")).encode()
+    with contextlib.suppress(Refusal):
+        named(Family.GEMINI, body, document)
