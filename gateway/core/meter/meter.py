@@ -15,7 +15,7 @@ from gateway.core.call import Bounds, Call, input_tokens
 from gateway.core.model import Usage
 
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
-SLIM_BYTES_MAX = 256 << 10  # of a document or an event, while memory is short
+SLIM_BYTES_MAX = 128 << 10  # of a document or an event, while memory is short
 TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
 BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
 
