@@ -1,8 +1,9 @@
 """Split a server-sent event stream into events without changing a byte.
 
-Any split of the input gives the same events, which is why a CR at the end of a chunk waits for
-the next byte. Lines end in LF, CRLF or CR; an event ends at
-an empty line; a leading BOM is dropped from the data only (HTML Living Standard, 9.2).
+Any split of the input gives the same data, which is why a CR at the end of a chunk waits for
+the next byte. Empty lines and comments behind an event are one event without data, however many.
+Lines end in LF, CRLF or CR; an event ends at an empty line; a leading BOM is dropped from the
+data only (HTML Living Standard, 9.2).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 
 _END = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\n(?:\r\n|\n|\r(?=[^\n]))|\r\r(?:\n|(?=[^\n]))")
+_IDLE = re.compile(rb"(?:[\r\n]++|:[^\r\n]*+[\r\n])++")
 _BOM = b"\xef\xbb\xbf"
 _MARK = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?(?:data[ \t]*:)?[ \t\"'\x0b\x0c]*\[DONE\]")
 _NAME = re.compile(
@@ -38,6 +40,10 @@ class Splitter:
             scan = end.end()
             events.append(data[start:scan])
             start = scan
+            idle = _IDLE.match(data, scan)
+            if idle is not None:
+                start = scan = idle.end()
+                events.append(idle[0])
         self.pending = data[start:]
         self._scanned = max(0, len(self.pending) - 3)
         return events
@@ -63,6 +69,8 @@ def data_of(event: bytes) -> bytes:
     """Return the data of one event, its lines joined by LF; empty where it has none."""
     if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
+    if b"data" not in event:
+        return b""
     lines: list[bytes] = []
     for line in event.removeprefix(_BOM).splitlines():
         if line[:5] == b"data:":

@@ -112,6 +112,12 @@ class Link(asyncio.BufferedProtocol):
             wait.set(None)
         return wait
 
+    def turn(self) -> Wait[None]:
+        """Wait for a turn to do more with what was taken."""
+        wait: Wait[None] = Wait()
+        self._turns.wait(lambda: wait.set(None))
+        return wait
+
     def take(self) -> bytes:
         """The body bytes that have arrived since the last take, maybe none."""
         payload = self._payload

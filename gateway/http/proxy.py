@@ -192,7 +192,7 @@ async def _forward(exchange: Exchange, worker: Worker, caller: Caller, call: Cal
         )
         charge.meter = meter
         outlet = Outlet(exchange, answer, charge.told, call.strip_usage and 200 <= status < 300)
-        if link.complete:
+        if link.complete and not answer.content_encoding:
             tail = meter.whole(link.take())
         else:
             tail = await relay_body(exchange, worker, caller, link, call, charge, meter, outlet)

@@ -111,14 +111,15 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     held = b""
     drain: Drain | None = None
     while True:
-        data = link.take()
-        passed = _metered(worker, caller, meter, data, link.complete)
-        if link.complete:
-            return held + passed if held else passed
+        data, complete = link.take(), link.complete
+        passed = _metered(worker, caller, meter, data)
+        if meter.behind:
+            passed += await _caught_up(worker, caller, link, meter)
+        if complete:
+            return held + passed + meter.finish()
         if link.failure is not None or meter.surplus:
             raise link.failure or UpstreamUnreachable("The upstream's answer goes on behind its end.")
-        if held:
-            passed = held + passed
+        passed = held + passed
         if len(passed) < held_max:
             held = passed
         else:
@@ -152,12 +153,21 @@ def _count(exchange: Exchange, meter: AnswerMeter, kept: int, held_max: int) -> 
     return 0
 
 
-def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes, complete: bool) -> bytes:
+async def _caught_up(worker: Worker, caller: Caller, link: Link, meter: AnswerMeter) -> bytes:
+    """A little that came may be much to read: others have their turns meanwhile."""
+    passed: list[bytes] = []
+    while meter.behind:
+        await link.turn()
+        passed.append(_metered(worker, caller, meter, b""))
+    return b"".join(passed)
+
+
+def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes) -> bytes:
     """What of the data may pass; objects that it tells of are the caller's from now on."""
-    passed = meter.feed(data) if data else b""
+    passed = meter.feed(data) if data or meter.behind else b""
     if meter.told:
         worker.ports.objects.keep(caller, take_told(meter))
-    return passed + meter.finish() if complete else passed
+    return passed
 
 
 def take_told(meter: AnswerMeter) -> list[str]:

@@ -67,6 +67,20 @@ def test_data_of(event: bytes, data: bytes) -> None:
     assert data_of(event) == data
 
 
+def said(events: list[bytes]) -> list[bytes]:
+    """The data of those that have any: where empty lines and comments go is a matter of the split."""
+    return [data_of(event) for event in events if b"data" in event]
+
+
+def test_empty_lines_and_comments_are_one_event() -> None:
+    idle = b"\n" * 100_000 + b":\r\n: x\r" * 10_000
+    assert events_of(b"data: 1\n\n" + idle + b"data: 2\n\n", []) == (
+        [b"data: 1\n\n", idle, b"data: 2\n\n"],
+        b"",
+    )
+    assert len(events_of(idle + b"data: 2\n\n", [])[0]) == 3
+
+
 LINES = st.sampled_from([b"data: x", b"data: y\xe2\x80\xa8", b"", b": c", b"event: z", b"data"])
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
@@ -76,8 +90,10 @@ def test_any_split_gives_the_same_events(lines: list[tuple[bytes, bytes]], data:
     stream = b"".join(line + end for line, end in lines)
     whole, rest = events_of(stream, [])
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
-    assert events_of(stream, cuts) == (whole, rest)
-    assert events_of(stream, list(range(len(stream)))) == (whole, rest)
+    for places in (cuts, list(range(len(stream)))):
+        events, left = events_of(stream, places)
+        assert b"".join([*events, left]) == stream
+        assert said([*events, left]) == said([*whole, rest])
     assert b"".join([*whole, rest]) == stream
 
 

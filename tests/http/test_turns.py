@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from typing import cast
 
 from gateway.http.turns import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
-from tests.http.fakes import get
+from tests.http.fakes import CHAT_STREAM, DONE_EVENT, EVENT, USAGE_EVENT, chunks, get, post
 from tests.http.stage import eventually, staged
 
 
@@ -113,3 +114,17 @@ async def test_refusals_are_not_piled_up_for_a_client_that_reads_none() -> None:
             read = read[-7:] + await client.reader.read(1 << 20)
             answers += read.count(b"HTTP/1.1")
         client.reset()
+
+
+async def test_an_answer_that_decodes_to_much_is_read_in_turns_and_passes_as_it_came() -> None:
+    body = gzip.compress(EVENT * 20_000 + USAGE_EVENT + DONE_EVENT)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+    asked = CHAT_STREAM.replace(b'"stream":true', b'"stream":true,"stream_options":{"include_usage":true}')
+    async with staged() as stage:
+        for framed in (b"content-length: %d\r\n\r\n" % len(body) + body,
+                       b"transfer-encoding: chunked\r\n\r\n" + chunks(body[:100], body[100:])):  # fmt: skip
+            stage.upstream.scripts.append([head + framed])
+            got = await stage.ask(post(asked, fields=b"accept-encoding: gzip\r\n"))
+            assert got.body == body
+        await stage.settled(2)
+        assert [charge.tokens for charge in stage.counters.charges] == [12, 12]

@@ -48,6 +48,10 @@ class AnswerMeter(Protocol):
     def slim(self) -> None:
         """Keep no more than is needed to charge: memory is short."""
 
+    @property
+    def behind(self) -> bool:
+        """True where more is to be done with what was fed: feed nothing, at one's turn."""
+
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the answer; return those to pass on now.
 

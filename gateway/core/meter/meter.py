@@ -51,10 +51,12 @@ class Meter:
     which only one API tells apart. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
     was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
     more came behind the end than may. `told` are ids of objects that the upstream keeps.
+    `behind` says that `feed` has more to do with what it was fed, which it does once it is fed nothing.
     """
 
     __slots__ = (
-        "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final", "finished",
+        "behind", "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final",
+        "finished",
         "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
         "status", "surplus", "text_bytes", "texts", "told", "total", "withheld",
     )  # fmt: skip
@@ -66,6 +68,7 @@ class Meter:
         self.input = self.output = self.cached = self.created = self.reasoning = self.total = 0
         self.text_bytes = self.content_events = self.finished = self.withheld = 0
         self.phase: int = OPEN
+        self.behind = False
         self.told: list[str] = []
         self.reported = self.partial = self.marked = self.final = self.ended = self.failed = self.surplus = (
             False

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Bounds
 from gateway.core.meter import AnswerMeter, make_meter
+from gateway.core.meter.encoded import RATIO_FROM_BYTES, RATIO_MAX, STEP_BYTES
 from gateway.core.meter.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
+from gateway.core.meter.tail import CODED_BYTES
 from tests.core.meter.recorded import (
     CHAT,
     CHAT_FRAMES,
@@ -241,6 +243,30 @@ def test_an_end_in_front_of_more_than_is_kept_of_an_event_waits() -> None:
     meter = make_meter(call("openai_chat"), 200, SSE, b"", Bounds(event_bytes_max=100))
     assert feed_all(meter, b"data: [DONE]\n:" + b"x" * 200, [50, 80, 110, 180]) == b""
     assert meter.surplus
+
+
+@pytest.mark.parametrize("event", [b"\n\n", b":\n\n", b"data:{}\n\n", b"data: x\n"])
+def test_an_answer_that_decodes_to_too_much_is_read_no_further(event: bytes) -> None:
+    body = gzip.compress(event * ((8 << 20) // len(event)))
+    most = RATIO_FROM_BYTES + RATIO_MAX * len(body)
+    meter = make_meter(call("openai_chat"), 200, SSE, b"gzip")
+    steps, passed = 1, meter.feed(body)
+    while meter.behind:
+        steps, passed = steps + 1, passed + meter.feed(b"")
+    assert 10 < steps <= most // STEP_BYTES + 2
+    assert passed == body[:-CODED_BYTES]
+    assert passed + meter.finish() == body
+
+
+def test_what_was_not_decoded_yet_is_before_more_comes() -> None:
+    stream = b"".join(frame(delta(str(number))) for number in range(3000)) + b"".join(CHAT)
+    body = gzip.compress(stream)
+    for cuts in ([], [len(body) // 2], [1000, 1001, len(body) - 1]):
+        meter = make_meter(call("openai_chat"), 200, SSE, b"gzip")
+        passed = feed_all(meter, body, cuts)
+        assert meter.behind or len(cuts) == 3
+        assert passed + meter.finish() == body
+        assert meter.usage() == CHAT_USED
 
 
 def test_what_only_speaks_of_an_end_passes() -> None:
