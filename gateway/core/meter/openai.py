@@ -11,6 +11,7 @@ import msgspec
 from gateway.core.meter.loose import count_text, integer, loose_document
 from gateway.core.meter.meter import CLOSED, Dialect, Meter
 from gateway.core.meter.openai_shapes import Choice, Delta, Usage, read_event, read_whole
+from gateway.core.objects_told import told
 
 DONE = b"data: [DONE]\n\n"
 
@@ -34,6 +35,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         count_text(meter, data)
         return _report_loose(meter, data)
+    if meter.call.keeps and not meter.told:
+        meter.told += told(meter.call.family, loose_document(data))
     for choice in read.choices or ():
         _see(meter, choice)
     if read.error is not msgspec.UNSET and bytes(read.error) != b"null":

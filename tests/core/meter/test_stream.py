@@ -267,6 +267,9 @@ def test_what_a_stream_tells_of_is_noted_as_it_comes() -> None:
     done = {"type": "response.completed", "response": {"id": "resp_1", "output": [item]}}
     made.feed(frame(done))
     assert set(made.told) == {"resp_1", "ci_1", "cntr_1"}
+    chat = make_meter(replace(call("openai_chat"), keeps=True), 200, SSE)
+    chat.feed(frame({"id": "chatcmpl-1", "choices": []}) * 2)
+    assert chat.told == ["chatcmpl-1"]
     message = make_meter(replace(call("anthropic_messages"), keeps=True), 200, SSE)
     output = {"content": [{"file_id": "file_1"}]}
     block = {"type": "bash_code_execution_tool_result", "content": output}
