@@ -22,22 +22,54 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/http": (
-        "admission", "answer", "budget", "buffers", "charge", "client_side", "clock", "connection",
-        "exchange", "framing", "headers", "kept", "limits", "link", "outgoing", "plan", "ports", "proxy",
-        "reading", "relay", "remembered", "reply", "request", "request_body", "request_ids", "server",
-        "states", "story", "tally", "traced", "turns", "upstream", "upstream_side", "worker",
-    ),
     "gateway/core": (
-        "awake", "wait", "model", "call", "claim", "blobs", "controlled", "document", "limits", "estimate",
-        "sse", "tariff", "trace",
+        "awake", "wait", "model", "blobs",
     ),
-    "gateway/core/meter": (
-        "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array", "openai",
+    "gateway/core/accounts": (
+        "limits",
     ),
-    "gateway/counters": (
-        "wire", "quota", "frame", "packing", "flags", "directory", "terms", "allowance", "settlement_log",
-        "segment",
+    "gateway/core/calls": (
+        "call", "claim", "document", "estimate", "tariff", "trace",
+    ),
+    "gateway/core/families": (
+        "controlled",
+    ),
+    "gateway/core/metering": (
+        "sse", "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array",
+        "openai",
+    ),
+    "gateway/counters/admission": (
+        "quota", "directory", "terms",
+    ),
+    "gateway/counters/layouts": (
+        "frame", "packing", "flags",
+    ),
+    "gateway/counters/leases": (
+        "allowance",
+    ),
+    "gateway/counters/redis": (
+        "wire",
+    ),
+    "gateway/counters/settlement_log": (
+        "log", "segment",
+    ),
+    "gateway/http": (
+        "admission", "budget", "charge", "clock", "ports", "proxy", "relay", "reply", "tally",
+        "turns", "worker",
+    ),
+    "gateway/http/protocol": (
+        "answer", "client_side", "framing", "headers", "limits", "remembered", "request",
+        "request_ids", "states", "upstream_side",
+    ),
+    "gateway/http/routing": (
+        "plan",
+    ),
+    "gateway/http/server": (
+        "buffers", "connection", "exchange", "kept", "outgoing", "reading", "request_body",
+        "server", "story", "traced",
+    ),
+    "gateway/http/upstream": (
+        "connection", "pool",
     ),
 }  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")

@@ -18,12 +18,14 @@ sys.path.insert(0, str(ROOT))
 
 import typer  # noqa: E402  # found once the checkout is on the path
 
-from gateway import cli, cli_admin, errors  # noqa: E402
+from gateway import errors  # noqa: E402
 from gateway.admin.api import MORE  # noqa: E402
 from gateway.admin.api import ROOT as API  # noqa: E402
 from gateway.admin.openapi import document  # noqa: E402
 from gateway.admin.pages import type_of  # noqa: E402
 from gateway.admin.resources import RESOURCES  # noqa: E402
+from gateway.cli import admin as cli_admin  # noqa: E402
+from gateway.cli import main as cli  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it anew. -->"

@@ -2,7 +2,7 @@
 
 `tollkeeper serve --worker` and `tollkeeper keeper --worker` are for supervisors: settings come
 as one JSON line on standard input, which stays open as a lifeline. Everything else is
-`gateway/cli.py`.
+`gateway/cli/main.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from gateway.errors import TollkeeperError
-from gateway.lifeline import Lifeline
+from gateway.run.parent_pipe import Lifeline
 
 OPEN_FILES_MAX = 1_000_000
 LIBRARY_MISSING = "cannot open shared object file"
@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         if len(words) == 3 and words[0] == "demo-upstream" and words[2] == "--worker":
             return _demo_upstream(int(words[1]))
         if words[:1] == ["serve"]:
-            from gateway import serving  # noqa: PLC0415  # and a lone gateway too
+            from gateway.run import serving  # noqa: PLC0415  # and a lone gateway too
 
             options = serving.plain_options(words[1:])
             if options is not None:
                 config = options.pop("config", None)
                 return serving.serve(Path(config) if config else None, **options)
-        from gateway.cli import run  # noqa: PLC0415  # workers are spared the command line's libraries
+        from gateway.cli.main import run  # noqa: PLC0415  # workers are spared the command line's libraries
 
         return run(words)
     except TollkeeperError as error:
@@ -56,8 +56,8 @@ def _worker(role: str) -> int:
     """One gateway worker, or the keeper, of a supervisor."""
     import uvloop  # noqa: PLC0415
 
-    from gateway import logs  # noqa: PLC0415
-    from gateway.settings import from_json  # noqa: PLC0415
+    from gateway.settings.settings import from_json  # noqa: PLC0415
+    from gateway.telemetry import logs  # noqa: PLC0415
 
     lifeline = Lifeline(sys.stdin.fileno())
     line = lifeline.first()
@@ -89,7 +89,7 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
 def _demo_upstream(port: int) -> int:
     import asyncio  # noqa: PLC0415
 
-    from gateway.local.demo_upstream import serve_until_stopped  # noqa: PLC0415
+    from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415
 
     lifeline = Lifeline(sys.stdin.fileno())
     lifeline.first()

@@ -17,33 +17,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import allocator, logs, tallies, tokenizer
-from gateway.background.failures import FailureTeller
-from gateway.core.call import Bounds
-from gateway.core.estimate import Estimator
+from gateway.background.timed.failures import FailureTeller
+from gateway.core.calls.call import Bounds
+from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
-from gateway.counters.activity import Activity
-from gateway.counters.address import parse_url
+from gateway.counters.admission.objects import Objects
+from gateway.counters.admission.usage import Usages
 from gateway.counters.door import SCRIPTS, Door, open_door, start_wire
-from gateway.counters.log_files import LogFiles
-from gateway.counters.objects import Objects
-from gateway.counters.resubmission import Resubmitter
-from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.usage import Usages
-from gateway.counters.wire import Wire
+from gateway.counters.keeper.activity import Activity
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.log_files import LogFiles
+from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
-from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports
-from gateway.http.server import DataPlane
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
-from gateway.lifeline import Lifeline
-from gateway.seat import take_seat
-from gateway.settings import Settings, from_json
-from gateway.starting import ASK_INTERVAL_S, reached
-from gateway.stopping import cancel, ended, forever, stop_signal
+from gateway.run import allocator, tokenizer
+from gateway.run.parent_pipe import Lifeline
+from gateway.run.starting import ASK_INTERVAL_S, reached
+from gateway.run.stopping import cancel, ended, forever, stop_signal
+from gateway.run.worker_slot import take_seat
+from gateway.settings.settings import Settings, from_json
+from gateway.telemetry import logs
+from gateway.telemetry import snapshot_files as tallies
 
 if TYPE_CHECKING:
-    from gateway.traces.exporter import Exporter
+    from gateway.telemetry.traces.exporter import Exporter
 
 # A request makes no cycles: the collector need not look after every few hundred objects.
 YOUNG_OBJECTS_MAX = 50_000
@@ -207,7 +209,7 @@ def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
 
 async def run_keeper(settings: Settings) -> None:
     """Run the keeper until SIGTERM or SIGINT, then flush what is there."""
-    from gateway.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
+    from gateway.run.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
 
     stop = stop_signal()
     keeper = Keeper(settings)
@@ -258,9 +260,9 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
     """The data plane that is wanted; with traces, the exporter that has begun to send them."""
     plane_of, exporter = DataPlane, None
     if settings.tracing is not None:
-        from gateway.http.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it
-        from gateway.traces.exporter import Exporter  # noqa: PLC0415
-        from gateway.traces.recorder import Recorder  # noqa: PLC0415
+        from gateway.http.server.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it
+        from gateway.telemetry.traces.exporter import Exporter  # noqa: PLC0415
+        from gateway.telemetry.traces.recorder import Recorder  # noqa: PLC0415
 
         plane_of, exporter = TracedPlane, Exporter(settings.tracing, version("tollkeeper"), ports.log)
         exporter.start()

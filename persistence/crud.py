@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Select, Table, delete
 
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 from persistence.subject import Change, Subject, Verb, add, alter, fetch, lock, refuse_while, remove, require
 
 Define = Callable[[Change, Row], None]

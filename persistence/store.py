@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.administration import (
+from gateway.core.accounts.administration import (
     Claim,
     Command,
     ConsoleSession,
@@ -28,7 +28,13 @@ from gateway.core.administration import (
     Written,
 )
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
-from persistence import (
+from persistence import engine as engines
+from persistence import subject
+from persistence.billing import invoice_source, invoices, plans, quotas, subscriptions
+from persistence.billing.invoice_usage import InvoiceUsage
+from persistence.bounded import answered
+from persistence.complaint import columns, origin
+from persistence.resources import (
     additions,
     admin_tokens,
     app_users,
@@ -37,27 +43,17 @@ from persistence import (
     control_writes,
     dead_letters,
     idempotency,
-    invoice_source,
-    invoices,
     keys,
     offers,
     organizations,
-    plans,
     quarantine,
-    quotas,
     reconciliation_results,
     services,
-    subject,
-    subscriptions,
     tenants,
     token_ledger,
     uses,
     webhooks,
 )
-from persistence import engine as engines
-from persistence.bounded import answered
-from persistence.complaint import columns, origin
-from persistence.invoice_usage import InvoiceUsage
 from persistence.subject import Change, Subject
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, literal, select, tuple_, update
 
-from gateway.core.administration import Command, Intent, Page, Query, Row
+from gateway.core.accounts.administration import Command, Intent, Page, Query, Row
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.tables import control_write

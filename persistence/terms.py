@@ -9,8 +9,8 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.administration import Actor, Command
-from persistence import subscriptions
+from gateway.core.accounts.administration import Actor, Command
+from persistence.billing import subscriptions
 from persistence.store import Store
 from persistence.tables import organization_subscription
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import redis
 
-from gateway.core.definitions import (
+from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
@@ -24,7 +24,8 @@ from gateway.core.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.ledger import HEAD, Event, decode, encode
+from gateway.core.accounts.ledger import HEAD, Event, decode, encode
+from gateway.core.billing.pricing import Pricing, TokenPrice, TokenRate
 from gateway.core.model import (
     Caller,
     Decision,
@@ -36,11 +37,12 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.core.pricing import Pricing, TokenPrice, TokenRate
-from gateway.counters import extending, keys, packing, states
-from gateway.counters.log_files import LogFiles
-from gateway.counters.scripts import library
-from gateway.counters.settlement_log import SettlementLog
+from gateway.counters.admission import extending
+from gateway.counters.layouts import packing, states
+from gateway.counters.redis import keys
+from gateway.counters.redis.scripts import library
+from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.log_files import LogFiles
 
 CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)

@@ -25,7 +25,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from gateway.local.unprivileged import borrow
+from gateway.local.embedded.unprivileged import borrow
 
 START_S_MAX = 60.0
 STOP_S_MAX = 30.0

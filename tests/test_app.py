@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway import app
-from gateway.settings import Settings, to_json
+from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
 
 
@@ -34,7 +34,7 @@ async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: py
 
 HUNG = """
 import sys, threading
-from gateway.counters.log_files import LogFiles
+from gateway.counters.settlement_log.log_files import LogFiles
 LogFiles.close = lambda files, needed: threading.Event().wait()
 from gateway.__main__ import main
 sys.exit(main(["serve", "--worker"]))

@@ -9,8 +9,11 @@ from functools import cache
 import pytest
 import typer
 
-from gateway import cli, cli_admin, metrics, settings
 from gateway.admin.resources import RESOURCES
+from gateway.cli import admin as cli_admin
+from gateway.cli import main as cli
+from gateway.settings import settings
+from gateway.telemetry import metrics
 from tests.tree import ROOT, named, offenders, texts
 
 ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)

@@ -10,6 +10,8 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parent.parent
+LAYERS_MAX = 5
+ROOT_FILES_MAX = 6
 
 
 def test_every_contract_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +45,11 @@ def test_every_outside_library_has_one_door(library: str) -> None:
     ]
     assert len(doors) == 1
     assert len(doors[0]) == 1
+
+
+def test_the_root_of_the_gateway_stays_small_and_its_layers_few() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert len(layers) <= LAYERS_MAX
+    files = [path.name for path in (ROOT / "gateway").iterdir() if path.is_file()]
+    assert len(files) <= ROOT_FILES_MAX, files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gateway.core.wait import Wait
-from gateway.http.story import Story
+from gateway.http.server.story import Story
 
 
 class Told(Story):

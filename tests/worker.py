@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import HoldRequest, Settled, Settlement
-from gateway.counters.address import parse_url
-from gateway.counters.attendance import Attendance
-from gateway.counters.directory import Directory
-from gateway.counters.quota import Counters
-from gateway.counters.resubmission import Resubmitter
-from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.wire import Wire
+from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.quota import Counters
+from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
 from tests.builders import TTL_MS, Call, driven, settlement_log
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from gateway.admin.auth import identify
 from gateway.admin.fields import Out
 from gateway.admin.ports import AdminPorts
-from gateway.core.activity import Busy, busiest
+from gateway.core.accounts.activity import Busy, busiest
 from gateway.errors import Unprocessable
 
 WINDOW_S, WINDOW_S_LEAST, WINDOW_S_MAX = 60, 5, 60

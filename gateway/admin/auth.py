@@ -11,7 +11,7 @@ from aiohttp import web
 from gateway.admin import credentials
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import IDENTIFIED
-from gateway.core.administration import Actor
+from gateway.core.accounts.administration import Actor
 from gateway.core.failures import Failures
 from gateway.errors import Forbidden, Unauthorized
 

@@ -13,7 +13,7 @@ from gateway.admin.fields import show_instant
 from gateway.admin.guard import DEADLINE
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES, Resource
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 from gateway.core.model import INTEGER_MAX
 from gateway.core.spreadsheet import csv
 from gateway.errors import NotFound, Overloaded

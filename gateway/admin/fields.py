@@ -27,8 +27,8 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
+from gateway.core.calls.paths import read_pattern
 from gateway.core.model import INTEGER_MAX
-from gateway.core.paths import read_pattern
 from gateway.core.visible import hidden_in
 
 TEXT_CHARS_MAX = 200

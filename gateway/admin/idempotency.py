@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from gateway.admin import body
 from gateway.admin.ports import Store
-from gateway.core.administration import Actor, Claim
+from gateway.core.accounts.administration import Actor, Claim
 from gateway.errors import AdminRefusal, Unprocessable
 
 KEY_CHARS_MAX = 255

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gateway.admin.ports import AdminPorts
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 from gateway.core.model import LiveQuota
 from gateway.errors import TollkeeperError
 

@@ -17,7 +17,7 @@ from gateway.admin.idempotency import checked
 from gateway.admin.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.administration import Actor, Claim, Command, Query, Replay, Row, Written
+from gateway.core.accounts.administration import Actor, Claim, Command, Query, Replay, Row, Written
 from gateway.errors import Conflict, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")

@@ -16,8 +16,8 @@ from typing import Any
 
 import typst
 
-from gateway.core.administration import Row
-from gateway.core.invoice import span
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.invoice import span
 
 TEMPLATE = Path(__file__).with_name("invoice.typ")
 LOGO_KINDS = frozenset({".svg", ".png", ".jpg", ".jpeg"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Protocol
 
-from gateway.core.administration import (
+from gateway.core.accounts.administration import (
     Claim,
     Command,
     ConsoleSession,

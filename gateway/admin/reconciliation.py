@@ -15,7 +15,7 @@ from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.idempotency import KEY_PARAMETER, checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
-from gateway.core.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row
+from gateway.core.accounts.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row
 
 RUN_S_MAX = 600.0
 NOTHING_YET: Row = {

@@ -15,7 +15,7 @@ from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
 from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.administration import Actor
+from gateway.core.accounts.administration import Actor
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from gateway.core.pricing import NO_PRICING, Pricing, TokenRate
+from gateway.core.billing.pricing import NO_PRICING, Pricing, TokenRate
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-from gateway.counters.address import Address
-from gateway.counters.allowance import Allowances
-from gateway.counters.attendance import Attendance
-from gateway.counters.directory import Directory
+from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.quota import Counters
 from gateway.counters.fence import Fence
-from gateway.counters.leaser import Leaser
-from gateway.counters.quota import Counters
-from gateway.counters.settlement_log import SettlementLog
-from gateway.counters.wire import Wire
+from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.leases.leaser import Leaser
+from gateway.counters.redis.address import Address
+from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.log import SettlementLog
 
 SCRIPTS = ("reserve", "settle", "extend", "lease")
 

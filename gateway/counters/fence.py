@@ -25,9 +25,10 @@ from typing import cast
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters import keys, packing
-from gateway.counters.greeting import Ask, Server
-from gateway.counters.wire import Reply, Wire, encode, script_parts
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.greeting import Ask, Server
+from gateway.counters.redis.wire import Reply, Wire, encode, script_parts
 from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_S = 0.5

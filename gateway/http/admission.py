@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from gateway.core.call import Call, read_call
+from gateway.core.calls.call import Call, read_call
+from gateway.core.calls.patterns import on_list
+from gateway.core.calls.tariff import check_priced
 from gateway.core.model import NO_SERVICE, USER_REQUIRED, Caller, Family, Service
-from gateway.core.patterns import on_list
-from gateway.core.tariff import check_priced
 from gateway.errors import (
     InvalidRequest,
     ModelNotAllowed,
@@ -22,9 +22,9 @@ from gateway.errors import (
     UserRequired,
 )
 from gateway.http.charge import Charge
-from gateway.http.exchange import Exchange
-from gateway.http.objects import read_objects
-from gateway.http.plan import Plan
+from gateway.http.routing.objects import read_objects
+from gateway.http.routing.plan import Plan
+from gateway.http.server.exchange import Exchange
 from gateway.http.worker import Worker
 
 # A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 
-from gateway.core.call import Call
-from gateway.core.claim import credits_claimed, output_bound
-from gateway.core.estimate import NOTHING
-from gateway.core.meter import AnswerMeter
+from gateway.core.billing.pricing import TokenRate
+from gateway.core.calls.call import Call
+from gateway.core.calls.claim import credits_claimed, output_bound
+from gateway.core.calls.estimate import NOTHING
+from gateway.core.calls.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
+from gateway.core.families.refusal import from_decision
+from gateway.core.metering import AnswerMeter
 from gateway.core.model import (
     Caller,
     Decision,
@@ -23,13 +26,10 @@ from gateway.core.model import (
     Usage,
     Verdict,
 )
-from gateway.core.pricing import TokenRate
-from gateway.core.refusal import from_decision
-from gateway.core.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
-from gateway.http.exchange import Exchange
-from gateway.http.remembered import Remembered
+from gateway.http.protocol.remembered import Remembered
+from gateway.http.server.exchange import Exchange
 from gateway.http.worker import Worker
 
 QUOTED_BYTES_MAX = 256 * 1024

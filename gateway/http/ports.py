@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.core.estimate import Estimator
+from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.trace import Parent, Span, Trace
 from gateway.core.failures import Failures
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
-from gateway.core.trace import Parent, Span, Trace
 from gateway.http.tally import Tally
 
 

@@ -7,8 +7,8 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 
 from __future__ import annotations
 
-from gateway.core.call import Call
-from gateway.core.meter import AnswerMeter, make_meter
+from gateway.core.calls.call import Call
+from gateway.core.metering import AnswerMeter, make_meter
 from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,
@@ -21,18 +21,18 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http.admission import by_head, claimed, comes_soon, read, read_beside, shed, turn_down
-from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
-from gateway.http.exchange import ClientGone, Exchange
 from gateway.http.faults import Fault
-from gateway.http.link import Link
-from gateway.http.outgoing import is_collected, send
-from gateway.http.plan import Plan
+from gateway.http.protocol.answer import AnswerHead
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
-from gateway.http.routes import USAGE_PATH
-from gateway.http.story import bare
-from gateway.http.upstream import Upstream
+from gateway.http.routing.plan import Plan
+from gateway.http.routing.routes import USAGE_PATH
+from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.outgoing import is_collected, send
+from gateway.http.server.story import bare
+from gateway.http.upstream.connection import Link
+from gateway.http.upstream.pool import Upstream
 from gateway.http.worker import Worker
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

@@ -7,20 +7,20 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 
 from __future__ import annotations
 
-from gateway.core.binding import UNREAD_METERS
-from gateway.core.call import Call
-from gateway.core.meter import AnswerMeter
-from gateway.core.meter.meter import OPEN
+from gateway.core.calls.binding import UNREAD_METERS
+from gateway.core.calls.call import Call
+from gateway.core.metering import AnswerMeter
+from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
 from gateway.errors import UpstreamUnreachable
-from gateway.http.answer import AnswerHead
 from gateway.http.charge import Charge
-from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.framing import LAST_CHUNK, chunk
-from gateway.http.limits import HttpLimits
-from gateway.http.link import Link
+from gateway.http.protocol.answer import AnswerHead
+from gateway.http.protocol.framing import LAST_CHUNK, chunk
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.protocol.upstream_side import NO_BODY
 from gateway.http.reply import answer_head
-from gateway.http.upstream_side import NO_BODY
+from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.upstream.connection import Link
 from gateway.http.worker import Worker
 
 

@@ -8,15 +8,15 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
+from gateway.core.accounts.limits import limit_lines
 from gateway.core.failures import Failures
-from gateway.core.limits import limit_lines
+from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.model import Decision, Family
-from gateway.core.refusal import HELD_OFF, render
 from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
-from gateway.http.answer import AnswerHead
-from gateway.http.exchange import ClientGone, Exchange
-from gateway.http.plan import Plan
+from gateway.http.protocol.answer import AnswerHead
+from gateway.http.routing.plan import Plan
+from gateway.http.server.exchange import ClientGone, Exchange
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus

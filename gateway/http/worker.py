@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.core.call import Bounds
-from gateway.http.buffers import Buffers
+from gateway.core.calls.call import Bounds
 from gateway.http.clock import Clock
-from gateway.http.limits import HttpLimits
-from gateway.http.plan import Planner
 from gateway.http.ports import Ports
-from gateway.http.upstream import Upstream
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.routing.plan import Planner
+from gateway.http.server.buffers import Buffers
+from gateway.http.upstream.pool import Upstream
 
 
 @dataclass(frozen=True, slots=True)

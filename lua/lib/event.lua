@@ -1,4 +1,4 @@
--- event: packs one outbox entry. Layout: gateway/core/ledger.py. Needs state.
+-- event: packs one outbox entry. Layout: gateway/core/accounts/ledger.py. Needs state.
 local LAYOUT, TOKENS, CREDITS, USAGE, UNLIMITED, INWARD, BLOCKED, MANUAL, ACTIVATES = 2, 1, 2, 4, 8, 16, 32, 64, 128
 local CONSUME, RESET, RECHARGE, ADJUST, BLOCK, UNBLOCK, CREDIT = 1, 2, 3, 4, 5, 6, 7
 local NOTE_LATE, NOTE_RECLAIMED = 1, 2

@@ -24,11 +24,11 @@ from gateway.admin.paper import Paper
 from gateway.admin.ports import AdminPorts
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
-from gateway.counters.keys import partition_of
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines
-from persistence import migrate
-from persistence.figures import Figures
+from persistence.resources.figures import Figures
+from persistence.schema import migrate
 from persistence.store import Store
 
 

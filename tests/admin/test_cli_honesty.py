@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.persistence.scenario import Account, batch_of, broken, settle_in

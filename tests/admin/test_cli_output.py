@@ -11,8 +11,8 @@ from io import BytesIO, TextIOWrapper
 import pytest
 from typer import Exit
 
-from gateway.cli_admin.client import CommandFailed
-from gateway.cli_admin.output import admin, print_json, row, rows, steps
+from gateway.cli.admin.client import CommandFailed
+from gateway.cli.admin.output import admin, print_json, row, rows, steps
 from gateway.core.visible import hidden_in
 from tests.tree import ROOT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.cli_admin.output import steps, waiting
+from gateway.cli.admin.output import steps, waiting
 
 
 def test_where_nobody_looks_each_step_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.admin.ports import Counters, Pusher
-from gateway.background.pusher import Pusher as RealPusher
-from gateway.background.verifier import Verifier
-from gateway.core.administration import Actor, Command, Row, Written
+from gateway.background.timed.pusher import Pusher as RealPusher
+from gateway.background.verifying.verifier import Verifier
+from gateway.core.accounts.administration import Actor, Command, Row, Written
 from gateway.core.model import LiveQuota
-from gateway.counters.address import parse_url
-from gateway.counters.control import Control
-from gateway.counters.keys import partition_of
-from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire
+from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.verification import Verification
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.keys import partition_of
+from gateway.counters.redis.wire import Wire
 from persistence import engine as engines
-from persistence.pushes import Pushes
+from persistence.keeper.pushes import Pushes
+from persistence.keeper.verification import Truths
 from persistence.store import Store
-from persistence.verification import Truths
 from tests.admin.conftest import MemoryCounters
 
 ACTOR = Actor("builtin:admin", "admin")

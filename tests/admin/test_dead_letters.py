@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.ledger import EventKind, decode, encode
+from gateway.core.accounts.ledger import EventKind, decode, encode
 from persistence import engine as engines
-from persistence.allocations import Allocations
-from persistence.writer import Writer
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
 

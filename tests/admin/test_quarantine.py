@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.persistence.scenario import Account, batch_of, broken, settle_in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.counters.keys import partition_of
+from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
 
 PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollover_max": 50}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.cli_admin.scrape import Scrape, read_scrape
+from gateway.cli.admin.scrape import Scrape, read_scrape
 from gateway.http.tally import SECONDS
-from gateway.metrics import render
+from gateway.telemetry.metrics import render
 
 
 def scrape(*counts: int) -> Scrape:

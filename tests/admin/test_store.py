@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from persistence import audit
+from persistence.resources import audit
 from tests.admin.conftest import Api
 
 

@@ -17,26 +17,26 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
-from gateway.background.flusher import Flusher
-from gateway.background.late import Poster
-from gateway.background.pusher import Pusher
-from gateway.background.reclaimer import Reclaimer
-from gateway.background.sweeper import Sweeper
-from gateway.background.verifier import Verified, Verifier
-from gateway.core.administration import Actor, Command, Row, Written
-from gateway.counters.address import parse_url
-from gateway.counters.keeping import Keeping
-from gateway.counters.keys import partition_of
-from gateway.counters.outbox import Outbox
-from gateway.counters.verification import Verification
-from gateway.counters.wire import Wire
+from gateway.background.flushing.flusher import Flusher
+from gateway.background.flushing.late import Poster
+from gateway.background.timed.pusher import Pusher
+from gateway.background.timed.reclaimer import Reclaimer
+from gateway.background.timed.sweeper import Sweeper
+from gateway.background.verifying.verifier import Verified, Verifier
+from gateway.core.accounts.administration import Actor, Command, Row, Written
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.verification import Verification
+from gateway.counters.late.keeping import Keeping
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.keys import partition_of
+from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
 from persistence import engine as engines
-from persistence.pushes import Pushes
+from persistence.keeper.pushes import Pushes
+from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.verification import Truths
+from persistence.ledger.writer import Writer
 from persistence.store import Store
-from persistence.sweeps import Sweeps
-from persistence.verification import Truths
-from persistence.writer import Writer
 from tests.builders import World
 
 STAFF = Actor("builtin:admin", "admin")

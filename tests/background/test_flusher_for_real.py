@@ -13,15 +13,15 @@ import psycopg
 import pytest
 import redis
 
-from gateway.background.flusher import Failed, Flushed, Flusher
-from gateway.core.outbox import FlushReport, History, fan_out
-from gateway.counters import keys
-from gateway.counters.address import parse_url
-from gateway.counters.outbox import Outbox
-from gateway.counters.wire import Wire
+from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.core.accounts.outbox import FlushReport, History, fan_out
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
 from persistence import engine
-from persistence.quarantine import Quarantines
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
+from persistence.resources.quarantine import Quarantines
 from tests.background.house import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.background.losses import LossCounter
-from gateway.core.losses import Loss
+from gateway.background.flushing.losses import LossCounter
+from gateway.core.accounts.losses import Loss
 from gateway.core.model import Service, Settled
-from gateway.counters import resubmission
-from persistence.losses import Losses
+from gateway.counters.settlement_log import resubmission
+from persistence.keeper.losses import Losses
 from tests.background.house import House, house_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer

@@ -7,9 +7,10 @@ import uuid
 from dataclasses import replace
 from decimal import Decimal
 
+from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.model import Service
-from gateway.core.pricing import Pricing, Tier
-from gateway.counters import keys, states
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
 from tests.background.house import House, house_at
 from tests.builders import ONE_TIME, UNITS, World
 

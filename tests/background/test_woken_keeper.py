@@ -10,13 +10,13 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.background.flusher import Flusher
-from gateway.background.late import ended
-from gateway.core.outbox import Batch, FlushReport, History
-from gateway.counters import keys
-from gateway.counters.outbox import Outbox
+from gateway.background.flushing.flusher import Flusher
+from gateway.background.flushing.late import ended
+from gateway.core.accounts.outbox import Batch, FlushReport, History
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
 from tests.background.house import House, house_at, parted, rejoined
 from tests.conftest import ValkeyServer
 

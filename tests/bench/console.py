@@ -25,7 +25,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.api import build
 from persistence import engine as engines
-from persistence import migrate
+from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 from tests.admin.console.conftest import Person
 from tests.bench.flush import postgres

@@ -25,16 +25,18 @@ from pathlib import Path
 import psycopg
 import redis
 
-from gateway.background.flusher import Failed, Flushed, Flusher
-from gateway.core.outbox import FlushReport
-from gateway.counters import keys
-from gateway.counters.address import parse_url
-from gateway.counters.outbox import Outbox
-from gateway.counters.wire import Wire
-from gateway.local.postgres import OPTIONS
-from gateway.local.unprivileged import borrow
-from persistence import engine, invariants, migrate
-from persistence.writer import Writer
+from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.core.accounts.outbox import FlushReport
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.local.embedded.postgres import OPTIONS
+from gateway.local.embedded.unprivileged import borrow
+from persistence import engine
+from persistence.ledger import invariants
+from persistence.ledger.writer import Writer
+from persistence.schema import migrate
 from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
 from tests.persistence.scenario import Account, settle_in
 

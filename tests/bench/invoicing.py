@@ -22,10 +22,11 @@ import psycopg
 
 from gateway.admin.paper import Paper
 from gateway.admin.resources import RESOURCES
-from gateway.core.administration import Actor, Command, Row, Written
-from gateway.counters.keys import partition_of
-from persistence import engine, migrate
-from persistence.reconciliations import Accounts
+from gateway.core.accounts.administration import Actor, Command, Row, Written
+from gateway.counters.redis.keys import partition_of
+from persistence import engine
+from persistence.keeper.reconciliations import Accounts
+from persistence.schema import migrate
 from persistence.store import Store
 from tests.bench.flush import postgres
 

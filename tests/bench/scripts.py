@@ -26,10 +26,11 @@ from typing import Any
 
 import redis
 
+from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.model import HoldRequest, Limits, Service, Settlement
-from gateway.core.pricing import Pricing, Tier
-from gateway.counters import keys, packing, scripts
-from gateway.local.valkey import ENVIRONMENT
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys, scripts
+from gateway.local.embedded.valkey import ENVIRONMENT
 from tests.builders import CHAT, TTL_MS, World
 from tests.conftest import ValkeyServer
 from tests.tree import ROOT

@@ -20,13 +20,13 @@ from pathlib import Path
 import psycopg
 import redis
 
-from gateway.background.flusher import Flusher
-from gateway.counters import keys
-from gateway.counters.address import parse_url
-from gateway.counters.outbox import Outbox
-from gateway.counters.wire import Wire
-from persistence import migrate
-from persistence.writer import Writer
+from gateway.background.flushing.flusher import Flusher
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from persistence.ledger.writer import Writer
+from persistence.schema import migrate
 from tests.bench.flush import postgres
 from tests.conftest import ValkeyServer
 from tests.persistence.scenario import Account, settle_in

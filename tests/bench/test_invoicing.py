@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence import migrate
+from persistence.schema import migrate
 from tests.bench.invoicing import measure
 from tests.persistence.scenario import rows_of
 

@@ -28,7 +28,7 @@ import psycopg
 import redis
 
 from gateway.core.model import PARTITIONS
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.bench.contenders import Contender, Stage
 from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
 

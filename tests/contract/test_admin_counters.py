@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.core.model import LiveQuota
-from gateway.counters.keys import partition_of
+from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import MemoryCounters
 from tests.background.house import House, house_at
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.call import read_call
+from gateway.core.calls.call import read_call
+from gateway.core.calls.route import Route
+from gateway.core.families.objects import named
 from gateway.core.model import Family
-from gateway.core.objects import named
-from gateway.core.route import Route
 from gateway.errors import Refusal
 
 METERS = [

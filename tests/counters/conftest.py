@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from gateway.counters import keys
-from gateway.counters.address import parse_url
-from gateway.counters.allowance import Allowances
-from gateway.counters.attendance import Attendance
-from gateway.counters.directory import Directory
-from gateway.counters.leaser import Leaser
-from gateway.counters.quota import Counters
-from gateway.counters.resubmission import Resubmitter
-from gateway.counters.stored import encode_catalogue
-from gateway.counters.wire import Wire
+from gateway.counters.admission.directory import Directory
+from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.stored import encode_catalogue
+from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.leases.leaser import Leaser
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.resubmission import Resubmitter
 from tests.builders import CHAT, TTL_MS, World, driven, new_id, settlement_log
-from tests.counters.leases import LEASE_S, Clock, Employ, Worker, silent
+from tests.counters.lease_stage import LEASE_S, Clock, Employ, Worker, silent
 
 WITHIN_S = 30.0
 Connect = Callable[..., Awaitable[Wire]]

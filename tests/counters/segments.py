@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.counters.segment import Blocks, Contents, Record, acknowledged, read
+from gateway.counters.settlement_log.segment import Blocks, Contents, Record, acknowledged, read
 
 PIECE_BYTES = 7
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.counters import keys, packing
-from gateway.counters.address import parse_url
 from gateway.counters.fence import NOBODY, Fence, generation, history
-from gateway.counters.wire import Wire
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable
 from tests.conftest import ValkeyServer, free_port
 from tests.counters.conftest import WITHIN_S, eventually

@@ -12,13 +12,13 @@ from itertools import product
 import pytest
 
 from gateway.core.model import NO_SERVICE, HoldRequest, Limits, Settled, Verdict
-from gateway.counters.leaser import ACTIVE_S
+from gateway.counters.leases.leaser import ACTIVE_S
 from tests.builders import CHAT, World, driven
 from tests.conftest import ValkeyServer
+from tests.counters.admission.test_releasing import freeze, thaw
 from tests.counters.conftest import eventually
-from tests.counters.leases import Employ, Worker
-from tests.counters.test_leaser import post_late
-from tests.counters.test_releasing import freeze, thaw
+from tests.counters.lease_stage import Employ, Worker
+from tests.counters.leases.test_leaser import post_late
 
 START = Callable[..., ValkeyServer]
 THERE, AWAY = True, False

@@ -16,7 +16,7 @@ from pathlib import Path
 import redis
 import trustme
 
-from gateway.local.unprivileged import borrow
+from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import STOP_S_MAX, free_port, wait_until
 from tests.deploy.programs import program, run
 from tests.tree import ROOT

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.local.unprivileged import borrow
+from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.house import answers
 from tests.deploy.processes import READY_S_MAX, Process, get

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.monitoring import to_kubernetes
-from gateway import settings
+from gateway.settings import settings
 from tests.deploy.manifests import (
     KUBERNETES,
     OVERLAYS,

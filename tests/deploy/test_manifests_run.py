@@ -14,7 +14,7 @@ import psutil
 import psycopg
 import pytest
 
-from gateway.settings import Settings
+from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.manifests import KUBERNETES, one, pod, started
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get

@@ -15,8 +15,9 @@ import redis
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from gateway import doctor_users, settings
-from persistence import migrate
+from gateway.ops import doctor_users
+from gateway.settings import settings
+from persistence.schema import migrate
 from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary, wait_until
 from tests.deploy.programs import run
 from tests.tree import ROOT

@@ -10,8 +10,8 @@ import httpx2 as httpx
 import pytest
 
 from gateway.errors import SettingError
-from gateway.renewal import Renewal
-from gateway.settings import Settings
+from gateway.run.reload import Renewal
+from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.house import House
 from tests.deploy.processes import Process

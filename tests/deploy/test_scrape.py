@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 import yaml
 
-from gateway.metrics import FACTS, PREFIX
+from gateway.telemetry.metrics import FACTS, PREFIX
 from tests.conftest import free_port
 from tests.deploy.programs import program
 from tests.deploy.secured import Authority, SecuredRedis

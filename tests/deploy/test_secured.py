@@ -13,8 +13,8 @@ import httpx2 as httpx
 import psycopg
 import pytest
 
-from gateway.counters import keys
-from gateway.counters.keys import partition_of
+from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
 from tests.conftest import free_port
 from tests.deploy.processes import READY_S_MAX, Admin, Process, get
 from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis

@@ -14,8 +14,9 @@ from typing import Any
 import redis
 
 from gateway.core.model import PARTITIONS
-from gateway.counters import keys, states
-from persistence.invariants import INVARIANTS
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
+from persistence.ledger.invariants import INVARIANTS
 from tests.faults.cast import CREDITS_A_CALL, Cast
 from tests.faults.truth import Told
 from tests.faults.workload import Call

@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # What only carries an answer: where the waiting is done, not what is waited for.
-CARRIERS = ("gateway/core/wait.py", "gateway/counters/wire.py")
+CARRIERS = ("gateway/core/wait.py", "gateway/counters/redis/wire.py")
 KEEPER_TASKS = ("Flusher.run", "Flusher._gather", "forever")
 
 
@@ -113,7 +113,7 @@ def _source(frame: FrameType) -> str:
 
 def gateway(plan: Plan) -> None:
     """Have every request of this process stepped."""
-    from gateway.http import server
+    from gateway.http.server import server
 
     told = vars(server)["proxy"]
     vars(server)["proxy"] = lambda exchange, worker: Stepped(told(exchange, worker), plan)

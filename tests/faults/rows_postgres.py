@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from gateway.core.model import PARTITIONS
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.bench.figures import percentile
 from tests.faults.audit import Expected, Figures
 from tests.faults.cast import Cast

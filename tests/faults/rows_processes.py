@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.counters.keys import partition_of
+from gateway.counters.redis.keys import partition_of
 from tests.faults.audit import Figures
 from tests.faults.proxy import Trap, Way
 from tests.faults.scene import Scene, row
@@ -162,14 +162,22 @@ async def gateway_crashes(scene: Scene) -> Figures:
 @row("The flusher is killed at each crash point", limit_s=3600)
 async def flusher_crashes(scene: Scene) -> Figures:
     """Self-SIGKILL at every await between reading an entry and its acknowledgement."""
-    only = ("gateway/background/flusher.", "gateway/counters/outbox.", "persistence/writer.")
+    only = (
+        "gateway/background/flushing/flusher.",
+        "gateway/counters/keeper/outbox.",
+        "persistence/ledger/writer.",
+    )
     return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 2)
 
 
 @row("The flusher is killed while accounts are stopped and let go on", limit_s=3600)
 async def flusher_crashes_stopped(scene: Scene) -> Figures:
     """As above, also between what is judged to wait, moved aside, and back."""
-    only = ("gateway/background/flusher.", "gateway/counters/outbox.", "gateway/counters/parked.")
+    only = (
+        "gateway/background/flushing/flusher.",
+        "gateway/counters/keeper/outbox.",
+        "gateway/counters/keeper/parked.",
+    )
     return await _crashes(scene, scene.world.keepers[:1], only, 60 if scene.long else 3, _stopping)
 
 

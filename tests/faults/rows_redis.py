@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.faults.audit import Expected, Figures
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene, row

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from gateway import settings as settings_module
-from gateway.local.unprivileged import borrow
-from gateway.settings import Settings
+from gateway.local.embedded.unprivileged import borrow
+from gateway.settings import settings as settings_module
+from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,9 +23,9 @@ import psycopg
 import redis
 import uvloop
 
-from gateway.configuration import default_table
-from gateway.settings import Settings
-from persistence import migrate
+from gateway.settings.config_file import default_table
+from gateway.settings.settings import Settings
+from persistence.schema import migrate
 from tests.conftest import free_port
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Postgres, Program, Valkey

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.core.calls.route import Route
 from gateway.core.model import (
     Caller,
     Decision,
@@ -21,7 +22,6 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
-from gateway.core.route import Route
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidApiKey, Refusal
 

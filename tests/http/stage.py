@@ -17,16 +17,16 @@ from dataclasses import dataclass, field, replace
 
 import h11
 
-from gateway.core.estimate import Estimator
+from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.failures import Failures
 from gateway.core.model import Caller
-from gateway.core.route import Route, ServiceRules, UpstreamTarget
 from gateway.errors import Refusal
-from gateway.http.limits import HttpLimits
 from gateway.http.ports import Ports, Tracer
-from gateway.http.server import DataPlane
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.server.server import DataPlane
+from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
-from gateway.http.traced import TracedPlane
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
 
 WITHIN_S = 30.0

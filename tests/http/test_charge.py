@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.estimate import CEILING
+from gateway.core.billing.pricing import Pricing, Tier, TokenPrice
+from gateway.core.calls.estimate import CEILING
 from gateway.core.model import Service
-from gateway.core.pricing import Pricing, Tier, TokenPrice
 from gateway.errors import ServiceNotIncluded
 from tests.http.fakes import CHAT, get, post
 from tests.http.stage import staged

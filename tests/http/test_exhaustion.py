@@ -8,8 +8,8 @@ import json
 
 import pytest
 
+from gateway.core.billing.pricing import Pricing, TokenPrice
 from gateway.core.model import Service
-from gateway.core.pricing import Pricing, TokenPrice
 from tests.http.fakes import (
     CHAT_STREAM,
     DONE_EVENT,

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from gateway.http.connection import ClientConnection
-from gateway.http.exchange import Exchange
-from gateway.http.link import Link
-from gateway.http.plan import Plan
+from gateway.http.routing.plan import Plan
+from gateway.http.server.connection import ClientConnection
+from gateway.http.server.exchange import Exchange
+from gateway.http.upstream.connection import Link
 from tests.http.fakes import (
     AUTH,
     CHAT,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.meter.meter import SLIM_BYTES_MAX
+from gateway.core.metering.meter import SLIM_BYTES_MAX
 from tests.http.fakes import (
     ANSWER,
     CALLER,

@@ -30,7 +30,7 @@ def write_client(program: Path, place: Path) -> None:
 def serve(place: str) -> None:
     """Fork a copy of this process for each command, until this one is ended."""
     from gateway.__main__ import main
-    from gateway.cli import app
+    from gateway.cli.main import app
 
     assert app
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

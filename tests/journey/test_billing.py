@@ -7,7 +7,8 @@ from typing import Any
 
 import redis
 
-from gateway.counters import keys, states
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
 from tests.journey.stack import Body, Stack, eventually
 
 DRIFT = 12_345

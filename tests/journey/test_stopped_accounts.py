@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx2 as httpx
 import redis
 
-from gateway.counters.keys import partition_of
+from gateway.counters.redis.keys import partition_of
 from tests.journey.stack import Stack, eventually
 from tests.persistence.scenario import stop
 

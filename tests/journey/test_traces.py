@@ -69,5 +69,7 @@ def test_a_worker_without_traces_loads_nothing_of_them() -> None:
     loaded = set(said.stdout.split())
     assert "gateway.app" in loaded
     assert not {
-        name for name in loaded if name.startswith(("gateway.traces", "gateway.http.traced", "opentelemetry"))
+        name
+        for name in loaded
+        if name.startswith(("gateway.telemetry.traces", "gateway.http.server.traced", "opentelemetry"))
     }

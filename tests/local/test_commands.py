@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from gateway.local.announce import usage_line
-from persistence.schema import NEEDED
+from persistence.schema.version import NEEDED
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 

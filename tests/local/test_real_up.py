@@ -22,8 +22,9 @@ import psycopg
 import pytest
 import redis
 
-from gateway.local import demo, postgres
 from gateway.local.data_directory import DataDirectory, opened
+from gateway.local.demo import seed as demo
+from gateway.local.embedded import postgres
 from tests.local.conftest import ROOT, STEP_MAX_S, until
 
 WORKER_BYTES_MAX = 50_000_000

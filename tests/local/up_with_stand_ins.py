@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gateway import logs
 from gateway.local.announce import JsonVoice
-from gateway.local.plan import Endpoints, Options, Parts
-from gateway.local.up import run_up
+from gateway.local.supervisor.plan import Endpoints, Options, Parts
+from gateway.local.supervisor.up import run_up
+from gateway.telemetry import logs
 
 HERE = Path(__file__).resolve().parent
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.core.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind
 from gateway.core.model import Settled, Verdict
 from tests.builders import Call, World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from gateway.core.model import HoldRequest, Settlement
-from gateway.counters import packing
+from gateway.counters.layouts import packing
 from tests.builders import CHAT, TTL_MS, World, new_id
 
 BETWEEN_S = 0.01

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.model import LimitKind, Limits, Verdict
-from gateway.counters import packing
-from gateway.counters.states import KeyState
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.states import KeyState
 from tests.builders import Call, World
 
 UNIT = 60_000

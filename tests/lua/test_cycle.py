@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from gateway.core.calendar import cycles_between, next_reset_ms
+from gateway.core.billing.calendar import cycles_between, next_reset_ms
 
 LIB = Path("lua/lib")
 CALL = """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gateway.core.billing.pricing import TokenRate
 from gateway.core.model import Settled
-from gateway.core.pricing import TokenRate
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gateway.core.definitions import PlanTerms
-from gateway.core.ledger import EventFlag, EventKind
+from gateway.core.accounts.definitions import PlanTerms
+from gateway.core.accounts.ledger import EventFlag, EventKind
 from gateway.core.model import INTEGER_MAX, Verdict
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
 
 APPLIED, BEFORE, UNVERIFIED, UNKNOWN, OUT_OF_RANGE = 1, 2, 0, -2, -3

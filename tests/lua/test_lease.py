@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.core.model import Limits, Settled, Verdict
-from gateway.counters import keys, lease, packing, states
-from gateway.counters.lease import GIVE_BACK, IF_OVER, NONE, NOTHING, RENEWED, Leased, Share
+from gateway.counters.layouts import packing, states
+from gateway.counters.leases import lease
+from gateway.counters.leases.lease import GIVE_BACK, IF_OVER, NONE, NOTHING, RENEWED, Leased, Share
+from gateway.counters.redis import keys
 from tests.builders import CREDITS, World, new_id
 
 TTL_MS = 60_000

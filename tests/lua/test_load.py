@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.definitions import (
+from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
@@ -15,7 +15,8 @@ from gateway.core.definitions import (
     UserDefinition,
 )
 from gateway.core.model import Limits, Verdict
-from gateway.counters import keys, packing, states
+from gateway.counters.layouts import packing, states
+from gateway.counters.redis import keys
 from tests.builders import NO_LIMITS, World
 
 DONE, ALREADY, UNVERIFIED, UNKNOWN, MOVED_ON = 1, 2, 0, -2, -4

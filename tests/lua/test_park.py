@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from gateway.counters import keys
-from gateway.counters.parked import park
+from gateway.counters.keeper.parked import park
+from gateway.counters.redis import keys
 from tests.builders import World
 
 OTHER = 2

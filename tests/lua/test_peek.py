@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.model import Limits
-from gateway.counters import states
+from gateway.counters.layouts import states
 from tests.builders import World
 
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from gateway.core.model import NO_SERVICE, LimitKind, Limits, Scope, Service, Settled, Verdict
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CHAT, CREDITS, EVERYTHING, ONE_TIME, UNITS, Call, World
 
 ONE_OF_ALL = Limits(requests_per_minute=1, tokens_per_minute=1000, concurrency=1)

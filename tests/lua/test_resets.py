@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.core.calendar import cycles_between, next_reset_ms
-from gateway.core.definitions import PlanTerms
-from gateway.core.ledger import EventFlag, EventKind
+from gateway.core.accounts.definitions import PlanTerms
+from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.billing.calendar import cycles_between, next_reset_ms
 from gateway.core.model import INTEGER_MAX, Verdict
-from gateway.counters import keys, packing
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
 from tests.builders import World
 
 DAY_MS = 86_400_000

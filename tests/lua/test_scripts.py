@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.core.definitions import PlanTerms, TenantDefinition
+from gateway.core.accounts.definitions import PlanTerms, TenantDefinition
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
-from gateway.counters import extending, keys, lease, packing, parked, scripts, states
+from gateway.counters.admission import extending
+from gateway.counters.keeper import parked
+from gateway.counters.layouts import packing, states
+from gateway.counters.leases import lease
+from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
 from tests.conftest import ValkeyServer, free_port, wait_until
 

@@ -7,12 +7,13 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.core.holds import correction_id
-from gateway.core.ledger import BEFORE, EventFlag, EventKind, EventNote
+from gateway.core.accounts.holds import correction_id
+from gateway.core.accounts.ledger import BEFORE, EventFlag, EventKind, EventNote
+from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
-from gateway.core.pricing import Pricing, Tier
-from gateway.core.tiers import read_tiers
-from gateway.counters import keys, packing, states
+from gateway.counters.layouts import packing, states
+from gateway.counters.redis import keys
 from tests.builders import CHAT, CREDITS, EVERYTHING, ONE_TIME, TOMBSTONE_MS, UNITS, Call, World
 
 

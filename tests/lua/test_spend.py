@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.core.billing.pricing import Pricing, Tier, spend_micro
 from gateway.core.model import LimitKind, Service, Settled, Verdict
-from gateway.core.pricing import Pricing, Tier, spend_micro
-from gateway.counters import keys, states
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
 from tests.builders import ONE_TIME, UNITS, World
 
 

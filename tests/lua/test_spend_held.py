@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.model import Service, Settled, Verdict
-from gateway.core.pricing import Pricing, Tier
-from gateway.counters import keys, states
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
 from tests.builders import UNITS, Call, World
 
 MICRO = 1_000_000

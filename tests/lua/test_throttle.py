@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from gateway.counters import keys
+from gateway.counters.redis import keys
 from tests.builders import World
 
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from persistence import migrate
+from persistence.schema import migrate
 from tests.bench.flush import postgres
 from tests.conftest import ValkeyServer
 from tests.model.test_whole import run

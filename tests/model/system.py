@@ -19,15 +19,15 @@ from typing import Any
 
 import redis
 
-from gateway.background.expirer import Expirer
+from gateway.background.timed.expirer import Expirer
+from gateway.core.calls.tariff import credits_of, rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
-from gateway.core.tariff import credits_of, rate_of
-from gateway.counters import keys
-from gateway.counters.directory import Directory
-from gateway.counters.keys import partition_of
-from gateway.counters.standing import Standings
+from gateway.counters.admission.directory import Directory
+from gateway.counters.keeper.status import Standings
+from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
-from persistence.allocations import Allocations
+from persistence.billing.allocations import Allocations
 from tests.background.house import House
 from tests.builders import Call as RealCall
 from tests.builders import World, driven

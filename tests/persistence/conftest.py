@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
 from tests.persistence.migrated import cloned, migrated, shared, template
 
 __all__ = ["cloned", "migrated", "shared", "template"]

@@ -13,7 +13,7 @@ from functools import cache
 import psycopg
 import pytest
 
-from persistence import migrate
+from persistence.schema import migrate
 from persistence.tables import metadata
 
 ALWAYS_THERE = ("business_model", "service")

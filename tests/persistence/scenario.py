@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from gateway.core.administration import Actor, Command, Row
-from gateway.core.ledger import BEFORE, Event, EventFlag, EventKind, encode
-from gateway.core.outbox import Batch, fan_out
-from gateway.core.pricing import Tier, spend_micro
-from gateway.core.tiers import pack_tiers
-from gateway.counters.keys import partition_of
-from persistence import engine, invariants
+from gateway.core.accounts.administration import Actor, Command, Row
+from gateway.core.accounts.ledger import BEFORE, Event, EventFlag, EventKind, encode
+from gateway.core.accounts.outbox import Batch, fan_out
+from gateway.core.billing.pricing import Tier, spend_micro
+from gateway.core.billing.tiers import pack_tiers
+from gateway.counters.redis.keys import partition_of
+from persistence import engine
+from persistence.ledger import invariants
 from persistence.store import Store
 
 NOW_MS = 1_790_000_000_000

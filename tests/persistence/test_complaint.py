@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError
 
-from gateway import logs
-from gateway.core.administration import Actor, Command
-from gateway.counters.keys import partition_of
+from gateway.core.accounts.administration import Actor, Command
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
+from gateway.telemetry import logs
 from persistence import engine
 from persistence.complaint import complaint
 from persistence.store import Store

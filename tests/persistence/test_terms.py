@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.background.terms import Calendar
-from gateway.core.administration import Actor, Command, Written
-from gateway.counters.keys import partition_of
+from gateway.background.timed.terms import Calendar
+from gateway.core.accounts.administration import Actor, Command, Written
+from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.store import Store
 from persistence.terms import Terms

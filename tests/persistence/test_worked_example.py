@@ -15,17 +15,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.terms import Calendar
-from gateway.core.administration import Actor, Command, Written
-from gateway.core.ledger import EventKind
-from gateway.core.pricing import Tier
-from gateway.counters.keys import partition_of
+from gateway.background.timed.terms import Calendar
+from gateway.core.accounts.administration import Actor, Command, Written
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.billing.pricing import Tier
+from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict
 from persistence import engine
-from persistence.allocations import Allocations
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
 from persistence.store import Store
 from persistence.terms import Terms
-from persistence.writer import Writer
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.scenario import Account, batch_of, broken, rows_of
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from gateway.errors import LedgerUnavailable
-from persistence.writer import Writer
+from persistence.ledger.writer import Writer
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import (
     batch_of,

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from gateway.core.ledger import Event, encode
-from gateway.core.outbox import fan_out
-from persistence.writer import Writer
+from gateway.core.accounts.ledger import Event, encode
+from gateway.core.accounts.outbox import fan_out
+from persistence.ledger.writer import Writer
 from tests.persistence.scenario import (
     Account,
     batch_of,

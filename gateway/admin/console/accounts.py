@@ -17,7 +17,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.admin.views import row_id
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 
 DAYS = 30

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.admin.console import shown
 from gateway.admin.console.fields import REFERS
 from gateway.admin.console.screens import SCREENS, Screen
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 
 Names = Mapping[tuple[str, int], str]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 
 SERIES_MAX = 6
 REST = "everything else"

@@ -22,7 +22,7 @@ from gateway.admin.guard import REQUEST_ID
 from gateway.admin.operations import Asked, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
-from gateway.core.administration import Claim, Query
+from gateway.core.accounts.administration import Claim, Query
 from gateway.errors import AdminRefusal, TollkeeperError, Unauthorized, UnsupportedEncoding
 
 FORM = "application/x-www-form-urlencoded"

@@ -17,7 +17,7 @@ from uuid import uuid4
 from multidict import MultiMapping
 
 from gateway.admin.console.fields import EXAMPLES, Field
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 
 FORMER = "was."
 

@@ -17,7 +17,7 @@ from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.listing import FILTER_CHARS_MAX, Filter, read_query
-from gateway.core.administration import Query, Row
+from gateway.core.accounts.administration import Query, Row
 from gateway.errors import Unprocessable
 
 ROWS_A_PAGE = 50

@@ -13,8 +13,8 @@ from aiohttp import web
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
-from gateway.core.activity import busiest
-from gateway.core.administration import Row
+from gateway.core.accounts.activity import busiest
+from gateway.core.accounts.administration import Row
 from gateway.errors import CountersUnavailable, StoreUnavailable
 
 BUSIEST = 10

@@ -24,7 +24,7 @@ from gateway.admin.console.sessions import Signed
 from gateway.admin.operations import Done
 from gateway.admin.resources import Action
 from gateway.admin.views import row_id
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
 
 CHANGE = "change"

@@ -20,7 +20,7 @@ from gateway.admin import auth
 from gateway.admin.guard import REQUEST_ID
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import IDENTIFIED
-from gateway.core.administration import Actor, Command, Row, Written
+from gateway.core.accounts.administration import Actor, Command, Row, Written
 from gateway.errors import Forged, Unauthorized
 
 COOKIE = "tollkeeper_session"

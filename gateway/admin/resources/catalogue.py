@@ -24,7 +24,7 @@ from gateway.admin.fields import (
 )
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
-from gateway.core.paths import PATHS_MAX
+from gateway.core.calls.paths import PATHS_MAX
 
 TIERS_MAX = 100
 PRICED_MODELS_MAX = 1_000

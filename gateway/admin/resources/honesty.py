@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from gateway.admin.fields import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource
-from gateway.core.ledger import MalformedEvent, decode
+from gateway.core.accounts.ledger import MalformedEvent, decode
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")
 RAW_CHARS_MAX = 100_000

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gateway.admin.fields import In, Out
 from gateway.admin.listing import Filter
-from gateway.core.administration import Row
+from gateway.core.accounts.administration import Row
 
 
 @dataclass(frozen=True, slots=True)

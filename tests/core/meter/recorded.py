@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from gateway.core.call import Call
+from gateway.core.calls.call import Call
 from gateway.core.model import Family, Usage
 
 SSE = b"text/event-stream; charset=utf-8"

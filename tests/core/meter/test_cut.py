@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.call import Bounds
-from gateway.core.meter import make_meter
-from gateway.core.sse import Splitter, data_of
+from gateway.core.calls.call import Bounds
+from gateway.core.metering import make_meter
+from gateway.core.metering.sse import Splitter, data_of
 from tests.core.meter.recorded import (
     CHAT_FRAMES,
     GEMINI_ARRAY,

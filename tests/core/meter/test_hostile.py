@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.call import Bounds
-from gateway.core.meter import make_meter
+from gateway.core.calls.call import Bounds
+from gateway.core.metering import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
 

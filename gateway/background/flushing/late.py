@@ -1,0 +1,102 @@
+"""Posts settlements whose hold was unknown, each exactly once.
+
+Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or
+may never have reached Redis. Once everything that happened before it is in the ledger, the
+ledger knows: a request id found there is dropped or corrected, one not found is posted. The
+lane's entry is the token: posting and correcting delete it in the same step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
+from gateway.core.accounts.losses import Movement
+from gateway.errors import CountersUnavailable
+
+INTERVAL_S = 0.5
+# What one pass reads, looks up and writes at once.
+ENTRIES_MAX = 1_000
+
+
+class Lane(Protocol):
+    """The counters' late lane."""
+
+    async def late(self, count: int) -> Sequence[LateSettlement]:
+        """Late settlements that can be decided: what came before them is on its way no more."""
+
+    async def end(self, endings: Sequence[Ending]) -> Sequence[bool]:
+        """Deal with these at once, each once by its entry; which were dealt with."""
+
+
+class Ledger(Protocol):
+    """PostgreSQL."""
+
+    async def charged(self, late: Sequence[LateSettlement]) -> Mapping[str, Charged]:
+        """What is charged for each of these request ids, corrections included; absent: nothing."""
+
+    async def refund(self, late: LateSettlement, amount: int) -> None:
+        """Give credits of a request back, once by its id."""
+
+    async def remember(self, acknowledged: Sequence[Movement]) -> None:
+        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
+
+
+class Poster:
+    """Empties the late lane."""
+
+    def __init__(self, lane: Lane, ledger: Ledger) -> None:
+        self._lane = lane
+        self._ledger = ledger
+
+    async def drain(self) -> int:
+        """Deal with what can be dealt with now; answers how many were.
+
+        One that the counters refuse keeps no other from being dealt with.
+        """
+        late = await self._lane.late(ENTRIES_MAX)
+        if not late:
+            return 0
+        if acknowledged := [movement for one in late for movement in one.acknowledged]:
+            await self._ledger.remember(acknowledged)
+        known = await self._ledger.charged(late)
+        endings = []
+        for one in late:
+            ending, refund = ended(one, known.get(one.request_id))
+            if refund:
+                await self._ledger.refund(one, refund)
+            endings.append(ending)
+        return sum(await self._lane.end(endings))
+
+    async def run(self) -> None:
+        """Drain twice a second, at once again where there was anything to do, until cancelled."""
+        while True:
+            drained = 0
+            with suppress(CountersUnavailable):
+                drained = await self.drain()
+            await asyncio.sleep(0 if drained else INTERVAL_S)
+
+
+def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
+    """How a late settlement ends by what the ledger has of it, and the credits to give back.
+
+    What settled after all stays as it is; what a reclaim charged is made good.
+    """
+    if charged is None:
+        return Ending(late, Verb.POST, Charged(late.tokens, late.credits, late.units)), 0
+    more = difference(late, charged) if late.charged or charged.reclaimed else Charged()
+    move = Charged(more.tokens, max(0, more.credits), more.units)
+    return Ending(late, Verb.DROP if move == Charged() else Verb.CORRECT, move), max(0, -more.credits)
+
+
+def difference(late: LateSettlement, charged: Charged) -> Charged:
+    """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
+    service = late.service
+    return Charged(
+        late.tokens - charged.tokens if service.counts_tokens else 0,
+        late.credits - charged.credits if service.meter == "consumption" and not service.one_time else 0,
+        late.units - charged.units if service.meter == "pay_per_use" else 0,
+    )

@@ -1,0 +1,175 @@
+"""Notices a PostgreSQL that is older than it was: one restored from a backup while Redis went on.
+
+Each flush notes, in its own transaction, the newest entry it stored of each partition. An entry
+that was deleted from the outbox although PostgreSQL does not know of it was stored in rows that
+are gone. That is put on file, and every account of that partition is compared: one whose movements
+are neither in the ledger nor in the outbox is quarantined, nothing of it is guessed, nothing
+dropped. The flusher has it look before it stores again, since the next flush notes a newer entry;
+what is on file outlives that, and the keeper that noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from gateway.core.accounts.ledger import Place
+from gateway.core.accounts.outbox import stream_place
+from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Setback
+from gateway.core.integrity.verified import Standing
+from gateway.errors import CountersUnavailable
+
+INTERVAL_S = 1.0
+OWNERS_A_BATCH = 500
+
+
+class Outbox(Protocol):
+    """The streams, looked at."""
+
+    async def deleted(self) -> Mapping[int, bytes]:
+        """The newest entry that was ever deleted of each partition."""
+
+    async def waiting(self, partition: int) -> Mapping[str, Place] | None:
+        """Where accounts stood before their first waiting entry; None where too much waits."""
+
+
+class Counters(Protocol):
+    """Where accounts stand now."""
+
+    async def standings(
+        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
+    ) -> Mapping[str, Standing | None]:
+        """Where the accounts of (partition, id) pairs stand, by name."""
+
+    async def now_ms(self) -> int:
+        """The counters' own clock."""
+
+
+class Ledger(Protocol):
+    """PostgreSQL, as accounts."""
+
+    async def owners(self, after: int, count: int) -> Sequence[Owner]:
+        """Organizations by id, with their tenants."""
+
+    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
+        """The accounts named."""
+
+
+class Marks(Protocol):
+    """What flushes noted, and what is stopped."""
+
+    async def marks(self) -> Mapping[int, tuple[bytes, int, bool]]:
+        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
+
+    async def fell_back(self, partitions: Sequence[int]) -> None:
+        """Put on file that PostgreSQL is older than it was in these partitions."""
+
+    async def catch_up(self, partition: int, entry_id: bytes) -> None:
+        """Note that a partition was compared up to an entry, and is older no more."""
+
+    async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
+        """Quarantine accounts; answers those that were not stopped before."""
+
+    async def stopped(self) -> int:
+        """How many accounts are quarantined."""
+
+
+class Setbacks:
+    """Looks every second. `quarantined` is how many accounts are stopped, None before the first look.
+
+    `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        counters: Counters,
+        ledger: Ledger,
+        marks: Marks,
+        *,
+        partition_of: Callable[[int], int],
+        observe: Callable[[list[str]], None] = lambda _: None,
+        first: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._first = first
+        self._outbox = outbox
+        self._counters = counters
+        self._ledger = ledger
+        self._marks = marks
+        self._partition_of = partition_of
+        self._observe = observe
+        self.quarantined: int | None = None
+
+    async def look(self) -> list[str]:
+        """Compare the partitions PostgreSQL went back in; answers the accounts it stopped."""
+        if self._first is not None:
+            await self._first()
+        deleted = await self._outbox.deleted()
+        marks = await self._marks.marks()
+        stopped: list[str] = []
+        unknown: tuple[bytes, int, bool] = (b"", 0, False)
+        stored = {p: stream_place(marks.get(p, unknown)[0]) for p in deleted}
+        noticed = [p for p, newest in deleted.items() if stream_place(newest) > stored[p]]
+        if noticed:
+            await self._marks.fell_back(noticed)
+        for partition in sorted({*noticed, *(p for p, (_, _, older) in marks.items() if older)}):
+            mark, epoch, _ = marks.get(partition, unknown)
+            if (found := await self._compare(partition, epoch)) is not None:
+                stopped += await self._marks.stop(found)
+                await self._marks.catch_up(partition, deleted.get(partition, mark))
+        if stopped:
+            self._observe(stopped)
+        self.quarantined = await self._marks.stopped()
+        return stopped
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            with suppress(CountersUnavailable):
+                await self.look()
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _compare(self, partition: int, epoch: int) -> list[Setback] | None:
+        """The accounts of a partition whose movements are gone; None where that cannot be told yet."""
+        found: list[Setback] = []
+        after = 0
+        while owners := await self._ledger.owners(after, OWNERS_A_BATCH):
+            after = owners[-1].organization_id
+            here = [one for one in owners if self._partition_of(one.organization_id) == partition]
+            if here:
+                part = await self._compare_owners(partition, epoch, here)
+                if part is None:
+                    return None
+                found += part
+        return found
+
+    async def _compare_owners(
+        self, partition: int, epoch: int, owners: Sequence[Owner]
+    ) -> list[Setback] | None:
+        """In this order: what was deleted before the outbox was looked at is stored when the ledger is."""
+        now_ms = await self._counters.now_ms()
+        standings = await self._counters.standings(
+            [(partition, tenant_id) for one in owners for tenant_id in one.tenant_ids],
+            [(partition, one.organization_id) for one in owners],
+        )
+        waiting = await self._outbox.waiting(partition)
+        if waiting is None:
+            return None
+        seqs = {name: standing.seq for name, standing in standings.items() if standing is not None}
+        ledger = await self._ledger.accounts(seqs, deep=False)
+        owner_of = {name: one for one in owners for name in _names(one)}
+        found = []
+        for name, account in ledger.items():
+            standing = standings[name]
+            assert standing is not None
+            stood = waiting.get(name) or Place(name, standing.seq, standing.balance, now_ms, epoch)
+            if stood.seq > account.head.seq:
+                found.append(Setback(stood, account.head.seq, partition, owner_of[name]))
+        return found
+
+
+def _names(owner: Owner) -> list[str]:
+    ids = [f"tenant:{one}" for one in owner.tenant_ids]
+    return [*ids, f"credits:{owner.organization_id}", f"spend:{owner.organization_id}"]

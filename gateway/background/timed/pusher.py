@@ -1,0 +1,86 @@
+"""Brings control writes into the counters, account by account, first come first.
+
+An intent is committed before anything is tried. A write is `applied` once the counters have it,
+and `done` only by its row in the ledger: an acknowledged write can still vanish with the last
+second of Redis, and then it is pushed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from gateway.core.accounts.definitions import ControlWrite
+from gateway.errors import CountersUnavailable, OutOfRange
+
+INTERVAL_S = 0.25
+ACCOUNTS_MAX = 1_000
+
+
+class Waiting(Protocol):
+    """One account's writes that wait."""
+
+    @property
+    def writes(self) -> Sequence[ControlWrite]:
+        """Oldest first."""
+
+    async def applied(self, write: ControlWrite) -> None:
+        """Note that the counters have it."""
+
+    async def refused(self, write: ControlWrite, reason: str) -> None:
+        """Note that the counters will never take it."""
+
+
+class Source(Protocol):
+    """Where control writes wait."""
+
+    async def accounts(self, count: int) -> list[str]:
+        """Accounts with writes that wait."""
+
+    def waiting(self, account: str) -> AbstractAsyncContextManager[Waiting]:
+        """One account's writes, held by this keeper alone."""
+
+
+class Target(Protocol):
+    """The counters."""
+
+    async def apply(self, write: ControlWrite) -> bool:
+        """False where the account is not known yet; may raise CountersUnavailable and OutOfRange."""
+
+
+class Pusher:
+    """The clock's side of the Admin API."""
+
+    def __init__(self, source: Source, target: Target) -> None:
+        self._source = source
+        self._target = target
+
+    async def push(self, account: str) -> bool:
+        """Apply what waits for the account, in order; False where the rest has to happen later."""
+        async with self._source.waiting(account) as waiting:
+            for write in waiting.writes:
+                try:
+                    if not await self._target.apply(write):
+                        return False
+                except CountersUnavailable:
+                    return False
+                except OutOfRange as refusal:
+                    await waiting.refused(write, refusal.message)
+                else:
+                    await waiting.applied(write)
+        return True
+
+    async def push_all(self) -> int:
+        """Push every account that waits; answers how many are left with writes."""
+        left = 0
+        for account in await self._source.accounts(ACCOUNTS_MAX):
+            left += not await self.push(account)
+        return left
+
+    async def run(self) -> None:
+        """Push what the Admin API could not, until cancelled."""
+        while True:
+            await self.push_all()
+            await asyncio.sleep(INTERVAL_S)

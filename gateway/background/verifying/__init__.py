@@ -1,0 +1,1 @@
+"""Partitions are verified, opened and reconciled."""

@@ -1,0 +1,117 @@
+"""Opens partitions that were verified after a loss: once everybody has sent again what was forgotten.
+
+A closed partition runs everything but admission. It is opened as soon as each worker known to be
+alive reports that all of its log was sent again, and the late lane has charged it: nobody is let
+in twice on what was used up before. A worker that died holds the door no longer than a bound. Any
+keeper may open what another one closed, since all of them look at the same reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from gateway.core.integrity.recovery import Markers, Report, Roster
+
+OPEN_INTERVAL_S = 0.1
+AWAY_S = 5.0
+# Serving again is promised within ten seconds: noticing and comparing take some of them.
+RECOVERY_S_MAX = 7.0
+# How long workers nobody knows of have to show up: each reports twice a second at least meanwhile.
+STRANGERS_S = 2.0
+
+
+class Source(Protocol):
+    """PostgreSQL."""
+
+    async def workers(self) -> list[str]:
+        """The seats of all workers any keeper knew last."""
+
+    async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
+        """Keep who is there, for a keeper that starts after a loss."""
+
+
+class Target(Protocol):
+    """The counters."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by seat."""
+
+    async def dismiss(self, seats: Collection[str]) -> None:
+        """Forget the reports of workers that are gone."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def late_waiting(self) -> frozenset[int]:
+        """Partitions with settlements in their late lane."""
+
+    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
+        """Open a partition that was closed under this epoch; False where the marker moved on."""
+
+
+class Opener:
+    """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        clock: Callable[[], float],
+        *,
+        recovery_s_max: float = RECOVERY_S_MAX,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._clock = clock
+        self._recovery_s_max = recovery_s_max
+        self._roster = Roster()
+        self._watched_at = clock()
+        self._kept: frozenset[str] | None = None
+
+    async def watch(self, reports: Mapping[str, Report]) -> None:
+        """Learn who is there, from reports that were read before all was seen to be verified."""
+        if self._kept is None:
+            self._kept = frozenset(await self._source.workers())
+        now, since = self._clock(), self._watched_at
+        self._watched_at = now
+        if now - since > AWAY_S:  # it was this keeper that was not there
+            self._roster.expect(self._roster.seats, now)
+        if silent := self._roster.hear(reports, now):
+            await self._target.dismiss(silent)
+        seats = self._roster.seats
+        if seats != self._kept:
+            await self._source.keep_workers(seats - self._kept, self._kept - seats)
+            self._kept = seats
+
+    async def open(self, reports: Mapping[str, Report], catalogue: int, *, strangers: bool) -> None:
+        """Open what is closed under the present run id; `reports` are those of before.
+
+        A keeper that did not watch goes by what was kept and by the reports it found; where both may
+        be lost (`strangers`), it also waits for whoever shows up.
+        """
+        began = self._clock()
+        if self._kept is None:
+            self._roster.expect([*await self._source.workers(), *reports], began)
+        run_id = self._target.run_id
+        while closed := (await self._target.markers()).closed:
+            # In this order: what a worker sent again before it reported is in the lanes, or charged.
+            reports = await self._target.reports()
+            late = await self._target.late_waiting()
+            waited = self._clock() - began
+            for partition, epoch in closed.items():
+                done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
+                if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
+                    await self._target.admit(partition, epoch, catalogue)
+            await asyncio.sleep(OPEN_INTERVAL_S)
+        self._roster.expect(self._roster.seats, self._clock())
+
+    @property
+    def watched(self) -> bool:
+        """Whether this keeper has seen who was there."""
+        return self._kept is not None

@@ -1,0 +1,155 @@
+"""Compares counters and ledger, at the same seq, with traffic running: a sample always, all on demand.
+
+Finds and says; repairs only when asked, by appending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Protocol
+
+from gateway.core.accounts.administration import Row
+from gateway.core.integrity.reconciliation import (
+    Item,
+    Kind,
+    LedgerAccount,
+    Owner,
+    Reconciled,
+    compare,
+    reconcile,
+)
+from gateway.core.integrity.verified import Standing
+from gateway.errors import CountersUnavailable
+
+INTERVAL_S = 10.0
+SAMPLE_OWNERS_MAX = 50
+OWNERS_A_BATCH = 100
+# What was caught in flight is looked at again before it is called different.
+LOOKS_MAX = 5
+LOOK_AGAIN_S = 0.3
+
+
+class Counters(Protocol):
+    """Where accounts stand now."""
+
+    async def standings(
+        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
+    ) -> Mapping[str, Standing | None]:
+        """Where the accounts of (partition, id) pairs stand, by name."""
+
+
+class Ledger(Protocol):
+    """PostgreSQL, as accounts."""
+
+    async def owners(self, after: int, count: int) -> Sequence[Owner]:
+        """Organizations by id, with their tenants."""
+
+    async def some_owners(self, count: int) -> Sequence[Owner]:
+        """Organizations picked at random, with their tenants."""
+
+    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
+        """The accounts named, each with its balance at the seq given for it."""
+
+
+class Results(Protocol):
+    """Where results are kept."""
+
+    async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
+        """Store one result; answers it as it is shown."""
+
+    async def last(self) -> Row | None:
+        """The last result; None where there is none yet."""
+
+    async def repair(self, item: Item) -> str | None:
+        """Write the intent that undoes a drift; answers its account."""
+
+
+class Reconciler:
+    """Looks, keeps what it found, repairs when asked. `latest` is the last sample or run."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        ledger: Ledger,
+        results: Results,
+        partition_of: Callable[[int], int],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._counters = counters
+        self._ledger = ledger
+        self._results = results
+        self._partition_of = partition_of
+        self._clock = clock
+        self.latest = Reconciled(0, 0, ())
+
+    async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+        """Compare the accounts of these organizations; what differs is looked at again before it counts."""
+        found = await self._look(owners, deep=deep)
+        for _ in range(LOOKS_MAX - 1):
+            if not found.items:
+                break
+            await asyncio.sleep(LOOK_AGAIN_S)
+            names = {item.account for item in found.items}
+            again = await self._look(_only(owners, names), deep=deep)
+            still = tuple(item for item in again.items if item.account in names)
+            found = Reconciled(found.checked, sum(item.kind == Kind.LAG for item in still), still)
+        return found
+
+    async def run_now(self, *, repair: bool = False) -> Row:
+        """Compare everything there is, and keep the result; drifts are made good only if asked."""
+        started, after = self._clock(), 0
+        checked = pending = 0
+        items: list[Item] = []
+        while owners := await self._ledger.owners(after, OWNERS_A_BATCH):
+            part = await self.check(owners, deep=True)
+            checked, pending = checked + part.checked, pending + part.pending
+            items += part.items
+            after = owners[-1].organization_id
+        self.latest = Reconciled(checked, pending, tuple(items))
+        if repair:
+            for item in items:
+                if item.kind == Kind.DRIFT:
+                    await self._results.repair(item)
+        return await self._results.keep(started, self._clock(), self.latest)
+
+    async def last(self) -> Row | None:
+        """The last kept result."""
+        return await self._results.last()
+
+    async def run(self) -> None:
+        """Compare a sample every few seconds, until cancelled."""
+        while True:
+            with suppress(CountersUnavailable):
+                self.latest = await self.check(await self._ledger.some_owners(SAMPLE_OWNERS_MAX), deep=False)
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _look(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+        before = await self._standings(owners)
+        seqs = {name: standing.seq if standing else 0 for name, standing in before.items()}
+        ledger = await self._ledger.accounts(seqs, deep=deep)
+        after = await self._standings(owners)
+        items = [compare(before[name], account, after.get(name)) for name, account in ledger.items()]
+        return reconcile(items)
+
+    async def _standings(self, owners: Sequence[Owner]) -> Mapping[str, Standing | None]:
+        organizations = [(self._partition_of(one.organization_id), one.organization_id) for one in owners]
+        tenants = [
+            (partition, tenant_id)
+            for (partition, _), owner in zip(organizations, owners, strict=True)
+            for tenant_id in owner.tenant_ids
+        ]
+        return await self._counters.standings(tenants, organizations)
+
+
+def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
+    """Those of the owners whose accounts are named."""
+    kept = []
+    for owner in owners:
+        tenants = tuple(one for one in owner.tenant_ids if f"tenant:{one}" in names)
+        accounts = {f"credits:{owner.organization_id}", f"spend:{owner.organization_id}"}
+        if tenants or accounts & names:
+            kept.append(Owner(owner.organization_id, tenants))
+    return kept

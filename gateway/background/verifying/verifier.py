@@ -1,0 +1,295 @@
+"""Vouches for the counters: after a Redis restart nothing is served until this has looked.
+
+A partition is served under the history the keeper verified it under: a server's run id, or what the fence
+made of it since its data was exchanged. Under another one, each account's seq is compared with PostgreSQL;
+what is missing or behind is rebuilt; what older data went on with is dropped; holds of calls that are in the
+ledger already are let go; control writes that vanished wait again; then the marker is set, under the next
+epoch, by which gateways see that something may have been forgotten; it stays closed to admission until they
+have sent that again (`opener.py`).
+The marker is compared before each write, so of several keepers one does it. Definitions and
+identities are written anew behind the markers, and only then is it said that whatever is not
+there does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.background.verifying.opener import Opener
+from gateway.background.verifying.rewinds import Rewinds
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    Definition,
+    OrganizationAccount,
+    TenantAccount,
+)
+from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.integrity.strays import Strays
+from gateway.core.model import PARTITIONS
+from gateway.errors import CountersUnavailable
+
+INTERVAL_S = 0.2
+TOGETHER_MAX = 16
+WATCH_S = 1.0
+
+
+class Truth(Protocol):
+    """What PostgreSQL knows of some partitions: accounts by partition, definitions, open writes."""
+
+    organizations: dict[int, list[OrganizationAccount]]
+    tenants: dict[int, list[TenantAccount]]
+    definitions: dict[int, list[Definition]]
+    applied: dict[int, list[str]]
+    catalogue: CatalogueDefinition
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verifying one partition did."""
+
+    partition: int
+    epoch: int
+    rebuilt: int
+    repushed: int
+    let_go: int = 0
+
+
+def summary(done: Sequence[Verified]) -> dict[str, int]:
+    """What verifying some partitions did, in numbers for a log line."""
+    return {
+        "partitions": len(done),
+        "accounts_rebuilt": sum(each.rebuilt for each in done),
+        "control_writes_repushed": sum(each.repushed for each in done),
+        "holds_let_go": sum(each.let_go for each in done),
+    }
+
+
+class Source(Protocol):
+    """PostgreSQL."""
+
+    async def truth(self, partitions: Sequence[int]) -> Truth:
+        """What is known of these partitions."""
+
+    async def settled(self, request_ids: Sequence[str]) -> list[str]:
+        """Which of these requests have a row."""
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
+        """Keep what partitions are verified as: no later epoch is ever one of these.
+
+        Flushes that are under way have ended then: the truth that is read next is not older.
+        """
+
+    async def epochs(self) -> Mapping[int, int]:
+        """The last epoch of each partition; absent: never verified."""
+
+
+class Target(Protocol):
+    """The counters."""
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand."""
+
+    async def reports(self) -> Mapping[str, Report]:
+        """What workers reported last, by seat."""
+
+    async def behind(
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq is behind."""
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them, holds apart; False where the marker moved on."""
+
+    async def held(self, partition: int) -> list[str]:
+        """The request ids of all holds of a partition."""
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge; answers the marker that is there now, None where it moved on."""
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+
+    async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+        """Vouch for a partition; False where the marker moved on."""
+
+    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
+        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
+
+    async def define(self, definition: Definition, version: int) -> bool:
+        """Bring one definition into the counters."""
+
+    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
+        """Write the catalogue."""
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+
+    async def said_verified(self, run_id: bytes) -> bool:
+        """Whether a keeper has said so under this run id."""
+
+
+class Verifier:
+    """Compares, rebuilds and vouches. `observe` is told what was done, where anything was.
+
+    Without an `opener` whoever is verified is served at once; with one, not before the workers have
+    sent again what may be forgotten. A partition that was never verified has nothing to forget.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        observe: Callable[[list[Verified]], None] = lambda _: None,
+        *,
+        opener: Opener | None = None,
+        rewinds: Rewinds | None = None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._observe = observe
+        self._vouched = b""
+        self._opener = opener
+        self._rewinds = rewinds
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is verified under the run id of the present connection."""
+        return bool(self._vouched) and self._vouched == self._target.run_id
+
+    async def verify(self) -> list[Verified]:
+        """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
+        await self._look()
+        run_id = self._target.run_id
+        if not run_id:
+            raise CountersUnavailable
+        reports = await self._target.reports() if self._opener else {}
+        markers = await self._target.markers()
+        said = await self._target.said_verified(run_id)
+        if said and not markers.unverified and not markers.closed and self._vouched == run_id:
+            if self._opener:
+                await self._opener.watch(reports)
+            await self._catch_up(run_id, markers, await self._source.epochs())
+            return []
+        self._vouched = b""
+        known = await self._source.epochs()
+        await self._catch_up(run_id, markers, known)
+        epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
+        await self._source.note(run_id, epochs)
+        # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
+        wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
+        truth = await self._source.truth(wanted)
+        await self._target.publish(truth.catalogue, truth.version)
+        strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
+        done = []
+        for start in range(0, len(markers.unverified), TOGETHER_MAX):
+            verifying = [
+                self._partition(
+                    truth, one, marker, epochs[one], strays.get(one),
+                    closes=bool(self._opener and known.get(one, 0)),
+                )
+                for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
+            ]  # fmt: skip
+            for verified in await asyncio.gather(*verifying, return_exceptions=True):
+                if isinstance(verified, BaseException):
+                    raise verified
+                if verified is not None:
+                    done.append(verified)
+        for definitions in truth.definitions.values():
+            for definition in definitions:
+                await self._target.define(definition, truth.version)
+        if self._opener:
+            await self._opener.open(reports, truth.version, strangers=self._may_be_strange(markers, known))
+        await self._look()  # what was exchanged meanwhile is verified anew
+        if len(done) == len(markers.unverified) and self._target.run_id == run_id:
+            await self._target.all_verified(run_id)
+            self._vouched = run_id
+        return done
+
+    async def run(self) -> None:
+        """Look for a new run id, and whether what was vouched for is still there, until cancelled."""
+        while True:
+            try:
+                if done := await self.verify():
+                    self._observe(done)
+            except CountersUnavailable:
+                self._vouched = b""
+            await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
+
+    async def _look(self) -> None:
+        """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
+        if self._rewinds:
+            await self._rewinds.look()
+
+    async def _catch_up(self, run_id: bytes, markers: Markers, known: Mapping[int, int]) -> None:
+        """A PostgreSQL that was restored knows an earlier epoch, perhaps of another run: tell it anew."""
+        later = {one: epoch for one, epoch in markers.verified.items() if known.get(one, 0) < epoch}
+        if later:
+            await self._source.note(run_id, later)
+
+    def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
+        """Whether there may be workers of which nothing is on file: nobody watched, and Redis is empty."""
+        assert self._opener is not None
+        emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
+        return not self._opener.watched and (emptied or bool(markers.closed))
+
+    async def _partition(
+        self,
+        truth: Truth,
+        partition: int,
+        marker: bytes,
+        epoch: int,
+        strays: Strays | None,
+        *,
+        closes: bool,
+    ) -> Verified | None:
+        """Verify one as of this epoch; None where another keeper was faster."""
+        organizations = truth.organizations.get(partition, [])
+        tenants = truth.tenants.get(partition, [])
+        old_organizations, old_tenants = await self._target.behind(partition, organizations, tenants)
+        if strays is not None:
+            old_organizations = [
+                one for one in organizations
+                if one in old_organizations or one.definition.organization_id in strays.organizations
+            ]  # fmt: skip
+            old_tenants = [
+                one for one in tenants if one in old_tenants or one.definition.tenant_id in strays.tenants
+            ]
+        rebuilt = len(old_organizations) + len(old_tenants)
+        if rebuilt and not await self._target.restore(partition, marker, old_organizations, old_tenants):
+            return None
+        if strays is not None and self._rewinds:
+            await self._rewinds.drop(partition, strays)
+        # A Redis that was rolled back holds again what was settled since: charged once is enough.
+        ghosts = await self._source.settled(await self._target.held(partition))
+        if ghosts:
+            moved = await self._target.let_go(partition, marker, epoch, ghosts)
+            if moved is None:
+                return None
+            marker = moved
+        lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
+        if lost:
+            await self._source.push_again(lost)
+        if closes:
+            marked = await self._target.close_mark(partition, marker, epoch)
+        else:
+            marked = await self._target.mark(partition, marker, epoch, truth.version)
+        if not marked:
+            return None
+        return Verified(partition, epoch, rebuilt, len(lost), len(ghosts))

@@ -1,0 +1,212 @@
+"""`tollkeeper invoice …`: from a draft to a document, one by one or all of a month."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.options import AsJson, LimitRows
+from gateway.cli.admin.output import admin, deleted, row, rows, say, steps
+
+app = typer.Typer(no_args_is_help=True, help="Invoices: drafts, numbers, documents.")
+
+COLUMNS = (
+    "id", "number", "kind", "status", "organization_id", "customer", "period_start", "period_end", "currency",
+    "total_amount",
+)  # fmt: skip
+LINE_COLUMNS = ("position", "kind", "description", "quantity", "unit_price", "amount")
+ORGANIZATIONS_MAX = 1_000_000
+INVOICES_MAX = 1_000
+
+Invoice = Annotated[int, typer.Argument(metavar="INVOICE", help="Its id.")]
+Month = Annotated[str | None, typer.Option("--month", help="Such as 2026-04; by default the last one.")]
+
+
+@app.command("list")
+def list_invoices(
+    *,
+    organization: Annotated[str | None, typer.Option("--org", help="Only this one: id or name.")] = None,
+    status: Annotated[str | None, typer.Option(help="draft, finalized or void.")] = None,
+    limit: LimitRows = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List invoices and credit notes."""
+    with admin() as api:
+        owner = api.named("organizations", organization) if organization else None
+        found = api.items("invoices", limit, organization_id=owner, status=status)
+        rows(found, COLUMNS, as_json=as_json)
+
+
+@app.command()
+def create(
+    organization: Annotated[str, typer.Argument(metavar="ORG", help="Id or name.")],
+    *,
+    month: Month = None,
+    start: Annotated[str | None, typer.Option("--from", help="The first day, instead of a month.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The day after the last.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a draft for a month, or for days of your own."""
+    with admin() as api:
+        if (start is None) != (end is None) or (start and month):
+            raise CommandFailed("Give --month, or --from and --to together.")
+        period = (start, end) if start and end else _month(month)
+        _print(_create(api, api.named("organizations", organization), period), as_json=as_json)
+
+
+@app.command()
+def show(
+    invoice: Invoice,
+    *,
+    pdf: Annotated[Path | None, typer.Option(help="Write the PDF here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the lines here.")] = None,
+    usage: Annotated[Path | None, typer.Option(help="Write every use behind it here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show an invoice, or write its documents."""
+    with admin() as api:
+        _print(api.get(f"invoices/{invoice}"), as_json=as_json)
+        for path, suffix in ((pdf, ".pdf"), (csv, ".csv"), (usage, "/usage.csv")):
+            if path is not None:
+                path.write_bytes(api.download(f"invoices/{invoice}{suffix}"))
+                say(f"Written: {path}")
+
+
+@app.command()
+def recompute(invoice: Invoice, *, as_json: AsJson = False) -> None:
+    """Make a draft's lines anew from what is settled now."""
+    _act(invoice, "recompute", as_json=as_json)
+
+
+@app.command()
+def finalize(invoice: Invoice, *, as_json: AsJson = False) -> None:
+    """Give a draft its number; nothing changes it from then on."""
+    _act(invoice, "finalize", as_json=as_json)
+
+
+@app.command()
+def void(invoice: Invoice, *, as_json: AsJson = False) -> None:
+    """Take a finalized invoice back."""
+    _act(invoice, "void", as_json=as_json)
+
+
+@app.command("credit-note")
+def credit_note(
+    invoice: Invoice,
+    *,
+    line: Annotated[
+        list[str] | None,
+        typer.Option(help="POSITION or POSITION=AMOUNT of a line to give back, before tax; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a draft that gives a finalized invoice back, or some of its lines, or part of them."""
+    with admin() as api:
+        body = {"lines": [_credit(text) for text in line]} if line else {}
+        _print(api.post(f"invoices/{invoice}/credit-note", body), as_json=as_json)
+
+
+@app.command()
+def delete(invoice: Invoice, *, as_json: AsJson = False) -> None:
+    """Delete a draft."""
+    with admin() as api:
+        row_id = invoice
+        api.delete(f"invoices/{row_id}")
+        deleted(row_id, as_json=as_json)
+
+
+@app.command()
+def run(
+    *,
+    month: Month = None,
+    draft: Annotated[bool, typer.Option("--draft", help="Leave drafts, to be looked at first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Invoice a month for all organizations; started again, it goes on where it was."""
+    with admin() as api:
+        period = _month(month)
+        organizations = api.items("organizations", ORGANIZATIONS_MAX)
+        done: list[Json] = []
+        failed = 0
+        with steps(len(organizations), f"Invoices from {period[0]}") as step:
+            for organization in organizations:
+                name = organization["name"]
+                try:
+                    invoice = _one_of_run(api, int(organization["id"]), period, draft=draft)
+                except CommandFailed as refusal:
+                    failed += 1
+                    step(f"{name}: {refusal.message}")
+                    continue
+                if invoice is None:
+                    step(f"{name}: nothing to bill")
+                    continue
+                done.append(invoice)
+                named = invoice["number"] or f"draft {invoice['id']}"
+                step(f"{name}: {named}, {invoice['currency']} {invoice['total_amount']}")
+        rows(done, COLUMNS, as_json=as_json, title=f"Invoices from {period[0]} to {period[1]}")
+        if failed:
+            raise CommandFailed(f"{failed} of {len(organizations)} organizations are left; run it again.")
+
+
+def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
+    """The organization's invoice of the period: found as an earlier run left it, else made.
+
+    None where there is nothing to bill: such a draft is not kept and takes no number.
+    """
+    known = [
+        invoice
+        for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner, kind="invoice")
+        if (invoice["period_start"], invoice["period_end"]) == period and invoice["status"] != "void"
+    ]
+    invoice = known[0] if known else _create(api, owner, period)
+    if known and invoice["status"] == "draft":
+        invoice = api.post(f"invoices/{invoice['id']}/recompute")
+    if invoice["status"] == "draft" and not invoice["lines"]:
+        api.delete(f"invoices/{invoice['id']}")
+        return None
+    if draft or invoice["status"] == "finalized":
+        return invoice
+    return api.post(f"invoices/{invoice['id']}/finalize")
+
+
+def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
+    start, end = period
+    return api.post("invoices", {"organization_id": owner, "period_start": start, "period_end": end})
+
+
+def _credit(text: str) -> Json:
+    position, _, amount = text.partition("=")
+    if not (position.isascii() and position.isdigit()):
+        raise CommandFailed(f"--line {text!r} must be POSITION or POSITION=AMOUNT.")
+    return {"position": int(position), **({"amount": amount} if amount else {})}
+
+
+def _act(invoice: int, action: str, *, as_json: bool) -> None:
+    with admin() as api:
+        _print(api.post(f"invoices/{invoice}/{action}"), as_json=as_json)
+
+
+def _print(invoice: Json, *, as_json: bool) -> None:
+    if as_json:
+        row(invoice, as_json=True)
+        return
+    lines = invoice.pop("lines")
+    rows(lines, LINE_COLUMNS, as_json=False, title="Lines")
+    row(invoice, as_json=False)
+
+
+def _month(text: str | None) -> tuple[str, str]:
+    """The first day of a month and of the next one."""
+    today = datetime.now(UTC).date()
+    year, month = (today.year, today.month - 1) if today.month > 1 else (today.year - 1, 12)
+    if text is not None:
+        if re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", text) is None:
+            raise CommandFailed(f"--month must be such as 2026-04, not {text!r}.")
+        year, month = int(text[:4]), int(text[5:])
+    following = date(year + month // 12, month % 12 + 1, 1)
+    return date(year, month, 1).isoformat(), following.isoformat()

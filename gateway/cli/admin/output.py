@@ -1,0 +1,233 @@
+"""How the commands print: tables for people, JSON for programs, one sentence and exit 1 for a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from itertools import count
+from typing import TextIO
+
+import typer
+from rich import markup
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
+from gateway.core.visible import visible, visible_json
+
+PIPE_COLUMNS = 240
+READABLE_COLUMNS = 12
+NOTHING = "none"
+NUMBERS = frozenset(
+    {
+        *("id", "tenant_id", "organization_id", "plan_id", "seq"),
+        *("amount", "total_amount", "total_remaining", "rollover_max"),
+        *("tokens_used", "tokens_remaining", "tokens_held"),
+        *("credit_balance", "credit_limit", "spend_cap"),
+        *("credits", "credits_added", "credits_remaining", "credits_used", "balance_after"),
+        *("negotiated_credits", "priority", "unit_cost"),
+        *("quantity", "unit_price", "position", "checked", "pending", "difference"),
+    }
+)
+# What null means where it is not just "none".
+NULLS = {
+    "tokens_remaining": "unlimited",
+    "total_amount": "unlimited",
+    "total_remaining": "unlimited",
+    "models": "any",
+    "spend_cap": "no cap",
+}
+
+
+@contextmanager
+def admin() -> Iterator[AdminClient]:
+    """Lend the Admin API; a failure is said on standard error and ends the command with exit code 1."""
+    try:
+        yield find()
+    except CommandFailed as failed:
+        console(error=True).print(f"[bold red]Error:[/] {escape(failed.message)}", highlight=False)
+        raise typer.Exit(1) from failed
+
+
+def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:
+    """Print a list: a table, or where the terminal is too narrow for one, row below row."""
+    if as_json:
+        print_json({"items": list(items)})
+        return
+    if not items:
+        console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+    cells = [[escape(cell(column, item.get(column))) for column in columns] for item in items]
+    for line in cells:
+        table.add_row(*line)
+    out = console()
+    if _fits(columns, cells, out.width):
+        out.print(table)
+        return
+    if title:
+        out.print(f"[italic]{escape(title)}[/]")
+    for line in cells:
+        out.print(_record(columns, line))
+
+
+@contextmanager
+def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
+    """Say how far long work is, on standard error: a bar on a terminal, a line a step where nobody looks.
+
+    The function that is lent is called once a step, with what came of it.
+    """
+    out = console(error=True)
+    if not out.is_terminal:
+        numbers = count(1)
+        yield lambda text: out.print(
+            f"{next(numbers)}/{total} {visible(text)}", highlight=False, markup=False
+        )
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task(title, total=total)
+
+        def step(text: str) -> None:
+            progress.console.print(visible(text), highlight=False, markup=False)
+            progress.advance(task)
+
+        yield step
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Show on a terminal that something is going on."""
+    out = console(error=True)
+    if out.is_terminal:
+        with out.status(title):
+            yield
+    else:
+        yield
+
+
+def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
+    """Print one row, a field a line; `note` is for people only."""
+    later = bool(item.pop("_later", False))
+    if as_json:
+        print_json(item)
+    else:
+        table = Table(show_header=False)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
+        for name, value in item.items():
+            table.add_row(f"[bold]{escape(name)}[/]", escape(cell(name, value)))
+        console().print(table)
+        if note:
+            console().print(note, highlight=False)
+    if later:
+        say("Stored; it takes effect as soon as Redis is back.")
+
+
+def deleted(row_id: int, *, as_json: bool) -> None:
+    """Say that a row is gone."""
+    if as_json:
+        print_json({"id": row_id, "deleted": True})
+    else:
+        say("Deleted.")
+
+
+def say(text: str) -> None:
+    """Tell a person something that is no result."""
+    console(error=True).print(text, highlight=False)
+
+
+def escape(text: str) -> str:
+    """Text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
+    return markup.escape(visible(text))
+
+
+def cell(column: str, value: object) -> str:
+    """Write a value as people read it."""
+    if value is None:
+        return NULLS.get(column, "-")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and column in NUMBERS and not column.endswith("id"):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value) or "-"
+    return str(value)
+
+
+def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether each column can have what reads well: its name, and some of what is in it."""
+    widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    needed = [max(len(name), min(most, READABLE_COLUMNS)) for name, most in zip(columns, widest, strict=True)]
+    return sum(needed) + 3 * len(columns) + 1 <= width
+
+
+def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
+    record = Table(show_header=False, expand=True)
+    record.add_column(no_wrap=True)
+    record.add_column(overflow="fold", ratio=1)
+    for name, value in zip(columns, line, strict=True):
+        record.add_row(f"[bold]{escape(name)}[/]", value)
+    return record
+
+
+def limits(requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
+    """Put limits together; None where none was given."""
+    return given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once) or None
+
+
+def new_limits(known: Json, requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
+    """Put what was given over the limits there are, 0 taking one away; None where none was given."""
+    told = given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once)
+    return {name: value for name, value in {**known, **told}.items() if value} if told else None
+
+
+def emptied(**fields: str | None) -> Json:
+    """Keep the fields that were given; one given as "none" is to be null."""
+    return {name: None if value == NOTHING else value for name, value in given(**fields).items()}
+
+
+def some(changes: Json) -> Json:
+    """Changes that were asked for; `CommandFailed` where there are none."""
+    if not changes:
+        raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
+    return changes
+
+
+def given(**fields: object) -> Json:
+    """Keep the fields that were given."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def print_json(value: Json) -> None:
+    """Print a value for programs, on one line, whatever can be written here."""
+    text = json.dumps(value, ensure_ascii=not _writes_all(sys.stdout))
+    sys.stdout.write(visible_json(text) + "\n")
+    sys.stdout.flush()
+
+
+def console(*, error: bool = False) -> Console:
+    """Open standard output or error; a pipe is wide enough for every table, unless COLUMNS says its width.
+
+    What cannot be written there is shown as ?.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if isinstance(stream, TextIOWrapper) and not _writes_all(stream):
+        stream.reconfigure(errors="replace")
+    opened = Console(stderr=error)
+    told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    return opened if told else Console(stderr=error, width=PIPE_COLUMNS)
+
+
+def _writes_all(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")

@@ -1,0 +1,146 @@
+"""`tollkeeper backup` and `tollkeeper restore`: what PostgreSQL holds, in one file and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.admin.client import Json
+from gateway.cli.admin.options import AsJson
+from gateway.cli.admin.output import print_json, waiting
+from gateway.errors import BackupFailed
+from gateway.local.announce import PlainVoice
+from gateway.local.data_directory import DataDirectory, known_values, opened
+from gateway.local.supervisor.servers import start_postgres
+from gateway.local.supervisor.supervisor import House
+from gateway.settings.settings import PREFIX, Settings, load
+from gateway.settings.urls import without_password
+
+if TYPE_CHECKING:
+    from gateway.ops.backup import Manifest
+
+IDS_AHEAD = 1_000_000
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Database = Annotated[str | None, typer.Option("--database-url", help="The PostgreSQL in question.")]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the program's."""
+    app.command()(backup)
+    app.command()(restore)
+
+
+def backup(
+    *,
+    to: Annotated[Path, typer.Option(help="The file to write, or a directory to put it in.")],
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of a running `up`, where no database is named.")
+    ] = None,
+    database_url: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
+    from gateway.ops.backup import back_up  # noqa: PLC0415  # each command loads what it needs
+
+    settings = _settings(config, database_url, data_dir)
+    known = known_values(Path(settings.data_dir), settings.named())
+    url = settings.owner_url or known.get("database_owner_url", "")
+    if not url:
+        raise BackupFailed(
+            f"I do not know which database: set {PREFIX}DATABASE_URL, or name the data directory of an `up`"
+        )
+    with waiting("Writing what PostgreSQL holds"):
+        target, manifest = back_up(url, to, datetime.now(UTC))
+    rows = sum(manifest.rows.values())
+    if as_json:
+        print_json({"file": str(target), **_facts(manifest), "bytes": manifest.bytes})
+        return
+    typer.echo(f"{target}: {rows:,} rows, schema version {manifest.schema_version}, {manifest.bytes:,} bytes")
+    typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
+
+
+def restore(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="A file that `tollkeeper backup` wrote.")],
+    config: Config = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of an `up` to be, where no database is named (.tollkeeper).")
+    ] = None,
+    database_url: Database = None,
+    ids_ahead: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10**12,
+            help="How far new ids stay clear of those given out since the backup; 0 if none were.",
+        ),
+    ] = IDS_AHEAD,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
+    from gateway.ops import backup  # noqa: PLC0415  # each command loads what it needs
+
+    settings = _settings(config, database_url, data_dir)
+    backup.read_manifest(source)
+
+    async def go() -> tuple[str, backup.Manifest, list[str]]:
+        async with _database(settings) as url:
+            done = await asyncio.to_thread(backup.restore, url, source, ids_ahead=ids_ahead)
+            return without_password(url), *done
+
+    with waiting("Bringing the backup in, and checking it"):
+        url, manifest, wrong = asyncio.run(go())
+    rows = sum(manifest.rows.values())
+    if as_json:
+        print_json({"database_url": url, **_facts(manifest), "wrong": wrong})
+        raise typer.Exit(1 if wrong else 0)
+    typer.echo(f"{url}: {rows:,} rows of {manifest.taken_at}, schema version {manifest.schema_version}")
+    for one in wrong:
+        typer.echo(f"WRONG {one}")
+    if wrong:
+        raise typer.Exit(1)
+    typer.echo(
+        "The rows agree with each other. Next: tollkeeper migrate, then the keeper, on an empty Redis."
+    )
+
+
+def _facts(manifest: Manifest) -> Json:
+    return {
+        "rows": sum(manifest.rows.values()),
+        "schema_version": manifest.schema_version,
+        "taken_at": manifest.taken_at,
+    }
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[str]:
+    """The database that is named, or the embedded one of a data directory, started for this alone."""
+    if settings.owner_url:
+        yield settings.owner_url
+        return
+    with opened(Path(settings.data_dir)) as data:
+        house = House(data, PlainVoice())
+        try:
+            yield await start_postgres(house, _password(data))
+        finally:
+            await house.stop()
+
+
+def _password(data: DataDirectory) -> str:
+    return data.secrets()["database_password"]
+
+
+def _settings(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
+    """Settings with the options over everything else."""
+    given = {"DATABASE_OWNER_URL": database_url, "DATA_DIR": str(data_dir) if data_dir else None}
+    options = {f"{PREFIX}{name}": value for name, value in given.items() if value is not None}
+    return load({**os.environ, **options}, config)

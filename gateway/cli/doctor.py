@@ -1,0 +1,78 @@
+"""`tollkeeper doctor`: one line for each thing that was looked at, exit 1 if any is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from enum import StrEnum
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.local.data_directory import known_values
+from gateway.settings.settings import PREFIX, Settings, load
+
+
+class Role(StrEnum):
+    """Whose needs are looked at."""
+
+    SERVE = "serve"
+    KEEPER = "keeper"
+    ALL = "all"
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to the program's."""
+    app.command()(doctor)
+
+
+def doctor(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with routes and upstreams.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Of an `up` to look at (.tollkeeper).")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="The Redis or Valkey to look at.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="The PostgreSQL to look at.")] = None,
+    role: Annotated[
+        Role, typer.Option("--for", help="What is to run here: a lone serve, a keeper, or all of it.")
+    ] = Role.ALL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
+    from gateway.ops.doctor import examine  # noqa: PLC0415  # each command loads what it needs
+
+    settings = _known(
+        _settings(
+            config, DATA_DIR=str(data_dir or "") or None, REDIS_URL=redis_url, DATABASE_URL=database_url
+        )
+    )
+
+    async def look() -> bool:
+        found = []
+        async for finding in examine(settings, role):
+            found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
+            if not as_json:
+                typer.echo(f"{'ok   ' if finding.well else 'WRONG'} {finding.subject}: {finding.says}")
+        well = all(each["well"] for each in found)
+        if as_json:
+            typer.echo(dumps({"well": well, "findings": found}))
+        return well
+
+    raise typer.Exit(0 if asyncio.run(look()) else 1)
+
+
+def _settings(config: Path | None, **options: str | None) -> Settings:
+    """Settings with the options over everything else."""
+    given = {f"{PREFIX}{name}": value for name, value in options.items() if value is not None}
+    return load({**os.environ, **given}, config)
+
+
+def _known(settings: Settings) -> Settings:
+    """The same settings with what a running `up` left in its data directory."""
+    known = known_values(Path(settings.data_dir), settings.named())
+    if upstream := known.pop("upstream_url", ""):
+        settings = settings.with_upstream(upstream)
+    return settings.with_values(**known)

@@ -1,0 +1,176 @@
+"""What an administrator defines of accounts, as it travels from the tables to the counters.
+
+Times are milliseconds since the epoch (0 is never); `None` totals and caps are "unlimited".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.core.billing.pricing import Pricing
+from gateway.core.model import USER_ACCEPTED, Limits, Service
+
+CATALOGUE_ACCOUNT = "catalogue"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTerms:
+    """A token plan as a tenant's state carries it; `plan_id` 0 is "no plan"."""
+
+    plan_id: int = 0
+    total: int | None = None
+    reset_interval: str = "none"
+    overage_policy: str = "block"
+    admission: str = "available"
+    on_exhausted: str = "finish"
+    on_store_failure: str = "deny"
+    rollover_max: int = 0
+    anchor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What an organization pays for one service; `meter` and `pricing` None are the service's own."""
+
+    service_id: int
+    credits: int
+    meter: str | None = None
+    pricing: Pricing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationTerms:
+    """What services cost an organization, and which its subscription includes.
+
+    The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
+    there is none. `subscribed` says that one was in force at some time before.
+    """
+
+    negotiated: tuple[Negotiated, ...] = ()
+    features: tuple[str, ...] = ()
+    since_ms: int = 0
+    until_ms: int = 0
+    subscribed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationDefinition:
+    """An organization's limits and terms. `cap` is in millionths of its currency."""
+
+    organization_id: int
+    limits: Limits
+    credit_limit: int = 0
+    cap: int | None = None
+    terms: OrganizationTerms = OrganizationTerms()
+
+
+@dataclass(frozen=True, slots=True)
+class TenantDefinition:
+    """A tenant's limits, its users' limits, and the terms of its plan."""
+
+    tenant_id: int
+    organization_id: int
+    limits: Limits
+    user_limits: Limits
+    terms: PlanTerms
+    has_ledger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDefinition:
+    """An API key and whom it stands for; `digest` is its HMAC, the name of its identity."""
+
+    key_id: int
+    tenant_id: int
+    organization_id: int
+    digest: str
+    limits: Limits
+    user: str = ""
+    models: frozenset[str] | None = None
+    revoked: bool = False
+    expires_ms: int = 0
+    user_header: str = USER_ACCEPTED
+
+
+@dataclass(frozen=True, slots=True)
+class UserDefinition:
+    """A user's own limits in one tenant."""
+
+    tenant_id: int
+    organization_id: int
+    user: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueDefinition:
+    """Every service, resolved."""
+
+    services: tuple[Service, ...]
+
+
+Definition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition | CatalogueDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class ControlWrite:
+    """One intent that waits: `position` orders them, `definitions` are read when it is pushed.
+
+    A grant (`verb` other than define) names its tenant and organization; `payload` is what the
+    Admin API committed.
+    """
+
+    id: str
+    position: int
+    account: str
+    verb: str
+    payload: Mapping[str, object] = field(default_factory=dict)
+    tenant_id: int = 0
+    organization_id: int = 0
+    definitions: tuple[Definition, ...] = ()
+    terms: PlanTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantAccount:
+    """A tenant's token account as PostgreSQL has it: what a rebuild starts from.
+
+    `granted` is what was granted beyond its plan, while that is unlimited: then `remaining` is None.
+    """
+
+    definition: TenantDefinition
+    remaining: int | None
+    used: int
+    cycle: int
+    total: int | None
+    manual_block: bool
+    last_reset_ms: int
+    next_reset_ms: int
+    seq: int
+    epoch: int
+    granted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceUse:
+    """What an organization's price of a service depends on: paid once, units of a month so far."""
+
+    service_id: int
+    activated: bool
+    month: int
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationAccount:
+    """An organization's credit and spend accounts as PostgreSQL has them. `month` is year × 12 + month."""
+
+    definition: OrganizationDefinition
+    balance: int
+    credit_seq: int
+    spend_seq: int
+    spent: int
+    month: int
+    epoch: int
+    uses: tuple[ServiceUse, ...] = ()

@@ -1,0 +1,116 @@
+"""Holds and settlements as the keeper meets them again: expired, or arriving late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.core.accounts.losses import Movement
+from gateway.core.model import Caller, Service
+
+
+class ReclaimPolicy(StrEnum):
+    """What a call costs that nobody settled: what was seen of it, nothing, or all it held."""
+
+    CHARGE_OBSERVED = "charge_observed"
+    RELEASE = "release"
+    CHARGE_HOLD = "charge_hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a call is charged: all zero is nothing."""
+
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredHold:
+    """A hold whose deadline passed, `held` in tokens and `held_credits`.
+
+    `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's; a hold without a
+    service is of a free route, or of a call known by its head alone: both are charged nothing.
+    """
+
+    request_id: str
+    caller: Caller
+    user: str
+    service: Service
+    observed: int
+    credits: int
+    units: int
+    created_ms: int
+    held: int = 0
+    lease: bool = False
+    held_credits: int = 0
+
+    def charge(self, policy: ReclaimPolicy) -> Charge:
+        """What the call is charged when its hold is taken back."""
+        if self.lease or not self.service.id:
+            return Charge()
+        if policy == ReclaimPolicy.CHARGE_HOLD:
+            return Charge(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
+        if policy == ReclaimPolicy.RELEASE or not self.observed:
+            return Charge()
+        return Charge(self.observed, self.credits, self.units)
+
+
+@dataclass(frozen=True, slots=True)
+class LateSettlement:
+    """A settlement whose hold was gone. `charged` is not 0 where a reclaim has charged it already.
+
+    `acknowledged` says what it moved when a Redis that may have forgotten it acknowledged it.
+    """
+
+    partition: int
+    entry_id: bytes
+    request_id: str
+    caller: Caller
+    user: str
+    service: Service
+    tokens: int
+    credits: int
+    units: int
+    attribution: str
+    metadata: bytes
+    charged: int
+    acknowledged: tuple[Movement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What of a call is charged, corrections included. `reclaimed`: by what was seen of it."""
+
+    tokens: int = 0
+    credits: int = 0
+    units: int = 0
+    reclaimed: bool = False
+
+
+class Verb(StrEnum):
+    """How a late settlement ends: charged as it is, by what a reclaim did not, or not at all."""
+
+    POST = "post"
+    CORRECT = "correct"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """What becomes of a late settlement, and what moves by it: nothing where it is dropped."""
+
+    late: LateSettlement
+    verb: Verb
+    used: Charged = Charged()
+
+
+def correction_id(request_id: str) -> str:
+    """Return the id of a request's one correction: its own with the version nibble set to 8."""
+    return f"{request_id[:14]}8{request_id[15:]}"
+
+
+def refund_id(request_id: str) -> str:
+    """Return the id of the one intent that gives a request's credits back: version nibble 9."""
+    return f"{request_id[:14]}9{request_id[15:]}"

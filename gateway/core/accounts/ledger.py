@@ -1,0 +1,194 @@
+"""The outbox entry: what a script says happened, decoded into facts the writer turns into rows.
+
+Every movement of an account is one entry of the partition's stream, packed by
+`lua/lib/event.lua` and unpacked here; the layout is fixed and versioned. One entry may carry
+a token movement, a credit movement and a unit of use at once: a settled call is one entry.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from gateway.core.billing.tiers import TIER_BYTES
+
+# Layout 1 had one byte for the lengths of user and attribution; an outbox may still hold such entries.
+VERSION, VERSION_BEFORE = 2, 1
+LAYOUTS = frozenset({VERSION, VERSION_BEFORE})
+
+
+class EventKind(IntEnum):
+    """Why the account moved."""
+
+    CONSUME = 1
+    RESET = 2
+    RECHARGE = 3
+    ADJUST = 4
+    BLOCK = 5
+    UNBLOCK = 6
+    CREDIT = 7
+
+
+class EventFlag(IntFlag):
+    """Which parts an entry carries and how the account stands after it."""
+
+    TOKENS = 1
+    CREDITS = 2
+    USAGE = 4
+    UNLIMITED = 8
+    IN = 16
+    BLOCKED = 32
+    MANUAL_BLOCK = 64
+    ACTIVATES = 128
+
+
+# version, kind, flags, note; at, epoch, organization, tenant, key, service;
+# token account: seq, cycle, amount, remaining, used, next_reset;
+# credit account: seq, credits, balance; spend account: seq, units, amount, spent.
+# Texts and metadata follow, each with its length, then `priced`, which ends the entry.
+HEAD = struct.Struct("<4B19d")
+LENGTH_1 = struct.Struct("<B")
+LENGTH_2 = struct.Struct("<H")
+BEFORE = struct.Struct("<d")
+
+
+@dataclass(slots=True)
+class Event:
+    """One decoded outbox entry. Amounts are integers; absent parts are zero.
+
+    `source` is the request id of a use or the control-write id of a grant (36 characters),
+    empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
+    `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
+    a JSON object or empty. `priced`, with the usage part, says what units were priced by: the
+    month's units before them, then the tiers (`gateway/core/billing/tiers.py`); empty where it does not.
+    """
+
+    kind: int
+    flags: int
+    at_ms: int
+    epoch: int
+    organization_id: int
+    tenant_id: int
+    key_id: int
+    service_id: int
+    seq: int
+    cycle: int
+    amount: int
+    remaining: int
+    used: int
+    next_reset_ms: int
+    credit_seq: int
+    credits: int
+    balance: int
+    spend_seq: int
+    units: int
+    spend: int
+    spent: int
+    source: str
+    user: str
+    attribution: str
+    metadata: bytes
+    note: int = 0
+    priced: bytes = b""
+
+
+class EventNote(IntEnum):
+    """How a use came to be charged, where not by its own settlement."""
+
+    LATE = 1
+    RECLAIMED = 2
+
+
+class MalformedEvent(ValueError):
+    """The outbox entry does not follow the layout."""
+
+
+def decode(packed: bytes) -> Event:
+    """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
+    try:
+        head = HEAD.unpack_from(packed)
+        if head[0] not in LAYOUTS:
+            raise MalformedEvent(f"layout version {head[0]}, expected {VERSION}")
+        of_text = LENGTH_2 if head[0] == VERSION else LENGTH_1
+        source, at = _text(packed, HEAD.size, LENGTH_1)
+        user, at = _text(packed, at, of_text)
+        attribution, at = _text(packed, at, of_text)
+        (length,) = LENGTH_2.unpack_from(packed, at)
+        at += LENGTH_2.size
+        end = at + length
+        if end != len(packed) and not _is_priced(head[2], len(packed) - end):
+            raise MalformedEvent(f"{len(packed)} bytes, expected {end}")
+        texts = (source.decode(), user.decode(), attribution.decode())
+        rest = (packed[at:end], head[3], packed[end:])
+        fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, *rest]
+        return Event(*fields)
+    except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
+        if isinstance(error, MalformedEvent):
+            raise
+        raise MalformedEvent(str(error)) from error
+
+
+def encode(event: Event) -> bytes:
+    """Pack an entry as the scripts do (tests and re-drives)."""
+    head = HEAD.pack(
+        VERSION, event.kind, event.flags, event.note,
+        event.at_ms, event.epoch, event.organization_id, event.tenant_id, event.key_id,
+        event.service_id, event.seq, event.cycle, event.amount, event.remaining, event.used,
+        event.next_reset_ms, event.credit_seq, event.credits, event.balance, event.spend_seq,
+        event.units, event.spend, event.spent,
+    )  # fmt: skip
+    source, user, attribution = event.source.encode(), event.user.encode(), event.attribution.encode()
+    parts = [head, LENGTH_1.pack(len(source)), source]
+    parts += [LENGTH_2.pack(len(user)), user, LENGTH_2.pack(len(attribution)), attribution]
+    parts += [LENGTH_2.pack(len(event.metadata)), event.metadata, event.priced]
+    return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""
+
+    account: str
+    seq: int
+    balance: int | None
+    at_ms: int
+    epoch: int
+    cycle: int = 0
+
+
+def places_before(event: Event) -> list[Place]:
+    """Where each account an entry moves stood just before it, as far as the entry itself says so.
+
+    What stood in an account whose month or plan began with the entry is not in it: the balance is
+    then what the entry left less what it moved.
+    """
+    found = []
+    inward = bool(event.flags & EventFlag.IN)
+    if event.flags & EventFlag.TOKENS:
+        delta = event.amount if inward else -event.amount
+        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining - delta
+        account, cycle = f"tenant:{event.tenant_id}", event.cycle - (event.kind == EventKind.RESET)
+        found.append(Place(account, event.seq - 1, balance, event.at_ms, event.epoch, max(0, cycle)))
+    if event.flags & EventFlag.CREDITS:
+        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
+        account = f"credits:{event.organization_id}"
+        found.append(Place(account, event.credit_seq - 1, event.balance - delta, event.at_ms, event.epoch))
+    if event.flags & EventFlag.USAGE:
+        account = f"spend:{event.organization_id}"
+        balance = event.spent - event.spend
+        found.append(Place(account, event.spend_seq - 1, balance, event.at_ms, event.epoch))
+    return found
+
+
+def _is_priced(flags: int, length: int) -> bool:
+    return bool(flags & EventFlag.USAGE) and length >= BEFORE.size and not (length - BEFORE.size) % TIER_BYTES
+
+
+def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]:
+    begin = at + of_length.size
+    end = begin + of_length.unpack_from(packed, at)[0]
+    if end > len(packed):
+        raise MalformedEvent(f"a text of {end - begin} bytes runs past the end")
+    return packed[begin:end], end

@@ -1,0 +1,1 @@
+"""What is charged: prices, tiers, subscriptions, allocation and invoices."""

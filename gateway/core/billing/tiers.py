@@ -1,0 +1,35 @@
+"""Graduated prices as the scripts take them: a tier is three doubles that hold integers.
+
+The end of the tier (-1: none), and what a unit costs: whole millionths of the currency, and
+millionths of one. So a price may have twelve decimals and nothing is ever rounded but the sum.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from decimal import ROUND_CEILING, Decimal
+
+from gateway.core.billing.pricing import EXACT, Tier
+
+DECIMALS = 12
+MILLION = 10**6
+_TIER = struct.Struct("<3d")
+TIER_BYTES = _TIER.size
+
+
+def pack_tiers(tiers: Sequence[Tier]) -> bytes:
+    """The tiers as an argument; empty where there are none."""
+    packed = []
+    for tier in tiers:
+        price = EXACT.scaleb(tier.unit_price, DECIMALS).to_integral_value(ROUND_CEILING)
+        packed.append(_TIER.pack(-1 if tier.up_to is None else tier.up_to, *divmod(int(price), MILLION)))
+    return b"".join(packed)
+
+
+def read_tiers(packed: bytes) -> tuple[Tier, ...]:
+    """The tiers of an argument."""
+    return tuple(
+        Tier(None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS))
+        for up_to, whole, part in _TIER.iter_unpack(packed)
+    )

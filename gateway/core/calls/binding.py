@@ -1,0 +1,220 @@
+"""Where a service's calls under `/services/` may go: its upstream, its paths, and who else gets there.
+
+Pure. The configuration and the catalogue both say; what either leaves out, the other says, and a path must
+be within the paths of both. What a route of an API family meters by its answers, and the objects its upstream
+keeps, are nobody's to call here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from gateway.core.calls.paths import (
+    VERSION,
+    Pattern,
+    Plain,
+    of_template,
+    place_of,
+    plain,
+    read_pattern,
+    shown,
+    template_expression,
+    whole,
+)
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.families.objects import COLLECTIONS
+from gateway.core.model import Family, Service
+
+SERVICES_PREFIX = "/services/"
+# Meters that charge by the request, whatever is in its answer.
+UNREAD_METERS = frozenset({"none", "generic", "units"})
+
+
+_COMES_BEFORE = rf"(?:{VERSION.pattern}|openai|anthropic|(?:deployments|engines)/[^/]+)"
+# What any family meters, behind any prefix, as plain paths: hosts of one family answer others' paths too.
+_METERED = re.compile(
+    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:completions|complete|responses|embeddings|messages|interactions))"
+    r"(?:/.*)?|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
+    re.DOTALL,
+)
+_KINDS = "|".join(re.escape(name.casefold()) for names in COLLECTIONS.values() for name in names)
+_KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|openai)/(?:{_KINDS})(?:/.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The paths at one place that a service's calls get to: those within a pattern of every group."""
+
+    service: str
+    upstream: str
+    host: str
+    groups: tuple[tuple[Pattern, ...], ...]
+
+    def meets(self, other: Reach) -> bool:
+        """Whether calls of both could get to the same path of the same upstream."""
+        if self.host != other.host:
+            return False
+        for mine in self.groups:
+            for theirs in other.groups:
+                if _apart(mine, theirs):
+                    return False
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """Where the calls of one service go.
+
+    `upstream` is empty where it has none, and `why` says so. `rivals` are the services whose calls get to the
+    same paths: they must not cost anything else.
+    """
+
+    service: Service
+    upstream: str = ""
+    why: str = ""
+    rivals: tuple[str, ...] = ()
+    reach: Reach | None = None
+    base_path: str = ""
+    served: tuple[re.Pattern[str], ...] = field(default=(), repr=False)
+
+    def refusal_of(self, path: str) -> str:
+        """Why a path cannot be had of this service; empty where it can."""
+        if self.reach is None:
+            return self.why
+        plainly = plain(self.base_path + path)
+        if plainly is None:
+            return "The path is percent-encoded too many times."
+        line = shown(plainly)
+        if any(template.fullmatch(line) for template in self.served):
+            return "This path belongs to an API of its own and cannot be called as a service's."
+        if all(any(one.takes(path, plainly) for one in group) for group in self.reach.groups):
+            return ""
+        return f"The service {self.service.key} does not include this path."
+
+
+class Bindings:
+    """The bindings of a configuration over one catalogue, each made when it is asked for."""
+
+    def __init__(
+        self,
+        routes: tuple[Route, ...],
+        targets: Mapping[str, UpstreamTarget],
+        rules: ServiceRules,
+        catalogue: Mapping[str, Service],
+    ) -> None:
+        self._targets = targets
+        self._rules = rules
+        self._catalogue = catalogue
+        self._file = dict(rules.upstreams), dict(rules.paths)
+        self._routes = routes
+        self._reaches: tuple[Reach, ...] | None = None
+
+    def of(self, key: str, route_upstream: str = "") -> Binding | None:
+        """The binding of a service, None if there is none; `route_upstream` is what its own route says."""
+        service = self._catalogue.get(key)
+        if service is None:
+            return None
+        reach = self._reach(service, route_upstream)
+        if reach is None:
+            return Binding(service, why=f"The service {key} has no upstream of its own.")
+        if reach.upstream not in self._targets:
+            return Binding(service, why=f"The upstream of the service {key} is not configured here.")
+        path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
+        served = tuple(self._served(reach.host))
+        rivals = () if self._rules.shared else tuple(dict.fromkeys(self._rivals(reach)))
+        return Binding(service, reach.upstream, "", rivals, reach, f"/{path}" if path else "", served)
+
+    def conflicts(self) -> Iterator[tuple[str, str, str]]:
+        """Pairs of services that get to the same paths at different prices, and the upstream's name."""
+        for one, other in combinations(() if self._rules.shared else self._all(), 2):
+            mine, theirs = self._catalogue.get(one.service), self._catalogue.get(other.service)
+            if mine is None or theirs is None or mine is theirs or mine.costs_as(theirs):
+                continue
+            if one.meets(other):
+                yield one.service, other.service, one.upstream
+
+    def strays(self) -> Iterator[tuple[str, str]]:
+        """Services bound to an upstream that is not configured, with its name."""
+        for one in self._catalogue.values():
+            name = self._file[0].get(one.key, one.upstream)
+            if name and name not in self._targets:
+                yield one.key, name
+
+    def _rivals(self, mine: Reach) -> Iterator[str]:
+        for other in self._all():
+            if other.service != mine.service and mine.meets(other):
+                yield other.service
+
+    def _all(self) -> tuple[Reach, ...]:
+        """What every service reaches, by its binding and by routes of its own."""
+        if self._reaches is None:
+            bound = (self._reach(service) for service in self._catalogue.values())
+            found = [each for each in bound if each is not None and each.upstream in self._targets]
+            self._reaches = (*found, *self._by_routes())
+        return self._reaches
+
+    def _by_routes(self) -> Iterator[Reach]:
+        for route in self._routes:
+            if route.service and route.meter == "generic":
+                name = self._file[0].get(route.service, route.upstream)
+                if name in self._targets:
+                    host, prefix = place_of(self._targets[name].base_url)
+                    yield Reach(route.service, name, host, ((of_template(route.path).below(prefix),),))
+
+    def _reach(self, service: Service, route_upstream: str = "") -> Reach | None:
+        upstreams, paths = self._file
+        name = upstreams.get(service.key) or route_upstream or service.upstream or self._rules.shared
+        if not name:
+            return None
+        return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
+
+    def _served(self, host: str) -> Iterator[re.Pattern[str]]:
+        """The plain paths at a host that API families meter by their answers, or keep objects under."""
+        metered = kept = False
+        for route in self._routes:
+            name = self._file[0].get(route.service, route.upstream)
+            if route.family is Family.GENERIC or name not in self._targets:
+                continue
+            there, prefix = place_of(self._targets[name].base_url)
+            if there != host:
+                continue
+            if route.meter not in UNREAD_METERS:
+                metered = True
+                yield template_expression(route.path, prefix)
+            kept = kept or route.objects == "owned"
+        if metered:
+            yield _METERED
+        if kept:
+            yield _KEPT
+
+
+def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> Reach:
+    """What calls of a service get to within groups of patterns; an empty group is every path."""
+    host, prefix = place_of(target.base_url) if target is not None else ("", ())
+    read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
+    return Reach(key, name, host, read or ((whole().below(prefix),),))
+
+
+def is_bound(route: Route) -> bool:
+    """Whether a route's calls go where its service is bound to."""
+    under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
+    return under and route.meter in UNREAD_METERS
+
+
+def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
+    """What can be read of them; a pattern that a newer keeper knows lets nothing pass here."""
+    for text in group:
+        with suppress(ValueError):
+            yield read_pattern(text).below(prefix)
+
+
+def _apart(mine: tuple[Pattern, ...], theirs: tuple[Pattern, ...]) -> bool:
+    for one in mine:
+        for other in theirs:
+            if one.meets(other):
+                return False
+    return True

@@ -1,0 +1,149 @@
+"""How many tokens to hold for a call before it is made, learned from calls before it.
+
+What an answer that reports nothing is counted by is learned here too: means, where holds are
+high quantiles. A hold should cover its call: every estimate leans to the high side, and what a call states
+itself is never second-guessed. What one organization's calls teach is never another's estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import NamedTuple
+
+from gateway.core.blobs import named_tokens
+from gateway.core.calls.call import BYTES_PER_TOKEN, Call
+from gateway.core.families.prompt import Tokenizer
+from gateway.core.model import INTEGER_MAX, Usage
+
+LEARNED_MAX = 4096  # (organization, service, model) kept, least recently used first out
+OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
+INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
+WORST_BYTES_PER_TOKEN = 2  # of text that is unlike any that was learned from
+BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
+RISE, FALL = 0.5, 0.025  # steps up and down: they balance where 1 sample in 20 is above
+MEAN_OVER = 32  # calls a mean looks back over
+CEILING = 65_536
+
+# The most one answer of a model can hold, by the longest prefix of its name, as the
+# providers document it; `CEILING` where none fits.
+MODEL_CEILINGS: dict[str, int] = {
+    "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
+    "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
+    "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
+    "claude-haiku-4": 64_000, "gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536,
+}  # fmt: skip
+
+
+class Estimate(NamedTuple):
+    """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
+
+    `least` is the input's most and one token of each answer, 0 where the call states its maximum.
+    """
+
+    need: int = 0
+    ceiling: int = 0
+    least: int = 0
+    read: int = 0
+
+
+NOTHING = Estimate()
+
+
+class _Learned:
+    """What was seen of one organization's calls to one model behind one service."""
+
+    __slots__ = (
+        "answers",
+        "bytes_per_output_token",
+        "ceiling",
+        "input_mean",
+        "input_ratio",
+        "output",
+        "texts",
+    )
+
+    def __init__(self, ceiling: int) -> None:
+        self.output = float(min(OUTPUT_TOKENS_FIRST, ceiling))
+        self.input_ratio = self.input_mean = INPUT_RATIO_FIRST
+        self.answers = self.texts = 0
+        self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
+        self.ceiling = ceiling
+
+
+class Estimator:
+    """Holds by what a call states, else by what was learned; memory bounded by `learned_max`."""
+
+    def __init__(
+        self,
+        ceilings: dict[str, int] | None = None,
+        learned_max: int = LEARNED_MAX,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
+        self._learned_max = learned_max
+        self._learned: OrderedDict[tuple[int, str, str], _Learned] = OrderedDict()
+
+    def hold(self, call: Call, organization_id: int, service_key: str) -> Estimate:
+        """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
+
+        The most goes by size: what was learned of other prompts never makes it less.
+        """
+        if not call.input_bytes and not call.blob_tokens:
+            return NOTHING
+        learned = self._of(call, organization_id, service_key)
+        call.output_bytes_per_token = learned.bytes_per_output_token
+        call.input_tokens_per_byte = learned.input_mean
+        if self._tokenizer is not None:
+            call.tokens_of = self._tokenizer(call.model)
+        blobs, choices = call.blob_tokens, call.choices
+        used = math.ceil(call.input_bytes * learned.input_ratio) + blobs
+        read = max(used, -(-call.input_bytes // WORST_BYTES_PER_TOKEN) + blobs + named_tokens(call.body))
+        call.input_ceiling, call.output_ceiling = read, learned.ceiling
+        stated = call.output_max
+        if stated is not None:
+            ceiling = min(read + stated * choices, INTEGER_MAX)
+            return Estimate(min(used + stated * choices, INTEGER_MAX), ceiling, 0, read)
+        need = min(used + math.ceil(learned.output) * choices, INTEGER_MAX)
+        ceiling = max(need, min(read + learned.ceiling * choices, INTEGER_MAX))
+        return Estimate(need, ceiling, min(read + choices, ceiling), read)
+
+    def learn(self, call: Call, organization_id: int, service_key: str, usage: Usage) -> None:
+        """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
+        if not usage.reported or usage.estimated or not call.input_bytes:
+            return
+        learned = self._of(call, organization_id, service_key)
+        if usage.input > call.blob_tokens:
+            ratio = (usage.input - call.blob_tokens) / call.input_bytes
+            learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)
+            learned.answers = min(learned.answers + 1, MEAN_OVER)
+            learned.input_mean += (min(ratio, 1.0) - learned.input_mean) / learned.answers
+        if usage.output > 0:
+            learned.output = _quantile(learned.output, usage.output / call.choices)
+            visible = usage.output - usage.reasoning
+            if call.text_bytes > 0 and visible > 0:
+                learned.texts = min(learned.texts + 1, MEAN_OVER)
+                step = max(1.0, call.text_bytes / visible) - learned.bytes_per_output_token
+                learned.bytes_per_output_token += step / learned.texts
+
+    def _of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
+        name = (organization_id, service_key, call.model)
+        kept = self._learned
+        learned = kept.get(name)
+        if learned is not None:
+            kept.move_to_end(name)
+            return learned
+        if len(kept) >= self._learned_max:
+            kept.popitem(last=False)
+        learned = kept[name] = _Learned(self._ceiling(call.model))
+        return learned
+
+    def _ceiling(self, model: str) -> int:
+        fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
+        return self._ceilings[max(fitting, key=len)] if fitting else CEILING
+
+
+def _quantile(level: float, sample: float) -> float:
+    """Move `level` towards a sample, fast up and slowly down: it settles near the 95th percentile."""
+    return level + (sample - level) * (RISE if sample > level else FALL)

@@ -1,0 +1,266 @@
+"""How a refusal looks to a client: the sentence, the fields, the shape of each API family.
+
+The status and `x-tollkeeper-reason` are the same for every API; only the body differs, so that
+each official SDK raises its own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from http import HTTPStatus
+
+import msgspec
+
+from gateway import errors
+from gateway.core.accounts.limits import refusal_headers
+from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.errors import Refusal
+
+RETRY_HELPS_S = 60
+# Answers after which a client waits: each says who refused, a scope of limits, the gateway or the upstream.
+HELD_OFF = frozenset({429, 503, 529})
+
+_SCOPES = {
+    Scope.KEY: "this API key",
+    Scope.USER: "this user",
+    Scope.TENANT: "this tenant",
+    Scope.ORGANIZATION: "this organization",
+}
+_HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
+_RATES = {LimitKind.REQUESTS: "requests", LimitKind.TOKENS: "tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An answer ready to be sent, but for the fields every answer carries (date, ids, length)."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def from_decision(decision: Decision) -> Refusal:
+    """Return the refusal a decision stands for: which limit, how much is used, until when."""
+    refusal = _MAKERS[decision.verdict](decision)
+    refusal.fields = tuple(refusal_headers(decision))
+    if decision.scope:
+        refusal.scope = Scope(decision.scope).name.lower()
+    return refusal
+
+
+def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
+    """Write a refusal in the shape of `family`."""
+    content_type = b"application/problem+json" if family is Family.GENERIC else b"application/json"
+    headers = [(b"content-type", content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
+    if refusal.retry_helps is not None:
+        headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2
+    if refusal.status in HELD_OFF:
+        headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
+    headers += refusal.fields
+    body = msgspec.json.encode(_SHAPES[family](refusal, request_id))
+    return Rendered(refusal.status, headers, body)
+
+
+def _wait_s(decision: Decision) -> int | None:
+    """Whole seconds until the limit gives way, at least one; None where no time is known."""
+    if decision.until_ms <= 0:
+        return None
+    return max(1, -(-(decision.until_ms - decision.now_ms) // 1000))
+
+
+def _until(decision: Decision) -> str:
+    if decision.until_ms <= 0:
+        return ""
+    at = datetime.fromtimestamp(-(-decision.until_ms // 1000), UTC)
+    return f" until {at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _scope(decision: Decision) -> str:
+    return _SCOPES.get(Scope(decision.scope), "this key") if decision.scope else "this API key"
+
+
+def _amount(decision: Decision, count: int) -> str:
+    """A count, or money where millionths of it are counted."""
+    return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
+
+
+def _rate_limited(decision: Decision) -> Refusal:
+    wait = _wait_s(decision) or 1
+    unit = _RATES.get(LimitKind(decision.kind), "requests") if decision.kind else "requests"
+    return errors.RateLimited(
+        f"Rate limit of {_scope(decision)}: {decision.used} of {decision.limit} {unit} a minute "
+        f"are used{_until(decision)}. Try again in {wait} s.",
+        retry_after_s=wait,
+        retry_helps=wait <= RETRY_HELPS_S,
+    )
+
+
+def _concurrency_limited(decision: Decision) -> Refusal:
+    return errors.ConcurrencyLimited(
+        f"Concurrency limit of {_scope(decision)}: {decision.used} of {decision.limit} requests "
+        "at once are in flight until one of them ends.",
+        retry_after_s=1,
+        retry_helps=True,
+    )
+
+
+def _quota_exceeded(decision: Decision) -> Refusal:
+    wait = _wait_s(decision)
+    # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
+    state = "Blocked" if decision.used >= decision.limit else "Too few are left for this request"
+    when = f"{state}{_until(decision)}, when the next cycle begins." if wait else "There is no next reset."
+    return errors.QuotaExceeded(
+        f"Token quota of this tenant: {decision.used} of {decision.limit} tokens of this cycle are used. "
+        f"{when}",
+        retry_after_s=wait,
+        retry_helps=wait is not None and wait < RETRY_HELPS_S,
+    )
+
+
+def _quota_held(decision: Decision) -> Refusal:
+    what = _HELD.get(decision.kind, "tenant's tokens")
+    counted = "held" if decision.kind == LimitKind.CREDITS else "used"
+    return errors.QuotaHeld(
+        f"All that remains of this {what} is held by calls in flight "
+        f"({_amount(decision, decision.used)} of {_amount(decision, decision.limit)} {counted}) "
+        "until they end. Try again in 1 s.",
+        retry_after_s=1,
+        retry_helps=True,
+    )
+
+
+def _insufficient_credits(decision: Decision) -> Refusal:
+    return errors.InsufficientCredits(
+        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held), "
+        "which does not cover this request, until credits are added.",
+        retry_helps=False,
+    )
+
+
+def _spend_cap_reached(decision: Decision) -> Refusal:
+    return errors.SpendCapReached(
+        f"Spend cap of this organization: {_amount(decision, decision.used)} of "
+        f"{_amount(decision, decision.limit)} are spent, which leaves too little for this request"
+        f"{_until(decision)}.",
+        retry_helps=False,
+    )
+
+
+def _unavailable(decision: Decision) -> Refusal:
+    return errors.CountersUnavailable(retry_after_s=1)
+
+
+def _revoked(decision: Decision) -> Refusal:
+    refusal = errors.InvalidApiKey()
+    refusal.failure = "revoked"
+    return refusal
+
+
+_MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
+    Verdict.UNVERIFIED: _unavailable,
+    Verdict.STALE: _unavailable,
+    Verdict.UNKNOWN_ACCOUNT: _unavailable,
+    Verdict.REVOKED: _revoked,
+    Verdict.TENANT_BLOCKED: lambda decision: errors.TenantBlocked(retry_helps=False),
+    Verdict.NOT_INCLUDED: lambda decision: errors.ServiceNotIncluded(retry_helps=False),
+    Verdict.RATE_LIMITED: _rate_limited,
+    Verdict.CONCURRENCY_LIMITED: _concurrency_limited,
+    Verdict.QUOTA_EXCEEDED: _quota_exceeded,
+    Verdict.QUOTA_HELD: _quota_held,
+    Verdict.INSUFFICIENT_CREDITS: _insufficient_credits,
+    Verdict.SPEND_CAP_REACHED: _spend_cap_reached,
+}
+
+_OPENAI_TYPES = {402: "billing_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_CODES = {
+    "quota_exceeded": "insufficient_quota",
+    "rate_limited": "rate_limit_exceeded",
+    "concurrency_limited": "rate_limit_exceeded",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_GEMINI_STATUSES = {
+    401: "UNAUTHENTICATED",
+    402: "FAILED_PRECONDITION",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def _openai(refusal: Refusal, request_id: str) -> dict[str, object]:
+    other = "invalid_request_error" if refusal.status < 500 else "server_error"
+    kind = _OPENAI_TYPES.get(refusal.status, other)
+    code = _OPENAI_CODES.get(refusal.reason, refusal.reason)
+    if code == "insufficient_quota":
+        kind = code
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}
+
+
+def _anthropic(refusal: Refusal, request_id: str) -> dict[str, object]:
+    other = "invalid_request_error" if refusal.status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(refusal.status, other)
+    message = f"{refusal.param}: {refusal.message}" if refusal.param else refusal.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
+def _gemini(refusal: Refusal, request_id: str) -> dict[str, object]:
+    info: dict[str, object] = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": refusal.reason.upper(),
+        "domain": "tollkeeper",
+        "metadata": {"request_id": request_id},
+    }
+    details = [info]
+    if refusal.param:
+        violation = {"field": refusal.param, "description": refusal.message}
+        details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
+    if refusal.retry_after_s is not None:
+        delay = f"{refusal.retry_after_s}s"
+        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
+    status = _GEMINI_STATUSES.get(refusal.status, "INVALID_ARGUMENT")
+    error = {"code": refusal.status, "message": refusal.message, "status": status, "details": details}
+    return {"error": error}
+
+
+def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """RFC 9457, with the reason and the wrong field as extension members."""
+    problem: dict[str, object] = {
+        "type": f"urn:tollkeeper:{refusal.reason}",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.message,
+        "instance": f"urn:uuid:{request_id}",
+        "reason": refusal.reason,
+    }
+    if refusal.param:
+        problem["param"] = refusal.param
+    return problem
+
+
+_SHAPES: dict[Family, Callable[[Refusal, str], dict[str, object]]] = {
+    Family.OPENAI: _openai,
+    Family.ANTHROPIC: _anthropic,
+    Family.GEMINI: _gemini,
+    Family.GENERIC: _problem,
+}

@@ -1,0 +1,1 @@
+"""Whether what Redis and PostgreSQL say agrees, and what to do where it does not."""

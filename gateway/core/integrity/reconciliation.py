@@ -1,0 +1,176 @@
+"""Whether counters and ledger say the same of an account, compared at one seq, with traffic running.
+
+Pure: what was read, and in which order, is said by the caller. The counters are read before the
+ledger and again after it, so an account that only moved meanwhile is never taken for wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.core.accounts.ledger import Place
+from gateway.core.integrity.verified import Standing
+
+
+class Kind(StrEnum):
+    """How an account differs. Lag alone is no fault: it is what has not been stored yet."""
+
+    LAG = "lag"
+    GAP = "gap"
+    EXCESS = "excess"
+    DRIFT = "drift"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """An organization and its tenants: whose accounts are compared together."""
+
+    organization_id: int
+    tenant_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAccount:
+    """An account as PostgreSQL has it.
+
+    `head` is where it is noted to stand; `at_seq` the balance of the row at the seq the counters
+    had (None in `found` where there is no such row); `rows` how many movements are stored and
+    `listed` how many are known to be missing; `last_row` the balance of its last row and `summed`
+    what all movements come to, known drifts included. Balances are None where unlimited. `stopped`
+    says why its movements wait, empty where they do not.
+    """
+
+    account: str
+    head: Standing
+    found: bool
+    at_seq: int | None
+    rows: int
+    listed: int
+    last_row: int | None
+    summed: int | None
+    stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """An account whose movements behind `stored_seq` are gone, up to where `place` says it stood."""
+
+    place: Place
+    stored_seq: int
+    partition: int
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One account that differs: `difference` is the counters' balance less the ledger's.
+
+    For a gap it counts the missing movements. `seq` is where the two were compared; `correction` is
+    what the counters have to move by for both to be right.
+    """
+
+    account: str
+    kind: Kind
+    difference: int
+    seq: int
+    detail: str
+    correction: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What comparing came to. Drifts are sums of absolute differences; spend counts in neither."""
+
+    checked: int
+    pending: int
+    items: tuple[Item, ...]
+
+    @property
+    def drift_tokens(self) -> int:
+        """Tokens the counters and the ledger disagree about."""
+        return self._sum("tenant:")
+
+    @property
+    def drift_credits(self) -> int:
+        """Credits the counters and the ledger disagree about."""
+        return self._sum("credits:")
+
+    @property
+    def faults(self) -> tuple[Item, ...]:
+        """What is really wrong: everything but lag."""
+        return tuple(item for item in self.items if item.kind != Kind.LAG)
+
+    def _sum(self, prefix: str) -> int:
+        return sum(
+            abs(item.difference)
+            for item in self.items
+            if item.account.startswith(prefix) and item.kind in {Kind.DRIFT, Kind.EXCESS}
+        )
+
+
+def compare(before: Standing | None, ledger: LedgerAccount, after: Standing | None) -> Item | None:
+    """Say how an account differs; None where it does not.
+
+    `before` and `after` are the counters' word from before and after the ledger was read; None
+    is an account they do not have.
+    """
+    head = ledger.head
+    if before is None or after is None:
+        if head.seq == 0:
+            return None
+        return _item(ledger, Kind.EXCESS, -(head.balance or 0), head.seq, "the counters do not have it")
+    if ledger.stopped:
+        detail = f"quarantined: {ledger.stopped}"
+        return _item(ledger, Kind.GAP, max(0, before.seq - head.seq), head.seq, detail)
+    if ledger.rows + ledger.listed < head.seq:
+        missing = head.seq - ledger.rows - ledger.listed
+        return _item(ledger, Kind.GAP, missing, head.seq, f"{missing} of {head.seq} movements are missing")
+    if after.seq < head.seq:
+        detail = f"the ledger is at movement {head.seq}, the counters at {after.seq}"
+        return _item(ledger, Kind.EXCESS, _less(after.balance, head.balance), after.seq, detail)
+    inner = _inner_drift(ledger)
+    if before.seq > head.seq:
+        if inner is not None:
+            return inner
+        detail = f"{before.seq - head.seq} movements are not stored yet"
+        return _item(ledger, Kind.LAG, _less(before.balance, head.balance), head.seq, detail)
+    # What changed the counters before a later row was written, that row shows itself.
+    shown = before.seq < head.seq and ledger.last_row != ledger.summed
+    if ledger.found and before.balance != ledger.at_seq and not shown:
+        difference = _less(before.balance, ledger.at_seq) + _less(ledger.last_row, ledger.summed)
+        detail = f"movement {before.seq} left {_say(ledger.at_seq)}, the counters have {_say(before.balance)}"
+        return Item(ledger.account, Kind.DRIFT, difference, before.seq, detail, -difference)
+    return inner
+
+
+def reconcile(items: Iterable[Item | None]) -> Reconciled:
+    """Put the comparisons of all accounts together."""
+    every = list(items)
+    found = tuple(item for item in every if item is not None)
+    return Reconciled(len(every), sum(item.kind == Kind.LAG for item in found), found)
+
+
+def _inner_drift(ledger: LedgerAccount) -> Item | None:
+    """What PostgreSQL says against itself: its last row and its movements, its head and its last row."""
+    if ledger.last_row != ledger.summed:
+        detail = f"its movements come to {_say(ledger.summed)}, its last row says {_say(ledger.last_row)}"
+        difference = _less(ledger.last_row, ledger.summed)
+        return Item(ledger.account, Kind.DRIFT, difference, ledger.head.seq, detail, -difference)
+    if ledger.head.balance != ledger.last_row:
+        detail = f"its last row says {_say(ledger.last_row)}, its account {_say(ledger.head.balance)}"
+        return _item(ledger, Kind.DRIFT, _less(ledger.last_row, ledger.head.balance), ledger.head.seq, detail)
+    return None
+
+
+def _item(ledger: LedgerAccount, kind: Kind, difference: int, seq: int, detail: str) -> Item:
+    return Item(ledger.account, kind, difference, seq, detail)
+
+
+def _less(balance: int | None, other: int | None) -> int:
+    return (balance or 0) - (other or 0)
+
+
+def _say(balance: int | None) -> str:
+    return "unlimited" if balance is None else str(balance)

@@ -1,0 +1,150 @@
+"""Anthropic messages: use is split over `message_start` and `message_delta`.
+
+Tokens are input + cache creation + cache read + output. Each number is cumulative, and the
+last `message_delta` is the final word; `ping` says nothing; an `error` event ends the stream.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.families.objects_told import may_tell, told_by_event
+from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class _Message(msgspec.Struct):
+    usage: _Usage | None = None
+    type: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    stop_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Event(msgspec.Struct):
+    type: str | None = None
+    index: int | None = None
+    delta: _Delta | None = None
+    message: _Message | None = None
+    usage: _Usage | None = None
+
+
+_whole = msgspec.json.Decoder(_Message).decode
+_event = msgspec.json.Decoder(_Event).decode
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    try:
+        read = _whole(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        _report_loose(meter, loose_document(document), True)
+        return
+    meter.failed = read.type == "error"
+    if read.usage is not None:
+        _report(meter, read.usage, True)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    try:
+        read = _event(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        count_text(meter, data)
+        event = loose_document(data)
+        _report_loose(meter, event, True)
+        if event.get("type") == "message_stop":
+            meter.phase = CLOSED
+        return False
+    delta = read.delta
+    if delta is not None:
+        text = delta.text or delta.partial_json or delta.thinking
+        if text:
+            meter.saw(text)
+            meter.content_events += 1
+        if delta.stop_reason is not msgspec.UNSET and bytes(delta.stop_reason) != b"null":
+            meter.finished += 1
+    if read.type == "content_block_start" and read.index is not None:
+        meter.position = read.index
+    elif read.type == "content_block_stop":
+        meter.position = -1
+    if read.message is not None and read.message.usage is not None:
+        _report(meter, read.message.usage, False)
+    if read.usage is not None:
+        _report(meter, read.usage, True)
+    _note_end(meter, read.type)
+    if meter.call.keeps and may_tell(meter.call.family, data):
+        meter.told += told_by_event(loose_document(data))
+    return False
+
+
+def _note_end(meter: Meter, kind: str | None) -> None:
+    if kind == "error":
+        meter.failed = True
+    elif kind == "message_stop":
+        meter.phase = CLOSED
+
+
+def _report(meter: Meter, usage: _Usage, final: bool) -> None:
+    """Merge a report with the earlier ones: a number that is absent keeps its last value."""
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return
+    read = usage.cache_read_input_tokens
+    cached = meter.cached if read is None else read
+    if usage.input_tokens is None:
+        used = meter.input
+    else:
+        if usage.cache_creation_input_tokens is not None:
+            meter.created = usage.cache_creation_input_tokens
+        used = usage.input_tokens + meter.created + cached
+    output = meter.output if usage.output_tokens is None else usage.output_tokens
+    meter.report(used, output, cached, 0, used + output, final=final)
+    # The last report has the output; the input was in it or in the first one.
+    meter.partial = not final or usage.output_tokens is None or (not used and usage.input_tokens is None)
+
+
+def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
+    """Take what can be read of a usage that is not of the documented types."""
+    message = document.get("message")
+    usage = message.get("usage") if isinstance(message, dict) else document.get("usage")
+    if not isinstance(usage, dict):
+        return
+    read = _Usage(
+        integer(usage.get("input_tokens")),
+        integer(usage.get("cache_creation_input_tokens")),
+        integer(usage.get("cache_read_input_tokens")),
+        integer(usage.get("output_tokens")),
+    )
+    _report(meter, read, final and not isinstance(message, dict))
+    meter.marked = True
+
+
+def _closing(meter: Meter) -> bytes:
+    """Close the open block and end the message as if its maximum had been reached."""
+    events: list[dict[str, object]] = []
+    if meter.position >= 0:
+        events.append({"type": "content_block_stop", "index": meter.position})
+    events.append(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
+            "usage": {"output_tokens": meter.usage().output},
+        }
+    )
+    events.append({"type": "message_stop"})
+    return b"".join(
+        b"event: %s\ndata: %s\n\n" % (str(event["type"]).encode(), msgspec.json.encode(event))
+        for event in events
+    )
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing)

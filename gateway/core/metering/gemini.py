@@ -1,0 +1,142 @@
+"""Gemini generateContent, streamGenerateContent (events or one JSON array) and embedContent.
+
+Tokens are `usageMetadata.totalTokenCount`. Thoughts are output; every element of a stream
+repeats the metadata so far, and the one that carries a `finishReason` is the final word.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.metering.meter import Dialect, Meter
+
+
+class _Usage(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    cached_content_token_count: int | None = None
+    total_token_count: int | None = None
+
+
+class _Part(msgspec.Struct, rename="camel"):
+    text: str | None = None
+    function_call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Content(msgspec.Struct):
+    parts: list[_Part] | None = None
+
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
+
+
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Answer(msgspec.Struct, rename="camel"):
+    candidates: list[_Candidate] | None = None
+    usage_metadata: _Usage | None = None
+    prompt_feedback: _Feedback | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    take(meter, document, True)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    take(meter, data, False)
+    return False
+
+
+def take(meter: Meter, document: bytes, final: bool) -> None:
+    """Take one response: all of an answer, or one of a stream (`final` False)."""
+    try:
+        read = _answer(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        count_text(meter, document)
+        _report_loose(meter, document)
+        return
+    if read.error is not msgspec.UNSET:
+        meter.failed = True
+    for candidate in read.candidates or ():
+        _see(meter, candidate)
+        if candidate.finish_reason is not None:
+            final = True
+            meter.finished += 1
+    if read.prompt_feedback is not None and _is_refused(read.prompt_feedback):  # nothing follows
+        final = True
+        meter.finished += 1
+    if read.usage_metadata is not None:
+        _report(meter, read.usage_metadata, final)
+
+
+def _is_refused(feedback: _Feedback) -> bool:
+    return feedback.block_reason is not msgspec.UNSET and bytes(feedback.block_reason) != b"null"
+
+
+def _see(meter: Meter, candidate: _Candidate) -> None:
+    if candidate.content is None or not candidate.content.parts:
+        return
+    for part in candidate.content.parts:
+        if part.text:
+            meter.saw(part.text)
+        elif part.function_call is not msgspec.UNSET:
+            meter.text_bytes += len(bytes(part.function_call))
+    meter.content_events += 1
+
+
+def _report(meter: Meter, usage: _Usage, final: bool) -> None:
+    used = (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0)
+    thoughts = usage.thoughts_token_count or 0
+    output = (usage.candidates_token_count or 0) + thoughts
+    total = usage.total_token_count
+    if total is None:
+        if usage.prompt_token_count is None and usage.candidates_token_count is None:
+            return
+        total = used + output
+    meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
+    meter.partial = usage.total_token_count is None
+
+
+def _report_loose(meter: Meter, document: bytes) -> None:
+    """Take what can be read of a usage that is not of the documented types."""
+    usage = loose_document(document).get("usageMetadata")
+    if isinstance(usage, dict):
+        names = _Usage.__struct_encode_fields__
+        _report(meter, _Usage(*(integer(usage.get(name)) for name in names)), True)
+        meter.marked = True
+
+
+def end_of(meter: Meter) -> bytes:
+    """The response that ends a stream as if its maximum had been reached."""
+    counted = meter.usage()
+    return msgspec.json.encode(
+        {
+            "candidates": [
+                {"content": {"parts": [], "role": "model"}, "finishReason": "MAX_TOKENS", "index": 0}
+            ],
+            "usageMetadata": {
+                "promptTokenCount": counted.input,
+                "candidatesTokenCount": counted.output,
+                "totalTokenCount": counted.total,
+            },
+        }
+    )
+
+
+def _closing(meter: Meter) -> bytes:
+    """End the stream as if its maximum had been reached."""
+    return b"data: " + end_of(meter) + b"\r\n\r\n"
+
+
+DIALECT = Dialect(_read_whole, _read_event, _closing)

@@ -1,0 +1,143 @@
+"""Gemini's stream in the form of one JSON array: each element is read, and passes, once it is complete.
+
+The element that finishes the answer, and the bracket that ends the array, wait for the end.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gateway.core.calls.call import Bounds, Call
+from gateway.core.metering.gemini import end_of, take
+from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
+
+_OUTSIDE = re.compile(rb'["{}\]]')
+_INSIDE = re.compile(rb'["\\]')
+
+
+class ArrayMeter(Meter):
+    """Meter a stream in the form of one JSON array.
+
+    The scan looks at every byte once, however the array is split. Places are counted from the
+    start of the answer: bytes in front of `_safe` pass.
+    """
+
+    __slots__ = (
+        "_depth", "_element", "_element_at", "_escaped", "_fed", "_first_end", "_in_string", "_kept_bytes",
+        "_safe", "_waiting",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
+        Meter.__init__(self, call, status, bounds)
+        self._depth = self._kept_bytes = self._fed = self._safe = self._element_at = self._first_end = 0
+        self._in_string = self._escaped = False
+        self._element: list[bytes] = []
+        self._waiting: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read the elements this chunk completes; return what passes now."""
+        at, start, size, before = 0, 0, len(chunk), self._fed
+        while at < size:
+            if self._escaped:
+                self._escaped, at = False, at + 1
+                continue
+            match = (_INSIDE if self._in_string else _OUTSIDE).search(chunk, at)
+            if match is None:
+                break
+            at = match.end()
+            mark = match[0]
+            if mark == b'"':
+                self._in_string = not self._in_string
+            elif mark == b"\\":
+                self._escaped = True
+            elif mark == b"{":
+                self._depth += 1
+                if self._depth == 1:
+                    start = at - 1
+                    self._begin(before + start)
+            elif mark == b"]":
+                self._end_array(before + at - 1)
+            elif self._depth == 1:
+                self._depth = 0
+                self._complete(chunk[start:at], before + at)
+            else:
+                self._depth = max(0, self._depth - 1)
+        self._fed = before + size
+        if self._depth > 0:
+            self._keep(chunk[start:])
+        if self._kept_bytes > self.bounds.event_bytes_max or (self._depth == 0 and self.phase == OPEN):
+            self._safe = self._fed
+        return self._pass(chunk, before)
+
+    def finish(self) -> bytes:
+        """The answer is complete; return what waited."""
+        self.ended = True
+        waiting, self._waiting = self._waiting, []
+        return b"".join(waiting)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the element in progress, and of what waits."""
+        return self.withheld + min(self._kept_bytes, self.bounds.event_bytes_max)
+
+    def cut(self) -> bytes:
+        """End the array here, as if the maximum had been reached, unless part of an element has passed."""
+        if self._kept_bytes > self.bounds.event_bytes_max:
+            return b""
+        return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + end_of(self) + b"]"
+
+    def _begin(self, place: int) -> None:
+        self._element_at = place
+        if self.phase == OPEN:
+            self._safe = place
+
+    def _end_array(self, place: int) -> None:
+        if self._depth == 0 and self.phase != CLOSED:
+            if self.phase == OPEN:
+                self._safe = place
+            self.phase = CLOSED
+
+    def _complete(self, last: bytes, end: int) -> None:
+        """Read an element. One that finishes the answer waits, until more content disproves it."""
+        element = b"".join((*self._element, last))
+        self._element, self._kept_bytes = [], 0
+        self._first_end = self._first_end or end
+        finished, content = self.finished, self.content_events
+        take(self, element, False)
+        goes_on = self.phase == OPEN or (self.phase == FINISHED and self.content_events > content)
+        if self.finished > finished and self.phase != CLOSED:
+            self.phase = FINISHED
+            self._safe = self._element_at if goes_on else self._safe
+        elif goes_on:
+            self.phase = OPEN
+            self._safe = end
+
+    def _keep(self, part: bytes) -> None:
+        self._kept_bytes += len(part)
+        if self._kept_bytes > self.bounds.event_bytes_max:
+            self.text_bytes += len(part)
+        else:
+            self._element.append(part)
+
+    def _pass(self, chunk: bytes, before: int) -> bytes:
+        """Give what stands in front of the safe place; the rest waits."""
+        if self._safe <= before:
+            passed, at = self._waiting_up_to(self._safe - before + self.withheld), 0
+        else:
+            at = self._safe - before
+            passed, self._waiting = b"".join((*self._waiting, chunk[:at])), []
+        if at < len(chunk):
+            self._waiting.append(chunk[at:])
+        self.withheld = self._fed - self._safe
+        self.surplus = self.phase == CLOSED and self.withheld > (
+            self.bounds.event_bytes_max + BEHIND_END_BYTES_MAX
+        )
+        return passed
+
+    def _waiting_up_to(self, size: int) -> bytes:
+        """Give the first bytes of what waits."""
+        if size <= 0:
+            return b""
+        waiting = b"".join(self._waiting)
+        self._waiting = [waiting[size:]]
+        return waiting[:size]

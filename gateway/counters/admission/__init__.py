@@ -1,0 +1,1 @@
+"""Who calls, what it may take, and taking it."""

@@ -1,0 +1,85 @@
+"""An organization's terms, as they resolve services for its callers.
+
+Subscription services are those its subscription includes. Of services with another meter it may use all,
+until it is given any with that meter: then those.
+
+A service is resolved once a version of the catalogue and of the terms, and stays the same object
+while neither changes: what is made for a service elsewhere is found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.billing.pricing import NO_PRICING
+from gateway.core.calls.tariff import CONSUMPTION
+from gateway.core.model import Service
+from gateway.counters.admission.stored import decode_terms
+from gateway.errors import ServiceNotIncluded
+
+SUBSCRIPTION = "subscription"
+_NO_METERS: Mapping[int, str] = {}
+
+
+class Terms:
+    """One organization's terms; `raw` is what they were read from, empty where nothing is written."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self._terms = decode_terms(raw) if raw else OrganizationTerms()
+        self._features = frozenset(self._terms.features)
+        self._negotiated = {one.service_id: one for one in self._terms.negotiated}
+        self._resolved: dict[str, _Resolved] = {}
+
+    def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:
+        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it.
+
+        `meters` are those of the catalogue's services, by their ids.
+        """
+        known = self._resolved.get(service.key)
+        if known is None or known.base is not service:
+            known = self._resolved[service.key] = _Resolved(service, self._negotiated.get(service.id))
+            known.given = self._is_given(known.service, meters)
+        if not known.given:
+            raise ServiceNotIncluded("This service was not given to the organization.", retry_helps=False)
+        if known.service.meter != SUBSCRIPTION:
+            return known.service
+        terms = self._terms
+        if terms.since_ms <= now_ms < terms.until_ms:
+            if service.key not in self._features:
+                raise ServiceNotIncluded(retry_helps=False)
+            return known.included
+        if terms.subscribed or 0 < terms.until_ms <= now_ms:
+            raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
+        return known.service
+
+    def _is_given(self, service: Service, meters: Mapping[int, str]) -> bool:
+        if service.meter == SUBSCRIPTION or service.id in self._negotiated:
+            return True
+        given = self._negotiated.values()
+        return all((one.meter or meters.get(one.service_id)) != service.meter for one in given)
+
+
+class _Resolved:
+    """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
+
+    `given` says that it may use it, as far as that does not depend on a subscription.
+    """
+
+    __slots__ = ("base", "given", "included", "service")
+
+    def __init__(self, base: Service, negotiated: Negotiated | None) -> None:
+        meter = (negotiated and negotiated.meter) or base.meter
+        self.base = base
+        self.given = True
+        self.service = replace(base, meter=meter, counts_tokens=base.counts_tokens or meter == SUBSCRIPTION)
+        if negotiated is not None:
+            pricing = negotiated.pricing
+            if pricing is None:
+                # Units at tiers become units at credits, which an organization always negotiates.
+                flat = meter == CONSUMPTION and base.pricing.per_million is None
+                pricing = NO_PRICING if flat and base.meter != meter else base.pricing
+            self.service = replace(self.service, credits=negotiated.credits, pricing=pricing)
+        self.included = replace(self.service, needs_plan=False)

@@ -1,0 +1,143 @@
+"""What a key holder may still use, limit by limit: `GET /.tollkeeper/usage`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import cast
+
+import msgspec
+
+from gateway.core.model import Caller
+from gateway.counters.admission.throttle import Throttle
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire, encode_script
+from gateway.errors import CountersUnavailable
+
+UNIT = 60_000
+MILLION = 1_000_000
+Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
+
+
+class Usages:
+    """What callers are told of their accounts, so many times a minute a key. `clock` is monotonic seconds."""
+
+    def __init__(self, wire: Wire, clock: Callable[[], float]) -> None:
+        self._wire = wire
+        self._throttle = Throttle(wire, clock)
+
+    async def of(self, caller: Caller, user: str = "") -> bytes:
+        """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
+        await self._throttle.take(caller)
+        return await usage(self._wire, caller, user)
+
+
+async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
+    """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
+    p = caller.partition
+    names = {
+        "key": (b"1", keys.key_state(p, caller.key_id)),
+        "user": (b"2", keys.user_state(p, caller.tenant_id, user or caller.user)),
+        "tenant": (b"3", keys.tenant_state(p, caller.tenant_id)),
+        "organization": (b"4", keys.organization_state(p, caller.organization_id)),
+    }
+    waits = {
+        scope: wire.send(encode_script("peek", (keys.marker(p), name), (wire.run_id, kind)))
+        for scope, (kind, name) in names.items()
+    }
+    raw: dict[str, bytes | None] = {}
+    for scope, wait in waits.items():
+        answer = await wait
+        if not isinstance(answer, list) or isinstance(answer[0], int):
+            raise CountersUnavailable
+        raw[scope] = cast("bytes | None", answer[0])
+    if not (raw["key"] and raw["tenant"] and raw["organization"]):
+        raise CountersUnavailable
+    tenant = states.unpack_tenant(raw["tenant"])
+    organization = states.unpack_organization(raw["organization"])
+    scopes: list[tuple[str, Bucket]] = [("key", states.unpack_key(raw["key"]))]
+    if raw["user"]:
+        scopes.append(("user", states.unpack_user(raw["user"])))
+    scopes += [("tenant", tenant), ("organization", organization)]
+    return msgspec.json.encode(
+        {
+            "organization": caller.organization_id,
+            "tenant": caller.tenant_id,
+            "plan": tenant.plan_id or None,
+            "tokens_used": tenant.used,
+            "tokens_remaining": None if tenant.unlimited else tenant.remaining,
+            "next_reset_at": _moment(tenant.next_reset),
+            "is_blocked": tenant.is_blocked,
+            "credits_remaining": organization.balance + organization.credit_limit - organization.credits_held,
+            "limits": [
+                *(limit for scope, state in scopes for limit in _limits(scope, state)),
+                *_spend(organization, datetime.now(UTC)),
+            ],
+        }
+    )
+
+
+def _spend(organization: states.OrganizationState, now: datetime) -> list[dict[str, object]]:
+    """What Pay-Per-Use costs this month, as decimals; without a cap only what it came to."""
+    month = now.year * 12 + now.month
+    held = organization.spend_held
+    spent = (organization.spent if organization.month >= month else 0) + held
+    capped = organization.cap >= 0
+    if not capped and not spent:
+        return []
+    # Month by month from January of the year 0.
+    begins = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return [
+        {
+            "scope": "organization",
+            "name": "spend_cap",
+            "limit": _money(organization.cap) if capped else None,
+            "used": _money(spent),
+            "remaining": _money(max(0, organization.cap - spent)) if capped else None,
+            "reset_at": _moment(round(begins.timestamp() * 1000)),
+        }
+    ]
+
+
+def _money(millionths: int) -> str:
+    return f"{Decimal(millionths) / MILLION:f}"
+
+
+def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for name, limit, level in (
+        ("requests_per_minute", state.rpm, state.requests_used),
+        ("tokens_per_minute", state.tpm, state.tokens_used),
+    ):
+        if limit:
+            used = -(-level // UNIT)
+            found.append(
+                {
+                    "scope": scope,
+                    "name": name,
+                    "limit": limit,
+                    "used": used,
+                    "remaining": max(0, limit - used),
+                    "reset_at": _moment(state.at + -(-level // limit)),
+                }
+            )
+    if state.concurrency:
+        found.append(
+            {
+                "scope": scope,
+                "name": "concurrency",
+                "limit": state.concurrency,
+                "used": state.inflight,
+                "remaining": max(0, state.concurrency - state.inflight),
+                "reset_at": None,
+            }
+        )
+    return found
+
+
+def _moment(ms: int) -> str | None:
+    if not ms:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""What the keeper asks of Redis."""

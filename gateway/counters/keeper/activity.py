@@ -1,0 +1,72 @@
+"""What tenants' calls used and were refused in the last minute, of all gateways together, kept in Redis.
+
+Each worker adds what it counted every other second to a hash of five seconds, which Redis forgets
+by itself. Nothing depends on it: while Redis is away nothing is kept, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+from gateway.core.accounts.activity import Counts, bounded
+from gateway.core.wait import in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersUnavailable
+
+PUBLISH_S = 2.0
+BUCKET_S = 5
+WINDOW_S_MAX = 60
+KEPT_S = WINDOW_S_MAX + 4 * BUCKET_S
+TENANTS_TOLD_MAX = 100  # by one worker, each time
+
+
+class Activity:
+    """The hashes of the last minute; `unix_seconds` is the time of day."""
+
+    def __init__(self, wire: Wire, unix_seconds: Callable[[], float]) -> None:
+        self._wire = wire
+        self._unix_seconds = unix_seconds
+
+    async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
+        """Add what is taken, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            with suppress(CountersUnavailable):
+                await self.publish(taken())
+
+    async def publish(self, counts: Counts) -> None:
+        """Add counts to the present hash; CountersUnavailable where Redis does not answer."""
+        if not counts:
+            return
+        name = keys.activity(int(self._unix_seconds()) // BUCKET_S).encode()
+        waits = [
+            self._wire.send(encode(b"HINCRBY", name, b"%d:%b" % (tenant_id, kind.encode()), b"%d" % count))
+            for (tenant_id, kind), count in bounded(counts, TENANTS_TOLD_MAX).items()
+        ]
+        waits.append(self._wire.send(encode(b"EXPIRE", name, b"%d" % KEPT_S)))
+        for wait in waits:
+            await in_task(wait)
+
+    async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
+        """What was counted in the last seconds, and how many they really were.
+
+        CountersUnavailable where Redis does not answer.
+        """
+        now = self._unix_seconds()
+        last = int(now) // BUCKET_S
+        first = last - min(window_s, WINDOW_S_MAX) // BUCKET_S
+        waits = [
+            self._wire.send(encode(b"HGETALL", keys.activity(bucket).encode()))
+            for bucket in range(first, last + 1)
+        ]
+        found: list[tuple[tuple[int, str], int]] = []
+        for wait in waits:
+            answer = cast("list[bytes]", await in_task(wait))
+            for field, count in zip(answer[::2], answer[1::2], strict=True):
+                tenant_id, _, kind = field.decode().partition(":")
+                found.append(((int(tenant_id), kind), int(count)))
+        return found, now - first * BUCKET_S

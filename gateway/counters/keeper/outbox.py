@@ -1,0 +1,257 @@
+"""The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
+
+What waits behind stopped accounts stands apart (`parked.py`), and is read and acknowledged likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from gateway.core.accounts.ledger import MalformedEvent, Place, decode, places_before
+from gateway.core.accounts.outbox import Owner, stream_place
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import Wait, in_task
+from gateway.counters.keeper.parked import Parked
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Reply, Wire, encode
+from gateway.errors import CountersRefused, CountersUnavailable
+
+LOOK_ENTRIES = 1_000
+LOOK_ENTRIES_MAX = 100_000
+
+# A partition, and the key of a stream of it.
+_Stream = tuple[int, str]
+
+
+class Outbox:
+    """Streams of all partitions, read and acknowledged on one connection.
+
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. `look` makes
+    sure that what was read until then is of the history the wire speaks to.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        say: Callable[..., None] = lambda _, **__: None,
+        *,
+        look: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.broken: dict[int, str] = {}
+        self._wire = wire
+        self._say = say
+        self._look = look
+        self._parked = Parked(wire)
+        self._read_under = b""
+        self._replaced = False
+
+    @property
+    def read_under(self) -> bytes:
+        """The run id of the server that was read from last; within a pass it is always the same."""
+        return self._read_under
+
+    async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
+        """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
+
+        A partition whose stream is broken has nothing, nor has one that was verified under another
+        history: its entries may be no continuation of what is stored.
+        """
+        found = await self._read({(p, keys.outbox(p)): entry_id for p, entry_id in after.items()}, count)
+        for (partition, _), entries in found.items():
+            self._tell(partition, entries)
+        return {p: entries for (p, _), entries in found.items() if isinstance(entries, list) and entries}
+
+    async def read_parked(
+        self, after: Mapping[Owner, bytes], count: int
+    ) -> dict[Owner, list[tuple[bytes, bytes]]]:
+        """Up to `count` entries that wait apart, by owner; nothing of one that cannot be read now."""
+        owners = {(p, keys.parked_entries(p, one)): (p, one) for p, one in after}
+        found = await self._read({stream: after[owner] for stream, owner in owners.items()}, count)
+        return {owners[stream]: entries for stream, entries in found.items() if isinstance(entries, list)}
+
+    async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
+        """How many entries wait apart, by owner. Asked behind a `read` it tells of all moved before that."""
+        return await self._parked.counts(partitions)
+
+    async def _read(
+        self, after: Mapping[_Stream, bytes], count: int
+    ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
+        """Entries of streams behind an id, or why one is broken; of another history there is nothing."""
+        self._begin_read()
+        partitions = {partition for partition, _ in after}
+        markers = {one: self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in partitions}
+        waits = {stream: self._wire.send(_range(stream[1], one, count)) for stream, one in after.items()}
+        present = {one for one, wait in markers.items() if self._is_of_this_history(await in_task(wait))}
+        found: dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused] = {}
+        for stream, wait in waits.items():
+            answer = await _or_refusal(wait)
+            if stream[0] in present:
+                found[stream] = answer
+        if self._look is not None:
+            await self._look()
+            self._begin_read()
+        return found
+
+    def _is_of_this_history(self, marker: Reply) -> bool:
+        return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self._read_under
+
+    def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
+        """Say whose stream is broken, as where its key is of another type, and whose is whole again."""
+        if isinstance(read, list):
+            if self.broken.pop(partition, None) is not None:
+                self._say("outbox stream is whole again", partition=partition)
+            return
+        if partition not in self.broken:
+            self._say("outbox stream is broken", partition=partition, error=read.message, level="error")
+        self.broken[partition] = read.message
+
+    def _begin_read(self) -> None:
+        """Note the server that is read from; a new one first ends the pass over the old one's entries."""
+        if self._wire.run_id != self._read_under and self._read_under and not self._replaced:
+            self._replaced = True
+            raise CountersUnavailable("Redis was restarted in the middle of a pass")
+        self._replaced = False
+        self._read_under = self._wire.run_id
+
+    async def acknowledge(
+        self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Remove entries that are rows now, and the ids of control writes and late posts among them.
+
+        The ids go first: one that outlived its entry would say for ever that its row is still to come.
+        """
+        self._refuse_replaced()
+        waits = self._forget(control_ids)
+        for partition, ids in entries.items():
+            if ids:
+                waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
+        await self._all(waits)
+
+    async def acknowledge_parked(
+        self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
+    ) -> None:
+        """The same of entries that waited apart."""
+        self._refuse_replaced()
+        await self._all(self._forget(control_ids))
+        await self._parked.delete(entries)
+
+    async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
+        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
+        self._refuse_replaced()
+        return await self._parked.move(entries)
+
+    def _refuse_replaced(self) -> None:
+        if self._wire.run_id != self._read_under:
+            raise CountersUnavailable("Redis was restarted since these entries were read")
+
+    def _forget(self, control_ids: Mapping[int, Sequence[str]]) -> list[Wait[Reply]]:
+        return [
+            self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *(id_.encode() for id_ in ids)))
+            for partition, ids in control_ids.items()
+            if ids
+        ]
+
+    async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
+        refused = None
+        for wait in waits:
+            try:
+                await in_task(wait)
+            except CountersRefused as error:
+                refused = error  # of one partition: what the others had is acknowledged
+        if refused is not None:
+            raise refused
+
+    async def deleted(self) -> dict[int, bytes]:
+        """The newest entry that was ever deleted of each partition's stream, by its id.
+
+        What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
+        `max-deleted-entry-id`. A partition that has no stream is left out.
+        """
+        there = [self._wire.send(encode(b"TYPE", keys.outbox(p).encode())) for p in range(PARTITIONS)]
+        streams = [partition for partition, wait in enumerate(there) if await in_task(wait) == b"stream"]
+        waits = {p: self._wire.send(encode(b"XINFO", b"STREAM", keys.outbox(p).encode())) for p in streams}
+        found: dict[int, bytes] = {}
+        for partition, wait in waits.items():
+            facts = await in_task(wait)
+            assert isinstance(facts, list)
+            said = dict(zip(facts[::2], facts[1::2], strict=True))
+            newest = said.get(b"max-deleted-entry-id")
+            if isinstance(newest, bytes):
+                found[partition] = newest
+        return found
+
+    async def waiting(self, partition: int) -> dict[str, Place] | None:
+        """Where each account stood before its first entry that still waits in a partition.
+
+        None where more waits than is looked at: who comes later cannot be told from who does not.
+        """
+        # In this order: what is moved aside meanwhile is seen here or there, and is older there.
+        waiting = await self._places(keys.outbox(partition))
+        for _, owner in await self.parked([partition]):
+            apart = await self._places(keys.parked_entries(partition, owner))
+            waiting = None if waiting is None or apart is None else waiting | apart
+        return waiting
+
+    async def _places(self, stream: str) -> dict[str, Place] | None:
+        """Where each account stood before its first entry of a stream; None where there are too many."""
+        found: dict[str, Place] = {}
+        after = b""
+        for _ in range(LOOK_ENTRIES_MAX // LOOK_ENTRIES):
+            answer = await in_task(self._wire.send(_range(stream, after, LOOK_ENTRIES)))
+            entries = list(map(_entry, answer)) if isinstance(answer, list) else []
+            for _, packed in entries:
+                with suppress(MalformedEvent):
+                    for place in places_before(decode(packed)):
+                        found.setdefault(place.account, place)
+            if len(entries) < LOOK_ENTRIES:
+                return found
+            after = entries[-1][0]
+        return None
+
+    async def depth(self) -> tuple[int, int]:
+        """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
+        names = [keys.outbox(partition).encode() for partition in range(PARTITIONS)]
+        lengths = [self._wire.send(encode(b"XLEN", name)) for name in names]
+        firsts = [self._wire.send(encode(b"XRANGE", name, b"-", b"+", b"COUNT", b"1")) for name in names]
+        total, oldest = 0, 0
+        for wait in lengths:
+            length = await _unless_refused(wait)
+            total += length if isinstance(length, int) else 0
+        for wait in firsts:
+            entries = await _unless_refused(wait)
+            if isinstance(entries, list) and entries:
+                at, _ = stream_place(_entry(entries[0])[0])
+                oldest = min(oldest or at, at)
+        return total, oldest
+
+
+def _range(stream: str, after: bytes, count: int) -> bytes:
+    start = b"(" + after if after else b"-"
+    return encode(b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count)
+
+
+async def _or_refusal(wait: Wait[Reply]) -> list[tuple[bytes, bytes]] | CountersRefused:
+    try:
+        answer = await in_task(wait)
+    except CountersRefused as error:
+        return error
+    assert isinstance(answer, list)
+    return list(map(_entry, answer))
+
+
+async def _unless_refused(wait: Wait[Reply]) -> Reply:
+    with suppress(CountersRefused):
+        return await in_task(wait)
+    return None
+
+
+def _entry(raw: Reply) -> tuple[bytes, bytes]:
+    """An XRANGE entry; one without the field is an empty event, which the writer refuses by name."""
+    assert isinstance(raw, list)
+    entry_id, fields = raw
+    assert isinstance(entry_id, bytes)
+    if isinstance(fields, list) and len(fields) == 2 and isinstance(fields[1], bytes):
+        return entry_id, fields[1]
+    return entry_id, b""

@@ -1,0 +1,286 @@
+"""The counters as the verifier sees them: what is behind, what must be written whole."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from gateway.core.accounts.definitions import OrganizationAccount, ServiceUse, TenantAccount
+from gateway.core.billing.pricing import spend_micro
+from gateway.core.billing.tiers import read_tiers
+from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.counters.keeper import attendance
+from gateway.counters.keeper.control import Control
+from gateway.counters.layouts import packing, states
+from gateway.counters.redis import keys
+from gateway.counters.settlement_log.settlement_record import service_of
+
+READ_BATCH_MAX = 500
+
+
+class Verification(Control):
+    """The keeper's connection, with what verification needs besides."""
+
+    async def markers(self) -> Markers:
+        """The partitions as their markers stand under the present run id."""
+        found = Markers([], {}, {})
+        markers = await self.ask_each((b"GET", keys.marker(one).encode()) for one in range(PARTITIONS))
+        for partition, raw in enumerate(markers):
+            marker = raw if isinstance(raw, bytes) else b""
+            run_id, epoch, _ = packing.read_marker(marker)
+            if run_id != self.run_id:
+                found.unverified.append((partition, marker, epoch))
+                continue
+            found.verified[partition] = epoch
+            if packing.is_closed(marker):
+                found.closed[partition] = epoch
+        return found
+
+    async def reports(self) -> dict[str, Report]:
+        """What workers reported last, by seat."""
+        answer = await self.ask(b"HGETALL", keys.WORKERS.encode())
+        flat = cast("list[bytes]", answer)
+        fields = zip(flat[::2], flat[1::2], strict=True)
+        return {seat.decode(): report for seat, raw in fields if (report := attendance.unpack(raw))}
+
+    async def dismiss(self, seats: Collection[str]) -> None:
+        """Forget the reports of workers that are gone."""
+        await self.ask(b"HDEL", keys.WORKERS.encode(), *(seat.encode() for seat in seats))
+
+    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
+        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
+        return await self.mark(partition, before, epoch, packing.CLOSED)
+
+    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
+        """Open a partition that was closed under this epoch; False where the marker moved on."""
+        closed = packing.marker(self.run_id, epoch, packing.CLOSED)
+        return await self.mark(partition, closed, epoch, catalogue)
+
+    async def late_waiting(self) -> frozenset[int]:
+        """Partitions with settlements in their late lane, or whose lane does not say."""
+        lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
+        return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
+
+    async def behind(
+        self,
+        partition: int,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
+        """Accounts whose state is missing or whose seq is behind."""
+        names = [
+            keys.organization_state(partition, one.definition.organization_id) for one in organizations
+        ] + [keys.tenant_state(partition, one.definition.tenant_id) for one in tenants]
+        raw: list[bytes | None] = []
+        for start in range(0, len(names), READ_BATCH_MAX):
+            raw += await self.states(names[start : start + READ_BATCH_MAX])
+        late_organizations = [
+            one for one, packed in zip(organizations, raw, strict=False) if _organization_behind(one, packed)
+        ]
+        late_tenants = [
+            one
+            for one, packed in zip(tenants, raw[len(organizations) :], strict=True)
+            if _tenant_behind(one, packed)
+        ]
+        return late_organizations, late_tenants
+
+    async def restore(
+        self,
+        partition: int,
+        marker: bytes,
+        organizations: Sequence[OrganizationAccount],
+        tenants: Sequence[TenantAccount],
+    ) -> bool:
+        """Write these accounts as PostgreSQL has them, with what the holds that are there hold of them.
+
+        False where the marker moved on.
+        """
+        found = (await self._holds(partition, await self.held(partition))).values()
+        holds = [hold for hold, _, _ in found]
+        tiers = {hold.service_id: tiers for hold, _, tiers in found}
+        for organization in organizations:
+            id_ = organization.definition.organization_id
+            mine = [hold for hold in holds if hold.organization_id == id_]
+            uses = _with_holds_of_services(organization, mine, tiers)
+            state = _with_holds_of_organization(organization_state(organization), mine, uses)
+            parts = {keys.organization_state(partition, id_): states.pack(state)}
+            for service_id, use in uses.items():
+                parts[keys.activation(partition, id_, service_id)] = states.pack(use)
+            for name, packed in parts.items():
+                if not await self.rebuild(partition, name, packed, marker):
+                    return False
+        for tenant in tenants:
+            name = keys.tenant_state(partition, tenant.definition.tenant_id)
+            packed = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
+            if not await self.rebuild(partition, name, packed, marker):
+                return False
+        return True
+
+    async def held(self, partition: int) -> list[str]:
+        """The request ids of all holds of a partition."""
+        names = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1")
+        return [name.decode() for name in names if isinstance(name, bytes)] if isinstance(names, list) else []
+
+    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+        """End these holds without a charge, under a marker only this keeper knows; answers that marker.
+
+        None where the marker moved on.
+        """
+        run_id = b"let-go:%b" % uuid.uuid4().hex.encode()
+        marker = packing.marker(run_id.ljust(len(self.run_id), b"."), epoch, packing.read_marker(before)[2])
+        if not await self.rebuild(partition, keys.marker(partition), marker, before):
+            return None
+        for request_id, (hold, user, tiers) in (await self._holds(partition, ids)).items():
+            caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
+            service = service_of(hold.service_id, hold.flags, tiers)
+            release = Settlement(caller, request_id, user, service, charge=False)
+            call = packing.settle(marker[: len(self.run_id)], 0, release, packing.MODE_RELEASE)
+            await self.run("settle", call)
+        return marker
+
+    async def _holds(
+        self, partition: int, ids: Sequence[str]
+    ) -> dict[str, tuple[states.HoldState, str, bytes]]:
+        """Holds by request id: what is held, the caller's own user, the tiers."""
+        found: dict[str, tuple[states.HoldState, str, bytes]] = {}
+        for start in range(0, len(ids), READ_BATCH_MAX):
+            batch = ids[start : start + READ_BATCH_MAX]
+            raw = await self.states([keys.hold(partition, one) for one in batch])
+            found |= {
+                one: states.unpack_hold(packed) for one, packed in zip(batch, raw, strict=True) if packed
+            }
+        return found
+
+    async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
+        """Control writes among these that the counters do not remember."""
+        if not ids:
+            return []
+        fields = [one.encode() for one in ids]
+        answer = await self.ask(b"HMGET", keys.control(partition).encode(), *fields)
+        assert isinstance(answer, list)
+        return [one for one, known in zip(ids, answer, strict=True) if known is None]
+
+    async def all_verified(self, run_id: bytes) -> None:
+        """Say that whatever is not here does not exist."""
+        await self.ask(b"SET", keys.VERIFIED.encode(), run_id)
+
+    async def said_verified(self, run_id: bytes) -> bool:
+        """Whether a keeper has said so under this run id."""
+        return await self.ask(b"GET", keys.VERIFIED.encode()) == run_id
+
+
+def tenant_state(account: TenantAccount) -> states.TenantState:
+    """A tenant's whole state from its account; nothing held, full buckets."""
+    definition, terms = account.definition, account.definition.terms
+    started = account.seq > 0
+    total = -1 if account.total is None else account.total
+    has_plan = terms.plan_id > 0 and started
+    rpm, tpm, concurrency = packing.limits(definition.limits)
+    user_rpm, user_tpm, user_concurrency = packing.limits(definition.user_limits)
+    return states.TenantState(
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        user_rpm=user_rpm,
+        user_tpm=user_tpm,
+        user_concurrency=user_concurrency,
+        flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
+        total=total if started else -1,
+        remaining=account.granted if account.remaining is None else account.remaining,
+        used=account.used,
+        cycle=account.cycle,
+        next_reset=account.next_reset_ms,
+        anchor=terms.anchor,
+        last_reset=account.last_reset_ms,
+        seq=account.seq,
+        ledger_at=account.last_reset_ms,
+        plan_id=terms.plan_id if has_plan else 0,
+        interval=packing.INTERVALS[terms.reset_interval] if has_plan else 0,
+        policy=packing.POLICIES[terms.overage_policy],
+        admission=packing.ADMISSIONS[terms.admission],
+        on_exhausted=packing.EXHAUSTED[terms.on_exhausted],
+        on_store_failure=packing.STORE_FAILURES[terms.on_store_failure],
+        rollover_max=terms.rollover_max,
+        plan_total=-1 if terms.total is None else terms.total,
+        tenant_id=definition.tenant_id,
+        organization_id=definition.organization_id,
+    )
+
+
+def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.HoldState]) -> states.TenantState:
+    mine = [hold for hold in holds if hold.tenant_id == state.tenant_id]
+    return replace(state, inflight=_slots(mine), held=sum(hold.tokens for hold in mine))
+
+
+def _with_holds_of_services(
+    account: OrganizationAccount, holds: Sequence[states.HoldState], tiers: Mapping[int, bytes]
+) -> dict[int, states.ActivationState]:
+    """What is kept of each service, its units in flight included, and what they would cost together."""
+    uses = {use.service_id: activation_state(use) for use in account.uses}
+    for hold in holds:
+        if hold.flags & states.HOLD_USES and not hold.credits:
+            use = uses.setdefault(hold.service_id, states.ActivationState())
+            use.held += hold.units
+    for service_id, use in uses.items():
+        if use.held and account.definition.cap is not None:
+            use.held_price = spend_micro(read_tiers(tiers[service_id]), use.quantity, use.held)
+    return uses
+
+
+def _with_holds_of_organization(
+    state: states.OrganizationState,
+    mine: Sequence[states.HoldState],
+    uses: Mapping[int, states.ActivationState],
+) -> states.OrganizationState:
+    paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
+    alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)
+    return replace(
+        state,
+        inflight=_slots(mine),
+        credits_held=sum(hold.credits for hold in paying if not hold.flags & states.HOLD_USES),
+        spend_held=alone + sum(use.held_price for use in uses.values()),
+    )
+
+
+def _slots(holds: Sequence[states.HoldState]) -> int:
+    return sum(not hold.flags & states.HOLD_LEASE for hold in holds)
+
+
+def activation_state(use: ServiceUse) -> states.ActivationState:
+    """What is kept of a service: nothing is paid twice, no tier begins again."""
+    return states.ActivationState(
+        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=use.quantity
+    )
+
+
+def organization_state(account: OrganizationAccount) -> states.OrganizationState:
+    """An organization's whole state from its accounts."""
+    definition = account.definition
+    rpm, tpm, concurrency = packing.limits(definition.limits)
+    return states.OrganizationState(
+        rpm=rpm,
+        tpm=tpm,
+        concurrency=concurrency,
+        balance=account.balance,
+        credit_limit=definition.credit_limit,
+        credit_seq=account.credit_seq,
+        cap=-1 if definition.cap is None else definition.cap,
+        spent=account.spent,
+        month=account.month,
+        spend_seq=account.spend_seq,
+        organization_id=definition.organization_id,
+    )
+
+
+def _organization_behind(account: OrganizationAccount, packed: bytes | None) -> bool:
+    if packed is None:
+        return True
+    state = states.unpack_organization(packed)
+    return state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
+
+
+def _tenant_behind(account: TenantAccount, packed: bytes | None) -> bool:
+    return packed is None or states.unpack_tenant(packed).seq < account.seq

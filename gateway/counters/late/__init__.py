@@ -1,0 +1,1 @@
+"""Settlements that came after their hold had ended."""

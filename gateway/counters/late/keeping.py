@@ -1,0 +1,181 @@
+"""Expired holds and the late lane, as reclaimer and poster use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from gateway.core.accounts.holds import Charge, Charged, Ending, ExpiredHold, LateSettlement, Verb
+from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.core.wait import Wait, in_task
+from gateway.counters.keeper.control import APPLIED, UNVERIFIED, Control
+from gateway.counters.late.late_lane import LateLane
+from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.frame import TOMBSTONE_MS
+from gateway.counters.leases.lease import IF_OVER, NONE, lease
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.counters.settlement_log.acknowledged import of_settle
+from gateway.counters.settlement_log.settlement_record import service_of
+from gateway.errors import CountersRefused, CountersUnavailable
+
+CORRECTED = "settled after its hold was reclaimed"
+
+
+class Keeping(Control):
+    """The keeper's connection, with what reclaiming and late posting need besides."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self._lane = LateLane(self)
+        self._looked_under = b""
+
+    async def expired(self, count: int) -> Sequence[ExpiredHold]:
+        """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
+        time = await self.ask(b"TIME")
+        assert isinstance(time, list)
+        seconds, micros = (int(cast("bytes", part)) for part in time)
+        now_ms = seconds * 1000 + micros // 1000
+        found: list[ExpiredHold] = []
+        due = await self.ask_each(
+            (
+                *(b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms),
+                *(b"BYSCORE", b"LIMIT", b"0", b"%d" % count),
+            )
+            for partition in range(PARTITIONS)
+        )
+        for partition, names in enumerate(due):
+            for name in names if isinstance(names, list) else ():
+                hold = await self._hold(partition, cast("bytes", name).decode())
+                if hold is not None:
+                    found.append(hold)
+        return found
+
+    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+        """Charge so much for a call, give the rest of its hold back, leave a tombstone.
+
+        A lease is only given back, if nobody renewed it meanwhile.
+        """
+        if hold.lease:
+            call = lease(self.run_id, hold.caller, hold.request_id, IF_OVER)
+            return packing.code_of(cast("bytes", await self.run("lease", call))) == NONE
+        settlement = Settlement(
+            caller=hold.caller,
+            request_id=hold.request_id,
+            user=hold.user,
+            service=hold.service,
+            charge=True,
+            tokens=charge.tokens,
+            credits=charge.credits,
+            units=charge.units,
+            metadata=b'{"estimated":true,"reclaimed":true}',
+        )
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
+        code = packing.code_of(cast("bytes", await self.run("settle", call)))
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        return code == APPLIED  # known to nobody else: a loss of it is one
+
+    async def late(self, count: int) -> Sequence[LateSettlement]:
+        """Late settlements that can be decided: what came before them is on its way no more."""
+        self._looked_under = self.run_id
+        return await self._lane.decidable(count)
+
+    async def end(self, endings: Sequence[Ending]) -> list[bool]:
+        """Deal with late settlements in one write, each once by its entry; which were dealt with.
+
+        False where an account is not known, or the counters refuse this one alone. CountersUnavailable
+        where some could not be asked; the others are dealt with. So too behind a restart: entries that
+        are there again may have been dealt with by another keeper, since the ledger was asked.
+        """
+        if self.run_id != self._looked_under:
+            raise CountersUnavailable("Redis was restarted since these settlements were looked at")
+        charges = [one for one in endings if one.verb is not Verb.DROP]
+        waits = [self._charge(one) for one in charges]
+        gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
+        charged: dict[Ending, bool] = {}
+        unavailable = None
+        for one, wait in zip(charges, waits, strict=True):
+            try:
+                charged[one] = self._applied(one.late.caller, cast("bytes", await in_task(wait)))
+            except CountersRefused:
+                charged[one] = False
+            except CountersUnavailable as error:
+                unavailable = error
+        for removed in gone:
+            await in_task(removed)
+        if unavailable is not None:
+            raise unavailable
+        return [charged.get(one, True) for one in endings]
+
+    def _charge(self, ending: Ending) -> Wait[Reply]:
+        """Send a post, which needs no hold, or what was used beyond what a reclaim charged."""
+        late, mode, metadata = ending.late, packing.MODE_POST, ending.late.metadata
+        if ending.verb is Verb.CORRECT:
+            own = msgspec.json.decode(metadata) if metadata else {}
+            more = {**own, "corrects": late.request_id, "reason": CORRECTED}
+            mode, metadata = packing.MODE_CORRECT, msgspec.json.encode(more)
+        settlement = _settlement(late, ending.used, metadata)
+        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
+        return self._wire.send(encode_script("settle", *call))
+
+    def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
+        """Send the removal of entries that are charged already: one command a lane."""
+        by_lane: dict[int, list[bytes]] = {}
+        for one in late:
+            by_lane.setdefault(one.partition, []).append(one.entry_id)
+        return [
+            self._wire.send(encode(b"XDEL", keys.late(partition).encode(), *ids))
+            for partition, ids in by_lane.items()
+        ]
+
+    def _applied(self, caller: Caller, answer: bytes) -> bool:
+        """Whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
+        code = packing.code_of(answer)
+        if code == UNVERIFIED:
+            raise CountersUnavailable
+        self.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+        return code == APPLIED
+
+    async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
+        packed = await self.ask(b"GET", keys.hold(partition, request_id).encode())
+        if not isinstance(packed, bytes):
+            await self.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
+            return None
+        state, user, tiers = states.unpack_hold(packed)
+        caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
+        service = service_of(state.service_id, state.flags, tiers)
+        # What tokens set the price of costs what was seen; any other price is known beforehand.
+        held = 0 if state.flags & states.HOLD_USES else state.credits
+        credits_ = held if state.seen < 0 else state.seen
+        return ExpiredHold(
+            request_id,
+            caller,
+            user,
+            service,
+            state.observed,
+            credits_,
+            state.units,
+            state.created,
+            state.tokens,
+            bool(state.flags & states.HOLD_LEASE),
+            held,
+        )
+
+
+def _settlement(late: LateSettlement, used: Charged, metadata: bytes) -> Settlement:
+    """Charge a late call with this much."""
+    return Settlement(
+        caller=late.caller,
+        request_id=late.request_id,
+        user=late.user,
+        service=late.service,
+        charge=True,
+        tokens=used.tokens,
+        credits=used.credits,
+        units=used.units,
+        attribution=late.attribution,
+        metadata=metadata,
+    )

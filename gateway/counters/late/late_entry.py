@@ -1,0 +1,101 @@
+"""One entry of the late lane: where it stands, whose it is, what was used. Of the outbox, place and owner."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import isfinite
+from typing import cast
+
+from gateway.core.accounts.holds import LateSettlement
+from gateway.core.accounts.ledger import HEAD, LAYOUTS
+from gateway.core.accounts.outbox import StreamPlace, stream_place
+from gateway.core.model import Caller
+from gateway.counters.layouts import packing
+from gateway.counters.redis.wire import Reply
+from gateway.counters.settlement_log.acknowledged import of_argument
+from gateway.counters.settlement_log.settlement_record import service_of
+
+START: StreamPlace = (0, 0)
+# Where the organization stands in an outbox entry's head.
+_OWNER, _OWNER_AT = struct.Struct("<d"), struct.calcsize("<4B2d")
+# What every entry of the lane has; see `late` in lua/lib/settlement.lua.
+_FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
+
+
+@dataclass(frozen=True, slots=True)
+class LateEntry:
+    """One entry of the lane, read as far as it takes to know whose it is."""
+
+    place: StreamPlace
+    entry_id: bytes
+    organization_id: int
+    request_id: str
+    fields: dict[bytes, bytes]
+
+
+def place_of(entry: Reply) -> StreamPlace:
+    """The place of an entry as XRANGE answers it."""
+    assert isinstance(entry, list)
+    return stream_place(cast("bytes", entry[0]))
+
+
+def id_of(place: StreamPlace) -> bytes:
+    """A place as commands take it."""
+    return b"%d-%d" % place
+
+
+def next_of(place: StreamPlace) -> StreamPlace:
+    """The first place behind this one."""
+    return place[0], place[1] + 1
+
+
+def owner_of(entry: Reply) -> int:
+    """The organization of an outbox entry; 0 of one that cannot be read, which is in nobody's way."""
+    assert isinstance(entry, list)
+    fields = entry[1]
+    packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
+    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] not in LAYOUTS:
+        return 0
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return int(owner) if isfinite(owner) else 0
+
+
+def read_entry(raw: Reply) -> LateEntry | None:
+    """One of the lane; None of one that no script has written."""
+    assert isinstance(raw, list)
+    flat = cast("list[bytes]", raw[1])
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    if not fields.keys() >= _FIELDS:
+        return None
+    try:
+        used = packing.SETTLE.unpack(fields[b"a"])
+        return LateEntry(place_of(raw), cast("bytes", raw[0]), int(used[7]), used[11].decode(), fields)
+    except (ValueError, OverflowError, struct.error):
+        return None
+
+
+def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
+    """What an entry of a partition's lane says was used, by whom and of what."""
+    fields = entry.fields
+    _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
+        fields[b"a"]
+    )
+    organization_id = entry.organization_id
+    return LateSettlement(
+        partition=partition,
+        entry_id=entry.entry_id,
+        request_id=entry.request_id,
+        caller=Caller(organization_id, int(tenant_id), int(key_id), partition),
+        user=fields[b"u"].decode(),
+        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
+        tokens=int(tokens),
+        credits=int(credits_),
+        units=int(units),
+        attribution=fields[b"c"].decode(),
+        metadata=fields[b"m"],
+        charged=int(fields[b"charged"]),
+        acknowledged=of_argument(
+            partition, int(tenant_id), organization_id, fields.get(b"acknowledged", b"")
+        ),
+    )

@@ -1,0 +1,1 @@
+"""How states, holds and entries are packed."""

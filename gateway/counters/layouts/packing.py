@@ -1,0 +1,295 @@
+"""How calls and answers of the scripts are packed: the Python half of what `lua/` states.
+
+Pure functions. A call is (keys, arguments); an answer is bytes of little-endian doubles.
+`None` for "no limit" travels as 0 in limits and as -1 in totals and caps.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    Definition,
+    KeyDefinition,
+    OrganizationDefinition,
+    PlanTerms,
+    TenantDefinition,
+    UserDefinition,
+)
+from gateway.core.billing.tiers import pack_tiers
+from gateway.core.model import (
+    INTEGER_MAX,
+    Decision,
+    HoldRequest,
+    Limits,
+    Service,
+    Settlement,
+    Verdict,
+    Window,
+)
+from gateway.counters.layouts.flags import FLAG_ONE_TIME, FLAG_RAISES, FLAG_USES, service_flags
+from gateway.counters.redis import keys
+
+MARKER = struct.Struct("<40sdd")
+# A catalogue version no gateway has: `reserve` refuses, everything else runs.
+CLOSED = INTEGER_MAX
+# Of a call that shares its time with no other: see lua/lib/batch.lua.
+NO_BATCH = 0
+MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
+_RESERVE = struct.Struct("<d40s9dB36s")
+reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
+_SETTLE_USED = struct.Struct("<d40sB3d")
+_SETTLE_WHO = struct.Struct("<4dBd")
+settle_used = _SETTLE_USED.pack  # batch, run id, mode, tokens, credits, units
+# The argument as log and late lane keep it, without the batch: what was used, by whom, the request id.
+BATCH_BYTES = struct.calcsize("<d")
+SETTLE = struct.Struct(f"<{_SETTLE_USED.format[2:]}{_SETTLE_WHO.format[1:]}36s")
+_ADMITTED = struct.Struct("<16q")
+_BOUNDED = 2
+_REFUSED = struct.Struct("<7q")
+_SETTLED = struct.Struct("<9d")
+_ONE = struct.Struct("<d")
+
+Call = tuple[tuple[str, ...], tuple[bytes, ...]]
+
+
+def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH) -> Call:
+    """Keys and arguments of `reserve`."""
+    caller = request.caller
+    p, user = caller.partition, request.user
+    flags = service_flags(request)
+    names = [
+        keys.hold(p, request.request_id),
+        keys.deadlines(p),
+        keys.outbox(p),
+        keys.marker(p),
+        keys.tenant_state(p, caller.tenant_id),
+        keys.organization_state(p, caller.organization_id),
+        keys.key_state(p, caller.key_id),
+    ]
+    if user:
+        names.append(keys.user_state(p, caller.tenant_id, user))
+    arguments = [reserve_argument(run_id, batch, catalogue, ttl_ms, request), user.encode()]
+    if flags & (FLAG_ONE_TIME | FLAG_USES):
+        names.append(keys.activation(p, caller.organization_id, request.service.id))
+    if flags & FLAG_USES:
+        arguments.append(pack_tiers(request.service.pricing.tiers))
+    return tuple(names), tuple(arguments)
+
+
+def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
+    """The packed argument of `reserve`."""
+    flags = service_flags(request) | (FLAG_RAISES if request.raises else 0)
+    return _RESERVE.pack(
+        batch, run_id, catalogue, request.need, request.ceiling, request.least, request.credits_least,
+        request.credits, request.units, ttl_ms, request.service.id, flags, request.request_id.encode(),
+    )  # fmt: skip
+
+
+def settle(
+    run_id: bytes,
+    tombstone_ms: int,
+    settlement: Settlement,
+    mode: int,
+    late: bytes | None = None,
+    *,
+    batch: int = NO_BATCH,
+) -> Call:
+    """Keys and arguments of `settle`; `late` is the late lane's entry that is dealt with."""
+    caller = settlement.caller
+    p, user = caller.partition, settlement.user
+    flags = service_flags(settlement)
+    names = [
+        keys.deadlines(p),
+        keys.outbox(p),
+        keys.late(p),
+        keys.control(p),
+        keys.marker(p),
+        keys.hold(p, settlement.request_id),
+        keys.tenant_state(p, caller.tenant_id),
+        keys.organization_state(p, caller.organization_id),
+        keys.key_state(p, caller.key_id),
+    ]
+    if user:
+        names.append(keys.user_state(p, caller.tenant_id, user))
+    packed = settle_argument(run_id, batch, tombstone_ms, settlement, mode)
+    arguments = [packed, user.encode(), settlement.attribution.encode(), settlement.metadata]
+    if flags & (FLAG_ONE_TIME | FLAG_USES):
+        names.append(keys.activation(p, caller.organization_id, settlement.service.id))
+    if flags & FLAG_USES:
+        arguments.append(pack_tiers(settlement.service.pricing.tiers))
+    if late is not None:
+        arguments.append(late)
+    return tuple(names), tuple(arguments)
+
+
+def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
+    """The packed argument of `settle`."""
+    used = settle_used(batch, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
+    return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
+
+
+def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
+    """The part of `settle`'s argument that is the same for every call of a caller."""
+    caller = settlement.caller
+    return _SETTLE_WHO.pack(
+        settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
+        service_flags(settlement), tombstone_ms,
+    )  # fmt: skip
+
+
+def decision(answer: bytes, service: Service) -> Decision:
+    """The answer of `reserve` as a fact; what the service does not move is left out."""
+    if len(answer) == _ADMITTED.size:
+        v = _ADMITTED.unpack(answer)
+        counts, total, free = service.counts_tokens, v[3], v[4]
+        return Decision(
+            Verdict.ADMITTED, 0, 0, 0,
+            total if counts and total > 0 else 0,
+            v[5], v[1], v[2],
+            free if counts and free >= 0 else None,
+            v[6] if service.meter == "consumption" else None,
+            Window(v[7], v[8], v[9], v[10]) if v[7] else None,
+            Window(v[11], v[12], v[13], v[14]) if v[11] else None,
+            v[15] if service.meter == "consumption" else 0,
+            v[0] == _BOUNDED,
+        )  # fmt: skip
+    if len(answer) == _REFUSED.size:
+        code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)
+        return Decision(Verdict(code), scope, kind, used, limit, until, now)
+    return Decision(Verdict(int(_ONE.unpack(answer)[0])))
+
+
+def is_admitted(answer: bytes) -> bool:
+    """Whether an answer of `reserve` says that a hold was taken."""
+    return len(answer) == _ADMITTED.size
+
+
+def charged_of(answer: bytes) -> int:
+    """The credits a `settle` that was done has charged."""
+    return int(_SETTLED.unpack(answer)[4])
+
+
+def code_of(answer: bytes) -> int:
+    """The first number of any packed answer."""
+    return int(_ONE.unpack_from(answer)[0])
+
+
+# --- control: what the keeper sends -----------------------------------------------------
+
+_GRANT = struct.Struct("<40sBd36s")
+LOAD = struct.Struct("<40sBBdB")
+_PLAN = struct.Struct("<9d")
+_LIMITS = struct.Struct("<3d")
+_KEY = struct.Struct("<3d3d")
+_TENANT = struct.Struct("<3d3d2d")
+_ORGANIZATION = struct.Struct("<3d3d")
+
+VERBS = {
+    "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
+}  # fmt: skip
+INTERVALS = {"none": 0, "daily": 1, "weekly": 2, "monthly": 3}
+POLICIES = {"block": 0, "carry": 1, "bill": 2}
+ADMISSIONS = {"available": 0, "strict": 1}
+EXHAUSTED = {"finish": 0, "cut": 1}
+STORE_FAILURES = {"deny": 0, "allow": 1}
+DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
+KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
+
+
+def plan(terms: PlanTerms) -> bytes:
+    """The plan as `grant` and `load` take it."""
+    return _PLAN.pack(
+        terms.plan_id, INTERVALS[terms.reset_interval], POLICIES[terms.overage_policy],
+        ADMISSIONS[terms.admission], EXHAUSTED[terms.on_exhausted],
+        STORE_FAILURES[terms.on_store_failure], terms.rollover_max,
+        -1 if terms.total is None else terms.total, terms.anchor,
+    )  # fmt: skip
+
+
+def grant(
+    run_id: bytes, verb: str, amount: int, write_id: str, *,
+    tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
+) -> Call:  # fmt: skip
+    """Keys and arguments of `grant`. `amount` is signed for adjust and credits."""
+    assert abs(amount) <= INTEGER_MAX
+    p = keys.partition_of(organization_id)
+    return (
+        keys.marker(p),
+        keys.control(p),
+        keys.outbox(p),
+        keys.tenant_state(p, tenant_id),
+        keys.organization_state(p, organization_id),
+    ), (
+        _GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
+        metadata,
+        plan(terms) if terms else b"",
+    )
+
+
+def define(run_id: bytes, version: int, definition: Definition, *, create: bool = True) -> Call:
+    """Keys and arguments of `load` for one account's definition."""
+    assert not isinstance(definition, CatalogueDefinition)
+    p = keys.partition_of(definition.organization_id)
+    match definition:
+        case OrganizationDefinition():
+            kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
+            cap = -1 if definition.cap is None else definition.cap
+            packed = _ORGANIZATION.pack(
+                *limits(definition.limits), definition.credit_limit, cap, definition.organization_id
+            )
+        case TenantDefinition():
+            kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
+            packed = _TENANT.pack(
+                *limits(definition.limits), *limits(definition.user_limits),
+                definition.tenant_id, definition.organization_id,
+            ) + plan(definition.terms)  # fmt: skip
+        case KeyDefinition():
+            kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
+            packed = _KEY.pack(
+                *limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
+            )
+        case UserDefinition():
+            kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
+            packed = _LIMITS.pack(*limits(definition.limits))
+    return (
+        (keys.marker(p), state, keys.outbox(p)),
+        (LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
+    )
+
+
+def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
+    """Keys and arguments of `load` for a rebuilt state, or for the marker itself."""
+    verb = VERIFY if state == keys.marker(partition) else REBUILD
+    names = keys.marker(partition), state, keys.outbox(partition)
+    return names, (LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
+
+
+def forget(run_id: bytes, partition: int, state: str) -> Call:
+    """Keys and arguments of `load` for a state that is deleted."""
+    names = keys.marker(partition), state, keys.outbox(partition)
+    return names, (LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
+
+
+def limits(of: Limits) -> tuple[int, int, int]:
+    """Requests and tokens a minute, and concurrency, as states hold them: 0 is none."""
+    return of.requests_per_minute or 0, of.tokens_per_minute or 0, of.concurrency or 0
+
+
+def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
+    """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
+    return MARKER.pack(run_id, epoch, catalogue)
+
+
+def is_closed(raw: bytes) -> bool:
+    """Whether a partition is verified, but admits nobody yet."""
+    return read_marker(raw)[2] == CLOSED
+
+
+def read_marker(raw: bytes) -> tuple[bytes, int, int]:
+    """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty."""
+    if not raw:
+        return b"", 0, 0
+    run_id, epoch, catalogue = MARKER.unpack(raw)
+    return run_id, int(epoch), int(catalogue)

@@ -1,0 +1,1 @@
+"""What a gateway may admit alone while Redis is away."""

@@ -1,0 +1,275 @@
+"""What a worker may admit by itself while Redis is away: what it leased before, tenant by tenant.
+
+Nothing here asks Redis or waits: `Leaser` brings what is leased, `Counters` takes calls in on it.
+A call counts with its hold while it lives and with its use afterwards, until Redis has charged
+it; so what is leased anew is never what was used already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4, uuid5
+
+from gateway.core.calls.tariff import CONSUMPTION, covered
+from gateway.core.model import (
+    Caller,
+    Decision,
+    HoldRequest,
+    Observed,
+    Service,
+    Settled,
+    Settlement,
+    Verdict,
+)
+from gateway.counters.leases.lease import Leased, Share
+from gateway.errors import CountersUnavailable, InvalidApiKey
+
+TENANTS_MAX = 10_000
+REVOKED_MAX = 10_000
+
+
+@dataclass(slots=True)
+class Purse:
+    """One account's part: `kept` may be used, `spent` is, `settled` of that by calls that are over."""
+
+    kept: int = 0
+    spent: int = 0
+    settled: int = 0
+
+    @property
+    def left(self) -> int:
+        """What may still be used; below 0 where calls used more than they held."""
+        return self.kept - self.spent
+
+    def share(self, handed_in: bool) -> Share:
+        """What to ask of `lease`."""
+        return Share(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
+
+    def renew(self, kept: int, charged: int) -> None:
+        """Count on `kept` from now on; so much of what is settled is charged."""
+        self.kept = kept
+        self.spent -= charged
+        self.settled -= charged
+
+
+@dataclass(slots=True)
+class Allowance:
+    """One tenant's lease, in force `until` (monotonic seconds); what follows it is the leaser's.
+
+    `held` says that Redis may hold something for it, `ends` that it is being given back.
+    """
+
+    caller: Caller
+    lease_id: str
+    tokens: Purse = field(default_factory=Purse)
+    credits: Purse = field(default_factory=Purse)
+    unlimited: bool = False
+    strict: bool = False
+    cuts: bool = False
+    capped: bool = False
+    until: float = 0.0
+    seen: float = 0.0
+    turn: int = 0
+    used_at: float = 0.0
+    held: bool = False
+    ends: bool = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether anything was used of it that nobody has charged yet."""
+        return self.tokens.spent > 0 or self.credits.spent > 0
+
+    def take(self, found: Leased, until: float, tokens: Share, credits_: Share) -> None:
+        """Go by a lease that was asked for with these shares."""
+        self.until, self.unlimited, self.held = until, found.tokens is None, True
+        self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
+        self.tokens.renew(found.tokens or 0, tokens.handed if found.charged else 0)
+        self.credits.renew(found.credits, credits_.handed if found.charged else 0)
+
+    def drop(self) -> None:
+        """Count on nothing any more."""
+        self.until, self.unlimited = 0.0, False
+        self.tokens.kept = self.credits.kept = 0
+        self.charged()
+
+    def charged(self) -> None:
+        """All that is settled is charged, or will be without being held until then."""
+        for purse in (self.tokens, self.credits):
+            purse.renew(purse.kept, purse.settled)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What one call holds of an allowance; `alone` says that Redis has no hold of it that is known of."""
+
+    allowance: Allowance
+    tokens: int
+    credits: int
+    alone: bool = True
+
+
+class Allowances:
+    """Every tenant's lease in one worker, and the calls admitted on them.
+
+    `seat` is what the ids of its leases are made of: whoever sits there next finds them again.
+    `fresh` are tenants nobody has asked a lease for yet, `hurried` those whose lease should be looked at.
+    `calls` are in flight, by request id; `admitted` counts them since the start.
+    """
+
+    def __init__(self, clock: Callable[[], float], seat: UUID | None = None) -> None:
+        self.fresh: list[Allowance] = []
+        self.hurried: dict[int, Allowance] = {}
+        self.admitted = 0
+        self.calls: dict[str, _Taken] = {}
+        self._clock = clock
+        self._seat = seat or uuid4()
+        self._tenants: dict[int, Allowance] = {}
+        self._revoked: dict[int, None] = {}
+
+    @property
+    def in_force(self) -> int:
+        """How many tenants have a lease that is in force."""
+        now = self._clock()
+        return sum(one.until > now for one in self._tenants.values())
+
+    def all(self) -> list[Allowance]:
+        """Every tenant that was seen lately."""
+        return list(self._tenants.values())
+
+    def seen(self, caller: Caller) -> None:
+        """A caller is there: its tenant should have a lease, if its plan says so."""
+        one = self._tenants.get(caller.tenant_id)
+        if one is None:
+            if len(self._tenants) >= TENANTS_MAX:
+                return
+            lease_id = str(uuid5(self._seat, str(caller.tenant_id)))
+            one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
+            self.fresh.append(one)
+        one.seen = self._clock()
+
+    def forget(self, allowance: Allowance) -> None:
+        """Nobody of this tenant was seen for long."""
+        self._tenants.pop(allowance.caller.tenant_id, None)
+
+    def covers(self, caller: Caller) -> bool:
+        """Whether this caller may be served without Redis, as far as its allowance goes."""
+        one = self._tenants.get(caller.tenant_id)
+        return one is not None and one.until > self._clock()
+
+    def refused(self, caller: Caller, verdict: Verdict) -> None:
+        """Redis refused a call: what was leased must not let it through later."""
+        one = self._tenants.get(caller.tenant_id)
+        if verdict is Verdict.REVOKED:
+            if len(self._revoked) >= REVOKED_MAX:
+                del self._revoked[next(iter(self._revoked))]
+            self._revoked[caller.key_id] = None
+        elif one is not None and one.held and verdict in {Verdict.TENANT_BLOCKED, Verdict.QUOTA_HELD}:
+            self.hurried[caller.tenant_id] = one
+            if verdict is Verdict.TENANT_BLOCKED:
+                one.until = 0.0
+
+    def admit(self, request: HoldRequest) -> Decision:
+        """Take a call in on what is leased. CountersUnavailable where nothing is, or not enough is left."""
+        caller, service = request.caller, request.service
+        one = self._tenants.get(caller.tenant_id)
+        if one is None or one.until <= self._clock():
+            raise CountersUnavailable
+        if caller.key_id in self._revoked:
+            raise InvalidApiKey
+        if service.one_time or (one.capped and service.pricing.tiers):
+            raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
+        tokens = _tokens_for(one, request)
+        credits_ = _credits_for(one, request)
+        one.tokens.spent += tokens
+        one.credits.spent += credits_
+        head = self.calls.get(request.request_id)  # a raise takes over what its head had: nothing of this
+        alone = not request.raises if head is None else head.alone
+        self.calls[request.request_id] = _Taken(one, tokens, credits_, alone)
+        self.admitted += head is None
+        return _decision(one, service, tokens, credits_)
+
+    def held(self, request_id: str) -> None:
+        """Redis has a hold of a call now that may have been admitted here by its head."""
+        taken = self.calls.get(request_id)
+        if taken is not None:
+            taken.alone = False
+
+    def over(self, settlement: Settlement, settled: Settled) -> None:
+        """A call admitted here is over: it counts with its use until that is charged."""
+        taken = self.calls.pop(settlement.request_id, None)
+        if taken is None:
+            return
+        used = settlement.charge and settled is not Settled.DONE
+        taken.allowance.used_at = self._clock()
+        _correct(taken.allowance.tokens, taken.tokens, settlement.tokens if used else 0)
+        _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
+
+    def outgrown(self, observed: Observed, margin: int) -> bool:
+        """Take more for a live call that was admitted here; False where it was not."""
+        taken = self.calls.get(observed.request_id)
+        if taken is None:
+            return False
+        one, wanted, short = taken.allowance, observed.tokens + margin, False
+        if observed.counts:
+            want = wanted - taken.tokens
+            more = want if one.unlimited else min(want, max(0, one.tokens.left))
+            one.tokens.spent += more
+            taken.tokens += more
+            short = more < want
+        if observed.rate is not None:
+            want = max(0, observed.rate.credits(wanted) - taken.credits)
+            more = min(want, max(0, one.credits.left))
+            one.credits.spent += more
+            taken.credits += more
+            short = short or more < want
+        observed.held = covered(observed.counts, observed.rate, taken.tokens, taken.credits)
+        if short:
+            observed.exhausted, observed.cut = True, one.cuts
+        return True
+
+
+def _correct(purse: Purse, held: int, used: int) -> None:
+    purse.spent += used - held
+    purse.settled += used
+
+
+def _tokens_for(one: Allowance, request: HoldRequest) -> int:
+    """Tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
+    if not request.service.counts_tokens or not request.ceiling:
+        return 0
+    if one.unlimited:
+        return request.need
+    left = one.tokens.left
+    if left <= 0 or (one.strict and left < (request.least or request.ceiling)):
+        raise CountersUnavailable(_USED_UP)
+    if left < request.ceiling:
+        return left
+    return request.ceiling if one.strict else request.need
+
+
+def _credits_for(one: Allowance, request: HoldRequest) -> int:
+    """Credits to hold: all of them, or what is left where that bounds the call."""
+    left = one.credits.left
+    if request.credits <= max(0, left):  # what costs nothing is covered
+        return request.credits
+    if 0 < request.credits_least <= left:
+        return left
+    raise CountersUnavailable(_USED_UP)
+
+
+def _decision(one: Allowance, service: Service, tokens: int, credits_: int) -> Decision:
+    """What is left of the allowance, in place of what is left of the account."""
+    limited = service.counts_tokens and not one.unlimited
+    return Decision(
+        Verdict.ADMITTED,
+        limit=one.tokens.kept if limited else 0,
+        held_tokens=tokens,
+        tokens_remaining=max(0, one.tokens.left) if limited else None,
+        credits_remaining=max(0, one.credits.left) if service.meter == CONSUMPTION else None,
+        held_credits=credits_,
+        bounded=limited and one.strict and tokens > 0,
+    )
+
+
+_USED_UP = "The counters are away, and what was set aside for this tenant until they return is used up."

@@ -1,0 +1,81 @@
+"""What is set aside for one gateway: how `lease` is asked for it and what it answers.
+
+Pure. `Share` is one account's part, in tokens or credits: `kept` is what the gateway still counts
+on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
+the late lane.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gateway.core.model import Caller
+from gateway.counters.layouts.packing import Call
+from gateway.counters.redis import keys
+
+MILLION = 1_000_000
+GIVE_BACK, IF_OVER = 0, -1
+LEASED, NONE, RENEWED, UNVERIFIED, UNKNOWN = 1, 2, 3, 0, -2
+_LEASE = struct.Struct("<40s8d36s")
+_LEASED = struct.Struct("<8d")
+
+
+class Share(NamedTuple):
+    """One account's part of a lease, as the gateway sees it."""
+
+    kept: int = 0
+    spent: int = 0
+    handed: int = 0
+
+
+NOTHING = Share()
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """What a gateway may count on. `tokens` is None where nothing limits them.
+
+    `strict` and `cuts` are the plan's; `capped` says that a spend cap limits the organization;
+    `charged` that all it said to have handed in is charged by now.
+    """
+
+    tokens: int | None
+    credits: int
+    strict: bool
+    cuts: bool
+    capped: bool
+    charged: bool
+
+
+def lease(
+    run_id: bytes, caller: Caller, lease_id: str, ttl_ms: int, *, fraction: float = 0.0,
+    tokens: Share = NOTHING, credits_: Share = NOTHING,
+) -> Call:  # fmt: skip
+    """Keys and arguments of `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends it."""
+    p = caller.partition
+    return (
+        keys.deadlines(p),
+        keys.outbox(p),
+        keys.late(p),
+        keys.marker(p),
+        keys.hold(p, lease_id),
+        keys.tenant_state(p, caller.tenant_id),
+        keys.organization_state(p, caller.organization_id),
+    ), (_LEASE.pack(run_id, ttl_ms, round(fraction * MILLION), *tokens, *credits_, lease_id.encode()),)
+
+
+def leased(answer: bytes) -> Leased | None:
+    """The answer of `lease`; None where there is no lease or nobody can know."""
+    if len(answer) != _LEASED.size:
+        return None
+    _, _, tokens, credits_, strict, cuts, capped, charged = _LEASED.unpack(answer)
+    return Leased(
+        None if tokens < 0 else int(tokens),
+        int(credits_),
+        bool(strict),
+        bool(cuts),
+        bool(capped),
+        bool(charged),
+    )

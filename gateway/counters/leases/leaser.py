@@ -1,0 +1,182 @@
+"""Keeps a lease for each tenant that was seen lately, so that its calls may go on without Redis.
+
+`lease` is asked a few times a minute and tenant, never on a request's way. What a lease shrinks by
+is not used any more from the moment that is known here, and freed in Redis with the next asking:
+so what is counted on here is held there at every moment, whatever answer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import cast
+
+from gateway.core.wait import Wait, in_task
+from gateway.counters.layouts.packing import code_of
+from gateway.counters.leases.allowance import Allowance, Allowances
+from gateway.counters.leases.lease import GIVE_BACK, LEASED, NONE, NOTHING, UNKNOWN, Share, lease, leased
+from gateway.counters.redis.wire import Reply, Wire, encode_script
+from gateway.errors import CountersUnavailable
+
+TICK_S = 0.25
+# Many tenants are asked for bit by bit: what Redis does at once, calls wait for.
+BATCH_S = 0.02
+RENEW_S = 5.0
+DENIED_S = 60.0
+ACTIVE_S = 60.0
+BATCH_MAX = 50
+# Somebody else's settlement may wait in the same late lane for long: nothing is held that long for it.
+CHARGED_S_MAX = 600.0
+
+_Asked = tuple[Allowance, Share, Share, float, Wait[Reply]]
+
+
+class Leaser:
+    """The leases of one worker.
+
+    Each is a `fraction` of what is free and lasts `lease_s` without being renewed. `pending` counts
+    settlements that have not come into Redis yet.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        allowances: Allowances,
+        clock: Callable[[], float],
+        *,
+        fraction: float,
+        lease_s: float,
+        took: Callable[[float], None] = lambda _seconds: None,
+        pending: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._wire = wire
+        self._allowances = allowances
+        self._clock = clock
+        self._fraction = fraction
+        self._lease_s = lease_s
+        self._took = took
+        self._pending = pending
+        self._queue: list[tuple[float, int, Allowance]] = []
+        self._turn = 0
+        self._run_id = b""
+        self._there = False
+        self._asking = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this run of Redis has heard of every lease that is in force, and what was used of it."""
+        if self._fraction <= 0:
+            return True
+        is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
+        return self._there and self._run_id == self._wire.run_id and not is_due and not self._asking
+
+    async def keep(self) -> None:
+        """Renew what is due, until cancelled; without a fraction there is nothing to lease."""
+        while True:
+            more = self._fraction > 0 and await self.lease()
+            await asyncio.sleep(BATCH_S if more else TICK_S)
+
+    async def lease(self) -> bool:
+        """Ask for the leases that are due, after Redis was away for all of them; whether more are due."""
+        now = self._clock()
+        allowances = self._allowances
+        for one in (*allowances.fresh, *allowances.hurried.values()):
+            self._schedule(one, now)
+        allowances.fresh.clear()
+        allowances.hurried.clear()
+        there = self._wire.available
+        if there and not (self._there and self._wire.run_id == self._run_id):
+            self._run_id = self._wire.run_id
+            for one in allowances.all():
+                self._schedule(one, now)
+        self._there = there
+        asked: list[_Asked] = []
+        while there and self._queue and self._queue[0][0] <= now and len(asked) < BATCH_MAX:
+            _, turn, one = heapq.heappop(self._queue)
+            if turn == one.turn:
+                asked.append(self._ask(one, now))
+        self._asking = len(asked)
+        for one, tokens, credits_, began, wait in asked:
+            try:
+                answer = cast("bytes", await in_task(wait))
+            except CountersUnavailable:
+                one.held = True  # who knows
+                self._schedule(one, now)
+                continue
+            finally:
+                self._asking -= 1
+            self._took(self._clock() - began)
+            self._answered(one, answer, tokens, credits_, began)
+        return len(asked) == BATCH_MAX
+
+    async def give_back(self) -> None:
+        """Give every lease back, before this worker ends; what is used and not charged yet stays held."""
+        held = [one for one in self._allowances.all() if one.held]
+        for start in range(0, len(held), BATCH_MAX):
+            waits = [self._end(one) for one in held[start : start + BATCH_MAX]]
+            try:
+                for wait in waits:
+                    await in_task(wait)
+            except CountersUnavailable:
+                return
+
+    def _ask(self, one: Allowance, now: float) -> _Asked:
+        handed_in = self._pending() == 0
+        if one.spent and handed_in and now - one.used_at > CHARGED_S_MAX:
+            one.charged()
+        tokens, credits_ = one.tokens.share(handed_in), one.credits.share(handed_in)
+        if now - one.seen > ACTIVE_S and not one.spent:
+            one.ends = True
+        if one.ends:
+            one.drop()
+            wait = self._send(one, GIVE_BACK)
+        else:
+            wait = self._send(one, self._lease_s, self._fraction, tokens, credits_)
+        return one, tokens, credits_, now, wait
+
+    def _end(self, one: Allowance) -> Wait[Reply]:
+        """Give all of it back but what is used: that is held until it should be charged."""
+        if not one.spent:
+            return self._send(one, GIVE_BACK)
+        spent, credits_ = (Share(purse.spent, purse.spent) for purse in (one.tokens, one.credits))
+        return self._send(one, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
+
+    def _send(
+        self, one: Allowance, seconds: float, fraction: float = 0.0,
+        tokens: Share = NOTHING, credits_: Share = NOTHING,
+    ) -> Wait[Reply]:  # fmt: skip
+        call = lease(
+            self._wire.run_id, one.caller, one.lease_id, round(seconds * 1000),
+            fraction=fraction, tokens=tokens, credits_=credits_,
+        )  # fmt: skip
+        return self._wire.send(encode_script("lease", *call))
+
+    def _answered(self, one: Allowance, answer: bytes, tokens: Share, credits_: Share, began: float) -> None:
+        code, now = code_of(answer), self._clock()
+        if code == LEASED:
+            found = leased(answer)
+            assert found is not None
+            one.take(found, began + self._lease_s, tokens, credits_)
+            # What is counted on no longer is freed soon where it is much.
+            shrunk = one.credits.kept * 2 < credits_.kept or (
+                not one.unlimited and one.tokens.kept * 2 < tokens.kept
+            )
+            self._schedule(one, now if shrunk else now + RENEW_S)
+        elif code == NONE:
+            one.drop()
+            if one.held and not one.ends:
+                one.ends = True
+                self._schedule(one, now)
+            elif now - one.seen > ACTIVE_S:
+                self._allowances.forget(one)
+            else:
+                self._schedule(one, now + (RENEW_S if one.ends else DENIED_S))
+                one.held = one.ends = False
+        else:
+            self._schedule(one, now + (RENEW_S if code == UNKNOWN else 0))
+
+    def _schedule(self, one: Allowance, due: float) -> None:
+        """Ask for it then, and not when it was due before."""
+        one.turn = self._turn = self._turn + 1
+        heapq.heappush(self._queue, (due, one.turn, one))

@@ -1,0 +1,1 @@
+"""The connection to Redis: addresses, sentinels, the wire, and the library of scripts."""

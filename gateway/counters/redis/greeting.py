@@ -1,0 +1,56 @@
+"""What is said first on a connection to Redis, and what the server says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.counters.redis.address import Address
+from gateway.counters.redis.scripts import library
+from gateway.errors import CountersUnavailable
+
+# Send one command by its parts, and wait for its answer.
+Ask = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who answers. `run_id` is the process; `promoted` says when it last began a history of its own behind
+    another server's (empty: never), `eviction` is its policy.
+    """
+
+    run_id: bytes
+    promoted: bytes
+    eviction: str
+
+
+async def greet(address: Address, ask: Ask) -> Server:
+    """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours."""
+    if address.password:
+        user = [address.username.encode()] if address.username else []
+        await ask(b"AUTH", *user, address.password.encode())
+    if address.database:
+        await ask(b"SELECT", b"%d" % address.database)
+    if address.sentinels:
+        role = await ask(b"ROLE")
+        if not isinstance(role, list) or role[0] != b"master":
+            raise CountersUnavailable("the sentinels name a primary that is none (yet)")
+    run_id = _said(await ask(b"INFO", b"server"), b"run_id")
+    if not run_id:
+        raise CountersUnavailable("Redis does not tell its run_id")
+    policy = _said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
+    replication = await ask(b"INFO", b"replication")
+    behind, offset = (_said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
+    promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
+    # A full server refuses to load, but has what was loaded before.
+    if not await ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
+        await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
+    return Server(run_id, promoted, policy.decode())
+
+
+def _said(info: object, name: bytes) -> bytes:
+    """One line of what INFO says; empty where it is not there."""
+    if not isinstance(info, bytes):
+        return b""
+    return info.partition(name + b":")[2].partition(b"\r")[0]

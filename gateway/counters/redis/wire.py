@@ -1,0 +1,299 @@
+"""One pipelined connection to Redis for one gateway worker.
+
+Everything asked for in one tick of the event loop leaves in one write, and answers come back in
+order. A call waits a bounded time, by the time its loop is awake: an answer that came while it stood
+still was not late. Once the oldest has waited that long the breaker opens: calls fail at once until
+answers come again. A connection that stalls longer is closed and opened anew; while there is none,
+calls fail at once too. It knows RESP and nothing of limits or ledgers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import takewhile
+from secrets import randbits
+from typing import cast
+
+import hiredis
+
+from gateway.core.awake import LOOKS_MIN, Awake
+from gateway.core.certificate import end_of
+from gateway.core.wait import Wait, Within, in_task
+from gateway.counters.redis.address import Address, why_not
+from gateway.counters.redis.greeting import Ask, Server, greet
+from gateway.counters.redis.scripts import library
+from gateway.counters.redis.sentinel import primary
+from gateway.errors import CountersRefused, CountersUnavailable, StartError
+
+CALL_S = 1.0
+STALL_S = 3.0
+PENDING_MAX = 20_000
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.05, 1.0
+SWEEP_S = 0.05
+CONNECT_S_MAX = 2.0
+# Where the numbers of a wire's writes begin: they stay below 2^53.
+BATCH_BITS = 52
+
+Reply = bytes | int | None | list["Reply"]
+
+
+def encode(*parts: bytes) -> bytes:
+    """A RESP command."""
+    chunks = [b"*%d\r\n" % len(parts)]
+    chunks += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
+    return b"".join(chunks)
+
+
+def encode_script(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> bytes:
+    """FCALL of a verb's function as a RESP command."""
+    return encode(*script_parts(verb, keys, arguments))
+
+
+def script_parts(verb: str, keys: tuple[str, ...], arguments: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """FCALL of a verb's function, by its parts."""
+    names = [key.encode() for key in keys]
+    return b"FCALL", library().functions[verb].encode(), b"%d" % len(keys), *names, *arguments
+
+
+class Wire(asyncio.Protocol):
+    """The connection. `run_id`, `eviction` (its policy) and `certificate_end` are of the last connect,
+    `trouble` is why the last attempt failed, empty once it did not. `run_id` is the server's process, or
+    what `identify`, asked before a connection is used, makes of it: which history of the data this is.
+
+    `available` is False while calls fail at once: no connection, or its breaker is open.
+    `batch` is the number of the write that the next command leaves in, like that of no other wire's.
+    `asked_at` is when the first command of the last write was sent, `answered_at` when answers last came.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        clock: Callable[[], float],
+        *,
+        call_s: float = CALL_S,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self.run_id = b""
+        self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
+        self.batch = 1 + randbits(BATCH_BITS)
+        self.asked_at = self.answered_at = clock()
+        self.connected = False
+        self.available = False
+        self.eviction = ""
+        self.certificate_end: float | None = None
+        self.trouble = ""
+        self._address = address
+        self._clock = clock
+        self._call_s = call_s
+        self._stall_s = max(stall_s, call_s)
+        self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
+        self._waits_from = self.asked_at
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader()
+        self._pending: deque[tuple[Wait[Reply], bytes, float]] = deque()
+        self._out: list[bytes] = []
+        self._scheduled = False
+        self._closing = False
+        self._loading: Wait[Reply] | None = None
+        self._opened = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Connect once, or raise CountersUnavailable; later losses are mended in the background."""
+        try:
+            await self._connect()
+        except (OSError, CountersUnavailable) as error:
+            self._reconnect()
+            raise CountersUnavailable(f"Redis does not answer: {why_not(error)}") from error
+
+    def start(self) -> None:
+        """Connect in the background, trying until closed."""
+        self._reconnect()
+
+    async def connected_within(self, seconds: float) -> bool:
+        """Wait, bounded, for the connection that `start` makes; whether there is one."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._opened.wait(), seconds)
+        return self.connected
+
+    def refuse_eviction(self) -> None:
+        """StartError where this Redis would throw counters away when its memory is full."""
+        if self.eviction not in ("", "noeviction"):
+            raise StartError(
+                f"Redis has maxmemory-policy {self.eviction}, which deletes counters: set it to noeviction"
+            )
+
+    async def close(self) -> None:
+        """Close for good."""
+        self._closing = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def send(self, command: bytes, *, at_once: bool = False) -> Wait[Reply]:
+        """Queue a command for this tick's write; `at_once`, with the breaker open too. Fails, never hangs."""
+        wait: Wait[Reply] = Wait()
+        if not (self.available or (at_once and self.connected)) or len(self._pending) >= PENDING_MAX:
+            wait.fail(CountersUnavailable())
+            return wait
+        self._queue(wait, command)
+        return wait
+
+    def send_together(self, *commands: bytes) -> list[Wait[Reply]]:
+        """Queue commands, nothing of this connection between them; all of them, or CountersUnavailable."""
+        if not self.available or len(self._pending) + len(commands) > PENDING_MAX:
+            raise CountersUnavailable
+        waits: list[Wait[Reply]] = [Wait() for _ in commands]
+        for wait, command in zip(waits, commands, strict=True):
+            self._queue(wait, command)
+        return waits
+
+    # --- asyncio.Protocol ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with an empty reader and nobody waiting."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
+        self._reader = hiredis.Reader()
+        self._fail_pending()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer calls in the order they were sent."""
+        reader, pending = self._reader, self._pending
+        self.answered_at = self._clock()
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not False:
+                wait, command, _ = pending.popleft()
+                if type(reply) is not bytes and isinstance(reply, hiredis.ReplyError):
+                    self._refused(wait, command, str(reply))
+                else:
+                    wait.set(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self._drop()
+        if not self.available and self.connected:
+            # What has waited in vain is the probe: once all of it is answered, calls may wait again.
+            self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what waits and connect anew."""
+        self._transport = None
+        self.connected = self.available = False
+        self._fail_pending()
+        if not self._closing:
+            self._reconnect()
+
+    # --- the rest -----------------------------------------------------------------------
+
+    def _queue(self, wait: Wait[Reply], command: bytes) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.asked_at = self._clock()
+            self._waits_from = self._awake.at(self.asked_at)
+            self._loop.call_soon(self._flush)
+        self._pending.append((wait, command, self._waits_from))
+        self._out.append(command)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self.batch += 1
+        if self._transport is not None and self._out:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def _refused(self, wait: Wait[Reply], command: bytes, message: str) -> None:
+        if command and message.startswith("ERR Function not found"):
+            self._load_and_retry(wait, command)
+        elif self.connected and message.startswith(("LOADING", "READONLY", "MASTERDOWN")):
+            self._drop()
+            wait.fail(CountersUnavailable())
+        else:
+            wait.fail(CountersRefused(f"Redis refused: {message[:200]}"))
+
+    def _load_and_retry(self, wait: Wait[Reply], command: bytes) -> None:
+        """Bring the library to a server that lost it, and ask once more; never again without a command."""
+        if self._loading is None or self._loading.done:
+            self._loading = Wait()
+            self._queue(self._loading, encode(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode()))
+        self._queue(wait, command)
+        self._pending[-1] = (wait, b"", self._waits_from)
+
+    def _sweep(self) -> None:
+        """Fail what waited too long and open the breaker; close a connection that stalls."""
+        now = self._awake.look(self._clock())
+        waited = now - self._pending[0][2] if self._pending else 0.0
+        if waited > self._stall_s:
+            self._drop()
+        elif waited > self._call_s:
+            self.available = False
+            # Whoever is told may send again at once: what is told is taken out first.
+            for wait, _, _ in list(takewhile(lambda one: now - one[2] > self._call_s, self._pending)):
+                wait.fail(CountersUnavailable())
+        if not self._closing:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _drop(self) -> None:
+        self.connected = self.available = False
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail_pending()
+
+    def _fail_pending(self) -> None:
+        waiting, self._pending = self._pending, deque()
+        self._out.clear()
+        for wait, _, _ in waiting:
+            wait.fail(CountersUnavailable())
+
+    def _reconnect(self) -> None:
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self._loop.create_task(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        pause = BACKOFF_S_MIN
+        while not self._closing and not self.connected:
+            try:
+                await self._connect()
+                return
+            except (OSError, CountersUnavailable) as error:
+                self.trouble = why_not(error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF_S_MAX)
+
+    async def _connect(self) -> None:
+        address = self._address
+        async with Within(CONNECT_S_MAX):
+            if address.path:
+                await self._loop.create_unix_connection(lambda: self, address.path)
+            else:
+                host, port = await primary(address) if address.sentinels else (address.host, address.port)
+                name = host if address.tls else None
+                connect = self._loop.create_connection
+                await connect(lambda: self, host, port, ssl=address.tls, server_hostname=name)
+            self.certificate_end = end_of(self._transport) if self._transport else None
+            try:
+                await self._greet()
+            except BaseException:
+                self._drop()
+                raise
+        self.connected = self.available = True
+        self.trouble = ""
+        self._opened.set()
+        if self._sweeper is None:
+            self._sweep()
+
+    async def _greet(self) -> None:
+        server = await greet(self._address, self._ask)
+        self.eviction = server.eviction
+        self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
+
+    async def _ask(self, *parts: bytes) -> Reply:
+        wait: Wait[Reply] = Wait()
+        self._queue(wait, encode(*parts))
+        return await in_task(wait)

@@ -1,0 +1,284 @@
+"""Brings the settlement log and the counters together again after either was away.
+
+What was spooled is settled as soon as a verified Redis is there. Whenever a partition is found
+under a later epoch than records were acknowledged under, that Redis may have forgotten them: they
+are sent once more, and the keeper, who knows the ledger, posts those that are in nobody's books.
+Files of workers that died are adopted and treated the same. Traffic goes on meanwhile: what is
+sent again is sent in bounded batches at a bounded rate. How far that is gets reported: the keeper
+admits nobody to such a partition before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import cast
+
+from gateway.core.model import PARTITIONS, Settled
+from gateway.core.wait import Wait, in_task
+from gateway.counters.layouts import packing
+from gateway.counters.layouts.frame import TOMBSTONE_MS
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.counters.settlement_log.acknowledged import argument, epoch_of, of_settle
+from gateway.counters.settlement_log.log import AT_RISK_S, SettlementLog
+from gateway.counters.settlement_log.positions import Positions
+from gateway.counters.settlement_log.segment import Blocks, Record, acknowledged
+from gateway.counters.settlement_log.segment_file import Segment
+from gateway.counters.settlement_log.settlement_record import partition_of, unpack
+from gateway.errors import CountersUnavailable
+
+LOOK_S = 1.0
+RETRY_S = 0.2
+ADOPT_S = 10.0
+# A partition whose stream is broken has all of its records fail: not every second.
+RECOVER_AGAIN_S = 10.0
+# A call in flight may have lost its hold: until it has settled, others could be let in on what it uses.
+# One that goes on for longer is not waited for.
+CALLS_S_MAX = 2.0
+# The keeper verifies partition after partition: they are looked through together, if that ends soon.
+TOGETHER_S_MAX = 1.0
+AHEAD = "a settlement log knows more"
+BATCH_MAX = 64
+BATCH_S = 0.02
+TURN_MAX = 500
+
+_FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNOWN)})
+
+
+class Resubmitter:
+    """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
+
+    `report` takes, of each partition, the epoch before which everything was sent again; `in_flight`
+    says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
+    `announce` is told where what others left has moved further than the data.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        log: SettlementLog,
+        clock: Callable[[], float],
+        say: Callable[..., None],
+        *,
+        report: Callable[[Sequence[int]], Awaitable[None]],
+        in_flight: Callable[[float], bool] = lambda _: False,
+        announce: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self.resubmitted = 0
+        self.recovered = 0
+        self._wire, self._log, self._clock, self._say = wire, log, clock, say
+        self._report, self._in_flight, self._announce = report, in_flight, announce
+        self._uncompared: list[Segment] = []
+        self._epochs: list[int] = []
+        self._seen: list[int] = []
+        self._seen_at = self._differs_at = clock()
+        self._sent_again = [0] * PARTITIONS
+        self._reported = [0] * PARTITIONS
+        self._recover_at = 0.0
+        self._adopted_at = clock() - ADOPT_S
+
+    async def run(self) -> None:
+        """Look until cancelled: once a second, at once when something was spooled, and five times a second
+        while not all is verified, sent again and reported.
+        """
+        while True:
+            try:
+                await self.look()
+            except CountersUnavailable:
+                self._seen = []
+            self._log.woken.clear()
+            if not self._log.waiting and all(self._seen) and self._seen == self._reported:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
+            await asyncio.sleep(RETRY_S)
+
+    async def look(self) -> None:
+        """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
+
+        CountersUnavailable where Redis is away or nothing is verified.
+        """
+        log = self._log
+        if self._clock() - self._adopted_at >= ADOPT_S:
+            await self._adopt()
+        epochs = await self._verified_epochs()
+        await self._compare(epochs)
+        if epochs != self._seen:
+            self._differs_at = (
+                self._differs_at if self._seen and self._seen != self._epochs else self._clock()
+            )
+            self._seen, self._seen_at = epochs, self._clock()
+            self._recover_at = 0.0  # what failed under others may not fail now
+        # In this order: what calls in flight spool before they end is found below.
+        calls_ended = self._calls_ended()
+        waiting = set[int]()
+        for segment in list(log.files.segments):
+            waiting |= await self._send_spooled(segment, epochs)
+        if epochs != self._epochs and self._clock() >= self._recover_at and self._is_time(epochs):
+            await self._recover_all(epochs)
+        if calls_ended:
+            for partition in set(range(PARTITIONS)) - waiting:
+                self._reported[partition] = self._sent_again[partition]
+        await self._report(self._reported)
+        if epochs == self._epochs and all(epochs):
+            sure = self._clock() - AT_RISK_S  # what is younger, Redis may still forget
+            for segment in log.files.segments:
+                if segment.adopted and not segment.waiting and segment.newest <= sure:
+                    log.drop(segment)
+            log.expire()
+
+    async def _adopt(self) -> None:
+        """Take over what dead workers left; meanwhile nobody may go by what was reported before.
+
+        Their successors may look too, and report that there is nothing left of them.
+        """
+        if any(self._reported):
+            self._reported = [0] * PARTITIONS
+            await self._report(self._reported)
+        if adopted := await self._log.files.adopt():
+            self._uncompared += adopted
+            self._epochs = []  # nobody has looked under which they were acknowledged
+            self._sent_again = [0] * PARTITIONS
+        self._adopted_at = self._clock()
+
+    async def _compare(self, epochs: list[int]) -> None:
+        """See that the data is as far as what was adopted says: whoever knew is gone."""
+        while self._uncompared and self._announce is not None:
+            positions, segment = Positions(epochs), self._uncompared[0]
+            async with aclosing(_acknowledged_in(segment)) as answered:
+                async for record in answered:
+                    caller, answer = unpack(record.arguments).caller, record.answer
+                    moved = of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+                    positions.add(caller.partition, epoch_of(answer), moved)
+            if await positions.are_ahead(self._wire):
+                await self._announce(AHEAD)
+                raise CountersUnavailable
+            self._uncompared.pop(0)
+
+    def _calls_ended(self) -> bool:
+        """Whether no call of before the present epochs is in flight, or has been for too long."""
+        return self._clock() - self._seen_at >= CALLS_S_MAX or not self._in_flight(self._seen_at)
+
+    def _is_time(self, epochs: list[int]) -> bool:
+        """Whether to look through the log now, and not once more partitions are verified."""
+        return all(epochs) or self._clock() - self._differs_at >= TOGETHER_S_MAX
+
+    async def _verified_epochs(self) -> list[int]:
+        """The epoch of each partition; 0 where it is not verified on this connection."""
+        waits = [self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in range(PARTITIONS)]
+        markers = [await in_task(wait) for wait in waits]
+        epochs = []
+        for raw in markers:
+            run_id, epoch, _ = packing.read_marker(raw if isinstance(raw, bytes) else b"")
+            epochs.append(epoch if run_id == self._wire.run_id else 0)
+        if not any(epochs):
+            raise CountersUnavailable
+        return epochs
+
+    async def _send_spooled(self, segment: Segment, epochs: list[int]) -> set[int]:
+        """Settle what waits in one file; what fails waits on. The partitions where something does."""
+        waiting = set[int]()
+        offsets = list(segment.waiting)
+        for start in range(0, len(offsets), BATCH_MAX):
+            records = [segment.record(offset) for offset in offsets[start : start + BATCH_MAX]]
+            closed = [one for one in records if not epochs[partition_of(one.arguments)]]
+            waiting.update(partition_of(one.arguments) for one in closed)
+            sent = [
+                (record, self._send(record, packing.MODE_CHARGE))
+                for record in records
+                if epochs[partition_of(record.arguments)]
+            ]
+            for record, wait in sent:
+                if await self._acknowledged(record, wait):
+                    self._log.done(segment, record.offset)
+                    self.resubmitted += 1
+                else:
+                    waiting.add(partition_of(record.arguments))
+            await asyncio.sleep(BATCH_S)
+        return waiting
+
+    async def _recover_all(self, epochs: list[int]) -> None:
+        """Send again what was acknowledged under an earlier epoch, in every file there is now.
+
+        The newest first: that is what was forgotten, if anything was.
+        """
+        await self._log.written()
+        self._log.files.rotate()
+        before, failed = self.recovered, set[int]()
+        for segment in sorted(self._log.files.segments, key=lambda one: one.newest, reverse=True):
+            if segment in self._log.files.segments:  # else it made room for what is spooled, meanwhile
+                failed |= await self._recover(segment, epochs)
+        if sent := self.recovered - before:
+            self._say("settlements sent again", count=sent, level="warning")
+        for partition in set(range(PARTITIONS)) - failed:
+            self._sent_again[partition] = epochs[partition]
+        self._epochs = [] if failed else epochs
+        self._recover_at = self._clock() + RECOVER_AGAIN_S if failed else 0.0
+
+    async def _recover(self, segment: Segment, epochs: list[int]) -> set[int]:
+        """Send again what one file has of earlier epochs; the partitions where that failed."""
+        failed, batch = set[int](), list[Record]()
+        async with aclosing(_acknowledged_in(segment)) as answered:
+            async for record in answered:
+                if _forgotten(record, segment, epochs):
+                    batch.append(record)
+                if len(batch) >= BATCH_MAX:
+                    failed |= await self._recover_batch(batch)
+                    batch.clear()
+        failed |= await self._recover_batch(batch)
+        for partition, epoch in enumerate(epochs):
+            if partition not in failed:
+                segment.recovered[partition] = max(epoch, segment.recovered[partition])
+        return failed
+
+    async def _recover_batch(self, batch: list[Record]) -> set[int]:
+        sent = [(record, self._send(record, packing.MODE_RECOVER)) for record in batch]
+        failed = set()
+        for record, wait in sent:
+            if await self._acknowledged(record, wait):
+                self.recovered += 1
+            else:
+                failed.add(partition_of(record.arguments))
+        await asyncio.sleep(BATCH_S)
+        return failed
+
+    def _send(self, record: Record, mode: int) -> Wait[Reply]:
+        settlement = unpack(record.arguments)
+        names, arguments = packing.settle(self._wire.run_id, TOMBSTONE_MS, settlement, mode)
+        if mode == packing.MODE_RECOVER:
+            arguments = (*arguments, argument(record.answer))
+        return self._wire.send(encode_script("settle", names, arguments))
+
+    async def _acknowledged(self, record: Record, wait: Wait[Reply]) -> bool:
+        """Whether the counters have a record now; then that is noted in its turn."""
+        try:
+            answer = cast("bytes", await in_task(wait))
+        except CountersUnavailable:
+            if not self._wire.available:
+                raise
+            return False
+        if packing.code_of(answer) not in _FINAL:
+            return False
+        self._log.note(record.arguments, answer)
+        return True
+
+
+async def _acknowledged_in(segment: Segment) -> AsyncGenerator[Record]:
+    """What the counters have answered of one file; others have their turn now and then."""
+    seen = 0
+    with segment.reading() as reading:
+        blocks = Blocks(reading.size)
+        while piece := await asyncio.to_thread(reading.piece):
+            for block in blocks.feed(piece):
+                for record in acknowledged(block):
+                    yield record
+                    seen += 1
+                    if seen % TURN_MAX == 0:
+                        await asyncio.sleep(0)
+
+
+def _forgotten(record: Record, segment: Segment, epochs: list[int]) -> bool:
+    """Whether the partition is under a later epoch, and this record was not noted anew since."""
+    partition = partition_of(record.arguments)
+    return segment.recovered[partition] <= epoch_of(record.answer) < epochs[partition]

@@ -1,0 +1,184 @@
+"""One answer's head as its upstream sent it: judged, framed, and stripped of what ends here.
+
+A hostile upstream is expected: what cannot be read in one way only is `Malformed`, and its
+connection is dropped. Pure functions on bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httptools
+
+from gateway.http.protocol.framing import Malformed
+from gateway.http.protocol.headers import (
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    DATE,
+    DROP,
+    LENGTH,
+    LIMITS,
+    PASS,
+    PLAIN_REQUEST_ID,
+    REQUEST_ID,
+    USAGE_AMOUNT,
+    kind_of,
+    known_kinds,
+)
+from gateway.http.protocol.remembered import Remembered
+
+STATUS_LINES_BYTES_MAX = 64 * 1024
+READ_LINES_BYTES_MAX = 2 * 1024 * 1024
+LINE_BYTES_MAX = 256
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_LENGTH_DIGITS_MAX = 15
+_LIMITED = frozenset({429, 529})
+_statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
+    STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
+)
+_status_lines = _statuses.known
+# What field lines seen before are: their kind and their value, judged by llhttp.
+_lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
+_read = _lines.known
+
+
+class AnswerHead:
+    """One final or interim answer head.
+
+    `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
+    None where none is stated; with neither `length` nor `chunked` the body ends with the
+    connection. `limited` says that it tells of its upstream's own limits.
+    """
+
+    __slots__ = (
+        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limited", "lines",
+        "plain_request_id", "request_id", "status", "usage_amount",
+    )  # fmt: skip
+
+    def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
+        self.status = status
+        self.lines = lines
+        self.keep_alive = keep_alive
+        self.length: int | None = None
+        self.chunked = self.dated = self.limited = False
+        self.content_type = self.content_encoding = b""
+        self.request_id = self.plain_request_id = self.usage_amount = b""
+
+
+def read_answer_head(head: bytes) -> AnswerHead:
+    """Read a head that ends in its blank line; `Malformed` says what is wrong with it."""
+    lines = head[:-4].split(b"\r\n")
+    first = lines.pop(0)
+    minor, status, status_line = _status_lines.get(first) or _status(first)
+    kept = [status_line]
+    answer = AnswerHead(status, kept, minor == 1)
+    nominated: set[bytes] = set()
+    judged = False
+    for line in lines:
+        read = _read.get(line)
+        if read is None:
+            if not judged:
+                _judge(head)
+                judged = True
+            read = _read_line(line)
+        kind, value = read
+        if kind == PASS:
+            kept.append(line)
+        elif kind == CONTENT_TYPE:
+            answer.content_type = value
+            kept.append(line)
+        elif kind == LENGTH:
+            answer.length = _length(answer, value)
+        elif kind == CONNECTION:
+            nominated |= _connection(answer, value, minor)
+        elif kind == DATE:
+            answer.dated = True
+            kept.append(line)
+        elif kind != DROP:
+            _note(answer, kind, line, value, minor)
+    if answer.chunked and answer.length is not None:
+        raise Malformed("it states a length beside its transfer-encoding")
+    if nominated:
+        answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
+    return answer
+
+
+def _judge(head: bytes) -> None:
+    """Have llhttp judge a head; its fields need no judging again, since each stands for itself.
+
+    What depends on several fields at once (a length stated twice, or beside a coding) is read,
+    and refused, by `read_answer_head`.
+    """
+    parser: Any = httptools.HttpResponseParser(_SILENT)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        raise Malformed(str(error)) from error
+
+
+def _read_line(line: bytes) -> tuple[int, bytes]:
+    """What a line of a judged head is; lines are remembered, within bounds."""
+    name, _, value = line.partition(b":")
+    kind = known_kinds.get(name)
+    read = (kind_of(name) if kind is None else kind, value.strip(b" \t"))
+    _lines.keep(line, read)
+    return read
+
+
+class _Silent:
+    """A protocol without callbacks: llhttp only judges."""
+
+
+_SILENT = _Silent()
+
+
+def _status(line: bytes) -> tuple[int, int, bytes]:
+    """Minor version, status and our status line; lines seen are remembered, within bounds."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise Malformed("the status line is not one of HTTP/1.1")
+    read = (int(match[1]), int(match[2]), b"HTTP/1.1 %b %b" % (match[2], match[3] or b""))
+    _statuses.keep(line, read)
+    return read
+
+
+def _length(answer: AnswerHead, value: bytes) -> int:
+    if answer.length is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+        raise Malformed("the content-length is not one decimal number")
+    return int(value)
+
+
+def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
+    """Take in a field that means something here, but for the most usual ones."""
+    if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
+        if answer.status in _LIMITED:
+            answer.limited = True
+            answer.lines.append(line)
+    elif kind == REQUEST_ID:
+        answer.request_id = value
+    elif kind == PLAIN_REQUEST_ID:
+        answer.plain_request_id = value
+    elif kind == CONTENT_ENCODING:
+        answer.content_encoding = value
+        answer.lines.append(line)
+    elif kind == USAGE_AMOUNT:
+        answer.usage_amount = value
+        answer.lines.append(line)
+    else:
+        if answer.chunked or value.lower() != b"chunked" or minor == 0:
+            raise Malformed("the transfer-encoding is not chunked, once, in HTTP/1.1")
+        answer.chunked = True
+
+
+def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
+    """Honour `close` and `keep-alive`; the names that end here."""
+    if value == b"keep-alive" and minor == 1:
+        return set()
+    tokens = {token.strip(b" \t").lower() for token in value.split(b",")}
+    if b"close" in tokens:
+        answer.keep_alive = False
+    elif minor == 0 and b"keep-alive" in tokens:
+        answer.keep_alive = True
+    return tokens - {b"", b"close", b"keep-alive"}

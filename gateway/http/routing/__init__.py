@@ -1,0 +1,1 @@
+"""From a head to a plan: which route, whose call, what goes on to the upstream."""

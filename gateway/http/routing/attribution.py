@@ -1,0 +1,118 @@
+"""What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from gateway.core.calls.route import Route
+from gateway.core.model import INTEGER_MAX, Attribution
+from gateway.errors import InvalidRequest
+from gateway.http.protocol.fields import OURS_PREFIX
+from gateway.http.protocol.request import RequestHead
+
+USER_CHARACTERS_MAX = 128
+FEATURE_VERSION_CHARACTERS_MAX = 64
+METADATA_BYTES_MAX = 2048
+METADATA_DEPTH_MAX = 32
+UNITS_MAX = 1_000_000
+# What only a row of our own may say of itself; views and roll-ups go by it.
+OUR_MARKERS = ("corrects", "reclaimed", "unreadable")
+_NOTHING = Attribution()
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
+
+
+def read_attribution(head: RequestHead) -> tuple[Attribution, str]:
+    """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
+    if not any(name.startswith(OURS_PREFIX) for name in head.read):
+        return _NOTHING, ""
+    user = _text(head, b"user", USER_CHARACTERS_MAX)
+    content_id = _integer(head, b"content-id")
+    project_id = _integer(head, b"project-id")
+    feature_version = _text(head, b"feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    metadata = _metadata(head)
+    columns = "\t".join(("" if content_id is None else str(content_id),
+                         "" if project_id is None else str(project_id), feature_version))  # fmt: skip
+    return (
+        Attribution(user, content_id, project_id, feature_version, metadata),
+        columns if columns != "\t\t" else "",
+    )
+
+
+def read_units(head: RequestHead, route: Route) -> int:
+    """Units the client claims; only where the operator trusts it to set its own bill."""
+    value = _one(head, b"units")
+    if value is None:
+        return 1
+    if not route.trust_client_units:
+        raise InvalidRequest("x-tollkeeper-units is not accepted on this route.", param="x-tollkeeper-units")
+    if not value.isdigit() or len(value) > 7 or not 1 <= int(value) <= UNITS_MAX:
+        raise InvalidRequest(
+            f"x-tollkeeper-units must be a whole number from 1 to {UNITS_MAX}.", param="x-tollkeeper-units"
+        )
+    return int(value)
+
+
+def _one(head: RequestHead, suffix: bytes) -> bytes | None:
+    values = head.all(OURS_PREFIX + suffix)
+    if len(values) > 1:
+        name = (OURS_PREFIX + suffix).decode()
+        raise InvalidRequest(f"The field {name} is there twice.", param=name)
+    return values[0] if values else None
+
+
+def _text(head: RequestHead, suffix: bytes, characters_max: int) -> str:
+    value = _one(head, suffix)
+    if not value:
+        return ""
+    name = (OURS_PREFIX + suffix).decode()
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} must be UTF-8.", param=name) from error
+    if len(text) > characters_max or _TEXT.fullmatch(text) is None:
+        raise InvalidRequest(f"{name} must be text of at most {characters_max} characters.", param=name)
+    return text
+
+
+def _integer(head: RequestHead, suffix: bytes) -> int | None:
+    value = _one(head, suffix)
+    if value is None:
+        return None
+    name = (OURS_PREFIX + suffix).decode()
+    if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
+        raise InvalidRequest(f"{name} must be a whole number, not negative.", param=name)
+    return int(value)
+
+
+def _metadata(head: RequestHead) -> bytes:
+    value = _one(head, b"metadata")
+    if value is None:
+        return b""
+    name = "x-tollkeeper-metadata"
+    if len(value) > METADATA_BYTES_MAX:
+        raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
+    try:
+        read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(read, dict):
+            raise InvalidRequest(f"{name} must be a JSON object.", param=name)
+        if not _within(read, METADATA_DEPTH_MAX):
+            raise InvalidRequest(f"{name} may be {METADATA_DEPTH_MAX} levels deep.", param=name)
+        for marker in OUR_MARKERS:
+            read.pop(marker, None)
+        written = json.dumps(read, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} must be a JSON object.", param=name) from error
+    if b"\\u0000" in written:
+        raise InvalidRequest(f"{name} must be a JSON object without NUL.", param=name)
+    return written
+
+
+def _within(value: object, depth: int) -> bool:
+    """Whether it is nested no deeper: whoever reads it later has a stack to keep to as well."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)

@@ -1,0 +1,67 @@
+"""The credential of a request, found in its head and turned into the digest it is known by.
+
+A credential never leaves this file: what goes on is its HMAC-SHA-256 under the pepper.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import InvalidApiKey, InvalidRequest
+from gateway.http.protocol.fields import CREDENTIAL_FIELDS
+from gateway.http.protocol.request import RequestHead
+
+# Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
+_QUERY_NAMES = frozenset(
+    b"key apikey accesstoken oauthtoken bearertoken xapikey xgoogapikey authorization".split()
+)
+_SEPARATOR = re.compile(rb"[&;]")
+_CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
+
+
+def credential_digest(head: RequestHead, pepper: bytes) -> str:
+    """Hex digest of the request's credential.
+
+    `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are
+    two that differ or one is in the query.
+    """
+    for pair in _SEPARATOR.split(head.query[1:]) if head.query else ():
+        name = pair.partition(b"=")[0]
+        if _plain(name) in _QUERY_NAMES:
+            raise InvalidRequest(
+                "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
+            )
+    found = {
+        _bearer(value) if name == b"authorization" else value
+        for name in CREDENTIAL_FIELDS & head.read.keys()
+        for value in head.all(name)
+        if value
+    }
+    if len(found) > 1:
+        raise InvalidRequest("The request carries two different credentials.")
+    if not found:
+        raise _nobody("missing", "The request carries no API key.")
+    credential = found.pop()
+    if _CREDENTIAL.fullmatch(credential) is None:
+        raise _nobody("malformed", "The API key is malformed.")
+    return hmac.digest(pepper, credential, "sha256").hex()
+
+
+def _nobody(failure: str, message: str) -> InvalidApiKey:
+    refusal = InvalidApiKey(message)
+    refusal.failure = failure
+    return refusal
+
+
+def _plain(name: bytes) -> bytes:
+    """The name of a parameter as an API that is not strict with it may take it."""
+    plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
+    return plain.replace(b"_", b"").replace(b"-", b"")
+
+
+def _bearer(value: bytes) -> bytes:
+    """The token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
+    scheme, _, token = value.partition(b" ")
+    return token.strip(b" ") if scheme.lower() == b"bearer" else b" "

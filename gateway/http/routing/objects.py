@@ -1,0 +1,88 @@
+"""Stored objects as one request meets them: what its path is about, and what its body names.
+
+A list of all objects of a kind would tell of every organization's, so it is found by nobody. Bodies of
+free routes are read as those of metered ones are, but for forms where files are taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from gateway.core.calls.call import Call
+from gateway.core.calls.document import check_names, read_document, write_document
+from gateway.core.calls.route import Route
+from gateway.core.families.objects import chosen_name, named, place_of
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest, ObjectNotFound
+from gateway.http.protocol.request import RequestHead
+
+_KEPT_BY_METERS = frozenset({"openai_chat", "openai_responses", "anthropic_messages"})
+# Collections whose API takes files as forms, in which it takes no ids.
+_WITH_FORMS = frozenset({"files", "uploads", "skills"})
+_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """How a request meets objects: `id` is its path's, empty for none; `tells` says that its answer may
+    tell of some; `reads` that its body is JSON of a free route, and read for what it names; `bare` that
+    it may have none.
+    """
+
+    id: str = ""
+    tells: bool = False
+    reads: bool = False
+    bare: bool = False
+
+
+def owned_by(head: RequestHead, route: Route) -> Owned | None:
+    """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
+    if route.objects != "owned" or route.family is Family.GENERIC:
+        return None
+    place = place_of(route.family, unquote(head.path.decode("ascii")))
+    if route.meter != "none":
+        return Owned("" if place is None else place.id, route.meter in _KEPT_BY_METERS)
+    has_body = head.method in _WITH_BODY
+    if place is not None and not place.id and not has_body:
+        raise ObjectNotFound("A list would tell of every organization's objects: ask for one by its id.")
+    reads = has_body and _is_json(head, forms=place is None or place.collection in _WITH_FORMS)
+    return Owned("" if place is None else place.id, place is not None, reads, bare=not has_body)
+
+
+def _is_json(head: RequestHead, *, forms: bool) -> bool:
+    """Whether a body is JSON and not a form, where a form names no object; anything else is refused."""
+    types = head.all(b"content-type")
+    if not types:
+        return True  # if there is a body at all
+    media = types[0].partition(b";")[0].strip().lower() if len(types) == 1 else b""
+    if media == b"application/json" or media.endswith(b"+json"):
+        return True
+    if not forms or media != b"multipart/form-data":
+        allowed = "application/json or multipart/form-data" if forms else "application/json"
+        raise InvalidRequest(f"The content-type must be {allowed}.", param="content-type")
+    return False
+
+
+def read_objects(owned: Owned, call: Call) -> None:
+    """Note the ids of all objects a request names, and whether its answer may tell of some."""
+    if owned.reads and call.body:
+        call.document = read_document(call.body)
+        written = write_document(call.document)
+        check_names(call.body, written, 0)
+        call.body = written
+        chosen = chosen_name(call.family, call.document) if owned.tells and not owned.id else None
+        if chosen is not None:
+            raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
+    document = call.document
+    call.keeps = owned.tells and (call.meter != "openai_chat" or document is None or _is_stored(document))
+    ids = named(call.family, call.body, document) if document is not None else ()
+    call.named = (owned.id, *ids) if owned.id else ids
+
+
+def _is_stored(chat: dict[str, object]) -> bool:
+    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
+
+    An answer that is not stored has an id as well, of nothing.
+    """
+    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat

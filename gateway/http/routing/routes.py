@@ -1,0 +1,120 @@
+"""The allow-list: which route a method and a path are, and whose errors an unknown path gets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from gateway.core.calls.binding import UNREAD_METERS
+from gateway.core.calls.route import Route
+from gateway.core.model import Family
+
+USAGE_PATH = "/.tollkeeper/usage"
+# Three families have this path and those below it: the fields of a request tell whose it is.
+MODELS = "/v1/models"
+_ANY = frozenset({"ANY", "*"})
+_FAMILY_PREFIXES = (
+    ("/v1/messages", Family.ANTHROPIC),
+    ("/v1beta/", Family.GEMINI),
+    ("/v1/", Family.OPENAI),
+)
+_GEMINI_ACTION = re.compile(r"/v1/models/[^/]+:")
+_SEGMENT = "[^/]+"
+# A colon ends a name of Google's and begins what is done with it (AIP-136): another action is another path.
+_ID_OF_GOOGLE = "(?:(?!%3[Aa])[^/:])+"
+_PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A path on the allow-list. `route` is None where the path is known and the method is not.
+
+    `template` is the path as the allow-list has it.
+    """
+
+    route: Route | None
+    params: dict[str, str] = field(default_factory=dict)
+    rest: bytes | None = None
+    allow: tuple[str, ...] = ()
+    template: str = ""
+
+
+class RouteTable:
+    """A path without parameters decides first, then the others in the order of the configuration."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self._entries: list[tuple[re.Pattern[str], list[Route]]] = []
+        self._exact: dict[str, list[Route]] = {}
+        by_pattern: dict[str, list[Route]] = {}
+        for route in routes:
+            pattern = _pattern(route.path, _ID_OF_GOOGLE if route.family is Family.GEMINI else _SEGMENT)
+            if pattern not in by_pattern:
+                by_pattern[pattern] = []
+                if "{" in route.path:
+                    self._entries.append((re.compile(pattern), by_pattern[pattern]))
+                else:
+                    self._exact[route.path] = by_pattern[pattern]
+            by_pattern[pattern].append(route)
+        # Where each family's calls go: the first of its routes says.
+        self.upstreams = {route.family: route.upstream for route in reversed(routes)}
+        # A service another route meters by its answers must not be had by the request instead.
+        self.reserved_services = frozenset(
+            route.service for route in routes if route.service and route.meter not in UNREAD_METERS
+        )
+
+    def match(self, method: str, path: str) -> Match | None:
+        """Find the route of a request; None for a path that is not on the list."""
+        exact = self._exact.get(path)
+        if exact is not None:
+            return _match(exact, method, {}, None)
+        for pattern, routes in self._entries:
+            found = pattern.fullmatch(path)
+            if found is None:
+                continue
+            groups = found.groupdict()
+            rest = groups.pop("rest_of_path", None)
+            params = {name: unquote(value) for name, value in groups.items()}
+            return _match(routes, method, params, rest)
+        return None
+
+
+def family_of(path: str, spoken: Family | None) -> Family:
+    """Whose shape an answer to an unknown path takes; `spoken` is whose fields came with a shared path."""
+    if _GEMINI_ACTION.match(path):
+        return Family.GEMINI
+    for prefix, family in _FAMILY_PREFIXES:
+        if path.startswith(prefix):
+            return family if spoken is None else spoken
+    return Family.GENERIC
+
+
+def _match(routes: list[Route], method: str, params: dict[str, str], rest: str | None) -> Match:
+    for route in routes:
+        if _takes(route, method):
+            return Match(route, params, rest.encode() if rest is not None else None)
+    return Match(None, allow=_allow(routes), template=routes[0].path)
+
+
+def _takes(route: Route, method: str) -> bool:
+    if method in route.methods or not _ANY.isdisjoint(route.methods):
+        return True
+    return method == "HEAD" and "GET" in route.methods
+
+
+def _allow(routes: list[Route]) -> tuple[str, ...]:
+    methods = dict.fromkeys(method for route in routes for method in route.methods)
+    if "GET" in methods:
+        methods.setdefault("HEAD")
+    return tuple(methods)
+
+
+def _pattern(template: str, segment: str) -> str:
+    """A regular expression of a path template; `{name…}` at the end takes the rest."""
+    parts: list[str] = []
+    at = 0
+    for match in _PARAMETER.finditer(template):
+        parts.append(re.escape(template[at : match.start()]))
+        parts.append("(?P<rest_of_path>.*)" if match[2] else f"(?P<{match[1]}>{segment})")
+        at = match.end()
+    return "".join(parts) + re.escape(template[at:])

@@ -1,0 +1,1 @@
+"""The client's side: the listening server and its connections."""

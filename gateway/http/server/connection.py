@@ -1,0 +1,518 @@
+"""One client's socket: heads and bodies come in, answers go out, in order, one at a time.
+
+A request behind one in progress waits unread. Whatever is wrong with it is said after the
+answer in front of it. Framing is `ClientSide`'s, what a request means is the story's affair: here
+are flow, deadlines, and the end of a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gateway.core.model import Caller
+from gateway.core.wait import Wait
+from gateway.errors import Refusal, RequestTooLarge
+from gateway.http.clock import NEVER
+from gateway.http.protocol.client_side import ClientSide
+from gateway.http.protocol.framing import Malformed
+from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
+from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
+from gateway.http.routing.plan import Plan, family_of_head
+from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.server.host import Host
+from gateway.http.server.kept import Kept, full
+from gateway.http.server.reading import (
+    ANYTHING,
+    SLOW_CLIENT,
+    SLOW_UPSTREAM,
+    SUCCESSOR,
+    TURN,
+    UNWANTED,
+    Reading,
+)
+from gateway.http.server.request_body import RequestBody
+from gateway.http.upstream.connection import Link
+
+# What one client may have done in one go: after so many bytes of one read, others come first.
+TURN_BYTES_MAX = 64 * 1024
+# A request right behind another one takes as much of a turn as so many bytes of an answer.
+_SUCCESSOR_COSTS = 4096
+_RUNS = -1.0  # a body's deadline, which is not stopped
+
+
+class ClientConnection(asyncio.Protocol):
+    """The protocol of one accepted socket."""
+
+    __slots__ = (
+        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
+        "_limits", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
+        "gone", "idle_since", "transport",
+    )  # fmt: skip
+
+    def __init__(self, host: Host[ClientConnection]) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._side = ClientSide(host.limits)
+        self.transport: Any = None
+        self.exchange: Exchange | None = None
+        self.deadline = self.idle_since = NEVER
+        self.blocked = self.gone = False
+        self._buffered = self._queued = False
+        self._reading = Reading(None)
+        self._advancing = self._closing = self._ended = False
+        self._left_s = _RUNS
+        self._body = RequestBody(host.buffers)
+        self._kept = Kept(host.buffers)
+        self._discarded = 0
+        self._sink: Link | None = None
+        self._write_wait: Wait[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        """Accept, unless there are too many."""
+        self.transport = transport
+        self._reading = Reading(transport)
+        transport.set_write_buffer_limits(self._limits.client_buffer_bytes_max)
+        if self._host.opened(self):
+            self.idle_since = self._host.clock.now
+            self.deadline = self._host.clock.now + self._limits.head_s
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes of a head, of a body, or of what comes later."""
+        if len(data) > TURN_BYTES_MAX:
+            self._wait_for_turn()
+        side = self._side
+        state = side.state
+        if state == IDLE:
+            side.receive(data)
+            self._advance()
+        elif state in (BODY, DISCARDING):
+            try:
+                payload = side.receive(data)
+            except Malformed as error:
+                self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+            else:
+                self._take_body(payload)
+        elif state == WHOLE:
+            side.receive(data)
+            self._reading.pause(SUCCESSOR)
+            self._keep_unread()
+        elif state == CLOSING:
+            self._count_discarded(len(data))
+        else:
+            self._reading.pause(SUCCESSOR)  # nothing behind this is read
+
+    def eof_received(self) -> bool:
+        """The client has said everything; it may still read, unless the route says that is leaving."""
+        exchange = self.exchange
+        if exchange is None or self._side.state == BODY:
+            return False
+        self._ended = self._closing = True
+        return exchange.plan.route is None or exchange.plan.route.on_disconnect != "abort"
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone. What it sent of its request stays what it was."""
+        self.gone = True
+        self._reading.close()
+        self.deadline = NEVER
+        self._sink = None
+        self._kept.keep_unread(0)
+        self._kept.keep_untaken(None, 0)
+        self._host.closed(self)
+        if self.exchange is not None:
+            self.exchange.client_gone(self._host.clock, self._limits)
+        write_wait, self._write_wait = self._write_wait, None
+        if write_wait is not None:
+            write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on
+        self._body.fail(ClientGone())
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        self.blocked = True
+        self.deadline = self._host.clock.now + self._limits.client_write_s
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.blocked = False
+        now, limits, state = self._host.clock.now, self._limits, self._side.state
+        if self.exchange is not None:
+            self.deadline = now + limits.body_s if state == BODY else NEVER
+        else:
+            self._kept.keep_untaken(None, 0)
+            self.deadline = now + (limits.linger_s if state == CLOSING else limits.body_s)
+            self._reading.resume(SLOW_CLIENT)
+            if state == IDLE:
+                self._next()
+        wait, self._write_wait = self._write_wait, None
+        if wait is not None:
+            wait.set(None)
+
+    # what the exchange asks of its connection
+
+    @property
+    def address(self) -> str:
+        """Where the client is, empty where its socket has no address."""
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    def writable(self) -> Wait[None]:
+        """Wait until the client has caught up or is gone."""
+        wait: Wait[None] = Wait()
+        if self.gone or not self.blocked:
+            wait.set(None)
+        else:
+            self._write_wait = wait
+        return wait
+
+    def keep_untaken(self, size: int) -> bool:
+        """So much of the answer is kept, beside what is written; whether there is room for more."""
+        exchange = self.exchange
+        if self.blocked and not self.gone:
+            size += self.transport.get_write_buffer_size()
+        return self._kept.keep_untaken(exchange.caller if exchange is not None else None, size)
+
+    def body_arrival(self, bytes_max: int) -> Wait[None]:
+        """Wait for the rest of the body, or for more of it than `bytes_max`; a `Refusal` or `ClientGone`."""
+        assert self.exchange is not None
+        body = self._body
+        wait = body.arrival(self.exchange.caller, bytes_max)
+        if self._side.state != BODY or body.enough:
+            body.wake()
+        elif not body.afford():
+            self._fail_body(full())
+        self._reading.resume(UNWANTED)
+        return wait
+
+    def body_soon(self, caller: Caller) -> Wait[None] | None:
+        """Wait a moment for a body that is on its way; None where it is large, or is not sent unasked."""
+        exchange = self.exchange
+        if self.gone or exchange is None or exchange.plan.expects or exchange.body_length is None:
+            return None
+        wait = self._body.soon(caller, exchange.body_length, self._limits)
+        self._reading.resume(UNWANTED)
+        return wait
+
+    def body(self) -> bytes:
+        """The body bytes that have arrived; they are given away."""
+        return self._body.take()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the body that its caller's budget holds."""
+        return self._body.kept
+
+    def let_go(self) -> None:
+        """What was kept of the body is kept no longer."""
+        self._body.let_go()
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the present request has arrived in full."""
+        return self._side.state == WHOLE
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow, once what is left of this one's body is dropped."""
+        if self._closing or self._host.draining:
+            return False
+        return self._side.state == WHOLE or self._side.droppable
+
+    def stream_body(self, link: Link) -> None:
+        """Send what comes of the body from now on into a link, at the link's speed."""
+        self._sink = link
+        link.source = self
+        self._reading.resume(UNWANTED)
+
+    def pause_body(self) -> None:
+        """The upstream reads slowly, which costs its client no time."""
+        self._reading.pause(SLOW_UPSTREAM)
+        if self._side.state == BODY and not self.blocked:
+            now = self._host.clock.now
+            self._left_s = self.deadline - now
+            self.deadline = now + self._limits.look_s
+
+    def resume_body(self) -> None:
+        """The upstream has caught up."""
+        if self._side.state == BODY and self._left_s >= 0:
+            self.deadline = self._host.clock.now + self._left_s
+        self._left_s = _RUNS
+        self._reading.resume(SLOW_UPSTREAM)
+
+    def finish(self, keep_alive: bool) -> None:
+        """The answer is written. Go on to the next request, or close once the client has read it."""
+        self.let_go()
+        if self.blocked or self._kept.untaken:
+            self.keep_untaken(0)
+        self.exchange = None
+        self._sink = None
+        self._body.forget()
+        if self.gone:
+            return
+        side = self._side
+        if not keep_alive or self._closing or side.state == BROKEN:
+            self._linger()
+            return
+        side.answered()
+        if side.state == DISCARDING:
+            self._discarded = 0
+            self._set_deadline(self._limits.body_s)
+            self._reading.resume(UNWANTED | SLOW_UPSTREAM)
+        else:
+            self._next()
+
+    def cut(self, reset: bool) -> None:
+        """Break the connection so that the client cannot take what it has for a complete answer."""
+        self.let_go()
+        self._kept.keep_untaken(None, 0)
+        self.exchange = None
+        if self.gone:
+            return
+        self._side.close()
+        self.deadline = self._host.clock.now + self._limits.linger_s
+        if reset:
+            self._reading.break_off()
+        else:
+            self.transport.close()
+
+    # deadlines
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.deadline = NEVER
+        side = self._side
+        if self.blocked:
+            self.transport.abort()
+        elif side.state == IDLE:
+            if side.waiting:
+                self.turn_away(RequestTimeout(), side.waiting)
+            else:
+                self.transport.close()
+        elif side.state == BODY and self._left_s >= 0:
+            self._look()
+        elif side.state == BODY:
+            self._fail_body(RequestTimeout("The body did not arrive in time."))
+        else:
+            self.transport.abort()
+
+    def _look(self) -> None:
+        """See whether a client is still there that is not read; one that has ended is read to its end."""
+        exchange, reading = self.exchange, self._reading
+        assert exchange is not None
+        assert exchange.caller is not None
+        if reading.is_left():
+            self.transport.abort()
+        elif reading.is_ended() and not self._host.buffers.pressed:
+            self._body.count(exchange.caller, reading.unread())
+            reading.resume(SLOW_UPSTREAM)
+        else:
+            self.deadline = self._host.clock.now + self._limits.look_s
+
+    def shut(self) -> None:
+        """Close as soon as no request is in progress."""
+        self._closing = True
+        if self._side.state == IDLE and not self._side.waiting:
+            self.transport.close()
+
+    # heads
+
+    def _advance(self) -> None:
+        """Read heads from what arrived until a request is in progress or more bytes are needed."""
+        if self._advancing:
+            return
+        side = self._side
+        self._advancing = True
+        while side.state == IDLE and side.waiting and not self.blocked and self._read_head():
+            if side.waiting and side.state == IDLE and not self._host.turns.now(_SUCCESSOR_COSTS):
+                self._queued = True
+                self.deadline = NEVER  # who waits for a turn is not late
+                self._wait_for_turn()
+                break
+        self._advancing = False
+        if side.waiting and (self._queued or side.state == WHOLE):
+            self._reading.pause(SUCCESSOR)
+            self._keep_unread()
+        elif side.state == IDLE:
+            self._reading.resume(SUCCESSOR)
+
+    def _wait_for_turn(self) -> None:
+        """Read nothing more of this client until others had their turn."""
+        if not self._reading.paused & TURN:
+            self._reading.pause(TURN)
+            self._host.turns.wait(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._reading.resume(TURN)
+        queued, self._queued = self._queued, False
+        if queued and self._side.state == IDLE and not self.gone:
+            self._next()
+
+    def _keep_unread(self) -> None:
+        """What is here has to wait; where that is too much, nothing behind the present request is served."""
+        side = self._side
+        if not self._kept.keep_unread(len(side.waiting)):
+            side.waiting = b""
+            self._closing = True
+
+    def _read_head(self) -> bool:
+        side = self._side
+        try:
+            head = side.head()
+        except Refusal as refusal:
+            self.turn_away(refusal, side.waiting)
+            return False
+        if not head:
+            if side.fresh:
+                self.deadline = self._host.clock.now + self._limits.head_s
+            if not self._kept.keep_unread(len(side.waiting)):
+                self.turn_away(full(), side.waiting)
+            return False
+        if self._kept.unread:
+            self._kept.keep_unread(0)
+        head, length = cut_length(head)
+        planner = self._host.planner
+        plan = planner.known.get(head)
+        if plan is None:
+            plan = planner.plan(head)
+        if length < 0:
+            self._begin(plan, plan.length)
+        elif plan.chunked or plan.length is not None:
+            self.turn_away(MalformedRequest("The length of the body is stated twice."), head)
+        else:
+            self._begin(plan, length)
+        return True
+
+    def turn_away(self, refusal: Refusal, head: bytes = b"") -> None:
+        """Answer bytes that are not a request, and close."""
+        self._kept.keep_unread(0)
+        self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
+
+    def _begin(self, plan: Plan, length: int | None) -> None:
+        self.exchange = exchange = self._host.exchange(self, plan)
+        self.deadline = NEVER
+        exchange.body_length = length
+        if plan.fatal:
+            self._closing = True
+            self._side.refuse()
+        elif length or plan.chunked:
+            self._begin_body(exchange, plan, length or 0)
+        else:
+            self._side.request(0, False)
+        self._host.tell(exchange)
+
+    # bodies
+
+    def _begin_body(self, exchange: Exchange, plan: Plan, length: int) -> None:
+        side = self._side
+        try:
+            payload = side.request(length, plan.chunked)
+        except Malformed as error:
+            self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+            return
+        if plan.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
+            exchange.body_failure = RequestTooLarge()
+        if side.state == BODY:
+            self._body.size = 0
+            self._left_s = _RUNS
+            self._buffered = plan.buffered
+            self.deadline = self._host.clock.now + self._limits.body_s
+            if payload:
+                self._keep(payload)
+        elif payload:
+            self._body.add(payload)
+
+    def _take_body(self, payload: bytes) -> None:
+        """Deal with what came of a body, and with its end. Each way on is a last step: a story runs in it."""
+        state = self._side.state
+        if self.exchange is None:
+            self._drop(len(payload))
+        elif payload and (refusal := self._keep(payload)) is not None:
+            self._fail_body(refusal)
+        elif state == WHOLE:
+            self.deadline = NEVER
+            sink, self._sink = self._sink, None
+            if sink is not None:
+                sink.end()
+            self._body.wake()
+        elif self._body.enough:
+            self._body.wake()
+
+    def _keep(self, payload: bytes) -> Refusal | None:
+        """Pass a part of a body on, or keep it; or why that is too much."""
+        body = self._body
+        body.size += len(payload)
+        if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
+            self.deadline += len(payload) / self._limits.body_bytes_per_s_min
+        elif body.size > self._limits.body_bytes_max:
+            return RequestTooLarge()
+        if self._sink is not None:
+            self._sink.send(payload)
+        else:
+            body.add(payload)
+            if not body.awaited:
+                self._reading.pause(UNWANTED)
+            elif not body.afford():
+                return full()
+        return None
+
+    def _fail_body(self, refusal: Refusal) -> None:
+        """The body cannot be had: the story ends where it waits, the connection after it."""
+        self._closing = True
+        if self._side.state == BODY:
+            self._side.refuse()
+        self._sink = None
+        self.deadline = NEVER
+        if self._body.fail(refusal):
+            return
+        if self.exchange is not None:
+            self.exchange.body_failed(refusal)
+        else:
+            self._linger()
+
+    def _drop(self, size: int) -> None:
+        """What came of a body whose request is answered."""
+        self._discarded += size
+        if self._discarded > self._limits.discarded_bytes_max:
+            self._linger()
+        elif self._side.state == IDLE:
+            self._next()
+
+    def _count_discarded(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > self._limits.lingered_bytes_max:
+            self.transport.abort()
+
+    # between requests, and the end
+
+    def _next(self) -> None:
+        if self._closing:
+            self._linger()
+            return
+        self.idle_since = self._host.clock.now
+        if self.blocked:  # who takes no answers is asked for no more requests
+            self._reading.pause(SLOW_CLIENT)
+            self._keep_unread()
+            return
+        self.deadline = self.idle_since + self._limits.keepalive_s
+        if self._side.waiting:
+            self._advance()
+        elif self._reading.paused:
+            self._reading.resume(ANYTHING)
+
+    def _linger(self) -> None:
+        """Say that nothing more comes, and read on for a while: closing at once could destroy the answer."""
+        self._kept.keep_unread(0)
+        self._side.close()
+        self._discarded = 0
+        self._set_deadline(self._limits.linger_s)
+        if not self._ended and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._reading.resume(ANYTHING)
+        else:
+            self.transport.close()
+
+    def _set_deadline(self, within_s: float) -> None:
+        """Wait so long for what comes next; who does not take an answer has had its time set by that."""
+        if not self.blocked:
+            self.deadline = self._host.clock.now + within_s

@@ -1,0 +1,217 @@
+"""One request and its answer: what the story knows about its client.
+
+An exchange outlives its client where the route says that what was begun is drained and charged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gateway.core.calls.trace import Trace
+from gateway.core.model import Caller
+from gateway.core.wait import Wait
+from gateway.errors import CountersUnavailable, Refusal
+from gateway.http.clock import NEVER, Clock
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.routing.plan import Plan
+from gateway.http.server.story import Story
+from gateway.http.upstream.connection import Link
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class ClientGone(Exception):
+    """The client closed its connection before it had its answer."""
+
+
+class Client(Protocol):
+    """What an exchange needs of the connection its request came on."""
+
+    transport: Any
+    blocked: bool
+
+    @property
+    def address(self) -> str:
+        """Where the client is, empty where its socket has no address."""
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the request has arrived in full, by its framing."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow this one."""
+
+    def body(self) -> bytes:
+        """The body bytes that have arrived; they are given away."""
+
+    def body_arrival(self, bytes_max: int) -> Wait[None]:
+        """Ask for the rest of the body, or for more of it than `bytes_max`."""
+
+    def body_soon(self, caller: Caller) -> Wait[None] | None:
+        """Wait a moment for a small body that is on its way; None where none is."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the body that its caller's budget holds."""
+
+    def stream_body(self, link: Link) -> None:
+        """Send what comes of the body from now on into a link."""
+
+    def let_go(self) -> None:
+        """What was kept of the body is kept no longer."""
+
+    def keep_untaken(self, size: int) -> bool:
+        """So much of the answer is kept; whether there is room for more."""
+
+    def writable(self) -> Wait[None]:
+        """Wait until the client has caught up or is gone."""
+
+    def finish(self, keep_alive: bool) -> None:
+        """The answer is written."""
+
+    def cut(self, reset: bool) -> None:
+        """Break the connection."""
+
+
+class Hold(Protocol):
+    """What an exchange needs of the charge it was admitted with."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is still to be settled."""
+
+    @property
+    def charges(self) -> bool:
+        """Whether it may cost anything."""
+
+    def keep_alive(self) -> None:
+        """The call lives long: have its hold renewed until it settles."""
+
+
+class Exchange(Story):
+    """The state of one request. Times are seconds of the worker's monotonic clock.
+
+    `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
+    `caller` is set once it is known, `charge` by admission. `forwarded` says that an upstream heard
+    of the request, `opened` that a head was sent, `broken` that what was begun cannot be completed.
+    `trace` is there where requests are traced.
+    """
+
+    __slots__ = (
+        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
+        "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened",
+        "plan",
+        "reason", "request_id", "started", "status", "trace", "until_close",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: Client,
+        plan: Plan,
+        request_id: str,
+        started: float,
+        on_end: Callable[[Exchange, BaseException | None], None],
+    ) -> None:
+        super().__init__()
+        self.connection = connection
+        self.plan = plan
+        self.request_id = request_id
+        self.started = started
+        self._on_end = on_end
+        self.began_upstream = self.ended_upstream = 0.0
+        self.deadline = NEVER
+        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.forwarded = self.invited = False
+        self.status = 0
+        self.reason = ""
+        self.body_length: int | None = None
+        self.body_failure: Refusal | None = None
+        self.caller: Caller | None = None
+        self.charge: Hold | None = None
+        self.trace: Trace | None = None
+
+    def ended(self, error: BaseException | None) -> None:
+        """Tell the worker, then leave the connection."""
+        self._on_end(self, error)
+        self.charge = None  # which knows this exchange: neither waits for the collector
+        if self.broken:
+            self.connection.cut(self.until_close)
+        else:
+            self.connection.finish(self.keep_alive)
+
+    # the request
+
+    async def late_body(self, bytes_max: int) -> None:
+        """Wait for the rest of a body, or for more of it than so many bytes.
+
+        Raises the `Refusal` it earns, or `ClientGone`.
+        """
+        if self.gone:
+            raise ClientGone
+        self.invite_body()
+        await self.connection.body_arrival(bytes_max)
+        if self.body_failure is not None:
+            raise self.body_failure
+
+    def invite_body(self) -> None:
+        """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
+        if self.plan.expects and not self.gone and not self.invited:
+            self.invited = True
+            self.connection.transport.write(CONTINUE)
+
+    # the answer
+
+    def decide_keep_alive(self) -> bool:
+        """Whether the connection serves another request after this one; said in the answer's head."""
+        plan, connection = self.plan, self.connection
+        self.keep_alive = plan.keep_alive and connection.reusable
+        if plan.expects and not connection.body_complete:
+            self.keep_alive = False  # whether its body follows is the client's choice
+        return self.keep_alive
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the answer; nothing once the client is gone."""
+        self.opened = True
+        if not self.gone:
+            self.connection.transport.write(data)
+
+    # interruptions
+
+    def body_failed(self, refusal: Refusal) -> None:
+        """The rest of the body cannot be had: the story says so when it comes to it, or at once if it has."""
+        self.body_failure = refusal
+        if self.began_upstream:
+            self.interrupt(refusal)
+
+    def client_gone(self, clock: Clock, limits: HttpLimits) -> None:
+        """The client is gone: drain what an upstream works on and is charged, and end the rest.
+
+        What it left in the middle of its request can come to nothing; a route may say abort.
+        """
+        self.gone = True
+        if self.shielded:
+            return
+        route, charge = self.plan.route, self.charge
+        due = charge is not None and charge.due and charge.charges
+        drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
+        if drains and self.connection.body_complete:
+            self.deadline = clock.now + limits.drain_s
+        else:
+            self.interrupt(ClientGone())
+
+    def check(self, now: float, watched_before: float) -> None:
+        """One look at the clock: a wait that is over, a hold that must be kept from its deadline."""
+        if self.deadline < now:
+            self._expire()
+        elif self.charge is not None and self.started < watched_before:
+            self.charge.keep_alive()
+
+    def _expire(self) -> None:
+        """The deadline of a wait has passed."""
+        self.deadline = NEVER
+        if self.shielded:
+            self.expire_wait(CountersUnavailable(retry_after_s=1))
+        else:
+            self.interrupt(ClientGone())

@@ -1,0 +1,287 @@
+"""One worker's data plane: it listens, begins the story of each request, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.errors import InternalError, Overloaded, StartError
+from gateway.http.clock import Clock
+from gateway.http.faults import FaultLog
+from gateway.http.ports import Ports
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.protocol.request_ids import RequestIds
+from gateway.http.proxy import proxy
+from gateway.http.reply import refuse
+from gateway.http.routing.bindings import Bindings
+from gateway.http.routing.plan import Plan, Planner
+from gateway.http.server.buffers import Buffers
+from gateway.http.server.connection import ClientConnection
+from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.turns import Turns
+from gateway.http.upstream.pool import Upstream
+from gateway.http.worker import Worker
+
+BACKLOG = 4096
+QUIET_TIMES_MAX = 5
+
+
+class DataPlane:
+    """Serve routes to clients. Made and used inside a running event loop.
+
+    `services` says where calls of services go. `pepper` is the key of every credential's digest,
+    `bounds` what meters believe at most.
+    """
+
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order of its story
+        self,
+        ports: Ports,
+        routes: Sequence[Route],
+        targets: Sequence[UpstreamTarget],
+        limits: HttpLimits,
+        pepper: bytes,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.draining = self._shut = False
+        self.buffers = Buffers(limits)
+        self.clock = Clock(loop, ports.seconds, limits.tick_s)
+        self.turns = Turns(loop, ports.seconds)
+        self._ports = ports
+        self._faults = FaultLog(ports.log, ports.seconds)
+        self._pepper = pepper
+        self._upstreams: dict[str, Upstream] = {}
+        self._left: list[Upstream] = []
+        self.renew(routes, targets, limits, services, bounds)
+        self._ids = RequestIds(os.urandom)
+        self._connections: set[ClientConnection] = set()
+        self._orphans: set[Exchange] = set()
+        self._server: asyncio.Server | None = None
+        self._empty = asyncio.Event()
+        self.clock.every_tick(self._check)
+        self.clock.every_tick(self._check_upstreams)
+
+    def renew(
+        self,
+        routes: Sequence[Route],
+        targets: Sequence[UpstreamTarget],
+        limits: HttpLimits,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> None:
+        """Serve by these from the next request on; those in progress end as they began.
+
+        Connections keep the limits they were accepted under. Nothing has changed where it raises.
+        """
+        by_name = {target.name: target for target in targets}
+        missing = {route.upstream for route in routes} | {name for _, name in services.upstreams}
+        missing -= {""}  # a route of services: each has its own
+        if missing - by_name.keys():
+            raise StartError(f"No upstream is configured by the name {min(missing - by_name.keys())}.")
+        ports = self._ports
+        traced = ports.tracer is not None
+        bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
+        planner = Planner(tuple(routes), by_name, bindings, self._pepper, limits, traced=traced)
+        upstreams: dict[str, Upstream] = {}
+        for name, target in by_name.items():
+            there = self._upstreams.get(name)
+            same = there is not None and there.target == target and limits == self.limits
+            if not same or there is None:
+                there = Upstream(target, self.clock, self.turns, limits, ports.tally)
+            upstreams[name] = there
+        for name, upstream in self._upstreams.items():
+            if upstreams.get(name) is not upstream:
+                upstream.leave()
+                self._left.append(upstream)
+        self.buffers.renew(limits)
+        self.limits, self.planner, self._upstreams = limits, planner, upstreams
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, planner, self.buffers)
+
+    @property
+    def connections(self) -> int:
+        """Client connections open now."""
+        return len(self._connections)
+
+    @property
+    def upstream_connections(self) -> int:
+        """Upstream connections open or being opened now."""
+        return sum(upstream.connections for upstream in [*self._upstreams.values(), *self._left])
+
+    @property
+    def certificate_ends(self) -> list[tuple[str, float]]:
+        """Until when, Unix time, the certificates of upstreams met so far are valid."""
+        upstreams = self._upstreams.items()
+        return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
+
+    @property
+    def calls(self) -> int:
+        """Requests in progress now."""
+        serving = sum(connection.exchange is not None for connection in self._connections)
+        return serving + len(self._orphans)
+
+    def serves_since(self, moment: float) -> bool:
+        """Whether a request that began before a moment is still in progress."""
+        exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
+        return any(one is not None and one.started <= moment for one in exchanges)
+
+    async def start(
+        self,
+        *,
+        sock: socket.socket | None = None,
+        host: str | None = None,
+        port: int = 0,
+        reuse_port: bool = False,
+    ) -> int:
+        """Begin to accept, on a listening socket or on host and port; the port that is bound."""
+        loop = asyncio.get_running_loop()
+        if sock is not None:
+            self._server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
+        else:
+            self._server = await loop.create_server(
+                self._protocol, host, port, reuse_port=reuse_port, backlog=BACKLOG
+            )
+        self.clock.start()
+        self._bound_unsent()
+        server: Any = self._server
+        return int(server.sockets[0].getsockname()[1])
+
+    def _bound_unsent(self) -> None:
+        """Say how much the kernel may keep for a client that does not read; what is accepted inherits it."""
+        server: Any = self._server  # whose sockets are a tuple in asyncio, a list in uvloop
+        for one in server.sockets:
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max
+                )
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop accepting, let requests in progress end within the grace, then close everything.
+
+        First every answer says that its connection ends with it, until whoever is left has been idle for
+        a while: a request that is on its way to a connection that is being closed would be lost.
+        """
+        began = self._ports.seconds()
+        self.draining = True
+        await self._quiet(grace_s)
+        grace_s = max(0.0, grace_s - (self._ports.seconds() - began))
+        self._shut = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.shut()
+        if not await self._emptied(grace_s):
+            for exchange in list(self._orphans):
+                exchange.interrupt(ClientGone())
+            for connection in list(self._connections):
+                if connection.exchange is not None:
+                    connection.exchange.interrupt(ClientGone())
+                connection.transport.abort()
+            if not await self._emptied(self.limits.counters_s):
+                self._ports.log("drain_incomplete", calls=self.calls)
+        for upstream in [*self._upstreams.values(), *self._left]:
+            upstream.close()
+        self.clock.stop()
+
+    async def _quiet(self, grace_s: float) -> None:
+        seconds, quiet_s = self._ports.seconds, self.limits.quiet_s
+        end = seconds() + min(QUIET_TIMES_MAX * quiet_s, grace_s / 2)
+        while seconds() < end:  # it is quiet when nothing happens, so nobody tells
+            now = self.clock.now
+            if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
+                return
+            await asyncio.sleep(self.limits.tick_s)
+
+    async def _emptied(self, within_s: float) -> bool:
+        """Whether every connection and every call without a client is over in time."""
+        if self._connections or self._orphans:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), within_s)
+            except TimeoutError:
+                return False
+        return True
+
+    # what connections ask of their worker
+
+    def opened(self, connection: ClientConnection) -> bool:
+        """Count a connection; refuse it where there are too many."""
+        self._connections.add(connection)
+        if len(self._connections) <= self.limits.connections_max and not self._shut:
+            return True
+        self._ports.tally.connections_refused += 1
+        connection.turn_away(Overloaded(retry_after_s=1))
+        return False
+
+    def closed(self, connection: ClientConnection) -> None:
+        """A connection is gone; its request may still be drained and charged."""
+        self._connections.discard(connection)
+        if connection.exchange is not None:
+            self._orphans.add(connection.exchange)
+        elif not self._connections and not self._orphans:
+            self._empty.set()
+
+    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
+        """Make the exchange of a request; its story is told once its body is set up."""
+        return Exchange(connection, plan, self._ids.next(), self._ports.seconds(), self._ended)
+
+    def tell(self, exchange: Exchange) -> None:
+        """Begin the story of a request."""
+        exchange.tell(proxy(exchange, self._worker))
+
+    def _protocol(self) -> ClientConnection:
+        return ClientConnection(self)
+
+    def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
+        """A story is over: count it and let its connection go on."""
+        ports = self._ports
+        if error is not None:
+            self._faults.note(exchange.request_id, error)
+            if exchange.opened:
+                exchange.broken = True
+            else:
+                refuse(exchange, InternalError())
+        now = ports.seconds()
+        tally = ports.tally
+        took = now - exchange.started
+        upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
+        tally.request(exchange.plan.label, exchange.status, exchange.reason)
+        tally.took(took, upstream)
+        if exchange.gone:
+            tally.client_disconnects += 1
+            self._orphans.discard(exchange)
+            if not self._connections and not self._orphans:
+                self._empty.set()
+        if ports.access_log:
+            ports.log(
+                "request",
+                request_id=exchange.request_id,
+                route=exchange.plan.label,
+                status=exchange.status,
+                reason=exchange.reason,
+                duration_ms=round(took * 1000, 3),
+            )
+
+    def _check_upstreams(self, now: float) -> None:
+        """Deadlines and idle connections of every upstream; those that were left go with their last call."""
+        for upstream in [*self._upstreams.values(), *self._left]:
+            upstream.check(now)
+        if self._left:
+            self._left = [upstream for upstream in self._left if upstream.connections]
+
+    def _check(self, now: float) -> None:
+        """One look at every connection: deadlines, and long calls whose hold must be renewed."""
+        watched = now - self.limits.watch_after_s
+        for connection in list(self._connections):
+            if connection.deadline < now:
+                connection.expire()
+            if connection.exchange is not None:
+                connection.exchange.check(now, watched)
+        for exchange in list(self._orphans):
+            exchange.check(now, watched)

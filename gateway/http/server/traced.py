@@ -1,0 +1,205 @@
+"""The data plane where requests are traced; without tracing nothing of this is imported.
+
+A request's span has three children: `reserve`, `upstream` and `settle`. Attributes follow
+OpenTelemetry's conventions for HTTP and for generative models where there are any. No credential,
+body, query, user or metadata is among them; a model's name is, once an upstream knew it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.calls.trace import Kind, Span, Trace
+from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
+from gateway.http.ports import Counters, Ports, Tracer
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.routing.plan import Plan
+from gateway.http.server.connection import ClientConnection
+from gateway.http.server.exchange import Exchange
+from gateway.http.server.server import DataPlane
+
+MODEL_CHARACTERS_MAX = 128
+
+
+class TracedPlane(DataPlane):
+    """A `DataPlane` whose requests have spans. `ports.tracer` takes them."""
+
+    def __init__(  # noqa: PLR0917  # as the plane it is
+        self,
+        ports: Ports,
+        routes: Sequence[Route],
+        targets: Sequence[UpstreamTarget],
+        limits: HttpLimits,
+        pepper: bytes,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> None:
+        assert ports.tracer is not None
+        self._tracer: Tracer = ports.tracer
+        self._timed = TimedCounters(ports.counters, ports.seconds)
+        super().__init__(
+            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
+        )
+
+    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
+        """Make the exchange of a request, and its trace."""
+        exchange = super().exchange(connection, plan)
+        trace = exchange.trace = self._tracer.begin(plan.parent)
+        if trace.recorded:
+            self._timed.traces[exchange.request_id] = trace
+        return exchange
+
+    def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
+        super()._ended(exchange, error)
+        trace = exchange.trace
+        if trace is not None and trace.recorded:
+            self._timed.traces.pop(exchange.request_id, None)
+            self._tracer.end(trace, _spans(exchange, trace, self._timed.seconds()))
+
+
+class TimedCounters:
+    """The counters, noting when each call on behalf of a traced request was made and answered."""
+
+    def __init__(self, counters: Counters, seconds: Callable[[], float]) -> None:
+        self._counters = counters
+        self.seconds = seconds
+        self.traces: dict[str, Trace] = {}
+
+    def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
+        """Take a hold on every limit or on none."""
+        trace = self.traces.get(request.request_id)
+        if trace is None:
+            return self._counters.reserve(request)
+        return self._reserve(request, trace)
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """Replace a hold by the actual use."""
+        trace = self.traces.get(settlement.request_id)
+        if trace is None:
+            return self._counters.settle(settlement)
+        return self._settle(settlement, trace)
+
+    def watch(self, observed: Observed) -> None:
+        """Keep a long call's hold alive until `unwatch`."""
+        self._counters.watch(observed)
+
+    def unwatch(self, observed: Observed) -> None:
+        """The call is about to settle."""
+        self._counters.unwatch(observed)
+
+    def outgrown(self, observed: Observed) -> None:
+        """A watched call has used up its hold."""
+        self._counters.outgrown(observed)
+
+    async def _reserve(self, request: HoldRequest, trace: Trace) -> Decision:
+        # A call whose body came late is admitted by its head first: one span for both.
+        span = next((child for child in trace.children if child.name == "reserve"), None)
+        if span is None:
+            span = Span("reserve", Kind.CLIENT, trace.reserve_id, trace.span_id, self.seconds(), 0.0)
+            trace.children.append(span)
+        span.attributes = {"db.system.name": "redis", "tollkeeper.tokens.estimated": request.need}
+        trace.facts = {
+            "tollkeeper.organization_id": request.caller.organization_id,
+            "tollkeeper.tenant_id": request.caller.tenant_id,
+            "tollkeeper.service": request.service.key,
+        }
+        span.error = "unanswered"
+        try:
+            decision = await self._counters.reserve(request)
+            span.error = ""
+            span.attributes["tollkeeper.verdict"] = decision.verdict.name.lower()
+            if decision.verdict is Verdict.ADMITTED:
+                span.attributes["tollkeeper.tokens.held"] = decision.held_tokens
+            return decision
+        finally:
+            span.ended = self.seconds()
+
+    async def _settle(self, settlement: Settlement, trace: Trace) -> Settled:
+        span = Span("settle", Kind.CLIENT, trace.settle_id, trace.span_id, self.seconds(), 0.0)
+        span.attributes = {
+            "db.system.name": "redis",
+            "tollkeeper.charged": settlement.charge,
+            "tollkeeper.tokens": settlement.tokens,
+            "tollkeeper.credits": settlement.credits,
+            "tollkeeper.units": settlement.units,
+        }
+        trace.facts |= _use(settlement.metadata)
+        trace.children.append(span)
+        span.error = "unanswered"
+        try:
+            settled = await self._counters.settle(settlement)
+            span.error = "" if settled is not Settled.UNVERIFIED else "unverified"
+            return settled
+        finally:
+            span.ended = self.seconds()
+
+
+def _use(metadata: bytes) -> dict[str, str | int | bool]:
+    """What a row's metadata says of model and tokens: fields of ours alone, which win over a caller's."""
+    if not metadata:
+        return {}
+    told = json.loads(metadata)
+    facts = {
+        "gen_ai.usage.input_tokens": told["input"],
+        "gen_ai.usage.output_tokens": told["output"],
+        "tollkeeper.streamed": told["streamed"],
+        "tollkeeper.estimated": told["estimated"],
+    }
+    if told["model"] and 200 <= told["status"] < 300:
+        facts["gen_ai.request.model"] = told["model"][:MODEL_CHARACTERS_MAX]
+    return facts
+
+
+def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
+    """The request's span and its children, in the order they began."""
+    plan, status, reason = exchange.plan, exchange.status, exchange.reason
+    method = plan.method.decode("ascii", "replace") or "HTTP"
+    attributes: dict[str, str | int | bool] = {
+        "http.request.method": method,
+        "http.route": plan.label,
+        "http.response.status_code": status,
+        "tollkeeper.request_id": exchange.request_id,
+    }
+    attributes |= trace.facts
+    if reason:
+        attributes["tollkeeper.reason"] = reason
+    request = Span(
+        f"{method} {plan.label}",
+        Kind.SERVER,
+        trace.span_id,
+        trace.parent_id,
+        exchange.started,
+        now,
+        attributes,
+    )
+    # A server's span is an error where the server failed, not where it refused (HTTP conventions).
+    if status >= 500 or exchange.broken:
+        request.error = reason or str(status)
+    spans = [request, *trace.children]
+    if exchange.began_upstream:
+        spans.append(_upstream_span(exchange, trace, method, now))
+    spans.sort(key=lambda span: span.started)
+    return spans
+
+
+def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) -> Span:
+    ended = exchange.ended_upstream
+    settled = [span.started for span in trace.children if span.span_id == trace.settle_id]
+    span = Span(
+        "upstream",
+        Kind.CLIENT,
+        trace.upstream_id,
+        trace.span_id,
+        exchange.began_upstream,
+        ended or min([now, *settled]),
+        {"http.request.method": method, "tollkeeper.upstream": exchange.plan.upstream},
+    )
+    if ended:
+        span.attributes["http.response.status_code"] = exchange.status
+    if not ended or exchange.status >= 400:
+        span.error = exchange.reason or str(exchange.status)
+    return span

@@ -1,0 +1,206 @@
+"""The pools of upstream connections, one a target, and how a connection is opened.
+
+Each organization has its share of a pool, so that nobody takes all of it. A pooled connection that
+its upstream has closed is never written to. Once a byte of a request was written it is not sent
+again elsewhere: a second POST would be a second charge upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from urllib.parse import urlsplit
+
+from gateway.core.calls.route import UpstreamTarget
+from gateway.core.certificate import end_of
+from gateway.core.wait import Wait, Within
+from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from gateway.http.budget import Budget
+from gateway.http.clock import Clock
+from gateway.http.protocol.limits import HttpLimits
+from gateway.http.tally import Tally
+from gateway.http.turns import Turns
+from gateway.http.upstream.connection import Link
+
+FRESH_S = 0.25
+
+
+class Upstream:
+    """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
+
+    A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
+    """
+
+    __slots__ = (
+        "_clock", "_connecting", "_context", "_host", "_idle", "_left", "_limits", "_links", "_port",
+        "_shares", "_tally", "_turns", "certificate_end", "name", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally
+    ) -> None:
+        parts = urlsplit(target.base_url)
+        tls = parts.scheme == "https"
+        self.name = target.name
+        self.target = target
+        self._left = False
+        self._shares = Budget(
+            limits.pool_connections_max, int(limits.pool_connections_max * limits.pool_share)
+        )
+        self.certificate_end: float | None = None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if tls else 80)
+        self._context = _context(target.ca_file) if tls else None
+        self._clock = clock
+        self._turns = turns
+        self._limits = limits
+        self._tally = tally
+        self._idle: list[Link] = []
+        self._links: set[Link] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """Connections open or being opened."""
+        return len(self._links) + len(self._connecting)
+
+    def admit(self, organization_id: int) -> None:
+        """Let an organization have one more connection; `Overloaded` where it has its share."""
+        if not self._shares.take(organization_id):
+            mine = self._shares.of(organization_id)
+            whose = f"for this organization, which uses {mine}" if mine else "to spare"
+            raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
+
+    def idle(self) -> Link | None:
+        """A pooled connection that is still open, the one used last first."""
+        while self._idle:
+            link = self._idle.pop()
+            if self._clock.now - link.idle_since < FRESH_S or not _is_readable(link):
+                return link
+            link.abandon()
+        return None
+
+    async def connect(self) -> Link:
+        """Open a connection, or raise `UpstreamUnreachable`, `UpstreamTimeout` or `Overloaded`."""
+        if self.connections >= self._limits.pool_connections_max:
+            raise Overloaded(f"The upstream {self.name} has no connection to spare.", retry_after_s=1)
+        wait: Wait[Link] = Wait()
+        task = asyncio.get_running_loop().create_task(self._open(wait))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        try:
+            return await wait
+        except BaseException as error:
+            wait.fail(error)  # whoever asked is gone; what is opened goes to the pool
+            raise
+
+    async def _open(self, wait: Wait[Link]) -> None:
+        link = Link(self._clock, self._turns, self._limits, self._gone)
+        try:
+            async with Within(self._limits.upstream_connect_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
+                    self._host,
+                    self._port,
+                    ssl=self._context,
+                    server_hostname=self._host if self._context else None,
+                )
+        except TimeoutError:
+            wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
+            return
+        except (OSError, UnicodeError) as error:
+            wait.fail(UpstreamUnreachable(_told(self.name, error)))
+            return
+        self._tally.upstream_connections += 1
+        if self._context is not None:
+            self.certificate_end = end_of(link.transport)
+        if link.open:
+            self._links.add(link)
+            if wait.done:
+                link.idle_since = self._clock.now
+                self._idle.append(link)
+        wait.set(link)
+
+    def release(self, organization_id: int, link: Link | None) -> None:
+        """A call that was admitted is over: keep a connection of whose exchange nothing is left over."""
+        self._shares.give(organization_id)
+        if link is None:
+            return
+        room = not self._left and len(self._idle) < self._limits.pool_idle_max
+        if room and link.release(self._clock.now):
+            self._idle.append(link)
+        else:
+            link.abandon()
+
+    def check(self, now: float) -> None:
+        """End what is over its deadline and what was idle for too long."""
+        for link in [link for link in self._links if link.deadline < now]:
+            link.expire()
+        oldest = now - self._limits.upstream_idle_pool_s
+        for link in [link for link in self._idle if link.idle_since < oldest]:
+            self._idle.remove(link)
+            link.abandon()
+
+    def leave(self) -> None:
+        """Keep no connection beyond its call: nobody will call here again."""
+        self._left = True
+        for link in self._idle[:]:
+            link.abandon()
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for task in self._connecting:
+            task.cancel()
+        for link in list(self._links):
+            link.abandon()
+        self._idle.clear()
+
+    def _gone(self, link: Link) -> None:
+        self._links.discard(link)
+        if link in self._idle:
+            self._idle.remove(link)
+
+
+async def reach(target: UpstreamTarget, within_s: float) -> float | None:
+    """Connect as a call would, and say until when its certificate is valid, Unix time; None without TLS.
+
+    Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
+    """
+    parts = urlsplit(target.base_url)
+    tls = parts.scheme == "https"
+    async with asyncio.timeout(within_s):
+        _, writer = await asyncio.open_connection(
+            parts.hostname,
+            parts.port or (443 if tls else 80),
+            ssl=_context(target.ca_file) if tls else None,
+            server_hostname=parts.hostname if tls else None,
+        )
+        end = end_of(writer.transport)
+        writer.close()
+    return end
+
+
+def _context(ca_file: str | None) -> ssl.SSLContext:
+    """Verification of certificate and name, as everywhere; only the authority may be named."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _is_readable(link: Link) -> bool:
+    """Whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
+    descriptor = link.transport.get_extra_info("socket").fileno()
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _told(name: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"The certificate of the upstream {name} cannot be verified."
+    return f"The upstream {name} cannot be reached."

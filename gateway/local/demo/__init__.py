@@ -1,0 +1,1 @@
+"""The demo organization and its upstream."""

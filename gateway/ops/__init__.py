@@ -1,0 +1,1 @@
+"""What the person on call runs: backup, restore, and a check of everything."""

@@ -1,0 +1,221 @@
+"""`tollkeeper doctor`: is everything Tollkeeper needs there, and set as it must be?
+
+Part of the composition root: it asks each outside system through that system's door and answers
+with one finding a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from gateway.core.calls.binding import Bindings
+from gateway.core.calls.route import UpstreamTarget
+from gateway.core.wait import in_task
+from gateway.counters.admission.stored import decode_catalogue
+from gateway.counters.fence import history
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.scripts import VERBS, library
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import SettingError, StartError, TollkeeperError
+from gateway.http.upstream.pool import reach
+from gateway.ops import doctor_users
+from gateway.ops import hints as remedies
+from gateway.settings.settings import Settings
+from gateway.settings.urls import wanted, without_password
+
+REDIS_VERSION_MIN = (7, 0)
+ANSWER_MAX_S = 5.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    well: bool
+    subject: str
+    says: str
+
+
+async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
+    """Look at what a process of this role (`serve`, `keeper`, or `all`) needs; settings were read already."""
+    routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
+    yield Finding(True, "settings", f"read and valid: {routes}")
+    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
+        if not getattr(settings, name):
+            said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
+            yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+    yield _data_directory(settings)
+    if settings.redis_url:
+        async for finding in _redis(settings, role):
+            yield finding
+    else:
+        yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
+    if role != "serve":
+        if settings.database_url:
+            async for finding in _postgresql(settings):
+                yield finding
+        else:
+            yield Finding(
+                False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
+            )
+    for target in settings.upstreams if role != "keeper" else ():
+        yield await _upstream(target)
+
+
+def _data_directory(settings: Settings) -> Finding:
+    """Whether gateways and keepers could write where their settlements and numbers are kept."""
+    for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
+        there = place
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            said = f"{place} cannot be written by this user"
+            which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
+            return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
+    return Finding(True, "data directory", f"{settings.data_dir} can be written")
+
+
+async def _upstream(target: UpstreamTarget) -> Finding:
+    subject = f"upstream {target.name}"
+    try:
+        end = await reach(target, ANSWER_MAX_S)
+    except ssl.SSLCertVerificationError as error:
+        said = f"its certificate cannot be verified: {error.verify_message}"
+        return Finding(False, subject, f"{target.base_url}: {said}; {remedies.upstream(said)}")
+    except (OSError, TimeoutError) as error:
+        why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
+        said = f"{target.base_url} does not accept connections ({why})"
+        return Finding(False, subject, f"{said}; {remedies.upstream(why)}")
+    until = f", its certificate is valid until {_day(end)}" if end else ""
+    return Finding(True, subject, f"{target.base_url} accepts connections{until}")
+
+
+async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
+    shown = without_password(settings.redis_url)
+    wire: Wire | None = None
+    try:
+        address = parse_url(settings.redis_url, settings.redis_files)
+        wire = Wire(address, time.monotonic, call_s=ANSWER_MAX_S)
+        await wire.open()
+        info = await _info(wire)
+        vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
+        catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
+        named = await in_task(wire.send(encode(b"GET", keys.HISTORY.encode())))
+        known = await in_task(
+            wire.send(encode(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()))
+        )
+    except (TollkeeperError, OSError, TimeoutError) as error:
+        why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
+        yield Finding(False, "redis", f"{shown}: {why}; {remedies.redis(why)}")
+        return
+    finally:
+        if wire is not None:
+            await wire.close()
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    yield Finding(
+        numbers >= REDIS_VERSION_MIN, "redis", f"{shown} is {name} {version} (7.0 or newer is needed)"
+    )
+    if wire.certificate_end is not None:
+        yield Finding(True, "redis", f"its certificate is valid until {_day(wire.certificate_end)}")
+    elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
+        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
+        yield Finding(False, "redis", f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss://")
+    yield _policy(info.get("maxmemory_policy", "unknown"))
+    durable = info.get("aof_enabled") == "1"
+    off = "off: CONFIG SET appendonly yes, and in its configuration"
+    yield Finding(durable, "redis", f"append-only file is {'on' if durable else off}")
+    loaded = isinstance(known, list) and bool(known)
+    yield Finding(loaded, "redis", f"{len(VERBS)} scripts {'are loaded' if loaded else 'cannot be loaded'}")
+    for finding in _services(settings, catalogue) if role != "keeper" else ():
+        yield finding
+    here = history(info.get("run_id", "").encode(), named if isinstance(named, bytes) else b"")
+    yield _verification(vouched if isinstance(vouched, bytes) else b"", here)
+    yield Finding(*await doctor_users.of_redis(address, role, ANSWER_MAX_S))
+
+
+def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
+    """Services whose calls are refused, for they go nowhere or could be had at another price."""
+    services = decode_catalogue(catalogue).services if isinstance(catalogue, bytes) else {}
+    targets = {target.name: target for target in settings.upstreams}
+    try:
+        settings.table.check_services(services)
+    except SettingError as error:
+        yield Finding(False, "settings", error.message)
+    bound = Bindings(settings.routes, targets, settings.table.service_rules, services)
+    for key, name in bound.strays():
+        yield Finding(
+            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
+        )
+    for one, other, name in bound.conflicts():
+        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
+        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
+
+
+def _policy(policy: str) -> Finding:
+    """Whether Redis would throw counters away where its memory is full."""
+    if policy == "noeviction":
+        return Finding(True, "redis", "maxmemory-policy is noeviction")
+    remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
+    return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {remedy}")
+
+
+def _verification(vouched: bytes, here: bytes) -> Finding:
+    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
+    if not vouched:
+        return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
+    if vouched == here:
+        return Finding(True, "redis", "a keeper has verified it since its last start")
+    said = "not verified since its last start, or since it has other data, so calls are refused"
+    return Finding(False, "redis", f"{said}: run the keeper")
+
+
+async def _info(wire: Wire) -> dict[str, str]:
+    answer = await in_task(wire.send(encode(b"INFO")))
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+
+
+def _day(moment: float) -> str:
+    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}"
+
+
+async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
+    """The database as the keeper's user sees it, and its owner where that is another."""
+    from persistence.keeper.watch import certificate_end  # noqa: PLC0415  # heavy to load
+    from persistence.schema.migrate import schema_version  # noqa: PLC0415  # heavy to load
+    from persistence.schema.version import refuse_other  # noqa: PLC0415  # heavy to load
+
+    url = settings.database_url
+    shown = without_password(url)
+    try:
+        found = await _answered(schema_version, url)
+        refuse_other(found)
+        end = await _answered(certificate_end, url)
+    except StartError as error:
+        yield Finding(False, "postgresql", f"{shown}: {error.message}")
+        return
+    except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
+        first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
+        yield Finding(False, "postgresql", f"{shown}: {first}; {remedies.postgresql(first)}")
+        return
+    until = f", its certificate is valid until {_day(end)}" if end else ""
+    yield Finding(True, "postgresql", f"{shown} has schema version {found}{until}")
+    for seen in await asyncio.to_thread(doctor_users.of_postgresql, url, settings.owner_url):
+        yield Finding(*seen)
+
+
+async def _answered(ask: Callable[[str], T], url: str) -> T:
+    async with asyncio.timeout(ANSWER_MAX_S * 2):
+        return await asyncio.to_thread(ask, url)

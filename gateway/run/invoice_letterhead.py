@@ -1,0 +1,69 @@
+"""The issuer's own details for invoices, from settings: read once, wrong ones stop the start.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gateway.admin.paper import LOGO_KINDS, Paper
+from gateway.errors import SettingError
+from gateway.settings.settings import PREFIX, Settings
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+
+
+def paper(settings: Settings) -> Paper:
+    """Make the paper invoices are set on; `SettingError` where a file cannot be used."""
+    return Paper(
+        issuer=_lines(settings.invoice_issuer),
+        logo=_logo(settings.invoice_logo),
+        notes=_lines(settings.invoice_notes),
+        addresses=_addresses(settings.invoice_addresses),
+        due_days=settings.invoice_due_days,
+    )
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip())
+
+
+def _logo(place: str) -> Path | None:
+    if not place:
+        return None
+    path = Path(place)
+    if path.suffix.lower() not in LOGO_KINDS:
+        raise _wrong("invoice_logo", place, f"a file of {', '.join(sorted(LOGO_KINDS))}")
+    _readable("invoice_logo", path)
+    return path
+
+
+def _addresses(place: str) -> Mapping[str, Sequence[str]]:
+    if not place:
+        return {}
+    try:
+        read = json.loads(_readable("invoice_addresses", Path(place)))
+    except ValueError as error:
+        raise _wrong("invoice_addresses", place, "a file with a JSON object") from error
+    lines = read.values() if isinstance(read, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(line, str) for line in one) for one in lines):
+        raise _wrong("invoice_addresses", place, "a file with lists of texts by organization id or name")
+    found: dict[str, list[str]] = read
+    return found
+
+
+def _readable(name: str, path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _wrong(name, str(path), "a file that can be read") from error
+    if len(content) > FILE_BYTES_MAX:
+        raise _wrong(name, str(path), f"a file of at most {FILE_BYTES_MAX} bytes")
+    return content
+
+
+def _wrong(name: str, value: str, wanted: str) -> SettingError:
+    return SettingError(f"{PREFIX}{name.upper()}={value!r} is not valid: expected {wanted}")

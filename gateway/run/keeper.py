@@ -1,0 +1,315 @@
+"""The keeper, composed: the flusher and every other loop of the clock, and the Admin API.
+
+Part of the composition root, apart from `app.py` so that a gateway worker never loads
+PostgreSQL's libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+from uuid import uuid4
+
+from gateway.admin.api import build
+from gateway.admin.outgoing import Outgoing
+from gateway.admin.ports import AdminPorts
+from gateway.admin.server import Listening, listen
+from gateway.background.flushing.flusher import Failed, Flushed, Flusher
+from gateway.background.flushing.late import Poster
+from gateway.background.flushing.losses import LossCounter
+from gateway.background.flushing.setbacks import Setbacks
+from gateway.background.timed.closing import Closer
+from gateway.background.timed.expirer import Expirer
+from gateway.background.timed.failures import FailureTeller
+from gateway.background.timed.pusher import Pusher
+from gateway.background.timed.reclaimer import Reclaimer
+from gateway.background.timed.sweeper import Sweeper
+from gateway.background.timed.terms import Calendar
+from gateway.background.timed.webhooks import Courier
+from gateway.background.verifying.opener import Opener
+from gateway.background.verifying.reconciler import Reconciler
+from gateway.background.verifying.rewinds import Rewinds
+from gateway.background.verifying.verifier import Verified, Verifier, summary
+from gateway.background.verifying.watcher import Watcher
+from gateway.core.accounts.holds import ReclaimPolicy
+from gateway.core.failures import Failures
+from gateway.core.model import PARTITIONS
+from gateway.core.wait import in_task
+from gateway.counters.fence import Fence
+from gateway.counters.keeper.activity import Activity
+from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.status import Standings
+from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.keeper.verification import Verification
+from gateway.counters.late.keeping import Keeping
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.keys import partition_of
+from gateway.counters.redis.memory import memory
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersUnavailable
+from gateway.http.tally import SECONDS, Histogram
+from gateway.run import invoice_letterhead as stationery
+from gateway.run.readiness import Probe
+from gateway.run.starting import ASK_INTERVAL_S, reached
+from gateway.run.stopping import cancel, forever
+from gateway.settings.settings import Settings
+from gateway.telemetry import logs, metrics
+from gateway.telemetry import snapshot_files as tallies
+from persistence import engine as engines
+from persistence.billing.allocations import Allocations
+from persistence.keeper import watch
+from persistence.keeper.losses import Losses
+from persistence.keeper.notices import Notices
+from persistence.keeper.pushes import Pushes
+from persistence.keeper.reconciliations import Accounts
+from persistence.keeper.sweeps import Sweeps
+from persistence.keeper.verification import Truths
+from persistence.ledger.writer import Writer
+from persistence.resources import audit
+from persistence.resources.figures import Figures
+from persistence.resources.quarantine import Quarantines
+from persistence.resources.reconciliation_results import Results
+from persistence.schema import partitions, roles
+from persistence.store import Store
+from persistence.terms import Terms
+
+REDIS_CALL_S = 10.0
+PARTITIONS_AHEAD_S = 3600.0
+ACCOUNTS_SAID_MAX = 20
+
+
+class Keeper:
+    """Everything the clock and people do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._log = logs.logger("tollkeeper.keeper")
+        self._paper = stationery.paper(settings)
+        self._engine = engines.create(settings.database_url)
+        address = parse_url(settings.redis_url, settings.redis_files)
+        self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
+        self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
+        self._control = Control(self._wire)
+        self._standings = Standings(self._wire)
+        keeping = Keeping(self._wire)
+        sweeps = Sweeps(self._engine)
+        self._outbox = Outbox(self._wire, self._log, look=self._fence.look)
+        self._writer = Writer(settings.database_url)
+        accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
+        verification = Verification(self._wire)
+        rewinds = Rewinds(self._fence, verification, StrayReader(verification), self._quarantines)
+        self._setbacks = Setbacks(
+            self._outbox, self._standings, accounts, self._quarantines, first=rewinds.look,
+            partition_of=partition_of, observe=self._went_back,
+        )  # fmt: skip
+        self._flusher = Flusher(
+            self._outbox, self._writer, self._flushed,
+            look=self._setbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
+            waiting_entries_max=settings.waiting_entries_max,
+        )  # fmt: skip
+        self._pusher = Pusher(Pushes(self._engine), self._control)
+        truths = Truths(self._engine, partition_of)
+        opener = Opener(truths, verification, time.monotonic)
+        self._verifier = Verifier(truths, verification, self._verified, opener=opener, rewinds=rewinds)
+        self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
+        self._sweeper = Sweeper(sweeps, self._control)
+        self._poster = Poster(keeping, sweeps)
+        private = settings.webhook_private_addresses
+        self._store = Store(self._engine, partition_of, private_addresses=private)
+        self._outgoing = Outgoing(private=private)
+        self._courier = Courier(Notices(self._engine), self._outgoing, lambda: datetime.now(UTC))
+        self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
+        results = Results(self._engine, partition_of)
+        now = partial(datetime.now, UTC)
+        self._reconciler = Reconciler(self._standings, accounts, results, partition_of, now)
+        self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
+        self._calendar = Calendar(Terms(self._engine, self._store), now)
+        self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
+        self._failures = Failures(time.monotonic)
+        self._teller = FailureTeller(
+            "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
+        )
+        self._watcher = Watcher((self._memory, self._books, self._certificates, self._losses.look))
+        self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
+        self._flush_seconds = Histogram()
+        self._flush_rows: dict[str, int] = {}
+        self._listening: Listening | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self, stop: asyncio.Event) -> bool:
+        """Wait for both databases, start every loop, then listen; False where it is to stop meanwhile.
+
+        StartError where a database does not answer in time, or is not fit for this program.
+        """
+        self._wire.start()
+        if not await self._reached("Redis", self._redis_trouble, stop):
+            return False
+        self._wire.refuse_eviction()
+        if not await self._reached("PostgreSQL", partial(engines.trouble, self._engine), stop):
+            return False
+        await roles.refuse_unfit(self._engine)
+        self._flushing = asyncio.create_task(self._flusher.run())
+        loops = {
+            "fence": self._fence.keep_looking,
+            "verifier": self._verifier.run,
+            "pusher": self._pusher.run,
+            "reclaimer": self._reclaimer.run,
+            "sweeper": self._sweeper.run,
+            "late": self._poster.run,
+            "expirer": self._expirer.run,
+            "calendar": self._calendar.run,
+            "reconciler": self._reconciler.run,
+            "setbacks": self._setbacks.run,
+            "courier": self._courier.run,
+            "watcher": self._watcher.run,
+            "failures": self._teller.run,
+            "partitions": self._keep_partitions,
+        }
+        self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+        settings = self._settings
+        self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
+        self._log("keeper started", port=self._listening.port)
+        return True
+
+    async def _reached(self, name: str, trouble: Callable[[], Awaitable[str]], stop: asyncio.Event) -> bool:
+        wait_s = self._settings.start_wait_s
+        return await reached(name, trouble, wait_s=wait_s, stop=stop, log=self._log)
+
+    async def _redis_trouble(self) -> str:
+        there = await self._wire.connected_within(ASK_INTERVAL_S)
+        return "" if there else self._wire.trouble or "no connection"
+
+    async def stop(self) -> None:
+        """Stop people first, then the loops; what waits in the outbox is flushed last."""
+        if self._listening is not None:
+            await self._listening.stop()
+        await cancel(self._loops)
+        self._flusher.stop()
+        if self._flushing is not None:
+            await self._flushing
+        self._writer.close()
+        await self._outgoing.close()
+        await self._wire.close()
+        await self._engine.dispose()
+        if self._listening is not None:
+            self._log("keeper stopped")
+
+    def _ports(self) -> AdminPorts:
+        settings = self._settings
+        return AdminPorts(
+            store=self._store,
+            pusher=self._pusher,
+            counters=self._standings,
+            books=self._closer,
+            reconciler=self._reconciler,
+            paper=self._paper,
+            activity=Activity(self._wire, time.time),
+            tenant_names=partial(Figures(self._engine, partition_of).names, "tenants"),
+            digest=lambda credential: hmac.digest(
+                settings.key_pepper.encode(), credential.encode(), "sha256"
+            ).hex(),
+            live=self._live,
+            ready=self._ready,
+            metrics=self._metrics,
+            snapshot=self._snapshot,
+            figures=Figures(self._engine, partition_of),
+            failures=self._failures,
+            admin_token=settings.admin_token or None,
+            readonly_token=settings.readonly_token or None,
+            version=version("tollkeeper"),
+        )
+
+    def _flushed(self, outcome: Flushed | Failed) -> None:
+        if isinstance(outcome, Failed):
+            self._log("flush failed", error=str(outcome.error), failures=outcome.failures, level="warning")
+            return
+        self._flush_seconds.observe(outcome.seconds)
+        report = outcome.report
+        for table, rows in report.rows.items():
+            self._flush_rows[table] = self._flush_rows.get(table, 0) + rows
+        for account in report.quarantined:
+            self._log("account quarantined", account=account, level="error")
+        if report.dead_letters:
+            self._log("dead letters", count=report.dead_letters, level="error")
+
+    def _verified(self, done: list[Verified]) -> None:
+        level = "warning" if any(each.rebuilt or each.repushed for each in done) else "info"
+        self._log("counters verified", **summary(done), level=level)
+
+    def _went_back(self, accounts: list[str]) -> None:
+        shown = accounts[:ACCOUNTS_SAID_MAX]
+        self._log("postgresql is older than it was", quarantined=len(accounts), accounts=shown, level="error")
+
+    async def _refuse(self, tenants: Mapping[int, Sequence[int]]) -> None:
+        if accounts := await self._quarantines.refuse(tenants):
+            self._log("too much waits, calls refused", accounts=accounts[:ACCOUNTS_SAID_MAX], level="error")
+
+    async def _keep_partitions(self) -> None:
+        while True:
+            await partitions.ensure(self._engine)
+            await asyncio.sleep(PARTITIONS_AHEAD_S)
+
+    async def _pinged(self) -> bool:
+        return await in_task(self._wire.send(encode(b"PING"))) == b"PONG"
+
+    async def _memory(self) -> Mapping[str, object]:
+        used, most = await memory(self._wire)
+        return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
+
+    async def _books(self) -> Mapping[str, object]:
+        return {
+            "dead_letters": await watch.dead_letters(self._engine),
+            "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),
+        }
+
+    async def _certificates(self) -> Mapping[str, object]:
+        ends = {
+            "redis": self._wire.certificate_end,
+            "postgresql": await asyncio.to_thread(watch.certificate_end, self._settings.database_url),
+        }
+        return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}
+
+    async def _live(self) -> tuple[bool, Mapping[str, object]]:
+        return True, {}
+
+    async def _ready(self) -> tuple[bool, Mapping[str, object]]:
+        database, redis = await self._database.answers(), await self._redis.answers()
+        verified = self._verifier.ready
+        parts = {"postgresql": database, "redis": redis, "counters_verified": verified}
+        return all(parts.values()), parts
+
+    async def _metrics(self, accept: str) -> tuple[bytes, str]:
+        return metrics.render(accept, await self._snapshot())
+
+    async def _snapshot(self) -> Mapping[str, Any]:
+        snapshot = await asyncio.to_thread(tallies.collect, self._settings.metrics_dir)
+        snapshot.setdefault("bounds", list(SECONDS))
+        snapshot["flush_rows"] = [[table, rows] for table, rows in sorted(self._flush_rows.items())]
+        snapshot["flush_seconds"] = self._flush_seconds.snapshot()
+        snapshot["drift_tokens"] = self._reconciler.latest.drift_tokens
+        snapshot["drift_credits"] = self._reconciler.latest.drift_credits
+        snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
+        snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
+        snapshot["lost_events"] = self._losses.lost
+        if self._setbacks.quarantined is not None:
+            snapshot["quarantined_accounts"] = self._setbacks.quarantined
+        snapshot = tallies.merge(snapshot, self._watcher.latest)
+        snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fence.noticed})
+        try:
+            entries, oldest_ms = await self._outbox.depth()
+            snapshot["outbox_entries"] = entries
+            snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
+            snapshot["waiting_entries"] = sum((await self._outbox.parked(range(PARTITIONS))).values())
+            snapshot["outbox_streams_broken"] = len(self._outbox.broken)
+            snapshot["holds"] = await self._control.holds()
+        except CountersUnavailable:
+            pass
+        return snapshot

@@ -1,0 +1,296 @@
+"""The allow-list and where it leads: routes and upstreams, built in or read from YAML.
+
+A configuration file says everything the environment is too small for. `${NAME}` and
+`${NAME:-otherwise}` are replaced from the environment inside strings, `$$` is a dollar sign.
+Anything unknown is refused with its place in the file; values are never shown, since a header
+of an upstream is a credential.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, reach_of
+from gateway.core.calls.paths import PATHS_MAX, read_pattern
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.model import Family, Service
+from gateway.errors import SettingError
+
+ANY_METHODS = ("ANY",)
+CONFIG_BYTES_MAX = 1 << 20
+
+Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+MeterName = Literal[
+    "none",
+    "generic",
+    "openai_chat",
+    "openai_completions",
+    "openai_responses",
+    "openai_embeddings",
+    "anthropic_messages",
+    "gemini_generate",
+    "gemini_stream",
+    "gemini_embed",
+]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
+Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """What may pass and where it goes.
+
+    `service_upstreams` maps a service key to the name of its upstream, `service_paths` to what its calls
+    must be within; `shared_upstream` is where services without an upstream go, empty for nowhere.
+    """
+
+    routes: tuple[Route, ...]
+    upstreams: tuple[UpstreamTarget, ...]
+    service_upstreams: tuple[tuple[str, str], ...] = ()
+    service_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    shared_upstream: str = ""
+
+    @property
+    def service_rules(self) -> ServiceRules:
+        """Where calls of services go."""
+        return ServiceRules(self.service_upstreams, self.service_paths, self.shared_upstream)
+
+    def check_services(self, catalogue: Mapping[str, Service]) -> None:
+        """`SettingError` where two services get to the same paths, unless one upstream serves all.
+
+        Those that the catalogue knows to cost the same may; what is not known may cost anything.
+        """
+        targets, paths = {target.name: target for target in self.upstreams}, dict(self.service_paths)
+        bound = () if self.shared_upstream else sorted(self.service_upstreams)
+        reaches = [reach_of(key, targets[name], name, paths.get(key, ())) for key, name in bound]
+        for one, other in combinations(reaches, 2):
+            mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
+            if mine is not None and theirs is not None and mine.costs_as(theirs):
+                continue
+            if one.meets(other):
+                raise SettingError(
+                    f"services.{one.service} and services.{other.service}: both get to the same paths of "
+                    f"the upstream {one.upstream}, so what costs more could be had for less: "
+                    "give each `paths` of its own, such as [/v1/sms/*]"
+                )
+
+    def redirected(self, base_url: str) -> RouteTable:
+        """The same table with every upstream, and the services', at one base URL."""
+        upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
+        upstreams.setdefault("services", UpstreamTarget("services", base_url))
+        routes = self.routes
+        if not any("{service_key}" in route.path for route in routes):
+            routes = (*routes, SERVICES_ROUTE)
+        return replace(self, upstreams=tuple(upstreams.values()), routes=routes, shared_upstream="services")
+
+
+def _model_routes(prefix: str) -> Iterator[Route]:
+    """Gemini's calls under `/v1beta` or `/v1`."""
+    for action, meter in (
+        ("generateContent", "gemini_generate"),
+        ("streamGenerateContent", "gemini_stream"),
+        ("embedContent", "gemini_embed"),
+        ("batchEmbedContents", "gemini_embed"),
+        ("countTokens", "none"),
+    ):
+        yield Route(
+            ("POST",),
+            f"{prefix}/models/{{model}}:{action}",
+            "gemini",
+            service="" if meter == "none" else "gemini",
+            family=Family.GEMINI,
+            meter=meter,
+        )
+
+
+# Its upstream is the service's.
+SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "", meter="generic")
+
+# The first path that matches decides, so `{model}:action` stands in front of `{id}`.
+DEFAULT_ROUTES: tuple[Route, ...] = (
+    *_model_routes("/v1beta"),
+    *_model_routes("/v1"),
+    Route(("POST",), "/v1/chat/completions", "openai", "chat", Family.OPENAI, "openai_chat"),
+    Route(("POST",), "/v1/completions", "openai", "completions", Family.OPENAI, "openai_completions"),
+    Route(("POST",), "/v1/responses", "openai", "responses", Family.OPENAI, "openai_responses"),
+    Route(("POST",), "/v1/embeddings", "openai", "embeddings", Family.OPENAI, "openai_embeddings"),
+    Route(("GET",), "/v1/models", "openai", "", Family.OPENAI),
+    Route(("GET",), "/v1/models/{id}", "openai", "", Family.OPENAI),
+    Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic_messages"),
+    Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
+    Route(("GET",), "/v1beta/models", "gemini", "", Family.GEMINI),
+    Route(("GET",), "/v1beta/models/{id}", "gemini", "", Family.GEMINI),
+    SERVICES_ROUTE,
+)
+
+
+def default_table(environ: Mapping[str, str]) -> RouteTable:
+    """The routes of the three API families and of services; their credentials from the usual variables."""
+    openai = environ.get("OPENAI_API_KEY", "")
+    anthropic = environ.get("ANTHROPIC_API_KEY", "")
+    gemini = environ.get("GEMINI_API_KEY", "")
+    return RouteTable(
+        routes=DEFAULT_ROUTES,
+        upstreams=(
+            UpstreamTarget(
+                "openai",
+                "https://api.openai.com",
+                (("authorization", f"Bearer {openai}"),) if openai else (),
+            ),
+            UpstreamTarget(
+                "anthropic",
+                "https://api.anthropic.com",
+                (("x-api-key", anthropic),) if anthropic else (),
+            ),
+            UpstreamTarget(
+                "gemini",
+                "https://generativelanguage.googleapis.com",
+                (("x-goog-api-key", gemini),) if gemini else (),
+            ),
+        ),
+    )
+
+
+class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    base_url: str
+    headers: dict[str, str] = {}
+    ca_file: str | None = None
+
+
+class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    upstream: str
+    paths: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=PATHS_MAX)] | None = None
+
+
+class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: Path_
+    upstream: str
+    methods: tuple[Method, ...] = ("POST",)
+    service: str = ""
+    family: Family = Family.GENERIC
+    meter: MeterName = "none"
+    on_disconnect: Literal["drain", "abort"] = "drain"
+    settle: Literal["before_end", "after_reply"] = "before_end"
+    trust_client_units: bool = False
+    units_pointer: Pointer = ""
+    queries: tuple[Query, ...] = ()
+    usage: Literal["", "always", "maybe"] = ""
+    objects: Literal["owned", "shared"] = "owned"
+
+
+class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration file as it is written; `settings` are lower-case names without prefix."""
+
+    settings: dict[str, Any] = {}
+    upstreams: dict[Name, _Upstream] = {}
+    services: dict[Name, _Service] = {}
+    routes: tuple[_Route, ...] | None = None
+    include_default_routes: bool = False
+
+
+def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
+    """Read a YAML file and replace `${NAME}`; `SettingError` names the place of what is wrong."""
+    from gateway.settings.config_errors import explained, parsed, substituted  # noqa: PLC0415  # spares workers, which never read it, memory
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(text) > CONFIG_BYTES_MAX:
+        raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
+    document = parsed(text, str(path))
+    if document is None:
+        # As it is for a moment while an editor writes it anew: every built-in route would be open.
+        raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
+    document = substituted(document, environ, str(path))
+    try:
+        return msgspec.convert(document, ConfigFile)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{path}: {explained(str(error), document, ConfigFile)}") from error
+
+
+def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
+    """The table a configuration file describes, over the built-in one."""
+    default = default_table(environ)
+    upstreams = {target.name: target for target in default.upstreams}
+    for name, written in config.upstreams.items():
+        upstreams[name] = _target(name, written)
+    if config.routes is None:
+        routes: tuple[Route, ...] = DEFAULT_ROUTES
+    else:
+        routes = tuple(_route(written) for written in config.routes)
+        routes += DEFAULT_ROUTES if config.include_default_routes else ()
+    if config.services and not any("{service_key}" in route.path for route in routes):
+        routes = (*routes, SERVICES_ROUTE)
+    services = tuple((key, service.upstream) for key, service in config.services.items())
+    used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
+    for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
+        if name not in upstreams:
+            raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
+    paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
+    _check_patterns(dict(paths))
+    return RouteTable(routes, tuple(upstreams.values()), services, paths)
+
+
+def _check_patterns(paths: Mapping[str, tuple[str, ...]]) -> None:
+    for key, patterns in paths.items():
+        for number, text in enumerate(patterns):
+            try:
+                read_pattern(text)
+            except ValueError as error:
+                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
+
+
+def base_url_of(url: str, place: str) -> str:
+    """A usable upstream base URL without its last slash, or `SettingError`."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise SettingError(f"{place}: not a base URL such as https://api.example.com")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise SettingError(f"{place}: a base URL has no user, query or fragment; put credentials in headers")
+    return url.rstrip("/")
+
+
+def _target(name: str, written: _Upstream) -> UpstreamTarget:
+    for field, value in written.headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
+            raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
+    if written.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=written.ca_file)
+        except OSError as error:  # `ssl.SSLError` is one: then it is no PEM file
+            raise SettingError(f"upstreams.{name}.ca_file: {written.ca_file!r} cannot be used") from error
+    return UpstreamTarget(
+        name,
+        base_url_of(written.base_url, f"upstreams.{name}.base_url"),
+        tuple((field.lower(), value) for field, value in written.headers.items()),
+        written.ca_file,
+    )
+
+
+def _route(written: _Route) -> Route:
+    methods = ANY_METHODS if "ANY" in written.methods else tuple(dict.fromkeys(written.methods))
+    if written.meter != "none" and not written.service and "{service_key}" not in written.path:
+        raise SettingError(f"routes {written.path}: a metered route needs a service")
+    if written.units_pointer and written.meter != "generic":
+        raise SettingError(f"routes {written.path}: units_pointer belongs to meter: generic")
+    if (written.queries or written.usage) and written.meter in UNREAD_METERS:
+        raise SettingError(f"routes {written.path}: queries and usage belong to the meters of a family")
+    path = written.path.replace("{path...}", "{path…}")
+    return Route(**msgspec.structs.asdict(written) | {"methods": methods, "path": path})

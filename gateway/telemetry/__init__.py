@@ -1,0 +1,1 @@
+"""What is told of a process: logs, metrics and traces."""

@@ -1,0 +1,1 @@
+"""Subscriptions, allocations of credits, and invoices."""

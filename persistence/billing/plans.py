@@ -1,0 +1,63 @@
+"""Token plans: a change is loaded anew for every tenant that follows the plan."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sqlalchemy import func, select
+
+from gateway.core.accounts.administration import Row
+from persistence import crud
+from persistence.subject import Change, Subject, equals
+from persistence.tables import subscription_plan, tenant, token_plan
+
+DEFINING = frozenset(
+    {
+        "total_amount",
+        "reset_interval",
+        "overage_policy",
+        "rollover_max",
+        "admission",
+        "on_exhausted",
+        "on_store_failure",
+    }
+)
+# A tenant's own plan, else the one its organization's subscription gives it.
+plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
+
+
+def define(change: Change, row: Row) -> None:
+    """Have the plan loaded anew for its tenants; nobody else needs to know of it."""
+    tenants = change.connection.execute(
+        select(tenant.c.id, tenant.c.organization_id)
+        .where(plan_in_force == row["id"], tenant.c.deleted_at.is_(None))
+        .order_by(tenant.c.id)
+    )
+    by_organization: dict[int, list[str]] = defaultdict(list)
+    for tenant_id, organization_id in tenants:
+        by_organization[organization_id].append(f"tenant:{tenant_id}")
+    for organization_id, accounts in by_organization.items():
+        change.intend(accounts, "define", {}, organization_id=organization_id)
+
+
+SUBJECT: Subject = Subject(
+    source=select(token_plan).where(token_plan.c.deleted_at.is_(None)),
+    id=token_plan.c.id,
+    time=token_plan.c.created_at,
+    order=(("id", token_plan.c.id),),
+    filters={"name": equals(token_plan.c.name)},
+    verbs=crud.verbs(
+        lambda: SUBJECT,
+        token_plan,
+        referenced={
+            "Tenants still follow this plan; move them first.": lambda row_id: select(tenant.c.id).where(
+                plan_in_force == row_id, tenant.c.deleted_at.is_(None)
+            ),
+            "Subscription plans still name this plan.": lambda row_id: select(subscription_plan.c.id).where(
+                subscription_plan.c.token_plan_id == row_id, subscription_plan.c.deleted_at.is_(None)
+            ),
+        },
+        define=define,
+        defining=DEFINING,
+    ),
+)

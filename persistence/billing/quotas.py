@@ -1,0 +1,102 @@
+"""Tenants' quotas as last flushed, and the move of a tenant to another plan."""
+
+from __future__ import annotations
+
+from sqlalchemy import case, func, insert, literal, select, update
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.control import plan_payload
+from persistence.billing.plans import plan_in_force
+from persistence.subject import Change, Subject, equals, fetch, lock, require
+from persistence.tables import tenant, tenant_quota, token_plan
+
+_never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
+
+
+def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: int | None) -> None:
+    """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it."""
+    _move(change, tenant_id, organization_id, {"plan_id": plan_id})
+
+
+def inherit(
+    change: Change, tenant_id: int, organization_id: int, plan_id: int | None, anchor: int | None
+) -> None:
+    """Give a tenant the plan of a subscription, unless it has its own; `anchor` aligns its cycles."""
+    own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
+    if own is None and anchor is not None:
+        change.connection.execute(
+            update(tenant_quota).where(tenant_quota.c.tenant_id == tenant_id).values(anchor=anchor)
+        )
+    _move(change, tenant_id, organization_id, {"inherited_plan_id": plan_id})
+
+
+def _move(change: Change, tenant_id: int, organization_id: int, values: Row) -> None:
+    """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`."""
+    here = tenant.c.id == tenant_id
+    before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
+    change.connection.execute(update(tenant).where(here).values({**values, "updated_at": func.now()}))
+    after = change.connection.execute(select(plan_in_force).where(here)).scalar_one()
+    if after == before:
+        return
+    found = change.connection.execute(select(token_plan).where(token_plan.c.id == after)).mappings().first()
+    anchor = change.connection.execute(
+        select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
+    ).scalar_one()
+    payload = plan_payload(dict(found) if found else None, anchor=anchor)
+    change.intend([f"tenant:{tenant_id}"], "plan", payload, organization_id=organization_id)
+
+
+def open_account(change: Change, tenant_id: int) -> None:
+    """Give a new tenant its row; the flusher keeps it from then on."""
+    change.connection.execute(insert(tenant_quota).values(tenant_id=tenant_id))
+
+
+def change_plan(change: Change) -> Row:
+    """`PATCH /tenant-quotas/{id}`."""
+    before = lock(change, SUBJECT, tenant)
+    require(change, {"plan_id": token_plan})
+    values = change.command.values
+    if "plan_id" in values and values["plan_id"] != before["plan_id"]:
+        plan_id = values["plan_id"]
+        set_plan(
+            change,
+            change.row_id,
+            int(str(before["organization_id"])),
+            None if plan_id is None else int(str(plan_id)),
+        )
+    return fetch(change.connection, SUBJECT, change.row_id)
+
+
+SUBJECT: Subject = Subject(
+    source=(
+        select(
+            tenant.c.id,
+            tenant.c.id.label("tenant_id"),
+            tenant.c.organization_id,
+            plan_in_force.label("plan_id"),
+            func.coalesce(tenant_quota.c.tokens_used, 0).label("tokens_used"),
+            case((_never_moved, token_plan.c.total_amount), else_=tenant_quota.c.tokens_remaining).label(
+                "tokens_remaining"
+            ),
+            literal(0).label("tokens_held"),
+            func.coalesce(tenant_quota.c.is_blocked, False).label("is_blocked"),
+            func.coalesce(tenant_quota.c.manual_block, False).label("manual_block"),
+            tenant_quota.c.last_reset,
+            tenant_quota.c.next_reset_at,
+        )
+        .select_from(tenant)
+        .outerjoin(tenant_quota, tenant_quota.c.tenant_id == tenant.c.id)
+        .outerjoin(token_plan, token_plan.c.id == plan_in_force)
+        .where(tenant.c.deleted_at.is_(None))
+    ),
+    id=tenant.c.id,
+    time=tenant.c.created_at,
+    order=(("id", tenant.c.id),),
+    filters={
+        "tenant_id": equals(tenant.c.id),
+        "plan_id": equals(plan_in_force),
+        "organization_id": equals(tenant.c.organization_id),
+    },
+    verbs={"change": change_plan},
+    partitioned=True,
+)

@@ -1,0 +1,282 @@
+"""Subscriptions of organizations: one each, every plan it ever had kept as a segment.
+
+A change brings three things into force at once: the row, its segments, and the token plan its
+tenants get from it; the gateways are told by the organization's definition.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+from sqlalchemy import ColumnElement, Text, cast, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing import subscription as rules
+from gateway.core.billing.subscription import Segment, Subscription
+from gateway.errors import Conflict, Unprocessable
+from persistence.billing import quotas
+from persistence.subject import Change, Subject, add, equals, fetch, lock, require
+from persistence.tables import (
+    organization,
+    organization_subscription,
+    subscription_plan,
+    subscription_segment,
+    tenant,
+)
+
+COSTS = {"monthly": "monthly_cost", "annual": "annual_cost"}
+
+
+def create(change: Change) -> Row:
+    """Subscribe an organization; one whose subscription is over gets a new one in its place."""
+    values = change.command.values
+    organization_id, start, end = _id(values["organization_id"]), values["start_date"], values["end_date"]
+    assert isinstance(start, date)
+    assert isinstance(end, date)
+    _hold_organization(change, organization_id)
+    require(change, {"organization_id": organization, "plan_id": subscription_plan})
+    if end <= start:
+        raise Unprocessable(errors=(("end_date", "must be after start_date"),))
+    interval, plan_id = str(values.get("billing_interval") or "monthly"), _id(values["plan_id"])
+    begun = rules.begin(plan_id, interval, _cost(change, plan_id, interval), start, end)
+    old = change.connection.execute(
+        select(organization_subscription).where(
+            organization_subscription.c.organization_id == organization_id
+        )
+    ).first()
+    if old is None:
+        row_id = add(change, organization_subscription, billing_interval=interval)
+    else:
+        begun_once = old.end_date > old.start_date
+        if begun_once and old.end_date > change.today:
+            raise Conflict("The organization has a subscription; change or cancel that one.")
+        if begun_once and start < old.end_date:
+            raise Unprocessable(errors=(("start_date", f"the last subscription ended on {old.end_date}"),))
+        row_id = int(old.id)
+    _keep(change, row_id, organization_id, begun)
+    return fetch(change.connection, SUBJECT, row_id)
+
+
+def change_plan(change: Change) -> Row:
+    """`/change`: to another plan now, or when the running period ends."""
+    row = _held(change)
+    require(change, {"plan_id": subscription_plan})
+    plan_id = _id(change.command.values["plan_id"])
+    subscription = _subscription(change, row)
+    if plan_id == subscription.current.plan_id:
+        raise Conflict("The subscription is on this plan already.")
+    if change.command.values.get("when", "now") == "now":
+        cost = _cost(change, plan_id, subscription.current.interval)
+        changed = rules.change_now(subscription, plan_id, cost, change.today)
+    else:
+        changed = rules.change_at_period_end(subscription, plan_id, change.today)
+    return _kept(change, row, changed)
+
+
+def cancel(change: Change) -> Row:
+    """`/cancel`: end it now, or when the running period ends."""
+    row = _held(change)
+    now = change.command.values.get("when") == "now"
+    return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now))
+
+
+def extend(change: Change) -> Row:
+    """Move the end; the only field that may be set by hand."""
+    row = _held(change)
+    end = change.command.values.get("end_date", row["end_date"])
+    assert isinstance(end, date)
+    if end == row["end_date"] and row["cancel_at"] is None:
+        return row
+    return _kept(change, row, rules.extend(_subscription(change, row), end, change.today))
+
+
+def advance(change: Change) -> Row:
+    """Carry out what the calendar brings: a change that waited, a beginning, an end."""
+    row = _held(change)
+    subscription = _subscription(change, row)
+    if subscription.next_plan_id is not None:
+        cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
+        subscription = rules.advance(subscription, cost, change.today)
+    return _kept(change, row, subscription)
+
+
+def give_plans(change: Change, organization_id: int, tenant_id: int | None = None) -> None:
+    """Give the organization's tenants (or one) the token plan of its subscription in force, or take it."""
+    found = change.connection.execute(
+        select(
+            subscription_plan.c.token_plan_id,
+            organization_subscription.c.start_date,
+            organization_subscription.c.standing,
+        )
+        .join(subscription_plan, subscription_plan.c.id == organization_subscription.c.plan_id)
+        .where(organization_subscription.c.organization_id == organization_id)
+    ).first()
+    if found is None:
+        return
+    plan_id = found.token_plan_id if found.standing == "active" else None
+    anchor = found.start_date.day if plan_id is not None else None
+    wanted = select(tenant.c.id).where(
+        tenant.c.organization_id == organization_id,
+        tenant.c.deleted_at.is_(None),
+        tenant.c.inherited_plan_id.is_distinct_from(plan_id),
+    )
+    if tenant_id is not None:
+        wanted = wanted.where(tenant.c.id == tenant_id)
+    for one in change.connection.execute(wanted.order_by(tenant.c.id)).scalars().all():
+        quotas.inherit(change, one, organization_id, plan_id, anchor)
+
+
+def tell(change: Change, plan_id: int) -> None:
+    """Have everybody on a plan follow what it is now: tenants its token plan, gateways its features."""
+    here = organization_subscription
+    subscribed = select(here.c.organization_id).where(here.c.plan_id == plan_id, here.c.standing != "over")
+    for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
+        _define(change, organization_id)
+        give_plans(change, organization_id)
+
+
+def due(today: date) -> ColumnElement[bool]:
+    """Subscriptions the calendar has something for: one that begins, changes or ends."""
+    here = organization_subscription.c
+    return or_(
+        here.change_at <= today,
+        (here.standing == "future") & (here.start_date <= today),
+        (here.standing != "over") & (here.end_date <= today),
+    )
+
+
+def _hold_organization(change: Change, organization_id: int) -> None:
+    """Keep others from subscribing it or giving it tenants; before anything of it is held to be read."""
+    here = select(organization.c.id).where(organization.c.id == organization_id)
+    change.connection.execute(here.with_for_update(key_share=True))
+
+
+def _held(change: Change) -> Row:
+    """The command's row and its organization, held: a tenant made meanwhile is there, or comes after."""
+    found = fetch(change.connection, SUBJECT, change.row_id)
+    _hold_organization(change, _id(found["organization_id"]))
+    return lock(change, SUBJECT, organization_subscription)
+
+
+def _kept(change: Change, row: Row, subscription: Subscription) -> Row:
+    _keep(change, change.row_id, _id(row["organization_id"]), subscription)
+    return fetch(change.connection, SUBJECT, change.row_id)
+
+
+def _keep(change: Change, row_id: int, organization_id: int, subscription: Subscription) -> None:
+    """Store the subscription and its segments, and bring it into force."""
+    current = subscription.current
+    start = min(segment.start for segment in subscription.segments)
+    values = {
+        "plan_id": current.plan_id,
+        "start_date": current.anchor,
+        "end_date": subscription.end,
+        "billing_interval": current.interval,
+        "next_plan_id": subscription.next_plan_id,
+        "change_at": subscription.change_at,
+        "cancel_at": subscription.cancel_at,
+        "standing": rules.standing(start, subscription.end, change.today),
+        "updated_at": func.now(),
+    }
+    here = organization_subscription
+    change.connection.execute(update(here).where(here.c.id == row_id).values(values))
+    for segment in subscription.segments:
+        _keep_segment(change, organization_id, segment)
+    _define(change, organization_id)
+    give_plans(change, organization_id)
+
+
+def _keep_segment(change: Change, organization_id: int, segment: Segment) -> None:
+    here = subscription_segment
+    if segment.id:
+        ended = update(here).where(here.c.id == segment.id, here.c.end_date != segment.end)
+        change.connection.execute(ended.values(end_date=segment.end))
+        return
+    change.connection.execute(
+        insert(here).values(
+            organization_id=organization_id,
+            plan_id=segment.plan_id,
+            billing_interval=segment.interval,
+            cost=segment.cost,
+            anchor_date=segment.anchor,
+            start_date=segment.start,
+            end_date=segment.end,
+        )
+    )
+
+
+def _subscription(change: Change, row: Row) -> Subscription:
+    """The subscription as the rules see it, with the segments of its present term."""
+    here = subscription_segment
+    rows = change.connection.execute(
+        select(here)
+        .where(here.c.organization_id == row["organization_id"], here.c.anchor_date == row["start_date"])
+        .order_by(here.c.start_date, here.c.id)
+    ).all()
+    segments = tuple(
+        Segment(
+            each.plan_id,
+            each.billing_interval,
+            each.cost,
+            each.anchor_date,
+            each.start_date,
+            each.end_date,
+            each.id,
+        )
+        for each in rows
+    )
+    waits = row["next_plan_id"], row["change_at"], row["cancel_at"]
+    next_plan_id, change_at, cancel_at = waits
+    assert next_plan_id is None or isinstance(next_plan_id, int)
+    assert change_at is None or isinstance(change_at, date)
+    assert cancel_at is None or isinstance(cancel_at, date)
+    return Subscription(segments, next_plan_id, change_at, cancel_at)
+
+
+def _cost(change: Change, plan_id: int, interval: str) -> Decimal:
+    column = subscription_plan.c[COSTS[interval]]
+    found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
+    return Decimal(found.scalar_one())
+
+
+def _define(change: Change, organization_id: int) -> None:
+    change.intend([f"organization:{organization_id}"], "define", {}, organization_id=organization_id)
+
+
+def _id(value: object) -> int:
+    return int(str(value))
+
+
+_segment = func.jsonb_build_object(
+    "plan_id", subscription_segment.c.plan_id,
+    "billing_interval", subscription_segment.c.billing_interval,
+    "cost", cast(func.round(subscription_segment.c.cost, 9), Text),
+    "start_date", subscription_segment.c.start_date,
+    "end_date", subscription_segment.c.end_date,
+)  # fmt: skip
+_segments = (
+    select(func.jsonb_agg(aggregate_order_by(_segment, subscription_segment.c.id)))
+    .where(subscription_segment.c.organization_id == organization_subscription.c.organization_id)
+    .scalar_subquery()
+)
+
+SUBJECT: Subject = Subject(
+    source=select(organization_subscription, _segments.label("segments")),
+    id=organization_subscription.c.id,
+    time=organization_subscription.c.created_at,
+    order=(("id", organization_subscription.c.id),),
+    filters={
+        "organization_id": equals(organization_subscription.c.organization_id),
+        "plan_id": equals(organization_subscription.c.plan_id),
+        "next_plan_id": equals(organization_subscription.c.next_plan_id),
+    },
+    verbs={
+        "create": create,
+        "change": change_plan,
+        "cancel": cancel,
+        "extend": extend,
+        "advance": advance,
+    },
+)

@@ -1,0 +1,1 @@
+"""What the keeper's loops read and write beside the ledger."""

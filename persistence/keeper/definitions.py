@@ -1,0 +1,249 @@
+"""What is defined of accounts, read from the tables in the words of the core.
+
+One query a kind, for one account or for all of a partition's organizations (a rebuild).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import RowMapping, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.core.accounts.definitions import (
+    CATALOGUE_ACCOUNT,
+    CatalogueDefinition,
+    Definition,
+    KeyDefinition,
+    Negotiated,
+    OrganizationAccount,
+    OrganizationDefinition,
+    OrganizationTerms,
+    PlanTerms,
+    ServiceUse,
+    TenantAccount,
+    TenantDefinition,
+    UserDefinition,
+)
+from gateway.core.billing.pricing import read_pricing
+from gateway.core.model import Limits, Service
+
+MICRO = Decimal(1_000_000)
+
+_ORGANIZATIONS = """
+SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit_last_seq, spend_epoch,
+       spend_last_seq, spent, spend_month,
+       (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
+                         ORDER BY n.service_id)
+          FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
+         WHERE n.organization_id = organization.id) AS negotiated,
+       (SELECT jsonb_build_object('features', p.feature_access,
+               'since', extract(epoch FROM s.start_date) * 1000,
+               'until', extract(epoch FROM s.end_date) * 1000)
+          FROM organization_subscription AS s JOIN subscription_plan AS p ON p.id = s.plan_id
+         WHERE s.organization_id = organization.id AND s.start_date < s.end_date) AS subscription,
+       EXISTS (SELECT FROM subscription_segment AS g WHERE g.organization_id = organization.id
+                  AND g.start_date < g.end_date
+                  AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed,
+       (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity)) FROM (
+            SELECT service_id, bool_or(activated) AS activated, sum(quantity)::bigint AS quantity FROM (
+                SELECT service_id, true AS activated, 0::bigint AS quantity
+                  FROM service_activation AS a WHERE a.organization_id = organization.id
+                UNION ALL
+                SELECT service_id, false, usage_amount FROM usage_daily AS d
+                 WHERE d.organization_id = organization.id AND d.usage_amount <> 0
+                   AND d.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
+             GROUP BY service_id) AS u) AS uses,
+       cast(extract(year FROM now() AT TIME ZONE 'UTC') * 12 + extract(month FROM now() AT TIME ZONE 'UTC')
+            AS integer) AS this_month
+  FROM organization WHERE {where} ORDER BY id"""
+_TENANTS = """
+SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
+       p.overage_policy, p.admission, p.on_exhausted, p.on_store_failure, p.rollover_max,
+       coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
+       q.tokens_remaining, q.tokens_granted, q.manual_block,
+       q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch
+  FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
+  LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id"""
+_KEYS = """
+SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at,
+       k.user_header
+  FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
+_USERS = """
+SELECT t.id AS tenant_id, t.organization_id, u.external_id,
+       CASE WHEN u.deleted_at IS NULL THEN u.limits ELSE '{{}}' END AS limits
+  FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
+ WHERE {where} ORDER BY u.id, t.id"""
+_SERVICES = """
+SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, s.upstream, s.paths, b.meter
+  FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
+ WHERE s.deleted_at IS NULL ORDER BY s.id"""
+
+
+async def of_account(connection: AsyncConnection, account: str) -> tuple[Definition, ...]:
+    """The definition an account name stands for; empty where there is none any more."""
+    kind, _, name = account.partition(":")
+    if account == CATALOGUE_ACCOUNT:
+        return (await catalogue(connection),)
+    if kind == "organization":
+        found = await organizations(connection, "id = :id", {"id": int(name)})
+        return tuple(each.definition for each in found)
+    if kind == "tenant":
+        tenant_rows = await tenants(connection, "t.id = :id", {"id": int(name)})
+        return tuple(each.definition for each in tenant_rows)
+    if kind == "key":
+        return tuple(await keys(connection, "k.id = :id", {"id": int(name)}))
+    assert kind == "user", account
+    tenant_id, _, external = name.partition(":")
+    where = "t.id = :tenant AND u.external_id = :external"
+    return tuple(await users(connection, where, {"tenant": int(tenant_id), "external": external}))
+
+
+async def organizations(
+    connection: AsyncConnection, where: str, values: Mapping[str, Any]
+) -> list[OrganizationAccount]:
+    """Organizations with their credit and spend accounts."""
+    return [
+        OrganizationAccount(
+            definition=OrganizationDefinition(
+                organization_id=row["id"],
+                limits=_limits(row["limits"]),
+                credit_limit=row["credit_limit"],
+                cap=None if row["spend_cap"] is None else int(row["spend_cap"] * MICRO),
+                terms=_organization_terms(row),
+            ),
+            balance=row["credit_balance"],
+            credit_seq=row["credit_last_seq"],
+            spend_seq=row["spend_last_seq"],
+            spent=row["spent"],
+            month=row["spend_month"].year * 12 + row["spend_month"].month if row["spend_month"] else 0,
+            epoch=max(row["credit_epoch"], row["spend_epoch"]),
+            uses=tuple(
+                ServiceUse(service_id, activated, row["this_month"], quantity)
+                for service_id, activated, quantity in row["uses"] or ()
+            ),
+        )
+        for row in await _rows(connection, _ORGANIZATIONS, where, values)
+    ]
+
+
+async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[TenantAccount]:
+    """Tenants with their token accounts."""
+    return [
+        TenantAccount(
+            definition=TenantDefinition(
+                tenant_id=row["id"],
+                organization_id=row["organization_id"],
+                limits=_limits(row["limits"]),
+                user_limits=_limits(row["user_limits"]),
+                terms=_terms(row),
+                has_ledger=row["last_seq"] > 0,
+            ),
+            remaining=row["tokens_remaining"],
+            used=row["tokens_used"] or 0,
+            cycle=row["cycle"] or 0,
+            total=row["total"],
+            manual_block=bool(row["manual_block"]),
+            last_reset_ms=_ms(row["last_reset"]),
+            next_reset_ms=_ms(row["next_reset_at"]),
+            seq=row["last_seq"],
+            epoch=row["epoch"],
+            granted=row["tokens_granted"] or 0,
+        )
+        for row in await _rows(connection, _TENANTS, where, values)
+    ]
+
+
+async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[KeyDefinition]:
+    """API keys and whom they stand for."""
+    return [
+        KeyDefinition(
+            key_id=row["id"],
+            tenant_id=row["tenant_id"],
+            organization_id=row["organization_id"],
+            digest=row["digest"],
+            limits=_limits(row["limits"]),
+            user=row["user"] or "",
+            models=None if row["models"] is None else frozenset(row["models"]),
+            revoked=row["revoked_at"] is not None,
+            expires_ms=_ms(row["expires_at"]),
+            user_header=row["user_header"],
+        )
+        for row in await _rows(connection, _KEYS, where, values)
+    ]
+
+
+async def users(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[UserDefinition]:
+    """Users' own limits, in each tenant of their organization."""
+    return [
+        UserDefinition(row["tenant_id"], row["organization_id"], row["external_id"], _limits(row["limits"]))
+        for row in await _rows(connection, _USERS, where, values)
+    ]
+
+
+async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
+    """Every service as the catalogue has it, with the meter of its business model."""
+    rows = (await connection.execute(text(_SERVICES))).mappings().all()
+    return CatalogueDefinition(
+        tuple(
+            Service(
+                id=row["id"],
+                key=row["key"],
+                meter=row["meter"],
+                counts_tokens=row["counts_tokens"],
+                credits=row["credits"],
+                one_time=row["service_type"] == "One-Time",
+                pricing=read_pricing(row["pricing"]),
+                upstream=row["upstream"] or "",
+                paths=tuple(row["paths"] or ()),
+            )
+            for row in rows
+        )
+    )
+
+
+async def _rows(
+    connection: AsyncConnection, query: str, where: str, values: Mapping[str, Any]
+) -> Sequence[RowMapping]:
+    return (await connection.execute(text(query.format(where=where)), values)).mappings().all()
+
+
+def _limits(document: Mapping[str, int] | None) -> Limits:
+    return Limits(**(document or {}))
+
+
+def _organization_terms(row: RowMapping) -> OrganizationTerms:
+    subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
+    return OrganizationTerms(
+        negotiated=tuple(
+            Negotiated(service_id, credits_, meter, read_pricing(pricing) if pricing else None)
+            for service_id, credits_, meter, pricing in row["negotiated"] or ()
+        ),
+        features=tuple(subscription["features"]),
+        since_ms=int(subscription["since"]),
+        until_ms=int(subscription["until"]),
+        subscribed=row["subscribed"],
+    )
+
+
+def _terms(row: RowMapping) -> PlanTerms:
+    if row["plan_id"] is None:
+        return PlanTerms(anchor=row["anchor"])
+    return PlanTerms(
+        plan_id=row["plan_id"],
+        total=row["total_amount"],
+        reset_interval=row["reset_interval"],
+        overage_policy=row["overage_policy"],
+        admission=row["admission"],
+        on_exhausted=row["on_exhausted"],
+        on_store_failure=row["on_store_failure"],
+        rollover_max=row["rollover_max"],
+        anchor=row["anchor"],
+    )
+
+
+def _ms(moment: datetime | None) -> int:
+    return 0 if moment is None else round(moment.timestamp() * 1000)

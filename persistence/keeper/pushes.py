@@ -1,0 +1,117 @@
+"""Control writes as the pusher takes them: in order, one account at a time, with what they define.
+
+An account's writes are handed out under a transaction-level advisory lock, so two keepers never
+push one account at once. A definition is read here, at the moment it is pushed: the tables are
+the truth, and an older definition that waited is never brought over a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import RowMapping, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.accounts.definitions import ControlWrite, Definition, PlanTerms
+from persistence.keeper import definitions
+
+WRITES_MAX = 500
+
+_WAITING = text(
+    "SELECT account FROM control_write WHERE state = 'pending'"
+    " GROUP BY account ORDER BY min(position) LIMIT :n"
+)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('control:' || :account, 0))")
+_TAKE = text("""
+SELECT id, position, account, verb, payload FROM control_write
+ WHERE account = :account AND state = 'pending' ORDER BY position LIMIT :n""")
+_APPLIED = text("""
+UPDATE control_write SET applied_at = coalesce(applied_at, now()),
+       state = CASE WHEN verb = 'define' THEN 'done' ELSE 'applied' END,
+       done_at = CASE WHEN verb = 'define' THEN now() END
+ WHERE id = :id AND state = 'pending'""")
+_REFUSED = text("""
+UPDATE control_write SET state = 'refused', result = jsonb_build_object('reason', cast(:reason AS text))
+ WHERE id = :id AND state = 'pending'""")
+_TENANT = text("SELECT organization_id FROM tenant WHERE id = :id")
+
+
+class Waiting:
+    """The writes one account waits for, oldest first; marked as they are applied."""
+
+    def __init__(self, connection: AsyncConnection, writes: Sequence[ControlWrite]) -> None:
+        self.writes = writes
+        self._connection = connection
+
+    async def applied(self, write: ControlWrite) -> None:
+        """Note that the counters have it; a definition is done with that."""
+        await self._connection.execute(_APPLIED, {"id": write.id})
+
+    async def refused(self, write: ControlWrite, reason: str) -> None:
+        """Note that the counters will never take it."""
+        await self._connection.execute(_REFUSED, {"id": write.id, "reason": reason})
+
+
+class Pushes:
+    """Where the pusher finds its work."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def accounts(self, count: int) -> list[str]:
+        """Accounts with writes that wait, the longest waiting first."""
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_WAITING, {"n": count})
+            return [str(row.account) for row in rows]
+
+    @asynccontextmanager
+    async def waiting(self, account: str) -> AsyncIterator[Waiting]:
+        """An account's waiting writes, held until the block ends."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_LOCK, {"account": account})
+            rows = (await connection.execute(_TAKE, {"account": account, "n": WRITES_MAX})).mappings().all()
+            yield Waiting(connection, [await _write(connection, row) for row in rows])
+
+
+async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
+    verb, account, payload = str(row["verb"]), str(row["account"]), dict(row["payload"] or {})
+    tenant_id = organization_id = 0
+    found: tuple[Definition, ...] = ()
+    terms: PlanTerms | None = None
+    if verb == "define":
+        found = await definitions.of_account(connection, account)
+    elif account.startswith("tenant:"):
+        tenant_id = int(account.partition(":")[2])
+        organization_id = int((await connection.execute(_TENANT, {"id": tenant_id})).scalar_one())
+    else:
+        assert account.startswith("organization:"), account
+        organization_id = int(account.partition(":")[2])
+    if verb == "plan":
+        terms = _terms(payload)
+    return ControlWrite(
+        id=str(row["id"]),
+        position=int(row["position"]),
+        account=account,
+        verb=verb,
+        payload=payload,
+        tenant_id=tenant_id,
+        organization_id=organization_id,
+        definitions=found,
+        terms=terms,
+    )
+
+
+def _terms(payload: Mapping[str, Any]) -> PlanTerms:
+    return PlanTerms(
+        plan_id=payload["plan_id"] or 0,
+        total=payload["total"],
+        reset_interval=payload["interval"],
+        overage_policy=payload["policy"],
+        admission=payload["admission"],
+        on_exhausted=payload["on_exhausted"],
+        on_store_failure=payload["on_store_failure"],
+        rollover_max=payload["rollover_max"] or 0,
+        anchor=payload["anchor"],
+    )

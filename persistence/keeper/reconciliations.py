@@ -1,0 +1,200 @@
+"""Accounts as PostgreSQL has them, for comparison with the counters; and what comparing found.
+
+Everything is read in one snapshot. `deep` also counts and adds up every movement; without it an
+account's last row is taken at its word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.integrity.reconciliation import LedgerAccount, Owner
+from gateway.core.integrity.verified import Standing
+
+_OWNERS = """
+SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NULL), '{{}}') AS tenants
+  FROM organization AS o LEFT JOIN tenant AS t ON t.organization_id = o.id
+ WHERE {where} GROUP BY o.id ORDER BY {order} LIMIT :n"""
+_EVERY = text(_OWNERS.format(where="o.id > :after", order="o.id"))
+_SOME = text(_OWNERS.format(where="true", order="random()"))
+_ONE = text(_OWNERS.format(where="o.id = :id", order="o.id"))
+
+_TENANTS = text("""
+SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, found.seq IS NOT NULL AS found,
+       found.total_remaining + coalesce(d.difference, 0) AS at_seq, last.total_remaining AS last_row
+  FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
+  JOIN tenant_quota AS q ON q.tenant_id = k.id
+  LEFT JOIN token_ledger AS found ON found.tenant_id = k.id AND found.seq = k.seq
+  LEFT JOIN LATERAL (SELECT total_remaining FROM token_ledger WHERE tenant_id = k.id AND seq <= q.last_seq
+                      ORDER BY seq DESC LIMIT 1) AS last ON true
+  LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
+# An unlimited account has no balance: what counts are the movements since it became limited. A drift on
+# file shows in the row behind it; until there is one, only the counters show it.
+_TENANT_SUMS = text("""
+SELECT 'tenant:' || k.id AS account, s.rows, s.last IS NOT DISTINCT FROM s.unlimited AS unlimited,
+       coalesce((SELECT sum(CASE l.direction WHEN 'IN' THEN l.amount ELSE -l.amount END)
+                   FROM token_ledger AS l
+                  WHERE l.tenant_id = k.id AND l.seq > coalesce(s.unlimited, 0)), 0)::bigint AS summed,
+       coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'tenant:' || k.id
+                    AND d.seq >= coalesce(s.unlimited, 0) AND d.seq < s.last), 0)::bigint AS drift
+  FROM unnest(cast(:ids AS bigint[])) AS k (id)
+ CROSS JOIN LATERAL (SELECT count(*) AS rows, max(l.seq) AS last,
+                            max(l.seq) FILTER (WHERE l.total_remaining IS NULL) AS unlimited
+                       FROM token_ledger AS l WHERE l.tenant_id = k.id) AS s""")
+_CREDITS = text("""
+SELECT 'credits:' || k.id AS account, o.credit_last_seq AS last_seq, o.credit_balance AS head,
+       found.seq IS NOT NULL AS found, found.balance_after + coalesce(d.difference, 0) AS at_seq,
+       coalesce(last.balance_after, 0) AS last_row
+  FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
+  JOIN organization AS o ON o.id = k.id
+  LEFT JOIN LATERAL (
+      SELECT seq, balance_after FROM credit_transaction WHERE organization_id = k.id AND seq = k.seq
+      UNION ALL
+      SELECT seq, balance_after FROM credit_posting WHERE organization_id = k.id AND seq = k.seq
+  ) AS found ON true
+  LEFT JOIN LATERAL (
+      (SELECT seq, balance_after FROM credit_transaction
+        WHERE organization_id = k.id AND seq <= o.credit_last_seq ORDER BY seq DESC LIMIT 1)
+      UNION ALL
+      (SELECT seq, balance_after FROM credit_posting
+        WHERE organization_id = k.id AND seq <= o.credit_last_seq ORDER BY seq DESC LIMIT 1)
+      ORDER BY seq DESC LIMIT 1
+  ) AS last ON true
+  LEFT JOIN known_drift AS d ON d.account = 'credits:' || k.id AND d.seq = k.seq""")
+_CREDIT_SUMS = text("""
+SELECT 'credits:' || k.id AS account, u.rows + p.rows AS rows, false AS unlimited,
+       (p.amount - u.amount)::bigint AS summed,
+       coalesce((SELECT sum(d.difference) FROM known_drift AS d
+                  WHERE d.account = 'credits:' || k.id AND d.seq < o.credit_last_seq), 0)::bigint AS drift
+  FROM unnest(cast(:ids AS bigint[])) AS k (id)
+  JOIN organization AS o ON o.id = k.id
+ CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(credits_used), 0) AS amount
+                       FROM credit_transaction WHERE organization_id = k.id) AS u
+ CROSS JOIN LATERAL (SELECT count(*) AS rows, coalesce(sum(amount), 0) AS amount
+                       FROM credit_posting WHERE organization_id = k.id) AS p""")
+_SPENDS = text("""
+SELECT 'spend:' || k.id AS account, o.spend_last_seq AS last_seq, o.spent AS head,
+       found.seq IS NOT NULL AS found, found.spent_after + coalesce(d.difference, 0) AS at_seq,
+       coalesce(last.spent_after, 0) AS last_row
+  FROM unnest(cast(:ids AS bigint[]), cast(:seqs AS bigint[])) AS k (id, seq)
+  JOIN organization AS o ON o.id = k.id
+  LEFT JOIN feature_usage AS found ON found.organization_id = k.id AND found.seq = k.seq
+  LEFT JOIN LATERAL (SELECT spent_after FROM feature_usage WHERE organization_id = k.id
+                        AND seq <= o.spend_last_seq ORDER BY seq DESC LIMIT 1) AS last ON true
+  LEFT JOIN known_drift AS d ON d.account = 'spend:' || k.id AND d.seq = k.seq""")
+# Spend begins at zero with every month.
+_SPEND_SUMS = text("""
+SELECT 'spend:' || k.id AS account, f.rows, false AS unlimited, f.amount::bigint AS summed,
+       coalesce((SELECT sum(d.difference) FROM known_drift AS d WHERE d.account = 'spend:' || k.id
+                    AND d.seq >= f.first - 1 AND d.seq < o.spend_last_seq), 0)::bigint AS drift
+  FROM unnest(cast(:ids AS bigint[])) AS k (id)
+  JOIN organization AS o ON o.id = k.id
+ CROSS JOIN LATERAL (
+     SELECT count(*) AS rows, coalesce(sum(spend) FILTER (WHERE this_month), 0) AS amount,
+            min(seq) FILTER (WHERE this_month) AS first
+       FROM (SELECT seq, spend, "timestamp" >= o.spend_month::timestamp AT TIME ZONE 'UTC' AS this_month
+               FROM feature_usage WHERE organization_id = k.id) AS used) AS f""")
+_LISTED = text("SELECT account, count(*) AS n FROM listed_gap GROUP BY account")
+_STOPPED = text("SELECT account, reason FROM quarantine WHERE released_at IS NULL")
+_UNRESOLVED = text("""
+SELECT 'entry ' || entry_id || ' could not be stored: ' || reason FROM dead_letter
+ WHERE resolved_at IS NULL
+   AND (organization_id = :id OR tenant_id IN (SELECT id FROM tenant WHERE organization_id = :id))
+ LIMIT 10""")
+_DUE = text("""
+SELECT q.tenant_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
+ WHERE t.organization_id = :id AND q.next_reset_at <= now() ORDER BY 1""")
+
+# Query of heads, query of sums, whose ids.
+_READS = {
+    "tenant": (_TENANTS, _TENANT_SUMS),
+    "credits": (_CREDITS, _CREDIT_SUMS),
+    "spend": (_SPENDS, _SPEND_SUMS),
+}
+
+
+class Accounts:
+    """Every account, read only."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def owners(self, after: int, count: int) -> list[Owner]:
+        """Organizations by id, with their tenants."""
+        return await self._owners(_EVERY, {"after": after, "n": count})
+
+    async def some_owners(self, count: int) -> list[Owner]:
+        """Organizations picked at random, with their tenants."""
+        return await self._owners(_SOME, {"n": count})
+
+    async def owner(self, organization_id: int) -> Owner:
+        """One organization with its tenants."""
+        found = await self._owners(_ONE, {"id": organization_id, "n": 1})
+        return found[0] if found else Owner(organization_id, ())
+
+    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
+        """The accounts named, each with its balance at the seq given for it."""
+        found: dict[str, LedgerAccount] = {}
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            listed = {row.account: row.n for row in await connection.execute(_LISTED)}
+            stopped = {row.account: row.reason for row in await connection.execute(_STOPPED)}
+            for kind in _READS:
+                mine = {name: seq for name, seq in seqs.items() if name.startswith(f"{kind}:")}
+                for one in await _read(connection, kind, mine, deep=deep):
+                    missing = listed.get(one.account, 0)
+                    # What is missing cannot be added up: the last row is taken at its word then.
+                    summed = one.last_row if missing else one.summed
+                    found[one.account] = replace(
+                        one, listed=missing, summed=summed, stopped=stopped.get(one.account, "")
+                    )
+        return found
+
+    async def unresolved(self, organization_id: int) -> Sequence[str]:
+        """Why not all that happened to an organization is in its ledgers; empty where it is."""
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_UNRESOLVED, {"id": organization_id})
+            return [str(why) for why in rows.scalars()]
+
+    async def due(self, organization_id: int) -> Sequence[int]:
+        """Tenants of an organization whose reset has come."""
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(_DUE, {"id": organization_id})).scalars())
+
+    async def _owners(self, query: Any, values: Mapping[str, int]) -> list[Owner]:
+        async with self._engine.connect() as connection:
+            return [Owner(row.id, tuple(row.tenants)) for row in await connection.execute(query, values)]
+
+
+async def _read(
+    connection: AsyncConnection, kind: str, seqs: Mapping[str, int], *, deep: bool
+) -> list[LedgerAccount]:
+    if not seqs:
+        return []
+    heads, sums = _READS[kind]
+    values = {"ids": [int(name.partition(":")[2]) for name in seqs], "seqs": list(seqs.values())}
+    added: dict[str, Any] = {}
+    if deep:
+        added = {row.account: row for row in await connection.execute(sums, {"ids": values["ids"]})}
+    return [_account(row, added.get(row.account)) for row in await connection.execute(heads, values)]
+
+
+def _account(row: Any, added: Any) -> LedgerAccount:
+    summed = row.last_row
+    if added is not None:
+        summed = None if added.unlimited and row.last_row is None else added.summed + added.drift
+    return LedgerAccount(
+        account=row.account,
+        head=Standing(row.last_seq, row.head),
+        found=row.found,
+        at_seq=row.at_seq,
+        rows=row.last_seq if added is None else added.rows,
+        listed=0,
+        last_row=row.last_row,
+        summed=summed,
+    )

@@ -1,0 +1,84 @@
+"""Small questions the keeper's clock asks: whose reset is due, what is charged; and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
+from gateway.core.accounts.losses import Movement
+from persistence.keeper import losses
+
+_DUE = text("""
+SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
+ WHERE q.next_reset_at <= now() AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
+_CHARGED = text("""
+SELECT request, sum(tokens)::bigint AS tokens, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
+       bool_or(reclaimed) AS reclaimed
+  FROM (
+    SELECT request_id::text AS request, CASE direction WHEN 'OUT' THEN amount ELSE -amount END AS tokens,
+           0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed FROM token_ledger
+     WHERE request_id = ANY(cast(:ids AS uuid[])) AND transaction_type IN ('consume', 'adjust')
+    UNION ALL
+    SELECT request_id::text, 0, credits_used, 0, metadata->'reclaimed' IS NOT NULL FROM credit_transaction
+     WHERE request_id = ANY(cast(:ids AS uuid[]))
+    UNION ALL
+    SELECT request_id::text, 0, 0, usage_amount, metadata->'reclaimed' IS NOT NULL FROM feature_usage
+     WHERE request_id = ANY(cast(:ids AS uuid[]))
+    UNION ALL
+    SELECT k.request, 0, -a.credits_added, 0, NULL
+      FROM unnest(cast(:ids AS text[]), cast(:refunds AS uuid[])) AS k (request, refund)
+      JOIN credit_addition AS a ON a.control_write_id = k.refund
+  ) AS rows GROUP BY request""")
+# The intent and the addition it belongs to, both once.
+_REFUND = text("""
+WITH intent AS (
+    INSERT INTO control_write (id, partition, account, verb, payload)
+    VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))
+    ON CONFLICT (id) DO NOTHING RETURNING id)
+INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
+SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent""")
+
+
+class Sweeps:
+    """What the sweeper and the poster need of PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def due(self, count: int) -> Sequence[tuple[int, int]]:
+        """(tenant, organization) of tenants whose next reset has come, by the last flushed row."""
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_DUE, {"n": count})
+            return [(row.tenant_id, row.organization_id) for row in rows]
+
+    async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
+        """What is charged for each of these request ids, corrections included; absent: nothing."""
+        ids = list({one.request_id for one in late})
+        values = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_CHARGED, values)
+            return {
+                row.request: Charged(row.tokens, row.credits, row.units, bool(row.reclaimed)) for row in rows
+            }
+
+    async def refund(self, late: LateSettlement, amount: int) -> None:
+        """Give credits of a request back, once by its id: an addition and its intent."""
+        organization_id = late.caller.organization_id
+        values = {
+            "id": refund_id(late.request_id),
+            "partition": late.partition,
+            "account": f"organization:{organization_id}",
+            "organization": organization_id,
+            "amount": amount,
+            "remark": f"request {late.request_id} used less than was charged",
+        }
+        async with self._engine.begin() as connection:
+            await connection.execute(_REFUND, values)
+
+    async def remember(self, acknowledged: Sequence[Movement]) -> None:
+        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
+        async with self._engine.begin() as connection:
+            await losses.remember(connection, acknowledged)

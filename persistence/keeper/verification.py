@@ -1,0 +1,135 @@
+"""What PostgreSQL knows of the counters' partitions: the truth a rebuild starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    Definition,
+    KeyDefinition,
+    OrganizationAccount,
+    TenantAccount,
+    UserDefinition,
+)
+from persistence.keeper import definitions
+from persistence.ledger.rows import is_uuid
+
+_APPLIED = text(
+    "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
+)
+_AGAIN = text(
+    "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
+)
+_EPOCHS = text("SELECT partition, epoch FROM partition_state")
+_SETTLED = text("""
+SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
+ UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
+ UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
+_WORKERS = text("SELECT seat FROM gateway_worker")
+_CAME = text("INSERT INTO gateway_worker (seat) SELECT unnest(cast(:seats AS text[])) ON CONFLICT DO NOTHING")
+_GONE = text("DELETE FROM gateway_worker WHERE seat = ANY(:seats)")
+_VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
+# The flusher's locks: whoever has them all knows that every flush begun before has ended.
+_BARRIER = text("""
+SELECT pg_advisory_xact_lock(7800, p) FROM unnest(cast(:partitions AS integer[])) AS p ORDER BY p""")
+_NOTE = text("""
+INSERT INTO partition_state (partition, run_id, epoch, verified_at, updated_at)
+SELECT n.partition, :run_id, n.epoch, now(), now()
+  FROM unnest(cast(:partitions AS smallint[]), cast(:epochs AS bigint[])) AS n (partition, epoch) ORDER BY 1
+ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
+       epoch = greatest(partition_state.epoch, excluded.epoch),
+       verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
+
+
+@dataclass(slots=True)
+class Known:
+    """Accounts, definitions and open control writes by partition (the verifier's `Truth`)."""
+
+    organizations: dict[int, list[OrganizationAccount]] = field(default_factory=dict)
+    tenants: dict[int, list[TenantAccount]] = field(default_factory=dict)
+    definitions: dict[int, list[Definition]] = field(default_factory=dict)
+    applied: dict[int, list[str]] = field(default_factory=dict)
+    catalogue: CatalogueDefinition = field(default_factory=lambda: CatalogueDefinition(()))
+    version: int = 0
+
+
+class Truths:
+    """Where the verifier reads."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def truth(self, partitions: Sequence[int]) -> Known:
+        """All there is of these partitions, as of one moment."""
+        wanted, known = set(partitions), Known()
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            known.version = int((await connection.execute(_VERSION)).scalar_one())
+            known.catalogue = await definitions.catalogue(connection)
+            for organization in await definitions.organizations(connection, "true", {}):
+                partition = self._partition_of(organization.definition.organization_id)
+                if partition in wanted:
+                    known.organizations.setdefault(partition, []).append(organization)
+                    known.definitions.setdefault(partition, []).append(organization.definition)
+            for tenant in await definitions.tenants(connection, "true", {}):
+                partition = self._partition_of(tenant.definition.organization_id)
+                if partition in wanted:
+                    known.tenants.setdefault(partition, []).append(tenant)
+                    known.definitions.setdefault(partition, []).append(tenant.definition)
+            others: list[KeyDefinition | UserDefinition] = []
+            others += await definitions.keys(connection, "true", {})
+            others += await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {})
+            for one in others:
+                partition = self._partition_of(one.organization_id)
+                if partition in wanted:
+                    known.definitions.setdefault(partition, []).append(one)
+            listed = {"partitions": list(wanted)}
+            for row in await connection.execute(_APPLIED, listed):
+                known.applied.setdefault(row.partition, []).append(str(row.id))
+        return known
+
+    async def settled(self, request_ids: Sequence[str]) -> list[str]:
+        """Which of these requests have a row."""
+        ids = [one for one in request_ids if is_uuid(one)]
+        if not ids:
+            return []
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(_SETTLED, {"ids": ids})
+            return [row.request for row in rows]
+
+    async def push_again(self, ids: Sequence[str]) -> None:
+        """Have these applied control writes wait again."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_AGAIN, {"ids": list(ids)})
+
+    async def epochs(self) -> dict[int, int]:
+        """The last epoch of each partition; absent: never verified."""
+        async with self._engine.connect() as connection:
+            return {row.partition: row.epoch for row in await connection.execute(_EPOCHS)}
+
+    async def workers(self) -> list[str]:
+        """The seats of all workers any keeper knew last."""
+        async with self._engine.connect() as connection:
+            return list(await connection.scalars(_WORKERS))
+
+    async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
+        """Keep who is there, for a keeper that starts after a loss."""
+        async with self._engine.begin() as connection:
+            await connection.execute(_CAME, {"seats": sorted(came)})
+            await connection.execute(_GONE, {"seats": sorted(gone)})
+
+    async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
+        """Keep what partitions are verified as: no later epoch is ever one of these.
+
+        Flushes that are under way have ended then: what is read next is not older than they are.
+        """
+        values = {"run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values())}
+        async with self._engine.begin() as connection:
+            await connection.execute(_BARRIER, {"partitions": sorted(epochs)})
+            await connection.execute(_NOTE, values)

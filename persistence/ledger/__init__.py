@@ -1,0 +1,1 @@
+"""Settled uses become rows, once each."""

@@ -1,0 +1,123 @@
+"""Fresh entries copied into the four ledgers, and which entry it was when PostgreSQL refuses one."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from gateway.core.accounts.ledger import Event, EventKind
+from persistence.ledger import rows, statements
+from persistence.ledger.attribution import Name
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
+
+ROWS_A_CHUNK = 500
+
+Place = tuple[int, bytes]
+
+_LINE = re.compile(r"COPY (\w+), line (\d+)")
+_ACCOUNTS = {
+    "token_ledger": TOKENS,
+    "credit_transaction": CREDITS,
+    "credit_posting": CREDITS,
+    "feature_usage": USAGE,
+}
+
+
+class Unstorable(Exception):
+    """An entry cannot become a row; carries where it is and why."""
+
+    def __init__(self, place: Place, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+        self.reason = reason
+
+
+class Copies:
+    """The rows of one transaction, by ledger; remembers their order to name a refused one."""
+
+    def __init__(self, fresh: Sequence[Placed]) -> None:
+        self._by_table = {
+            "token_ledger": _with(fresh, TOKENS),
+            "credit_transaction": [p for p in _with(fresh, CREDITS) if event_of(p).kind != EventKind.CREDIT],
+            "feature_usage": _with(fresh, USAGE),
+            "credit_posting": [p for p in _with(fresh, CREDITS) if event_of(p).kind == EventKind.CREDIT],
+        }
+
+    def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
+        """Copy every row; answers how many by ledger. `Unstorable` where one cannot be packed."""
+
+        def user(event: Event) -> int | None:
+            return users.get((event.organization_id, event.user)) if event.user else None
+
+        additions = self._additions(connection)
+        shapes: dict[str, tuple[str, Callable[[Event], bytes]]] = {
+            "token_ledger": (rows.LEDGER_COLUMNS, lambda event: rows.token_row(event, user(event))),
+            "credit_transaction": (
+                rows.TRANSACTION_COLUMNS,
+                lambda event: rows.credit_row(event, user(event)),
+            ),
+            "feature_usage": (rows.USAGE_COLUMNS, lambda event: rows.usage_row(event, user(event))),
+            "credit_posting": (
+                rows.POSTING_COLUMNS,
+                lambda event: rows.posting_row(event, additions.get(event.source.lower())),
+            ),
+        }
+        written = {table: placed for table, placed in self._by_table.items() if placed}
+        for table, placed in written.items():
+            columns, row = shapes[table]
+            _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
+        return {table: len(placed) for table, placed in written.items()}
+
+    def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
+        """The entry an error of PostgreSQL speaks of and the account it moves; None if it names none."""
+        at = _LINE.search(error.diag.context or "")
+        if at is None:
+            return None
+        table = next((name for name in self._by_table if at[1].startswith(name)), None)
+        number = int(at[2])
+        if table is None or not 0 < number <= len(self._by_table[table]):
+            return None
+        return self._by_table[table][number - 1], _ACCOUNTS[table]
+
+    def _additions(self, connection: Connection[Any]) -> dict[str, rows.Origin]:
+        """Which credit addition each posting comes from, by control write."""
+        sources = [event_of(placed).source for placed in self._by_table["credit_posting"]]
+        known = [source for source in sources if rows.is_uuid(source)]
+        found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()
+        return {write_id: (addition_id, kind) for write_id, addition_id, kind in found}
+
+
+def event_of(placed: Placed) -> Event:
+    """The event of an entry that has one."""
+    event = placed[1][2]
+    assert event is not None
+    return event
+
+
+def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:
+    return [placed for placed in fresh if event_of(placed).flags & part]
+
+
+def _copy(
+    connection: Connection[Any], statement: str, row: Callable[[Event], bytes], placed: Sequence[Placed]
+) -> None:
+    remaining = iter(placed)
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(rows.COPY_HEAD)
+        # PostgreSQL stores one chunk while the next is packed.
+        while chunk := list(islice(remaining, ROWS_A_CHUNK)):
+            packed = []
+            for partition, (entry_id, _, event) in chunk:
+                assert event is not None
+                try:
+                    packed.append(row(event))
+                except (ValueError, ArithmeticError, struct.error) as error:
+                    raise Unstorable((partition, entry_id), str(error)) from error
+            copy.write(b"".join(packed))
+        copy.write(rows.COPY_TAIL)

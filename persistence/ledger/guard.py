@@ -1,0 +1,221 @@
+"""Which entries may become rows: each account's movements continue exactly where it stands.
+
+Pure. A seq already stored must repeat what is stored; the next seq is fresh; anything further
+is a gap. An account that contradicts itself is stopped and its entries wait, and with them
+those of every account the same entry moves: nothing is dropped, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.outbox import Batch, Entry, Owner, Waiter
+from gateway.core.model import INTEGER_MAX
+
+TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
+MOVEMENTS = TOKENS | CREDITS | USAGE
+UNKNOWN, QUARANTINED = "unknown_account", "quarantined"
+# The last millisecond of the year 9999.
+TIME_MS_MAX = 253_402_300_799_999
+STANDINGS = (EventKind.BLOCK, EventKind.UNBLOCK)
+
+Placed = tuple[int, Entry]
+
+
+@dataclass(slots=True)
+class Head:
+    """Where an account stands: its last stored movement. `stopped` says why nothing may follow."""
+
+    account: str
+    organization_id: int
+    epoch: int
+    seq: int
+    stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an account is stopped from now on; `behind` names the account it waits for."""
+
+    kind: str
+    account: str
+    partition: int
+    entry_id: bytes
+    event: Event
+    stored_seq: int
+    found_seq: int
+    reason: str
+    behind: str | None = None
+
+
+@dataclass(slots=True)
+class Heads:
+    """The accounts a batch touches, by kind and id of their owner."""
+
+    tenants: dict[int, Head] = field(default_factory=dict)
+    credits: dict[int, Head] = field(default_factory=dict)
+    spends: dict[int, Head] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sorted:
+    """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
+    `standings` only change how an account stands, `dead` become dead letters, `idle` say nothing.
+    """
+
+    fresh: list[Placed] = field(default_factory=list)
+    repeats: list[Placed] = field(default_factory=list)
+    standings: list[Placed] = field(default_factory=list)
+    dead: list[Placed] = field(default_factory=list)
+    idle: list[Placed] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    held: int = 0
+    waiting: Counter[Waiter] = field(default_factory=Counter)
+    parked: dict[Owner, list[bytes]] = field(default_factory=dict)
+
+
+def sort_out(
+    batch: Batch,
+    heads: Heads,
+    poison: Mapping[tuple[int, bytes], str],
+    aside: Collection[tuple[int, bytes]] = frozenset(),
+) -> Sorted:
+    """Take a batch apart, moving `heads` along; `poison` entries can not be stored as rows.
+
+    Those also in `aside` have no place in their accounts, and leave none behind.
+    """
+    out = Sorted()
+    tenants, fresh = heads.tenants, out.fresh
+    for partition, entries in batch.items():
+        for entry in entries:
+            event = entry[2]
+            if event is None:
+                out.dead.append((partition, entry))
+                continue
+            if event.flags & MOVEMENTS == TOKENS and not poison:
+                # The common case, without a list: one token movement that follows its account.
+                head = tenants[event.tenant_id]
+                if (
+                    event.seq == head.seq + 1
+                    and event.epoch >= head.epoch
+                    and event.organization_id == head.organization_id
+                    and not head.stopped
+                ):
+                    head.seq, head.epoch = event.seq, event.epoch
+                    fresh.append((partition, entry))
+                    continue
+            if (partition, entry[0]) in aside:
+                out.dead.append((partition, entry))
+                continue
+            _place(out, heads, (partition, entry), event, poisoned=(partition, entry[0]) in poison)
+    return out
+
+
+def _place(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
+    parts = movements(event, heads)
+    if not parts:
+        _place_unnumbered(out, heads, placed, event)
+        return
+    if any(head.stopped for head, _ in parts):
+        _hold(out, placed, event, parts)
+        return
+    for head, seq in parts:
+        fault = _fault(head, seq, event, repeated=any(at <= other.seq for other, at in parts))
+        if fault is not None:
+            _stop(out, head, placed, (fault[0], seq, fault[1]))
+            _place(out, heads, placed, event, poisoned=poisoned)
+            return
+    if parts[0][1] <= parts[0][0].seq:
+        out.repeats.append(placed)
+        return
+    for head, seq in parts:
+        head.seq = seq
+        if not poisoned:
+            head.epoch = event.epoch
+    (out.dead if poisoned else out.fresh).append(placed)
+
+
+def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int]]) -> None:
+    """Have an entry wait, and with it what follows on every account it moves."""
+    partition, (entry_id, packed, _) = placed
+    if not storable(event):
+        out.dead.append((partition, (entry_id, packed, None)))
+        return
+    out.held += 1
+    out.waiting[partition, event.organization_id, event.tenant_id] += 1
+    out.parked.setdefault((partition, event.organization_id), []).append(entry_id)
+    first = next(head for head, _ in parts if head.stopped)
+    for head, seq in parts:
+        if head.stopped == UNKNOWN:
+            _stop(out, head, placed, (UNKNOWN, seq, "no such account"))
+        elif not head.stopped:
+            reason = f"moves together with {first.account}, which is stopped"
+            _stop(out, head, placed, ("behind", seq, reason), behind=first.account)
+
+
+def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event) -> None:
+    if event.kind not in STANDINGS:
+        out.idle.append(placed)
+        return
+    head = heads.tenants[event.tenant_id]
+    if head.stopped:
+        _hold(out, placed, event, [(head, event.seq)])
+    elif event.seq >= head.seq:
+        out.standings.append(placed)
+    else:
+        out.idle.append(placed)
+
+
+def movements(event: Event, heads: Heads) -> list[tuple[Head, int]]:
+    """The accounts an entry moves, each with the seq it claims."""
+    parts = []
+    if event.flags & TOKENS:
+        parts.append((heads.tenants[event.tenant_id], event.seq))
+    if event.flags & CREDITS:
+        parts.append((heads.credits[event.organization_id], event.credit_seq))
+    if event.flags & USAGE:
+        parts.append((heads.spends[event.organization_id], event.spend_seq))
+    return parts
+
+
+def storable(event: Event) -> bool:
+    """Whether every number fits its column; one that does not comes from no script of ours."""
+    ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
+    places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
+    amounts = (event.amount, event.used, event.credits)
+    # Only what makes good a reclaim gives units back.
+    gives_back = event.kind == EventKind.ADJUST
+    balances = (event.remaining, event.balance, event.spend, event.spent, event.units)
+    times = (event.at_ms, event.next_reset_ms)
+    return (
+        all(0 <= number <= INTEGER_MAX for number in (*ids, *places, *amounts))
+        and (gives_back or event.units >= 0)
+        and all(-INTEGER_MAX <= number <= INTEGER_MAX for number in balances)
+        and all(0 <= number <= TIME_MS_MAX for number in times)
+    )
+
+
+def _fault(head: Head, seq: int, event: Event, *, repeated: bool) -> tuple[str, str] | None:
+    if event.organization_id != head.organization_id:
+        return "conflict", f"belongs to organization {head.organization_id}, not {event.organization_id}"
+    if seq > head.seq + 1:
+        return "gap", f"movement {seq} after {head.seq}"
+    if seq == head.seq + 1:
+        if repeated:
+            return "conflict", f"movement {seq} is new, another of the same entry is stored already"
+        if event.epoch < head.epoch:
+            return "conflict", f"movement {seq} of epoch {event.epoch} after epoch {head.epoch}"
+    return None
+
+
+def _stop(
+    out: Sorted, head: Head, placed: Placed, why: tuple[str, int, str], *, behind: str | None = None
+) -> None:
+    kind, seq, reason = why
+    partition, (entry_id, _, event) = placed
+    assert event is not None
+    out.faults.append(Fault(kind, head.account, partition, entry_id, event, head.seq, seq, reason, behind))
+    head.stopped = QUARANTINED

@@ -1,0 +1,106 @@
+"""What a batch of fresh entries adds up to: where accounts stand after it, and use by day.
+
+Pure. Only entries that really become rows are passed in, so nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+
+from gateway.core.accounts.ledger import BEFORE, Event, EventFlag, EventKind
+from gateway.core.billing.pricing import MICRO, Tier, spread
+from gateway.core.billing.tiers import DECIMALS, read_tiers
+from persistence.ledger.guard import Placed
+
+DAY_MS = 86_400_000
+PRICES_MAX = 1_024
+TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
+ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
+ADJUST = int(EventKind.ADJUST)
+
+# tenant, day since 1970, service (0: none)
+Bucket = tuple[int, int, int]
+# The same, and what a unit costs.
+PricedBucket = tuple[int, int, int, Decimal]
+
+
+@dataclass(slots=True)
+class Moves:
+    """The last movement of each account, and what was used by bucket.
+
+    `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
+    of the last reset by tenant. `priced` holds organization, first unit, units.
+    """
+
+    quotas: dict[int, Event] = field(default_factory=dict)
+    credits: dict[int, Event] = field(default_factory=dict)
+    spends: dict[int, Event] = field(default_factory=dict)
+    resets: dict[int, int] = field(default_factory=dict)
+    activations: list[Event] = field(default_factory=list)
+    daily: dict[Bucket, list[int]] = field(default_factory=dict)
+    priced: dict[PricedBucket, list[int]] = field(default_factory=dict)
+
+
+def add_up(fresh: Iterable[Placed]) -> Moves:
+    """Fold entries, in account order, into what they come to."""
+    moves = Moves()
+    quotas, daily = moves.quotas, moves.daily
+    for _, (_, _, event) in fresh:
+        assert event is not None
+        flags = event.flags
+        if flags & TOKENS:
+            quotas[event.tenant_id] = event
+        kind = event.kind
+        if kind == CONSUME or (kind == ADJUST and flags & (CREDITS | USAGE)):
+            bucket = (event.tenant_id, event.at_ms // DAY_MS, event.service_id)
+            sums = daily.get(bucket)
+            if sums is None:
+                sums = daily[bucket] = [event.organization_id, 0, 0, 0, 0]
+            if kind == CONSUME:
+                sums[1] += 1
+                if flags & TOKENS:
+                    sums[2] += event.amount
+            if flags & CREDITS:
+                sums[3] += event.credits
+                moves.credits[event.organization_id] = event
+            if flags & USAGE:
+                sums[4] += event.units
+                _add_priced(moves, bucket, event)
+                moves.spends[event.organization_id] = event
+            if flags & ACTIVATES:
+                moves.activations.append(event)
+        else:
+            if flags & CREDITS:
+                moves.credits[event.organization_id] = event
+            if kind == RESET:
+                moves.resets[event.tenant_id] = event.at_ms
+    return moves
+
+
+def _add_priced(moves: Moves, bucket: Bucket, event: Event) -> None:
+    for first, units, price in _portions(event):
+        sums = moves.priced.setdefault((*bucket, price), [event.organization_id, first, 0])
+        sums[1] = min(sums[1], first)
+        sums[2] += units
+
+
+def _portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
+    """First unit of the month, units and price of each tier the event's units lie in."""
+    if not event.priced:
+        # An entry of before prices were kept: what it cost, spread over its units.
+        each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
+        yield 0, event.units, round(each, DECIMALS)
+        return
+    at = int(BEFORE.unpack_from(event.priced)[0])
+    tiers = _tiers(event.priced[BEFORE.size :]) or (Tier(None, Decimal(0)),)
+    for portion in spread(tiers, at, event.units):
+        yield at, portion.quantity, portion.unit_price
+        at += portion.quantity
+
+
+@lru_cache(maxsize=PRICES_MAX)
+def _tiers(packed: bytes) -> tuple[Tier, ...]:
+    return read_tiers(packed)

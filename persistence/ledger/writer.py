@@ -1,0 +1,243 @@
+"""One transaction from outbox entries to ledger rows, balances and roll-ups.
+
+Entries become rows only where they continue their account exactly (see `guard`), so rows are
+copied straight into the ledgers: the primary key is a proof, not a filter, and a roll-up
+counts what was copied. What was read before its partition was verified anew is left alone: those
+entries may be of a history that Redis has forgotten. Nothing here knows how entries are deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection, errors
+
+from gateway.core.accounts.ledger import MalformedEvent, decode
+from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, control_id
+from gateway.core.model import PARTITIONS
+from gateway.errors import LedgerUnavailable
+from persistence.complaint import complaint
+from persistence.engine import CONNECT_TIMEOUT_S, plain_url
+from persistence.ledger import accounts, rows, statements, stops
+from persistence.ledger.attribution import NEW_USERS_A_DAY_MAX, Name, Users
+from persistence.ledger.blame import Refused
+from persistence.ledger.copying import Copies, Unstorable
+from persistence.ledger.guard import QUARANTINED, Fault, Heads, Placed, Sorted, sort_out
+from persistence.ledger.rollup import add_up
+
+STATEMENT_TIMEOUT_S = 60
+IDLE_IN_TRANSACTION_S = 15
+TRANSACTION_TIMEOUT_S = 120
+RETRIES_MAX = 5
+RETRY_DELAY_S = 0.05
+
+T = TypeVar("T")
+
+
+class Writer:
+    """Writes batches over one connection of its own, one at a time."""
+
+    def __init__(self, url: str, *, new_users_a_day_max: int = NEW_USERS_A_DAY_MAX) -> None:
+        self._url = plain_url(url)
+        self._users = Users(new_a_day_max=new_users_a_day_max)
+        self._connection: Connection[Any] | None = None
+        self._copies = Copies(())
+        # A cancelled `write` goes on in its thread; the next one waits for it.
+        self._turn = threading.Lock()
+
+    async def write(self, batch: Batch, history: History | None = None) -> FlushReport:
+        """Store a batch in one transaction; `LedgerUnavailable` if PostgreSQL does not answer.
+
+        A cancelled caller does not stop the transaction: what it stores is recognised when it
+        is delivered again. Partitions of another history than the batch's are reported `outdated`;
+        None is a batch that is of no server.
+        """
+        return await asyncio.to_thread(self.write_now, batch, history)
+
+    async def epochs(self) -> dict[int, int]:
+        """The epoch of each partition that was ever verified, as of now."""
+        return await asyncio.to_thread(self._epochs_now)
+
+    async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
+        """Under what entries of these partitions would be judged now."""
+        return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
+
+    def _epochs_now(self) -> dict[int, int]:
+        found = self._ask(
+            lambda connection: connection.execute(statements.HISTORIES, (list(range(PARTITIONS)),)).fetchall()
+        )
+        return {partition: epoch for partition, _, epoch in found}
+
+    def _ask(self, ask: Callable[[Connection[Any]], T]) -> T:
+        with self._turn:
+            try:
+                return ask(self._connected())
+            except psycopg.Error as error:
+                self.close()
+                raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+    def write_now(self, batch: Batch, history: History | None = None) -> FlushReport:
+        """Store a batch in one transaction, from a thread that may block."""
+        refused = Refused()
+        attempt = 0
+        with self._turn:
+            while True:
+                try:
+                    return self._attempt(batch, history, refused)
+                except Unstorable as error:
+                    refused.poison[error.place] = error.reason
+                except (errors.SerializationFailure, errors.DeadlockDetected) as error:
+                    attempt += 1
+                    if attempt > RETRIES_MAX:
+                        raise LedgerUnavailable(f"the ledger stays contended: {complaint(error)}") from error
+                    time.sleep(RETRY_DELAY_S * attempt)
+                except (psycopg.DataError, psycopg.IntegrityError) as error:
+                    if not refused.learn(error, batch, self._copies):
+                        raise LedgerUnavailable(
+                            f"PostgreSQL refuses the batch: {complaint(error)}"
+                        ) from error
+                except psycopg.Error as error:
+                    self.close()
+                    raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
+
+    def close(self) -> None:
+        """Let go of the connection; the next write makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _attempt(self, batch: Batch, history: History | None, refused: Refused) -> FlushReport:
+        connection = self._connected()
+        with connection.transaction():
+            timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)
+            connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
+            locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
+            outdated = _outdated(connection, sorted(locked), history)
+            left = outdated | _to_judge_again(connection, locked, history)
+            mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
+            sorted_, faults = self._sort(connection, mine, refused)
+            users = self._users.resolve(connection, sorted_.fresh)
+            report = self._store(connection, sorted_, faults, users, refused)
+            if sorted_.waiting:
+                report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})
+        self._users.remember(users)
+        report.outdated = outdated
+        report.left_over = left | (batch.keys() - locked)
+        return report
+
+    def _sort(
+        self, connection: Connection[Any], batch: Batch, refused: Refused
+    ) -> tuple[Sorted, list[Fault]]:
+        """Take the batch apart, again without what turns out to contradict what is stored.
+
+        Its account is stopped, or, where a person accepted it, it is set aside.
+        """
+        faults = dict(refused.stops)
+        quarantined = stops.stopped(connection, sorted(batch))
+        accepted = stops.accepted(connection, sorted(batch))
+        while True:
+            heads = accounts.stand(connection, batch)
+            _stop(heads, quarantined | faults.keys())
+            sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
+            found = accounts.contradictions(connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead])
+            aside = stops.set_aside([*found, *sorted_.faults], accepted)
+            if aside:
+                refused.poison.update(aside)
+                refused.aside.update(aside)
+                continue
+            if not found:
+                stops.file_breaks(connection, sorted_.fresh, accepted)
+                return sorted_, [*faults.values(), *sorted_.faults]
+            faults.update({fault.account: fault for fault in reversed(found)})
+
+    def _store(
+        self,
+        connection: Connection[Any],
+        sorted_: Sorted,
+        faults: list[Fault],
+        users: dict[Name, int],
+        refused: Refused,
+    ) -> FlushReport:
+        """Rows first, then what they add up to, then what they make done."""
+        report = _report(sorted_, faults)
+        self._copies = Copies(sorted_.fresh)
+        report.rows = self._copies.write(connection, users)
+        moves = add_up(sorted_.fresh)
+        accounts.move(connection, moves)
+        accounts.set_standing(connection, sorted_.standings, moves)
+        ids = [id_ for of_partition in report.control_ids.values() for id_ in of_partition]
+        accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
+        stops.quarantine(connection, faults)
+        dead = [(placed, _epitaph(placed, refused)) for placed in sorted_.dead]
+        accounts.bury(connection, dead, refused.aside)
+        report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
+        stops.mark(connection, report)
+        return report
+
+    def _connected(self) -> Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._url, autocommit=True, prepare_threshold=None, connect_timeout=CONNECT_TIMEOUT_S
+            )
+        return self._connection
+
+
+def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
+    """What may be deleted, and forgotten in the counters, once this is committed."""
+    report = FlushReport(
+        dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
+        waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
+    )  # fmt: skip
+    acknowledged = report.acknowledged
+    for placed in (sorted_.fresh, sorted_.repeats, sorted_.standings, sorted_.idle):
+        for partition, (entry_id, _, event) in placed:
+            acknowledged.setdefault(partition, []).append(entry_id)
+            if event is not None and (id_ := control_id(event)):
+                report.control_ids.setdefault(partition, []).append(id_)
+    # A dead letter makes no control write done: its id stays known, so that it is not applied again.
+    for partition, (entry_id, _, _) in sorted_.dead:
+        acknowledged.setdefault(partition, []).append(entry_id)
+    return report
+
+
+def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
+    """The partitions that are of another run or epoch by now: whoever verifies them has the lock first."""
+    if history is None:
+        return frozenset()
+    here, epochs = history.run_id.decode(), history.epochs
+    found = connection.execute(statements.HISTORIES, (locked,))
+    return frozenset(p for p, run_id, epoch in found if run_id != here or epoch != epochs.get(p))
+
+
+def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
+    """The partitions where what waits before this batch has to be judged first, since it may go on now."""
+    behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
+    now = _judged(connection, behind) if behind else {}
+    return frozenset(p for p, judged in behind.items() if now.get(p) != judged)
+
+
+def _judged(connection: Connection[Any], partitions: Iterable[int]) -> dict[int, Judged]:
+    rows = connection.execute(statements.JUDGED, (sorted(partitions),))
+    return {partition: (epoch, stopped, released) for partition, epoch, stopped, released in rows}
+
+
+def _stop(heads: Heads, names: set[str]) -> None:
+    for of_kind in (heads.tenants, heads.credits, heads.spends):
+        for head in of_kind.values():
+            if head.account in names:
+                head.stopped = QUARANTINED
+
+
+def _epitaph(placed: Placed, refused: Refused) -> str:
+    partition, (entry_id, packed, event) = placed
+    if event is None:
+        try:
+            decode(packed)
+        except MalformedEvent as error:
+            return str(error)
+    return refused.poison.get((partition, entry_id), "its numbers are out of range")

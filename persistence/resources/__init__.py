@@ -1,0 +1,1 @@
+"""The Admin API's resources in PostgreSQL."""

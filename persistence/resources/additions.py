@@ -1,0 +1,82 @@
+"""Credits given to organizations and taken back; the balance follows when the counters have it.
+
+The row and the intent are written together. What the counters refuse never was an addition.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import case, exists, func, select
+
+from gateway.core.accounts.administration import Row
+from gateway.errors import Unprocessable
+from persistence.resources.app_users import acting
+from persistence.subject import Change, Subject, add, equals, fetch, require
+from persistence.tables import app_user, control_write, credit_addition, organization
+
+
+def create(change: Change) -> Row:
+    """Give credits, or take them back where the number is negative."""
+    require(change, {"organization_id": organization, "added_by_id": app_user})
+    values = change.command.values
+    organization_id, amount = int(str(values["organization_id"])), int(str(values["credits_added"]))
+    _check_giver(change, organization_id)
+    _check_times(change, amount)
+    [write_id] = change.intend(
+        [f"organization:{organization_id}"], "credits", {"amount": amount}, organization_id=organization_id
+    )
+    given = {name: value for name, value in values.items() if value is not None}
+    defaults = {
+        "added_by_id": acting(change.command.actor),
+        "category": "paid" if amount > 0 else "correction",
+        "timestamp": change.now,
+    }
+    row_id = add(change, credit_addition, **{**defaults, **given, "control_write_id": write_id})
+    return fetch(change.connection, SUBJECT, row_id)
+
+
+def _check_giver(change: Change, organization_id: int) -> None:
+    """Staff may give credits to anybody, an organization's users only be named for their own."""
+    giver = change.command.values.get("added_by_id")
+    if giver is None:
+        return
+    of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
+    if of not in {None, organization_id}:
+        raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
+
+
+def _check_times(change: Change, amount: int) -> None:
+    errors = []
+    expires_at, timestamp = change.command.values.get("expires_at"), change.command.values.get("timestamp")
+    if expires_at is not None:
+        if amount < 0:
+            errors.append(("expires_at", "what is taken back does not expire"))
+        elif expires_at <= change.now:  # type: ignore[operator]  # an instant, checked by the door
+            errors.append(("expires_at", "must be in the future"))
+    if timestamp is not None and timestamp > change.now:  # type: ignore[operator]
+        errors.append(("timestamp", "must not be in the future"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+
+
+_refused = exists().where(
+    control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
+)
+
+# Nothing is left of what was taken back, or of what has expired.
+_remaining = case(
+    (credit_addition.c.expiry_write_id.is_not(None), 0),
+    else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
+)
+
+SUBJECT: Subject = Subject(
+    source=select(credit_addition, _remaining.label("credits_remaining")).where(~_refused),
+    id=credit_addition.c.id,
+    time=credit_addition.c.timestamp,
+    order=(("id", credit_addition.c.id),),
+    filters={
+        "organization_id": equals(credit_addition.c.organization_id),
+        "added_by_id": equals(credit_addition.c.added_by_id),
+        "category": equals(credit_addition.c.category),
+    },
+    verbs={"create": create},
+)

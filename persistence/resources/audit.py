@@ -1,0 +1,80 @@
+"""Who changed what, and when: written in the transaction of the change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import Row
+from gateway.core.failures import Told
+from persistence.subject import Change, Subject, equals
+from persistence.tables import audit_log
+
+PLAIN = (int, float, str, bool, type(None))
+MADE_OR_CHANGED = frozenset({"create", "change"})
+
+
+def record(change: Change, row: Row) -> None:
+    """Write the audit row of one change; secrets and their digests are never part of it."""
+    command = change.command
+    after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
+    change.connection.execute(
+        insert(audit_log).values(
+            actor=command.actor.scope,
+            admin_token_id=command.actor.token_id,
+            action=command.verb,
+            resource=command.resource,
+            resource_id=str(row["id"]),
+            before=_plain(command.render(change.before)) if change.before is not None else None,
+            after=after or None,
+            request_id=command.request_id,
+        )
+    )
+
+
+async def note_failures(engine: AsyncEngine, failed: Sequence[Told]) -> None:
+    """Write a row for each site that sent wrong credentials to the Admin API."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            insert(audit_log),
+            [
+                {
+                    "actor": "nobody",
+                    "action": "fail",
+                    "resource": "authentication",
+                    "resource_id": one.site or None,
+                    "after": {"attempts": one.attempts, "reasons": one.reasons},
+                }
+                for one in failed
+            ],
+        )
+
+
+def _plain(values: Row) -> dict[str, object]:
+    """The values as JSON has them: days, instants and money as text."""
+    return {name: _json(value) for name, value in values.items()}
+
+
+def _json(value: object) -> object:
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return value if isinstance(value, PLAIN) else str(value)
+
+
+SUBJECT: Subject = Subject(
+    source=select(audit_log),
+    id=audit_log.c.id,
+    time=audit_log.c.created_at,
+    order=(("id", audit_log.c.id),),
+    filters={
+        "actor": equals(audit_log.c.actor),
+        "resource": equals(audit_log.c.resource),
+        "resource_id": equals(audit_log.c.resource_id),
+        "action": equals(audit_log.c.action),
+        "admin_token_id": equals(audit_log.c.admin_token_id),
+    },
+)

@@ -1,0 +1,126 @@
+"""Figures for people to look at: names by id, quotas by tenant, use by day, service and model.
+
+Every query is bounded: by the ids asked for, by days, or by rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from sqlalchemy import Table, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.core.accounts.administration import Row
+from gateway.errors import StoreUnavailable
+from persistence.billing import quotas
+from persistence.billing.invoice_source import LINES
+from persistence.tables import (
+    app_user,
+    business_model,
+    organization,
+    service,
+    subscription_plan,
+    tenant,
+    token_plan,
+)
+
+NAMED: Mapping[str, tuple[Table, str]] = {
+    "organizations": (organization, "name"),
+    "tenants": (tenant, "name"),
+    "token-plans": (token_plan, "name"),
+    "services": (service, "name"),
+    "business-models": (business_model, "name"),
+    "subscription-plans": (subscription_plan, "name"),
+    "users": (app_user, "external_id"),
+}
+
+# One owner's use by day and service; both come from roll-ups and are exact.
+_TENANT_DAYS = text("""
+SELECT day, service_id, requests, tokens, credits, usage_amount FROM usage_daily
+ WHERE tenant_id = :owner AND day >= :since ORDER BY day, service_id LIMIT :rows""")
+_ORGANIZATION_DAYS = text("""
+SELECT day, service_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
+       sum(credits)::bigint AS credits, sum(usage_amount)::bigint AS usage_amount
+  FROM usage_daily WHERE organization_id = :owner AND day >= :since
+ GROUP BY day, service_id ORDER BY day, service_id LIMIT :rows""")
+_TENANTS = text("""
+SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
+# The latest uses of a tenant, by day and model: so many rows and no more.
+_MODELS = text("""
+SELECT (l.created_at AT TIME ZONE 'UTC')::date AS day, l.metadata->>'model' AS model,
+       count(*) AS requests, sum(l.amount)::bigint AS tokens
+  FROM (SELECT created_at, metadata, amount, transaction_type FROM token_ledger
+         WHERE tenant_id = :tenant ORDER BY seq DESC LIMIT :rows) AS l
+ WHERE l.transaction_type = 'consume' AND l.created_at >= :since GROUP BY 1, 2 ORDER BY 1, 2""")
+# One pass over the day: its busiest tenants, each row with the sums of all.
+_BUSIEST = text("""
+SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
+  FROM (SELECT tenant_id, requests, tokens, sum(requests) OVER () AS all_requests,
+               sum(tokens) OVER () AS all_tokens, sum(credits) OVER () AS all_credits,
+               count(*) OVER () AS tenants
+          FROM (SELECT tenant_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
+                       sum(credits)::bigint AS credits
+                  FROM usage_daily WHERE day = :day GROUP BY tenant_id) AS used
+         ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
+  JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")
+
+
+class Figures:
+    """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
+
+    named = frozenset(NAMED)
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
+        """The names of rows, deleted ones too; an id without a row is left out."""
+        table, column = NAMED[resource]
+        if not ids:
+            return {}
+        rows = await self._rows(select(table.c.id, table.c[column].label("name")).where(table.c.id.in_(ids)))
+        return {int(str(row["id"])): str(row["name"]) for row in rows}
+
+    async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
+        """Quotas of tenants as last flushed, each with its partition."""
+        if not tenant_ids:
+            return []
+        rows = await self._rows(quotas.SUBJECT.source.where(tenant.c.id.in_(tenant_ids)))
+        return [{**row, "partition": self._partition_of(int(str(row["organization_id"])))} for row in rows]
+
+    async def tenants_of(self, organization_id: int, most: int) -> int:
+        """How many tenants an organization has, `most` standing for any more."""
+        [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
+        return int(str(row["count"]))
+
+    async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """A tenant's use by day and service, oldest first."""
+        return await self._rows(_TENANT_DAYS, owner=tenant_id, since=since, rows=rows_max)
+
+    async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """An organization's use by day and service, oldest first."""
+        return await self._rows(_ORGANIZATION_DAYS, owner=organization_id, since=since, rows=rows_max)
+
+    async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
+        """A tenant's tokens by day and model, of its latest `rows_max` movements."""
+        return await self._rows(_MODELS, tenant=tenant_id, since=since, rows=rows_max)
+
+    async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
+        """An invoice's lines after a position, in order."""
+        rows = await self._rows(LINES, invoice=invoice_id, after=after, rows=rows_max)
+        return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
+
+    async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
+        """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
+        return await self._rows(_BUSIEST, day=day, rows=rows_max)
+
+    async def _rows(self, statement: Any, **values: object) -> Sequence[Row]:
+        try:
+            async with self._engine.connect() as connection:
+                return [dict(row) for row in (await connection.execute(statement, values)).mappings()]
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailable from error

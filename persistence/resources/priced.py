@@ -1,0 +1,118 @@
+"""No price is stored that the business model of its service cannot use: a call could not be charged by it.
+
+Judged is what holds behind a change, in its own transaction: the service's price, and the prices of
+organizations that follow the service or go another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, select
+
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.pricing import read_pricing
+from gateway.core.calls.tariff import PAY_PER_USE, misfit
+from gateway.errors import Conflict, Unprocessable
+from persistence.subject import Change, Verb
+from persistence.tables import business_model, organization_service, service
+
+_DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter"})
+_own = business_model.alias("own")
+_chosen = business_model.alias("chosen")
+
+
+def of_service(verb: Verb) -> Verb:
+    """Check a service behind the verb, and what organizations negotiated for it."""
+    return _behind(verb, _check_service)
+
+
+def of_negotiated(verb: Verb) -> Verb:
+    """Check what an organization negotiated behind the verb."""
+    return _behind(verb, _check_negotiated)
+
+
+def of_model(verb: Verb) -> Verb:
+    """Check every service that follows a business model behind the verb."""
+    return _behind(verb, _check_model)
+
+
+def _behind(verb: Verb, check: Callable[[Change, object], None]) -> Verb:
+    """The verb, and then the check of its row where the change decides what a call costs."""
+
+    def checked(change: Change) -> Row:
+        row = verb(change)
+        if _DECIDING & change.command.values.keys():
+            check(change, row["id"])
+        return row
+
+    return checked
+
+
+def _check_service(change: Change, row_id: object) -> None:
+    for found in _services(change, service.c.id == row_id):
+        raise Unprocessable(errors=(found,))
+    _refuse_negotiated(change, organization_service.c.service_id == row_id)
+
+
+def _check_negotiated(change: Change, row_id: object) -> None:
+    for _, found in _negotiated(change, organization_service.c.id == row_id):
+        raise Unprocessable(errors=(found,))
+
+
+def _check_model(change: Change, row_id: object) -> None:
+    for _, why in _services(change, service.c.business_model_id == row_id):
+        raise Conflict(f"A service of this business model could not use its pricing: {why}.")
+    _refuse_negotiated(
+        change, (organization_service.c.business_model_id == row_id) | (service.c.business_model_id == row_id)
+    )
+
+
+def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:
+    for row_id, (_, why) in _negotiated(change, which):
+        raise Conflict(
+            f"Change organization-services {row_id} first, which could not use its pricing: {why}."
+        )
+
+
+def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
+    """The field and what is right in its place, of each service that cannot use its price."""
+    query = (
+        select(service.c.service_type, service.c.pricing, _own.c.meter)
+        .join(_own, _own.c.id == service.c.business_model_id)
+        .where(which, service.c.deleted_at.is_(None), service.c.pricing.is_not(None))
+    )
+    for kind, pricing, meter in change.connection.execute(query):
+        found = misfit(meter, kind == "One-Time", read_pricing(pricing))
+        if found is not None:
+            yield found
+
+
+def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
+    query = (
+        select(
+            organization_service.c.id,
+            service.c.service_type,
+            organization_service.c.pricing,
+            service.c.pricing,
+            _own.c.meter,
+            _chosen.c.meter,
+        )
+        .join(service, service.c.id == organization_service.c.service_id)
+        .join(_own, _own.c.id == service.c.business_model_id)
+        .outerjoin(_chosen, _chosen.c.id == organization_service.c.business_model_id)
+        .where(which)
+    )
+    for row_id, kind, pricing, inherited, own, chosen in change.connection.execute(query):
+        found = _misfit_of(chosen or own, kind, pricing, inherited)
+        if found is not None:
+            yield row_id, found
+
+
+def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str, str] | None:
+    if pricing is not None:
+        return misfit(meter, kind == "One-Time", read_pricing(pricing))
+    if meter == PAY_PER_USE and misfit(meter, kind == "One-Time", read_pricing(inherited)) is not None:
+        return "pricing", "must hold tiers: the service's own is by token, which Pay-Per-Use cannot use"
+    return None

@@ -1,0 +1,143 @@
+"""What comparing found, kept; and repairs: a drift put on file and an intent that makes it good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import insert, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.core.accounts.administration import Row
+from gateway.core.integrity.reconciliation import Item, Reconciled
+from persistence.subject import Change, Subject
+from persistence.tables import control_write, known_drift, reconciliation, tenant
+
+ITEMS_KEPT_MAX = 1_000
+
+# Rows whose balance is not what the row before and their own amount make, drifts on file apart.
+_BREAKS = text("""
+SELECT seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
+    SELECT m.seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
+           m.balance IS NULL AND lag(m.balance) OVER w IS NULL AS unlimited,
+           -- spend starts again from zero each month
+           CASE WHEN m.account LIKE 'spend:%' AND lag(date_trunc('month', m.at AT TIME ZONE 'UTC')) OVER w
+                     < date_trunc('month', m.at AT TIME ZONE 'UTC') THEN 0
+                ELSE coalesce(lag(m.balance) OVER w, 0) END AS before
+      FROM account_movement AS m LEFT JOIN known_drift AS d ON d.account = m.account AND d.seq = m.seq - 1
+     WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS movement
+ WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
+
+
+class Results:
+    """Reconciliations, the last one first."""
+
+    def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
+        self._engine = engine
+        self._partition_of = partition_of
+
+    async def keep(self, started: datetime, finished: datetime, found: Reconciled) -> Row:
+        """Store one result; answers it as it is shown."""
+        values: dict[str, Any] = {
+            "started_at": started,
+            "finished_at": finished,
+            "checked": found.checked,
+            "drift_tokens": found.drift_tokens,
+            "drift_credits": found.drift_credits,
+            "pending": found.pending,
+            "items": [_shown(item) for item in found.items[:ITEMS_KEPT_MAX]],
+        }
+        async with self._engine.begin() as connection:
+            made = insert(reconciliation).values(values).returning(reconciliation)
+            return dict((await connection.execute(made)).mappings().one())
+
+    async def last(self) -> Row | None:
+        """The last result; None where there is none yet."""
+        newest = select(reconciliation).order_by(reconciliation.c.id.desc()).limit(1)
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(newest)).mappings().first()
+        return dict(row) if row is not None else None
+
+    async def repair(self, item: Item) -> str | None:
+        """Put a drift on file and write the intent that undoes it; answers its account, None for none.
+
+        The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
+        or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
+        account is wrong, the row is of 0 and brings the note with it. A month's spend is a measure,
+        billed by nobody: its drift is put on file and stays.
+        """
+        kind, _, number = item.account.partition(":")
+        async with self._engine.begin() as connection:
+            write_id = uuid4()
+            if kind == "spend":
+                await _file(connection, item, None)
+                return None
+            owner = int(number)
+            if kind == "tenant":
+                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
+                owner = int(found.scalar_one())
+            await _file(connection, item, write_id)
+            account = item.account if kind == "tenant" else f"organization:{owner}"
+            payload: dict[str, object] = {"amount": item.correction}
+            if kind == "tenant":
+                payload = {
+                    "amount": abs(item.correction),
+                    "direction": "IN" if item.correction >= 0 else "OUT",
+                    "reason": "reconciliation",
+                }
+            await connection.execute(
+                insert(control_write).values(
+                    id=write_id,
+                    partition=self._partition_of(owner),
+                    account=account,
+                    verb="adjust" if kind == "tenant" else "credits",
+                    payload=payload,
+                )
+            )
+        return account
+
+
+async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
+    """Note where the balance changed without a movement: where the rows show it, else behind the last."""
+    breaks = [
+        (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})
+    ]
+    rest = -item.correction - sum(difference for _, difference in breaks)
+    if rest:
+        breaks.append((item.seq, rest))
+    for seq, difference in breaks:
+        row = {"account": item.account, "seq": seq, "difference": difference, "control_write_id": write_id}
+        noted = upsert(known_drift).values(row)
+        await connection.execute(
+            noted.on_conflict_do_update(
+                index_elements=["account", "seq"],
+                set_={"difference": known_drift.c.difference + noted.excluded.difference},
+            )
+        )
+
+
+def _shown(item: Item) -> dict[str, object]:
+    return {
+        "account": item.account,
+        "kind": str(item.kind),
+        "difference": item.difference,
+        "seq": item.seq,
+        "detail": item.detail,
+    }
+
+
+def _asked(_: Change) -> Row:
+    """Somebody asked for a run: what it finds is kept when it ends, that it was asked is audited now."""
+    return {"id": "now"}
+
+
+SUBJECT: Subject = Subject(
+    source=select(reconciliation),
+    id=reconciliation.c.id,
+    time=reconciliation.c.started_at,
+    order=(("id", reconciliation.c.id),),
+    verbs={"run": _asked},
+)

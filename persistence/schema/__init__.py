@@ -1,0 +1,1 @@
+"""The schema: its migrations, partitions, rights and backups."""

@@ -1,0 +1,146 @@
+"""Who may do what in PostgreSQL: the owner changes the schema, a keeper is the writer, the reader reads.
+
+Writer and reader are roles named after the database, since a server shares its roles among databases. What is
+not named here nobody gets: a table of a later version has its line in `WRITES`, and each migrate grants and
+revokes what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from persistence.complaint import origin
+from persistence.ledger.invariants import INVARIANTS
+
+WRITER, READER = "writer", "reader"
+EVERYBODY = ""
+# A longer name would be cut off by PostgreSQL, and be that of another database's role too.
+NAME_BYTES_MAX = 63
+# What keeps a role from being made: it is there since a moment ago, or this user may not.
+DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
+
+APPEND, KEEP, CLEAR = ("INSERT",), ("INSERT", "UPDATE"), ("INSERT", "UPDATE", "DELETE")
+# What a keeper writes. Ledgers, the audit log and what was found missing are added to and never changed.
+WRITES: dict[str, tuple[str, ...]] = {
+    "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
+    "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
+    "admin_token": KEEP, "api_key": KEEP, "app_user": KEEP, "control_write": KEEP, "credit_addition": KEEP,
+    "dead_letter": KEEP, "invoice_sequence": KEEP, "known_drift": KEEP, "organization": KEEP,
+    "organization_subscription": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP,
+    "service": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
+    "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP, "usage_daily": KEEP,
+    "usage_tier": KEEP, "webhook": KEEP,
+    "business_model": CLEAR, "console_session": CLEAR, "credit_allocation": CLEAR, "gateway_worker": CLEAR,
+    "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
+    "recovered_event": CLEAR, "subscription_plan": CLEAR, "webhook_delivery": CLEAR,
+    "alembic_version": (),
+}  # fmt: skip
+VIEWS = ("listed_gap", "account_movement", *(f"invariant_{name}" for name in INVARIANTS))
+# What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
+CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
+PARTITIONS = "ensure_partitions(timestamp with time zone,integer)"
+
+
+class Grant(NamedTuple):
+    """A right of a role, or of everybody, on a table or view, a function, or the schema."""
+
+    role: str
+    right: str
+    kind: str
+    name: str
+
+
+_FOUND = text("""
+SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
+    SELECT 'TABLE' AS kind, relname::text AS name, relacl AS acl FROM pg_class
+     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v')
+    UNION ALL
+    SELECT 'FUNCTION', oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc
+     WHERE pronamespace = current_schema()::regnamespace
+    UNION ALL
+    SELECT 'SCHEMA', '', nspacl FROM pg_namespace WHERE oid = current_schema()::regnamespace) AS o,
+  aclexplode(o.acl) AS a LEFT JOIN pg_roles AS r ON r.oid = a.grantee""")
+_THERE = text("SELECT count(*) FROM pg_roles WHERE rolname = :name")
+_AS_IT_STANDS = {"no_parameters": True}
+_HERE = text("SELECT current_database(), quote_ident(current_schema())")
+
+
+def roles_of(database: str) -> dict[str, str]:
+    """The names of writer and reader of a database."""
+    return {role: f"{database}_{role}" for role in (WRITER, READER)}
+
+
+def wanted() -> set[Grant]:
+    """Everything writer and reader may do."""
+    grants = {Grant(role, "USAGE", "SCHEMA", "") for role in (WRITER, READER)}
+    grants.add(Grant(WRITER, "EXECUTE", "FUNCTION", PARTITIONS))
+    for table, verbs in WRITES.items():
+        grants |= {Grant(WRITER, verb, "TABLE", table) for verb in ("SELECT", *verbs)}
+    grants |= {Grant(WRITER, "SELECT", "TABLE", view) for view in VIEWS}
+    return grants | {Grant(READER, "SELECT", "TABLE", name) for name in {*WRITES, *VIEWS} - CREDENTIALS}
+
+
+def apply(connection: Connection) -> str:
+    """Make the roles and give them what they may do; what an administrator has to do first, else empty.
+
+    Only what differs is granted or revoked: a repeated migrate writes nothing, and needs no right to. Runs
+    under the locks of the schema and of the partitions.
+    """
+    database, schema = connection.execute(_HERE).one()
+    names = roles_of(database)
+    if any(len(name.encode()) > NAME_BYTES_MAX for name in names.values()):
+        return (
+            f"the database's name is too long to have roles of its own: {NAME_BYTES_MAX} bytes with _{WRITER}"
+        )
+    missing = [_quoted(name) for name in names.values() if not _made(connection, name)]
+    if missing:
+        todo = " ".join(f"CREATE ROLE {name};" for name in missing)
+        return f"there are no roles for a keeper that owns nothing; an administrator makes them: {todo}"
+    quoted = {EVERYBODY: "PUBLIC"} | {role: _quoted(name) for role, name in names.items()}
+    for statement in _statements(_found(connection, names), wanted(), quoted, schema):
+        connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
+    return ""
+
+
+def _made(connection: Connection, name: str) -> bool:
+    """Whether a role is there, now if not before; another database's migrate may be as far at this moment."""
+    there = connection.execute(_THERE, {"name": name}).scalar_one()
+    if not there:
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(f"CREATE ROLE {_quoted(name)}", execution_options=_AS_IT_STANDS)
+        except DBAPIError as error:
+            found = origin(error)
+            if found is None or found.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
+                raise
+            return found.sqlstate != FORBIDDEN
+    return True
+
+
+def _found(connection: Connection, names: dict[str, str]) -> set[Grant]:
+    """What the roles may do now; of everybody's rights only those to functions that act as their owner."""
+    roles = {name: role for role, name in names.items()}
+    ours = {(grant.kind, grant.name) for grant in wanted()}
+    found = set()
+    for grantee, right, kind, name in connection.execute(_FOUND):
+        role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
+        if role is not None and (kind, name) in ours:
+            found.add(Grant(role, right, kind, name))
+    return found
+
+
+def _statements(found: set[Grant], wanted: set[Grant], quoted: dict[str, str], schema: str) -> Iterator[str]:
+    """What makes of the rights that are found those that are wanted, many objects at once."""
+    for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
+        for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
+            objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
+            yield f"{verb} {right} ON {kind} {', '.join(objects)} {to} {quoted[role]}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,9 @@
+"""Where alembic runs: inside the transaction that `persistence.schema.migrate` opened and locked."""
+
+from alembic import context
+
+from persistence.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+with context.begin_transaction():
+    context.run_migrations()

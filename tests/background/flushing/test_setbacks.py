@@ -1,0 +1,243 @@
+"""A PostgreSQL that is older than it was is noticed without traffic; nothing is dropped, nothing guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from gateway.background.flushing.flusher import Flusher
+from gateway.background.flushing.setbacks import Setbacks
+from gateway.counters.keeper import outbox
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.status import Standings
+from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
+from gateway.ops import backup
+from persistence.keeper.reconciliations import Accounts
+from persistence.resources.quarantine import Quarantines
+from tests.background.house import House, house_at
+from tests.background.verifying.test_reconciler import busy, reconciler_of
+from tests.builders import CREDITS, UNITS, World
+from tests.persistence.scenario import broken, release, stop
+
+
+def setbacks_of(house: House) -> Setbacks:
+    return Setbacks(
+        Outbox(house.wire), Standings(house.wire), Accounts(house.engine), Quarantines(house.engine),
+        partition_of=partition_of,
+    )  # fmt: skip
+
+
+@contextmanager
+def older_copy(url: str) -> Iterator[str]:
+    """The database as it is now, under another name: what a backup would bring back later."""
+    base, _, name = url.rpartition("/")
+    copy = f"older_{os.getpid()}"
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
+        admin.execute(f"create database {copy} template {name}")
+        yield f"{base}/{copy}"
+        admin.execute(f"drop database {copy} with (force)")
+
+
+@asynccontextmanager
+async def brought_back(url: str, folder: Path) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """A real backup of the database as it is now, and what brings it back later, into another one."""
+    base, name = url.rpartition("/")[0], f"brought_back_{os.getpid()}"
+    file, _ = await asyncio.to_thread(backup.back_up, url, folder, datetime.now(UTC))
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as admin:
+        admin.execute(f"create database {name}")
+
+        async def back() -> str:
+            await asyncio.to_thread(backup.restore, f"{base}/{name}", file, ids_ahead=0)
+            return f"{base}/{name}"
+
+        yield back
+        admin.execute(f"drop database {name} with (force)")
+
+
+def use(world: World, times: int) -> None:
+    for _ in range(times):
+        world.reserve(need=10).settle(tokens=10)
+        world.reserve(service=CREDITS, credits_=3).settle(credits=3)
+        world.reserve(service=UNITS).settle(units=2)
+
+
+def accounts_of(world: World) -> list[str]:
+    owner = world.caller.organization_id
+    return [f"credits:{owner}", f"spend:{owner}", f"tenant:{world.caller.tenant_id}"]
+
+
+async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        setbacks = setbacks_of(house)
+        assert await setbacks.look() == []
+        use(world, 3)
+        assert await setbacks.look() == []
+        # Deleted, and stored all the same: a mark that is behind only has everything compared.
+        await house.flush()
+        with psycopg.connect(migrated) as connection:
+            connection.execute("UPDATE partition_state SET last_entry_id = NULL")
+        use(world, 1)
+        assert await setbacks.look() == []
+        assert setbacks.quarantined == 0
+        marks = await Quarantines(house.engine).marks()
+        assert marks[partition_of(world.caller.organization_id)][0]
+
+
+async def test_what_waits_apart_is_no_setback(valkey: str, migrated: str) -> None:
+    """It left the outbox, and stands where whoever looks for it finds it."""
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+        await house.flush()
+        stop(migrated, world.p, world.caller.organization_id, world.caller.tenant_id)
+        use(world, 3)
+        await house.flush()
+        assert world.client.xlen(keys.outbox(world.p)) == 0
+        assert world.client.xlen(keys.parked_entries(world.p, world.caller.organization_id)) > 0
+        # Its newest entry is on file as one that left; where it is not, everything is compared.
+        setbacks = setbacks_of(house)
+        for mark in ("last_entry_id", "NULL"):
+            with psycopg.connect(migrated) as connection:
+                connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
+            assert await setbacks.look() == []
+
+
+async def test_an_older_postgresql_is_noticed_without_traffic(
+    valkey: str, migrated: str, tmp_path: Path
+) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    async with brought_back(migrated, tmp_path) as back:
+        async with house_at(valkey, migrated) as house:
+            use(world, 4)
+            await house.flush()
+        older = await back()
+        async with house_at(valkey, older) as house:
+            setbacks = setbacks_of(house)
+            assert await setbacks.look() == accounts_of(world)
+            assert setbacks.quarantined == 3
+            assert await setbacks.look() == []
+            tokens = house.rows("select * from quarantine where account like 'tenant:%%'")[0]
+            assert (tokens["kind"], tokens["found_seq"] - tokens["stored_seq"] - 1) == ("gap", 4)
+            assert tokens["stood"]["balance"] == world.tenant.remaining
+
+            # Traffic goes on and waits; released as it is, it is judged again and waits again.
+            use(world, 2)
+            await house.flush()
+            for account in accounts_of(world):
+                await release(older, account)
+            await house.flush()
+            assert len(house.rows("select 1 from quarantine where released_at is null")) == 3
+
+            # Accepted, the difference is a row and what was lost is counted.
+            for account in accounts_of(world):
+                await release(older, account, accept=True)
+            await house.flush()
+            assert house.rows("select 1 from quarantine where released_at is null") == []
+            assert await broken(older) == []
+            lost = house.rows("select account, last_seq - first_seq + 1 as n from lost_event order by 1")
+            assert [(row["account"], row["n"]) for row in lost] == [(one, 4) for one in accounts_of(world)]
+            assert house.ledger(world.caller.tenant_id)[-3:] == [
+                (10, "adjust", -40, 910),
+                (11, "consume", -10, 900),
+                (12, "consume", -10, 890),
+            ]
+            assert (await reconciler_of(house).run_now())["items"] == []
+            use(world, 1)
+            await house.flush()
+            assert (await reconciler_of(house).run_now())["items"] == []
+            assert world.tenant.remaining == 880
+
+
+async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            use(world, 4)
+            await house.flush()
+        async with house_at(valkey, older) as house:
+            setbacks = setbacks_of(house)
+            looked = asyncio.Event()
+
+            async def look() -> None:
+                await setbacks.look()
+                looked.set()
+
+            use(world, 1)  # it would be stored, or not, before the second is over
+            flusher = Flusher(Outbox(house.wire), house.writer, lambda _: None, look=look)
+            running = asyncio.create_task(flusher.run())
+            await looked.wait()
+            flusher.stop()
+            await running
+            stopped = house.rows("select account from quarantine order by 1")
+            assert [row["account"] for row in stopped] == accounts_of(world)
+
+
+async def test_a_keeper_started_again_before_it_could_compare_still_notices(
+    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too much waited to compare at once; what is stored meanwhile hides that rows are gone."""
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            other = await house.settle_in(100)
+            use(world, 4)
+            await house.flush()
+        assert other.p != world.p
+        async with house_at(valkey, older) as house:
+            use(world, 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(outbox, "LOOK_ENTRIES", 1)
+                patch.setattr(outbox, "LOOK_ENTRIES_MAX", 1)
+                assert await setbacks_of(house).look() == []
+            with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
+                connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
+        async with house_at(valkey, older) as house:
+            setbacks = setbacks_of(house)
+            assert await setbacks.look() == accounts_of(world)
+            assert house.rows("select 1 from partition_state where older") == []
+
+
+async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            use(world, 1)
+            await house.flush()
+        async with house_at(valkey, older) as house:
+            assert await setbacks_of(house).look() == accounts_of(world)
+            for account in accounts_of(world):
+                await release(older, account, accept=True)
+            assert await broken(older) == []
+            assert (await reconciler_of(house).run_now())["items"] == []
+
+
+async def test_what_still_waits_beside_what_is_gone_is_kept(valkey: str, migrated: str) -> None:
+    async with house_at(valkey, migrated) as house:
+        world = await busy(house)
+    with older_copy(migrated) as older:
+        async with house_at(valkey, migrated) as house:
+            use(world, 2)
+            await house.flush()
+        use(world, 2)
+        async with house_at(valkey, older) as house:
+            assert await setbacks_of(house).look() == accounts_of(world)
+            [row] = house.rows("select * from quarantine where account like 'tenant:%%'")
+            assert (row["stored_seq"], row["found_seq"]) == (6, 9)
+            assert row["stood"]["balance"] == 930
+            for account in accounts_of(world):
+                await release(older, account, accept=True)
+            await house.flush()
+            assert house.ledger(world.caller.tenant_id)[-1] == (10, "consume", -10, 910)
+            assert await broken(older) == []

@@ -1,0 +1,78 @@
+"""Credits expire when everything that happened before their moment is stored, not earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gateway.background.timed.expirer import Expirer
+from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.integrity.verified import Standing
+
+
+class FakeLedger:
+    """One organization (1) with two pages to allocate and one addition to expire."""
+
+    def __init__(self) -> None:
+        self.pages = 2
+        self.waiting = [ExpiredGrant(5, 1)]
+        self.allocated = 0
+        self.asked: list[tuple[int, int]] = []
+
+    async def behind(self, count: int) -> Sequence[int]:
+        return [1] if self.pages else []
+
+    async def allocate(self, organization_id: int) -> bool:
+        self.pages -= 1
+        self.allocated += 10
+        return self.pages == 0
+
+    async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
+        return self.waiting if now_ms >= 1_000 else []
+
+    async def expire(self, expired: ExpiredGrant, partition: int, seq: int) -> bool:
+        self.asked.append((partition, seq))
+        if self.allocated < seq:
+            return False
+        self.waiting = []
+        return True
+
+
+class FakeCounters:
+    """A clock and one account."""
+
+    def __init__(self) -> None:
+        self.at_ms = 999
+        self.standing: Standing | None = Standing(20, 5)
+
+    async def now_ms(self) -> int:
+        return self.at_ms
+
+    async def standings(
+        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
+    ) -> Mapping[str, Standing | None]:
+        return {"credits:1": self.standing, "spend:1": None}
+
+
+async def test_nothing_expires_before_its_moment_by_the_counters_clock() -> None:
+    ledger, counters = FakeLedger(), FakeCounters()
+    expirer = Expirer(ledger, counters, lambda _: 7)
+    assert await expirer.expire() == 0
+    assert ledger.asked == []
+
+
+async def test_the_rest_is_taken_once_the_account_is_allocated_as_far_as_it_went() -> None:
+    ledger, counters = FakeLedger(), FakeCounters()
+    expirer = Expirer(ledger, counters, lambda _: 7)
+    counters.at_ms = 1_000
+    assert await expirer.expire() == 0
+    await expirer.allocate()
+    assert await expirer.expire() == 1
+    assert ledger.asked == [(7, 20), (7, 20)]
+    assert await expirer.expire() == 0
+
+
+async def test_an_account_the_counters_do_not_know_waits() -> None:
+    ledger, counters = FakeLedger(), FakeCounters()
+    counters.at_ms, counters.standing = 1_000, None
+    assert await Expirer(ledger, counters, lambda _: 7).expire() == 0
+    assert ledger.asked == []

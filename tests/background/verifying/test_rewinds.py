@@ -1,0 +1,243 @@
+"""Counters that are older than the ledger are told from it, and what went on in them is charged once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from gateway.background.flushing.flusher import Flusher
+from gateway.background.verifying.rewinds import Rewinds
+from gateway.background.verifying.verifier import Verifier
+from gateway.counters.fence import Fence
+from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
+from gateway.errors import CountersUnavailable
+from persistence.keeper.verification import Truths
+from persistence.resources.quarantine import Quarantines
+from tests.background.house import House, parted, rejoined
+from tests.builders import World
+from tests.conftest import ValkeyServer
+from tests.persistence.scenario import release, stop
+
+START = Callable[..., ValkeyServer]
+DEBUGGED = ("--enable-debug-command", "yes")
+
+
+@asynccontextmanager
+async def guarded(valkey: str, database: str) -> AsyncIterator[House]:
+    """A keeper behind its fence."""
+    house = House(valkey, database)
+    fence = Fence(house.wire, "keeper", time.time)
+    rewinds = Rewinds(fence, house.verification, StrayReader(house.verification), Quarantines(house.engine))
+    house.verifier = Verifier(Truths(house.engine, partition_of), house.verification, rewinds=rewinds)
+    house.flusher = Flusher(
+        Outbox(house.wire, look=fence.look), house.writer, lambda _: None, look=rewinds.look
+    )
+    await house.wire.open()
+    try:
+        yield house
+    finally:
+        await house.close()
+
+
+@pytest.fixture
+async def house(own_valkey: START, migrated: str) -> AsyncIterator[House]:
+    async with guarded(own_valkey(*DEBUGGED).url, migrated) as one:
+        yield one
+
+
+@pytest.fixture
+async def world(house: House) -> World:
+    return await house.settle_in(10_000)
+
+
+def settle(world: World, count: int, tokens: int) -> None:
+    for _ in range(count):
+        world.reserve(need=tokens).settle(tokens=tokens)
+
+
+def reload(world: World) -> None:
+    world.client.execute_command("DEBUG", "RELOAD", "NOSAVE")  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def stopped(house: House) -> list[dict[str, object]]:
+    return house.rows("select * from quarantine")
+
+
+async def older(house: House, world: World, *, stored: bool) -> int:
+    """Data that was saved takes the place of data that moved on, and moves on itself; the seq of the rows."""
+    settle(world, 3, 10)
+    await house.flush()
+    world.client.save()
+    settle(world, 4, 20)
+    if stored:
+        await house.flush()
+    (last,) = house.rows("select last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id)
+    reload(world)
+    settle(world, 2, 30)
+    return int(last["last_seq"])
+
+
+async def verified(house: House, world: World) -> None:
+    """As the keeper does it; `world` calls under what it finds."""
+    with suppress(CountersUnavailable):
+        await house.verify()
+    await house.verify()
+    await house.push()
+    world.run_id = house.wire.run_id
+
+
+def at_one(house: House, world: World) -> None:
+    """Counters and ledger say the same, and nobody is stopped."""
+    (quota,) = house.rows(
+        "select tokens_used, last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id
+    )
+    assert (quota["tokens_used"], quota["last_seq"]) == (world.tenant.used, world.tenant.seq)
+    assert stopped(house) == []
+
+
+async def test_what_goes_on_beside_stored_movements_is_dropped_and_nobody_is_stopped(
+    house: House, world: World
+) -> None:
+    last = await older(house, world, stored=True)
+    with suppress(CountersUnavailable):
+        await house.flush()
+    assert stopped(house) == []
+    await verified(house, world)
+    assert (world.tenant.seq, world.tenant.used) == (last, 3 * 10 + 4 * 20)
+    assert world.client.xlen(keys.outbox(world.p)) == 0
+    settle(world, 1, 5)
+    await house.flush()
+    at_one(house, world)
+
+
+async def test_what_goes_on_where_nothing_more_was_stored_is_stored(house: House, world: World) -> None:
+    """PostgreSQL was away: to it the older data is the only one there ever was."""
+    await older(house, world, stored=False)
+    await verified(house, world)
+    assert world.tenant.used == 3 * 10 + 2 * 30
+    await house.flush()
+    at_one(house, world)
+
+
+async def test_what_goes_on_behind_what_waits_apart_follows_it(
+    house: House, world: World, migrated: str
+) -> None:
+    """Nothing of a stopped account is stored: what waits of it is all there is, in older data too."""
+    caller = world.caller
+    await house.flush()
+    name = stop(migrated, world.p, caller.organization_id, caller.tenant_id)
+    await older(house, world, stored=True)
+    with suppress(CountersUnavailable):
+        await house.flush()
+    await verified(house, world)
+    settle(world, 1, 5)
+    await house.flush()
+    assert world.client.xlen(keys.parked_entries(world.p, caller.organization_id)) == 3 + 2 + 1
+    await release(migrated, name)
+    await house.flush()
+    assert world.tenant.used == 3 * 10 + 2 * 30 + 5
+    assert house.rows("select * from quarantine where released_at is null") == []
+    (quota,) = house.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
+    assert quota["tokens_used"] == world.tenant.used
+
+
+async def test_a_control_write_of_older_data_is_applied_again(house: House, world: World) -> None:
+    await older(house, world, stored=True)
+    before = world.tenant.remaining
+    await house.write("tenants", "recharge", world.caller.tenant_id, amount=500)
+    await house.push()
+    assert world.tenant.remaining == before + 500
+    await verified(house, world)
+    assert world.tenant.remaining == 10_000 - 3 * 10 - 4 * 20 + 500
+    await house.flush()
+    at_one(house, world)
+    assert [kind for _, kind, _, _ in house.ledger(world.caller.tenant_id)].count("recharge") == 1
+
+
+@pytest.mark.parametrize("first", ["verifier", "flusher"])
+async def test_a_keeper_that_was_not_there_knows_by_what_is_stored(
+    own_valkey: START, migrated: str, first: str
+) -> None:
+    url = own_valkey(*DEBUGGED).url
+    async with guarded(url, migrated) as house:
+        world = await house.settle_in(10_000)
+        last = await older(house, world, stored=True)
+        before = house.wire.run_id
+    async with guarded(url, migrated) as house:
+        assert house.wire.run_id == before  # nothing it sees says so, but that it lacks what is stored
+        if first == "flusher":
+            assert house.flusher._look is not None
+            await house.flusher._look()
+            await house.flush()
+        await verified(house, world)
+        assert house.wire.run_id != before
+        assert world.tenant.seq == last
+        settle(world, 1, 5)
+        await house.flush()
+        at_one(house, world)
+
+
+async def test_a_ledger_that_is_behind_or_level_says_nothing(house: House, world: World) -> None:
+    before = house.wire.run_id
+    for _ in range(3):
+        settle(world, 2, 10)
+        assert await house.verify() == []
+        await house.flush()
+        assert await house.verify() == []
+    assert house.wire.run_id == before
+
+
+async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
+    own_valkey: START, migrated: str
+) -> None:
+    """Nothing went on in it: it is older, and said so by being another process."""
+    server = own_valkey("--appendonly", "no", "--save", "")
+    async with guarded(server.url, migrated) as house:
+        world = await house.settle_in(10_000)
+        settle(world, 3, 10)
+        await house.flush()
+        server.stop()
+        await parted(house.wire)
+        server.start()
+        await rejoined(house.wire)
+        world = world.again()
+        await verified(house, world)
+        assert house.wire.run_id == str(world.client.info("server")["run_id"]).encode()
+        assert await house.verify() == []
+        settle(world, 1, 5)
+        await house.flush()
+        at_one(house, world)
+
+
+@pytest.mark.parametrize("after", [0, 20, 63])
+async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
+    house: House, world: World, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = await older(house, world, stored=True)
+    mark, marked = house.verification.mark, 0
+
+    async def exchanged(partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+        nonlocal marked
+        marked += 1
+        if marked == after + 1:
+            reload(world)
+        return await mark(partition, before, epoch, catalogue)
+
+    monkeypatch.setattr(house.verification, "mark", exchanged)
+    with suppress(CountersUnavailable):
+        await house.verify()
+    assert marked > after
+    assert not house.verifier.ready
+    await verified(house, world)
+    assert house.verifier.ready
+    assert (await house.verification.markers()).unverified == []
+    assert world.tenant.seq == last
+    settle(world, 1, 5)
+    await house.flush()
+    at_one(house, world)

@@ -1,0 +1,348 @@
+"""What a request asks for is read from it exactly, or the request is refused by field."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from gateway.core.blobs import BLOB_TOKENS
+from gateway.core.calls.call import Bounds, Call, read_call
+from gateway.core.calls.route import Route
+from gateway.core.families.controlled import ELSEWHERE
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest
+
+METERS = [
+    "openai_chat",
+    "openai_completions",
+    "openai_responses",
+    "openai_embeddings",
+    "anthropic_messages",
+    "gemini_generate",
+    "gemini_stream",
+    "gemini_embed",
+]
+
+
+def read(meter: str, body: object, bounds: Bounds | None = None, model: str = "gemini-x") -> Call:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter)
+    params = {"model": model} if meter.startswith("gemini") else {}
+    return read_call(route, params, raw, bounds or Bounds())
+
+
+def refused(meter: str, body: object) -> str | None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(meter, body)
+    return caught.value.param
+
+
+def test_chat() -> None:
+    call = read("openai_chat", {"model": "m", "messages": [], "max_tokens": 5, "n": 3})
+    assert (call.model, call.output_max, call.choices, call.streamed) == ("m", 5, 3, False)
+    assert not call.strip_usage
+    assert read("openai_chat", {"model": "m", "max_completion_tokens": 7}).output_max == 7
+    assert read("openai_chat", {"model": "m", "max_completion_tokens": 7, "max_tokens": 9}).output_max == 9
+    assert read("openai_chat", {"model": "m"}).output_max is None
+    nulls = read("openai_chat", {"model": "m", "n": None, "max_tokens": None, "stream": None})
+    assert (nulls.output_max, nulls.choices, nulls.streamed) == (None, 1, False)
+
+
+def test_completions() -> None:
+    call = read("openai_completions", {"model": "m", "prompt": "x", "n": 2, "best_of": 5, "max_tokens": 4})
+    assert (call.output_max, call.choices) == (4, 5)
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+@pytest.mark.parametrize("meter", ["openai_chat", "anthropic_messages", "gemini_generate"])
+def test_a_field_that_sends_a_call_elsewhere_is_refused(name: str, meter: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        read(meter, {"model": "m", name: "x"}, model="m")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices"),
+    [
+        ("a", 1),
+        (["a"], 1),
+        (["a", "b", "c"], 3),
+        ([1, 2, 3], 1),
+        ([[1, 2], [3]], 2),
+        ([], 1),
+        (None, 1),
+        (7, 1),
+    ],
+)
+def test_every_prompt_makes_its_choices(prompt: object, choices: int) -> None:
+    assert read("openai_completions", {"model": "m", "prompt": prompt}).choices == choices
+    assert read("openai_completions", {"model": "m", "prompt": prompt, "n": 2}).choices == 2 * choices
+
+
+def test_a_huge_batch_of_prompts_is_not_undercounted() -> None:
+    assert read("openai_completions", {"model": "m", "prompt": ["x" * 100] * 20_000}).choices >= 20_000
+
+
+def test_responses() -> None:
+    call = read("openai_responses", {"model": "m", "input": "x", "max_output_tokens": 9, "stream": True})
+    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
+    assert read("openai_responses", {"model": "m", "background": False}).model == "m"
+    assert refused("openai_responses", {"model": "m", "background": True}) == "background"
+
+
+def test_embeddings_make_no_output() -> None:
+    call = read("openai_embeddings", {"model": "m", "input": "some text"})
+    assert call.output_max == 0
+    assert call.input_estimate > 0
+
+
+def test_messages() -> None:
+    call = read("anthropic_messages", {"model": "m", "max_tokens": 9, "stream": True})
+    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
+    assert call.take_body() == b'{"model":"m","max_tokens":9,"stream":true}'
+
+
+@pytest.mark.parametrize("config", ["generationConfig", "generation_config"])
+@pytest.mark.parametrize("most", ["maxOutputTokens", "max_output_tokens"])
+@pytest.mark.parametrize("count", ["candidateCount", "candidate_count"])
+def test_gemini_in_both_spellings(config: str, most: str, count: str) -> None:
+    call = read("gemini_stream", {"contents": [], config: {most: 6, count: 2}})
+    assert (call.model, call.output_max, call.choices, call.streamed) == ("gemini-x", 6, 2, True)
+    assert not read("gemini_generate", {}).streamed
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"generationConfig": {}, "generation_config": {}}, "generationConfig"),
+        (
+            {"generationConfig": {"maxOutputTokens": 1, "max_output_tokens": 2}},
+            "generationConfig.maxOutputTokens",
+        ),
+        (
+            {"generationConfig": {"candidateCount": 1, "candidate_count": 2}},
+            "generationConfig.candidateCount",
+        ),
+        ({"GenerationConfig": {}}, "generationConfig"),
+        ({"generationConfig": {"MaxOutputTokens": 1}}, "generationConfig.maxOutputTokens"),
+        ({"generationConfig": {"maxOutputTokens": -1}}, "generationConfig.maxOutputTokens"),
+        ({"generationConfig": {"candidateCount": 10**9}}, "generationConfig.candidateCount"),
+        ({"generationConfig": []}, "generationConfig"),
+        (
+            b'{"generationConfig":{"maxOutputTokens":1,"maxOutputTokens":2}}',
+            "generationConfig.maxOutputTokens",
+        ),
+    ],
+)
+def test_gemini_refuses(body: object, param: str) -> None:
+    assert refused("gemini_generate", body) == param
+
+
+@pytest.mark.parametrize(
+    ("meter", "field"),
+    [
+        ("openai_chat", "max_tokens"),
+        ("openai_chat", "max_completion_tokens"),
+        ("openai_completions", "max_tokens"),
+        ("openai_responses", "max_output_tokens"),
+        ("anthropic_messages", "max_tokens"),
+    ],
+)
+@pytest.mark.parametrize("value", [-1, 1.5, 1.0, "5", True, [5], {}, 10**9, 10**30])
+def test_a_wrong_maximum_is_named(meter: str, field: str, value: object) -> None:
+    assert refused(meter, {"model": "m", field: value}) == field
+
+
+@pytest.mark.parametrize("field", ["n", "best_of"])
+@pytest.mark.parametrize("value", [0, -1, 129, 10**9, 10**40, 1.0, "1", False])
+def test_a_wrong_number_of_choices_is_named(field: str, value: object) -> None:
+    assert refused("openai_completions", {"model": "m", field: value}) == field
+    if field == "n":
+        assert refused("openai_chat", {"model": "m", field: value}) == field
+
+
+@pytest.mark.parametrize("meter", [meter for meter in METERS if not meter.startswith("gemini")])
+@pytest.mark.parametrize(
+    "model",
+    [None, "", 7, ["m"], "m" * 257, "a\nb", "a\x00b", "a\u2028b", "m ", " m", "m\u00a0", "m\u200b", "\tm"],
+)
+def test_a_model_is_required_and_must_be_a_name(meter: str, model: object) -> None:
+    assert refused(meter, {"model": model}) == "model"
+    assert refused(meter, {}) == "model"
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xef\xbb\xbf{}", '{"model":"m"}'.encode("utf-16"), b"null"]
+)
+def test_what_is_no_object_is_refused_by_every_meter(meter: str, body: bytes) -> None:
+    refused(meter, body)
+
+
+@pytest.mark.parametrize(
+    ("meter", "field", "stated"),
+    [
+        ("openai_chat", "max_completion_tokens", {"max_tokens": None}),
+        ("openai_completions", "max_tokens", {}),
+        ("openai_responses", "max_output_tokens", {}),
+        ("anthropic_messages", "max_tokens", {}),
+        ("gemini_generate", "generationConfig.maxOutputTokens", {"generationConfig": None}),
+        ("gemini_generate", "generation_config.maxOutputTokens", {"generation_config": {"topK": 1}}),
+        ("gemini_stream", "generationConfig.maxOutputTokens", {}),
+    ],
+)
+def test_a_maximum_is_written_into_a_call_that_states_none(
+    meter: str, field: str, stated: dict[str, object]
+) -> None:
+    call = read(meter, {"model": "gemini-x", **stated})
+    call.limit_output(77)
+    sent: Any = json.loads(call.take_body())
+    for name in field.split("."):
+        sent = sent[name]
+    assert (sent, call.output_max) == (77, 77)
+
+
+@pytest.mark.parametrize(
+    ("meter", "stated"),
+    [
+        ("openai_chat", {"max_tokens": 5}),
+        ("anthropic_messages", {"max_tokens": 5}),
+        ("openai_embeddings", {}),
+        ("gemini_embed", {}),
+    ],
+)
+def test_a_maximum_that_is_stated_stays(meter: str, stated: dict[str, object]) -> None:
+    call = read(meter, {"model": "gemini-x", **stated})
+    call.limit_output(77)
+    assert json.loads(call.take_body()) == {"model": "gemini-x", **stated}
+
+
+def test_a_maximum_goes_where_the_meter_reads_it_on_a_route_of_any_family() -> None:
+    call = read_call(
+        Route(("POST",), "/x", "u", "s", Family.GENERIC, "gemini_generate"), {"model": "g"}, b"{}"
+    )
+    call.limit_output(5)
+    assert call.take_body() == b'{"generationConfig":{"maxOutputTokens":5}}'
+
+
+def test_a_document_is_let_go_once_it_is_sent() -> None:
+    call = read("openai_chat", {"model": "m", "x": 1})
+    assert call.document == {"model": "m", "x": 1}
+    assert call.take_body() == b'{"model":"m","x":1}'
+    assert (call.document, call.body) == (None, b"")
+
+
+@pytest.mark.parametrize(
+    ("meter", "stated", "user"),
+    [
+        ("openai_chat", {"user": "ann"}, "ann"),
+        ("openai_completions", {"user": "ann"}, "ann"),
+        ("openai_embeddings", {"user": "ann"}, "ann"),
+        ("openai_responses", {"user": "ann", "safety_identifier": "bob"}, "bob"),
+        ("anthropic_messages", {"metadata": {"user_id": "cy"}}, "cy"),
+        ("anthropic_messages", {"user": "ann"}, ""),
+        ("openai_chat", {"user": "u" * 129}, ""),
+        ("openai_chat", {"user": "a\nb"}, ""),
+        ("openai_chat", {"user": 7}, ""),
+        ("openai_chat", {}, ""),
+    ],
+)
+def test_a_body_may_name_its_user(meter: str, stated: dict[str, object], user: str) -> None:
+    assert read(meter, {"model": "m", **stated}).user == user
+
+
+@pytest.mark.parametrize(
+    ("stated", "models"),
+    [
+        ({"models": ["a", "b"]}, ("a", "b")),
+        ({"models": None}, ()),
+        (
+            {"fallbacks": ["a", {"model": "b", "temperature": 1}, {"c": ["d", "e"]}]},
+            ("a", "b", "c", "d", "e"),
+        ),
+        ({"models": ["a"], "fallbacks": ["b"]}, ("a", "b")),
+        ({"fallback_model": "a"}, ("a",)),
+        ({"context_window_fallbacks": [{"m": ["a"]}]}, ("m", "a")),
+        ({"default_fallbacks": ["a"]}, ("a",)),
+    ],
+)
+def test_every_model_that_may_answer_is_named(stated: dict[str, object], models: tuple[str, ...]) -> None:
+    assert read("openai_chat", {"model": "m", **stated}).models_beside == models
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"models": {"a": 1}},
+        {"models": 7},
+        {"models": [7]},
+        {"models": [["a"]]},
+        {"models": ["a "]},
+        {"models": [""]},
+        {"models": ["a"] * 65},
+        {"models": [{"model": 7}]},
+        {"models": [{"a": "b"}]},
+        {"models": [{"a": [7]}]},
+    ],
+)
+def test_a_list_of_models_that_cannot_be_read_is_refused(stated: dict[str, object]) -> None:
+    assert refused("openai_chat", {"model": "m", **stated}) == "models"
+    assert refused("openai_chat", {"model": "m", "Models": ["a"]}) == "models"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"model": "other"}, {"model": "models/other"}, {"model": 7}, {"model": ["gemini-x"]}, {"model": {}}],
+)
+def test_a_body_may_not_name_another_model_than_its_path(body: dict[str, object]) -> None:
+    for meter in ("gemini_generate", "gemini_stream", "gemini_embed"):
+        assert refused(meter, body) == "model"
+    assert refused("gemini_embed", {"requests": [{"model": "models/gemini-x"}, body]}) == "model"
+    assert read("gemini_embed", {"requests": [{"model": "models/gemini-x"}]}).model == "gemini-x"
+
+
+def test_a_bound_may_be_lower() -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 100"):
+        read("openai_chat", {"model": "m", "max_tokens": 101}, Bounds(usage_tokens_max=100))
+
+
+@pytest.mark.parametrize("meter", ["generic", "none"])
+def test_a_body_that_is_not_metered_is_not_read(meter: str) -> None:
+    route = Route(("POST",), "/x", "u", "s", Family.GENERIC, meter, units_pointer="/units")
+    call = read_call(route, {}, b"\xff\x00 anything")
+    assert call.body == b"\xff\x00 anything"
+    assert call.units_pointer == "/units"
+    assert call.input_estimate == 0
+
+
+# --- the input estimate -----------------------------------------------------------------
+
+
+def test_text_is_estimated_by_its_size() -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "How much?"}]}
+    raw = json.dumps(asked, separators=(",", ":")).encode()
+    assert read("openai_chat", raw).input_estimate == read("openai_chat", asked).input_estimate
+    assert read("openai_chat", raw).input_estimate == -(-len(raw) // 3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda blob: {"messages": [{"content": [{"image_url": {"url": f"data:image/png;base64,{blob}"}}]}]},
+        lambda blob: {"messages": [{"content": [{"input_audio": {"data": blob, "format": "wav"}}]}]},
+        lambda blob: {"messages": [{"content": [{"source": {"type": "base64", "data": blob}}]}]},
+        lambda blob: {"contents": [{"parts": [{"inline_data": {"data": blob}}]}]},
+    ],
+)
+def test_an_image_is_not_taken_for_text(wrap: Any) -> None:
+    blob = base64.b64encode(bytes(range(256)) * 4096).decode()
+    call = read("openai_chat", {"model": "m", **wrap(blob)})
+    assert BLOB_TOKENS <= call.blob_tokens <= 4000
+    assert call.input_estimate < 5000
+
+
+def test_a_large_prompt_is_read() -> None:
+    call = read("openai_chat", {"model": "m", "messages": [{"content": 'say "hi" \\ \u00fc ' * 600_000}]})
+    assert call.input_estimate > 3_000_000

@@ -1,0 +1,149 @@
+"""A hold is what the call states, else what was learned, and memory is bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.core.blobs import BLOB_TOKENS
+from gateway.core.calls.call import Call
+from gateway.core.calls.estimate import CEILING, OUTPUT_TOKENS_FIRST, Estimator
+from gateway.core.model import INTEGER_MAX, Family, Usage
+
+
+def call(model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300) -> Call:
+    return Call("openai_chat", Family.OPENAI, b"", model, False, output_max, choices, input_bytes)
+
+
+def used(tokens_in: int, tokens_out: int) -> Usage:
+    return Usage(tokens_in, tokens_out, 0, 0, tokens_in + tokens_out, 1, True)
+
+
+def test_a_stated_maximum_is_the_hold() -> None:
+    """Its most is that and the input at two bytes a token, and it may not be cut."""
+    assert Estimator().hold(call(output_max=50), 1, "chat") == (150, 200, 0, 150)
+    assert Estimator().hold(call(output_max=50, choices=4), 1, "chat") == (300, 350, 0, 150)
+    assert Estimator().hold(call(output_max=0), 1, "embeddings") == (100, 150, 0, 150)
+
+
+def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:
+    assert Estimator().hold(call(), 1, "chat") == (
+        100 + OUTPUT_TOKENS_FIRST,
+        150 + CEILING,
+        151,
+        150,
+    )
+    assert Estimator().hold(call("gpt-4o-mini-2024"), 1, "chat")[1] == 150 + 16_384
+    assert Estimator().hold(call("gpt-4-0613", choices=2), 1, "chat")[1] == 150 + 2 * 8_192
+    assert Estimator({"m": 10}).hold(call(), 1, "chat") == (110, 160, 151, 150)
+
+
+def test_a_call_without_tokens_needs_none() -> None:
+    assert Estimator().hold(Call("generic", Family.GENERIC, b""), 1, "x") == (0, 0, 0, 0)
+
+
+def test_absurd_maxima_stay_exact_in_lua() -> None:
+    assert Estimator().hold(call(output_max=2**53, choices=128), 1, "chat")[:2] == (INTEGER_MAX, INTEGER_MAX)
+
+
+def test_the_output_hold_settles_at_a_high_quantile() -> None:
+    estimator = Estimator()
+    samples = random.Random(7)
+    outputs = [int(samples.gammavariate(2, 100)) + 1 for _ in range(5000)]
+    covered = 0
+    for output in outputs:
+        need, *_ = estimator.hold(call(), 1, "chat")
+        covered += need >= 100 + output
+        estimator.learn(call(), 1, "chat", used(100, output))
+    assert 0.85 < covered / len(outputs) < 0.999
+    need, *_ = estimator.hold(call(), 1, "chat")
+    assert need < 100 + OUTPUT_TOKENS_FIRST
+
+
+def test_input_tokens_per_byte_are_learned() -> None:
+    estimator = Estimator()
+    for _ in range(300):
+        estimator.learn(call(), 1, "chat", used(60, 5))
+    need, *_ = estimator.hold(call(output_max=0), 1, "chat")
+    assert 60 <= need <= 70
+    estimator.learn(call(), 1, "chat", used(250, 5))
+    assert estimator.hold(call(output_max=0), 1, "chat")[0] > 100
+
+
+def test_text_per_token_is_learned_for_counting() -> None:
+    estimator = Estimator()
+    for _ in range(200):
+        answered = call()
+        answered.text_bytes = 200
+        estimator.learn(answered, 1, "chat", used(100, 100))
+    asked = call()
+    estimator.hold(asked, 1, "chat")
+    assert asked.output_bytes_per_token == pytest.approx(2.0, abs=0.1)
+
+
+def test_input_that_nobody_reports_is_counted_by_the_mean_of_what_was() -> None:
+    estimator = Estimator()
+    for tokens in (10, 30, 20):
+        estimator.learn(call(), 1, "chat", used(tokens, 5))
+    asked = call()
+    assert estimator.hold(asked, 1, "chat")[0] > asked.input_estimate == 20
+
+
+@pytest.mark.parametrize("usage", [Usage(5, 5000, total=5005, estimated=True, reported=True), Usage(5, 5000)])
+def test_what_was_counted_or_not_reported_teaches_nothing(usage: Usage) -> None:
+    estimator = Estimator()
+    before = estimator.hold(call(), 1, "chat")
+    for _ in range(50):
+        estimator.learn(call(), 1, "chat", usage)
+    assert estimator.hold(call(), 1, "chat") == before
+
+
+def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
+    estimator = Estimator(learned_max=2)
+    first = estimator.hold(call("a"), 1, "chat")
+    for _ in range(100):
+        estimator.learn(call("a"), 1, "chat", used(100, 1))
+    learned = estimator.hold(call("a"), 1, "chat")
+    assert learned < first
+    assert estimator.hold(call("a"), 1, "other") == first
+    assert estimator.hold(call("a"), 1, "chat") == learned
+    estimator.hold(call("b"), 1, "chat")
+    assert estimator.hold(call("a"), 1, "chat") == learned
+    estimator.hold(call("c"), 1, "chat")
+    estimator.hold(call("d"), 1, "chat")
+    assert estimator.hold(call("a"), 1, "chat") == first
+
+
+def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
+    estimator = Estimator()
+    asked = call(output_max=0)
+    asked.blob_tokens = 1600
+    assert estimator.hold(asked, 1, "chat")[:2] == (1700, 1750)
+    for _ in range(300):
+        estimator.learn(asked, 1, "chat", used(1000, 1))
+    assert estimator.hold(call(output_max=0), 1, "chat")[:2] == (100, 150)
+
+
+def test_what_one_organization_teaches_is_never_anothers() -> None:
+    estimator = Estimator()
+    before = estimator.hold(call(), 2, "chat")
+    for _ in range(300):
+        estimator.learn(call(), 1, "chat", used(3, 1))
+    assert estimator.hold(call(), 1, "chat").need < before.need
+    assert estimator.hold(call(), 2, "chat") == before
+
+
+def test_the_most_goes_by_size_whatever_was_learned() -> None:
+    """A prompt unlike those before, or an image named by its address, is held in full."""
+    estimator = Estimator()
+    for _ in range(300):
+        estimator.learn(call(), 1, "chat", used(3, 1))
+    assert estimator.hold(call(output_max=10), 1, "chat").ceiling == 160
+    asked = call(output_max=10)
+    asked.body = b'{"image_url":{"url":"https://a"},"file_data":{"fileUri":"gs://b"},"file_id":"c"}'
+    assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * BLOB_TOKENS
+    for _ in range(300):
+        estimator.learn(call(), 1, "chat", used(290, 1))
+    need, ceiling, *_ = estimator.hold(call(output_max=10), 1, "chat")
+    assert 150 + 10 < need == ceiling

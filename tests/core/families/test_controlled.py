@@ -1,0 +1,53 @@
+"""A controlled field has one spelling and one type; what is no member of it is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.core.calls.test_call import read, refused
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model":"a","Model":"b"}', "model"),
+        (b'{"MODEL":"b"}', "model"),
+        (b'{"\\u004dodel":"b"}', "model"),
+        (b'{"model":"a","Max_Tokens" : 1}', "max_tokens"),
+        (b'{"model":"a","max_token\xc5\xbf":1}', "max_tokens"),
+        (b'{"model":"a","max_token\\u017f":1}', "max_tokens"),
+        (b'{"model":"a","max_to\xe2\x84\xaaens":1}', "max_tokens"),
+        (b'{"model":"a","max_to\\u212Aens":1}', "max_tokens"),
+        (b'{"model":"a","Models":[]}', "models"),
+        (b'{"model":"a","FallBacks":[]}', "fallbacks"),
+        (b'{"model":"a","USER":"x"}', "user"),
+        (
+            b'{"model":"a","stream":true,"stream_options":{"Include_Usage":true}}',
+            "stream_options.include_usage",
+        ),
+        (b'{"model":"a","max_tokens":true}', "max_tokens"),
+        (b'{"model":1}', "model"),
+        (b'{"model":"a","stream":"true"}', "stream"),
+        (b'{"model":"a","stream":1}', "stream"),
+    ],
+)  # fmt: skip
+def test_a_field_in_another_spelling_or_type_is_named(body: bytes, param: str) -> None:
+    assert refused("openai_chat", body) == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","x":{"Model":1,"MAX_TOKENS":2}}',
+        b'{"model":"a","metadata":{"Include_Usage":2}}',
+        '{"model":"a","x":"ſtream and \u212aelvin"}'.encode(),
+        b'{"model":"a","stream_option":1,"modelled":2}',
+    ],
+)
+def test_what_is_not_controlled_passes_unread(body: bytes) -> None:
+    assert read("openai_chat", body).model == "a"
+
+
+def test_the_user_of_messages_has_one_spelling_and_its_place_one_type() -> None:
+    assert refused("anthropic_messages", {"model": "m", "metadata": {"User_Id": "x"}}) == "metadata.user_id"
+    assert refused("anthropic_messages", {"model": "m", "metadata": "x"}) == "metadata"

@@ -1,0 +1,208 @@
+"""Which stored objects a request names, and which an answer tells of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.core.families.objects import ID_CHARACTERS_MAX, NAMED_MAX, Place, named, place_of
+from gateway.core.families.objects_told import told
+from gateway.core.model import Family
+from gateway.errors import InvalidRequest
+
+
+def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
+    return named(family, json.dumps(document, separators=(",", ":")).encode(), document)
+
+
+CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"previous_response_id": "resp_1"}, ("resp_1",)),
+        ({"conversation": "conv_1"}, ("conv_1",)),
+        ({"conversation": {"id": "conv_1"}}, ("conv_1",)),
+        ({"prompt": {"id": "pmpt_1", "variables": {"file_id": "mine"}}}, ("pmpt_1",)),
+        ({"prompt": {"id": "pmpt_1", "variables": {"doc": {"type": "input_file", "file_id": "file-1"}}}},
+         ("pmpt_1", "file-1")),
+        ({"type": "tool_use", "input": [{"type": "item_reference", "id": "msg_1"}]}, ("msg_1",)),
+        ({"Previous_Response_Id": "resp_1"}, ("resp_1",)),
+        ({"PREVIOUS_RESPONSE_ID": "resp_1", "CONVERSATION": "conv_1"}, ("resp_1", "conv_1")),
+        ({"tools": [{"type": "code_interpreter", "Container": "cntr_1"}]}, ("cntr_1",)),
+        ({"input": [{"type": "image_generation_call", "id": "ig_1"}]}, ("ig_1",)),
+        ({"input": [{"type": "image_generation_call", "id": "ig_1", "content": "x"}]}, ("ig_1",)),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, ("rs_1",)),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": "g"}]}, ()),
+        ({"input": [{"type": "message", "id": "msg_1", "role": "user", "content": "x"}]}, ()),
+        ({"input": [{"id": "msg_1", "role": "user", "content": "x"}]}, ()),
+        ({"input": [{"id": "msg_1", "role": "user", "content": None}]}, ("msg_1",)),
+        ({"input": [{"id": "msg_1", "status": None}]}, ("msg_1",)),
+        ({"input": [{"type": ["message"], "ID": "msg_1", "content": "x"}]}, ("msg_1",)),
+        ({"input": [{"type": {}, "id": "msg_1"}], "file_id": None}, ("msg_1",)),
+        ({"input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_1"}]}, ("mcpr_1",)),
+        ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c", "arguments": "{}"}]}, ()),
+        ({"input": [{"type": "function_call", "id": "fc_1", "call_id": "c"}]}, ("fc_1",)),
+        ({"input": [{"type": "something_new", "id": "new_1"}], "new_object_id": "new_2"}, ("new_1", "new_2")),
+        ({"tools": [{"environment": {"skills": [{"type": "anthropic", "skill_id": "skill_1"}]}}]},
+         ("skill_1",)),
+        ({"input": [{"content": [{"type": "input_file", "filename": "a.pdf", "file_data": "x"}]}]}, ()),
+        ({"tools": [{"type": "mcp", "connector_id": "connector_gmail"}], "request_id": "mine"}, ()),
+        ({"prompt": "a text prompt of completions"}, ()),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, ("msg_1",)),
+        ({"input": [{"id": "msg_1"}, {"id": "msg_2", "type": None}]}, ("msg_1", "msg_2")),
+        ({"input": [{"type": "message", "content": [{"file_id": "file-1"}]}]}, ("file-1",)),
+        ({"input": [{"content": [{"type": "input_image", "file_id": "file-1"}]}]}, ("file-1",)),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_1", "vs_2"]}]}, ("vs_1", "vs_2")),
+        ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, ("cntr_1",)),
+        (
+            {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}]},
+            ("file-1",),
+        ),
+        ({"tools": [{"input_image_mask": {"file_id": "file-1"}}]}, ("file-1",)),
+        ({"messages": [{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}, ("file-1",)),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, ("audio_1",)),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, ()),
+        ({"metadata": {"conversation_id": "mine", "file_id": "mine"}}, ()),
+        ({"tools": [{"parameters": {"properties": {"file_id": {"default": "x"}}, "file_id": "x"}}]}, ()),
+        ({"messages": [{"tool_calls": [{"id": "call_1", "type": "function", "function": CALLED}]}]}, ()),
+        ({"input": [{"type": "function_call_output", "call_id": "call_1", "output": "x"}]}, ()),
+        ({"input_file_id": "file-1", "endpoint": "/v1/responses"}, ("file-1",)),
+    ],
+)  # fmt: skip
+def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert names(Family.OPENAI, document) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"container": "container_1"}, ("container_1",)),
+        ({"container": {"id": "container_1", "skills": [{"type": "custom", "skill_id": "skill_1"}]}},
+         ("container_1", "skill_1")),
+        ({"container": {"skills": [{"type": "anthropic", "skill_id": "xlsx"}]}}, ()),
+        ({"messages": [{"content": [{"type": "document", "source": {"type": "file", "file_id": "file_1"}}]}]},
+         ("file_1",)),
+        ({"messages": [{"content": [{"type": "container_upload", "file_id": "file_1"}]}]}, ("file_1",)),
+        ({"messages": [{"content": [{"type": "tool_use", "id": "t", "input": {"file_id": "mine"}}]}]}, ()),
+        ({"tools": [{"input_schema": {"properties": {"file_id": {"enum": ["x"]}}}}]}, ()),
+        ({"metadata": {"user_id": "u"}}, ()),
+    ],
+)  # fmt: skip
+def test_what_a_body_of_anthropic_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert names(Family.ANTHROPIC, document) == expected
+
+
+FILES = "https://generativelanguage.googleapis.com/v1beta/files/abc"
+ODD_URLS = (
+    "https://generativelanguage.googleapis.com./v1beta/%66iles/a",
+    "https://x.com@generativelanguage.googleapis.com/v1beta/%66iles/a",
+    "https:\\\\generativelanguage/%66iles/a",
+    "//generativelanguage.googleapis.com/v1beta/%66iles/a", "https://generativelanguage.g%6fogleapis.com/Files/a",
+    "https://generativelanguage.\uff47oogleapis.com/Files/a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"cachedContent": "cachedContents/c1"}, ("cachedContents/c1",)),
+        ({"cached_content": "cachedContents/c1"}, ("cachedContents/c1",)),
+        ({"cachedContent": "projects/p/locations/l/cachedContents/c1"}, ("cachedContents/c1",)),
+        ({"cachedContent": "anything"}, ("anything",)),
+        ({"CachedContent": "cachedContents/c1"}, ("cachedContents/c1",)),
+        ({"generateContentRequest": {"cachedContent": "cachedContents/c1"}}, ("cachedContents/c1",)),
+        ({"systemInstruction": {"parts": [{"fileData": {"fileUri": "files/abc"}}]}}, ("files/abc",)),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": "http://[x"}}]}]}, ()),
+        *[({"contents": [{"parts": [{"fileData": {"fileUri": url}}]}]}, (url,)) for url in ODD_URLS],
+        ({"contents": [{"parts": [{"fileData": {"fileUri": FILES}}]}]}, ("files/abc",)),
+        ({"contents": [{"parts": [{"file_data": {"file_uri": "files/abc"}}]}]}, ("files/abc",)),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": "gs://bucket/x.png"}}]}]}, ("gs://bucket/x.png",)),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": FILES.replace("files", "fi%6ces")}}]}]},
+         (FILES.replace("files", "fi%6ces"),)),
+        ({"contents": [{"parts": [{"fileData": {"fileUri": "https://www.youtube.com/watch?v=x"}}]}]}, ()),
+        ({"tools": [{"fileSearch": {"fileSearchStoreNames": ["corpora/s"]}}]}, ("corpora/s",)),
+        ({"contents": [{"parts": [{"functionResponse": {"response": {"fileUri": "x"}}}]}]}, ()),
+        ({"contents": [{"parts": [{"functionCall": {"args": {"fileUri": "x"}}}]}]}, ()),
+    ],
+)  # fmt: skip
+def test_what_a_body_of_gemini_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert names(Family.GEMINI, document) == expected
+
+
+def test_too_many_and_too_long() -> None:
+    with pytest.raises(InvalidRequest, match=str(NAMED_MAX)):
+        names(Family.OPENAI, {"file_ids": [f"file-{n}" for n in range(NAMED_MAX + 1)]})
+    assert [len(one) for one in names(Family.OPENAI, {"file_id": "x" * 10_000})] == [ID_CHARACTERS_MAX + 1]
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "place"),
+    [
+        (Family.OPENAI, "/v1/responses/resp_1", Place("resp_1")),
+        (Family.OPENAI, "/v1/responses/resp_1/input_items", Place("resp_1")),
+        (Family.OPENAI, "/v1/responses", Place()),
+        (Family.OPENAI, "/v1/responses/compact", Place()),
+        (Family.OPENAI, "/v1/threads/runs", Place()),
+        (Family.OPENAI, "/v1/chat/completions/chatcmpl-1", Place("chatcmpl-1")),
+        (Family.OPENAI, "/openai/v1/files/file-1/content", Place("file-1")),
+        (Family.OPENAI, "/v1/models/gpt-4o", None),
+        (Family.OPENAI, "/v1/filesystem/x", None),
+        (Family.ANTHROPIC, "/v1/messages/batches/b1/results", Place("b1")),
+        (Family.ANTHROPIC, "/v1/messages/count_tokens", None),
+        (Family.ANTHROPIC, "/v1/messages", None),
+        (Family.GEMINI, "/v1beta/cachedContents/c1", Place("cachedContents/c1")),
+        (Family.GEMINI, "/v1beta/files/abc:download", Place("files/abc")),
+        (Family.GEMINI, "/upload/v1beta/files", Place()),
+        (Family.GEMINI, "/v1beta/models/gemini-2.5-pro:generateContent", None),
+        (Family.GENERIC, "/files/1", None),
+    ],
+)
+def test_what_a_path_is_about(family: Family, path: str, place: Place | None) -> None:
+    assert place_of(family, path) == place
+
+
+def test_what_answers_tell() -> None:
+    response = {
+        "id": "resp_2",
+        "object": "response",
+        "conversation": {"id": "conv_1"},
+        "metadata": {"file_id": "not this"},
+        "tools": [{"type": "mcp", "annotations": {"file_id": "not this"}}],
+        "output": [
+            {"id": "msg_1", "type": "message", "content": [
+                {"type": "output_text", "text": '{"file_id":"not this"}', "annotations": [
+                    {"type": "container_file_citation", "container_id": "cntr_1", "file_id": "cfile_1"}]}]},
+            {"id": "ci_1", "type": "code_interpreter_call", "container_id": "cntr_2"},
+            {"id": "mcpl_1", "type": "mcp_list_tools", "tools": [{"annotations": {"file_id": "not this"}}]},
+        ],
+    }  # fmt: skip
+    assert set(told(Family.OPENAI, response)) == {
+        "resp_2", "conv_1", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
+    }  # fmt: skip
+    assert told(Family.OPENAI, {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
+    listed = {
+        "object": "list",
+        "data": [{"id": "msg_1", "content": [{"annotations": [{"file_id": "file-3"}]}]}],
+    }
+    assert told(Family.OPENAI, listed) == ("msg_1", "file-3")
+    spoken = {"id": "c", "choices": [{"message": {"audio": {"id": "audio_1"}}}]}
+    assert told(Family.OPENAI, spoken) == ("c", "audio_1")
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "container": {"id": "container_1"},
+        "content": [
+            {"type": "tool_use", "input": {"file_id": "not this", "content": [{"file_id": "nor this"}]}},
+            {"type": "mcp_tool_result", "content": {"content": [{"file_id": "not this"}]}},
+            {"type": "bash_code_execution_tool_result", "content": {"content": [{"file_id": "file_1"}]}},
+        ],
+    }
+    assert told(Family.ANTHROPIC, message) == ("container_1", "file_1")
+    assert told(Family.ANTHROPIC, {"id": "file_1", "type": "file"}) == ("file_1",)
+    assert told(Family.GEMINI, {"name": "cachedContents/c1", "model": "models/x"}) == ("cachedContents/c1",)
+    assert told(Family.GEMINI, {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
+    assert told(Family.OPENAI, [1]) == ()

@@ -1,0 +1,242 @@
+"""Each refusal says which limit, how much and until when, and each SDK raises its own error."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import httpx2
+import openai
+import pytest
+
+from gateway import errors
+from gateway.core.families.refusal import Rendered, from_decision, render
+from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from gateway.errors import Refusal
+
+NOW = 1_700_000_000_000
+ID = "0b0f6f5e-5f0e-4b5e-9d6e-0d6c7a0c9b1a"
+REFUSALS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, Refusal) and kind is not Refusal
+]
+
+
+def refused(
+    verdict: Verdict,
+    scope: int = 3,
+    kind: int = 4,
+    *,
+    used: int = 12,
+    limit: int = 10,
+    wait_ms: int | None = 90_000,
+) -> Refusal:
+    until = 0 if wait_ms is None else NOW + wait_ms
+    return from_decision(Decision(verdict, scope, kind, used, limit, until, NOW))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"),
+    [
+        (Verdict.UNVERIFIED, errors.CountersUnavailable),
+        (Verdict.STALE, errors.CountersUnavailable),
+        (Verdict.UNKNOWN_ACCOUNT, errors.CountersUnavailable),
+        (Verdict.REVOKED, errors.InvalidApiKey),
+        (Verdict.TENANT_BLOCKED, errors.TenantBlocked),
+        (Verdict.NOT_INCLUDED, errors.ServiceNotIncluded),
+        (Verdict.RATE_LIMITED, errors.RateLimited),
+        (Verdict.CONCURRENCY_LIMITED, errors.ConcurrencyLimited),
+        (Verdict.QUOTA_EXCEEDED, errors.QuotaExceeded),
+        (Verdict.QUOTA_HELD, errors.QuotaHeld),
+        (Verdict.INSUFFICIENT_CREDITS, errors.InsufficientCredits),
+        (Verdict.SPEND_CAP_REACHED, errors.SpendCapReached),
+    ],
+)
+def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -> None:
+    for kind in range(7):
+        for scope in range(5):
+            assert type(refused(verdict, scope, kind)) is error
+
+
+def test_who_waits_is_told_by_whom() -> None:
+    def refused_by(refusal: Refusal) -> list[bytes]:
+        headers = render(refusal, Family.OPENAI, ID).headers
+        return [value for name, value in headers if name == b"x-tollkeeper-refused-by"]
+
+    scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization"}
+    for scope, name in scopes.items():
+        assert refused_by(refused(Verdict.RATE_LIMITED, scope, 1)) == [name]
+    assert refused_by(errors.Overloaded()) == [b"gateway"]
+    assert refused_by(refused(Verdict.UNVERIFIED, 0, 0)) == [b"gateway"]
+    assert refused_by(refused(Verdict.INSUFFICIENT_CREDITS)) == []
+
+
+def test_a_rate_limit_says_which_how_much_and_until_when() -> None:
+    refusal = refused(Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, used=10, wait_ms=5_500)
+    assert "this API key" in refusal.message
+    assert "10 of 10 requests a minute" in refusal.message
+    assert "2023-11-14T22:13:26Z" in refusal.message
+    assert (refusal.retry_after_s, refusal.retry_helps) == (6, True)
+    refusal = refused(
+        Verdict.RATE_LIMITED, Scope.USER, LimitKind.TOKENS, used=950, limit=100, wait_ms=510_000
+    )
+    assert "950 of 100 tokens a minute" in refusal.message
+    assert (refusal.retry_after_s, refusal.retry_helps) == (510, False)
+
+
+def test_a_quota_without_a_reset_has_no_retry_after() -> None:
+    refusal = refused(Verdict.QUOTA_EXCEEDED, wait_ms=None)
+    assert (refusal.retry_after_s, refusal.retry_helps) == (None, False)
+    assert "12 of 10 tokens" in refusal.message
+    refusal = refused(Verdict.QUOTA_EXCEEDED, wait_ms=86_400_000)
+    assert (refusal.retry_after_s, refusal.retry_helps) == (86_400, False)
+    assert "until 2023-11-15T22:13:20Z" in refusal.message
+    assert refused(Verdict.QUOTA_EXCEEDED, wait_ms=-5).retry_after_s == 1
+
+
+def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
+    assert "Blocked until" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
+    assert "Too few are left for this request until" in refused(Verdict.QUOTA_EXCEEDED, used=9).message
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "counted"),
+    [
+        (4, "tenant's tokens", "(12 of 10 used)"),
+        (5, "organization's credits", "(12 of 10 held)"),
+        (6, "spend cap", "used)"),
+    ],
+)
+def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str, counted: str) -> None:
+    refusal = refused(Verdict.QUOTA_HELD, kind=kind)
+    assert what in refusal.message
+    assert counted in refusal.message
+    assert (refusal.retry_after_s, refusal.retry_helps) == (1, True)
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.reason)
+@pytest.mark.parametrize("family", Family)
+def test_status_and_reason_are_the_same_for_every_api(error: type[Refusal], family: Family) -> None:
+    rendered = render(error(retry_after_s=7, retry_helps=False, param="p"), family, ID)
+    headers = dict(rendered.headers)
+    assert rendered.status == error.status
+    assert headers[b"x-tollkeeper-reason"] == error.reason.encode()
+    assert headers[b"retry-after"] == b"7"
+    assert headers[b"x-should-retry"] == b"false"
+    assert headers[b"content-type"].endswith(b"json")
+    body = json.loads(rendered.body)
+    assert error().message in json.dumps(body)
+    assert "p" in json.dumps(body)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
+    unknown = dict(render(errors.InvalidApiKey(), family, ID).headers)
+    assert unknown[b"www-authenticate"] == b'Bearer realm="tollkeeper"'
+    limited = dict(render(refused(Verdict.RATE_LIMITED, kind=LimitKind.REQUESTS), family, ID).headers)
+    assert limited[b"x-ratelimit-remaining-requests"] == b"0"
+    assert b"www-authenticate" not in limited
+
+
+def test_fields_without_a_value_are_not_sent() -> None:
+    assert [name for name, _ in render(errors.UnknownRoute(), Family.OPENAI, ID).headers] == [
+        b"content-type",
+        b"x-tollkeeper-reason",
+    ]
+
+
+def test_problem_json() -> None:
+    rendered = render(errors.InvalidRequest("n must be 1.", param="n"), Family.GENERIC, ID)
+    assert dict(rendered.headers)[b"content-type"] == b"application/problem+json"
+    assert json.loads(rendered.body) == {
+        "type": "urn:tollkeeper:invalid_request",
+        "title": "Bad Request",
+        "status": 400,
+        "detail": "n must be 1.",
+        "instance": f"urn:uuid:{ID}",
+        "reason": "invalid_request",
+        "param": "n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.InvalidRequest, "invalid_request_error"),
+        (errors.InvalidApiKey, "authentication_error"),
+        (errors.InsufficientCredits, "billing_error"),
+        (errors.ModelNotAllowed, "permission_error"),
+        (errors.UnknownRoute, "not_found_error"),
+        (errors.RequestTooLarge, "request_too_large"),
+        (errors.QuotaExceeded, "rate_limit_error"),
+        (errors.UpstreamUnreachable, "api_error"),
+        (errors.UpstreamTimeout, "timeout_error"),
+        (errors.Overloaded, "overloaded_error"),
+    ],
+)
+def test_anthropic(error: type[Refusal], kind: str) -> None:
+    body = json.loads(render(error(), Family.ANTHROPIC, ID).body)
+    assert body == {"type": "error", "error": {"type": kind, "message": error().message}, "request_id": ID}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InvalidRequest, "INVALID_ARGUMENT"),
+        (errors.InvalidApiKey, "UNAUTHENTICATED"),
+        (errors.SpendCapReached, "FAILED_PRECONDITION"),
+        (errors.TenantBlocked, "PERMISSION_DENIED"),
+        (errors.UnknownRoute, "NOT_FOUND"),
+        (errors.RateLimited, "RESOURCE_EXHAUSTED"),
+        (errors.CountersUnavailable, "UNAVAILABLE"),
+        (errors.UpstreamTimeout, "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_gemini(error: type[Refusal], status: str) -> None:
+    body = json.loads(render(error(retry_after_s=3), Family.GEMINI, ID).body)["error"]
+    assert (body["code"], body["status"], body["message"]) == (error.status, status, error().message)
+    assert body["details"][0]["reason"] == error.reason.upper()
+    assert body["details"][-1]["retryDelay"] == "3s"
+
+
+# --- the official SDK -------------------------------------------------------------------
+
+
+def asked(rendered: Rendered) -> openai.APIStatusError:
+    """What the SDK raises for an answer."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(rendered.status, headers=rendered.headers, content=rendered.body)
+
+    transport = httpx2.MockTransport(answer)
+    with openai.OpenAI(
+        api_key="k", base_url="http://x/v1", max_retries=0, http_client=httpx2.Client(transport=transport)
+    ) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(model="m", messages=[])
+        return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "code", "kind"),
+    [
+        (errors.InvalidRequest, openai.BadRequestError, "invalid_request", "invalid_request_error"),
+        (errors.InvalidApiKey, openai.AuthenticationError, "invalid_api_key", "invalid_request_error"),
+        (errors.InsufficientCredits, openai.APIStatusError, "insufficient_credits", "billing_error"),
+        (errors.SpendCapReached, openai.APIStatusError, "spend_cap_reached", "billing_error"),
+        (errors.TenantBlocked, openai.PermissionDeniedError, "tenant_blocked", "permission_error"),
+        (errors.UnknownRoute, openai.NotFoundError, "unknown_route", "invalid_request_error"),
+        (errors.QuotaExceeded, openai.RateLimitError, "insufficient_quota", "insufficient_quota"),
+        (errors.QuotaHeld, openai.RateLimitError, "quota_held", "rate_limit_error"),
+        (errors.RateLimited, openai.RateLimitError, "rate_limit_exceeded", "rate_limit_error"),
+        (errors.CountersUnavailable, openai.InternalServerError, "counters_unavailable", "server_error"),
+    ],
+)
+def test_the_openai_sdk_raises_its_own_error(
+    error: type[Refusal], raised: type[openai.APIStatusError], code: str, kind: str
+) -> None:
+    caught = asked(render(error(param="field"), Family.OPENAI, ID))
+    assert type(caught) is raised
+    assert (caught.code, caught.type, caught.param) == (code, kind, "field")
+    assert error().message in caught.message

@@ -1,0 +1,354 @@
+"""Identities and the catalogue: cached for less than a second, unknown only where everything is verified."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+import pytest
+import redis
+
+from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.model import Caller, Service
+from gateway.counters.admission import directory as directory_module
+from gateway.counters.admission.directory import IDENTITY_S, Directory
+from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire
+from gateway.errors import CountersUnavailable, InvalidApiKey
+from tests.builders import CREDITS, driven
+from tests.counters.conftest import Connect
+
+CALLER = Caller(1, 7, 3, keys.partition_of(1), "ann", frozenset({"m2", "m1"}))
+DIGEST = "d" * 64
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that pass when told."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(slots=True)
+class Desk:
+    """A directory, the clock it goes by and the server it reads."""
+
+    directory: Directory
+    wire: Wire
+    clock: Clock
+    client: redis.Redis
+
+    async def identify(self, digest: str = DIGEST) -> Caller:
+        return await driven(self.directory.identify(digest))
+
+    def know(self, caller: Caller = CALLER) -> None:
+        self.client.set(keys.identity(DIGEST), encode_identity(caller))
+
+    def verify(self) -> None:
+        self.client.set(keys.VERIFIED, self.wire.run_id)
+
+
+@pytest.fixture
+async def desk(valkey: str, connect: Connect) -> Desk:
+    wire, clock = await connect(valkey), Clock()
+    return Desk(Directory(wire, clock), wire, clock, redis.Redis.from_url(valkey))
+
+
+async def test_a_known_credential_stands_for_its_caller(desk: Desk) -> None:
+    desk.know()
+    assert await desk.identify() == CALLER
+    assert desk.directory.cached(DIGEST) == CALLER
+
+
+@pytest.mark.parametrize("models", [None, frozenset(), frozenset({"m"})])
+async def test_callers_survive_the_way(desk: Desk, models: frozenset[str] | None) -> None:
+    desk.know(replace(CALLER, user="", models=models))
+    assert await desk.identify() == replace(CALLER, user="", models=models)
+
+
+@pytest.mark.parametrize("user_header", ["accept", "require", "ignore"])
+async def test_what_a_key_makes_of_users_survives_the_way(desk: Desk, user_header: str) -> None:
+    desk.know(replace(CALLER, user_header=user_header))
+    assert (await desk.identify()).user_header == user_header
+
+
+async def test_an_identity_written_before_keys_spoke_of_users_accepts_them(desk: Desk) -> None:
+    desk.client.set(keys.identity(DIGEST), b'{"o":1,"t":7,"k":3,"p":0,"u":"","m":null}')
+    assert (await desk.identify()).user_header == "accept"
+
+
+def test_a_change_counts_within_a_second_and_the_way_to_redis_is_part_of_it() -> None:
+    assert IDENTITY_S + 0.1 <= 1.0
+
+
+async def test_an_identity_lives_for_its_time_and_not_longer(desk: Desk) -> None:
+    desk.know()
+    desk.verify()
+    first = await desk.identify()
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += IDENTITY_S
+    assert await desk.identify() is first
+    desk.clock.now += 0.001
+    assert desk.directory.cached(DIGEST) is None
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+
+
+async def test_that_there_is_none_lives_as_long(desk: Desk) -> None:
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    desk.know()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    assert desk.directory.cached(DIGEST) is None
+    desk.clock.now += IDENTITY_S + 0.001
+    assert await desk.identify() == CALLER
+
+
+async def test_the_same_caller_stays_the_same_object(desk: Desk) -> None:
+    """What is cached by caller elsewhere is found again."""
+    desk.know()
+    first = await desk.identify()
+    desk.clock.now += 2
+    assert await desk.identify() is first
+
+
+@pytest.mark.parametrize("verified", [None, b"another server's run id"])
+async def test_nobody_is_unknown_before_everything_is_verified(desk: Desk, verified: bytes | None) -> None:
+    if verified is not None:
+        desk.client.set(keys.VERIFIED, verified)
+    for _ in range(2):
+        with pytest.raises(CountersUnavailable):
+            await desk.identify()
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+
+
+async def test_nothing_is_known_without_a_connection(desk: Desk) -> None:
+    await desk.wire.close()
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+    digests = [f"{n:064d}" for n in range(5)]
+    for digest in digests:
+        desk.client.set(keys.identity(digest), encode_identity(CALLER))
+        await desk.identify(digest)
+    kept = digests[2:]
+    for _ in range(4):
+        desk.clock.now += 10
+        await desk.identify(kept[2])
+    assert list(desk.directory._known) == kept
+
+
+async def test_guessed_credentials_are_bounded_and_displace_nobody(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+    monkeypatch.setattr(directory_module, "UNKNOWN_MAX", 3)
+    desk.know()
+    desk.verify()
+    await desk.identify()
+    for n in range(10):
+        for _ in range(2):
+            with pytest.raises(InvalidApiKey):
+                await desk.identify(f"{n:064d}")
+    assert desk.directory.cached(DIGEST) == CALLER
+    assert len(desk.directory._known) == 1
+    assert len(desk.directory._unknown) == 3
+
+
+async def test_a_credential_that_is_gone_is_forgotten_as_known(desk: Desk) -> None:
+    desk.know()
+    desk.verify()
+    await desk.identify()
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += 10
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    assert not desk.directory._known
+
+
+# --- catalogue --------------------------------------------------------------------------
+
+CHAT = Service(1, "chat")
+IMAGES = Service(2, "images", "consumption", counts_tokens=False, credits=9, one_time=True)
+
+
+async def test_there_is_no_service_before_the_first_catalogue(desk: Desk) -> None:
+    with pytest.raises(CountersUnavailable):
+        desk.directory.service("chat")
+
+
+async def test_the_catalogue_is_followed(desk: Desk) -> None:
+    desk.client.set(keys.CATALOGUE, encode_catalogue(4, [CHAT]))
+    task = asyncio.create_task(desk.directory.keep_fresh())
+    async with asyncio.timeout(30):
+        while desk.directory.version != 4:
+            await asyncio.sleep(0.01)
+        assert (desk.directory.service("chat"), desk.directory.service("images")) == (CHAT, None)
+        desk.client.set(keys.CATALOGUE, encode_catalogue(5, [CHAT, IMAGES]))
+        while desk.directory.version != 5:
+            await asyncio.sleep(0.01)
+        assert desk.directory.service("images") == IMAGES
+        desk.client.delete(keys.CATALOGUE)
+        await asyncio.sleep(directory_module.CATALOGUE_S * 1.2)
+    assert desk.directory.service("chat") == CHAT
+    task.cancel()
+
+
+# --- terms ------------------------------------------------------------------------------
+
+
+def negotiate(desk: Desk, credits_: int) -> None:
+    terms = OrganizationTerms((Negotiated(2, credits_),))
+    desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
+
+
+async def test_terms_come_with_the_identity_and_live_as_long(desk: Desk) -> None:
+    desk.know()
+    desk.client.set(keys.CATALOGUE, encode_catalogue(1, [CREDITS]))
+    await driven(desk.directory.refresh())
+    with pytest.raises(CountersUnavailable):
+        desk.directory.resolve(CALLER, "images")
+    negotiate(desk, 6)
+    caller = await desk.identify()
+    first = desk.directory.resolve(caller, "images")
+    assert first is not None
+    assert first.credits == 6
+    assert desk.directory.resolve(caller, "nothing") is None
+    negotiate(desk, 5)
+    await desk.identify()
+    assert desk.directory.resolve(caller, "images") is first
+    desk.clock.now += IDENTITY_S + 0.001
+    await desk.identify()
+    changed = desk.directory.resolve(caller, "images")
+    assert changed is not None
+    assert (first.credits, changed.credits) == (6, 5)
+    desk.clock.now += IDENTITY_S + 0.001
+    await desk.identify()
+    assert desk.directory.resolve(caller, "images") is changed
+
+
+async def test_a_key_that_moves_to_another_organization_has_its_terms(desk: Desk) -> None:
+    desk.client.set(keys.CATALOGUE, encode_catalogue(1, [CREDITS]))
+    await driven(desk.directory.refresh())
+    desk.know(replace(CALLER, organization_id=2))
+    await desk.identify()
+    negotiate(desk, 6)
+    desk.know()
+    desk.clock.now += IDENTITY_S + 0.001
+    found = desk.directory.resolve(await desk.identify(), "images")
+    assert found is not None
+    assert found.credits == 6
+
+
+async def test_organizations_kept_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 2)
+    for organization_id in (1, 2, 3):
+        desk.know(replace(CALLER, organization_id=organization_id))
+        desk.clock.now += IDENTITY_S + 0.001
+        await desk.identify()
+    with pytest.raises(CountersUnavailable):
+        desk.directory.resolve(CALLER, "images")
+
+
+# --- while Redis is away ----------------------------------------------------------------
+
+
+@pytest.fixture
+async def leasing(valkey: str, connect: Connect) -> tuple[Desk, Allowances]:
+    wire, clock = await connect(valkey), Clock()
+    leases = Allowances(clock)
+    directory = Directory(wire, clock, lambda: clock.now, allowances=leases, stale_s=600)
+    return Desk(directory, wire, clock, redis.Redis.from_url(valkey)), leases
+
+
+def lease(leases: Allowances) -> None:
+    """Every tenant that was seen has one, for long."""
+    for one in leases.all():
+        one.until = 10**6
+
+
+async def test_who_was_known_before_is_known_while_redis_is_away(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    known = await desk.identify()
+    assert [one.caller for one in leases.all()] == [CALLER]
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 600
+    assert await desk.identify() is known
+    assert leases.all()[0].seen == desk.clock.now
+    with pytest.raises(CountersUnavailable):
+        await desk.identify("e" * 64)
+    leases.all()[0].until = 0.0
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_who_was_known_long_ago_is_nobody_any_more(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 602
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_a_key_expires_while_redis_is_away(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.client.set(keys.identity(DIGEST), encode_identity(CALLER, round((desk.clock.now + 60) * 1000)))
+    await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += 59
+    assert await desk.identify() == CALLER
+    desk.clock.now += 1
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_a_credential_known_as_revoked_stays_refused(leasing: tuple[Desk, Allowances]) -> None:
+    desk, leases = leasing
+    desk.know()
+    desk.verify()
+    await desk.identify()
+    lease(leases)
+    desk.client.delete(keys.identity(DIGEST))
+    desk.clock.now += IDENTITY_S + 0.001
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()
+    lease(leases)
+    desk.wire.available = False
+    desk.clock.now += IDENTITY_S + 0.001
+    with pytest.raises(CountersUnavailable):
+        await desk.identify()
+
+
+async def test_who_was_known_before_is_known_to_an_emptied_redis_until_it_is_verified(
+    leasing: tuple[Desk, Allowances],
+) -> None:
+    desk, leases = leasing
+    desk.know()
+    known = await desk.identify()
+    lease(leases)
+    desk.client.flushall()
+    desk.clock.now += IDENTITY_S + 0.001
+    assert await desk.identify() is known
+    desk.verify()
+    with pytest.raises(InvalidApiKey):
+        await desk.identify()

@@ -1,0 +1,177 @@
+"""An admission nobody waits for any more is given back, and a release nobody answered is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, Settled, Verdict
+from gateway.counters.admission import releasing
+from gateway.counters.layouts import states
+from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable
+from tests.builders import CHAT, UNITS, World, new_id
+from tests.conftest import ValkeyServer
+from tests.counters.admission.test_quota import Hire, Worker, hire
+from tests.counters.conftest import eventually
+
+__all__ = ["hire"]
+Own = Callable[..., ValkeyServer]
+
+
+@pytest.fixture
+def server(own_valkey: Own) -> ValkeyServer:
+    """One that may be frozen."""
+    return own_valkey()
+
+
+@pytest.fixture
+def world(server: ValkeyServer) -> Iterator[World]:
+    made = World(server.url)
+    yield made
+    made.client.close()
+
+
+def freeze(server: ValkeyServer) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+
+
+def thaw(server: ValkeyServer) -> None:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGCONT)
+
+
+async def reserve(worker: Worker, request: HoldRequest) -> Decision | None:
+    try:
+        return await worker.reserve(request)
+    except CountersUnavailable:
+        return None
+
+
+def nothing_is_held(world: World) -> bool:
+    return (world.tenant.held, world.slots("ann"), world.deadlines()) == (0, [0, 0, 0, 0], {})
+
+
+async def test_an_answer_that_comes_late_is_followed_at_once_by_a_release(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    """Eight callers, a frozen Redis: whoever asks next finds every slot free, in the same write even."""
+    world.plan(1000)
+    world.define_key(Limits(concurrency=10))
+    worker = await hire(world, call_s=0.3, stall_s=30)
+    freeze(server)
+    requests = [worker.request(10, user="ann") for _ in range(8)]
+    assert await asyncio.gather(*(reserve(worker, one) for one in requests)) == [None] * 8
+    thaw(server)
+    await eventually(lambda: worker.wire.available)
+    decisions = await asyncio.gather(*(reserve(worker, worker.request(10)) for _ in range(10)))
+    assert [one and one.verdict for one in decisions] == [Verdict.ADMITTED] * 10
+    await eventually(lambda: worker.counters.releases_owed == 0)
+    assert (world.tenant.held, world.user("ann").inflight, len(world.deadlines())) == (100, 0, 10)
+
+
+async def test_a_late_refusal_is_followed_by_nothing(server: ValkeyServer, world: World, hire: Hire) -> None:
+    worker = await hire(world, call_s=0.3, stall_s=30)
+    freeze(server)
+    assert await reserve(worker, worker.request(1)) is None  # its tenant has no plan
+    thaw(server)
+    await eventually(lambda: worker.wire.available)
+    assert (worker.counters.releases_owed, world.deadlines()) == (0, {})
+
+
+async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    """The deadline of a request passes before that of the wire."""
+    world.plan(1000)
+    worker = await hire(world, call_s=30, stall_s=30)
+    freeze(server)
+    story = worker.counters.reserve(worker.request(10, user="ann"))
+    next(story.__await__())
+    with pytest.raises(CountersUnavailable):
+        story.throw(CountersUnavailable())
+    thaw(server)
+    await eventually(lambda: not worker.wire._pending)
+    await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
+
+
+async def test_behind_a_broken_connection_holds_are_released_by_their_id(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    world.plan(1000)
+    worker = await hire(world, call_s=0.2, stall_s=0.4)
+    freeze(server)
+    requests = [worker.request(10, user="ann") for _ in range(8)]
+    assert await asyncio.gather(*(reserve(worker, one) for one in requests)) == [None] * 8
+    await eventually(lambda: not worker.wire.connected)
+    assert worker.counters.releases_owed == 8
+    thaw(server)
+    await eventually(lambda: worker.wire.connected)
+    await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
+
+
+async def test_a_release_that_could_not_be_sent_is_sent_later(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    world.plan(1000)
+    worker = await hire(world, call_s=0.3, stall_s=30)
+    request = worker.request(10, user="ann")
+    await worker.reserve(request)
+    freeze(server)
+    assert await reserve(worker, worker.request(1)) is None
+    assert not worker.wire.available
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(request, 0, charge=False)
+    thaw(server)
+    await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
+
+
+async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
+    server: ValkeyServer, world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await hire(world, call_s=0.2, stall_s=0.4)
+    monkeypatch.setattr(releasing, "RELEASES_MAX", 3)
+    requests = [HoldRequest(world.caller, new_id(), "", CHAT, 1, 1) for _ in range(5)]
+    server.stop()
+    await eventually(lambda: not worker.wire.connected)
+    for request in requests:
+        with pytest.raises(CountersUnavailable):
+            await worker.settle(request, 0, charge=False)
+    assert worker.counters.releases_owed == 3
+    for one in worker.counters._releases._owed.values():
+        one.until = 0.0
+    await eventually(lambda: worker.counters.releases_owed == 0)
+
+
+async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None:
+    world.plan(1000)
+    worker = await hire(world)
+    request = worker.request(10)
+    await worker.reserve(request)
+    assert await worker.settle(request, 10) is Settled.DONE
+    worker.counters._came_late(request, None)
+    await eventually(lambda: worker.counters.releases_owed == 0)
+    assert (world.tenant.used, world.tenant.held, world.late()) == (10, 0, [])
+
+
+async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    worker = await hire(world, call_s=0.2, stall_s=0.4)
+    head = HoldRequest(world.caller, new_id(), "", NO_SERVICE, 0, 0)
+    await worker.reserve(head)
+    freeze(server)
+    raised = replace(head, service=UNITS, units=3, raises=True)
+    assert await reserve(worker, raised) is None
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(head, 0, charge=False)
+    await eventually(lambda: not worker.wire.connected)
+    thaw(server)
+    await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
+    packed = world.get(keys.activation(world.p, 1, UNITS.id))
+    assert not packed or states.unpack_activation(packed).held == 0

@@ -1,0 +1,118 @@
+"""What an organization pays and may use: its own terms over the catalogue's, by the time of day."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.billing.pricing import Pricing, Tier, TokenPrice
+from gateway.core.model import Service
+from gateway.counters.admission.stored import encode_terms, version_of
+from gateway.counters.admission.terms import Terms
+from gateway.errors import ServiceNotIncluded
+
+CHAT = Service(1, "chat", "subscription", counts_tokens=False)
+IMAGES = Service(2, "images", "consumption", counts_tokens=False, credits=8)
+TIERS = Pricing(tiers=(Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
+BY_TOKEN = Pricing(per_million={"*": TokenPrice(3, 15, None)})
+
+
+def terms(*negotiated: Negotiated, **subscription: Any) -> Terms:
+    return Terms(encode_terms(7, OrganizationTerms(negotiated, **subscription)))
+
+
+def test_the_version_is_kept_beside_the_terms() -> None:
+    assert version_of(encode_terms(7, OrganizationTerms())) == 7
+
+
+def test_without_terms_the_catalogue_counts() -> None:
+    assert Terms(b"").resolve(IMAGES, 0) == IMAGES
+
+
+def test_a_negotiated_price_goes_first_and_the_rest_stays() -> None:
+    found = terms(Negotiated(2, 6)).resolve(IMAGES, 0)
+    assert (found.credits, found.meter, found.pricing) == (6, "consumption", IMAGES.pricing)
+
+
+METERS = {1: "subscription", 2: "consumption", 3: "consumption", 4: "pay_per_use"}
+OCR = Service(3, "ocr", "consumption", counts_tokens=False, credits=5)
+MAPS = Service(4, "maps", "pay_per_use", counts_tokens=False)
+
+
+def usable(one: Terms, *services: Service) -> set[str]:
+    """The keys of those an organization may use now."""
+    found = set()
+    for service in services:
+        with suppress(ServiceNotIncluded):
+            found.add(one.resolve(service, 150, METERS).key)
+    return found
+
+
+def test_who_was_given_services_of_a_meter_uses_those_alone() -> None:
+    everything = CHAT, IMAGES, OCR, MAPS
+    assert usable(terms(), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(2, 6)), *everything) == {"chat", "images", "maps"}
+    assert usable(terms(Negotiated(2, 8), Negotiated(3, 5)), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(4, 0)), *everything) == {"chat", "images", "ocr", "maps"}
+    assert usable(terms(Negotiated(4, 0)), MAPS, Service(5, "geo", "pay_per_use")) == {"maps"}
+
+
+def test_what_counts_is_the_meter_it_was_given_with() -> None:
+    assert usable(terms(Negotiated(2, 6, "pay_per_use")), IMAGES, OCR, MAPS) == {"images", "ocr"}
+    assert usable(terms(Negotiated(1, 6, "consumption")), CHAT, IMAGES, MAPS) == {"chat", "maps"}
+    assert usable(terms(Negotiated(2, 6, "subscription")), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
+    assert usable(terms(Negotiated(9, 6)), IMAGES, OCR, MAPS) == {"images", "ocr", "maps"}
+
+
+def test_a_subscription_includes_whatever_was_given() -> None:
+    one = terms(Negotiated(2, 6), features=("chat",), since_ms=100, until_ms=200)
+    assert usable(one, CHAT, IMAGES, OCR) == {"chat", "images"}
+
+
+@pytest.mark.parametrize("pricing", [TIERS, BY_TOKEN])
+def test_another_business_model_and_pricing(pricing: Pricing) -> None:
+    found = terms(Negotiated(2, 0, "pay_per_use", pricing)).resolve(IMAGES, 0)
+    assert (found.credits, found.meter, found.pricing) == (0, "pay_per_use", pricing)
+
+
+def test_only_subscription_counts_tokens_by_itself() -> None:
+    assert Terms(b"").resolve(CHAT, 0).counts_tokens
+    assert not terms(Negotiated(1, 6, "consumption")).resolve(CHAT, 0).counts_tokens
+    assert terms(Negotiated(2, 6, "subscription")).resolve(IMAGES, 0).counts_tokens
+
+
+def test_the_same_terms_answer_the_same_object() -> None:
+    one = terms(Negotiated(2, 6))
+    assert one.resolve(IMAGES, 0) is one.resolve(IMAGES, 5)
+    assert one.resolve(Service(2, "images", "pay_per_use"), 0).meter == "pay_per_use"
+
+
+def test_who_never_had_a_subscription_needs_a_plan() -> None:
+    assert terms().resolve(CHAT, 0).needs_plan
+    assert terms(features=("chat",), since_ms=100, until_ms=200).resolve(CHAT, 99).needs_plan
+
+
+def test_a_subscription_in_force_includes_its_features_without_a_plan() -> None:
+    one = terms(features=("chat",), since_ms=100, until_ms=200)
+    assert not one.resolve(CHAT, 100).needs_plan
+    assert one.resolve(CHAT, 199.9) is one.resolve(CHAT, 100)
+    with pytest.raises(ServiceNotIncluded):
+        terms(features=("other",), since_ms=100, until_ms=200).resolve(CHAT, 150)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        terms(features=("chat",), since_ms=100, until_ms=200),
+        terms(features=("chat",), since_ms=300, until_ms=400, subscribed=True),
+        terms(subscribed=True),
+    ],
+)
+def test_a_subscription_that_is_over_includes_nothing(one: Terms) -> None:
+    with pytest.raises(ServiceNotIncluded):
+        one.resolve(CHAT, 200)
+    assert one.resolve(IMAGES, 200) == IMAGES

@@ -1,0 +1,197 @@
+"""The counters as the keeper uses them: writes, definitions, identities, the catalogue, looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    ControlWrite,
+    KeyDefinition,
+    Negotiated,
+    OrganizationDefinition,
+    OrganizationTerms,
+    PlanTerms,
+    TenantDefinition,
+)
+from gateway.core.model import INTEGER_MAX, PARTITIONS, Limits, Verdict
+from gateway.counters.admission.stored import encode_identity, encode_terms
+from gateway.counters.keeper import control as control_module
+from gateway.counters.keeper.control import Control
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable, OutOfRange
+from tests.builders import CHAT, NO_LIMITS, UNITS, World, new_id
+from tests.counters.conftest import Connect
+
+KEY = KeyDefinition(3, 7, 1, "d" * 64, Limits(concurrency=2), "ann", frozenset({"m"}))
+
+
+@pytest.fixture
+async def control(world: World, connect: Connect) -> Control:
+    return Control(await connect(world.url))
+
+
+def write(verb: str, position: int = 1, **payload: Any) -> ControlWrite:
+    return ControlWrite(new_id(), position, "tenant:7", verb, payload, tenant_id=7, organization_id=1)
+
+
+# --- writes -----------------------------------------------------------------------------
+
+
+async def test_writes_move_the_account_in_the_direction_they_say(world: World, control: Control) -> None:
+    terms = PlanTerms(plan_id=1, total=100)
+    for one in (
+        replace(write("plan"), terms=terms),
+        write("recharge", amount=50),
+        write("adjust", amount=30, direction="OUT", reason='so "it" is'),
+        write("adjust", amount=5, direction="IN"),
+        write("block"),
+    ):
+        assert await control.apply(one) is True
+        assert await control.apply(one) is True
+    assert (world.tenant.remaining, world.tenant.manual_block, world.tenant.seq) == (125, True, 4)
+    assert [event.metadata for event in world.events()[2:4]] == [b'{"reason":"so \\"it\\" is"}', b""]
+
+
+async def test_credits_go_to_the_organization(world: World, control: Control) -> None:
+    one = ControlWrite(new_id(), 1, "organization:1", "credits", {"amount": 70}, organization_id=1)
+    assert await control.apply(one) is True
+    assert world.organization.balance == 70
+
+
+async def test_an_unknown_account_has_to_wait(world: World, control: Control) -> None:
+    assert await control.apply(replace(write("recharge", amount=1), tenant_id=99)) is False
+    tenant = TenantDefinition(99, 1, NO_LIMITS, NO_LIMITS, PlanTerms(), has_ledger=True)
+    assert await control.apply(replace(write("define"), definitions=(tenant,))) is False
+    assert (
+        await control.apply(replace(write("define"), definitions=(replace(tenant, has_ledger=False),)))
+        is True
+    )
+
+
+async def test_out_of_range_is_said_as_such(world: World, control: Control) -> None:
+    world.plan(INTEGER_MAX)
+    with pytest.raises(OutOfRange):
+        await control.apply(write("recharge", amount=1))
+
+
+async def test_nothing_is_written_where_unverified(world: World, control: Control) -> None:
+    world.client.delete(keys.marker(world.p))
+    for one in (write("recharge", amount=1), replace(write("define"), definitions=(KEY,))):
+        with pytest.raises(CountersUnavailable):
+            await control.apply(one)
+
+
+async def test_a_sweep_says_whether_it_reset(world: World, control: Control) -> None:
+    world.plan(100, reset_interval="daily")
+    assert await control.sweep(7, 1) is False
+    world.put_tenant(next_reset=world.now_ms() // 86_400_000 * 86_400_000)
+    assert await control.sweep(7, 1) is True
+
+
+# --- definitions ------------------------------------------------------------------------
+
+
+async def test_a_key_is_its_state_and_its_identity(world: World, control: Control) -> None:
+    name = keys.identity(KEY.digest)
+    assert await control.define(KEY, 10) is True
+    assert world.key.concurrency == 2
+    caller = replace(world.caller, user="ann", models=frozenset({"m"}))
+    assert (world.get(name), world.client.ttl(name)) == (encode_identity(caller), -1)
+    expires = world.now_ms() + 60_000
+    assert await control.define(replace(KEY, expires_ms=expires), 11) is True
+    assert (world.client.pexpiretime(name), world.key.expires) == (expires, expires)
+    assert await control.define(replace(KEY, revoked=True), 12) is True
+    world.plan(10)
+    assert (world.client.exists(name), world.reserve().verdict) == (0, Verdict.REVOKED)
+
+
+async def test_an_organizations_terms_are_written_and_older_ones_are_not(
+    world: World, control: Control
+) -> None:
+    newer, older = (OrganizationTerms((Negotiated(2, credits_),)) for credits_ in (6, 7))
+    for terms, version in ((newer, 9), (older, 8)):
+        assert await control.define(OrganizationDefinition(1, NO_LIMITS, terms=terms), version) is True
+        assert world.get(keys.organization_terms(1)) == encode_terms(9, newer)
+
+
+async def test_newer_terms_written_meanwhile_are_put_back(
+    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = encode_terms(9, OrganizationTerms((Negotiated(2, 6),)))
+    ask = control.ask
+
+    async def overtaken(*parts: bytes) -> Any:
+        answer = await ask(*parts)
+        if parts[0] == b"GET":
+            world.client.set(keys.organization_terms(1), newer)
+        return answer
+
+    monkeypatch.setattr(control, "ask", overtaken)
+    assert await control.define(OrganizationDefinition(1, NO_LIMITS), 8) is True
+    assert world.get(keys.organization_terms(1)) == newer
+
+
+async def test_an_older_definition_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
+    newer = OrganizationDefinition(1, Limits(concurrency=5))
+    assert await control.define(newer, 10) is True
+    assert await control.define(replace(newer, limits=Limits(concurrency=9)), 9) is True
+    assert world.organization.concurrency == 5
+
+
+async def test_the_catalogue_is_published_and_asked_for_everywhere(world: World, control: Control) -> None:
+    for partition in range(PARTITIONS):
+        world.client.set(keys.marker(partition), packing.marker(world.run_id, 3, 1))
+    assert await control.define(CatalogueDefinition((CHAT, UNITS)), 8) is True
+    assert b'"version":8' in world.get(keys.CATALOGUE)
+    for partition in range(PARTITIONS):
+        assert packing.read_marker(world.get(keys.marker(partition)))[1:] == (3, 8)
+    world.plan(10)
+    assert world.reserve().verdict is Verdict.STALE
+
+
+async def test_an_older_catalogue_is_not_brought_over_a_newer_one(world: World, control: Control) -> None:
+    """Markers ask for the newer one: with the older in its place no call would be served."""
+    for partition in range(PARTITIONS):
+        world.client.set(keys.marker(partition), packing.marker(world.run_id, 3, 9))
+    await control.publish(CatalogueDefinition((CHAT, UNITS)), 9)
+    newer = world.get(keys.CATALOGUE)
+    assert await control.define(CatalogueDefinition((CHAT,)), 8) is True
+    assert world.get(keys.CATALOGUE) == newer
+    assert packing.read_marker(world.get(keys.marker(0)))[2] == 9
+
+
+async def test_a_catalogue_waits_where_not_all_is_verified(world: World, control: Control) -> None:
+    with pytest.raises(CountersUnavailable):
+        await control.define(CatalogueDefinition((CHAT,)), 8)
+
+
+# --- looks ------------------------------------------------------------------------------
+
+
+async def test_quotas_are_read_over_partitions_and_batches(
+    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "PEEK_BATCH_MAX", 2)
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    world.plan(100)
+    other.plan(None)
+    world.reserve(need=30)
+    found = await control.peek_tenants([(world.p, 7), (world.p, 70), (world.p, 71), (other.p, 8)])
+    assert (found[70], found[71]) == (None, None)
+    mine, theirs = found[7], found[8]
+    assert mine is not None
+    assert theirs is not None
+    assert (mine.tokens_remaining, mine.tokens_held, mine.cycle, mine.seq) == (100, 30, 1, 1)
+    assert (theirs.tokens_remaining, theirs.is_blocked) == (None, False)
+    assert await control.holds() == 1
+
+
+async def test_quotas_of_an_unverified_partition_are_unavailable(world: World, control: Control) -> None:
+    world.client.delete(keys.marker(world.p))
+    with pytest.raises(CountersUnavailable):
+        await control.peek_tenants([(world.p, 7)])

@@ -1,0 +1,342 @@
+"""Leases of workers on a real server: asked for, given back, and what was used of them charged once."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.model import (
+    HoldRequest,
+    Settled,
+    Verdict,
+)
+from gateway.counters.layouts import packing
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, DENIED_S, RENEW_S
+from gateway.counters.redis import keys
+from gateway.errors import CountersUnavailable
+from tests.builders import (
+    CHAT,
+    World,
+)
+from tests.conftest import ValkeyServer
+from tests.counters.conftest import eventually
+from tests.counters.lease_stage import Employ, Worker
+
+START = Callable[..., ValkeyServer]
+
+
+# --- leasing ----------------------------------------------------------------------------
+
+
+async def test_a_tenant_that_is_seen_has_a_lease_and_one_nobody_sees_gives_it_back(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.leaser.lease()
+    assert allowing.tenant.held == 0
+    await worker.renew()
+    assert (allowing.tenant.held, allowing.organization.credits_held, worker.left) == (100, 20, 100)
+    assert worker.allowances.in_force == 1
+    worker.clock.now += ACTIVE_S + 1
+    await worker.leaser.lease()
+    assert (allowing.tenant.held, allowing.organization.credits_held) == (0, 0)
+    assert (worker.allowances.in_force, worker.allowances.all()) == (0, [])
+    await worker.renew()
+    assert allowing.tenant.held == 100
+
+
+async def test_leases_are_asked_for_a_few_times_a_minute_and_denied_ones_once(
+    world: World, employ: Employ
+) -> None:
+    """Redis calls of one tenant that is seen all the time, as Redis counts them."""
+
+    async def asked(worker: Worker, seconds: int) -> int:
+        world.client.config_resetstat()
+        for _ in range(seconds * 4):
+            worker.seen()
+            worker.clock.now += 0.25
+            await worker.leaser.lease()
+        found = world.client.info("commandstats")
+        return int(found.get("cmdstat_fcall", {"calls": 0})["calls"])
+
+    world.plan(1000, on_store_failure="deny")
+    worker = await employ(world)
+    assert await asked(worker, round(DENIED_S * 2)) == 2
+    world.plan(1000, on_store_failure="allow")
+    await asked(worker, round(DENIED_S))
+    assert await asked(worker, 60) == 60 / RENEW_S
+
+
+@pytest.mark.parametrize("how", ["deny", "block"])
+async def test_a_lease_ends_with_what_allowed_it(allowing: World, employ: Employ, how: str) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    if how == "deny":
+        allowing.plan(1000, on_store_failure="deny")
+    else:
+        allowing.grant("block")
+        _, decision = await worker.reserve(1)
+        assert decision.verdict is Verdict.TENANT_BLOCKED
+        assert worker.allowances.in_force == 0
+    await worker.renew()
+    await worker.leaser.lease()
+    assert (worker.allowances.in_force, allowing.tenant.held) == (0, 0)
+    await worker.lose()
+    with pytest.raises(CountersUnavailable):
+        await worker.reserve(1)
+
+
+async def test_who_is_told_that_all_is_held_has_the_lease_looked_at_at_once(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    request, _ = await worker.reserve(900)
+    await worker.settle(request, 900)
+    assert (await worker.reserve(1))[1].verdict is Verdict.QUOTA_HELD
+    await worker.leaser.lease()
+    await worker.leaser.lease()
+    assert allowing.tenant.held == 10
+    assert (await worker.reserve(1))[1].verdict is Verdict.ADMITTED
+
+
+async def test_a_worker_gives_its_leases_back_when_it_stops(allowing: World, employ: Employ) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.leaser.give_back()
+    assert (allowing.tenant.held, allowing.organization.credits_held, allowing.deadlines()) == (0, 0, {})
+
+
+async def test_who_takes_the_seat_takes_the_lease(allowing: World, employ: Employ) -> None:
+    first, second = await employ(allowing), await employ(allowing)
+    second.allowances = second.leaser._allowances = Allowances(second.clock, first.allowances._seat)
+    await first.renew()
+    await second.renew()
+    assert allowing.tenant.held == 100
+
+
+async def test_tenants_kept_are_bounded(
+    allowing: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.counters.leases.allowance.TENANTS_MAX", 3)
+    worker = await employ(allowing)
+    for tenant in range(10):
+        worker.allowances.seen(replace(allowing.caller, tenant_id=tenant))
+    assert len(worker.allowances.all()) == 3
+
+
+# --- back again -------------------------------------------------------------------------
+
+
+async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, employ: Employ) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    flying, _ = await worker.reserve(10)
+    await worker.settle(request, 50)
+    await worker.find()
+    assert worker.log.waiting == 1
+    assert (allowing.tenant.held, worker.left) == (60 + (1000 - 60) // 10, 94)
+    await worker.resubmitter.look()
+    assert (worker.log.waiting, len(allowing.late())) == (0, 1)
+    await worker.renew()
+    assert (allowing.tenant.held, worker.left) == (60 + 94, 94)
+    post_late(allowing)
+    await worker.renew()
+    await worker.renew()
+    assert allowing.tenant.remaining == 950
+    assert allowing.tenant.held == 10 + (950 - 10) // 10
+    # A call that began meanwhile and ends now finds no hold: it is charged by the late lane too.
+    assert await worker.settle(flying, 10) is Settled.UNKNOWN
+    post_late(allowing)
+    await worker.renew()
+    await worker.renew()
+    assert (allowing.tenant.remaining, allowing.tenant.held, worker.left) == (940, 94, 94)
+    worker.clock.now += ACTIVE_S + 1
+    await worker.leaser.lease()
+    assert allowing.tenant.held == 0
+
+
+async def test_a_long_outage_keeps_the_leases_of_those_who_call(own_valkey: START, employ: Employ) -> None:
+    """Redis is back after minutes, and empty: until it is verified they go on."""
+    world = World(own_valkey().url)
+    world.plan(1000, on_store_failure="allow")
+    worker = await employ(world)
+    await worker.renew()
+    await worker.lose()
+    worker.clock.now += ACTIVE_S * 3
+    worker.seen()
+    world.client.flushall()
+    await worker.find()
+    assert (await worker.reserve(60))[1].tokens_remaining == 40
+    world.client.close()
+
+
+async def test_what_is_unlimited_is_not_asked_for_all_the_time(world: World, employ: Employ) -> None:
+    world.plan(None, on_store_failure="allow")
+    worker = await employ(world)
+    await worker.renew()
+    await worker.lose()
+    await worker.reserve(1000)
+    await worker.find()
+    world.client.config_resetstat()
+    for _ in range(20):
+        worker.clock.now += 0.24
+        await worker.leaser.lease()
+    assert "cmdstat_fcall" not in world.client.info("commandstats")
+
+
+async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: World, employ: Employ) -> None:
+    """Its answer was late: the hold is there, and what was taken of the lease comes back."""
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    allowing.reserve(need=60, request_id=request.request_id)
+    worker.wire.available = True
+    assert await worker.settle(request, 50) is Settled.DONE
+    assert worker.left == 100
+    assert (allowing.tenant.remaining, allowing.tenant.held) == (950, 100)
+
+
+async def test_after_a_restart_every_lease_is_renewed_at_once(own_valkey: START, employ: Employ) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    world.plan(1000, on_store_failure="allow")
+    worker = await employ(world)
+    await worker.renew()
+    server.stop(signal.SIGKILL)
+    await eventually(lambda: not worker.wire.available)
+    request, _ = await worker.reserve(60)
+    await worker.settle(request, 50)
+    server.start()
+    await eventually(lambda: worker.wire.available)
+    assert not worker.leaser.is_current
+    await worker.leaser.lease()
+    assert worker.left == 50  # not verified: nothing was asked in vain, nothing is forgotten
+    assert not worker.leaser.is_current
+    rebuilt = World(server.url)
+    rebuilt.plan(1000, on_store_failure="allow")
+    await worker.leaser.lease()
+    assert rebuilt.tenant.held == 50 + 95
+    assert worker.leaser.is_current
+    world.client.close()
+    rebuilt.client.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_workers_together_never_use_more_than_there_is(
+    allowing: World, employ: Employ, seed: int
+) -> None:
+    """Calls, outages of single workers, renewals and late settlements, in any order."""
+    chance = random.Random(seed)
+    workers = [await employ(allowing, chance.choice([0.05, 0.4, 0.9])) for _ in range(4)]
+    calls: list[tuple[Worker, HoldRequest, int]] = []
+    for _ in range(250):
+        worker = chance.choice(workers)
+        match chance.randrange(6):
+            case 0:
+                await worker.renew()
+            case 1:
+                await (worker.lose() if worker.wire.available else worker.find())
+            case 2 | 3:
+                calls += await admitted(worker, chance.randrange(1, 30))
+            case 4 if calls:
+                worker, request, held = calls.pop(0)
+                await worker.settle(request, chance.randrange(held + 1))
+            case 5:
+                await hand_in(workers)
+                post_late(allowing)
+        tenant = allowing.tenant
+        leases = [one.tokens for worker in workers for one in worker.allowances.all()]
+        assert sum(one.kept for one in leases) <= tenant.held
+        assert sum(max(0, one.left) for one in leases) <= tenant.remaining
+        chance.shuffle(calls)
+    for worker in workers:
+        await worker.find()
+    for worker, request, held in calls:
+        await worker.settle(request, held)
+    await hand_in(workers)
+    post_late(allowing)
+    assert allowing.tenant.remaining >= 0
+    for worker in workers:
+        await worker.renew()
+        worker.clock.now += ACTIVE_S + 1
+        await worker.leaser.lease()
+    assert (allowing.tenant.held, allowing.tenant.inflight, allowing.deadlines()) == (0, 0, {})
+
+
+async def admitted(worker: Worker, need: int) -> list[tuple[Worker, HoldRequest, int]]:
+    """One call, if it is admitted."""
+    try:
+        request, decision = await worker.reserve(need)
+    except CountersUnavailable:
+        return []
+    return [(worker, request, decision.held_tokens)] if decision.verdict is Verdict.ADMITTED else []
+
+
+async def hand_in(workers: list[Worker]) -> None:
+    """What each log does by itself as soon as Redis is there."""
+    for worker in workers:
+        if worker.wire.available:
+            await worker.resubmitter.look()
+
+
+def post_late(world: World) -> None:
+    """What the keeper does with the late lane once everything before it is in the ledger."""
+    for entry_id, fields in world.entries(keys.late(world.p)):
+        argument = packing.SETTLE.unpack(fields[b"a"])
+        caller = world.caller
+        request = HoldRequest(caller, argument[-1].decode(), "", CHAT, 0, 0)
+        world.settle(request, int(argument[2]), mode=packing.MODE_POST)
+        world.client.xdel(keys.late(world.p), entry_id)
+
+
+async def test_a_worker_that_stops_leaves_only_what_is_not_charged_yet(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    await worker.settle(request, 50)
+    worker.wire.available = True
+    await worker.leaser.give_back()
+    assert (allowing.tenant.held, allowing.organization.credits_held) == (50, 0)
+    assert max(allowing.deadlines().values()) <= allowing.now_ms() + ACTIVE_S * 1000
+
+
+async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(
+    allowing: World, employ: Employ
+) -> None:
+    worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    request, _ = await worker.reserve(60)
+    await worker.settle(request, 50)
+    await worker.find()
+    await hand_in([worker])
+    await worker.renew()
+    assert allowing.tenant.held == 50 + 95
+    worker.clock.now += CHARGED_S_MAX
+    await worker.renew()
+    await worker.renew()
+    assert allowing.tenant.held == 100
+
+
+async def test_many_tenants_are_asked_for_in_batches(
+    world: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.counters.leases.leaser.BATCH_MAX", 3)
+    worker = await employ(world)
+    for tenant in range(100, 105):
+        worker.allowances.seen(replace(world.caller, tenant_id=tenant))
+    world.client.config_resetstat()
+    assert [await worker.leaser.lease() for _ in range(3)] == [True, False, False]
+    assert world.client.info("commandstats")["cmdstat_fcall"]["calls"] == 5

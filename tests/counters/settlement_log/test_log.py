@@ -1,0 +1,450 @@
+"""The settlement log of a worker: certain once it says so, bounded, and found again after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.wait import in_task
+from gateway.counters.settlement_log import log as module
+from gateway.counters.settlement_log import log_files, segment
+from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.segment_file import SUFFIX
+from gateway.errors import CountersUnavailable, StartError
+from tests.builders import settlement_log
+from tests.counters.conftest import eventually
+from tests.counters.segments import answered, contents_of
+from tests.tree import ROOT
+
+ANSWER = b"a" * 24
+HANGS_S = 60.0
+Open = Callable[..., SettlementLog]
+
+
+@pytest.fixture
+async def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+    monkeypatch.setattr(module, "WRITE_S", 0.001)
+    logs: list[SettlementLog] = []
+
+    def opened(folder: Path = tmp_path, **more: Any) -> SettlementLog:
+        logs.append(settlement_log(folder, **more))
+        return logs[-1]
+
+    yield opened
+    for log in logs:
+        await log.close()
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob(f"*{SUFFIX}"))]
+
+
+def waiting(folder: Path) -> int:
+    return sum(len(contents_of(data).waiting) for data in contents(folder))
+
+
+def noted(folder: Path) -> list[bytes]:
+    return [record.arguments for data in contents(folder) for record in answered(data)]
+
+
+def abandon(log: SettlementLog) -> None:
+    """What a worker that is killed leaves: its files, unlocked."""
+    for one in log.files.segments:
+        one.leave()
+    log.files.segments.clear()
+
+
+# --- what is kept -----------------------------------------------------------------------
+
+
+async def test_what_is_spooled_is_on_the_disk_when_it_is_said_so(begin: Open, tmp_path: Path) -> None:
+    log = begin()
+    waits = [log.spool(b"%d" % one) for one in range(100)]
+    assert log.waiting == 100
+    for wait in waits:
+        await in_task(wait)
+    assert (waiting(tmp_path), log.waiting, log.counts.spooled) == (100, 100, 100)
+    assert log.woken.is_set()
+
+
+async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = begin()
+    synced: list[object] = []
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (synced.append(turn), writes(turn))[1])
+    await asyncio.gather(*(in_task(log.spool(b"one")) for _ in range(1000)))
+    assert len(synced) == 1
+
+
+async def test_what_was_acknowledged_is_written_soon(begin: Open, tmp_path: Path) -> None:
+    log = begin()
+    log.note(b"one", ANSWER)
+    assert noted(tmp_path) == []
+    await log.written()
+    assert (noted(tmp_path), log.waiting) == ([b"one"], 0)
+
+
+async def test_what_is_done_is_marked_and_waits_no_more(begin: Open, tmp_path: Path) -> None:
+    log = begin()
+    for name in (b"one", b"two"):
+        await in_task(log.spool(name))
+    (file,) = log.files.segments
+    first = next(iter(file.waiting))
+    assert file.record(first).arguments == b"one"
+    log.done(file, first)
+    await eventually(lambda: waiting(tmp_path) == 1)
+    assert log.waiting == 1
+
+
+# --- bounds -----------------------------------------------------------------------------
+
+
+async def test_acknowledged_records_make_room_the_oldest_first(begin: Open, tmp_path: Path) -> None:
+    log = begin(bytes_max=64_000)
+    for number in range(200):
+        log.note(b"%03d" % number + b"x" * 1000, ANSWER)
+        await log.written()
+    kept = [int(one[:3]) for one in noted(tmp_path)]
+    assert sum(map(len, contents(tmp_path))) <= 64_000
+    assert sorted(kept) == list(range(200 - len(kept), 200))
+    assert len(kept) > 40
+
+
+@pytest.mark.parametrize("keep_s", [60.0, 0.0])
+async def test_what_is_dropped_before_its_time_is_counted_and_said_once(
+    begin: Open, tmp_path: Path, keep_s: float
+) -> None:
+    """A log that is only as long as it should be drops nothing early."""
+    said: list[str] = []
+    log = begin(bytes_max=64_000, keep_s=keep_s, say=lambda event, **_: said.append(event))
+    for _ in range(200):
+        log.note(b"x" * 1000, ANSWER)
+        await log.written()
+    dropped = 200 - len(noted(tmp_path))
+    assert dropped > 100
+    assert log.files.dropped_early == (dropped if keep_s else 0)
+    assert len(said) == (1 if keep_s else 0)
+
+
+async def test_spooled_records_are_never_dropped_and_full_is_said(begin: Open, tmp_path: Path) -> None:
+    said: list[str] = []
+    log = begin(bytes_max=20_000, say=lambda event, **_: said.append(event))
+    taken = 0
+    with suppress(CountersUnavailable):
+        while True:
+            await in_task(log.spool(b"x" * 1000))
+            taken += 1
+    assert 15 <= taken < 20
+    log.note(b"y" * 1000, ANSWER)
+    await log.written()
+    with pytest.raises(CountersUnavailable):
+        await in_task(log.spool(b"x" * 1000))
+    assert (waiting(tmp_path), log.counts.refused, log.counts.unlogged) == (taken, 2, 1)
+    assert len(said) == 1
+    for file in list(log.files.segments):
+        for offset in list(file.waiting):
+            log.done(file, offset)
+    await in_task(log.spool(b"x" * 1000))
+    assert log.waiting == 1
+
+
+async def test_a_spool_takes_the_room_of_what_was_only_noted(begin: Open, tmp_path: Path) -> None:
+    log = begin(bytes_max=20_000)
+    for _ in range(15):
+        log.note(b"x" * 1000, ANSWER)
+        await log.written()
+    for _ in range(15):
+        await in_task(log.spool(b"y" * 1000))
+    assert waiting(tmp_path) == 15
+
+
+async def test_more_notes_than_are_kept_in_memory_are_counted(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NOTES_MAX", 2)
+    log = begin()
+    for _ in range(3):
+        log.note(b"one", ANSWER)
+    assert log.counts.unlogged == 1
+
+
+async def test_old_acknowledged_records_expire_where_the_counters_are_known_to_have_them(
+    begin: Open, tmp_path: Path
+) -> None:
+    log = begin(keep_s=0.01)
+    log.note(b"one", ANSWER)
+    await in_task(log.spool(b"two"))
+    log.files.rotate()
+    log.note(b"three", ANSWER)
+    await log.written()
+    await asyncio.sleep(0.02)
+    log.expire()
+    assert (noted(tmp_path), waiting(tmp_path)) == ([b"one"], 1)
+
+
+# --- disks that fail --------------------------------------------------------------------
+
+
+async def test_a_disk_that_fails_refuses_and_the_next_record_begins_a_file(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = []
+    log = begin(say=lambda event, **facts: said.append({"event": event, **facts}))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        log.note(b"one", ANSWER)
+        with pytest.raises(CountersUnavailable):
+            await in_task(log.spool(b"two"))
+        assert (log.waiting, log.counts.unlogged, log.counts.refused) == (0, 1, 1)
+        log.note(b"again", ANSWER)
+        await log.written()
+    assert ["No space left" in one.get("error", "") for one in said] == [True, False]
+    await in_task(log.spool(b"three"))
+    assert (len(contents(tmp_path)), waiting(tmp_path)) == (3, 1)
+
+
+async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
+    monkeypatch.setattr(module, "write", lambda _: time.sleep(0.5))
+    waits = [log.spool(b"one")]
+    await asyncio.sleep(0.01)
+    waits.append(log.spool(b"behind"))
+    for wait in waits:
+        with pytest.raises(CountersUnavailable):
+            await in_task(wait)
+    assert log.waiting == 1
+
+
+async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    healed = threading.Event()
+    monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
+    monkeypatch.setattr(module, "SPOOLS_MAX", 2)
+    monkeypatch.setattr(module, "write", lambda _: healed.wait(HANGS_S))
+    try:
+        for name in (b"one", b"behind", b"later"):
+            with pytest.raises(CountersUnavailable):
+                await in_task(log.spool(name))
+        assert log.spool(b"too many").done
+        assert (log.waiting, log.counts.refused) == (2, 1)
+        assert not healed.is_set()
+    finally:
+        healed.set()
+
+
+async def test_what_is_noted_while_a_write_takes_long_is_written_after_it(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (time.sleep(0.1), writes(turn)))
+    spooled = log.spool(b"one")
+    await asyncio.sleep(0.01)
+    log.note(b"two", ANSWER)
+    await in_task(spooled)
+    await asyncio.wait_for(log.written(), 30)
+    assert noted(tmp_path) == [b"two"]
+
+
+async def test_a_file_that_makes_room_while_it_is_read_is_read_to_its_end(begin: Open) -> None:
+    log = begin()
+    log.note(b"one", ANSWER)
+    await log.written()
+    (file,) = log.files.segments
+    with file.reading() as reading:
+        log.files.drop(file)
+        assert [one.arguments for one in answered(b"".join(iter(reading.piece, b"")))] == [b"one"]
+
+
+def test_a_worker_that_can_keep_nothing_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StartError, match="cannot be written"):
+        asyncio.run(_opened(tmp_path / "file" / "below"))
+
+
+async def _opened(folder: Path) -> None:
+    settlement_log(folder)
+
+
+# --- other workers' files ---------------------------------------------------------------
+
+
+async def test_a_living_workers_files_are_left_alone_and_a_dead_ones_adopted_once(
+    begin: Open, tmp_path: Path
+) -> None:
+    first, second = begin(), begin()
+    await in_task(first.spool(b"one"))
+    assert await second.files.adopt() == []
+    abandon(first)
+    (adopted,) = await second.files.adopt()
+    assert [adopted.record(at).arguments for at in adopted.waiting] == [b"one"]
+    assert (second.waiting, await second.files.adopt()) == (1, [])
+    assert await begin().files.adopt() == []
+    second.done(adopted, next(iter(adopted.waiting)))
+    second.drop(adopted)
+    await eventually(lambda: waiting(tmp_path) == 0)
+    assert adopted not in second.files.segments
+
+
+async def test_files_of_another_format_are_named_and_left_alone(begin: Open, tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / f"other{SUFFIX}"
+    path.write_bytes(b"TKSETTLE\xff\xff" + bytes(20))
+    log = begin(say=lambda event, **_: said.append(event))
+    for _ in range(2):
+        assert await log.files.adopt() == []
+    assert (path.exists(), len(said)) == (True, 1)
+
+
+async def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being_adopted(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = segment.HEADER + segment.block(segment.SPOOLED, 1, segment.records([(b"", b"one")]))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}{SUFFIX}").write_bytes(good)
+    said: list[str] = []
+    log = begin(say=lambda event, **facts: said.append(f"{event}: {facts['file']}"))
+    reads = log_files.adopted
+
+    def broken(path: Path, descriptor: int, now: float) -> Any:
+        if path.name.startswith("a"):
+            os.close(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+        return reads(path, descriptor, now)
+
+    monkeypatch.setattr(log_files, "adopted", broken)
+    (adopted,) = await log.files.adopt()
+    assert (adopted.path.name, said[0]) == (f"b{SUFFIX}", f"settlement log cannot be read: a{SUFFIX}")
+    assert await log.files.adopt() == []
+    assert len(said) == 2
+
+
+async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) -> None:
+    data = bytearray(segment.HEADER + segment.block(segment.SPOOLED, 1, b"x" * 50))
+    data[40] ^= 1
+    good = segment.block(segment.SPOOLED, 1, segment.records([(b"", b"one")]))
+    (tmp_path / f"damaged{SUFFIX}").write_bytes(bytes(data) + good)
+    said: list[dict[str, Any]] = []
+    log = begin(say=lambda event, **facts: said.append(facts))
+    (adopted,) = await log.files.adopt()
+    assert (len(adopted.waiting), log.files.damaged_blocks, said[0]["level"]) == (1, 1, "error")
+
+
+# --- the end ----------------------------------------------------------------------------
+
+
+async def test_a_worker_that_ends_in_order_leaves_what_may_be_needed_and_nothing_else(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin().close()
+    assert contents(tmp_path) == []
+    log = begin()
+    log.note(b"young", ANSWER)
+    await log.close()
+    assert noted(tmp_path) == [b"young"]
+    (path,) = tmp_path.glob(f"*{SUFFIX}")
+    path.unlink()
+    monkeypatch.setattr(module, "AT_RISK_S", 0.0)
+    log = begin()
+    log.note(b"old", ANSWER)
+    await log.close()
+    assert contents(tmp_path) == []
+    log = begin()
+    await in_task(log.spool(b"waits"))
+    await log.close()
+    assert waiting(tmp_path) == 1
+
+
+async def test_a_disk_that_hangs_keeps_no_worker_from_ending(
+    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files stay for whoever comes next, and nothing is closed under the thread that writes."""
+    said: list[str] = []
+    log = begin(say=lambda event, **_: said.append(event))
+    await in_task(log.spool(b"kept"))
+    healed = threading.Event()
+    writes = module.write
+    monkeypatch.setattr(module, "write", lambda turn: (healed.wait(), writes(turn)))
+    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
+    log.note(b"late", ANSWER)
+    try:
+        assert not await asyncio.wait_for(log.close(), 30)
+        assert (waiting(tmp_path), len(log.files.segments)) == (1, 1)
+    finally:
+        healed.set()
+    assert said == ["settlement log was not closed: its disk hangs"]
+    await log.written()
+    assert noted(tmp_path) == [b"late"]
+
+
+async def test_a_disk_that_hangs_on_removing_a_file_keeps_no_worker_from_ending(
+    begin: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = begin()
+    healed = threading.Event()
+    closes = log.files.close
+    monkeypatch.setattr(log.files, "close", lambda needed: (healed.wait(), closes(needed=needed)))
+    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
+    try:
+        assert not await asyncio.wait_for(log.close(), 30)
+    finally:
+        healed.set()
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from tests.builders import settlement_log
+from gateway.core.wait import in_task
+
+async def main():
+    log = settlement_log(Path(sys.argv[1]), bytes_max=1 << 24)
+    number = 0
+    while True:
+        log.note(b"note %d" % number, b"a" * 24)
+        await in_task(log.spool(b"%d" % number))
+        print(number, flush=True)
+        number += 1
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_worker_leaves_every_settlement_it_called_certain(begin: Open, tmp_path: Path) -> None:
+    with subprocess.Popen(  # noqa: ASYNC220  # nothing else runs here
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "."},
+    ) as worker:
+        assert worker.stdout is not None
+        for _ in range(200):
+            worker.stdout.readline()
+        worker.send_signal(signal.SIGKILL)
+        said = 200 + len(worker.stdout.read().splitlines())
+    log = begin()
+    found = await log.files.adopt()
+    names = [int(one.record(at).arguments) for one in found for at in one.waiting]
+    assert names[:said] == list(range(said))
+    assert len(names) <= said + 1

@@ -1,0 +1,422 @@
+"""What Redis did not acknowledge, or may have forgotten, is sent again: whole, once, and within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.core.model import PARTITIONS, Service, Settled
+from gateway.core.wait import in_task
+from gateway.counters.keeper import attendance
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.settlement_log import resubmission as module
+from gateway.counters.settlement_log import segment_file
+from gateway.counters.settlement_log.resubmission import BATCH_MAX
+from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC
+from gateway.errors import CountersUnavailable
+from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
+from tests.conftest import ValkeyServer
+from tests.counters.conftest import eventually
+from tests.worker import Worker, worker_at
+
+# Most files of a test are one piece, as they are read for real.
+PIECES = pytest.mark.parametrize("piece_bytes", [50, segment_file.PIECE_BYTES])
+SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_S", 0.0)
+    monkeypatch.setattr(module, "AT_RISK_S", 0.0)
+    monkeypatch.setattr(module, "TOGETHER_S_MAX", 0.0)
+
+
+def unverify(world: World) -> None:
+    world.client.set(keys.marker(world.p), packing.marker(b"0" * 40, 1, 1))
+
+
+def verify(world: World, epoch: int = 1) -> None:
+    """Every partition, as the keeper does."""
+    for partition in range(PARTITIONS):
+        world.client.set(keys.marker(partition), packing.marker(world.run_id, epoch, 1))
+
+
+def charged(world: World) -> list[tuple[str, int]]:
+    return [(event.source, event.amount) for event in world.events() if event.service_id]
+
+
+# --- spooled ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
+@pytest.mark.parametrize("user", ["", "ünï¢ode\r\n$5"])
+async def test_what_was_spooled_is_settled_with_all_it_carried(
+    world: World, tmp_path: Path, service: Service, user: str
+) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, user=user, credits_=5)
+        unverify(world)
+        metadata, attribution = b'{"a":"\r\n"}', "1\t2\tv\n"
+        used = {"credits": 5, "units": 2, "metadata": metadata, "attribution": attribution}
+        assert await worker.settle(call, 7, **used) is Settled.SPOOLED
+        assert (worker.log.waiting, world.slots(user)[2]) == (1, 1)
+        with pytest.raises(CountersUnavailable):
+            await worker.look()
+        world.mark()
+        await worker.look()
+        assert (worker.log.waiting, worker.resubmitter.resubmitted) == (0, 1)
+        event = world.events()[-1]
+        assert (event.source, event.user, event.metadata, event.attribution) == (
+            call.id, user, metadata, attribution,
+        )  # fmt: skip
+        assert (world.slots(user), world.late()) == ([0, 0, 0, 0], [])
+        before = world.events()
+        await worker.look()
+        assert world.events() == before
+
+
+@PIECES
+async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
+    world.plan(1000)
+    async with worker_at(world.url, tmp_path) as worker:
+        calls = [world.reserve(need=5) for _ in range(BATCH_MAX + 3)]
+        unverify(world)
+        await asyncio.gather(*(worker.settle(call, 7) for call in calls))
+        worker.die()
+    verify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert sorted(charged(world)) == sorted((call.id, 7) for call in calls)
+        assert (world.tenant.held, world.late()) == (0, [])
+        await worker.log.written()
+        await worker.look()
+        assert len(worker.log.files.segments) == 1
+
+
+async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_through_the_late_lane(
+    world: World, tmp_path: Path
+) -> None:
+    world.plan(1000)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=5)
+        unverify(world)
+        await worker.settle(call, 7)
+        world.mark()
+        (segment,) = worker.log.files.segments
+        (offset,) = segment.waiting
+        assert packing.code_of(await _settled_again(worker, offset)) == Settled.DONE
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert (charged(world), len(world.late()), worker.log.waiting) == ([(call.id, 7)], 1, 0)
+
+
+async def _settled_again(worker: Worker, offset: int) -> bytes:
+    (segment,) = worker.log.files.segments
+    answer = await in_task(worker.resubmitter._send(segment.record(offset), packing.MODE_CHARGE))
+    assert isinstance(answer, bytes)
+    return answer
+
+
+async def test_a_redis_that_refuses_one_partition_keeps_nobody_else_waiting(
+    world: World, tmp_path: Path
+) -> None:
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    assert other.p != world.p
+    async with worker_at(world.url, tmp_path) as worker:
+        for one in (world, other):
+            one.plan(100)
+        calls = [one.reserve(need=5) for one in (world, other)]
+        unverify(world)
+        unverify(other)
+        for call in calls:
+            await worker.settle(call, 7)
+        world.mark()
+        other.mark()
+        world.client.delete(keys.outbox(world.p))
+        world.client.set(keys.outbox(world.p), "no stream")
+        await worker.look()
+        assert (charged(other), worker.log.waiting) == ([(calls[1].id, 7)], 1)
+        world.client.delete(keys.outbox(world.p))
+        await worker.look()
+        assert (charged(world), worker.log.waiting) == ([(calls[0].id, 7)], 0)
+
+
+async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
+    own_valkey: Callable[..., ValkeyServer], tmp_path: Path
+) -> None:
+    server = own_valkey()
+    world = World(server.url)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path, call_s=0.5) as worker:
+        call = world.reserve(need=5)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        assert await worker.settle(call, 7) is Settled.SPOOLED
+        with pytest.raises(CountersUnavailable):
+            await worker.look()
+        server.process.send_signal(signal.SIGCONT)
+        await eventually(lambda: worker.wire.available)
+        await worker.look()
+        assert (charged(world), world.tenant.held, worker.log.waiting) == ([(call.id, 7)], 0, 0)
+
+
+async def test_it_runs_by_itself(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        running = asyncio.create_task(worker.resubmitter.run())
+        call = world.reserve(need=5)
+        unverify(world)
+        await worker.settle(call, 7)
+        await asyncio.sleep(0.05)
+        assert worker.log.waiting == 1
+        world.mark()
+        await eventually(lambda: not worker.log.waiting)
+        assert charged(world) == [(call.id, 7)]
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+# --- acknowledged -----------------------------------------------------------------------
+
+
+def acknowledged(entry: dict[bytes, bytes]) -> tuple[int, ...]:
+    return tuple(map(int, struct.unpack("<5d", entry[b"acknowledged"])))
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
+async def test_what_was_acknowledged_before_is_told_to_the_keeper_when_the_epoch_moves(
+    world: World, tmp_path: Path, service: Service
+) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, credits_=5)
+        assert await worker.settle(call, 7, credits=5, units=2) is Settled.DONE
+        seqs = (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
+        await worker.log.written()
+        await worker.look()
+        assert world.late() == []
+        world.mark(epoch=2)
+        await worker.look()
+        (entry,) = world.late()
+        moved = (service.counts_tokens, service.meter == "consumption", service.meter == "pay_per_use")
+        credit_seq, spend_seq = (seq if moves else 0 for seq, moves in zip(seqs[1:], moved[1:], strict=True))
+        expected = (seqs[0], int(moved[0]), credit_seq, spend_seq)
+        assert acknowledged(entry) == (1, *expected)
+        assert worker.resubmitter.recovered == 1
+        for _ in range(3):  # told once an epoch
+            await worker.log.written()
+            await worker.look()
+        assert len(world.late()) == 1
+        world.mark(epoch=3)
+        await worker.look()
+        assert [acknowledged(one) for one in world.late()] == [(1, *expected), (2, 0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda one: str(one.key))
+async def test_a_hold_that_came_back_is_charged_at_once(
+    world: World, tmp_path: Path, service: Service
+) -> None:
+    world.plan(100)
+    world.grant("credits", 100)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=10, service=service, user="ann", credits_=50)
+        kept = {name: world.client.dump(name) for name in world.client.keys("tk:{*")}
+        assert await worker.settle(call, 7, credits=50, units=2) is Settled.DONE
+        before = (world.tenant, world.organization, world.client.xlen(keys.outbox(world.p)))
+        for name, packed in kept.items():
+            world.client.restore(name, 0, packed, replace=True)
+        world.mark(epoch=2)
+        await worker.log.written()
+        await worker.look()
+        assert (world.tenant.used, world.organization.balance, world.organization.spent) == (
+            before[0].used, before[1].balance, before[1].spent,
+        )  # fmt: skip
+        assert world.client.xlen(keys.outbox(world.p)) == before[2]
+        assert (world.slots("ann"), call.hold, len(world.late())) == ([0, 0, 0, 0], None, 1)
+
+
+@PIECES
+async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoch_moved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
+    other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
+    async with worker_at(world.url, tmp_path) as worker:
+        count = BATCH_MAX * 2 + 5
+        for one in (world, other):
+            one.plan(1000)
+            for _ in range(count):
+                await worker.settle(one.reserve(need=1), 1)
+        await worker.log.written()
+        world.mark(epoch=2)
+        await worker.look()
+        assert (len(world.late()), len(other.late())) == (count, 0)
+        assert worker.resubmitter.recovered == count
+
+
+async def test_the_memory_of_a_killed_worker_is_sent_only_where_it_may_be_forgotten(
+    world: World, tmp_path: Path
+) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        assert world.late() == []
+        await worker.log.written()
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        assert len(worker.log.files.segments) == 1
+        worker.die()
+    verify(world, epoch=2)
+    async with worker_at(world.url, tmp_path):
+        assert len(world.late()) == 1
+
+
+async def test_a_block_that_lies_about_its_length_hides_none_behind_it(world: World, tmp_path: Path) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        for _ in range(2):
+            await worker.settle(world.reserve(need=1), 1)
+            await worker.log.written()
+        (file,) = worker.log.files.segments
+        file.write(HEADER_BYTES + len(MAGIC) + 1, b"\xff\xff\xff")
+        verify(world, epoch=2)
+        await worker.look()
+        assert len(world.late()) == 1
+
+
+async def test_what_was_adopted_while_redis_was_away_is_looked_at_when_it_is_back(
+    world: World, tmp_path: Path
+) -> None:
+    verify(world)
+    world.plan(100)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.settle(world.reserve(need=1), 1)
+        await worker.log.written()
+        worker.die()
+    world.client.delete(*(keys.marker(partition) for partition in range(PARTITIONS)))
+    async with worker_at(world.url, tmp_path) as worker:
+        assert len(worker.log.files.segments) == 2
+        verify(world, epoch=2)
+        await worker.look()
+        assert len(world.late()) == 1
+
+
+async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_RISK_S", 60.0)
+    world.plan(100)
+    verify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        call = world.reserve(need=5)
+        assert await worker.settle(call, 7) is Settled.DONE
+        await worker.log.written()
+        worker.die()
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.look()
+        await asyncio.sleep(0.01)
+        await worker.look()
+        assert world.late() == []
+        verify(world, 2)
+        await worker.look()
+        assert len(world.late()) == 1
+
+
+# --- reported ---------------------------------------------------------------------------
+
+
+def reported(world: World) -> set[int]:
+    """The epochs before which the worker says it has sent everything again."""
+    (raw,) = world.client.hvals(keys.WORKERS)
+    report = attendance.unpack(raw)
+    assert report is not None
+    assert report.run_id == world.run_id
+    return set(report.epochs)
+
+
+async def test_a_worker_reports_when_all_of_its_log_was_sent_again(world: World, tmp_path: Path) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        world.plan(100)
+        verify(world)
+        await worker.look()
+        assert reported(world) == {1}
+        await worker.settle(world.reserve(need=5), 7)
+        verify(world, epoch=2)
+        late = keys.late(world.p)
+        world.client.set(late, "no stream")
+        await worker.look()
+        assert reported(world) == {1, 2}
+        world.client.delete(late)
+        verify(world, epoch=3)  # at once, however lately it failed
+        await worker.look()
+        assert (reported(world), len(world.late())) == ({3}, 1)
+
+
+async def test_a_call_in_flight_is_waited_for_but_not_for_ever(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worker_at(world.url, tmp_path) as worker:
+        verify(world)
+        await worker.look()
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=2)
+        await worker.look()
+        assert reported(world) in ({0}, {1})
+        worker.resubmitter._in_flight = lambda _: False
+        await worker.look()
+        assert reported(world) == {2}
+        worker.resubmitter._in_flight = lambda _: True
+        verify(world, epoch=3)
+        monkeypatch.setattr(module, "CALLS_S_MAX", 0.0)
+        await worker.look()
+        assert reported(world) == {3}
+
+
+@pytest.mark.parametrize("older", [True, False])
+async def test_what_was_adopted_tells_whether_the_data_is_older(
+    world: World, tmp_path: Path, older: bool
+) -> None:
+    """Whoever was acknowledged is gone, and the markers are as they were."""
+    said: list[str] = []
+
+    async def announce(trouble: str) -> None:
+        said.append(trouble)
+
+    world.plan(1000)
+    verify(world)
+    before = world.client.get(world.tenant_key)
+    assert before is not None
+    async with worker_at(world.url, tmp_path, announce=announce) as worker:
+        for _ in range(3):
+            await worker.settle(world.reserve(need=5), 5)
+        await worker.log.written()
+        worker.die()
+    if older:
+        world.client.set(world.tenant_key, before)
+    async with worker_at(world.url, tmp_path, announce=announce) as worker:
+        assert said == (["a settlement log knows more"] if older else [])
+        verify(world, 2)
+        await worker.look()
+        assert len(said) == older

@@ -1,0 +1,146 @@
+"""A file of the settlement log: what a crash or a bad sector leaves of it is read, and nothing is made up."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.counters.settlement_log import segment
+from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
+from tests.counters.segments import answered, contents_of, in_pieces
+
+ANSWER = b"a" * 24
+
+
+def spooled(*arguments: bytes, ms: int = 5) -> bytes:
+    return segment.block(SPOOLED, ms, segment.records([(b"", one) for one in arguments]))
+
+
+def acknowledged(*arguments: bytes, ms: int = 5) -> bytes:
+    return segment.block(ACKNOWLEDGED, ms, segment.records([(ANSWER, one) for one in arguments]))
+
+
+def waiting(data: bytes) -> list[bytes]:
+    """The arguments of what waits in a file, in order."""
+    found = contents_of(data).waiting
+    return [segment.record_at(at, data[at : at + size]).arguments for at, size in found.items()]
+
+
+def test_what_is_written_is_read() -> None:
+    data = HEADER + spooled(b"one", b"two") + acknowledged(b"three", ms=9)
+    contents = contents_of(data)
+    assert (contents.newest_ms, contents.damaged_blocks, contents.torn_bytes) == (9, 0, 0)
+    assert waiting(data) == [b"one", b"two"]
+    (record,) = answered(data)
+    assert (record.arguments, record.answer, record.ms, record.spooled) == (b"three", ANSWER, 9, False)
+
+
+def test_what_is_done_waits_no_more() -> None:
+    data = HEADER + spooled(b"one", b"two")
+    first, second = contents_of(data).waiting
+    data += segment.block(DONE, 6, segment.offsets([first]))
+    assert waiting(data) == [b"two"]
+    assert waiting(data + segment.block(DONE, 7, segment.offsets([second, first]))) == []
+
+
+@given(st.data())
+def test_a_torn_end_costs_the_last_block_alone(data: st.DataObject) -> None:
+    whole = HEADER + spooled(b"one")
+    last = spooled(b"two", b"three")
+    kept = data.draw(st.integers(1, len(last) - 1))
+    torn = whole + last[:kept]
+    contents = contents_of(torn)
+    assert (waiting(torn), contents.torn_bytes, contents.damaged_blocks) == ([b"one"], kept, 0)
+
+
+@given(st.data())
+def test_damage_in_the_middle_is_counted_and_costs_its_block_alone(data: st.DataObject) -> None:
+    blocks = [spooled(b"one"), spooled(b"two"), acknowledged(b"three")]
+    at = data.draw(st.integers(0, len(blocks[1]) - 1))
+    flipped = data.draw(st.integers(1, 255))
+    blocks[1] = blocks[1][:at] + bytes([blocks[1][at] ^ flipped]) + blocks[1][at + 1 :]
+    damaged = HEADER + b"".join(blocks)
+    contents = contents_of(damaged)
+    assert (waiting(damaged), contents.damaged_blocks, contents.torn_bytes) == ([b"one"], 1, 0)
+    assert [one.arguments for one in answered(damaged)] == [b"three"]
+
+
+def test_a_file_that_was_never_begun_is_empty_and_another_format_is_not_understood() -> None:
+    for length in range(len(HEADER)):
+        assert contents_of(HEADER[:length]) == segment.Contents()
+    other = HEADER[:8] + b"\x63\x00" + HEADER[10:] + spooled(b"one")
+    assert contents_of(other) == segment.Contents(understood=False)
+    assert answered(other) == []
+
+
+@pytest.mark.parametrize("text", ["ünï¢ode", "\xff", "￾", "\U0010ffff"])
+def test_no_text_of_a_caller_looks_like_a_block(text: str) -> None:
+    assert MAGIC not in text.encode()
+
+
+Step = tuple[str, int]
+STEPS = st.lists(st.tuples(st.sampled_from(["spool", "note", "done"]), st.integers(0, 3)), max_size=20)
+
+
+@given(STEPS, st.integers(0, 10_000))
+def test_after_any_crash_what_waits_is_what_was_whole_and_not_done(steps: Sequence[Step], cut: int) -> None:
+    """The model: blocks that are whole at the cut count, in order; nothing else does."""
+    data, expected, history = HEADER, dict[int, bytes](), list[tuple[int, dict[int, bytes]]]()
+    for number, (verb, count) in enumerate(steps):
+        names = [b"%d-%d" % (number, one) for one in range(count)]
+        if verb == "spool":
+            at = len(data) + BLOCK_BYTES
+            for name in names:
+                expected[at] = name
+                at += segment.RECORD_BYTES + len(name)
+            data += spooled(*names)
+        elif verb == "note":
+            data += acknowledged(*names)
+        else:
+            gone = list(expected)[:count]
+            expected = {at: name for at, name in expected.items() if at not in gone}
+            data += segment.block(DONE, 5, segment.offsets(gone))
+        history.append((len(data), dict(expected)))
+    kept = data[: max(len(HEADER), cut)]
+    survived = [state for size, state in history if size <= len(kept)]
+    assert waiting(kept) == list((survived[-1] if survived else {}).values())
+
+
+def test_the_checksum_covers_what_a_block_says_of_itself() -> None:
+    whole = acknowledged(b"one", ms=5)
+    payload = whole[BLOCK_BYTES:]
+    assert zlib.crc32(payload).to_bytes(4, "little") not in whole[:BLOCK_BYTES]
+    assert contents_of(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
+
+
+@given(st.data())
+def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject) -> None:
+    """Damaged and torn ones too: any byte may be another, any length missing at the end."""
+    whole = bytearray(
+        HEADER + spooled(b"one", b"t" * 40) + acknowledged(b"three", ms=9) + spooled(b"", b"four")
+    )
+    for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=3)):
+        whole[at] ^= data.draw(st.integers(1, 255))
+    kept = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(kept)), max_size=8))), len(kept)]
+    pieces = [kept[start:end] for start, end in pairwise(cuts) if end > start]
+    assert segment.read(pieces, len(kept)) == segment.read([kept], len(kept))
+
+
+@pytest.mark.parametrize(
+    "tail", [bytes(1 << 20), MAGIC[:2] * (1 << 19), MAGIC + b"\x01" + b"\xff" * (1 << 20)]
+)
+def test_what_follows_the_last_sound_block_is_not_kept(tail: bytes) -> None:
+    """Zeros after a power loss, or a length that says the file is longer: torn, byte for byte."""
+    data = HEADER + spooled(b"one") + tail
+    blocks = segment.Blocks(len(data))
+    for piece in in_pieces(data, 4096):
+        list(blocks.feed(piece))
+        assert len(blocks._kept) <= 4096 + BLOCK_BYTES
+    assert (blocks.torn_bytes, blocks.damaged) == (len(tail), 0)
+    assert waiting(data[: len(HEADER) + 200]) == [b"one"]

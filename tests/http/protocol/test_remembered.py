@@ -1,0 +1,97 @@
+"""What is remembered stays within its bytes, whoever chooses the keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.http import charge
+from gateway.http.protocol import answer, fields, headers
+from gateway.http.protocol.fields import field_kind
+from gateway.http.protocol.headers import kind_of
+from gateway.http.protocol.remembered import Remembered
+from gateway.http.routing.plan import PLANS_BYTES_MAX
+from tests.http.fakes import CHAT, get, post
+from tests.http.stage import staged
+
+
+def test_the_oldest_goes_for_a_newcomer_and_no_more_than_it_takes() -> None:
+    memory: Remembered[bytes, int] = Remembered(40, 10, 1, 0)
+    for n in range(4):
+        memory.keep(b"%010d" % n, n)
+    memory.keep(b"tiny", 9)
+    assert list(memory.known.values()) == [1, 2, 3, 9]
+    assert memory.held_bytes == 34
+
+
+def test_an_entry_that_is_renewed_makes_nobody_go() -> None:
+    memory: Remembered[bytes, int] = Remembered(20, 10, 1, 0)
+    memory.keep(b"0123456789", 1)
+    memory.keep(b"9876543210", 2)
+    for n in range(10):
+        memory.keep(b"0123456789", n)
+    assert memory.known == {b"0123456789": 9, b"9876543210": 2}
+    assert memory.held_bytes == 20
+
+
+def test_what_is_too_long_is_not_kept() -> None:
+    memory: Remembered[bytes, int] = Remembered(1000, 10, 1, 0)
+    memory.keep(b"x" * 11, 1)
+    assert not memory.known
+    assert memory.held_bytes == 0
+
+
+def test_an_entry_larger_than_the_whole_budget_is_not_kept() -> None:
+    memory: Remembered[str, int] = Remembered(30, 10, 3, 5)
+    memory.keep("x" * 10, 1)
+    assert not memory.known
+    assert memory.held_bytes == 0
+
+
+@pytest.mark.parametrize("length", [8, 64, 65, 60_000])
+def test_names_of_fields_stay_within_their_bytes(length: int) -> None:
+    for n in range(2000):
+        name = b"x-%d-" % n
+        field_kind(name.ljust(length, b"x"))
+        kind_of(name.ljust(length, b"x"))
+    for memory, most in ((fields._names, fields.NAMES_BYTES_MAX), (headers._names, headers.NAMES_BYTES_MAX)):
+        assert memory.held_bytes <= most
+        assert all(len(name) <= 64 for name in memory.known)
+    assert field_kind(b"Content-Type").passes
+    assert fields.known_fields[b"Content-Type"].lower == b"content-type"
+
+
+def test_lines_of_answers_and_names_of_models_stay_within_their_bytes() -> None:
+    for n in range(20_000):
+        answer.read_answer_head(b"HTTP/1.1 200 %d\r\nx-id: %d\r\nlong: %b\r\n\r\n" % (n, n, b"x" * 300))
+        charge._quote(f"model-{n}")
+    charge._quote("m" * 1_000_000)
+    assert answer._lines.held_bytes <= answer.READ_LINES_BYTES_MAX
+    assert answer._statuses.held_bytes <= answer.STATUS_LINES_BYTES_MAX
+    assert charge._names.held_bytes <= charge.QUOTED_BYTES_MAX
+    assert "m" * 1_000_000 not in charge._quoted
+
+
+async def test_a_head_without_a_good_credential_is_never_remembered() -> None:
+    async with staged() as stage:
+        stage.directory.known = False
+        client = await stage.client()
+        for n in range(20):
+            assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
+        assert not stage.plane.planner.known
+        stage.directory.known = True
+        for _ in range(2):
+            assert (await client.ask(post(CHAT))).status == 200
+        assert len(stage.plane.planner.known) == 1
+
+
+async def test_one_callers_many_heads_stay_within_their_bytes() -> None:
+    async with staged() as stage:
+        client = await stage.client()
+        planner = stage.plane.planner
+        for n in range(700):
+            got = await client.ask(
+                get(b"/free/x", b"authorization: Bearer k\r\nx-n: %04d%b\r\n" % (n, b"x" * 3900)), "GET"
+            )
+            assert got.status == 200
+        assert planner._plans.held_bytes <= PLANS_BYTES_MAX
+        assert 400 < len(planner.known) < 700

@@ -1,0 +1,282 @@
+"""Beside the body of a metered call stands nothing that changes what is done, told or metered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.calls.route import Route
+from gateway.core.model import Family
+from gateway.http.protocol.request import InvalidRequest
+from gateway.http.routing.family_rules import check_query
+from tests.http.fakes import AUTH, CHAT, ROUTES, get, post
+from tests.http.stage import staged
+
+MESSAGES, GENERATE = b"/v1/messages", b"/v1beta/models/g:generateContent"
+COMPLETIONS = b"/v1/chat/completions"
+
+
+def typed(value: bytes) -> bytes:
+    return b"content-type: " + value + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        typed(b"application/json"),
+        typed(b"Application/JSON"),
+        typed(b"application/json; charset=utf-8"),
+        typed(b"application/json;charset=UTF-8"),
+        typed(b'application/json ; charset="Utf-8"'),
+        typed(b"application/vnd.api+json"),
+        b"connection: content-type\r\n" + typed(b"application/json"),
+        typed(b"application/json") + b"content-encoding: identity\r\n",
+    ],
+)
+async def test_json_in_utf8_is_forwarded_as_such(fields: bytes) -> None:
+    async with staged() as stage:
+        assert (await stage.ask(post(CHAT, fields=fields))).status == 200
+        received = stage.upstream.received[0]
+        assert received.all(b"content-type") == [b"application/json"]
+        assert not received.all(b"content-encoding")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"application/json; charset=utf-7",
+        b"application/json; charset=utf-16",
+        b"application/json; charset=utf-32le",
+        b"application/json; charset=latin-1",
+        b"application/json; charset=us-ascii",
+        b"application/json; charset=",
+        b"application/json; charset=utf-8; charset=utf-7",
+        b"application/json; charset=utf-7; charset=utf-8",
+        b"application/json; charset='utf-8'",
+        b'application/json; charset="utf-8',
+        b'application/json; charset="utf-\\8"',
+        b"application/json; x=y",
+        b"application/json; boundary=x; charset=utf-8",
+        b"application/json, text/plain",
+        b"application/jsonl",
+        b"application/x-ndjson",
+        b"application/x-www-form-urlencoded",
+        b"multipart/form-data; boundary=x",
+        b"text/json",
+        b"text/plain",
+        b"application/",
+        b"json",
+        b"",
+        b"application/+json",
+    ],
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
+async def test_a_body_of_another_type_or_charset_is_refused(value: bytes, path: bytes) -> None:
+    async with staged() as stage:
+        got = await stage.ask(post(CHAT, path, typed(value)))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert b"content-type" in got.body
+        assert not stage.counters.holds
+        assert not stage.upstream.received
+
+
+async def test_two_content_types_are_refused_though_each_is_right() -> None:
+    async with staged() as stage:
+        got = await stage.ask(post(CHAT, fields=typed(b"application/json") * 2))
+        assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-type")
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"identity, gzip", b"br", b"", b"utf-8"])
+async def test_a_compressed_body_is_refused(coding: bytes) -> None:
+    async with staged() as stage:
+        got = await stage.ask(post(CHAT, fields=b"content-encoding: " + coding + b"\r\n"))
+        assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-encoding")
+
+
+async def test_any_other_api_gets_its_content_type_and_query_as_they_came() -> None:
+    async with staged() as stage:
+        fields = typed(b"text/csv; charset=utf-7") + b"x-goog-fieldmask: a\r\nrange: bytes=0-1\r\n"
+        query = b"?fields=a&$alt=proto&callback=x;y&&z"
+        assert (await stage.ask(post(b"a,b", b"/services/search/x" + query, fields))).status == 200
+        received = stage.upstream.received[0]
+        assert received.target == b"/x" + query
+        assert received.all(b"content-type") == [b"text/csv; charset=utf-7"]
+        assert (received.all(b"x-goog-fieldmask"), received.all(b"range")) == ([b"a"], [b"bytes=0-1"])
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        (MESSAGES, b"beta=true"),
+        (MESSAGES, b"beta=true&api-version=1"),
+        (GENERATE, b"alt=sse"),
+        (GENERATE, b"alt=json"),
+        (GENERATE, b"alt=json&api-version=v1"),
+        (COMPLETIONS, b"api-version=2024-10-21"),
+    ],
+)
+async def test_the_parameters_of_a_family_pass(path: bytes, query: bytes) -> None:
+    async with staged() as stage:
+        body = CHAT.replace(b'"model":"m"', b'"model":"g"')
+        assert (await stage.ask(post(body, path + b"?" + query))).status == 200
+        assert stage.upstream.received[0].target == path + b"?" + query
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "name"),
+    [
+        (GENERATE, b"fields=candidates", b"fields"),
+        (GENERATE, b"$fields=candidates", b"$fields"),
+        (GENERATE, b"%66ields=candidates", b"%66ields"),
+        (GENERATE, b"%24fields=candidates", b"%24fields"),
+        (GENERATE, b"Fields=candidates", b"Fields"),
+        (GENERATE, b"fields", b"fields"),
+        (GENERATE, b"alt=sse&fields=x", b"fields"),
+        (GENERATE, b"alt=sse;fields=x", b"alt"),
+        (GENERATE, b"alt=proto", b"alt"),
+        (GENERATE, b"alt=media", b"alt"),
+        (GENERATE, b"alt=SSE", b"alt"),
+        (GENERATE, b"alt=%73se", b"alt"),
+        (GENERATE, b"alt=", b"alt"),
+        (GENERATE, b"alt", b"alt"),
+        (GENERATE, b"alt=sse&alt=json", b"alt"),
+        (GENERATE, b"alt=sse&al%74=proto", b"al%74"),
+        (GENERATE, b"$alt=proto", b"$alt"),
+        (GENERATE, b"Alt=sse", b"Alt"),
+        (GENERATE, b"callback=x", b"callback"),
+        (GENERATE, b"$ct=x", b"$ct"),
+        (GENERATE, b"$httpMethod=GET", b"$httpMethod"),
+        (GENERATE, b"$.xgafv=2", b"$.xgafv"),
+        (GENERATE, b"prettyPrint=false", b"prettyPrint"),
+        (GENERATE, b"quotaUser=x", b"quotaUser"),
+        (GENERATE, b"beta=true", b"beta"),
+        (GENERATE, b"api-version=%26fields%3Dx", b"api-version"),
+        (GENERATE, b"", b""),
+        (GENERATE, b"&", b""),
+        (GENERATE, b"alt=sse&", b""),
+        (GENERATE, b"=x", b""),
+        (MESSAGES, b"alt=sse", b"alt"),
+        (MESSAGES, b"beta=true&beta=false", b"beta"),
+        (MESSAGES, b"beta[]=true", b"beta"),
+        (MESSAGES, b"x=1", b"x"),
+        (COMPLETIONS, b"stream=true", b"stream"),
+        (COMPLETIONS, b"api_version=1", b"api_version"),
+        (COMPLETIONS, b"model=other", b"model"),
+    ],
+)
+async def test_any_other_parameter_of_a_metered_call_is_refused(
+    path: bytes, query: bytes, name: bytes
+) -> None:
+    async with staged() as stage:
+        got = await stage.ask(post(CHAT, path + b"?" + query))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert name in got.body
+        assert not stage.counters.holds
+        assert not stage.upstream.received
+
+
+def test_a_route_may_take_more_parameters() -> None:
+    route = Route(("POST",), "/x", "u", "s", Family.OPENAI, "openai_chat", queries=("provider", "region"))
+    check_query(b"?provider=a%26b&region=x&api-version=1", route)
+    with pytest.raises(InvalidRequest, match="api-version, provider, region"):
+        check_query(b"?Region=x", route)
+    with pytest.raises(InvalidRequest, match="Route".lower()):
+        check_query(b"?provider=x;region=y", route)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [b"limit=5&after_id=x&before_id=y", b"pageSize=5&pageToken=x", b"x=%2F..;&&y", b"alt=json", b"order=asc"],
+)
+async def test_a_list_may_be_asked_for_in_pages(query: bytes) -> None:
+    async with staged() as stage:
+        assert (await stage.ask(get(b"/v1/models?" + query), "GET")).status == 200
+        assert stage.upstream.received[0].target == b"/v1/models?" + query
+
+
+@pytest.mark.parametrize(
+    "query",
+    [b"$alt=json", b"%24httpMethod=POST", b"alt=proto", b"fields=x", b"a=1;fields=x", b"callback=x",
+     b"x-http-method-override=POST", b"_method=DELETE", b"uploadType=media"],
+)  # fmt: skip
+async def test_no_parameter_makes_another_call_of_a_free_one(query: bytes) -> None:
+    async with staged() as stage:
+        got = await stage.ask(get(b"/v1beta/models/g?" + query), "GET")
+        assert (got.status, got.reason) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [b"key=x", b"Key=x", b"KEY=x", b"$key=x", b"%24key=x", b"%6bey=x", b"a=b;key=x", b"+key=x", b"key+=x",
+     b"api_key=x", b"apikey=x", b"api-key=x", b"apiKey=x", b"access_token=x", b"$access_token=x",
+     b"oauth_token=x", b"bearer_token=x", b"x-api-key=x", b"x-goog-api-key=x", b"authorization=x"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [b"/v1/models", b"/services/search/x", b"/free/x"])
+async def test_no_spelling_of_a_credential_in_the_query_passes(query: bytes, path: bytes) -> None:
+    async with staged() as stage:
+        got = await stage.ask(get(path + b"?" + query), "GET")
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize("query", [b"monkey=1", b"keys=1", b"token=1", b"key_id=1", b"x=key", b"pageToken=k"])
+async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
+    async with staged() as stage:
+        assert (await stage.ask(get(b"/services/search/x?" + query), "GET")).status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"x-goog-fieldmask", b"X-Goog-FieldMask", b"x-goog-request-params", b"x-goog-user-project",
+     b"x-goog-visibilities", b"X_Goog_FieldMask", b"x-http-method", b"x-method-override", b"prefer", b"range",
+     b"if-none-match", b"content-md5", b"content-digest", b"http-method-override", b"x-litellm-api-base",
+     b"x-portkey-config", b"cf-aig-authorization", b"Helicone-Target-Url", b"ocp-apim-subscription-key"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
+async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:
+    async with staged() as stage:
+        body = CHAT.replace(b'"model":"m"', b'"model":"g"')
+        got = await stage.ask(post(body, path, name + b": x\r\nanthropic-beta: y\r\n"))
+        assert got.status == 200
+        received = stage.upstream.received[0]
+        assert not received.all(name.lower())
+        assert received.all(b"anthropic-beta") == [b"y"]
+
+
+async def test_google_is_not_asked_for_another_form_of_its_answer() -> None:
+    async with staged() as stage:
+        accept = b"accept: application/x-protobuf\r\n"
+        await stage.ask(post(b"{}", GENERATE, accept))
+        await stage.ask(post(CHAT, fields=accept))
+        assert [received.all(b"accept") for received in stage.upstream.received] == [
+            [], [b"application/x-protobuf"],
+        ]  # fmt: skip
+
+
+async def test_a_free_route_keeps_its_fields_but_for_another_method() -> None:
+    async with staged() as stage:
+        fields = AUTH + b'if-none-match: "x"\r\nx-http-method: POST\r\nx-goog-fieldmask: a\r\n'
+        assert (await stage.ask(get(b"/v1/models", fields), "GET")).status == 200
+        received = stage.upstream.received[0]
+        assert received.all(b"if-none-match") == [b'"x"']
+        assert not received.all(b"x-http-method")
+        assert not received.all(b"x-goog-fieldmask")
+
+
+async def test_an_api_of_units_in_a_family_has_its_query_judged_too() -> None:
+    route = replace(ROUTES[0], path="/v1/units", meter="generic")
+    async with staged(routes=(route,)) as stage:
+        assert (await stage.ask(post(b"{}", b"/v1/units?x=1"))).status == 400
+
+
+async def test_what_meters_a_route_says_whose_api_it_is() -> None:
+    route = replace(ROUTES[7], path="/mine/{model}", family=Family.GENERIC)
+    assert route.meter == "gemini_generate"
+    async with staged(routes=(route,)) as stage:
+        got = await stage.ask(post(b"{}", b"/mine/g?fields=candidates"))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert (await stage.ask(post(b"{}", b"/mine/g", b"x-goog-fieldmask: x\r\n"))).status == 200
+        assert not stage.upstream.received[0].all(b"x-goog-fieldmask")

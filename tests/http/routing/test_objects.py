@@ -1,0 +1,220 @@
+"""Objects have owners: nobody names, reads, lists or continues what another organization's call made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.calls.route import Route
+from gateway.core.model import Family
+from tests.http.fakes import AUTH, CALLER, ROUTES, answer, get, post
+from tests.http.stage import Stage, staged
+
+JSON = b"content-type: application/json\r\n"
+RESPONSES = b"/v1/responses"
+OTHERS = replace(CALLER, organization_id=99)
+MADE = json.dumps(
+    {"id": "resp_1", "output": [{"id": "ci_1", "type": "code_interpreter_call", "container_id": "cntr_1"}],
+     "usage": {"input_tokens": 2, "output_tokens": 3}}
+).encode()  # fmt: skip
+
+
+def free(path: str, *methods: str, family: Family = Family.OPENAI, objects: str = "owned") -> Route:
+    return Route(methods, path, "up", "", family, objects=objects)
+
+
+OBJECT_ROUTES = (
+    Route(("POST",), "/v1/responses", "up", "chat", Family.OPENAI, "openai_responses"),
+    Route(("POST",), "/v1/shared", "up", "chat", Family.OPENAI, "openai_responses", objects="shared"),
+    free("/v1/responses/{id}", "GET", "DELETE"),
+    free("/v1/files", "GET", "POST"),
+    free("/v1/files/{id}/content", "GET"),
+    free("/v1/vector_stores", "POST"),
+    free("/v1/conversations", "POST"),
+    free("/v1/open/files/{id}", "GET", objects="shared"),
+    free("/v1/messages/count_tokens", "POST", family=Family.ANTHROPIC),
+    free("/v1beta/models/{model}:countTokens", "POST", family=Family.GEMINI),
+    free("/v1beta/cachedContents", "GET", "POST", family=Family.GEMINI),
+    *ROUTES,
+)
+
+
+@asynccontextmanager
+async def objects() -> AsyncIterator[Stage]:
+    async with staged(routes=OBJECT_ROUTES) as stage:
+        yield stage
+
+
+def body(**more: object) -> bytes:
+    return json.dumps({"model": "m", "input": "hi", "max_output_tokens": 9, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (RESPONSES, {"previous_response_id": "resp_1"}),
+        (RESPONSES, {"conversation": {"id": "conv_1"}}),
+        (RESPONSES, {"prompt": {"id": "pmpt_1"}}),
+        (RESPONSES, {"input": [{"id": "msg_1"}]}),
+        (RESPONSES, {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
+        (RESPONSES, {"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}),
+        (b"/v1/chat/completions", {"messages": [{"content": [{"file": {"file_id": "file-1"}}]}]}),
+        (b"/v1/messages", {"container": "container_1", "messages": [], "max_tokens": 5}),
+        (b"/v1beta/models/m:generateContent", {"cachedContent": "cachedContents/c1"}),
+        (b"/v1/vector_stores", {"file_ids": ["file-1"]}),
+    ],
+)
+async def test_what_is_not_the_organizations_is_not_found(path: bytes, named: dict[str, object]) -> None:
+    async with objects() as stage:
+        got = await stage.ask(post(body(**named), path, JSON))
+        assert (got.status, got.reason) == (404, "object_not_found")
+        assert b"resp_1" not in got.body
+        assert not stage.upstream.received
+        assert not stage.counters.charges
+        (ids,) = stage.objects.asked
+        stage.objects.kept |= {(OTHERS.organization_id, one) for one in ids}
+        assert (await stage.ask(post(body(**named), path, JSON))).status == 404
+        stage.objects.kept |= {(CALLER.organization_id, one) for one in ids}
+        assert (await stage.ask(post(body(**named), path, JSON))).status == 200
+
+
+async def test_escapes_in_names_hide_nothing() -> None:
+    async with objects() as stage:
+        hidden = b'{"model":"m","input":"hi","max_output_tokens":9,"previous\\u005fresponse_id":"resp_1"}'
+        assert (await stage.ask(post(hidden, RESPONSES, JSON))).status == 404
+
+
+async def test_what_a_call_makes_is_its_organizations() -> None:
+    async with objects() as stage:
+        stage.upstream.scripts = [[answer(MADE)]]
+        assert (await stage.ask(post(body(), RESPONSES, JSON))).status == 200
+        assert {one for _, one in stage.objects.kept} == {"resp_1", "ci_1", "cntr_1"}
+        again = body(previous_response_id="resp_1", tools=[{"container": "cntr_1"}])
+        assert (await stage.ask(post(again, RESPONSES, JSON))).status == 200
+        assert (await stage.ask(get(b"/v1/responses/resp_1"), "GET")).status == 200
+        stage.directory.caller = OTHERS
+        assert (await stage.ask(post(again, RESPONSES, JSON))).reason == "object_not_found"
+        assert (await stage.ask(get(b"/v1/responses/resp_1"), "GET")).reason == "object_not_found"
+        assert (await stage.ask(get(b"/v1/responses/resp%5F1"), "GET")).reason == "object_not_found"
+
+
+async def test_an_object_made_by_a_free_route_has_an_owner() -> None:
+    async with objects() as stage:
+        stage.upstream.scripts = [[answer(b'{"id":"file-7","object":"file"}')], [answer(b'{"id":"conv_7"}')]]
+        form = b"content-type: multipart/form-data; boundary=b\r\n"
+        assert (await stage.ask(post(b"--b--", b"/v1/files", form))).status == 200
+        assert (await stage.ask(post(b"{}", b"/v1/conversations", JSON))).status == 200
+        assert {one for _, one in stage.objects.kept} == {"file-7", "conv_7"}
+        assert (await stage.ask(get(b"/v1/files/file-7/content"), "GET")).status == 200
+        assert (await stage.ask(get(b"/v1/files/file-8/content"), "GET")).reason == "object_not_found"
+
+
+async def test_a_list_of_all_objects_is_found_by_nobody() -> None:
+    async with objects() as stage:
+        for path in (b"/v1/files", b"/v1beta/cachedContents"):
+            got = await stage.ask(get(path), "GET")
+            assert (got.status, got.reason) == (404, "object_not_found")
+        assert not stage.upstream.received
+
+
+async def test_a_body_that_could_name_objects_unread_is_refused() -> None:
+    async with objects() as stage:
+        plain = b"content-type: text/plain\r\n"
+        got = await stage.ask(post(b'{"file_ids":["file-1"]}', b"/v1/vector_stores", plain))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        twice = b'{"file_ids":["file-1"],"file_ids":[]}'
+        assert (await stage.ask(post(twice, b"/v1/vector_stores", JSON))).status == 400
+        assert not stage.upstream.received
+
+
+async def test_shared_objects_are_nobodys_business() -> None:
+    async with objects() as stage:
+        assert (await stage.ask(post(body(previous_response_id="x"), b"/v1/shared", JSON))).status == 200
+        assert (await stage.ask(get(b"/v1/open/files/file-1"), "GET")).status == 200
+        assert not stage.objects.asked
+
+
+async def test_without_the_counters_nobody_knows_whose_it_is() -> None:
+    async with objects() as stage:
+        stage.objects.down = True
+        got = await stage.ask(post(body(previous_response_id="resp_1"), RESPONSES, JSON))
+        assert (got.status, got.reason) == (503, "counters_unavailable")
+        assert not stage.upstream.received
+
+
+async def test_most_calls_ask_nothing() -> None:
+    async with objects() as stage:
+        metadata = {"conversation_id": "mine"}
+        assert (await stage.ask(post(body(metadata=metadata), RESPONSES, JSON))).status == 200
+        assert not stage.objects.asked
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        (b"/v1/messages/count_tokens", {"messages": [{"content": [{"source": {"file_id": "file_1"}}]}]}),
+        (b"/v1beta/models/m:countTokens", {"generateContentRequest": {"cachedContent": "cachedContents/c"}}),
+        (b"/v1/vector_stores", {"FILE_IDS": ["file-1"]}),
+    ],
+)  # fmt: skip
+async def test_bodies_of_free_routes_name_objects_too(path: bytes, sent: dict[str, object]) -> None:
+    async with objects() as stage:
+        got = await stage.ask(post(json.dumps(sent).encode(), path, JSON))
+        assert (got.status, got.reason) == (404, "object_not_found")
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize(
+    "kind", [b"multipart/form-data; boundary=x", b"text/plain", b"application/json, a/b"]
+)
+async def test_a_form_is_taken_only_where_files_are(kind: bytes) -> None:
+    async with objects() as stage:
+        form = b'--x\r\ncontent-disposition: form-data; name="file_id"\r\n\r\nfile-1\r\n--x--\r\n'
+        got = await stage.ask(post(form, b"/v1/vector_stores", b"content-type: %b\r\n" % kind))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert b"content-type" in got.body
+        assert not stage.upstream.received
+        got = await stage.ask(post(form, b"/v1/files", b"content-type: multipart/form-data; boundary=x\r\n"))
+        assert got.status == 200
+
+
+@pytest.mark.parametrize(
+    "framing", [b'content-length: 20\r\n\r\n{"file_id":"file-1"}', b"transfer-encoding: chunked\r\n\r\n"]
+)
+async def test_what_takes_no_body_is_sent_with_none(framing: bytes) -> None:
+    async with objects() as stage:
+        got = await stage.ask(get(b"/v1/models", AUTH + JSON)[:-2] + framing)
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert not stage.upstream.received
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({}, set()),
+        ({"store": False}, set()),
+        ({"store": True}, {"chatcmpl-1", "audio_1"}),
+        ({"modalities": ["text", "audio"]}, {"chatcmpl-1", "audio_1"}),
+    ],
+)
+async def test_a_chat_that_is_not_stored_leaves_no_object(asked: dict[str, object], kept: set[str]) -> None:
+    """An organization has room for so many: answers nobody can ask for push out nothing."""
+    made = {"id": "chatcmpl-1", "choices": [{"message": {"content": "x", "audio": {"id": "audio_1"}}}]}
+    async with objects() as stage:
+        stage.upstream.scripts.append([answer(json.dumps(made).encode())])
+        chat = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **asked})
+        assert (await stage.ask(post(chat.encode()))).status == 200
+        assert {one for _, one in stage.objects.kept} == kept
+
+
+@pytest.mark.parametrize("sent", [{"name": "cachedContents/mine"}, {"file": {"name": "files/mine"}}])
+async def test_nobody_chooses_the_name_of_what_is_kept(sent: dict[str, object]) -> None:
+    async with objects() as stage:
+        got = await stage.ask(post(json.dumps(sent).encode(), b"/v1beta/cachedContents", JSON))
+        assert (got.status, got.reason) == (400, "invalid_request")
+        assert b"name" in got.body
+        assert not stage.upstream.received

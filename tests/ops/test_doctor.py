@@ -1,0 +1,166 @@
+"""What doctor says of servers as they are met: what is wrong, of which setting, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.ops import hints as remedies
+from gateway.ops.doctor import Finding, _verification, examine
+from gateway.settings.settings import Settings, load
+from tests.conftest import ValkeyServer, free_port
+
+SECRET = "not-for-anybodys-eyes"
+
+
+@pytest.mark.parametrize(
+    ("vouched", "well", "said"),
+    [(b"", True, "no keeper"), (b"this", True, "has verified"), (b"another", False, "run the keeper")],
+)
+def test_a_server_that_no_keeper_has_compared_is_what_refuses_calls(
+    vouched: bytes, well: bool, said: str
+) -> None:
+    finding = _verification(vouched, b"this")
+    assert finding.well is well
+    assert said in finding.says
+
+
+def settings(folder: Path, **values: Any) -> Settings:
+    """Enough to run with, but for what a test says; upstreams are left out."""
+    filled = {"admin_token": SECRET, "key_pepper": SECRET, "data_dir": str(folder)} | values
+    return load({}).with_values(**filled, upstreams=())
+
+
+async def wrong(settings: Settings, role: str = "all") -> list[Finding]:
+    """What doctor finds wrong; a secret is in nothing it says."""
+    found = [each async for each in examine(settings, role)]
+    assert not [each for each in found if SECRET in each.says]
+    return [each for each in found if not each.well]
+
+
+def one(found: list[Finding], subject: str) -> str:
+    """What is said of the only thing that is wrong."""
+    (finding,) = found
+    assert finding.subject == subject
+    return finding.says
+
+
+async def test_redis_must_keep_what_it_is_told(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    redis = own_valkey("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
+    policy, durable = await wrong(settings(tmp_path, redis_url=redis.url), "serve")
+    assert "maxmemory-policy is allkeys-lru, which deletes counters: CONFIG SET" in policy.says
+    assert "append-only file is off: CONFIG SET appendonly yes" in durable.says
+
+
+@pytest.mark.parametrize(("user", "remedy"), [("", "take it out of"), ("somebody", "put the right user")])
+async def test_a_password_redis_does_not_know(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], user: str, remedy: str
+) -> None:
+    url = own_valkey("--appendonly", "yes").url.replace("://", f"://{user}:{SECRET}@")
+    said = one(await wrong(settings(tmp_path, redis_url=url), "serve"), "redis")
+    assert remedy in said
+    assert "TOLLKEEPER_REDIS_URL" in said
+
+
+async def test_something_else_answers_where_redis_should(tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        url = f"redis://:{SECRET}@127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        said = one(await wrong(settings(tmp_path, redis_url=url), "serve"), "redis")
+    assert "what answers there is no Redis" in said
+
+
+async def test_nobody_listens_where_redis_should(tmp_path: Path) -> None:
+    url = f"redis://:{SECRET}@127.0.0.1:{free_port()}/0"
+    said = one(await wrong(settings(tmp_path, redis_url=url), "serve"), "redis")
+    assert "start Redis, or correct host and port of TOLLKEEPER_REDIS_URL" in said
+
+
+async def test_redis_without_tls_is_asked_with_it(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    url = own_valkey("--appendonly", "yes").url.replace("redis://", "rediss://")
+    said = one(await wrong(settings(tmp_path, redis_url=url), "serve"), "redis")
+    assert "TLS" in said
+    assert "TOLLKEEPER_REDIS_URL" in said
+
+
+async def test_files_for_tls_without_tls_are_a_mistake(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    url = own_valkey("--appendonly", "yes").url
+    found = await wrong(settings(tmp_path, redis_url=url, redis_ca_file="/etc/ca.pem"), "serve")
+    assert "TOLLKEEPER_REDIS_URL must begin with rediss://" in one(found, "redis")
+
+
+async def test_a_database_without_the_schema_and_one_of_a_newer_program(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
+) -> None:
+    given = settings(tmp_path, redis_url=own_valkey("--appendonly", "yes").url, database_url=database)
+    said = one(await wrong(given, "keeper"), "postgresql")
+    assert "has no schema" in said
+    assert "run tollkeeper migrate" in said
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+        connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+    said = one(await wrong(given, "keeper"), "postgresql")
+    assert "schema version 9999" in said
+    assert "run a newer one" in said
+
+
+async def test_a_postgresql_that_does_not_let_us_in(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
+) -> None:
+    redis_url = own_valkey("--appendonly", "yes").url
+    away = f"postgresql://u:{SECRET}@127.0.0.1:{free_port()}/x"
+    found = await wrong(settings(tmp_path, redis_url=redis_url, database_url=away), "keeper")
+    assert "start PostgreSQL, or correct host and port of TOLLKEEPER_DATABASE_URL" in one(found, "postgresql")
+    name = database.rpartition("/")[2].partition("?")[0]
+    other = database.replace(f"/{name}", f"/{name}_that_is_not")
+    found = await wrong(settings(tmp_path, redis_url=redis_url, database_url=other), "keeper")
+    assert "create the database, or put another into TOLLKEEPER_DATABASE_URL" in one(found, "postgresql")
+
+
+async def test_what_is_not_set_is_named_with_what_would_be_right(tmp_path: Path) -> None:
+    found = await wrong(settings(tmp_path, admin_token="", key_pepper=""))
+    said = [each.says for each in found]
+    for name in ("ADMIN_TOKEN", "KEY_PEPPER"):
+        assert f"TOLLKEEPER_{name} is not set: 16 to 512 visible characters" in " ".join(said)
+    assert "TOLLKEEPER_REDIS_URL is not set: a URL beginning with redis://" in " ".join(said)
+    assert any(each.startswith("TOLLKEEPER_DATABASE_URL is not set") for each in said)
+
+
+async def test_a_data_directory_nobody_can_write(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    given = settings(file / "data", redis_url=own_valkey("--appendonly", "yes").url)
+    assert "TOLLKEEPER_DATA_DIR" in one(await wrong(given, "serve"), "data directory")
+
+
+async def test_an_upstream_that_is_away_is_told_with_its_reason(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer]
+) -> None:
+    given = settings(tmp_path, redis_url=own_valkey("--appendonly", "yes").url)
+    upstreams = load({}).with_upstream(f"http://127.0.0.1:{free_port()}").upstreams[:1]
+    said = one(await wrong(given.with_values(upstreams=upstreams), "serve"), "upstream openai")
+    assert "Connect call failed" in said
+    assert "correct base_url" in said
+
+
+def test_whatever_is_said_there_is_something_to_do() -> None:
+    for door in (remedies.redis, remedies.postgresql, remedies.upstream):
+        assert door("something never heard of")

@@ -1,0 +1,217 @@
+"""Doctor knows users by what they may do, tells those of deploy/ apart, and does nothing in their names."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+import redis
+
+from gateway.counters.keeper import rights
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.wire import Wire
+from gateway.ops import doctor_users
+from persistence.schema import migrate
+from tests.conftest import ValkeyServer
+from tests.tree import ROOT
+
+GATEWAY, KEEPER = "tollkeeper-gateway", "tollkeeper-keeper"
+ANYTHING = "on >hush resetchannels ~* +@all"
+# Cannot be asked for within a transaction, or are the asking itself.
+TRANSACTIONS = {"multi", "exec", "watch", "unwatch"}
+
+
+def users() -> dict[str, str]:
+    """What deploy/users.acl says of each user, with a password put in."""
+    lines = re.findall(r"^user (\S+) (.*)$", (ROOT / "deploy" / "users.acl").read_text(), re.MULTILINE)
+    return {name: re.sub(r">\S+", ">hush", rules) for name, rules in lines}
+
+
+@pytest.fixture
+async def server(own_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
+    """A server that a keeper has brought the scripts to."""
+    server = own_valkey()
+    wire = Wire(parse_url(server.url), time.monotonic)
+    await wire.open()
+    await wire.close()
+    return server
+
+
+def as_user(server: ValkeyServer, name: str, rules: str) -> str:
+    """Make a user; the server's URL for it."""
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", name, "reset", *rules.split())
+    return server.url.replace("://", f"://{name}:hush@")
+
+
+async def seen(url: str, role: str) -> tuple[bool, str]:
+    well, subject, says = await doctor_users.of_redis(parse_url(url), role, 5.0)
+    assert subject == "redis user"
+    return well, says
+
+
+@pytest.mark.parametrize(("name", "lines"), [(GATEWAY, rights.BOTH), (KEEPER, rights.BOTH + rights.KEEPER)])
+def test_what_is_asked_for_is_what_the_users_are_given(name: str, lines: tuple[str, ...]) -> None:
+    given = {rule[1:] for rule in users()[name].split() if rule.startswith("+")}
+    asked = {
+        words[0]
+        if f"{words[0]}|{words[1:][:1]}" in given
+        else re.sub(r"^(function|xinfo) (\w+).*", r"\1|\2", line)
+        for line in (line.lower() for line in lines)
+        for words in [line.split()]
+    }
+    assert {each.split()[0] for each in asked} == given - TRANSACTIONS
+    keys = {word for line in lines for word in line.split() if word.startswith("tk:")}
+    for rule in re.findall(r"(?:^|\s)(?:%R)?~(\S+)", users()[name]):
+        assert any(key.startswith(rule.rstrip("*")) for key in keys), rule
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "well", "said"),
+    [
+        (GATEWAY, "serve", True, "may do what a gateway does"),
+        (KEEPER, "keeper", True, "may do what a keeper does"),
+        (KEEPER, "all", True, "may do what a keeper does"),
+        (GATEWAY, "keeper", False, "may not do what a keeper does (FUNCTION LOAD text and"),
+        (KEEPER, "serve", False, "may write who has which key and what it costs"),
+    ],
+)
+async def test_users_of_ours_are_told_apart(
+    server: ValkeyServer, name: str, role: str, well: bool, said: str
+) -> None:
+    found = await seen(as_user(server, name, users()[name]), role)
+    assert found[0] is well, found
+    assert said in found[1]
+    assert (
+        well or f"use tollkeeper-{'gateway' if role == 'serve' else 'keeper'} of deploy/users.acl" in found[1]
+    )
+    with redis.Redis.from_url(server.url) as client:
+        assert client.keys("*doctor*") == []  # nothing of what was asked for was done
+        if role != "serve" and well:
+            assert client.acl_log() == []  # and what is right leaves no trace
+
+
+@pytest.mark.parametrize("role", ["serve", "keeper", "all"])
+async def test_a_user_for_everything_is_well_and_said(
+    own_valkey: Callable[..., ValkeyServer], role: str
+) -> None:
+    server = own_valkey()
+    well, said = await seen(server.url, role)
+    assert well
+    assert said.startswith("default may do anything; tollkeeper-")
+    assert (await seen(as_user(server, "one", ANYTHING), role))[0]
+
+
+@pytest.mark.parametrize("role", ["serve", "keeper"])
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("-fcall", "(FCALL f 1 tk:{p0}:doctor)"),
+        ("-xinfo|stream", "(XINFO STREAM "),
+        ("-multi", "(MULTI"),
+    ],
+)
+async def test_a_right_that_is_lacking_is_named(
+    server: ValkeyServer, role: str, rule: str, said: str
+) -> None:
+    name = GATEWAY if role == "serve" else KEEPER
+    well, says = await seen(as_user(server, name, f"{users()[name]} {rule}"), role)
+    assert not well
+    assert said in says
+
+
+async def test_a_key_that_is_lacking_is_named(server: ValkeyServer) -> None:
+    well, says = await seen(as_user(server, GATEWAY, users()[GATEWAY].replace("~tk:pulses", "")), "serve")
+    assert not well
+    assert "(ZREM tk:pulses m)" in says
+
+
+async def test_a_gateway_without_scripts_is_told_to_wait_for_a_keeper(
+    own_valkey: Callable[..., ValkeyServer],
+) -> None:
+    well, says = await seen(as_user(own_valkey(), GATEWAY, users()[GATEWAY]), "serve")
+    assert not well
+    assert "start a keeper first" in says
+
+
+async def test_a_redis_that_is_away_is_told(server: ValkeyServer) -> None:
+    server.stop()
+    well, says = await seen(server.url, "serve")
+    assert not well
+    assert "start Redis" in says
+
+
+def user_of(database: str, name: str, attributes: str = "") -> str:
+    made = f"{database.rpartition('/')[2]}_{name}"
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {made} LOGIN {attributes}")
+    return database.replace("postgres@", f"{made}@")
+
+
+def execute(database: str, statement: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(statement)
+
+
+def test_a_keepers_user_of_postgresql_is_well_where_it_is_a_writer(database: str) -> None:
+    migrate.upgrade(database)
+    name = database.rpartition("/")[2]
+    keeper = user_of(database, "keeper", f"IN ROLE {name}_writer")
+    owner = (True, "postgresql owner", "postgres owns the tables")
+    fine = (True, "postgresql user", f"{name}_keeper may do what a keeper does, and no more")
+    assert doctor_users.of_postgresql(keeper, keeper) == [fine]
+    assert doctor_users.of_postgresql(keeper, database) == [fine, owner]
+    _, (well, subject, said) = doctor_users.of_postgresql(keeper, keeper + "?application_name=owner")
+    assert (well, subject) == (False, "postgresql owner")
+    assert "does not own the tables" in said
+
+
+def test_one_user_for_everything_is_well_and_said(database: str) -> None:
+    name = database.rpartition("/")[2]
+    owner = user_of(database, "owner")
+    execute(database, f"ALTER DATABASE {name} OWNER TO {name}_owner")
+    migrate.upgrade(owner)
+    [(well, _, said)] = doctor_users.of_postgresql(owner, owner)
+    assert well
+    assert f"{name}_owner owns the tables; a keeper needs no more than to be in {name}_writer" in said
+    [(well, _, said)] = doctor_users.of_postgresql(database, database)
+    assert well
+    assert said.startswith("postgres is superuser; a keeper needs no more")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("GRANT CREATE ON SCHEMA public TO {}", "may create objects beside the tables"),
+        ("GRANT DELETE ON audit_log TO {}", "may change what is only to be added to"),
+        ("GRANT pg_execute_server_program TO {}", "may reach files and programs of the server"),
+    ],
+)
+def test_what_a_writer_may_beyond_a_keeper_is_said(database: str, more: str, said: str) -> None:
+    migrate.upgrade(database)
+    name = database.rpartition("/")[2]
+    keeper = user_of(database, "keeper", f"IN ROLE {name}_writer")
+    execute(database, more.format(f"{name}_keeper"))
+    [(well, _, says)] = doctor_users.of_postgresql(keeper, keeper)
+    assert well
+    assert said in says
+
+
+def test_what_a_keeper_lacks_is_wrong_and_says_what_to_grant(database: str) -> None:
+    migrate.upgrade(database)
+    name = database.rpartition("/")[2]
+    stranger = user_of(database, "stranger")
+    [(well, _, said)] = doctor_users.of_postgresql(stranger, stranger)
+    assert not well
+    assert "may not do what a keeper does (DELETE on business_model and " in said
+    assert f'GRANT "{name}_writer" TO "{name}_stranger"' in said
+    execute(database, f"GRANT {name}_writer TO {name}_stranger")
+    execute(database, f"REVOKE EXECUTE ON FUNCTION ensure_partitions FROM {name}_writer")
+    [(well, _, said)] = doctor_users.of_postgresql(stranger, stranger)
+    assert not well
+    assert "(EXECUTE on ensure_partitions): run tollkeeper migrate as the owner" in said
+    migrate.upgrade(database)
+    assert doctor_users.of_postgresql(stranger, stranger)[0][0]

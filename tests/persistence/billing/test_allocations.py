@@ -1,0 +1,179 @@
+"""Allocations kept in pages: every use paid by the right additions, expiry takes exactly the rest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.core.billing.allocation import ExpiredGrant
+from persistence import engine
+from persistence.billing import allocations
+from persistence.billing.allocations import Allocations
+from persistence.ledger.writer import Writer
+from tests.persistence.credits import give, post_expiries
+from tests.persistence.migrated import empty
+from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
+
+HOUR_MS = 3_600_000
+ALLOCATED = """
+SELECT seq, credit_addition_id, amount FROM credit_allocation ORDER BY seq, credit_addition_id NULLS LAST"""
+POSTED = "SELECT kind, credit_addition_id, amount FROM credit_posting ORDER BY seq"
+LEFT = """
+SELECT (SELECT coalesce(sum(credits_added - spent), 0) FROM credit_addition WHERE credits_added > 0),
+       (SELECT coalesce(sum(amount), 0) FROM credit_allocation WHERE credit_addition_id IS NULL)"""
+
+
+@pytest.fixture
+async def kept(migrated: str) -> AsyncIterator[Allocations]:
+    pool = engine.create(migrated)
+    yield Allocations(pool)
+    await pool.dispose()
+
+
+def store(url: str, *accounts: Account) -> None:
+    writer = Writer(url)
+    try:
+        report = writer.write_now(batch_of(*accounts))
+        assert (report.quarantined, report.dead_letters) == ([], 0)
+    finally:
+        writer.close()
+
+
+async def allocate(kept: Allocations) -> None:
+    for organization_id in await kept.behind(100):
+        while not await kept.allocate(organization_id):
+            pass
+
+
+async def test_uses_are_allocated_in_the_stated_order(migrated: str, kept: Allocations) -> None:
+    [account] = settle_in(migrated, None)
+    paid = give(migrated, account, 8_000)
+    gift = give(migrated, account, 2_000, category="promotional", expires_ms=account.at_ms + HOUR_MS)
+    account.consume(None, credits_=1_500)
+    account.consume(None, credits_=1_000)
+    account.consume(None, credits_=0)
+    store(migrated, account)
+    await allocate(kept)
+    assert rows_of(migrated, ALLOCATED) == [(3, gift, 1_500), (4, paid, 500), (4, gift, 500)]
+    assert await kept.behind(10) == []
+    assert await broken(migrated) == []
+
+
+async def test_debt_is_covered_by_a_later_addition(migrated: str, kept: Allocations) -> None:
+    [account] = settle_in(migrated, None)
+    account.consume(None, credits_=30)
+    account.consume(None, credits_=10)
+    store(migrated, account)
+    await allocate(kept)
+    assert rows_of(migrated, ALLOCATED) == [(1, None, 30), (2, None, 10)]
+    paid = give(migrated, account, 35)
+    store(migrated, account)
+    await allocate(kept)
+    assert rows_of(migrated, ALLOCATED) == [(1, paid, 30), (2, paid, 5), (2, None, 5)]
+    assert await broken(migrated) == []
+
+
+async def test_expiry_takes_exactly_what_was_not_used_in_time(migrated: str, kept: Allocations) -> None:
+    [account] = settle_in(migrated, None)
+    until = account.at_ms + HOUR_MS
+    gift = give(migrated, account, 2_000, category="promotional", expires_ms=until)
+    paid = give(migrated, account, 100)
+    account.consume(None, credits_=600)
+    account.at_ms = until
+    account.consume(None, credits_=50)
+    store(migrated, account)
+    expired = ExpiredGrant(gift, account.organization_id)
+    assert await kept.expired(until - 1, 10) == []
+    assert await kept.expired(until, 10) == [expired]
+    assert not await kept.expire(expired, account.partition, account.credit_seq)
+    await allocate(kept)
+    assert await kept.expire(expired, account.partition, account.credit_seq)
+    assert await kept.expire(expired, account.partition, account.credit_seq)
+    assert await kept.expired(until, 10) == []
+    assert post_expiries(migrated, account) == 1_400
+    store(migrated, account)
+    await allocate(kept)
+    assert account.balance == 50
+    assert rows_of(migrated, ALLOCATED) == [(3, gift, 600), (4, paid, 50), (5, gift, 1_400)]
+    assert rows_of(migrated, POSTED)[-1] == ("expiry", gift, -1_400)
+    assert await broken(migrated) == []
+
+
+async def test_a_spent_addition_expires_without_a_posting(migrated: str, kept: Allocations) -> None:
+    [account] = settle_in(migrated, None)
+    gift = give(migrated, account, 10, expires_ms=account.at_ms + HOUR_MS)
+    account.consume(None, credits_=10)
+    store(migrated, account)
+    await allocate(kept)
+    expired = ExpiredGrant(gift, account.organization_id)
+    assert await kept.expire(expired, account.partition, account.credit_seq)
+    assert await kept.expired(account.at_ms + 2 * HOUR_MS, 10) == []
+    assert rows_of(migrated, "SELECT count(*) FROM control_write") == [(0,)]
+
+
+async def test_an_addition_that_was_never_posted_does_not_expire(migrated: str, kept: Allocations) -> None:
+    [account] = settle_in(migrated, None)
+    give(migrated, account, 10, expires_ms=account.at_ms + HOUR_MS)
+    assert await kept.expired(account.at_ms + 2 * HOUR_MS, 10) == []
+
+
+STEP = st.one_of(
+    st.tuples(st.just("use"), st.integers(0, 120)),
+    st.tuples(
+        st.just("give"), st.integers(1, 200), st.integers(0, 2), st.none() | st.integers(1, 5), st.booleans()
+    ),
+    st.tuples(st.just("back"), st.integers(1, 50)),
+    st.tuples(st.just("wait"), st.integers(1, 4)),
+    st.tuples(st.just("flush")),
+)
+
+
+@given(history=st.lists(STEP, max_size=25), page=st.integers(1, 6))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+async def test_random_histories_are_allocated_to_the_last_credit(
+    shared: str, monkeypatch: pytest.MonkeyPatch, history: list[tuple[object, ...]], page: int
+) -> None:
+    """Whatever the pages: allocations prove themselves, and the balance is what additions have left."""
+    monkeypatch.setattr(allocations, "MOVEMENTS_A_PAGE", page)
+    empty(shared)
+    [account] = settle_in(shared, None)
+    pool = engine.create(shared)
+    kept = Allocations(pool)
+
+    async def catch_up() -> None:
+        store(shared, account)
+        await allocate(kept)
+        for expired in await kept.expired(account.at_ms, 100):
+            assert await kept.expire(expired, account.partition, account.credit_seq)
+        post_expiries(shared, account)
+        store(shared, account)
+        await allocate(kept)
+        assert await broken(shared) == []
+
+    for step in history:
+        match step:
+            case ("use", int(amount)):
+                account.consume(None, credits_=amount)
+            case ("give", int(amount), int(priority), hours, bool(promotional)):
+                give(
+                    shared, account, amount, priority=priority,
+                    expires_ms=account.at_ms + hours * HOUR_MS if isinstance(hours, int) else None,
+                    category="promotional" if promotional else "paid",
+                )  # fmt: skip
+            case ("back", int(amount)):
+                give(shared, account, -amount, category="correction")
+            case ("wait", int(hours)):
+                await catch_up()
+                account.at_ms += hours * HOUR_MS
+            case _:
+                await catch_up()
+    account.at_ms += 10 * HOUR_MS
+    await catch_up()
+    [(left, debt)] = rows_of(shared, LEFT)
+    assert account.balance == int(str(left)) - int(str(debt))
+    expired = "SELECT count(*) FROM credit_addition WHERE expires_at IS NOT NULL AND credits_added > spent"
+    assert rows_of(shared, expired) == [(0,)]
+    await pool.dispose()

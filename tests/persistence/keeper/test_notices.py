@@ -1,0 +1,214 @@
+"""What webhooks are told, from real rows: each occasion once, tried again until it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from gateway.background.timed.webhooks import Courier
+from gateway.core.webhook import Delivery, Outcome
+from persistence import engine
+from persistence.keeper.notices import Notices
+from persistence.ledger.writer import Writer
+from tests.persistence.credits import give
+from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
+
+
+class Receiver:
+    """The other side: answers as it is told to, remembers what it got."""
+
+    def __init__(self) -> None:
+        self.status: int | None = 204
+        self.got: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+        self.got.append((url, headers, body))
+        return Outcome(self.status, None if self.status == 204 else "refused")
+
+
+@pytest.fixture
+async def notices(migrated: str) -> AsyncIterator[Notices]:
+    pool = engine.create(migrated)
+    yield Notices(pool)
+    await pool.dispose()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def hook(url: str, events: str = "[]") -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO webhook (url, events, secret) VALUES ('https://example.com/', %s, 'whsec_AAAA')",
+            (events,),
+        )
+
+
+def store(url: str, account: Account) -> None:
+    writer = Writer(url)
+    try:
+        writer.write_now(batch_of(account))
+    finally:
+        writer.close()
+
+
+def told(url: str) -> list[str]:
+    return [str(event) for (event,) in rows_of(url, "SELECT event FROM webhook_delivery ORDER BY id")]
+
+
+async def look(notices: Notices) -> None:
+    await notices.notice(now() - timedelta(hours=1), now())
+
+
+async def test_an_organizations_webhook_hears_of_no_other(migrated: str, notices: Notices) -> None:
+    ours, theirs = settle_in(migrated, 100, 100)
+    for account in (ours, theirs):
+        hook(migrated)
+        with psycopg.connect(migrated) as connection:
+            connection.execute(
+                "UPDATE webhook SET organization_id = %s WHERE organization_id IS NULL",
+                [account.organization_id],
+            )
+    hook(migrated)
+    ours.reset()
+    ours.consume(50)
+    store(migrated, ours)
+    await look(notices)
+    heard = rows_of(
+        migrated,
+        "SELECT w.organization_id FROM webhook_delivery AS d JOIN webhook AS w ON w.id = d.webhook_id",
+    )
+    assert sorted(heard, key=str) == sorted([(ours.organization_id,), (None,)], key=str)
+
+
+async def test_thresholds_are_told_once_a_cycle(migrated: str, notices: Notices) -> None:
+    hook(migrated, '["quota.50", "quota.80", "quota.100"]')
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(49)
+    store(migrated, account)
+    await look(notices)
+    assert told(migrated) == []
+    for tokens, events in ((1, ["quota.50"]), (35, ["quota.50", "quota.80"]), (1, ["quota.50", "quota.80"])):
+        account.consume(tokens)
+        store(migrated, account)
+        await look(notices)
+        await look(notices)
+        assert sorted(told(migrated)) == events
+    account.consume(50)
+    store(migrated, account)
+    await look(notices)
+    assert sorted(told(migrated)) == ["quota.100", "quota.50", "quota.80"]
+    account.reset()
+    account.consume(60)
+    store(migrated, account)
+    await look(notices)
+    assert sorted(told(migrated)) == ["quota.100", "quota.50", "quota.50", "quota.80"]
+
+
+async def test_blocked_and_unblocked(migrated: str, notices: Notices) -> None:
+    hook(migrated, '["tenant.blocked", "tenant.unblocked"]')
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(100)
+    store(migrated, account)
+    await look(notices)
+    account.reset()
+    store(migrated, account)
+    await look(notices)
+    await look(notices)
+    assert told(migrated) == ["tenant.blocked", "tenant.unblocked"]
+
+
+async def test_credits_are_low_at_a_tenth_of_the_last_addition(migrated: str, notices: Notices) -> None:
+    hook(migrated, '["credits.low"]')
+    [account] = settle_in(migrated, None)
+    give(migrated, account, 100)
+    account.consume(None, credits_=89)
+    store(migrated, account)
+    await look(notices)
+    assert told(migrated) == []
+    account.consume(None, credits_=1)
+    store(migrated, account)
+    await look(notices)
+    account.consume(None, credits_=1)
+    store(migrated, account)
+    await look(notices)
+    assert told(migrated) == ["credits.low"]
+    give(migrated, account, 1_000)
+    account.consume(None, credits_=1_000)
+    store(migrated, account)
+    await look(notices)
+    assert told(migrated) == ["credits.low"] * 2
+
+
+async def test_a_subscription_that_ends_soon(migrated: str, notices: Notices) -> None:
+    hook(migrated, '["subscription.ending"]')
+    [account] = settle_in(migrated, None)
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            "WITH p AS (INSERT INTO subscription_plan (name, monthly_cost, annual_cost) VALUES ('p', 1, 1)"
+            " RETURNING id) INSERT INTO organization_subscription (organization_id, plan_id, start_date,"
+            " end_date, standing) SELECT %s, id, '2026-01-01', %s, 'active' FROM p",
+            (account.organization_id, now().date() + timedelta(days=7)),
+        )
+    await look(notices)
+    await look(notices)
+    assert told(migrated) == ["subscription.ending"]
+
+
+async def test_a_message_is_tried_until_it_is_taken(migrated: str, notices: Notices) -> None:
+    hook(migrated)
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    receiver = Receiver()
+    courier = Courier(notices, receiver, now)
+    await courier.look()
+    receiver.status = 503
+    assert await courier.deliver() == 1
+    assert await courier.deliver() == 0
+    state = "SELECT state, attempts, response_status, error, next_attempt_at > now() FROM webhook_delivery"
+    assert rows_of(migrated, state) == [("pending", 1, 503, "refused", True)]
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
+    receiver.status = 204
+    assert await courier.deliver() == 1
+    assert rows_of(migrated, state)[0][:4] == ("delivered", 2, 204, None)
+    [(_, first, body), (_, again, same)] = receiver.got
+    assert (first["webhook-id"], body) == (again["webhook-id"], same)
+
+
+async def test_a_message_nobody_takes_is_given_up(migrated: str, notices: Notices) -> None:
+    hook(migrated)
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    await look(notices)
+    for _ in range(10):
+        [delivery] = await notices.take(10)
+        assert isinstance(delivery, Delivery)
+        await notices.done(delivery, Outcome(None, "no answer"))
+        with psycopg.connect(migrated) as connection:
+            connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
+    assert await notices.take(10) == []
+    assert rows_of(migrated, "SELECT state, attempts FROM webhook_delivery") == [("failed", 10)]
+
+
+async def test_a_webhook_that_is_gone_is_told_nothing(migrated: str, notices: Notices) -> None:
+    hook(migrated)
+    [account] = settle_in(migrated, 100)
+    account.reset()
+    account.consume(55)
+    store(migrated, account)
+    await look(notices)
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE webhook SET deleted_at = now()")
+    assert await notices.take(10) == []
+    assert rows_of(migrated, "SELECT state FROM webhook_delivery") == [("failed",)]

@@ -1,0 +1,51 @@
+"""What an operator is told of from PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+
+from persistence import engine as engines
+from persistence.keeper.watch import certificate_end, dead_letters, next_ends
+
+KEYS = """
+INSERT INTO organization (name) VALUES ('o');
+INSERT INTO tenant (name, organization_id) SELECT 't', id FROM organization;
+INSERT INTO api_key (tenant_id, name, digest, prefix, expires_at, revoked_at)
+SELECT t.id, k.name, repeat(k.digit, 64), 'tk', now() + k.ends, k.revoked FROM tenant t,
+ (VALUES ('later', 'a', interval '9 days', null), ('next', 'b', interval '2 days', null),
+         ('past', 'c', interval '-1 day', null), ('never', 'd', null, null),
+         ('revoked', 'e', interval '1 day', now())) AS k (name, digit, ends, revoked);
+"""
+
+
+async def test_the_next_end_is_that_of_a_valid_credential(migrated: str) -> None:
+    engine = engines.create(migrated)
+    try:
+        assert await next_ends(engine) == []
+        with psycopg.connect(migrated) as connection:
+            connection.execute(KEYS)
+        [(kind, end)] = await next_ends(engine)
+        assert kind == "api_key"
+        assert abs(end - time.time() - 2 * 86400) < 3600
+    finally:
+        await engine.dispose()
+
+
+async def test_entries_put_aside_are_counted(migrated: str) -> None:
+    engine = engines.create(migrated)
+    try:
+        assert await dead_letters(engine) == 0
+        with psycopg.connect(migrated) as connection:
+            connection.execute(
+                "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
+            )
+        assert await dead_letters(engine) == 1
+    finally:
+        await engine.dispose()
+
+
+def test_a_server_without_tls_has_no_certificate(migrated: str) -> None:
+    assert certificate_end(migrated) is None
+    assert certificate_end(f"{migrated}?sslmode=disable") is None

@@ -1,0 +1,36 @@
+"""The version a database has is told, and only the one this program was written for is run on."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import StartError
+from persistence import engine
+from persistence.schema import migrate
+from persistence.schema import version as schema
+
+
+def test_the_versions_known_are_those_of_the_migrations() -> None:
+    assert migrate.newest_version() == schema.NEEDED
+    assert list(schema.KNOWN) == migrate.versions()
+
+
+async def test_the_version_is_read(database: str) -> None:
+    pool = engine.create(database)
+    assert await schema.version(pool) is None
+    migrate.upgrade(database)
+    assert await schema.version(pool) == schema.NEEDED
+    await pool.dispose()
+
+
+def test_only_the_newest_version_known_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "KNOWN", ("0001", "0002"))
+    monkeypatch.setattr(schema, "NEEDED", "0002")
+    schema.refuse_other("0002")
+    for found, said in (
+        (None, "has no schema, 0002 is needed: run tollkeeper migrate"),
+        ("0001", "has schema version 0001, 0002 is needed: run tollkeeper migrate"),
+        ("0003", "has schema version 0003, this program knows 0002 at most"),
+    ):
+        with pytest.raises(StartError, match=said):
+            schema.refuse_other(found)

@@ -1,0 +1,52 @@
+"""A worker's seat is nobody else's while it lives, and its successor's afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID
+
+from gateway.run.worker_slot import take_seat
+
+TAKE = """
+import pathlib, sys
+from gateway.run.worker_slot import take_seat
+print(take_seat(pathlib.Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def sit(directory: Path) -> tuple[subprocess.Popen[str], UUID]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, UUID(process.stdout.readline().strip())
+
+
+def test_a_seat_is_taken_once_and_found_again_after_a_kill(tmp_path: Path) -> None:
+    first, its = sit(tmp_path / "seats")
+    second, other = sit(tmp_path / "seats")
+    assert its != other
+    first.kill()
+    first.wait(60)
+    third, again = sit(tmp_path / "seats")
+    assert again == its
+    for process in (second, third):
+        process.kill()
+        process.wait(60)
+
+
+def test_a_seat_that_cannot_be_kept_is_a_seat_all_the_same(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no directory")
+    assert take_seat(blocked) != take_seat(blocked)
+
+
+def test_a_seat_that_was_half_written_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("half of i")
+    process, seat = sit(tmp_path)
+    assert (tmp_path / "0").read_text() == str(seat)
+    process.kill()
+    process.wait(60)

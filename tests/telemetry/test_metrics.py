@@ -1,0 +1,132 @@
+"""Metrics: merged over workers, never going back, in both formats."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
+
+from gateway.http.tally import Tally
+from gateway.telemetry import metrics
+from gateway.telemetry import snapshot_files as tallies
+
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def tally() -> Any:
+    one = Tally()
+    one.request("/v1/chat/completions", 200, "")
+    one.request("/v1/chat/completions", 429, "quota_exceeded")
+    one.request_seconds.observe(0.003)
+    one.request_seconds.observe(400.0)
+    one.used("chat", 3, 4, 7)
+    one.upstream_connections = 2
+    return json.loads(json.dumps({**one.snapshot(), "streams": 5}))
+
+
+def samples(body: bytes) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        for family in plain_text(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_snapshots_are_added_label_by_label_and_bucket_by_bucket() -> None:
+    found = samples(metrics.render("", tallies.merge(tally(), tally()))[0])
+    route = "route=/v1/chat/completions"
+    assert found["tollkeeper_requests_total", "reason=", route, "status=200"] == 2
+    assert found["tollkeeper_requests_total", "reason=quota_exceeded", route, "status=429"] == 2
+    assert found["tollkeeper_tokens_total", "kind=total", "service=chat"] == 14
+    assert found["tollkeeper_request_seconds_bucket", "le=0.005"] == 2
+    assert found["tollkeeper_request_seconds_bucket", "le=300.0"] == 2
+    assert found["tollkeeper_request_seconds_bucket", "le=+Inf"] == 4
+    assert found["tollkeeper_request_seconds_count",] == 4
+    assert found["tollkeeper_request_seconds_sum",] == pytest.approx(800.006)
+
+
+def test_both_formats_are_served_by_accept_and_parse() -> None:
+    snapshot = tally()
+    snapshot["script_seconds"] = {"reserve": snapshot["request_seconds"]}
+    snapshot |= {"flush_rows": [["token_ledger", 3]], "outbox_entries": 4, "spool_entries": 0}
+    body, content_type = metrics.render("", snapshot)
+    assert content_type.startswith("text/plain")
+    found = samples(body)
+    assert found["tollkeeper_script_seconds_count", "script=reserve"] == 2
+    assert found["tollkeeper_flush_rows_total", "table=token_ledger"] == 3
+    assert found["tollkeeper_outbox_entries",] == 4
+    assert any(name[0] == "tollkeeper_build_info" for name in found)
+    body, content_type = metrics.render(OPEN_METRICS, snapshot)
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    assert {"tollkeeper_requests", "tollkeeper_build"} <= {
+        family.name for family in open_metrics(body.decode())
+    }
+
+
+def test_every_metric_of_the_contract_has_a_fact() -> None:
+    names = {fact.name for fact in metrics.FACTS}
+    assert {
+        "requests", "request_seconds", "overhead_seconds", "tokens", "credits", "script_seconds", "holds",
+        "outbox_entries", "outbox_oldest_seconds", "flush_rows", "flush_seconds", "settlements_estimated",
+        "spool_entries", "drift_tokens", "drift_credits", "reclaimed_holds", "upstream_seconds",
+    } <= names  # fmt: skip
+
+
+def test_nothing_measured_yet_is_a_valid_scrape() -> None:
+    assert b"tollkeeper_build_info" in metrics.render("", {})[0]
+
+
+async def test_a_worker_leaves_its_snapshot_and_a_last_one_when_it_ends(tmp_path: Path) -> None:
+    counted = {"settlements_estimated": 1}
+    task = asyncio.create_task(tallies.publish(tmp_path / "metrics", lambda: counted))
+    while not tallies.collect(tmp_path / "metrics"):
+        await asyncio.sleep(0.01)
+    counted["settlements_estimated"] = 5
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert tallies.collect(tmp_path / "metrics") == {"settlements_estimated": 5}
+
+
+def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:
+    (tmp_path / "999999999-1.json").write_text(json.dumps(tally()))
+    first = tallies.collect(tmp_path)
+    assert first["tokens"] == tally()["tokens"]
+    assert "streams" not in first
+    assert not (tmp_path / "999999999-1.json").exists()
+    (tmp_path / "999999999-2.json").write_text(json.dumps(tally()))
+    second = tallies.collect(tmp_path)
+    assert ["chat", "total", 14] in second["tokens"]
+    assert second["request_seconds"]["sum"] == 2 * first["request_seconds"]["sum"]
+
+
+def test_every_gauge_ends_with_its_worker() -> None:
+    assert {fact.key for fact in metrics.FACTS if fact.kind == "gauge"} <= tallies.GAUGES
+
+
+def test_a_reused_process_id_is_another_worker(tmp_path: Path) -> None:
+    (tmp_path / f"{os.getpid()}-0.json").write_text(json.dumps(tally()))
+    assert tallies.collect(tmp_path)["upstream_connections"] == 2
+    assert "streams" not in tallies.collect(tmp_path)
+
+
+def test_a_torn_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "999999999-1.json").write_text("{")
+    assert tallies.collect(tmp_path) == {}
+
+
+def test_histograms_of_another_version_do_not_spoil_the_counts() -> None:
+    other = tally() | {"bounds": [1.0], "request_seconds": {"buckets": [1, 0], "sum": 0.1}}
+    merged = tallies.merge(other, tally())
+    assert merged["request_seconds"] == tally()["request_seconds"]
+    assert ["chat", "total", 14] in merged["tokens"]
+
+
+def test_there_is_no_directory_yet(tmp_path: Path) -> None:
+    assert tallies.collect(tmp_path / "none") == {}
