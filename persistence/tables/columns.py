@@ -1,27 +1,14 @@
-"""The column shapes every table is made of: ids, counts, money, times, JSON.
+"""The column shapes every table is made of: ids, integers, money, times, JSON.
 
-Counts are bigint and below 2**53, because the counters that produce them are doubles.
+Names, types and keys alone: constraints, defaults and indexes stand in the migrations' SQL, which runs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    DateTime,
-    ForeignKey,
-    Identity,
-    MetaData,
-    Numeric,
-    Text,
-    text,
-)
+from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, MetaData, Numeric, Text
 from sqlalchemy.dialects.postgresql import JSONB
-
-from gateway.core.model import INTEGER_MAX
 
 metadata = MetaData(
     naming_convention={
@@ -34,29 +21,19 @@ metadata = MetaData(
 )
 
 
-def identity(*, cache: int = 1) -> Column[int]:
+def identity() -> Column[int]:
     """The primary key of a table people name rows by."""
-    return Column("id", BigInteger, Identity(cache=cache), primary_key=True)
+    return Column("id", BigInteger, Identity(), primary_key=True)
 
 
-def refers(name: str, target: str, *, required: bool = False, index: bool = True) -> Column[int]:
+def refers(name: str, target: str, *, required: bool = False) -> Column[int]:
     """A foreign key to another table's id."""
-    return Column(name, BigInteger, ForeignKey(f"{target}.id"), nullable=not required, index=index)
+    return Column(name, BigInteger, ForeignKey(f"{target}.id"), nullable=not required)
 
 
-def count(name: str, *, required: bool = True, default: int | None = 0) -> Column[int]:
-    """An integer from 0 to 2**53 - 1; `required=False` lets null say "none"."""
-    bounds = CheckConstraint(f'"{name}" BETWEEN 0 AND {INTEGER_MAX}', name=name)
-    server_default = text(str(default)) if required and default is not None else None
-    return Column(name, BigInteger, bounds, nullable=not required, server_default=server_default)
-
-
-def signed(name: str, *, required: bool = True) -> Column[int]:
-    """An integer from -(2**53 - 1) to 2**53 - 1: a balance that may be in debt."""
-    bounds = CheckConstraint(f'"{name}" BETWEEN -{INTEGER_MAX} AND {INTEGER_MAX}', name=name)
-    return Column(
-        name, BigInteger, bounds, nullable=not required, server_default=text("0") if required else None
-    )
+def integer(name: str, *, required: bool = True) -> Column[int]:
+    """A count or a balance, within what a double holds exactly; `required=False` lets null say "none"."""
+    return Column(name, BigInteger, nullable=not required)
 
 
 def money(name: str, *, required: bool = False) -> Column[Any]:
@@ -64,40 +41,16 @@ def money(name: str, *, required: bool = False) -> Column[Any]:
     return Column(name, Numeric(28, 10), nullable=not required)
 
 
-def moment(name: str, *, now: bool = False, required: bool = False) -> Column[Any]:
-    """A time with zone; `now` fills it with the transaction's time."""
-    return Column(
-        name,
-        DateTime(timezone=True),
-        nullable=not (now or required),
-        server_default=text("now()") if now else None,
-    )
+def moment(name: str, *, required: bool = False) -> Column[Any]:
+    """A time with zone."""
+    return Column(name, DateTime(timezone=True), nullable=not required)
 
 
-def one_of(name: str, values: tuple[str, ...], *, default: str | None = None) -> Column[str]:
-    """A text that is one of a few words."""
-    words = ", ".join(f"'{value}'" for value in values)
-    return Column(
-        name,
-        Text,
-        CheckConstraint(f"{name} IN ({words})", name=name),
-        nullable=False,
-        server_default=text(f"'{default}'") if default is not None else None,
-    )
+def document(name: str, *, required: bool = True) -> Column[Any]:
+    """A JSON value."""
+    return Column(name, JSONB(none_as_null=True), nullable=not required)
 
 
-def document(name: str, *, default: str | None = "{}") -> Column[Any]:
-    """A JSON value; `default=None` makes it nullable."""
-    return Column(
-        name,
-        JSONB(none_as_null=True),
-        nullable=default is None,
-        server_default=text(f"'{default}'::jsonb") if default is not None else None,
-    )
-
-
-def line(name: str, *, default: str | None = None) -> Column[str]:
+def line(name: str) -> Column[str]:
     """A text that is always there."""
-    return Column(
-        name, Text, nullable=False, server_default=text(f"'{default}'") if default is not None else None
-    )
+    return Column(name, Text, nullable=False)

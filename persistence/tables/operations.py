@@ -8,7 +8,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Identity,
-    Index,
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
@@ -17,21 +16,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
-    text,
 )
 
 from gateway.core.model import PARTITIONS
-from persistence.tables.columns import (
-    count,
-    document,
-    identity,
-    line,
-    metadata,
-    moment,
-    one_of,
-    refers,
-    signed,
-)
+from persistence.tables.columns import document, identity, integer, line, metadata, moment, refers
 
 
 def _partition(*, required: bool = True, primary_key: bool = False) -> Column[int]:
@@ -45,19 +33,17 @@ def _partition(*, required: bool = True, primary_key: bool = False) -> Column[in
 control_write = Table(
     "control_write",
     metadata,
-    Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
+    Column("id", Uuid, primary_key=True),
     Column("position", BigInteger, Identity(), nullable=False, unique=True),
     _partition(required=False),
     line("account"),
-    one_of("verb", ("recharge", "reset", "adjust", "block", "unblock", "plan", "credits", "define")),
+    line("verb"),
     document("payload"),
-    one_of("state", ("pending", "applied", "done", "refused"), default="pending"),
-    document("result", default=None),
-    moment("created_at", now=True),
+    line("state"),
+    document("result", required=False),
+    moment("created_at", required=True),
     moment("applied_at"),
     moment("done_at"),
-    Index(None, "account", "position"),
-    Index("control_write_open_idx", "position", postgresql_where=text("state IN ('pending', 'applied')")),
 )
 
 # First answers of POSTs that carried an Idempotency-Key, per actor.
@@ -71,11 +57,10 @@ idempotency_key = Table(
     Column("body_digest", Text, nullable=False),
     # Null while the first request still runs.
     Column("status", SmallInteger),
-    document("response", default=None),
-    moment("created_at", now=True),
+    document("response", required=False),
+    moment("created_at", required=True),
     moment("expires_at", required=True),
     PrimaryKeyConstraint("actor", "key"),
-    Index(None, "expires_at"),
 )
 
 audit_log = Table(
@@ -83,17 +68,14 @@ audit_log = Table(
     metadata,
     identity(),
     line("actor"),
-    refers("admin_token_id", "admin_token", index=False),
+    refers("admin_token_id", "admin_token"),
     line("action"),
     line("resource"),
     Column("resource_id", Text),
-    document("before", default=None),
-    document("after", default=None),
+    document("before", required=False),
+    document("after", required=False),
     Column("request_id", Text),
-    moment("created_at", now=True),
-    Index(None, "resource", "resource_id"),
-    Index(None, "actor", "id"),
-    Index(None, "created_at"),
+    moment("created_at", required=True),
 )
 
 # Who is signed in to the console: digests of the cookie and of the token it was had for.
@@ -103,9 +85,8 @@ console_session = Table(
     identity(),
     Column("digest", Text, nullable=False, unique=True),
     Column("token_digest", Text, nullable=False),
-    moment("created_at", now=True),
+    moment("created_at", required=True),
     moment("expires_at", required=True),
-    Index(None, "expires_at"),
 )
 
 # Events the writer could not turn into rows, raw bytes kept: listed gaps of the accounts they name.
@@ -119,18 +100,16 @@ dead_letter = Table(
     line("reason"),
     Column("organization_id", BigInteger),
     Column("tenant_id", BigInteger),
-    count("epoch", required=False),
-    count("token_seq", required=False),
-    count("credit_seq", required=False),
-    count("spend_seq", required=False),
-    moment("created_at", now=True),
+    integer("epoch", required=False),
+    integer("token_seq", required=False),
+    integer("credit_seq", required=False),
+    integer("spend_seq", required=False),
+    moment("created_at", required=True),
     moment("resolved_at"),
-    Column("resolution", Text, CheckConstraint("resolution IN ('redriven', 'resolved')", name="resolution")),
+    Column("resolution", Text),
     Column("resolved_by", Text),
     Column("resolved_reason", Text),
     UniqueConstraint("partition", "entry_id"),
-    Index(None, "tenant_id", "token_seq"),
-    Index(None, "organization_id"),
 )
 
 # Accounts whose events contradict what is stored: their entries wait in the outbox until release.
@@ -142,22 +121,21 @@ quarantine = Table(
     _partition(),
     Column("organization_id", BigInteger, nullable=False),
     Column("tenant_id", BigInteger),
-    one_of("kind", ("gap", "conflict", "unknown_account", "behind")),
+    line("kind"),
     # The account this one waits for, where one entry moves both.
     Column("behind", Text),
     line("entry_id"),
-    count("epoch", default=None),
-    count("stored_seq", default=None),
-    count("found_seq", default=None),
+    integer("epoch"),
+    integer("stored_seq"),
+    integer("found_seq"),
     line("reason"),
     # Where the account stood just before `found_seq`: balance, cycle, at_ms.
-    document("stood", default=None),
-    moment("created_at", now=True),
+    document("stood", required=False),
+    moment("created_at", required=True),
     moment("released_at"),
     Column("released_by", Text),
     Column("released_reason", Text),
-    Column("resolution", Text, CheckConstraint("resolution IN ('judged', 'accepted')", name="resolution")),
-    Index("quarantine_open_idx", "account", unique=True, postgresql_where=text("released_at IS NULL")),
+    Column("resolution", Text),
 )
 
 # What each partition of the counters was last verified as.
@@ -166,20 +144,17 @@ partition_state = Table(
     metadata,
     _partition(primary_key=True),
     Column("run_id", Text),
-    count("epoch"),
+    integer("epoch"),
     Column("last_entry_id", Text),
     # Rows of it are gone, and its accounts are not compared yet.
-    Column("older", Boolean, nullable=False, server_default=text("false")),
+    Column("older", Boolean, nullable=False),
     moment("verified_at"),
-    moment("updated_at", now=True),
+    moment("updated_at", required=True),
 )
 
 # Workers a keeper knew last, by their seats: whom one that starts after a loss waits for.
 gateway_worker = Table(
-    "gateway_worker",
-    metadata,
-    Column("seat", Text, primary_key=True),
-    moment("created_at", now=True),
+    "gateway_worker", metadata, Column("seat", Text, primary_key=True), moment("created_at", required=True)
 )
 
 # Movements that were acknowledged and could not be recovered, counted exactly.
@@ -189,12 +164,11 @@ lost_event = Table(
     identity(),
     line("account"),
     _partition(),
-    count("epoch", default=None),
-    count("first_seq", default=None),
-    count("last_seq", default=None),
+    integer("epoch"),
+    integer("first_seq"),
+    integer("last_seq"),
     document("detail"),
-    moment("created_at", now=True),
-    CheckConstraint("last_seq >= first_seq", name="seqs"),
+    moment("created_at", required=True),
 )
 
 # Evidence: movements the counters acknowledged and forgot, each brought by whoever sent it again.
@@ -202,13 +176,12 @@ recovered_event = Table(
     "recovered_event",
     metadata,
     line("account"),
-    count("epoch", default=None),
-    count("seq", default=None),
+    integer("epoch"),
+    integer("seq"),
     _partition(),
-    moment("created_at", now=True),
+    moment("created_at", required=True),
     moment("counted_at"),
     PrimaryKeyConstraint("account", "epoch", "seq"),
-    Index("recovered_event_open_idx", "account", "epoch", postgresql_where=text("counted_at IS NULL")),
 )
 
 # What the counters forgot of an account's epoch: what is not recovered is lost, counted exactly.
@@ -216,14 +189,14 @@ redis_loss = Table(
     "redis_loss",
     metadata,
     line("account"),
-    count("epoch", default=None),
+    integer("epoch"),
     _partition(),
-    count("first_seq", default=None),
-    count("last_seq", default=None),
-    count("recovered"),
-    count("lost"),
-    moment("created_at", now=True),
-    moment("updated_at", now=True),
+    integer("first_seq"),
+    integer("last_seq"),
+    integer("recovered"),
+    integer("lost"),
+    moment("created_at", required=True),
+    moment("updated_at", required=True),
     PrimaryKeyConstraint("account", "epoch"),
 )
 
@@ -233,11 +206,11 @@ reconciliation = Table(
     identity(),
     moment("started_at", required=True),
     moment("finished_at"),
-    count("checked"),
-    signed("drift_tokens"),
-    signed("drift_credits"),
-    count("pending"),
-    document("items", default="[]"),
+    integer("checked"),
+    integer("drift_tokens"),
+    integer("drift_credits"),
+    integer("pending"),
+    document("items"),
 )
 
 # Balances that were found changed by no movement, just behind `seq`, and put right when asked.
@@ -246,10 +219,10 @@ known_drift = Table(
     metadata,
     identity(),
     line("account"),
-    count("seq", default=None),
-    signed("difference"),
+    integer("seq"),
+    integer("difference"),
     Column("control_write_id", Uuid),
-    moment("created_at", now=True),
+    moment("created_at", required=True),
     UniqueConstraint("account", "seq"),
 )
 
@@ -260,11 +233,11 @@ webhook = Table(
     # Null hears of every organization.
     refers("organization_id", "organization"),
     line("url"),
-    document("events", default="[]"),
+    document("events"),
     Column("secret", Text, nullable=False),
-    Column("enabled", Boolean, nullable=False, server_default=text("true")),
-    moment("created_at", now=True),
-    moment("updated_at", now=True),
+    Column("enabled", Boolean, nullable=False),
+    moment("created_at", required=True),
+    moment("updated_at", required=True),
     moment("deleted_at"),
 )
 
@@ -275,15 +248,14 @@ webhook_delivery = Table(
     refers("webhook_id", "webhook", required=True),
     line("event"),
     document("payload"),
-    one_of("state", ("pending", "delivered", "failed"), default="pending"),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    line("state"),
+    Column("attempts", Integer, nullable=False),
     Column("response_status", SmallInteger),
     Column("error", Text),
-    moment("next_attempt_at", now=True),
-    moment("created_at", now=True),
+    moment("next_attempt_at", required=True),
+    moment("created_at", required=True),
     moment("delivered_at"),
     # What happens once: the same name is not delivered to the same address again.
     line("occasion"),
     UniqueConstraint("webhook_id", "occasion"),
-    Index("webhook_delivery_due_idx", "next_attempt_at", postgresql_where=text("state = 'pending'")),
 )
