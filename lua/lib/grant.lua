@@ -26,7 +26,7 @@ local function change_plan(t, now, epoch, packed, f)
     parse('<ddddddddd', packed)
   if had ~= (t[PLAN] > 0) then t[FLAGS] = t[FLAGS] + (had and -HAS_PLAN or HAS_PLAN) end
   if t[NEXT] == 0 or interval ~= t[INTERVAL] or anchor ~= t[ANCHOR] then
-    t[NEXT] = calendar()(t[INTERVAL], t[ANCHOR], now)
+    t[NEXT] = boundary(t[INTERVAL], t[ANCHOR], now)
   end
   if t[SEQ] == 0 then return renew(t, now, epoch, t[CYCLE] == 0 and 1 or 0, t[NEXT], f) end
   local before = total < 0 and 0 or remaining
@@ -41,7 +41,7 @@ local function tenant_grant(t, now, epoch, verb, amount, plan, f)
   if verb == VERB_BLOCK then return mark(t, now, epoch, BLOCK, f) end
   if verb == VERB_UNBLOCK then return mark(t, now, epoch, UNBLOCK, f) end
   if verb == VERB_RESET then
-    return renew(t, now, epoch, 1, calendar()(t[INTERVAL], t[ANCHOR], now), f)
+    return renew(t, now, epoch, 1, boundary(t[INTERVAL], t[ANCHOR], now), f)
   end
   t[REMAINING] = t[REMAINING] + amount
   return movement(t, now, epoch, verb == VERB_RECHARGE and RECHARGE or ADJUST, amount, f)

@@ -27,7 +27,7 @@ local function define_tenant(a, packed, from, now)
   if terms[1] ~= a[PLAN] then return end
   local interval, anchor = a[INTERVAL], a[ANCHOR]
   a[INTERVAL], a[POLICY], a[ADMISSION], a[EXHAUSTED], a[STORE], a[ROLLOVER], a[PLAN_TOTAL], a[ANCHOR] = values(terms, 2, 9)
-  if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = calendar()(a[INTERVAL], a[ANCHOR], now) end
+  if interval ~= a[INTERVAL] or anchor ~= a[ANCHOR] then a[NEXT] = boundary(a[INTERVAL], a[ANCHOR], now) end
 end
 
 local function define(a, kind, packed, now)

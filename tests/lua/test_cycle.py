@@ -13,7 +13,6 @@ from gateway.core.billing.calendar import cycles_between, next_reset_ms
 LIB = Path("lua/lib")
 CALL = """
 bind()
-local boundary, cycles_between = calendar()
 local interval, anchor = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now, steps = tonumber(ARGV[3]), tonumber(ARGV[4])
 local first = boundary(interval, anchor, now)
