@@ -18,7 +18,7 @@ from tests.faults.workload import Asked, Call, Caller, Kind, Load
 from tests.faults.world import World
 
 PROBE_PAUSE_S = 0.02
-SENT_AGAIN_S_MAX = 30.0
+SENT_AGAIN_S_MAX = 120.0
 TIGHT_TOKENS = 1_500
 
 
