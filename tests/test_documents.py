@@ -105,6 +105,35 @@ def test_documents_name_files_that_exist(document: str) -> None:
     offenders(found())
 
 
+# A map that takes longer to read than a quarter of an hour is no map.
+MAP_WORDS_MAX = 2_500
+
+
+def test_the_architecture_is_a_map() -> None:
+    assert len(texts()["ARCHITECTURE.md"].split()) <= MAP_WORDS_MAX
+
+
+def test_every_document_is_reached_from_the_map() -> None:
+    reached, ahead = {"ARCHITECTURE.md"}, ["ARCHITECTURE.md"]
+    while ahead:
+        document = ahead.pop()
+        here = (ROOT / document).parent
+        for match in LINK.finditer(re.sub(r"\n *", " ", texts()[document])):
+            target = (here / match[1]).resolve() if match[1] else ROOT / document
+            name = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else ""
+            if name.endswith(".md") and name in texts() and name not in reached:
+                reached.add(name)
+                ahead.append(name)
+    offenders(f"no way from ARCHITECTURE.md to {document}" for document in set(named(".md")) - reached)
+
+
+def test_every_annex_is_named_by_the_map() -> None:
+    """Two clicks lead anywhere inside: the map, then the page."""
+    linked = {match[1] for match in LINK.finditer(texts()["ARCHITECTURE.md"])}
+    annexes = {document for document in named(".md") if document.startswith("docs/internals/")}
+    offenders(f"ARCHITECTURE.md does not link {document}" for document in annexes - linked)
+
+
 def test_every_line_of_what_holds_names_a_test() -> None:
     text = texts()["SECURITY.md"]
     held = text.partition("## What holds against a caller\n")[2].partition("\n## ")[0]

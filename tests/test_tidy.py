@@ -187,7 +187,7 @@ def test_script_libraries_say_what_they_are() -> None:
 def test_one_verb_has_its_places(verb: str) -> None:
     """A verb is a script, a heading, a row of the catalogue, and a file of tests."""
     assert (ROOT / f"tests/lua/test_{verb}.py").exists()
-    assert re.search(rf"^#+ `?{verb}`?\b", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^#+ `?{verb}`?\b", texts()["docs/internals/scripts.md"], re.MULTILINE)
     assert f"`{verb}`" in (ROOT / "lua/README.md").read_text()
 
 
