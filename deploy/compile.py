@@ -58,8 +58,8 @@ MODULES = {
         "turns", "worker",
     ),
     "gateway/http/protocol": (
-        "answer", "client_side", "framing", "headers", "limits", "remembered", "request",
-        "request_ids", "states", "upstream_side",
+        "answer", "client_side", "framing", "headers", "remembered", "request", "request_ids",
+        "states", "upstream_side",
     ),
     "gateway/http/routing": (
         "plan",

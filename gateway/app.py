@@ -32,7 +32,6 @@ from gateway.counters.settlement_log.log_files import LogFiles
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
 from gateway.http.ports import Ports
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.run import allocator, tokenizer
@@ -199,7 +198,7 @@ def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
     plane.renew(
         settings.routes,
         settings.upstreams,
-        http_limits(settings),
+        settings.http,
         settings.table.service_rules,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
@@ -230,32 +229,6 @@ async def tell_of_redis(available: Callable[[], bool], log: Callable[..., None])
         await asyncio.sleep(REDIS_LOOK_S)
 
 
-def http_limits(settings: Settings) -> HttpLimits:
-    """The data plane's bounds from the settings."""
-    return HttpLimits(
-        header_bytes_max=settings.head_bytes_max,
-        header_count_max=settings.head_fields_max,
-        body_bytes_max=settings.body_bytes_max,
-        connections_max=settings.connections_max,
-        buffered_bytes_max=settings.buffered_bytes_max,
-        buffered_share=settings.buffered_share,
-        heads_bytes_max=settings.heads_bytes_max,
-        pool_connections_max=settings.upstream_connections_max,
-        pool_share=settings.upstream_connections_share,
-        pool_idle_max=settings.upstream_idle_connections_max,
-        head_s=settings.head_s,
-        body_s=settings.body_s,
-        keepalive_s=settings.keep_alive_s,
-        upstream_connect_s=settings.upstream_connect_s,
-        upstream_first_byte_s=settings.upstream_first_byte_s,
-        upstream_idle_s=settings.upstream_idle_s,
-        upstream_idle_pool_s=settings.upstream_keep_alive_s,
-        drain_s=settings.drain_s,
-        drain_tokens_max=settings.drain_tokens_max,
-        drain_bytes_max=settings.drain_bytes_max,
-    )
-
-
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:
     """The data plane that is wanted; with traces, the exporter that has begun to send them."""
     plane_of, exporter = DataPlane, None
@@ -272,7 +245,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         ports,
         settings.routes,
         settings.upstreams,
-        http_limits(settings),
+        settings.http,
         settings.key_pepper.encode(),
         settings.table.service_rules,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import Call
+from gateway.core.http_limits import HttpLimits
 from gateway.core.metering import AnswerMeter
 from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
@@ -16,7 +17,6 @@ from gateway.errors import UpstreamUnreachable
 from gateway.http.charge import Charge
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.upstream_side import NO_BODY
 from gateway.http.reply import answer_head
 from gateway.http.server.exchange import ClientGone, Exchange

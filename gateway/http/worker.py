@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.core.calls.call import Bounds
+from gateway.core.http_limits import HttpLimits
 from gateway.http.clock import Clock
 from gateway.http.ports import Ports
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.routing.plan import Planner
 from gateway.http.server.buffers import Buffers
 from gateway.http.upstream.pool import Upstream

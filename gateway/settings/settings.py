@@ -10,13 +10,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.certificate import TlsFiles
+from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing
 from gateway.core.otel import read as read_tracing
 from gateway.errors import SettingError
@@ -37,10 +40,6 @@ CLIENT_NAMES = frozenset({"admin_url", "config"})
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
 Token = Annotated[str, msgspec.Meta(pattern=r"^([\x21-\x7e]{16,512})?$")]
 
 
@@ -89,30 +88,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
     webhook_private_addresses: bool = False
 
-    head_s: Seconds = 10.0
-    body_s: Seconds = 120.0
-    keep_alive_s: Seconds = 75.0
-    upstream_connect_s: Seconds = 5.0
-    upstream_first_byte_s: Seconds = 120.0
-    upstream_idle_s: Seconds = 120.0
-    upstream_keep_alive_s: Seconds = 30.0
-    drain_s: Seconds = 120.0
-
-    head_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 65_536
-    head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
-    body_bytes_max: Bytes = 32 * 1024 * 1024
-    connections_max: Count = 20_000
-    buffered_bytes_max: Bytes = 64 * 1024 * 1024
-    buffered_share: Share = 0.25
-    heads_bytes_max: Bytes = 16 * 1024 * 1024
-    upstream_connections_max: Count = 2_000
-    upstream_connections_share: Share = 0.25
-    upstream_idle_connections_max: Count = 256
+    http: HttpLimits = HttpLimits()
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
-    usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 100_000_000
-    drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
-    drain_bytes_max: Bytes = 16 * 1024 * 1024
+    usage_tokens_max: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = DEFAULT_BOUNDS.usage_tokens_max
 
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()
@@ -148,9 +127,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """What a TLS connection to Redis is verified and made with."""
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
+    def values(self) -> dict[str, Any]:
+        """Everything by its name, routes and upstreams too."""
+        http = {name: getattr(self.http, name) for name in SETTABLE}
+        own = {name: getattr(self, name) for name in self.__struct_fields__ if name != "http"}
+        return own | http
+
     def named(self) -> dict[str, Any]:
         """Every setting by its name, without routes and upstreams."""
-        return {name: getattr(self, name) for name in NAMES}
+        values = self.values()
+        return {name: values[name] for name in NAMES}
 
     @property
     def table(self) -> RouteTable:
@@ -175,13 +161,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream")))
 
     def with_values(self, **values: Any) -> Settings:
-        """The same settings with these values, unchecked: they come from a parsed option."""
-        return msgspec.structs.replace(self, **values)
+        """The same settings with these values, by name, unchecked: they come from a parsed option."""
+        http = {name: values.pop(name) for name in SETTABLE if name in values}
+        return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
 
 # What the file's routes and the standard OTEL_* variables say has no name of ours.
-_ELSEWHERE = {*RouteTable.__dataclass_fields__, "tracing"}
-NAMES = tuple(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE)
+_ELSEWHERE = {*RouteTable.__dataclass_fields__, "tracing", "http"}
+NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
 def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -210,7 +197,8 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
         raise SettingError(
             f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
         )
-    return Settings(**values, tracing=read_tracing(environ)).with_table(_table(written, environ))
+    settings = Settings(tracing=read_tracing(environ)).with_values(**values)
+    return settings.with_table(_table(written, environ))
 
 
 def to_json(settings: Settings) -> bytes:
@@ -227,7 +215,7 @@ def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable
     return table_of(written, environ) if written else default_table(environ)
 
 
-_TYPES = get_type_hints(Settings, include_extras=True)
+_TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
 
 
 def _checked(place: str, name: str, value: Any) -> Any:

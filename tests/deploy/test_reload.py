@@ -85,8 +85,8 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(house: Hou
 
 
 def test_only_what_may_change_is_taken_over() -> None:
-    running = Settings(workers=1, drain_s=5.0, redis_url="redis://one")
-    written = Settings(workers=2, drain_s=7.0, redis_url="redis://two")
+    running = Settings(workers=1, redis_url="redis://one").with_values(drain_s=5.0)
+    written = Settings(workers=2, redis_url="redis://two").with_values(drain_s=7.0)
     renewal = Renewal(running, lambda: written)
     said = renewal.renew()
     assert renewal.running == running.with_values(drain_s=7.0)
@@ -95,7 +95,7 @@ def test_only_what_may_change_is_taken_over() -> None:
 
 
 def test_nothing_is_taken_over_of_what_cannot_be_read() -> None:
-    running = Settings(drain_s=5.0)
+    running = Settings().with_values(drain_s=5.0)
 
     def read() -> Settings:
         raise SettingError

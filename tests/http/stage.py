@@ -20,10 +20,10 @@ import h11
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.failures import Failures
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.errors import Refusal
 from gateway.http.ports import Ports, Tracer
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally

@@ -193,7 +193,9 @@ async def test_a_route_that_aborts_charges_at_least_its_units(request_: bytes) -
 
 async def test_abandoned_uploads_free_everything_at_once() -> None:
     """Hold, slot and upstream connection: whoever comes next finds them free, whatever an upstream does."""
-    async with staged(collected_bytes_max=0, pool_connections_max=20, pool_share=1.0) as stage:
+    async with staged(
+        collected_bytes_max=0, upstream_connections_max=20, upstream_connections_share=1.0
+    ) as stage:
         upstream = Upstream("never")
         stage.upstream.handler = upstream.serve
         sent = LEFT + b"content-length: 1000\r\n\r\n" + SENT

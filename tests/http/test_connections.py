@@ -202,7 +202,7 @@ async def test_a_body_that_drips_is_answered_and_closed() -> None:
 
 
 async def test_idle_connections_are_closed() -> None:
-    async with staged(keepalive_s=0.1, head_s=0.2) as stage:
+    async with staged(keep_alive_s=0.1, head_s=0.2) as stage:
         used, unused = await stage.client(), await stage.client()
         await used.ask(post(CHAT))
         assert await used.is_closed()

@@ -32,10 +32,10 @@ def refused(environ: dict[str, str], path: Path | None = None) -> str:
 def test_defaults_are_the_published_ones() -> None:
     settings = load({})
     assert settings.hold_ttl_s == 30
-    assert settings.upstream_connect_s == 5
-    assert settings.upstream_first_byte_s == 120
-    assert settings.upstream_idle_s == 120
-    assert settings.body_bytes_max == 32 * 1024 * 1024
+    assert settings.http.upstream_connect_s == 5
+    assert settings.http.upstream_first_byte_s == 120
+    assert settings.http.upstream_idle_s == 120
+    assert settings.http.body_bytes_max == 32 * 1024 * 1024
     assert settings.usage_tokens_max == 10**8
     assert (settings.gateway_port, settings.admin_port) == (8080, 8081)
     assert settings.routes == DEFAULT_ROUTES
@@ -64,6 +64,9 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://h:0/x", "is not valid: expected a port from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("DATABASE_OWNER_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
+        ("HEAD_BYTES_MAX", "12", "'12' is not valid: expected a whole number from 1024 to 1048576 bytes"),
+        ("TICK_S", "3", "'3' is not a setting"),
+        ("HTTP", "3", "'3' is not a setting"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
         ("QQQQ", "3", "'3' is not a setting; known are TOLLKEEPER_REDIS_URL, "),
     ],

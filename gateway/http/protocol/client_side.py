@@ -6,9 +6,9 @@ request means and what becomes of its answer is not known here; there is no sock
 
 from __future__ import annotations
 
+from gateway.core.http_limits import HttpLimits
 from gateway.errors import Refusal
 from gateway.http.protocol.framing import HEAD_END, ChunkedBody, Malformed, has_bare_newline
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.request import FieldsTooLarge, MalformedRequest, TargetTooLong
 from gateway.http.protocol.states import (
     ANSWERED,
@@ -80,7 +80,7 @@ class ClientSide:
         if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
             data = data[2:]
         end = data.find(HEAD_END, self._scanned)
-        if end < 0 or end > self._limits.header_bytes_max:
+        if end < 0 or end > self._limits.head_bytes_max:
             self._check_part(data)
             return b""
         self.waiting = data[end + 4 :]
@@ -129,7 +129,7 @@ class ClientSide:
         refusal: Refusal | None = None
         if len(data) > line_max and b"\r\n" not in data[: line_max + 2]:
             refusal = TargetTooLong()
-        elif len(data) > limits.header_bytes_max:
+        elif len(data) > limits.head_bytes_max:
             refusal = FieldsTooLarge()
         elif (data and not data[:1].isalpha() and data != b"\r") or has_bare_newline(data):
             refusal = MalformedRequest()

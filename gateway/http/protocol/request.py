@@ -12,9 +12,9 @@ from typing import Any
 
 import httptools
 
+from gateway.core.http_limits import HttpLimits
 from gateway.errors import InvalidRequest, RequestTooLarge
 from gateway.http.protocol.fields import FieldKind, field_kind, known_fields
-from gateway.http.protocol.limits import HttpLimits
 
 _METHODS = frozenset(
     b"GET HEAD POST PUT PATCH DELETE OPTIONS QUERY PROPFIND PROPPATCH MKCOL COPY MOVE LOCK UNLOCK "
@@ -119,7 +119,7 @@ def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
     line, *fields = head[:-4].split(b"\r\n")
     if len(line) > limits.request_line_bytes_max:
         raise TargetTooLong
-    if len(fields) > limits.header_count_max:
+    if len(fields) > limits.head_fields_max:
         raise FieldsTooLarge
     method, target, minor = _request_line(line)
     _judge(head)

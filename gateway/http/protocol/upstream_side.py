@@ -7,6 +7,7 @@ Whoever drives this may know more, but never decides it. There is no socket and 
 
 from __future__ import annotations
 
+from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.answer import AnswerHead, read_answer_head
 from gateway.http.protocol.framing import (
     HEAD_END,
@@ -16,7 +17,6 @@ from gateway.http.protocol.framing import (
     chunk,
     has_bare_newline,
 )
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.states import (
     ANSWER,
     AWAITED,
@@ -156,8 +156,8 @@ class UpstreamSide:
             self._buffer = b""
         limits = self._limits
         at = data.find(HEAD_END)
-        if at < 0 or at > limits.answer_header_bytes_max:
-            if len(data) > limits.answer_header_bytes_max:
+        if at < 0 or at > limits.answer_head_bytes_max:
+            if len(data) > limits.answer_head_bytes_max:
                 raise Malformed("its header fields are too large")
             if has_bare_newline(data):
                 raise Malformed("a line ends without CR")

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.calls.trace import FIELD, STATE_FIELD, Parent, read_parent
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.protocol.headers import forwarded_lines
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.remembered import Remembered
 from gateway.http.protocol.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routing.attribution import read_attribution, read_units

@@ -6,9 +6,9 @@ organization or a key has used its budget up, new calls are shed and what has be
 
 from __future__ import annotations
 
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.http.budget import Budget
-from gateway.http.protocol.limits import HttpLimits
 
 
 class Buffers:

@@ -494,7 +494,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SLOW_CLIENT)
             self._keep_unread()
             return
-        self.deadline = self.idle_since + self._limits.keepalive_s
+        self.deadline = self.idle_since + self._limits.keep_alive_s
         if self._side.waiting:
             self._advance()
         elif self._reading.paused:

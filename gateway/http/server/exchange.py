@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gateway.core.calls.trace import Trace
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER, Clock
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.routing.plan import Plan
 from gateway.http.server.story import Story
 from gateway.http.upstream.connection import Link

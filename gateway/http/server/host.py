@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
+from gateway.core.http_limits import HttpLimits
 from gateway.http.clock import Clock
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.routing.plan import Plan, Planner
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.exchange import Exchange

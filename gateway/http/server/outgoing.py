@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.calls.call import Call
-from gateway.http.protocol.limits import HttpLimits
+from gateway.core.http_limits import HttpLimits
 from gateway.http.routing.plan import with_coding
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link

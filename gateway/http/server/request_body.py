@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.server.buffers import Buffers
 
 

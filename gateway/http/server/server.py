@@ -10,11 +10,11 @@ from typing import Any
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.clock import Clock
 from gateway.http.faults import FaultLog
 from gateway.http.ports import Ports
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import proxy
 from gateway.http.reply import refuse

@@ -14,9 +14,9 @@ from dataclasses import replace
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.calls.trace import Kind, Span, Trace
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.routing.plan import Plan
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange

@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.clock import NEVER, Clock
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.states import AWAITED, BODY, COMPLETE, OWED
 from gateway.http.protocol.upstream_side import UpstreamSide
 from gateway.http.turns import Turns

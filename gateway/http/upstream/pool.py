@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
 from gateway.core.certificate import end_of
+from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait, Within
 from gateway.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from gateway.http.budget import Budget
 from gateway.http.clock import Clock
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.tally import Tally
 from gateway.http.turns import Turns
 from gateway.http.upstream.connection import Link
@@ -45,9 +45,8 @@ class Upstream:
         self.name = target.name
         self.target = target
         self._left = False
-        self._shares = Budget(
-            limits.pool_connections_max, int(limits.pool_connections_max * limits.pool_share)
-        )
+        most = limits.upstream_connections_max
+        self._shares = Budget(most, int(most * limits.upstream_connections_share))
         self.certificate_end: float | None = None
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if tls else 80)
@@ -83,7 +82,7 @@ class Upstream:
 
     async def connect(self) -> Link:
         """Open a connection, or raise `UpstreamUnreachable`, `UpstreamTimeout` or `Overloaded`."""
-        if self.connections >= self._limits.pool_connections_max:
+        if self.connections >= self._limits.upstream_connections_max:
             raise Overloaded(f"The upstream {self.name} has no connection to spare.", retry_after_s=1)
         wait: Wait[Link] = Wait()
         task = asyncio.get_running_loop().create_task(self._open(wait))
@@ -127,7 +126,7 @@ class Upstream:
         self._shares.give(organization_id)
         if link is None:
             return
-        room = not self._left and len(self._idle) < self._limits.pool_idle_max
+        room = not self._left and len(self._idle) < self._limits.upstream_idle_connections_max
         if room and link.release(self._clock.now):
             self._idle.append(link)
         else:
@@ -137,7 +136,7 @@ class Upstream:
         """End what is over its deadline and what was idle for too long."""
         for link in [link for link in self._links if link.deadline < now]:
             link.expire()
-        oldest = now - self._limits.upstream_idle_pool_s
+        oldest = now - self._limits.upstream_keep_alive_s
         for link in [link for link in self._idle if link.idle_since < oldest]:
             self._idle.remove(link)
             link.abandon()

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.http_limits import HttpLimits
 from gateway.errors import Refusal
 from gateway.http.protocol.client_side import ClientSide
 from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.states import (
     BODY,
     BROKEN,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.answer import read_answer_head
 from gateway.http.protocol.framing import SMALL_CHUNK_BYTES, ChunkedBody, Malformed, has_bare_newline
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.request import MalformedRequest, cut_length, read_request_head
 from gateway.http.protocol.request_ids import RequestIds
 

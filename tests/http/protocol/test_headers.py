@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.plan import Planner
 from tests.http.fakes import AUTH, CHAT, KEY, FakeDirectory, answer, get, post

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.limits import HttpLimits
 from gateway.http.protocol.states import ANSWER, BODY, COMPLETE, OUTGOING, OWED, SENT, IllegalEvent
 from gateway.http.protocol.upstream_side import UpstreamSide
 

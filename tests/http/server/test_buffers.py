@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.http.protocol.limits import HttpLimits
+from gateway.core.http_limits import HttpLimits
 from gateway.http.server.buffers import Buffers
 from tests.http.fakes import CALLER
 

@@ -188,14 +188,16 @@ async def test_a_request_that_was_written_is_never_sent_twice() -> None:
 
 
 async def test_idle_upstream_connections_expire() -> None:
-    async with staged(upstream_idle_pool_s=0.1) as stage:
+    async with staged(upstream_keep_alive_s=0.1) as stage:
         await stage.ask(post(CHAT))
         assert stage.plane.upstream_connections == 1
         await eventually(lambda: stage.plane.upstream_connections == 0)
 
 
 async def test_the_pool_keeps_no_more_than_its_maximum() -> None:
-    async with staged(pool_idle_max=2, pool_connections_max=3, pool_share=1.0) as stage:
+    async with staged(
+        upstream_idle_connections_max=2, upstream_connections_max=3, upstream_connections_share=1.0
+    ) as stage:
         go = asyncio.Event()
         stage.upstream.scripts += [[go, answer()] for _ in range(3)]
         running = [asyncio.create_task(stage.ask(post(CHAT))) for _ in range(3)]
@@ -305,7 +307,7 @@ async def test_a_client_that_leaves_while_connecting_leaves_the_connection_to_th
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/services/search/x", b"/free/x"])
 async def test_one_organization_cannot_take_every_connection(path: bytes) -> None:
-    async with staged(pool_connections_max=8) as stage:
+    async with staged(upstream_connections_max=8) as stage:
         go = asyncio.Event()
         stage.upstream.scripts += [[go, answer()] for _ in range(3)]
         running = [asyncio.create_task(stage.ask(post(CHAT, path))) for _ in range(2)]
@@ -322,7 +324,7 @@ async def test_one_organization_cannot_take_every_connection(path: bytes) -> Non
 
 
 async def test_a_share_is_given_back_however_a_call_ends() -> None:
-    async with staged(pool_connections_max=4, upstream_first_byte_s=0.1) as stage:
+    async with staged(upstream_connections_max=4, upstream_first_byte_s=0.1) as stage:
         for script in ([Close()], [5.0], [b"not HTTP\r\n\r\n"], [answer()]):
             stage.upstream.scripts.append(script)
             await stage.ask(post(CHAT))

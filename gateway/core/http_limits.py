@@ -1,0 +1,93 @@
+"""Every maximum and every deadline of the data plane, with its unit in its name: a part of the settings.
+
+A field whose type states a range is a setting of that name, `TOLLKEEPER_<NAME>`; the others are fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, get_type_hints
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one worker accepts and how long it waits. Nothing in that door is unlimited.
+
+    Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
+    """
+
+    head_s: Seconds = 10.0
+    body_s: Seconds = 120.0
+    keep_alive_s: Seconds = 75.0
+    upstream_connect_s: Seconds = 5.0
+    upstream_first_byte_s: Seconds = 120.0
+    upstream_idle_s: Seconds = 120.0
+    upstream_keep_alive_s: Seconds = 30.0
+    drain_s: Seconds = 120.0
+    # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
+    body_grace_s: float = 0.01
+    # Until a client is looked after that is not read since its upstream does not read either; and again.
+    look_s: float = 1.0
+    linger_s: float = 2.0
+    # At the end: who has been idle for so long is not about to send; five times that is waited at most.
+    quiet_s: float = 1.0
+    client_write_s: float = 120.0
+    counters_s: float = 5.0
+    watch_after_s: float = 2.0
+    tick_s: float = 0.1
+
+    request_line_bytes_max: int = 8 * 1024
+    head_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 64 * 1024
+    head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
+    # Of heads that are not complete: what each connection may keep, and beyond that all of one worker.
+    head_free_bytes: int = 4 * 1024
+    heads_bytes_max: Bytes = 16 * 1024 * 1024
+
+    body_bytes_max: Bytes = 32 * 1024 * 1024
+    # A document longer than this is read in a thread: this much takes a millisecond, or six at worst.
+    body_at_once_bytes_max: int = 256 * 1024
+    body_bytes_per_s_min: int = 16 * 1024
+    # Of a body that passes unread: so much is here before an upstream hears of the request.
+    collected_bytes_max: int = 256 * 1024
+    discarded_bytes_max: int = 256 * 1024
+    # Of a refused body, for clients that read no answer before they have sent everything.
+    lingered_bytes_max: int = 64 * 1024 * 1024
+    chunk_line_bytes_max: int = 256
+    chunk_extension_bytes_max: int = 16 * 1024
+    trailer_bytes_max: int = 16 * 1024
+    small_chunks_max: int = 10_000
+
+    connections_max: Count = 20_000
+    upstream_connections_max: Count = 2_000
+    upstream_connections_share: Share = 0.25  # of those, what one organization may use
+    upstream_idle_connections_max: Count = 256
+
+    interim_answers_max: int = 16
+    answer_head_bytes_max: int = 64 * 1024
+    answer_held_bytes_max: int = 256 * 1024
+    answer_uncounted_bytes_max: int = 8 * 1024  # of an answer, kept without asking any budget
+    # Of an answer, ahead of a client that reads slowly: read of the upstream, and written to the client.
+    relay_buffer_bytes_max: int = 8 * 1024
+    client_buffer_bytes_max: int = 4 * 1024
+    client_unsent_bytes_max: int = 128 * 1024  # that the kernel keeps of them, beyond what is on its way
+    # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
+    buffered_bytes_max: Bytes = 64 * 1024 * 1024
+    buffered_share: Share = 0.25
+    # Of an answer whose client hung up.
+    drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
+    drain_bytes_max: Bytes = 16 * 1024 * 1024
+
+
+# Each setting among them, with the type that says what is valid.
+SETTABLE = {
+    name: hint
+    for name, hint in get_type_hints(HttpLimits, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
