@@ -25,7 +25,7 @@ _APPLIED = text(
 _AGAIN = text(
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
 )
-_EPOCHS = text("SELECT partition, epoch FROM partition_state")
+_NOTED = text("SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL")
 _SETTLED = text("""
 SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
  UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
@@ -108,10 +108,11 @@ class Truths:
         async with self._engine.begin() as connection:
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
-    async def epochs(self) -> dict[int, int]:
-        """The last epoch of each partition; absent: never verified."""
+    async def noted(self) -> dict[int, tuple[bytes, int]]:
+        """The last run id and epoch of each partition; absent: never verified."""
         async with self._engine.connect() as connection:
-            return {row.partition: row.epoch for row in await connection.execute(_EPOCHS)}
+            rows = await connection.execute(_NOTED)
+            return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
         """The seats of all workers any keeper knew last."""

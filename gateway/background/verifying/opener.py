@@ -35,10 +35,6 @@ class Source(Protocol):
 class Target(Protocol):
     """The counters."""
 
-    @property
-    def run_id(self) -> bytes:
-        """The server's run id on this connection; empty while there is none."""
-
     async def reports(self) -> Mapping[str, Report]:
         """What workers reported last, by seat."""
 
@@ -51,8 +47,8 @@ class Target(Protocol):
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late lane."""
 
-    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
-        """Open a partition that was closed under this epoch; False where the marker moved on."""
+    async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
+        """Open a partition that was closed under this run id and epoch; False where the marker moved on."""
 
 
 class Opener:
@@ -89,8 +85,10 @@ class Opener:
             await self._source.keep_workers(seats - self._kept, self._kept - seats)
             self._kept = seats
 
-    async def open(self, reports: Mapping[str, Report], catalogue: int, *, strangers: bool) -> None:
-        """Open what is closed under the present run id; `reports` are those of before.
+    async def open(
+        self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
+    ) -> None:
+        """Open what is closed, as long as this run id is the present one; `reports` are those of before.
 
         A keeper that did not watch goes by what was kept and by the reports it found; where both may
         be lost (`strangers`), it also waits for whoever shows up.
@@ -98,16 +96,15 @@ class Opener:
         began = self._clock()
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], began)
-        run_id = self._target.run_id
-        while closed := (await self._target.markers()).closed:
+        while (markers := await self._target.markers()).closed and markers.run_id == run_id:
             # In this order: what a worker sent again before it reported is in the lanes, or charged.
             reports = await self._target.reports()
             late = await self._target.late_waiting()
             waited = self._clock() - began
-            for partition, epoch in closed.items():
+            for partition, epoch in markers.closed.items():
                 done = partition not in late and not self._roster.missing(reports, run_id, partition, epoch)
                 if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
-                    await self._target.admit(partition, epoch, catalogue)
+                    await self._target.admit(run_id, partition, epoch, catalogue)
             await asyncio.sleep(OPEN_INTERVAL_S)
         self._roster.expect(self._roster.seats, self._clock())
 

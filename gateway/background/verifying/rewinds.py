@@ -76,11 +76,10 @@ class Rewinds:
     async def look(self) -> None:
         """Find out whether the data is what it was; the wire goes by another history where it is not."""
         await self._fence.look()
-        run_id = self._target.run_id
-        verified = (await self._target.markers()).verified
-        marks = {one: mark for one, mark in (await self._stored()).items() if one in verified}
+        markers = await self._target.markers()
+        marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
         behind = [one for one in await self._streams.behind(marks) if self._said.get(one) != marks[one]]
-        if behind and self._target.run_id == run_id:
+        if behind and self._target.run_id == markers.run_id:
             await self._fence.announce(TROUBLE)
             self._said |= {one: marks[one] for one in behind}
 

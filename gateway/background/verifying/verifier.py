@@ -1,14 +1,13 @@
 """Vouches for the counters: after a Redis restart nothing is served until this has looked.
 
 A partition is served under the history the keeper verified it under: a server's run id, or what the fence
-made of it since its data was exchanged. Under another one, each account's seq is compared with PostgreSQL;
-what is missing or behind is rebuilt; what older data went on with is dropped; holds of calls that are in the
-ledger already are let go; control writes that vanished wait again; then the marker is set, under the next
-epoch, by which gateways see that something may have been forgotten; it stays closed to admission until they
-have sent that again (`opener.py`).
-The marker is compared before each write, so of several keepers one does it. Definitions and
-identities are written anew behind the markers, and only then is it said that whatever is not
-there does not exist.
+made of it since its data was exchanged; PostgreSQL is told which, and stores nothing read under another.
+Under another one, each account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; what
+older data went on with is dropped; holds of calls that are in the ledger already are let go; control writes
+that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
+may have been forgotten; it stays closed to admission until they have sent that again (`opener.py`).
+The marker is compared before each write, so of several keepers one does it. Definitions and identities are
+written anew behind the markers, and only then is it said that whatever is not there does not exist.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ class Source(Protocol):
         Flushes that are under way have ended then: the truth that is read next is not older.
         """
 
-    async def epochs(self) -> Mapping[int, int]:
-        """The last epoch of each partition; absent: never verified."""
+    async def noted(self) -> Mapping[int, tuple[bytes, int]]:
+        """The last run id and epoch of each partition; absent: never verified."""
 
 
 class Target(Protocol):
@@ -126,11 +125,10 @@ class Target(Protocol):
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Control writes among these that the counters do not remember."""
 
-    async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
-        """Vouch for a partition; False where the marker moved on."""
-
-    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
-        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
+    async def mark(
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
+        """Vouch for a partition, without a catalogue admitting nobody; False where the marker moved on."""
 
     async def define(self, definition: Definition, version: int) -> bool:
         """Bring one definition into the counters."""
@@ -176,20 +174,19 @@ class Verifier:
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
         await self._look()
-        run_id = self._target.run_id
-        if not run_id:
-            raise CountersUnavailable
         reports = await self._target.reports() if self._opener else {}
         markers = await self._target.markers()
+        run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
+        if not run_id:
+            raise CountersUnavailable
         said = await self._target.said_verified(run_id)
         if said and not markers.unverified and not markers.closed and self._vouched == run_id:
             if self._opener:
                 await self._opener.watch(reports)
-            await self._catch_up(run_id, markers, await self._source.epochs())
+            await self._catch_up(markers)
             return []
         self._vouched = b""
-        known = await self._source.epochs()
-        await self._catch_up(run_id, markers, known)
+        known = await self._catch_up(markers)
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
         # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
@@ -202,7 +199,7 @@ class Verifier:
             verifying = [
                 self._partition(
                     truth, one, marker, epochs[one], strays.get(one),
-                    closes=bool(self._opener and known.get(one, 0)),
+                    run_id=run_id, closes=bool(self._opener and known.get(one, 0)),
                 )
                 for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
             ]  # fmt: skip
@@ -215,7 +212,8 @@ class Verifier:
             for definition in definitions:
                 await self._target.define(definition, truth.version)
         if self._opener:
-            await self._opener.open(reports, truth.version, strangers=self._may_be_strange(markers, known))
+            strangers = self._may_be_strange(markers, known)
+            await self._opener.open(run_id, reports, truth.version, strangers=strangers)
         await self._look()  # what was exchanged meanwhile is verified anew
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
@@ -237,11 +235,20 @@ class Verifier:
         if self._rewinds:
             await self._rewinds.look()
 
-    async def _catch_up(self, run_id: bytes, markers: Markers, known: Mapping[int, int]) -> None:
-        """A PostgreSQL that was restored knows an earlier epoch, perhaps of another run: tell it anew."""
-        later = {one: epoch for one, epoch in markers.verified.items() if known.get(one, 0) < epoch}
-        if later:
-            await self._source.note(run_id, later)
+    async def _catch_up(self, markers: Markers) -> dict[int, int]:
+        """Tell PostgreSQL where it knows an earlier epoch or another run; answers the epochs it knew.
+
+        It was restored, or a keeper that lagged behind wrote last: nothing would be stored from then on.
+        """
+        noted = await self._source.noted()
+        wrong = {
+            one: epoch
+            for one, epoch in markers.verified.items()
+            if one not in noted or noted[one][0] != markers.run_id or noted[one][1] < epoch
+        }
+        if wrong:
+            await self._source.note(markers.run_id, wrong)
+        return {one: epoch for one, (_, epoch) in noted.items()}
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
         """Whether there may be workers of which nothing is on file: nobody watched, and Redis is empty."""
@@ -257,6 +264,7 @@ class Verifier:
         epoch: int,
         strays: Strays | None,
         *,
+        run_id: bytes,
         closes: bool,
     ) -> Verified | None:
         """Verify one as of this epoch; None where another keeper was faster."""
@@ -277,19 +285,14 @@ class Verifier:
         if strays is not None and self._rewinds:
             await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back holds again what was settled since: charged once is enough.
-        ghosts = await self._source.settled(await self._target.held(partition))
-        if ghosts:
+        if ghosts := await self._source.settled(await self._target.held(partition)):
             moved = await self._target.let_go(partition, marker, epoch, ghosts)
             if moved is None:
                 return None
             marker = moved
-        lost = await self._target.forgotten(partition, truth.applied.get(partition, []))
-        if lost:
+        if lost := await self._target.forgotten(partition, truth.applied.get(partition, [])):
             await self._source.push_again(lost)
-        if closes:
-            marked = await self._target.close_mark(partition, marker, epoch)
-        else:
-            marked = await self._target.mark(partition, marker, epoch, truth.version)
-        if not marked:
+        catalogue = None if closes else truth.version
+        if not await self._target.mark(run_id, partition, marker, epoch, catalogue):
             return None
         return Verified(partition, epoch, rebuilt, len(lost), len(ghosts))

@@ -25,10 +25,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """The partitions as their markers stand: (partition, marker, epoch) of those not verified under the
-    present run id, and the epochs of those that are; the `closed` ones of these admit nobody yet.
+    """The partitions as their markers stand: (partition, marker, epoch) of those not verified under this
+    run id, and the epochs of those that are; the `closed` ones of these admit nobody yet.
     """
 
+    run_id: bytes
     unverified: list[tuple[int, bytes, int]]
     verified: dict[int, int]
     closed: dict[int, int]

@@ -183,7 +183,7 @@ class Control:
             if run_id != self.run_id:
                 raise CountersUnavailable
             if before < version:
-                await self.mark(partition, marker, epoch, version)
+                await self.mark(run_id, partition, marker, epoch, version)
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs as they stand, a due reset included."""
@@ -218,9 +218,14 @@ class Control:
         raw = await self.ask(b"GET", keys.marker(partition).encode())
         return raw if isinstance(raw, bytes) else b""
 
-    async def mark(self, partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
-        """Vouch for a partition; False where another keeper was faster."""
-        new = packing.marker(self.run_id, epoch, catalogue)
+    async def mark(
+        self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
+        """Vouch for a partition under the run id it was compared under; False where the marker moved on.
+
+        Without a catalogue nobody is admitted yet.
+        """
+        new = packing.marker(run_id, epoch, packing.CLOSED if catalogue is None else catalogue)
         return await self._rebuild(partition, keys.marker(partition), new, before)
 
     async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:

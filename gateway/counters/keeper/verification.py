@@ -26,12 +26,12 @@ class Verification(Control):
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand under the present run id."""
-        found = Markers([], {}, {})
         markers = await self.ask_each((b"GET", keys.marker(one).encode()) for one in range(PARTITIONS))
+        found = Markers(self.run_id, [], {}, {})
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
             run_id, epoch, _ = packing.read_marker(marker)
-            if run_id != self.run_id:
+            if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
                 continue
             found.verified[partition] = epoch
@@ -50,14 +50,10 @@ class Verification(Control):
         """Forget the reports of workers that are gone."""
         await self.ask(b"HDEL", keys.WORKERS.encode(), *(seat.encode() for seat in seats))
 
-    async def close_mark(self, partition: int, before: bytes, epoch: int) -> bool:
-        """Vouch for a partition and admit nobody yet; False where the marker moved on."""
-        return await self.mark(partition, before, epoch, packing.CLOSED)
-
-    async def admit(self, partition: int, epoch: int, catalogue: int) -> bool:
+    async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
         """Open a partition that was closed under this epoch; False where the marker moved on."""
-        closed = packing.marker(self.run_id, epoch, packing.CLOSED)
-        return await self.mark(partition, closed, epoch, catalogue)
+        closed = packing.marker(run_id, epoch, packing.CLOSED)
+        return await self.mark(run_id, partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late lane, or whose lane does not say."""

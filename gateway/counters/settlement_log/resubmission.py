@@ -143,7 +143,11 @@ class Resubmitter:
         self._adopted_at = self._clock()
 
     async def _compare(self, epochs: list[int]) -> None:
-        """See that the data is as far as what was adopted says: whoever knew is gone."""
+        """See that the data is as far as what was adopted says: whoever knew is gone.
+
+        Where another one has said so meanwhile, these epochs are of before.
+        """
+        run_id = self._wire.run_id
         while self._uncompared and self._announce is not None:
             positions, segment = Positions(epochs), self._uncompared[0]
             async with aclosing(_acknowledged_in(segment)) as answered:
@@ -152,7 +156,8 @@ class Resubmitter:
                     moved = of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
                     positions.add(caller.partition, epoch_of(answer), moved)
             if await positions.are_ahead(self._wire):
-                await self._announce(AHEAD)
+                if self._wire.run_id == run_id:
+                    await self._announce(AHEAD)
                 raise CountersUnavailable
             self._uncompared.pop(0)
 

@@ -215,6 +215,31 @@ async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
         at_one(house, world)
 
 
+@pytest.mark.parametrize("during", ["said_verified", "note", "truth", "held"])
+async def test_what_is_vouched_for_is_stored_where_others_say_meanwhile_that_the_data_is_older(
+    house: House, world: World, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that reads what a dead one left may say so at any moment, and once more than the others."""
+    rewinds, verifier = house.verifier._rewinds, house.verifier
+    assert rewinds is not None
+    await rewinds._fence.announce("one worker knows more")
+    part = verifier._source if during in {"note", "truth"} else verifier._target
+    original = getattr(part, during)
+
+    async def announced(*arguments: object) -> object:
+        monkeypatch.undo()
+        found = await original(*arguments)
+        await rewinds._fence.announce("another worker knows more")
+        return found
+
+    monkeypatch.setattr(part, during, announced)
+    await verified(house, world)
+    assert house.verifier.ready
+    settle(world, 1, 5)
+    await house.flush()
+    at_one(house, world)
+
+
 @pytest.mark.parametrize("after", [0, 20, 63])
 async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
     house: House, world: World, after: int, monkeypatch: pytest.MonkeyPatch
@@ -222,12 +247,14 @@ async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
     last = await older(house, world, stored=True)
     mark, marked = house.verification.mark, 0
 
-    async def exchanged(partition: int, before: bytes, epoch: int, catalogue: int) -> bool:
+    async def exchanged(
+        run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
+    ) -> bool:
         nonlocal marked
         marked += 1
         if marked == after + 1:
             reload(world)
-        return await mark(partition, before, epoch, catalogue)
+        return await mark(run_id, partition, before, epoch, catalogue)
 
     monkeypatch.setattr(house.verification, "mark", exchanged)
     with suppress(CountersUnavailable):

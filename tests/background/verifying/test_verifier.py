@@ -394,6 +394,21 @@ async def test_a_postgresql_that_was_restored_is_told_the_epochs_anew(valkey: st
         assert house.rows(query, world.p, house.wire.run_id.decode()) == [{"epoch": 2}]
 
 
+async def test_a_keeper_that_notes_another_history_keeps_nothing_from_being_stored(
+    valkey: str, migrated: str
+) -> None:
+    """Of two that verify at once, the one that lags behind may write last what it is under."""
+    async with house_at(valkey, migrated) as house:
+        world = await house.settle_in(100)
+        await house.verifier._source.note(b"o" * 40, {world.p: 1})
+        world.reserve(need=1).settle(tokens=30)
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id) == []
+        assert await house.verify() == []
+        await house.flush()
+        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+
+
 # --- several keepers, changing connections ----------------------------------------------
 
 

@@ -16,8 +16,10 @@ from gateway.core.wait import in_task
 from gateway.counters.keeper import attendance
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log import resubmission as module
 from gateway.counters.settlement_log import segment_file
+from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
 from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC
 from gateway.errors import CountersUnavailable
@@ -420,3 +422,28 @@ async def test_what_was_adopted_tells_whether_the_data_is_older(
         verify(world, 2)
         await worker.look()
         assert len(said) == older
+
+
+async def test_what_another_one_said_meanwhile_is_not_said_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time it is said, all is verified anew, and nobody is served until then."""
+    said: list[str] = []
+
+    async def announce(trouble: str) -> None:
+        said.append(trouble)
+
+    world.plan(1000)
+    verify(world)
+    async with worker_at(world.url, tmp_path) as worker:
+        await worker.settle(world.reserve(need=5), 5)
+        await worker.log.written()
+        worker.die()
+
+    async def said_meanwhile(_: Positions, wire: Wire) -> bool:
+        wire.run_id = b"n" * 40
+        return True
+
+    monkeypatch.setattr(Positions, "are_ahead", said_meanwhile)
+    async with worker_at(world.url, tmp_path, announce=announce) as worker:
+        assert (said, worker.resubmitter._uncompared) == ([], worker.log.files.segments[:1])
