@@ -134,6 +134,15 @@ def test_every_annex_is_named_by_the_map() -> None:
     offenders(f"ARCHITECTURE.md does not link {document}" for document in annexes - linked)
 
 
+@pytest.mark.parametrize("document", named(".md"))
+def test_microseconds_stand_on_one_page(document: str) -> None:
+    """What was measured stands with its conditions in `docs/internals/figures.md`; other pages link it."""
+    if document in ("docs/internals/figures.md", "CHANGELOG.md"):
+        return
+    found = re.findall(r"[\d.,]+ (?:µs|microseconds?)\b", texts()[document])
+    offenders(f"{document}: {figure}" for figure in found)
+
+
 def test_every_line_of_what_holds_names_a_test() -> None:
     text = texts()["SECURITY.md"]
     held = text.partition("## What holds against a caller\n")[2].partition("\n## ")[0]

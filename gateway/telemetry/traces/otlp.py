@@ -2,7 +2,7 @@
 
 Source: opentelemetry-proto 1.x, `trace/v1/trace.proto` and what it refers to. Written by hand,
 since these are four messages and the official library costs more than the request it tells of
-(docs/internals/telemetry.md has the figures).
+(docs/internals/figures.md has the figures).
 """
 
 from __future__ import annotations
