@@ -66,7 +66,7 @@ MODULES = {
     ),
     "gateway/http/server": (
         "buffers", "connection", "exchange", "kept", "outgoing", "reading", "request_body",
-        "server", "story", "traced",
+        "server", "request_driver", "traced",
     ),
     "gateway/http/upstream": (
         "connection", "pool",

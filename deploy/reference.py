@@ -137,7 +137,7 @@ def _parameter(each: Any) -> str:
 # --- refusals ---------------------------------------------------------------------------
 
 # A reason that is not here stops the making of the page: whoever adds one says what helps against it.
-REMEDIES = {
+HINTS = {
     "invalid_request": "Correct the field the message names; "
     "[how requests are read](../metering.md#what-a-request-must-be).",
     "user_required": "Name the user in `x-tollkeeper-user` or in the body; "
@@ -179,7 +179,7 @@ def refusals() -> list[str]:
         "",
         "| Status | Reason | What it says | What to do |",
         "|---|---|---|---|",
-        *_reasons(errors.Refusal, REMEDIES),
+        *_reasons(errors.Refusal, HINTS),
         "",
         *ADMIN_REFUSALS.splitlines(),
         "| Status | Reason | What it says |",
@@ -188,11 +188,11 @@ def refusals() -> list[str]:
     ]
 
 
-def _reasons(root: type[errors.TollkeeperError], remedies: dict[str, str]) -> Iterator[str]:
+def _reasons(root: type[errors.TollkeeperError], hints: dict[str, str]) -> Iterator[str]:
     kinds = {kind for kind in _below(root) if kind.__module__ == errors.__name__ and "reason" in vars(kind)}
     for kind in sorted(kinds, key=lambda kind: (kind.status, kind.reason)):
-        remedy = f" {remedies[kind.reason]} |" if remedies else ""
-        yield f"| {kind.status} | `{kind.reason}` | {_cell(_sentence(kind.__doc__))} |{remedy}"
+        hint = f" {hints[kind.reason]} |" if hints else ""
+        yield f"| {kind.status} | `{kind.reason}` | {_cell(_sentence(kind.__doc__))} |{hint}"
 
 
 def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.TollkeeperError]]:

@@ -1,7 +1,7 @@
 """The door of the command line: workers start here without loading what only people need.
 
 `tollkeeper serve --worker` and `tollkeeper keeper --worker` are for supervisors: settings come
-as one JSON line on standard input, which stays open as a lifeline. Everything else is
+as one JSON line on standard input, which stays open as long as the parent lives. Everything else is
 `gateway/cli/main.py`.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from gateway.errors import TollkeeperError
-from gateway.run.parent_pipe import Lifeline
+from gateway.run.parent_pipe import ParentPipe
 
 OPEN_FILES_MAX = 1_000_000
 LIBRARY_MISSING = "cannot open shared object file"
@@ -59,17 +59,17 @@ def _worker(role: str) -> int:
     from gateway.settings.settings import from_json  # noqa: PLC0415
     from gateway.telemetry import logs  # noqa: PLC0415
 
-    lifeline = Lifeline(sys.stdin.fileno())
-    line = lifeline.first()
+    parent_pipe = ParentPipe(sys.stdin.fileno())
+    line = parent_pipe.first()
     if not line.endswith(b"\n"):
         return _failed("the supervisor went away before it said the settings")
     settings = from_json(line)
-    lifeline.hold(settings.shutdown_grace_s + 10.0)
+    parent_pipe.hold(settings.shutdown_grace_s + 10.0)
     _allow_many_sockets()
     logs.configure(settings.log_level)
     from gateway.app import run_gateway, run_keeper  # noqa: PLC0415
 
-    work = run_gateway(settings, lifeline) if role == "serve" else run_keeper(settings)
+    work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings)
     uvloop.run(_to_its_end(work))
     return 0
 
@@ -91,9 +91,9 @@ def _demo_upstream(port: int) -> int:
 
     from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415
 
-    lifeline = Lifeline(sys.stdin.fileno())
-    lifeline.first()
-    lifeline.hold(5.0)
+    parent_pipe = ParentPipe(sys.stdin.fileno())
+    parent_pipe.first()
+    parent_pipe.hold(5.0)
     asyncio.run(serve_until_stopped("127.0.0.1", port))
     return 0
 

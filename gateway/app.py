@@ -35,10 +35,10 @@ from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.run import allocator, tokenizer
-from gateway.run.parent_pipe import Lifeline
+from gateway.run.parent_pipe import ParentPipe
 from gateway.run.starting import ASK_INTERVAL_S, reached
 from gateway.run.stopping import cancel, ended, forever, stop_signal
-from gateway.run.worker_slot import take_seat
+from gateway.run.worker_slot import take_worker_slot
 from gateway.settings.settings import Settings, from_json
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
@@ -54,7 +54,7 @@ REDIS_LOOK_S = 0.2
 ENDING_S_MAX = 4.0
 
 
-async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> None:
+async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
     log = logs.logger("tollkeeper.gateway")
     allocator.give_back_large_blocks()
@@ -75,7 +75,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
-        report=door.attendance.report, announce=fence.announce,
+        report=door.worker_reports.report, announce=fence.announce,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
@@ -102,7 +102,7 @@ async def run_gateway(settings: Settings, lifeline: Lifeline | None = None) -> N
         log("serving without counters", redis_connected=wire.connected, why=wire.trouble, level="warning")
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
-    await _listen(settings, plane, lifeline, log)
+    await _listen(settings, plane, parent_pipe, log)
     await stop.wait()
     await plane.drain(settings.shutdown_grace_s)
     if exporter is not None:
@@ -118,7 +118,7 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable
     closed = await settlements.close()
     if closed and not settlements.files.left_behind:
         with suppress(CountersUnavailable):
-            await door.attendance.leave()  # after a loss of Redis nobody waits for it
+            await door.worker_reports.leave()  # after a loss of Redis nobody waits for it
     await wire.close()
     log("gateway stopped", settlements_waiting=waiting)
     if not closed:
@@ -148,7 +148,7 @@ def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[s
     return open_door(
         wire,
         log,
-        take_seat(Path(settings.data_dir) / "seats"),
+        take_worker_slot(Path(settings.data_dir) / "worker_slots"),
         {verb: histogram.observe for verb, histogram in scripts.items()},
         hold_ttl_s=settings.hold_ttl_s,
         lease_fraction=settings.lease_fraction,
@@ -182,14 +182,14 @@ async def _redis_reached(
 
 
 async def _listen(
-    settings: Settings, plane: DataPlane, lifeline: Lifeline | None, log: Callable[..., None]
+    settings: Settings, plane: DataPlane, parent_pipe: ParentPipe | None, log: Callable[..., None]
 ) -> None:
     """Accept clients, and settings that come later."""
     await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
-    if lifeline is not None:
+    if parent_pipe is not None:
         loop = asyncio.get_running_loop()
-        lifeline.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
+        parent_pipe.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
 
 
 def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:

@@ -19,8 +19,8 @@ if not epoch then return pack('<d', 0) end
 local now = clock(NO_BATCH)
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
 local writes, answer = {}, {pack('<d', now)}
-local tenant, tenants = opener(TENANT_FORM)
-local organization, organizations = opener(ORG_FORM)
+local tenant, tenants = account_opener(TENANT_FORM)
+local organization, organizations = account_opener(ORG_FORM)
 
 for at = 4, #KEYS, 3 do
   local observed, wanted, seen, worth, request = parse('<ddddc36', ARGV[2 + (at - 1) / 3])

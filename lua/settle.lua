@@ -47,8 +47,8 @@ local a = (s[S_ONE_TIME] or s[S_USES]) and activation(raw[with_user and 7 or 6])
 local seq, reset = t[SEQ], due(t, now, epoch)
 t[HELD] = t[HELD] - h[H_TOKENS]
 if t[HELD] < 0 then t[HELD] = 0 end
-local purse = s[S_USES] and SPEND_HELD or CHELD
-if not s[S_ONE_TIME] then o[purse] = max(0, o[purse] - h[H_CREDITS]) end
+local account_held = s[S_USES] and SPEND_HELD or CHELD
+if not s[S_ONE_TIME] then o[account_held] = max(0, o[account_held] - h[H_CREDITS]) end
 local activates = s[S_ONE_TIME] and s[S_MODE] ~= CORRECT and leave(a, o, s, has(h[1], HOLD_ONE_TIME) and slots or 0)
 -- how far the organization's account is written: its spend, its credits, or neither
 local moved = (s[S_USES] and TO_SPEND_AT) or ((s[S_PAYS] or s[S_ONE_TIME] or h[H_CREDITS] > 0) and TO_CREDIT_AT)

@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import (
     Claim,
     Command,
+    Committed,
     ConsoleSession,
     Page,
     Query,
     Replay,
     Row,
     StaffToken,
-    Written,
 )
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import engine as engines
@@ -120,7 +120,7 @@ class Store:
         found = await self._run(lambda connection: subject.page(connection, SUBJECTS[resource], query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
-    async def write(self, command: Command) -> Written | Replay:
+    async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
         return await self._run(lambda connection: self._write(connection, command))
 
@@ -148,7 +148,7 @@ class Store:
         """Find a session of the console that is not over."""
         return await self._run(lambda connection: console_sessions.find(connection, digest))
 
-    def _write(self, connection: Connection, command: Command) -> Written | Replay:
+    def _write(self, connection: Connection, command: Command) -> Committed | Replay:
         if command.claim is not None:
             first = idempotency.claim(connection, command.claim)
             if first is not None:
@@ -162,7 +162,7 @@ class Store:
             idempotency.keep(connection, command.claim, command.render(row))
         # An action on a tenant answers with its quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
-        return Written(self._placed(answers, row), tuple(change.intents))
+        return Committed(self._placed(answers, row), tuple(change.intents))
 
     def _placed(self, resource: str, row: Row) -> Row:
         if not SUBJECTS[resource].partitioned:

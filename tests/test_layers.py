@@ -1,4 +1,4 @@
-"""The shape of the house: import-linter's contracts, and that every module has its place in them."""
+"""The shape of the tree: import-linter's contracts, and that every module has its place in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a machine can check of the house rules; CONTRIBUTING.md says what they are for.
+"""What a machine can check of the rules; CONTRIBUTING.md says what they are for.
 
 A rule may be broken where that makes better code. Then the place stands in a table here, with
 its own bound and its reason, so that it cannot grow unnoticed.

@@ -1,4 +1,4 @@
-"""The tree as the tests of the house rules read it: every text file of the project, once."""
+"""The tree as the tests of the rules read it: every text file of the project, once."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.model import HoldRequest, Settled, Settlement
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.quota import Counters
-from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log.log import SettlementLog
@@ -64,7 +64,7 @@ async def worker_at(
     folder: Path,
     *,
     call_s: float = 1.0,
-    seat: str = "1",
+    worker_slot: str = "1",
     announce: Callable[[str], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Worker]:
     """A worker whose wire is open."""
@@ -73,9 +73,9 @@ async def worker_at(
     log = settlement_log(folder)
     took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
     counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
-    attendance = Attendance(wire, seat, time.time_ns())
+    worker_reports = WorkerReports(wire, worker_slot, time.time_ns())
     resubmitter = Resubmitter(
-        wire, log, time.monotonic, lambda *_, **__: None, report=attendance.report, announce=announce
+        wire, log, time.monotonic, lambda *_, **__: None, report=worker_reports.report, announce=announce
     )
     worker = Worker(wire, log, counters, resubmitter)
     with suppress(CountersUnavailable):

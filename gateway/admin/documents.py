@@ -54,7 +54,7 @@ def mount_invoices(
 
     async def pdf(request: web.Request) -> web.Response:
         invoice = await read(request)
-        made = await asyncio.to_thread(ports.paper.pdf, invoice)
+        made = await asyncio.to_thread(ports.invoice_renderer.pdf, invoice)
         return web.Response(body=made, headers=_named(invoice, "pdf", "application/pdf"))
 
     async def lines(request: web.Request) -> web.Response:

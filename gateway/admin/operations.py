@@ -17,7 +17,7 @@ from gateway.admin.idempotency import checked
 from gateway.admin.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.accounts.administration import Actor, Claim, Command, Query, Replay, Row, Written
+from gateway.core.accounts.administration import Actor, Claim, Command, Committed, Query, Replay, Row
 from gateway.errors import Conflict, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
@@ -151,7 +151,7 @@ class Operations:
             await self._ports.store.finish(command.claim, status, content)
         return Done(status, {**content, **(once or {})}, made=command.verb == "create")
 
-    async def _push(self, written: Written) -> bool:
+    async def _push(self, written: Committed) -> bool:
         """Push what was written; False if something of it is applied later.
 
         A push that takes too long goes on by itself: nobody waits for it, or for its end.

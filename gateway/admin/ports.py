@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from gateway.core.accounts.administration import (
     Claim,
     Command,
+    Committed,
     ConsoleSession,
     Page,
     Query,
     Replay,
     Row,
     StaffToken,
-    Written,
 )
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
@@ -39,7 +39,7 @@ class Store(Protocol):
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
 
-    async def write(self, command: Command) -> Written | Replay:
+    async def write(self, command: Command) -> Committed | Replay:
         """Do one write in one transaction; `Conflict` for a claim that runs or asked something else."""
 
     async def refuse_other(self, claim: Claim) -> None:
@@ -85,7 +85,7 @@ class Books(Protocol):
         """Wait until its accounts are swept, stored and agree; `Conflict` says what does not."""
 
 
-class Paper(Protocol):
+class InvoiceRenderer(Protocol):
     """Makes documents that are sent to customers."""
 
     def pdf(self, invoice: Row) -> bytes:
@@ -121,7 +121,7 @@ class Figures(Protocol):
         """Quotas of tenants as last flushed, each with its partition."""
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
-        """How many tenants an organization has, `most` standing for any more."""
+        """How many tenants an organization has, `most` where there are more."""
 
     async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's use by day and service, oldest first."""
@@ -153,7 +153,7 @@ class AdminPorts:
     pusher: Pusher
     counters: Counters
     books: Books
-    paper: Paper
+    invoice_renderer: InvoiceRenderer
     reconciler: Reconciler
     activity: Activity
     tenant_names: Callable[[Collection[int]], Awaitable[Mapping[int, str]]]

@@ -19,7 +19,7 @@ from gateway.errors import BackupFailed
 from gateway.local.announce import PlainVoice
 from gateway.local.data_directory import DataDirectory, known_values, opened
 from gateway.local.supervisor.servers import start_postgres
-from gateway.local.supervisor.supervisor import House
+from gateway.local.supervisor.supervisor import Supervisor
 from gateway.settings.settings import PREFIX, Settings, load
 from gateway.settings.urls import without_password
 
@@ -128,11 +128,11 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
         yield settings.owner_url
         return
     with opened(Path(settings.data_dir)) as data:
-        house = House(data, PlainVoice())
+        supervisor = Supervisor(data, PlainVoice())
         try:
-            yield await start_postgres(house, _password(data))
+            yield await start_postgres(supervisor, _password(data))
         finally:
-            await house.stop()
+            await supervisor.stop()
 
 
 def _password(data: DataDirectory) -> str:

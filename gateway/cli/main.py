@@ -21,9 +21,9 @@ from gateway.cli import doctor as cli_doctor
 from gateway.errors import SchemaUnavailable, StartError
 from gateway.local.announce import JsonVoice, PlainVoice
 from gateway.local.demo.upstream import serve_until_stopped
-from gateway.local.supervisor.plan import Endpoints, Options, Parts
+from gateway.local.supervisor.parts import Endpoints, Options, Parts
 from gateway.local.supervisor.up import run_up
-from gateway.ops import hints as remedies
+from gateway.ops import hints
 from gateway.run import serving
 from gateway.run.serving import command, find_home, resolved
 from gateway.settings import settings as settings_module
@@ -219,7 +219,7 @@ def _migrate(url: str, told: Callable[[str], object] = lambda _: None) -> str:
     try:
         return upgrade(url, told)
     except SchemaUnavailable as error:
-        raise StartError(f"{error.message}; {remedies.postgresql(error.message)}") from error
+        raise StartError(f"{error.message}; {hints.postgresql(error.message)}") from error
 
 
 def _admit_writer(url: str, password: str) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.quota import Counters
 from gateway.counters.fence import Fence
-from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis.address import Address
@@ -28,7 +28,7 @@ class Door:
     counters: Counters
     allowances: Allowances
     leaser: Leaser
-    attendance: Attendance
+    worker_reports: WorkerReports
 
 
 def start_wire(address: Address, call_s: float, log: Callable[..., None]) -> tuple[Wire, Fence]:
@@ -42,7 +42,7 @@ def start_wire(address: Address, call_s: float, log: Callable[..., None]) -> tup
 def open_door(
     wire: Wire,
     log: SettlementLog,
-    seat: UUID,
+    worker_slot: UUID,
     took: Mapping[str, Callable[[float], None]],
     *,
     hold_ttl_s: float,
@@ -51,11 +51,13 @@ def open_door(
 ) -> Door:
     """The parts by these settings; `took` is told the seconds of each of `SCRIPTS`."""
     clock = time.monotonic
-    allowances = Allowances(clock, seat)
+    allowances = Allowances(clock, worker_slot)
     directory = Directory(wire, clock, allowances=allowances, stale_s=lease_s)
     counters = Counters(wire, directory, int(hold_ttl_s * 1000), clock, took, log=log, allowances=allowances)
     leaser = Leaser(
         wire, allowances, clock,
         fraction=lease_fraction, lease_s=lease_s, took=took["lease"], pending=lambda: log.waiting,
     )  # fmt: skip
-    return Door(directory, counters, allowances, leaser, Attendance(wire, str(seat), time.time_ns()))
+    return Door(
+        directory, counters, allowances, leaser, WorkerReports(wire, str(worker_slot), time.time_ns())
+    )

@@ -23,7 +23,7 @@ from gateway.errors import (
 )
 from gateway.http.charge import Charge
 from gateway.http.routing.objects import read_objects
-from gateway.http.routing.plan import Plan
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
 from gateway.http.worker import Worker
 
@@ -55,17 +55,17 @@ async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
 
 def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
     """What is asked for, or why that cannot be known: 413 or 400."""
-    plan = exchange.plan
-    refusal = exchange.body_failure or plan.field_refusal
+    routed = exchange.routed
+    refusal = exchange.body_failure or routed.field_refusal
     if refusal is not None:
         return refusal
-    assert plan.route is not None
+    assert routed.route is not None
     try:
-        call = read_call(plan.route, plan.params, body, worker.bounds)
-        owned = plan.owned
+        call = read_call(routed.route, routed.params, body, worker.bounds)
+        owned = routed.owned
         if owned is not None:
-            if owned.bare and (exchange.body_length or plan.chunked):
-                return InvalidRequest(f"{plan.route.path} takes no body with this method.")
+            if owned.bare and (exchange.body_length or routed.chunked):
+                return InvalidRequest(f"{routed.route.path} takes no body with this method.")
             read_objects(owned, call)
         return call
     except Refusal as unreadable:
@@ -83,7 +83,7 @@ def claimed(
 ) -> Charge | Refusal:
     """A claim on all the call asks for, which raises what is held already; or why it may not be made."""
     try:
-        call = _allowed(caller, found, exchange.plan)
+        call = _allowed(caller, found, exchange.routed)
         service = _service(exchange, worker, caller)
         check_priced(service, call.model, call.models_beside)
     except Refusal as refusal:
@@ -98,15 +98,15 @@ async def turn_down(charge: Charge, refusal: Refusal) -> None:
     raise refusal
 
 
-def _allowed(caller: Caller, found: Call | Refusal, plan: Plan) -> Call:
+def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
     """The call, where its key may ask for every model that may answer; 403 where it may not.
 
     What is charged needs a user, where the key says so: 400 without.
     """
     if isinstance(found, Refusal):
         raise found
-    asks = caller.user_header == USER_REQUIRED and plan.metered
-    if asks and not caller.acts_for(plan.attribution.user, found.user):
+    asks = caller.user_header == USER_REQUIRED and routed.metered
+    if asks and not caller.acts_for(routed.attribution.user, found.user):
         raise UserRequired(param="x-tollkeeper-user")
     if caller.models is not None and found.model:
         for model in (found.model, *found.models_beside):
@@ -117,12 +117,12 @@ def _allowed(caller: Caller, found: Call | Refusal, plan: Plan) -> Call:
 
 def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
     """The service at its price for this caller, which nothing changes any more for this call."""
-    plan = exchange.plan
-    if not plan.metered:
+    routed = exchange.routed
+    if not routed.metered:
         return NO_SERVICE
-    service = worker.ports.directory.resolve(caller, plan.service_key)
+    service = worker.ports.directory.resolve(caller, routed.service_key)
     if service is None:
         raise ServiceNotIncluded
-    if plan.binding is not None and plan.binding.rivals:
-        worker.planner.bindings.check_price(plan.binding, service, caller)
+    if routed.binding is not None and routed.binding.rivals:
+        worker.head_router.bindings.check_price(routed.binding, service, caller)
     return service

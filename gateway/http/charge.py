@@ -78,7 +78,7 @@ class Charge:
         self._caller = caller
         self._service = service
         self.call = call
-        self._user = caller.acts_for(exchange.plan.attribution.user, call.user)
+        self._user = caller.acts_for(exchange.routed.attribution.user, call.user)
         self._raises = raises
         self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
@@ -93,7 +93,7 @@ class Charge:
         estimate, rate = NOTHING, None
         if service.counts_tokens or by_token:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
-        units = exchange.plan.units
+        units = exchange.routed.units
         credits_held = credits_least = 0
         if service.meter == CONSUMPTION:
             beside = call.models_beside
@@ -210,7 +210,7 @@ class Charge:
     @property
     def settles_after_reply(self) -> bool:
         """Whether the route lets a client have its whole answer before it is charged."""
-        route = self._exchange.plan.route
+        route = self._exchange.routed.route
         return route is not None and route.settle == "after_reply"
 
     def _release(self) -> Settlement:
@@ -218,9 +218,9 @@ class Charge:
 
     def _settlement(self, usage: Usage, status: int) -> Settlement:
         exchange, service = self._exchange, self._service
-        plan = exchange.plan
-        if plan.units > 1 and not usage.reported:
-            usage.units = plan.units
+        routed = exchange.routed
+        if routed.units > 1 and not usage.reported:
+            usage.units = routed.units
         return Settlement(
             self._caller,
             exchange.request_id,
@@ -230,7 +230,7 @@ class Charge:
             usage.total if service.counts_tokens else 0,
             credits_of(service, self.call.model, usage, self.call.models_beside),
             usage.units,
-            plan.attribution_text,
+            routed.attribution_text,
             self._metadata(usage, status),
         )
 
@@ -244,7 +244,7 @@ class Charge:
             f'"cached":{usage.cached},"reasoning":{usage.reasoning},'
             f'"estimated":{"true" if usage.estimated else "false"}}}'
         )
-        theirs = exchange.plan.attribution.metadata
+        theirs = exchange.routed.attribution.metadata
         if theirs:
             merged = json.loads(theirs) | json.loads(ours)
             return json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode()

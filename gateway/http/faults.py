@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gateway.http.ports import Log
 
-LINES_MAX = 10  # of `story_failed` in PERIOD_S
+LINES_MAX = 10  # of `request_failed` in PERIOD_S
 PERIOD_S = 60.0
 _OURS = "gateway."
 
@@ -46,7 +46,7 @@ class FaultLog:
         fault = error if isinstance(error, Fault) else Fault(error)
         left_out, self._left_out = self._left_out, 0
         self._log(
-            "story_failed",
+            "request_failed",
             request_id=request_id,
             error=fault.kind,
             place=fault.place,

@@ -80,7 +80,7 @@ class Tracer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything the story of a request talks to, apart from its two sockets.
+    """Everything the handling of a request talks to, apart from its two sockets.
 
     `usage` answers `GET /.tollkeeper/usage` for a caller and its user (empty for none) with a
     JSON body. `seconds` is a monotonic clock. `access_log` turns on one line a request.

@@ -1,7 +1,7 @@
-"""THE HOT PATH: one request from its first line to its last byte, as one story.
+"""THE HOT PATH: one request from its first line to its last byte, as one coroutine.
 
 Route, identify, read the call, reserve, ask the upstream, relay through the meter, settle
-before the end. The coroutine is driven straight from socket callbacks (`story.py`), so what
+before the end. The coroutine is driven straight from socket callbacks (`request_driver.py`), so what
 needs no waiting is a plain function here: a coroutine less is a microsecond less.
 """
 
@@ -26,11 +26,11 @@ from gateway.http.faults import Fault
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.relay import AnswerCut, Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
-from gateway.http.routing.plan import Plan
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import USAGE_PATH
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.server.outgoing import is_collected, send
-from gateway.http.server.story import bare
+from gateway.http.server.request_driver import bare
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.pool import Upstream
 from gateway.http.worker import Worker
@@ -46,20 +46,20 @@ async def proxy(exchange: Exchange, worker: Worker) -> None:
     failure: BaseException | None = None
     counted = False
     try:
-        plan = _route(exchange, worker)
-        caller = ports.directory.cached(plan.digest) or await ports.directory.identify(plan.digest)
-        if plan.head:
-            worker.planner.remember(plan)
-        if plan.label == USAGE_PATH:
+        routed = _route(exchange, worker)
+        caller = ports.directory.cached(routed.digest) or await ports.directory.identify(routed.digest)
+        if routed.head:
+            worker.head_router.remember(routed)
+        if routed.label == USAGE_PATH:
             own_answer(
-                exchange, 200, _JSON, await ports.usage(caller, caller.acts_for(plan.attribution.user))
+                exchange, 200, _JSON, await ports.usage(caller, caller.acts_for(routed.attribution.user))
             )
             return
         if worker.buffers.pressed:
             shed(worker, caller)
         exchange.caller = caller
         body, connection = b"", exchange.connection
-        if plan.buffered and exchange.body_failure is None:
+        if routed.buffered and exchange.body_failure is None:
             if not connection.body_complete and not await comes_soon(exchange, caller):
                 # Blocked, rate and slots come before its bytes.
                 charge = by_head(exchange, worker, caller)
@@ -105,7 +105,7 @@ async def _fail(exchange: Exchange, worker: Worker, caller: Caller | None, failu
 
 
 def _known(error: BaseException) -> BaseException:
-    """The error itself where it is part of the story; of any other only its type and place."""
+    """The error itself where a request expects it; of any other only its type and place."""
     if isinstance(error, Refusal | AnswerCut | ClientGone) or not isinstance(error, Exception):
         return error
     return Fault(error)
@@ -133,33 +133,33 @@ def _tell(exchange: Exchange, worker: Worker, caller: Caller | None, failure: Ba
         refuse(exchange, failure)
     elif isinstance(failure, AnswerCut):
         exchange.reason, exchange.broken = "answer_cut", True
-        ports.log("answer_cut", request_id=exchange.request_id, route=exchange.plan.label, why=str(failure))
+        ports.log("answer_cut", request_id=exchange.request_id, route=exchange.routed.label, why=str(failure))
     elif isinstance(failure, ClientGone):
         exchange.reason, exchange.broken = "client_gone", True
     else:
         raise failure
 
 
-def _route(exchange: Exchange, worker: Worker) -> Plan:
+def _route(exchange: Exchange, worker: Worker) -> RoutedHead:
     """The plan of a call: 404 or 405 for what is not on the list, 401 where no credential can be read."""
-    plan = exchange.plan
-    if plan.bound:
-        plan = exchange.plan = _bound(plan, worker)
-    if plan.refusal is not None:
-        raise plan.refusal
-    if plan.metered and worker.ports.directory.service(plan.service_key) is None:
-        raise UnknownRoute if plan.params.get("service_key") else ServiceNotIncluded
-    if plan.identity_refusal is not None:
-        raise plan.identity_refusal
-    return plan
+    routed = exchange.routed
+    if routed.bound:
+        routed = exchange.routed = _bound(routed, worker)
+    if routed.refusal is not None:
+        raise routed.refusal
+    if routed.metered and worker.ports.directory.service(routed.service_key) is None:
+        raise UnknownRoute if routed.params.get("service_key") else ServiceNotIncluded
+    if routed.identity_refusal is not None:
+        raise routed.identity_refusal
+    return routed
 
 
-def _bound(plan: Plan, worker: Worker) -> Plan:
+def _bound(routed: RoutedHead, worker: Worker) -> RoutedHead:
     """The plan of a call that goes where its service is bound, which may have changed since it was made."""
-    planner = worker.planner
-    assert plan.route is not None
-    current = planner.bindings.of(plan.service_key, plan.route)
-    return plan if current is plan.binding else planner.plan(plan.source)
+    head_router = worker.head_router
+    assert routed.route is not None
+    current = head_router.bindings.of(routed.service_key, routed.route)
+    return routed if current is routed.binding else head_router.route(routed.source)
 
 
 async def _forward(exchange: Exchange, worker: Worker, caller: Caller, call: Call, charge: Charge) -> None:
@@ -246,7 +246,7 @@ def _note_failure(exchange: Exchange, worker: Worker, failure: Refusal) -> None:
     worker.ports.log(
         "upstream_failed",
         request_id=exchange.request_id,
-        upstream=exchange.plan.upstream,
+        upstream=exchange.routed.upstream,
         why=failure.message,
     )
 
@@ -269,7 +269,7 @@ def _upstream(exchange: Exchange, worker: Worker) -> Upstream:
         raise ClientGone
     if exchange.body_failure is not None:
         raise exchange.body_failure
-    upstream = worker.upstreams.get(exchange.plan.upstream)
+    upstream = worker.upstreams.get(exchange.routed.upstream)
     if upstream is None:
-        raise UpstreamUnreachable(f"No upstream {exchange.plan.upstream} is configured.")
+        raise UpstreamUnreachable(f"No upstream {exchange.routed.upstream} is configured.")
     return upstream

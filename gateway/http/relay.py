@@ -57,17 +57,17 @@ class Outlet:
     def __init__(
         self, exchange: Exchange, answer: AnswerHead, decision: Decision | None, altered: bool
     ) -> None:
-        plan = exchange.plan
+        routed = exchange.routed
         length = None if altered else answer.length
         self._exchange = exchange
         self._chunked = False
-        self._bare = plan.method == b"HEAD" or answer.status in NO_BODY
+        self._bare = routed.method == b"HEAD" or answer.status in NO_BODY
         keep_alive = exchange.decide_keep_alive()
         if length is not None:
             framing = b"content-length: %d" % length if answer.status != 204 else b""
         elif self._bare:
             framing = b""
-        elif plan.minor == 1:
+        elif routed.minor == 1:
             self._chunked = True
             framing = b"transfer-encoding: chunked"
         else:

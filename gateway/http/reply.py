@@ -15,7 +15,7 @@ from gateway.core.model import Decision, Family
 from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.protocol.answer import AnswerHead
-from gateway.http.routing.plan import Plan
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import ClientGone, Exchange
 
 _STATUS_LINES = {
@@ -33,7 +33,7 @@ def answer_head(
         lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
     upstream_id = answer.request_id
     if answer.plain_request_id:
-        if exchange.plan.family is _ANTHROPIC:
+        if exchange.routed.family is _ANTHROPIC:
             upstream_id = upstream_id or answer.plain_request_id
         else:
             lines.append(b"request-id: " + answer.plain_request_id)
@@ -60,16 +60,16 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
     ]
     lines += [b"%b: %b" % field for field in fields]
     head = _finished(exchange, lines, exchange.decide_keep_alive())
-    exchange.write(head if exchange.plan.method == b"HEAD" else head + body)
+    exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
 
 
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
     """Send a whole answer that refuses, in the shape of the request's family."""
     exchange.reason = refusal.reason
-    rendered = render(refusal, exchange.plan.family, exchange.request_id)
+    rendered = render(refusal, exchange.routed.family, exchange.request_id)
     fields = rendered.headers
-    if exchange.plan.allow:
-        fields.append((b"allow", ", ".join(exchange.plan.allow).encode()))
+    if exchange.routed.allow:
+        fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))
     own_answer(exchange, rendered.status, fields, rendered.body)
 
 
@@ -81,9 +81,9 @@ async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApi
         return
     failures.delayed += 1
     # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
-    plan = exchange.plan
+    routed = exchange.routed
     exchange.connection.body()
-    exchange.plan = Plan(plan.family, plan.label, method=plan.method, minor=plan.minor)
+    exchange.routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)
     gone = False
@@ -100,14 +100,14 @@ async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApi
 
 def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:
     """The head with what every answer carries."""
-    plan = exchange.plan
+    routed = exchange.routed
     request_id = exchange.request_id.encode()
     lines.append(b"x-request-id: " + request_id)
-    if plan.family is _ANTHROPIC:
+    if routed.family is _ANTHROPIC:
         lines.append(b"request-id: " + request_id)
     if not keep_alive:
         lines.append(b"connection: close")
-    elif plan.minor == 0:
+    elif routed.minor == 0:
         lines.append(b"connection: keep-alive")
     lines.append(b"\r\n")
     return b"\r\n".join(lines)

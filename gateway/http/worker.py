@@ -1,4 +1,4 @@
-"""What every story of one worker shares."""
+"""What all requests of one worker share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.core.calls.call import Bounds
 from gateway.core.http_limits import HttpLimits
 from gateway.http.clock import Clock
 from gateway.http.ports import Ports
-from gateway.http.routing.plan import Planner
+from gateway.http.routing.routed_head import HeadRouter
 from gateway.http.server.buffers import Buffers
 from gateway.http.upstream.pool import Upstream
 
@@ -27,5 +27,5 @@ class Worker:
     clock: Clock
     upstreams: Mapping[str, Upstream]
     bounds: Bounds
-    planner: Planner
+    head_router: HeadRouter
     buffers: Buffers

@@ -1,7 +1,7 @@
 """One child process: started, watched, started again when it dies, stopped in order.
 
 A child of ours gets its settings as the first line on its standard input and keeps that pipe
-open as a lifeline: when we are gone, however we went, the pipe ends and the child stops itself.
+open as long as the parent lives: when we are gone, however we went, the pipe ends and the child stops itself.
 What a child prints goes to our standard error or to its log, never to our standard output.
 """
 

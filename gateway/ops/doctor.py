@@ -27,8 +27,7 @@ from gateway.counters.redis.scripts import VERBS, library
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.http.upstream.pool import reach
-from gateway.ops import doctor_users
-from gateway.ops import hints as remedies
+from gateway.ops import doctor_users, hints
 from gateway.settings.settings import Settings
 from gateway.settings.urls import wanted, without_password
 
@@ -91,11 +90,11 @@ async def _upstream(target: UpstreamTarget) -> Finding:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:
         said = f"its certificate cannot be verified: {error.verify_message}"
-        return Finding(False, subject, f"{target.base_url}: {said}; {remedies.upstream(said)}")
+        return Finding(False, subject, f"{target.base_url}: {said}; {hints.upstream(said)}")
     except (OSError, TimeoutError) as error:
         why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
         said = f"{target.base_url} does not accept connections ({why})"
-        return Finding(False, subject, f"{said}; {remedies.upstream(why)}")
+        return Finding(False, subject, f"{said}; {hints.upstream(why)}")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     return Finding(True, subject, f"{target.base_url} accepts connections{until}")
 
@@ -116,7 +115,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         )
     except (TollkeeperError, OSError, TimeoutError) as error:
         why = str(error).rstrip(": ") or f"no answer within {ANSWER_MAX_S:g} s"
-        yield Finding(False, "redis", f"{shown}: {why}; {remedies.redis(why)}")
+        yield Finding(False, "redis", f"{shown}: {why}; {hints.redis(why)}")
         return
     finally:
         if wire is not None:
@@ -167,8 +166,8 @@ def _policy(policy: str) -> Finding:
     """Whether Redis would throw counters away where its memory is full."""
     if policy == "noeviction":
         return Finding(True, "redis", "maxmemory-policy is noeviction")
-    remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
-    return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {remedy}")
+    hint = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
+    return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}")
 
 
 def _verification(vouched: bytes, here: bytes) -> Finding:
@@ -208,7 +207,7 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
         return
     except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
-        yield Finding(False, "postgresql", f"{shown}: {first}; {remedies.postgresql(first)}")
+        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql(first)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
     yield Finding(True, "postgresql", f"{shown} has schema version {found}{until}")

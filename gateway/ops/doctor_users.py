@@ -12,7 +12,7 @@ from gateway.counters.keeper import rights
 from gateway.counters.redis.address import Address
 from gateway.counters.redis.wire import Wire
 from gateway.errors import TollkeeperError
-from gateway.ops import hints as remedies
+from gateway.ops import hints
 
 # Whether it is well, what was looked at, and what is said of it.
 Seen = tuple[bool, str, str]
@@ -33,7 +33,7 @@ async def of_redis(address: Address, role: str, answer_max_s: float) -> Seen:
         beyond = (rights.NOBODYS,) if user == "default" else ()
         return _of_keeper(user, *await _asked(wire, rights.BOTH + rights.KEEPER, beyond))
     except (TollkeeperError, OSError) as error:
-        return False, _REDIS, f"{user}: {error}; {remedies.redis(str(error))}"
+        return False, _REDIS, f"{user}: {error}; {hints.redis(str(error))}"
     finally:
         await wire.close()
 
@@ -74,13 +74,13 @@ def _of_keeper(user: str, lacking: list[str], more: list[str]) -> Seen:
 
 def of_postgresql(url: str, owner_url: str) -> list[Seen]:
     """Whether a keeper's user may do what a keeper does, and the owner, if it is another, owns the tables."""
-    from persistence.schema.roles import standing  # noqa: PLC0415  # heavy to load
+    from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
 
     seen: list[Seen] = []
     try:
-        found = standing(url)
+        found = privileges(url)
     except TollkeeperError as error:
-        return [(False, _POSTGRESQL, f"{error}; {remedies.postgresql(str(error))}")]
+        return [(False, _POSTGRESQL, f"{error}; {hints.postgresql(str(error))}")]
     if found.lacking:
         seen.append((False, _POSTGRESQL, found.complaint()))
     elif found.beyond:
@@ -91,7 +91,7 @@ def of_postgresql(url: str, owner_url: str) -> list[Seen]:
     if owner_url == url:
         return seen
     try:
-        owner = standing(owner_url)
+        owner = privileges(owner_url)
     except TollkeeperError as error:
         return [*seen, (False, _OWNER, f"{error}; look at TOLLKEEPER_DATABASE_OWNER_URL")]
     if owner.owns:

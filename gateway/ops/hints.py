@@ -91,4 +91,4 @@ def upstream(said: str) -> str:
 
 
 def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
-    return next(remedy for words, remedy in rows if words in said)
+    return next(hint for words, hint in rows if words in said)

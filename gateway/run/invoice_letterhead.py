@@ -9,16 +9,16 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.admin.paper import LOGO_KINDS, Paper
+from gateway.admin.invoice_renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.errors import SettingError
 from gateway.settings.settings import PREFIX, Settings
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 
 
-def paper(settings: Settings) -> Paper:
+def invoice_renderer(settings: Settings) -> InvoiceRenderer:
     """Make the paper invoices are set on; `SettingError` where a file cannot be used."""
-    return Paper(
+    return InvoiceRenderer(
         issuer=_lines(settings.invoice_issuer),
         logo=_logo(settings.invoice_logo),
         notes=_lines(settings.invoice_notes),

@@ -21,22 +21,22 @@ from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
 from gateway.admin.server import Listening, listen
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
-from gateway.background.flushing.late import Poster
+from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.losses import LossCounter
-from gateway.background.flushing.setbacks import Setbacks
-from gateway.background.timed.closing import Closer
+from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
 from gateway.background.timed.failures import FailureTeller
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.timed.terms import Calendar
-from gateway.background.timed.webhooks import Courier
-from gateway.background.verifying.opener import Opener
+from gateway.background.timed.webhooks import WebhookDeliveries
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.gauges import Gauges
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verified, Verifier, summary
-from gateway.background.verifying.watcher import Watcher
 from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.core.failures import Failures
 from gateway.core.model import PARTITIONS
@@ -45,7 +45,7 @@ from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.status import Standings
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.keeper.verification import Verification
 from gateway.counters.late.keeping import Keeping
@@ -55,7 +55,7 @@ from gateway.counters.redis.memory import memory
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
-from gateway.run import invoice_letterhead as stationery
+from gateway.run import invoice_letterhead as letterhead
 from gateway.run.readiness import Probe
 from gateway.run.starting import ASK_INTERVAL_S, reached
 from gateway.run.stopping import cancel, forever
@@ -91,13 +91,13 @@ class Keeper:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = logs.logger("tollkeeper.keeper")
-        self._paper = stationery.paper(settings)
+        self._invoice_renderer = letterhead.invoice_renderer(settings)
         self._engine = engines.create(settings.database_url)
         address = parse_url(settings.redis_url, settings.redis_files)
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
         self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
         self._control = Control(self._wire)
-        self._standings = Standings(self._wire)
+        self._account_heads = AccountHeads(self._wire)
         keeping = Keeping(self._wire)
         sweeps = Sweeps(self._engine)
         self._outbox = Outbox(self._wire, self._log, look=self._fence.look)
@@ -105,38 +105,42 @@ class Keeper:
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
         verification = Verification(self._wire)
         rewinds = Rewinds(self._fence, verification, StrayReader(verification), self._quarantines)
-        self._setbacks = Setbacks(
-            self._outbox, self._standings, accounts, self._quarantines, first=rewinds.look,
+        self._rollbacks = Rollbacks(
+            self._outbox, self._account_heads, accounts, self._quarantines, first=rewinds.look,
             partition_of=partition_of, observe=self._went_back,
         )  # fmt: skip
         self._flusher = Flusher(
             self._outbox, self._writer, self._flushed,
-            look=self._setbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
+            look=self._rollbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
             waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._control)
         truths = Truths(self._engine, partition_of)
-        opener = Opener(truths, verification, time.monotonic)
-        self._verifier = Verifier(truths, verification, self._verified, opener=opener, rewinds=rewinds)
+        admission_gate = AdmissionGate(truths, verification, time.monotonic)
+        self._verifier = Verifier(
+            truths, verification, self._verified, admission_gate=admission_gate, rewinds=rewinds
+        )
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._control)
-        self._poster = Poster(keeping, sweeps)
+        self._late_settlements = LateSettlements(keeping, sweeps)
         private = settings.webhook_private_addresses
         self._store = Store(self._engine, partition_of, private_addresses=private)
         self._outgoing = Outgoing(private=private)
-        self._courier = Courier(Notices(self._engine), self._outgoing, lambda: datetime.now(UTC))
-        self._expirer = Expirer(Allocations(self._engine), self._standings, partition_of)
+        self._webhook_deliveries = WebhookDeliveries(
+            Notices(self._engine), self._outgoing, lambda: datetime.now(UTC)
+        )
+        self._expirer = Expirer(Allocations(self._engine), self._account_heads, partition_of)
         results = Results(self._engine, partition_of)
         now = partial(datetime.now, UTC)
-        self._reconciler = Reconciler(self._standings, accounts, results, partition_of, now)
-        self._closer = Closer(self._standings, accounts, self._reconciler, partition_of)
+        self._reconciler = Reconciler(self._account_heads, accounts, results, partition_of, now)
+        self._account_closing = AccountClosing(self._account_heads, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), now)
         self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
         )
-        self._watcher = Watcher((self._memory, self._books, self._certificates, self._losses.look))
+        self._gauges = Gauges((self._memory, self._books, self._certificates, self._losses.look))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
@@ -163,13 +167,13 @@ class Keeper:
             "pusher": self._pusher.run,
             "reclaimer": self._reclaimer.run,
             "sweeper": self._sweeper.run,
-            "late": self._poster.run,
+            "late": self._late_settlements.run,
             "expirer": self._expirer.run,
             "calendar": self._calendar.run,
             "reconciler": self._reconciler.run,
-            "setbacks": self._setbacks.run,
-            "courier": self._courier.run,
-            "watcher": self._watcher.run,
+            "rollbacks": self._rollbacks.run,
+            "webhooks": self._webhook_deliveries.run,
+            "watcher": self._gauges.run,
             "failures": self._teller.run,
             "partitions": self._keep_partitions,
         }
@@ -207,10 +211,10 @@ class Keeper:
         return AdminPorts(
             store=self._store,
             pusher=self._pusher,
-            counters=self._standings,
-            books=self._closer,
+            counters=self._account_heads,
+            books=self._account_closing,
             reconciler=self._reconciler,
-            paper=self._paper,
+            invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wire, time.time),
             tenant_names=partial(Figures(self._engine, partition_of).names, "tenants"),
             digest=lambda credential: hmac.digest(
@@ -299,9 +303,9 @@ class Keeper:
         snapshot["reclaimed_holds"] = self._reclaimer.reclaimed
         snapshot = tallies.merge(snapshot, {"auth_failures": self._failures.rows("admin")})
         snapshot["lost_events"] = self._losses.lost
-        if self._setbacks.quarantined is not None:
-            snapshot["quarantined_accounts"] = self._setbacks.quarantined
-        snapshot = tallies.merge(snapshot, self._watcher.latest)
+        if self._rollbacks.quarantined is not None:
+            snapshot["quarantined_accounts"] = self._rollbacks.quarantined
+        snapshot = tallies.merge(snapshot, self._gauges.latest)
         snapshot = tallies.merge(snapshot, {"counters_exchanged": self._fence.noticed})
         try:
             entries, oldest_ms = await self._outbox.depth()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 LOST_MAX_S = 45.0
 
 
-class Lifeline:
+class ParentPipe:
     """Lines of the supervisor, read from a descriptor of our own."""
 
     def __init__(self, descriptor: int) -> None:
@@ -30,7 +30,7 @@ class Lifeline:
 
     def hold(self, grace_s: float) -> None:
         """From now on stop this process, in order, when the other end closes."""
-        threading.Thread(target=self._watch, args=(grace_s,), name="lifeline", daemon=True).start()
+        threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:
         """Call `told`, from another thread, with each later line; at once with the last one that came."""

@@ -1,6 +1,6 @@
-"""A worker's seat: an id that outlives the worker, so that whoever starts next in its place has it again.
+"""A worker's slot: an id that outlives the worker, so that whoever starts next in its place has it again.
 
-What a worker left in Redis under names made from its seat is found and corrected by its successor,
+What a worker left in Redis under names made from its slot is found and corrected by its successor,
 instead of staying until it times out.
 """
 
@@ -11,18 +11,18 @@ import os
 from pathlib import Path
 from uuid import UUID, uuid4
 
-SEATS_MAX = 1024
-SEAT_BYTES = 36
+SLOTS_MAX = 1024
+SLOT_BYTES = 36
 
 
-def take_seat(directory: Path) -> UUID:
-    """The first seat in the directory that nobody sits on, kept until this process ends.
+def take_worker_slot(directory: Path) -> UUID:
+    """The first worker slot in the directory that nobody sits on, kept until this process ends.
 
-    Where the directory cannot be written, or the seats are all taken, a seat nobody will find again.
+    Where the directory cannot be written, or the worker slots are all taken, a worker slot nobody will find again.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for number in range(SEATS_MAX):
+        for number in range(SLOTS_MAX):
             descriptor = os.open(directory / f"{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,8 +37,8 @@ def take_seat(directory: Path) -> UUID:
 
 def _read_or_write(descriptor: int) -> UUID:
     try:
-        return UUID(os.pread(descriptor, SEAT_BYTES, 0).decode())
+        return UUID(os.pread(descriptor, SLOT_BYTES, 0).decode())
     except ValueError:
-        seat = uuid4()
-        os.pwrite(descriptor, str(seat).encode(), 0)
-        return seat
+        worker_slot = uuid4()
+        os.pwrite(descriptor, str(worker_slot).encode(), 0)
+        return worker_slot

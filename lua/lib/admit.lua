@@ -53,8 +53,8 @@ end
 local function put_back(was, t, o)
   t[HELD] = max(0, t[HELD] - was[H_TOKENS])
   if has(was[1], HOLD_ONE_TIME) then return end
-  local purse = has(was[1], HOLD_USES) and SPEND_HELD or CHELD
-  o[purse] = max(0, o[purse] - was[H_CREDITS])
+  local account_held = has(was[1], HOLD_USES) and SPEND_HELD or CHELD
+  o[account_held] = max(0, o[account_held] - was[H_CREDITS])
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b

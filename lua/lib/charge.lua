@@ -11,7 +11,7 @@ local function charge(s, t, o, a, now, epoch, activates)
   if s[S_COUNTS] and not (s[S_PAYS] or s[S_ONE_TIME] or s[S_USES] or corrects) then -- most calls: no facts in a table
     local argv = s[S_ARGV]
     stamp(t, now)
-    return tokens_event(t, CONSUME, TOKENS + standing(t), note, t[LEDGER_AT], epoch, s[S_KEY], s[S_SERVICE], s[S_TOKENS],
+    return tokens_event(t, CONSUME, TOKENS + status_flag(t), note, t[LEDGER_AT], epoch, s[S_KEY], s[S_SERVICE], s[S_TOKENS],
       s[S_SOURCE], argv[2], argv[3], argv[4])
   end
   local f = {kind = corrects and ADJUST or CONSUME, flags = 0, at = now, epoch = epoch, amount = 0, key = s[S_KEY],

@@ -6,13 +6,13 @@ local EVENT_FORM = '<BBBBdddddddddddddddddddBc0Hc0Hc0Hc0'
 -- of tokens alone: nothing stands where credits and spend would
 local TOKENS_FORM, ZERO = '<BBBBddddddddddddc56Bc0Hc0Hc0Hc0', '\0\0\0\0\0\0\0\0'
 local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
-local no_purse = ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO
+local no_credits = ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO .. ZERO
 
 local function exceeded(t)
   return has(t[FLAGS], HAS_PLAN) and t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL and t[REMAINING] <= 0
 end
 
-local function standing(t)
+local function status_flag(t)
   local flags = 0
   if t[TOTAL] < 0 then flags = flags + UNLIMITED end
   if has(t[FLAGS], MANUAL_BLOCK) then flags = flags + BLOCKED + MANUAL
@@ -23,7 +23,7 @@ end
 -- a movement of tokens alone
 local function tokens_event(t, kind, flags, note, at, epoch, key, service, amount, source, user, attribution, metadata)
   return pack(TOKENS_FORM, LAYOUT, kind, flags, note, at, epoch, t[TENANT_ORG], t[TENANT], key, service,
-    t[SEQ], t[CYCLE], amount, t[REMAINING], t[USED], t[NEXT], no_purse,
+    t[SEQ], t[CYCLE], amount, t[REMAINING], t[USED], t[NEXT], no_credits,
     #source, source, #user, user, #attribution, attribution, #metadata, metadata)
 end
 
@@ -53,6 +53,6 @@ end
 local function movement(t, now, epoch, kind, amount, f)
   stamp(t, now)
   f.kind, f.at, f.epoch, f.amount = kind, t[LEDGER_AT], epoch, abs(amount)
-  f.flags = (f.flags or 0) + TOKENS + standing(t) + ((kind ~= CONSUME and amount >= 0) and INWARD or 0)
+  f.flags = (f.flags or 0) + TOKENS + status_flag(t) + ((kind ~= CONSUME and amount >= 0) and INWARD or 0)
   return event(t, t[TENANT_ORG], f)
 end

@@ -21,7 +21,7 @@ local function cover(h, t, o, tokens, credits)
 end
 
 -- one reader of states: each name once, whoever names it again
-local function opener(form)
+local function account_opener(form)
   local opened, order = {}, {}
   return function(name, raw)
     local a = opened[name]

@@ -14,7 +14,7 @@ local function mark(t, now, epoch, kind, f)
   if kind == BLOCK and not blocked then t[FLAGS] = t[FLAGS] + MANUAL_BLOCK end
   if kind == UNBLOCK and blocked then t[FLAGS] = t[FLAGS] - MANUAL_BLOCK end
   t[LEDGER_AT] = max(now, t[LEDGER_AT])
-  f.kind, f.flags, f.at, f.epoch = kind, standing(t), t[LEDGER_AT], epoch
+  f.kind, f.flags, f.at, f.epoch = kind, status_flag(t), t[LEDGER_AT], epoch
   return event(t, t[TENANT_ORG], f)
 end
 

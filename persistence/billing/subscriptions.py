@@ -108,14 +108,14 @@ def give_plans(change: Change, organization_id: int, tenant_id: int | None = Non
         select(
             subscription_plan.c.token_plan_id,
             organization_subscription.c.start_date,
-            organization_subscription.c.standing,
+            organization_subscription.c.status,
         )
         .join(subscription_plan, subscription_plan.c.id == organization_subscription.c.plan_id)
         .where(organization_subscription.c.organization_id == organization_id)
     ).first()
     if found is None:
         return
-    plan_id = found.token_plan_id if found.standing == "active" else None
+    plan_id = found.token_plan_id if found.status == "active" else None
     anchor = found.start_date.day if plan_id is not None else None
     wanted = select(tenant.c.id).where(
         tenant.c.organization_id == organization_id,
@@ -131,7 +131,7 @@ def give_plans(change: Change, organization_id: int, tenant_id: int | None = Non
 def tell(change: Change, plan_id: int) -> None:
     """Have everybody on a plan follow what it is now: tenants its token plan, gateways its features."""
     here = organization_subscription
-    subscribed = select(here.c.organization_id).where(here.c.plan_id == plan_id, here.c.standing != "over")
+    subscribed = select(here.c.organization_id).where(here.c.plan_id == plan_id, here.c.status != "over")
     for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
         _define(change, organization_id)
         give_plans(change, organization_id)
@@ -142,8 +142,8 @@ def due(today: date) -> ColumnElement[bool]:
     here = organization_subscription.c
     return or_(
         here.change_at <= today,
-        (here.standing == "future") & (here.start_date <= today),
-        (here.standing != "over") & (here.end_date <= today),
+        (here.status == "future") & (here.start_date <= today),
+        (here.status != "over") & (here.end_date <= today),
     )
 
 
@@ -177,7 +177,7 @@ def _keep(change: Change, row_id: int, organization_id: int, subscription: Subsc
         "next_plan_id": subscription.next_plan_id,
         "change_at": subscription.change_at,
         "cancel_at": subscription.cancel_at,
-        "standing": rules.standing(start, subscription.end, change.today),
+        "status": rules.status(start, subscription.end, change.today),
         "updated_at": func.now(),
     }
     here = organization_subscription

@@ -1,4 +1,4 @@
-"""What webhooks are told: found in the tables, written down once an occasion, handed to the courier.
+"""What webhooks are told: found in the tables, written down once an occasion, handed to whoever delivers.
 
 An occasion is a name that never repeats (a tenant's cycle and threshold, an invoice): looking
 twice tells once.
@@ -80,7 +80,7 @@ WITH news AS (
            jsonb_build_object('organization_subscription_id', s.id, 'organization_id', s.organization_id,
                'plan_id', s.plan_id, 'end_date', s.end_date) AS data
       FROM organization_subscription AS s
-     WHERE s.standing = 'active' AND s.end_date <= cast(:until AS date)
+     WHERE s.status = 'active' AND s.end_date <= cast(:until AS date)
 )""")
 _INVOICE = _told("""
 WITH news AS (
@@ -95,7 +95,7 @@ _PRUNE = text("""
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days => :days)""")
 
-# An attempt is counted before it is made: a courier that dies meanwhile is as good as no answer.
+# An attempt is counted before it is made: a sender that dies meanwhile is as good as no answer.
 _TAKE = text("""
 UPDATE webhook_delivery AS d
    SET attempts = d.attempts + 1, next_attempt_at = now() + make_interval(secs => :lease)
@@ -136,7 +136,7 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS})
 
     async def take(self, count: int) -> Sequence[Delivery]:
-        """Deliveries that are due, each for one courier; an attempt of each is counted."""
+        """Deliveries that are due, each for one sender; an attempt of each is counted."""
         async with self._engine.begin() as connection:
             rows = (await connection.execute(_TAKE, {"n": count, "lease": LEASE_S})).all()
             for row in rows:

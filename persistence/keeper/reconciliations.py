@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 
 _OWNERS = """
 SELECT o.id, coalesce(array_agg(t.id ORDER BY t.id) FILTER (WHERE t.id IS NOT NULL), '{{}}') AS tenants
@@ -190,7 +190,7 @@ def _account(row: Any, added: Any) -> LedgerAccount:
         summed = None if added.unlimited and row.last_row is None else added.summed + added.drift
     return LedgerAccount(
         account=row.account,
-        head=Standing(row.last_seq, row.head),
+        head=AccountHead(row.last_seq, row.head),
         found=row.found,
         at_seq=row.at_seq,
         rows=row.last_seq if added is None else added.rows,

@@ -30,9 +30,11 @@ _SETTLED = text("""
 SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast(:ids AS uuid[]))
  UNION SELECT request_id::text FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
  UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
-_WORKERS = text("SELECT seat FROM gateway_worker")
-_CAME = text("INSERT INTO gateway_worker (seat) SELECT unnest(cast(:seats AS text[])) ON CONFLICT DO NOTHING")
-_GONE = text("DELETE FROM gateway_worker WHERE seat = ANY(:seats)")
+_WORKERS = text("SELECT worker_slot FROM gateway_worker")
+_CAME = text(
+    "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[])) ON CONFLICT DO NOTHING"
+)
+_GONE = text("DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")
 # The flusher's locks: whoever has them all knows that every flush begun before has ended.
 _BARRIER = text("""
@@ -115,15 +117,15 @@ class Truths:
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
-        """The seats of all workers any keeper knew last."""
+        """The worker slots of all workers any keeper knew last."""
         async with self._engine.connect() as connection:
             return list(await connection.scalars(_WORKERS))
 
     async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
         """Keep who is there, for a keeper that starts after a loss."""
         async with self._engine.begin() as connection:
-            await connection.execute(_CAME, {"seats": sorted(came)})
-            await connection.execute(_GONE, {"seats": sorted(gone)})
+            await connection.execute(_CAME, {"worker_slots": sorted(came)})
+            await connection.execute(_GONE, {"worker_slots": sorted(gone)})
 
     async def note(self, run_id: bytes, epochs: Mapping[int, int]) -> None:
         """Keep what partitions are verified as: no later epoch is ever one of these.

@@ -146,10 +146,10 @@ def move(connection: Connection[Any], moves: Moves) -> None:
         connection.execute(statements.ACTIVATE, _columns(sorted(rows)))
 
 
-def set_standing(connection: Connection[Any], standings: Iterable[Placed], moves: Moves) -> None:
+def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:
     """Blocks and unblocks by hand: how a tenant stands after the last, unless it moved since."""
     last = {}
-    for _, (_, _, event) in standings:
+    for _, (_, _, event) in status_changes:
         assert event is not None
         moved = moves.quotas.get(event.tenant_id)
         if moved is not None and moved.seq > event.seq:

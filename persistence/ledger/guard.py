@@ -20,7 +20,7 @@ MOVEMENTS = TOKENS | CREDITS | USAGE
 UNKNOWN, QUARANTINED = "unknown_account", "quarantined"
 # The last millisecond of the year 9999.
 TIME_MS_MAX = 253_402_300_799_999
-STANDINGS = (EventKind.BLOCK, EventKind.UNBLOCK)
+STATUS_KINDS = (EventKind.BLOCK, EventKind.UNBLOCK)
 
 Placed = tuple[int, Entry]
 
@@ -63,12 +63,12 @@ class Heads:
 @dataclass(slots=True)
 class Sorted:
     """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
-    `standings` only change how an account stands, `dead` become dead letters, `idle` say nothing.
+    `status_changes` only change how an account stands, `dead` become dead letters, `idle` say nothing.
     """
 
     fresh: list[Placed] = field(default_factory=list)
     repeats: list[Placed] = field(default_factory=list)
-    standings: list[Placed] = field(default_factory=list)
+    status_changes: list[Placed] = field(default_factory=list)
     dead: list[Placed] = field(default_factory=list)
     idle: list[Placed] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -157,14 +157,14 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
 
 
 def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event) -> None:
-    if event.kind not in STANDINGS:
+    if event.kind not in STATUS_KINDS:
         out.idle.append(placed)
         return
     head = heads.tenants[event.tenant_id]
     if head.stopped:
         _hold(out, placed, event, [(head, event.seq)])
     elif event.seq >= head.seq:
-        out.standings.append(placed)
+        out.status_changes.append(placed)
     else:
         out.idle.append(placed)
 

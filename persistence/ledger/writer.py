@@ -169,11 +169,11 @@ class Writer:
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
         accounts.move(connection, moves)
-        accounts.set_standing(connection, sorted_.standings, moves)
+        accounts.set_status(connection, sorted_.status_changes, moves)
         ids = [id_ for of_partition in report.control_ids.values() for id_ in of_partition]
         accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
         stops.quarantine(connection, faults)
-        dead = [(placed, _epitaph(placed, refused)) for placed in sorted_.dead]
+        dead = [(placed, _dead_letter_reason(placed, refused)) for placed in sorted_.dead]
         accounts.bury(connection, dead, refused.aside)
         report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
         stops.mark(connection, report)
@@ -194,7 +194,7 @@ def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
     )  # fmt: skip
     acknowledged = report.acknowledged
-    for placed in (sorted_.fresh, sorted_.repeats, sorted_.standings, sorted_.idle):
+    for placed in (sorted_.fresh, sorted_.repeats, sorted_.status_changes, sorted_.idle):
         for partition, (entry_id, _, event) in placed:
             acknowledged.setdefault(partition, []).append(entry_id)
             if event is not None and (id_ := control_id(event)):
@@ -233,7 +233,7 @@ def _stop(heads: Heads, names: set[str]) -> None:
                 head.stopped = QUARANTINED
 
 
-def _epitaph(placed: Placed, refused: Refused) -> str:
+def _dead_letter_reason(placed: Placed, refused: Refused) -> str:
     partition, (entry_id, packed, event) = placed
     if event is None:
         try:

@@ -93,7 +93,7 @@ class Figures:
         return [{**row, "partition": self._partition_of(int(str(row["organization_id"])))} for row in rows]
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
-        """How many tenants an organization has, `most` standing for any more."""
+        """How many tenants an organization has, `most` where there are more."""
         [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
         return int(str(row["count"]))
 

@@ -57,7 +57,7 @@ _plan_verbs = crud.verbs(
         "Organizations still subscribe to this plan.": lambda row_id: select(
             organization_subscription.c.id
         ).where(
-            organization_subscription.c.standing != "over",
+            organization_subscription.c.status != "over",
             or_(
                 organization_subscription.c.plan_id == row_id,
                 organization_subscription.c.next_plan_id == row_id,

@@ -38,7 +38,7 @@ SUBJECT: Subject = Subject(
                 organization_subscription.c.id
             ).where(
                 organization_subscription.c.organization_id == row_id,
-                organization_subscription.c.standing != "over",
+                organization_subscription.c.status != "over",
             ),
             "The organization has invoices that are not finalized.": lambda row_id: select(
                 invoice.c.id

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.integrity.reconciliation import Setback
+from gateway.core.integrity.reconciliation import Rollback
 from gateway.errors import Conflict
 from persistence.ledger import statements
 from persistence.subject import Change, Subject, equals, fetch, lock
@@ -93,9 +93,9 @@ class Quarantines:
                 update(partition_state).where(state.partition == partition).values(older=False)
             )
 
-    async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
+    async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Quarantine accounts; answers those that were not stopped before."""
-        rows = [_stop(one) for one in setbacks]
+        rows = [_stop(one) for one in rollbacks]
         if not rows:
             return []
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
@@ -149,16 +149,16 @@ def release(change: Change) -> Row:
     return fetch(connection, QUARANTINE, change.row_id)
 
 
-def _stop(setback: Setback) -> dict[str, Any]:
-    place, owner = setback.place, setback.owner
+def _stop(rollback: Rollback) -> dict[str, Any]:
+    place, owner = rollback.place, rollback.owner
     kind, _, number = place.account.partition(":")
-    gone = f"{setback.stored_seq + 1} to {place.seq}"
+    gone = f"{rollback.stored_seq + 1} to {place.seq}"
     return {
-        "account": place.account, "partition": setback.partition,
+        "account": place.account, "partition": rollback.partition,
         "organization_id": owner.organization_id,
         "tenant_id": int(number) if kind == "tenant" else None,
         "kind": "gap", "entry_id": "", "epoch": place.epoch,
-        "stored_seq": setback.stored_seq, "found_seq": place.seq + 1,
+        "stored_seq": rollback.stored_seq, "found_seq": place.seq + 1,
         "reason": f"movements {gone} were stored once and are gone: PostgreSQL is older than it was",
         "stood": {"balance": place.balance, "cycle": place.cycle, "at_ms": place.at_ms},
     }  # fmt: skip

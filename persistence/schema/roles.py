@@ -37,7 +37,7 @@ OUTSIDE = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Privileges:
     """What a user is in a database: `beyond` is what no keeper has to be able to do, `lacking` what one has.
 
     `writer` is the role to be in, `has_writer` whether it is there, `is_writer` whether the user is in it.
@@ -56,13 +56,13 @@ class Standing:
         if not self.lacking:
             return ""
         others = f" and {len(self.lacking) - 1} more" if len(self.lacking) > 1 else ""
-        remedy = "run tollkeeper migrate as the owner"
+        hint = "run tollkeeper migrate as the owner"
         if self.has_writer and not self.is_writer:
-            remedy = f'GRANT "{self.writer}" TO "{self.user}"'
-        return f"{self.user} may not do what a keeper does ({self.lacking[0]}{others}): {remedy}"
+            hint = f'GRANT "{self.writer}" TO "{self.user}"'
+        return f"{self.user} may not do what a keeper does ({self.lacking[0]}{others}): {hint}"
 
 
-def standing(url: str) -> Standing:
+def privileges(url: str) -> Privileges:
     """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
     tables = [grant for grant in sorted(wanted()) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     try:
@@ -83,7 +83,7 @@ def standing(url: str) -> Standing:
         (changes and not owns, "may change what is only to be added to"),
         (leaves and not superuser, "may reach files and programs of the server"),
     )  # fmt: skip
-    return Standing(
+    return Privileges(
         str(user), writer, bool(owns), is_writer is not None, bool(is_writer),
         tuple(what for true, what in beyond if true), tuple(str(name) for (name,) in lacking),
     )  # fmt: skip
@@ -93,7 +93,7 @@ async def refuse_unfit(engine: AsyncEngine) -> None:
     """StartError where the schema is another program's, or the user may not do what a keeper does."""
     try:
         refuse_other(await version(engine))
-        found = await asyncio.to_thread(standing, engine.url.render_as_string(hide_password=False))
+        found = await asyncio.to_thread(privileges, engine.url.render_as_string(hide_password=False))
     except (DBAPIError, SchemaUnavailable) as error:
         raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error
     if found.lacking:

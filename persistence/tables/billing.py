@@ -91,7 +91,7 @@ organization_subscription = Table(
     Column("change_at", Date),
     Column("cancel_at", Date),
     # How it stood when gateways and tenants were last told.
-    line("standing"),
+    line("status"),
     moment("created_at", required=True),
     moment("updated_at", required=True),
 )

@@ -152,9 +152,12 @@ partition_state = Table(
     moment("updated_at", required=True),
 )
 
-# Workers a keeper knew last, by their seats: whom one that starts after a loss waits for.
+# Workers a keeper knew last, by their slots: whom one that starts after a loss waits for.
 gateway_worker = Table(
-    "gateway_worker", metadata, Column("seat", Text, primary_key=True), moment("created_at", required=True)
+    "gateway_worker",
+    metadata,
+    Column("worker_slot", Text, primary_key=True),
+    moment("created_at", required=True),
 )
 
 # Movements that were acknowledged and could not be recovered, counted exactly.

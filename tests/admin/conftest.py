@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.api import build
-from gateway.admin.paper import Paper
+from gateway.admin.invoice_renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
@@ -294,7 +294,9 @@ def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures
         reconciler=counters,
         activity=counters,
         tenant_names=partial(figures.names, "tenants"),
-        paper=Paper(("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14),
+        invoice_renderer=InvoiceRenderer(
+            ("Tollkeeper Ltd", "12 Gate Street"), notes=("Thank you.",), due_days=14
+        ),
         digest=lambda text: hmac.new(b"pepper", text.encode(), "sha256").hexdigest(),
         live=well,
         ready=unwell,

@@ -102,7 +102,7 @@ async def test_a_subscription(run: Run, api: Api) -> None:
     made = await from_json(
         run, "subscription", "create", "Acme", "Starter", "--start", "2026-04-01", "--end", "2036-04-01"
     )
-    assert made["standing"] == "active"
+    assert made["status"] == "active"
     changed = await from_json(run, "subscription", "change", "Acme", "Pro")
     assert [segment["cost"] for segment in changed["segments"]] == ["29.00", "99.00"]
     ending = await from_json(run, "subscription", "cancel", "Acme")

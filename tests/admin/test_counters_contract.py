@@ -12,7 +12,7 @@ import pytest
 from gateway.admin.ports import Counters, Pusher
 from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
-from gateway.core.accounts.administration import Actor, Command, Row, Written
+from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.core.model import LiveQuota
 from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.verification import Verification
@@ -39,7 +39,7 @@ class Door:
     async def write(self, resource: str, verb: str, row_id: int | None = None, **values: object) -> Row:
         command = Command(resource, verb, ACTOR, "r", lambda _: {}, row_id, values)
         written = await self.store.write(command)
-        assert isinstance(written, Written)
+        assert isinstance(written, Committed)
         for account in dict.fromkeys(intent.account for intent in written.intents):
             assert await self.pusher.push(account)
         return written.row

@@ -39,7 +39,7 @@ async def subscribed(api: Api, **more: Any) -> tuple[int, dict[str, Any]]:
 
 async def test_a_subscription_begins_with_one_segment(api: Api) -> None:
     organization_id, made = await subscribed(api)
-    assert (made["standing"], made["billing_interval"], made["cancel_at"]) == ("active", "monthly", None)
+    assert (made["status"], made["billing_interval"], made["cancel_at"]) == ("active", "monthly", None)
     [segment] = made["segments"]
     assert segment == {
         "plan_id": made["plan_id"], "billing_interval": "monthly", "cost": "29.00",
@@ -138,7 +138,7 @@ async def test_cancelling_and_taking_it_back(api: Api) -> None:
     assert (await api.patch(where, {"end_date": day(0)})).status == 409
     assert (await api.patch(where, {"plan_id": 1})).status == 422
     over = await api.post(f"{where}/cancel", {"when": "now"})
-    assert (over.json["standing"], over.json["end_date"]) == ("over", day(0))
+    assert (over.json["status"], over.json["end_date"]) == ("over", day(0))
     assert (await api.post(f"{where}/cancel", {"when": "now"})).status == 409
     assert (await api.post(f"{where}/change", {"plan_id": made["plan_id"]})).status == 409
 
@@ -207,9 +207,9 @@ async def test_an_organization_with_a_subscription_is_kept(api: Api) -> None:
 async def test_one_cancelled_before_it_began_stands_in_nobodys_way(api: Api) -> None:
     organization_id, made = await subscribed(api, start_date=day(10))
     where = f"organization-subscriptions/{made['id']}"
-    assert (await api.post(f"{where}/cancel", {"when": "now"})).json["standing"] == "over"
+    assert (await api.post(f"{where}/cancel", {"when": "now"})).json["status"] == "over"
     back = await api.patch(where, {"end_date": day(20)})
-    assert (back.json["standing"], back.json["cancel_at"]) == ("future", None)
+    assert (back.json["status"], back.json["cancel_at"]) == ("future", None)
     await api.post(f"{where}/cancel", {"when": "now"})
     assert (await api.delete(f"subscription-plans/{made['plan_id']}")).status == 204
     assert (await api.delete(f"organizations/{organization_id}")).status == 204

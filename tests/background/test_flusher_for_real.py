@@ -22,7 +22,7 @@ from gateway.counters.redis.wire import Wire
 from persistence import engine
 from persistence.ledger.writer import Writer
 from persistence.resources.quarantine import Quarantines
-from tests.background.house import WITHIN_S
+from tests.background.backend import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
 

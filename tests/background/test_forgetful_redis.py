@@ -19,7 +19,7 @@ from gateway.core.accounts.losses import Loss
 from gateway.core.model import Service, Settled
 from gateway.counters.settlement_log import resubmission
 from persistence.keeper.losses import Losses
-from tests.background.house import House, house_at, parted, rejoined
+from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
 from tests.worker import Worker, worker_at
@@ -41,7 +41,7 @@ class Scene:
     """A keeper, a worker, an account, and what the upstream counted."""
 
     server: ValkeyServer
-    house: House
+    backend: Backend
     worker: Worker
     world: World
     folder: Path
@@ -65,47 +65,47 @@ class Scene:
     async def crash(self, older: Path | None = None) -> None:
         """Kill Redis; with `older` it comes back as it was then."""
         self.server.stop(signal.SIGKILL)
-        await parted(self.house.wire, self.worker.wire)
+        await parted(self.backend.wire, self.worker.wire)
         if older is not None:
             shutil.rmtree(self.server.folder / "appendonlydir")
             shutil.copytree(older, self.server.folder / "appendonlydir")
         self.server.start()
-        await rejoined(self.house.wire, self.worker.wire)
+        await rejoined(self.backend.wire, self.worker.wire)
         self.world = self.world.again()
 
     async def recover(self) -> None:
         """Everything the keeper and the worker do by themselves."""
-        self.house.verifier._vouched = b""
-        await self.house.verify()
-        await self.house.push()
+        self.backend.verifier._vouched = b""
+        await self.backend.verify()
+        await self.backend.push()
         await self.worker.log.written()
         await self.worker.look()
         for _ in range(3):
-            await self.house.flush()
-            await self.house.poster.drain()
-        await self.house.flush()
+            await self.backend.flush()
+            await self.backend.late_settlements.drain()
+        await self.backend.flush()
 
     def check(self) -> None:
         """Every request that was answered in full is in the books once, at what it used."""
-        rows = self.house.rows(BOOKED)
+        rows = self.backend.rows(BOOKED)
         assert Counter((row["request"], int(row["amount"])) for row in rows) == Counter(self.truth.items())
         self.check_accounts()
 
     async def losses(self) -> list[Loss]:
         """What was forgotten, counted once everything has had its time."""
-        return await Losses(self.house.engine, quiet_s=0).count(self.house.keeping.moved)
+        return await Losses(self.backend.engine, quiet_s=0).count(self.backend.keeping.moved)
 
     def check_accounts(self) -> None:
         """Nothing is held, nothing waits, and counters and ledger say the same."""
-        assert self.house.rows("select * from quarantine") == []
+        assert self.backend.rows("select * from quarantine") == []
         assert self.world.late() == []
         tenant, organization = self.world.tenant, self.world.organization
         assert (tenant.held, tenant.inflight, organization.inflight) == (0, 0, 0)
         assert (organization.credits_held, organization.spend_held, self.world.deadlines()) == (0, 0, {})
-        (quota,) = self.house.rows(
+        (quota,) = self.backend.rows(
             "select tokens_used, last_seq from tenant_quota where tenant_id = %s", tenant.tenant_id
         )
-        (account,) = self.house.rows(
+        (account,) = self.backend.rows(
             "select credit_balance, credit_last_seq, spend_last_seq from organization where id = %s",
             organization.organization_id,
         )
@@ -117,12 +117,14 @@ class Scene:
 
 @asynccontextmanager
 async def scene_at(server: ValkeyServer, database: str, folder: Path) -> AsyncIterator[Scene]:
-    async with house_at(server.url, database) as house:
-        world = await house.settle_in(100_000)
-        await house.made("credit-additions", organization_id=world.caller.organization_id, credits_added=9000)
-        await house.push()
+    async with backend_at(server.url, database) as backend:
+        world = await backend.settle_in(100_000)
+        await backend.made(
+            "credit-additions", organization_id=world.caller.organization_id, credits_added=9000
+        )
+        await backend.push()
         async with worker_at(server.url, folder / "settlements") as worker:
-            yield Scene(server, house, worker, world, folder)
+            yield Scene(server, backend, worker, world, folder)
 
 
 async def forgotten(scene: Scene, service: Service) -> None:
@@ -134,7 +136,7 @@ async def forgotten(scene: Scene, service: Service) -> None:
     for call in calls[:2]:
         await scene.settle(call, 5)
     await scene.settle_some(3, service)
-    await scene.house.flush()
+    await scene.backend.flush()
     await scene.settle(calls[2], 5)
     await scene.settle_some(3, service)
     await scene.crash(copy)
@@ -163,7 +165,7 @@ async def test_what_is_paid_once_is_paid_once_whatever_is_forgotten(
     async with scene_at(server, migrated, tmp_path) as scene:
         await forgotten(scene, ONE_TIME)
         scene.check_accounts()
-        assert len(scene.house.rows(BOOKED)) == 1
+        assert len(scene.backend.rows(BOOKED)) == 1
 
 
 async def test_a_first_payment_that_is_forgotten_is_made_by_somebody_once(
@@ -176,7 +178,7 @@ async def test_a_first_payment_that_is_forgotten_is_made_by_somebody_once(
         await scene.crash(copy)
         await scene.recover()
         scene.check_accounts()
-        assert len(scene.house.rows(BOOKED)) == 1
+        assert len(scene.backend.rows(BOOKED)) == 1
 
 
 async def test_an_emptied_redis_costs_nothing(
@@ -186,7 +188,7 @@ async def test_an_emptied_redis_costs_nothing(
     assert valkey
     async with scene_at(valkey_server, migrated, tmp_path) as scene:
         await scene.settle_some(3)
-        await scene.house.flush()
+        await scene.backend.flush()
         await scene.settle_some(3)
         open_call = scene.world.reserve(need=5)
         scene.world.client.flushall()
@@ -218,15 +220,15 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
     async with scene_at(server, migrated, tmp_path) as scene:
         tenant_id = scene.world.caller.tenant_id
         await scene.settle_some(2)
-        await scene.house.flush()
+        await scene.backend.flush()
         copy, first = scene.copy(), scene.world.tenant.seq
         async with worker_at(server.url, tmp_path / "settlements") as other:
             await scene.worker.write_no_more()
             await scene.settle_some(3)
             lost = list(scene.truth)[-3:]
             scene.worker.die()
-            await scene.house.write("tenants", "recharge", tenant_id, amount=50)
-            await scene.house.push()
+            await scene.backend.write("tenants", "recharge", tenant_id, amount=50)
+            await scene.backend.push()
             scene.worker = other
             await scene.settle_some(2)
             await scene.crash(copy)
@@ -246,8 +248,10 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
 
 def counter_of(scene: Scene, said: list[dict[str, object]]) -> LossCounter:
     """The count of one keeper."""
-    evidence = (scene.house.keeping.moved,)
-    return LossCounter(Losses(scene.house.engine, quiet_s=0), evidence, lambda _, **facts: said.append(facts))
+    evidence = (scene.backend.keeping.moved,)
+    return LossCounter(
+        Losses(scene.backend.engine, quiet_s=0), evidence, lambda _, **facts: said.append(facts)
+    )
 
 
 @pytest.mark.parametrize("seed", range(1))
@@ -267,7 +271,7 @@ async def test_any_mix_of_losses_books_each_call_once(
                 case "settle" if calls:
                     await scene.settle(calls.pop(dice.randrange(len(calls))), dice.randint(1, 9))
                 case "flush":
-                    await scene.house.flush()
+                    await scene.backend.flush()
                 case "copy":
                     shutil.rmtree(copy)
                     copy = scene.copy()

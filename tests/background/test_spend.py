@@ -11,18 +11,18 @@ from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.model import Service
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 from tests.builders import ONE_TIME, UNITS, World
 
 TIERS = Pricing((Tier(10, Decimal("0.0010")), Tier(None, Decimal("0.0008"))))
 
 
-async def known(house: House, service: Service) -> Service:
+async def known(backend: Backend, service: Service) -> Service:
     """The same service under an id that PostgreSQL knows."""
     name = f"service-{uuid.uuid4().hex}"
-    (model,) = house.rows("select id from business_model where name = 'Consumption'")
+    (model,) = backend.rows("select id from business_model where name = 'Consumption'")
     kind = "One-Time" if service.one_time else "Pay-As-You-Go"
-    made = await house.made(
+    made = await backend.made(
         "services", name=name, key=name, credits=0, service_type=kind, business_model_id=model["id"]
     )
     return replace(service, id=made)
@@ -34,46 +34,46 @@ def kept(world: World, service: Service) -> states.ActivationState:
 
 
 async def test_a_call_that_died_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         service = replace(UNITS, pricing=TIERS, counts_tokens=True)
         call = world.reserve(need=5, service=service, units=12, user="ann", ttl_ms=1)
         call.extend(observed=3)
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
         for _ in range(2):
             await asyncio.sleep(0.01)
-            await house.reclaimer.sweep()
+            await backend.reclaimer.sweep()
         assert (world.organization.spent, kept(world, UNITS).quantity) == (10 * 1000 + 2 * 800, 12)
         assert world.events()[-1].user == "ann"
 
 
 async def test_a_late_settlement_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         call = world.reserve(service=replace(UNITS, pricing=TIERS), units=12)
         world.client.delete(keys.hold(world.p, call.id))
         call.settle(units=12)
-        await house.flush()
-        await house.poster.drain()
+        await backend.flush()
+        await backend.late_settlements.drain()
         assert (world.organization.spent, world.late()) == (10 * 1000 + 2 * 800, [])
 
 
 async def test_after_a_loss_nothing_is_paid_twice_and_no_tier_begins_again(
     valkey: str, migrated: str
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         once, tiered, other = [
-            await known(house, one) for one in (ONE_TIME, replace(UNITS, pricing=TIERS), UNITS)
+            await known(backend, one) for one in (ONE_TIME, replace(UNITS, pricing=TIERS), UNITS)
         ]
         world.grant("credits", 100)
         world.reserve(service=once, credits_=50).settle(credits=50)
         for units in (7, 5):
             world.reserve(service=tiered, units=units).settle(units=units)
-        await house.flush()
+        await backend.flush()
         before = [kept(world, one) for one in (once, tiered)]
         world.client.flushall()
-        await house.verify()
+        await backend.verify()
         paid = replace(before[0], price=0, month=before[1].month)
         assert [kept(world, one) for one in (once, tiered)] == [paid, before[1]]
         assert world.get(keys.activation(world.p, world.caller.organization_id, other.id)) == b""

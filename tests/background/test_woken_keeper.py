@@ -17,7 +17,7 @@ from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from persistence.ledger.writer import Writer
-from tests.background.house import House, house_at, parted, rejoined
+from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.conftest import ValkeyServer
 
 START = Callable[..., ValkeyServer]
@@ -39,10 +39,10 @@ class Frozen:
         return await self._writer.epochs()
 
 
-async def set_back(server: ValkeyServer, houses: list[House]) -> None:
+async def set_back(server: ValkeyServer, houses: list[Backend]) -> None:
     """Kill Redis and start it with the append-only file that was copied."""
     server.stop(signal.SIGKILL)
-    wires = [house.wire for house in houses]
+    wires = [backend.wire for backend in houses]
     await parted(*wires)
     shutil.rmtree(server.folder / "appendonlydir")
     shutil.copytree(server.folder / "copy", server.folder / "appendonlydir")
@@ -50,7 +50,7 @@ async def set_back(server: ValkeyServer, houses: list[House]) -> None:
     await rejoined(*wires)
 
 
-async def emptied(server: ValkeyServer, houses: list[House]) -> None:
+async def emptied(server: ValkeyServer, houses: list[Backend]) -> None:
     """Empty Redis while it runs: the same server, another history."""
     with houses[0].client() as client:
         client.flushall()
@@ -61,11 +61,11 @@ async def emptied(server: ValkeyServer, houses: list[House]) -> None:
 async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
     own_valkey: START,
     migrated: str,
-    forget: Callable[[ValkeyServer, list[House]], Awaitable[None]],
+    forget: Callable[[ValkeyServer, list[Backend]], Awaitable[None]],
     stored_before: bool,
 ) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    async with house_at(server.url, migrated) as keeper, house_at(server.url, migrated) as other:
+    async with backend_at(server.url, migrated) as keeper, backend_at(server.url, migrated) as other:
         world = await keeper.settle_in(1000)
         await keeper.flush()
         shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
@@ -104,7 +104,7 @@ async def test_a_keeper_that_slept_through_a_rollback_posts_nothing_a_second_tim
 ) -> None:
     """The lane has its entry again, and the id of what was posted is forgotten once it is a row."""
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    async with house_at(server.url, migrated) as keeper, house_at(server.url, migrated) as other:
+    async with backend_at(server.url, migrated) as keeper, backend_at(server.url, migrated) as other:
         world = await keeper.settle_in(1000)
         call = world.reserve(need=300)
         world.client.delete(keys.hold(world.p, call.id))
@@ -113,14 +113,14 @@ async def test_a_keeper_that_slept_through_a_rollback_posts_nothing_a_second_tim
         shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
         asleep = [ended(one, None)[0] for one in await other.keeping.late(10)]
         assert len(asleep) == 1
-        assert await keeper.poster.drain() == 1
+        assert await keeper.late_settlements.drain() == 1
         await keeper.flush()
 
         await set_back(server, [keeper, other])
         await keeper.verify()
         with pytest.raises(CountersUnavailable):
             await other.keeping.end(asleep)
-        await other.poster.drain()
+        await other.late_settlements.drain()
         await keeper.flush()
         rows = [(1, "reset", 1000, 1000), (2, "consume", -300, 700)]
         assert keeper.ledger(world.caller.tenant_id) == rows

@@ -97,7 +97,7 @@ UNION ALL SELECT {organizations}, p, 'overage', 'Overage ' || p, 1, 10, 2, 20
   FROM generate_series(6, {tenants} / 5) AS p""",
     """INSERT INTO subscription_plan (name, monthly_cost, annual_cost) SELECT 'Gold ' || n, 10, 100
   FROM generate_series(1, 20) AS n""",
-    """INSERT INTO organization_subscription (organization_id, plan_id, start_date, end_date, standing)
+    """INSERT INTO organization_subscription (organization_id, plan_id, start_date, end_date, status)
 SELECT n, 1 + n % 20, current_date - 30, current_date + 300, 'active'
   FROM generate_series(1, {organizations}) AS n""",
     """INSERT INTO subscription_segment (organization_id, plan_id, billing_interval, cost, anchor_date,

@@ -20,9 +20,9 @@ from typing import Any
 
 import psycopg
 
-from gateway.admin.paper import Paper
+from gateway.admin.invoice_renderer import InvoiceRenderer
 from gateway.admin.resources import RESOURCES
-from gateway.core.accounts.administration import Actor, Command, Row, Written
+from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.keeper.reconciliations import Accounts
@@ -78,7 +78,7 @@ class Bench:
 
     async def do(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Row:
         done = await self.store.write(Command(resource, verb, ACTOR, "bench", lambda _: {}, row_id, values))
-        assert isinstance(done, Written)
+        assert isinstance(done, Committed)
         return done.row
 
     async def timed(self, what: str, work: Awaitable[Any]) -> Any:
@@ -102,7 +102,7 @@ async def measure(url: str, requests: int) -> dict[str, float]:
         draft = await bench.timed("draft", bench.do("invoices", "create", organization_id=1, **period))
         await bench.timed("finalize", bench.do("invoices", "finalize", int(str(draft["id"]))))
         row = RESOURCES["invoices"].render(await bench.store.get("invoices", int(str(draft["id"]))))
-        await bench.timed("pdf", asyncio.to_thread(Paper(("Bench",)).pdf, row))
+        await bench.timed("pdf", asyncio.to_thread(InvoiceRenderer(("Bench",)).pdf, row))
         bench.seconds["invoice"] = round(sum(bench.seconds.values()), 3)
         await bench.timed("usage_csv", _count(bench, int(str(draft["id"])), row))
     finally:

@@ -11,7 +11,7 @@ import pytest
 from gateway.core.model import LiveQuota
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import MemoryCounters
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 
 
 class Quotas(Protocol):
@@ -25,19 +25,19 @@ class Quotas(Protocol):
 class Office:
     """An account, people who write, and the counters that follow."""
 
-    house: House
+    backend: Backend
     push: Callable[[str], Awaitable[bool]]
     counters: Quotas
     tenant_id: int
     partition: int
 
     async def act(self, verb: str, **values: Any) -> None:
-        await self.house.write("tenants", verb, self.tenant_id, **values)
+        await self.backend.write("tenants", verb, self.tenant_id, **values)
         assert await self.push(f"tenant:{self.tenant_id}") is True
 
     async def plan(self, total: int | None) -> None:
-        plan_id = await self.house.made("token-plans", name=f"of {total}", total_amount=total)
-        await self.house.write("tenant-quotas", "change", self.tenant_id, plan_id=plan_id)
+        plan_id = await self.backend.made("token-plans", name=f"of {total}", total_amount=total)
+        await self.backend.write("tenant-quotas", "change", self.tenant_id, plan_id=plan_id)
         assert await self.push(f"tenant:{self.tenant_id}") is True
 
     async def quota(self) -> LiveQuota:
@@ -49,19 +49,19 @@ class Office:
 
 @pytest.fixture(params=["memory", "redis"])
 async def office(request: pytest.FixtureRequest, valkey: str, migrated: str) -> AsyncIterator[Office]:
-    async with house_at(valkey, migrated) as house:
-        await house.verify()
-        plan_id = await house.made("token-plans", name="first", total_amount=100)
-        tenant = (await house.write("tenants", "create", name="t", plan_id=plan_id)).row
+    async with backend_at(valkey, migrated) as backend:
+        await backend.verify()
+        plan_id = await backend.made("token-plans", name="first", total_amount=100)
+        tenant = (await backend.write("tenants", "create", name="t", plan_id=plan_id)).row
         tenant_id, organization_id = int(str(tenant["id"])), int(str(tenant["organization_id"]))
         memory = MemoryCounters(migrated)
         push: Callable[[str], Awaitable[bool]] = memory.push
         counters: Quotas = memory
         if request.param == "redis":
-            push, counters = house.pusher.push, house.keeping
+            push, counters = backend.pusher.push, backend.keeping
         for account in (f"organization:{organization_id}", f"tenant:{tenant_id}"):
             assert await push(account) is True
-        yield Office(house, push, counters, tenant_id, partition_of(organization_id))
+        yield Office(backend, push, counters, tenant_id, partition_of(organization_id))
 
 
 def seen(quota: LiveQuota) -> tuple[int, int | None, bool, bool]:

@@ -13,7 +13,7 @@ import pytest
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.keeper.attendance import Attendance
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis import keys
@@ -72,8 +72,8 @@ def employ(connect: Connect, tmp_path: Path) -> Employ:
         )
         world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT]))
         await driven(directory.refresh())
-        attendance = Attendance(wire, new_id(), 0)
-        resubmitter = Resubmitter(wire, log, clock, silent, report=attendance.report)
+        worker_reports = WorkerReports(wire, new_id(), 0)
+        resubmitter = Resubmitter(wire, log, clock, silent, report=worker_reports.report)
         return Worker(world, wire, allowances, counters, leaser, clock, log, resubmitter)
 
     return hired

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.conftest import free_port
-from tests.deploy.house import House
+from tests.deploy.deployment import Deployment
 from tests.deploy.processes import Process
 
 BODY = {"model": "demo-small", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
@@ -39,10 +39,10 @@ class Outcome:
 class Gateways:
     """Gateways behind something like a Service: new connections go to those that are `ready`."""
 
-    def __init__(self, house: House, count: int) -> None:
-        self.house = house
+    def __init__(self, deployment: Deployment, count: int) -> None:
+        self.deployment = deployment
         self.ports = [(free_port(), free_port()) for _ in range(count)]
-        self.processes: list[Process] = [house.serve(*ports) for ports in self.ports]
+        self.processes: list[Process] = [deployment.serve(*ports) for ports in self.ports]
         self.ready: list[int] = [port for port, _ in self.ports]
 
     async def replace(self, index: int) -> None:
@@ -50,7 +50,7 @@ class Gateways:
         old_port, _ = self.ports[index]
         old = self.processes[index]
         ports = (free_port(), free_port())
-        self.processes[index] = await asyncio.to_thread(self.house.serve, *ports)
+        self.processes[index] = await asyncio.to_thread(self.deployment.serve, *ports)
         self.ports[index] = ports
         self.ready.append(ports[0])
         self.ready.remove(old_port)

@@ -20,7 +20,7 @@ import pytest
 
 from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import ValkeyServer, free_port
-from tests.deploy.house import answers
+from tests.deploy.deployment import answers
 from tests.deploy.processes import READY_S_MAX, Process, get
 from tests.journey.stack import eventually
 from tests.tree import ROOT

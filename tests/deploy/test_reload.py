@@ -13,14 +13,16 @@ from gateway.errors import SettingError
 from gateway.run.reload import Renewal
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
-from tests.deploy.house import House
+from tests.deploy.deployment import Deployment
 from tests.deploy.processes import Process
 from tests.journey.stack import eventually
 
 
 @pytest.fixture
-def house(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[House]:
-    one = House(tmp_path, own_valkey("--appendonly", "yes").url, database)
+def deployment(
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
+) -> Iterator[Deployment]:
+    one = Deployment(tmp_path, own_valkey("--appendonly", "yes").url, database)
     yield one
     one.stop()
 
@@ -33,10 +35,10 @@ def hung_up(serve: Process) -> str:
     return str(found[0])
 
 
-def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(house: House) -> None:
+def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment: Deployment) -> None:
     port = free_port()
-    serve = house.serve(port, free_port())
-    _, key = house.admin.customer()
+    serve = deployment.serve(port, free_port())
+    _, key = deployment.admin.customer()
     body = {"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
     headers = {"authorization": f"Bearer {key}"}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
@@ -49,10 +51,10 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(house: Hou
         assert status("/v1/chat/completions") == 200
         assert status("/v1/models") == 404
 
-        good = house.config.read_text()
+        good = deployment.config.read_text()
         models = "  - {path: /v1/models, methods: [GET], upstream: llm, family: openai}\n"
         limits = "settings: {body_bytes_max: 1024, workers: 7}\n"
-        house.config.write_text(good + models + limits)
+        deployment.config.write_text(good + models + limits)
         said = hung_up(serve)
         assert "read anew" in said
         assert "routes" in said
@@ -69,7 +71,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(house: Hou
             (good + "routes: [", "not valid YAML"),
             (good.replace('"}', '", ca_file: /dev/null}'), "llm.ca_file: '/dev/null' cannot be used"),
         ):
-            house.config.write_text(wrong)
+            deployment.config.write_text(wrong)
             said = hung_up(serve)
             assert "settings are kept as they were" in said
             assert named in said
@@ -77,7 +79,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(house: Hou
             assert status("/v1/chat/completions") == 200
         assert serve.running
 
-        house.config.write_text(good)
+        deployment.config.write_text(good)
         assert "read anew" in hung_up(serve)
         eventually(lambda: status("/v1/models") == 404)
         assert status("/v1/chat/completions") == 200

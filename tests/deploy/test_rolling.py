@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 
 from tests.conftest import ValkeyServer
-from tests.deploy.house import House
+from tests.deploy.deployment import Deployment
 from tests.deploy.rolling import USED, Gateways, roll
 from tests.journey.stack import eventually
 
@@ -23,16 +23,16 @@ RATE, CLIENTS, ROUNDS = (int(word) for word in os.environ.get("ROLLING", "100 24
 async def test_a_rolling_restart_fails_no_request_and_charges_each_once(
     tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
 ) -> None:
-    house = House(tmp_path, own_valkey("--appendonly", "yes").url, database)
+    deployment = Deployment(tmp_path, own_valkey("--appendonly", "yes").url, database)
     try:
-        gateways = Gateways(house, 3)
-        tenant, key = house.admin.customer(None)
+        gateways = Gateways(deployment, 3)
+        tenant, key = deployment.admin.customer(None)
         outcome = await roll(gateways, key, RATE, CLIENTS, ROUNDS)
         slow = sorted(outcome.took)[int(len(outcome.took) * 0.99)] * 1000
         print(f"{outcome.requests} requests, failed: {dict(outcome.failures)}, p99 {slow:.0f} ms")
         assert outcome.failures == {}
         assert outcome.statuses.keys() == {200}
-        quota = house.admin.ask("GET", f"/tenant-quotas/{tenant}")
+        quota = deployment.admin.ask("GET", f"/tenant-quotas/{tenant}")
         assert quota["tokens_used"] >= USED * outcome.statuses[200]
         for process in gateways.processes:
             assert process.stop() == 0
@@ -52,4 +52,4 @@ async def test_a_rolling_restart_fails_no_request_and_charges_each_once(
         assert amount == count * USED
         assert outcome.statuses[200] <= count <= outcome.statuses[200] + CLIENTS
     finally:
-        house.stop()
+        deployment.stop()

@@ -25,7 +25,7 @@ ADMIN_TOKEN = "an-admin-token-of-tests"
 
 
 @dataclass
-class House:
+class Deployment:
     """The servers, and where processes are started."""
 
     folder: Path
@@ -53,7 +53,7 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def deployment() -> Iterator[Deployment]:
     with tempfile.TemporaryDirectory(prefix="tollkeeper-secured-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -75,7 +75,7 @@ def house() -> Iterator[House]:
             "TOLLKEEPER_DATABASE_URL": postgres.url, "TOLLKEEPER_ADMIN_TOKEN": ADMIN_TOKEN,
             "TOLLKEEPER_KEY_PEPPER": "a-pepper-of-tests-only", "TOLLKEEPER_DATA_DIR": str(folder / "data"),
         } | {f"TOLLKEEPER_{port.upper()}_PORT": str(number) for port, number in ports.items()}  # fmt: skip
-        one = House(folder, authority, redis, postgres, environ, ports, [])
+        one = Deployment(folder, authority, redis, postgres, environ, ports, [])
         try:
             redis.start()
             postgres.start()
@@ -90,27 +90,29 @@ def house() -> Iterator[House]:
             postgres.stop()
 
 
-def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> None:
-    house.environ["TOLLKEEPER_DATABASE_OWNER_URL"] = house.postgres.url
-    house.environ["TOLLKEEPER_DATABASE_URL"] = house.postgres.url.replace("//postgres:", "//keeper:")
-    assert house.start("migrate").ended() == 0
-    with psycopg.connect(house.postgres.url) as owner:
+def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployment) -> None:
+    deployment.environ["TOLLKEEPER_DATABASE_OWNER_URL"] = deployment.postgres.url
+    deployment.environ["TOLLKEEPER_DATABASE_URL"] = deployment.postgres.url.replace(
+        "//postgres:", "//keeper:"
+    )
+    assert deployment.start("migrate").ended() == 0
+    with psycopg.connect(deployment.postgres.url) as owner:
         owner.execute(f"CREATE ROLE keeper LOGIN PASSWORD '{PASSWORD}' IN ROLE postgres_writer")
-    keeper = house.start("keeper")
-    eventually(lambda: answers(house.ports["admin"]), READY_S_MAX)
-    config = str(house.folder / "config.yaml")
-    serve = house.start("serve", "--config", config, TOLLKEEPER_REDIS_URL=house.redis.gateway_url)
-    eventually(lambda: answers(house.ports["ops"]), READY_S_MAX)
+    keeper = deployment.start("keeper")
+    eventually(lambda: answers(deployment.ports["admin"]), READY_S_MAX)
+    config = str(deployment.folder / "config.yaml")
+    serve = deployment.start("serve", "--config", config, TOLLKEEPER_REDIS_URL=deployment.redis.gateway_url)
+    eventually(lambda: answers(deployment.ports["ops"]), READY_S_MAX)
 
-    admin = Admin(house.ports["admin"], ADMIN_TOKEN)
+    admin = Admin(deployment.ports["admin"], ADMIN_TOKEN)
     tenant, key = admin.customer(1000)
     admin.ask("POST", f"/tenants/{tenant}/recharge", amount=500)
-    chat(house, key)
+    chat(deployment, key)
     eventually(lambda: admin.used(tenant) == 42)
     owner = admin.ask("GET", f"/tenants/{tenant}")["organization_id"]
-    stop(house.postgres.url, partition_of(owner), owner, tenant)
-    chat(house, key)
-    with house.redis.client() as client:
+    stop(deployment.postgres.url, partition_of(owner), owner, tenant)
+    chat(deployment, key)
+    with deployment.redis.client() as client:
         eventually(lambda: client.hlen(keys.parked(partition_of(owner))) == 1)
     [stopped] = admin.ask("GET", f"/quarantine?tenant_id={tenant}")["items"]
     admin.ask("POST", f"/quarantine/{stopped['id']}/release", reason="a test")
@@ -118,31 +120,31 @@ def test_everything_works_over_tls_as_users_with_few_rights(house: House) -> Non
     assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
     eventually(lambda: admin.ask("GET", "/activity")["requests"] == 2)
 
-    status, found = house.doctor()
+    status, found = deployment.doctor()
     assert status == 0, found
     assert "its certificate is valid until" in found["redis"]
     assert "its certificate is valid until" in found["postgresql"]
     assert found["postgresql user"] == "ok keeper may do what a keeper does, and no more\n"
     assert found["redis user"] == "ok tollkeeper-keeper may do what a keeper does\n"
-    with house.redis.client() as client:
+    with deployment.redis.client() as client:
         refused = [each for each in client.acl_log() if each["username"] != "test"]
     assert refused == []  # nothing was tried that users.acl does not allow
-    gateway = {"TOLLKEEPER_REDIS_URL": house.redis.gateway_url}
-    status, found = house.doctor("--for", "serve", **gateway)
+    gateway = {"TOLLKEEPER_REDIS_URL": deployment.redis.gateway_url}
+    status, found = deployment.doctor("--for", "serve", **gateway)
     assert (status, found["redis user"]) == (0, "ok tollkeeper-gateway may do what a gateway does\n")
     for words, other in ((("--for", "serve"), {}), (("--for", "keeper"), gateway)):
-        status, found = house.doctor(*words, **other)
+        status, found = deployment.doctor(*words, **other)
         assert status == 1
         assert found["redis user"].startswith("WRONG "), found
     assert serve.stop() == 0
     assert keeper.stop() == 0
-    for process in house.started:
+    for process in deployment.started:
         assert PASSWORD not in process.said
 
 
-def chat(house: House, key: str) -> None:
+def chat(deployment: Deployment, key: str) -> None:
     answer = httpx.post(
-        f"http://127.0.0.1:{house.ports['gateway']}/v1/chat/completions",
+        f"http://127.0.0.1:{deployment.ports['gateway']}/v1/chat/completions",
         json={"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16},
         headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}, timeout=30,
     )  # fmt: skip
@@ -156,51 +158,53 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_an_expired_certificate_is_named(house: House) -> None:
-    assert house.start("migrate").ended() == 0
-    house.redis.stop()
-    house.postgres.stop()
-    house.redis.start(days=-1)
-    house.postgres.start(days=-1)
+def test_an_expired_certificate_is_named(deployment: Deployment) -> None:
+    assert deployment.start("migrate").ended() == 0
+    deployment.redis.stop()
+    deployment.postgres.stop()
+    deployment.redis.start(days=-1)
+    deployment.postgres.start(days=-1)
 
-    status, found = house.doctor()
+    status, found = deployment.doctor()
     assert status == 1
     assert "WRONG" in found["redis"]
     assert "certificate has expired" in found["redis"]
     assert "WRONG" in found["postgresql"]
     assert re.search(r"certificate verify failed \(it ended on \d{4}-\d\d-\d\d\)", found["postgresql"])
 
-    migrate = house.start("migrate")
+    migrate = deployment.start("migrate")
     assert migrate.ended() == 1
     assert "it ended on" in migrate.said
     assert len(migrate.said.splitlines()) == 1
 
-    serve = house.start("serve", "--config", str(house.folder / "config.yaml"))
-    keeper = house.start("keeper")
+    serve = deployment.start("serve", "--config", str(deployment.folder / "config.yaml"))
+    keeper = deployment.start("keeper")
     for process in (serve, keeper):
         eventually(lambda process=process: "certificate has expired" in process.said, READY_S_MAX)
     serve.stop()
     keeper.stop()
 
 
-def test_a_certificate_of_somebody_elses_authority_is_not_trusted(house: House) -> None:
-    assert house.start("migrate").ended() == 0
-    (house.folder / "other").mkdir()
-    other = str(Authority(house.folder / "other").file)
-    ours = str(house.authority.file)
-    house.environ["TOLLKEEPER_REDIS_CA_FILE"] = other
-    house.environ["TOLLKEEPER_DATABASE_URL"] = house.environ["TOLLKEEPER_DATABASE_URL"].replace(ours, other)
-    status, found = house.doctor()
+def test_a_certificate_of_somebody_elses_authority_is_not_trusted(deployment: Deployment) -> None:
+    assert deployment.start("migrate").ended() == 0
+    (deployment.folder / "other").mkdir()
+    other = str(Authority(deployment.folder / "other").file)
+    ours = str(deployment.authority.file)
+    deployment.environ["TOLLKEEPER_REDIS_CA_FILE"] = other
+    deployment.environ["TOLLKEEPER_DATABASE_URL"] = deployment.environ["TOLLKEEPER_DATABASE_URL"].replace(
+        ours, other
+    )
+    status, found = deployment.doctor()
     assert status == 1
     assert "WRONG" in found["redis"]
     assert "name the authority that vouches for it in TOLLKEEPER_REDIS_CA_FILE" in found["redis"]
     assert "WRONG" in found["postgresql"]
     assert "?sslrootcert=… in TOLLKEEPER_DATABASE_URL" in found["postgresql"]
 
-    house.environ["TOLLKEEPER_REDIS_CA_FILE"] = ours
+    deployment.environ["TOLLKEEPER_REDIS_CA_FILE"] = ours
     for name in ("CERT", "KEY"):  # Redis asks for a certificate, and gets none
-        del house.environ[f"TOLLKEEPER_REDIS_{name}_FILE"]
-    _, found = house.doctor()
+        del deployment.environ[f"TOLLKEEPER_REDIS_{name}_FILE"]
+    _, found = deployment.doctor()
     assert "TOLLKEEPER_REDIS_CERT_FILE" in found["redis"]
 
 
@@ -217,12 +221,12 @@ def test_a_file_that_cannot_be_used_stops_the_start(tmp_path: Path, setting: str
     assert "Traceback" not in missing.said
 
 
-def test_a_wrong_password_is_told_apart_from_a_server_that_is_away(house: House) -> None:
-    wrong = house.environ["TOLLKEEPER_REDIS_URL"].replace(PASSWORD, "another")
-    house.environ["TOLLKEEPER_REDIS_URL"] = wrong
-    _, found = house.doctor()
+def test_a_wrong_password_is_told_apart_from_a_server_that_is_away(deployment: Deployment) -> None:
+    wrong = deployment.environ["TOLLKEEPER_REDIS_URL"].replace(PASSWORD, "another")
+    deployment.environ["TOLLKEEPER_REDIS_URL"] = wrong
+    _, found = deployment.doctor()
     assert "WRONGPASS" in found["redis"]
-    house.redis.stop()
-    _, found = house.doctor()
+    deployment.redis.stop()
+    _, found = deployment.doctor()
     assert "WRONGPASS" not in found["redis"]
     assert "does not answer" in found["redis"]

@@ -1,7 +1,7 @@
 """A gateway worker or a keeper that kills itself at a named point: the real one, but for that.
 
 Its coroutines are stepped through an object that looks where they stand: requests where the data
-plane begins their story, the keeper's loops where their tasks are made. A point is the innermost
+plane begins their handling, the keeper's loops where their tasks are made. A point is the innermost
 `await` of ours and one of three moments: `suspended` (nothing of this tick has left the process
 yet), `sent` (it has), `resumed` (the answer is here and nothing was done about it). Production
 code knows nothing of it.

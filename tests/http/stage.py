@@ -319,7 +319,7 @@ class Stage:
         await self.plane.drain(1)
         await self.upstream.stop()
         assert not self.upstream.errors, self.upstream.errors
-        assert not self.events("story_failed")
+        assert not self.events("request_failed")
         assert len(self.counters.settlements) <= len(self.counters.holds)
         assert {one.request_id for one in self.counters.settlements} <= {
             one.request_id for one in self.counters.holds

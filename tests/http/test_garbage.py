@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.routing.plan import Plan
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.connection import Link
@@ -32,7 +32,7 @@ from tests.http.fakes import (
 )  # fmt: skip
 from tests.http.stage import Close, Stage, Step, eventually, staged
 
-OURS = (ClientConnection, Exchange, Link, Plan)
+OURS = (ClientConnection, Exchange, Link, RoutedHead)
 STREAM = STREAM_HEAD + chunks(EVENT, end=False)
 REST = chunks(EVENT, USAGE_EVENT, DONE_EVENT)
 

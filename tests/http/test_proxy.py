@@ -360,7 +360,7 @@ async def test_an_error_of_our_own_is_a_500_that_tells_nothing_but_where_to_look
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason) == (500, "internal_error")
         assert json.loads(got.body)["error"]["message"] == InternalError().message
-        assert [fact["request_id"] for fact in stage.events("story_failed")] == [
+        assert [fact["request_id"] for fact in stage.events("request_failed")] == [
             got.one(b"x-request-id").decode()
         ]
         assert "secret" not in str(stage.logged)
@@ -376,7 +376,7 @@ async def test_an_error_of_our_own_is_a_request_of_its_caller() -> None:
         for _ in range(2 * LINES_MAX):
             assert (await stage.ask(post(CHAT))).reason == "internal_error"
         assert len(stage.counters.heads) == len(stage.counters.let_go) == 2 * LINES_MAX
-        lines = stage.events("story_failed")
+        lines = stage.events("request_failed")
         assert len(lines) == LINES_MAX
         assert "prompt" not in str(stage.logged)
         assert lines[0]["error"] == "ValueError"

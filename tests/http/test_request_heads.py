@@ -201,7 +201,7 @@ async def test_a_repeated_head_with_another_length_is_framed_by_its_own() -> Non
             body = CHAT[:-1] + b',"x":"' + b" " * size + b'"}'
             assert (await client.ask(post(body))).status == 200
             assert stage.upstream.received[-1].body == body
-        assert len(stage.plane.planner.known) == 1
+        assert len(stage.plane.head_router.known) == 1
 
 
 async def test_expect_is_answered_only_when_the_body_is_wanted() -> None:

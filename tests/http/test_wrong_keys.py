@@ -52,4 +52,4 @@ async def test_who_leaves_meanwhile_leaves_nothing() -> None:
         slow.reset()
         await eventually(lambda: stage.failures.delayed == 0)
         await eventually(lambda: not stage.plane.calls)
-        assert not stage.events("story_failed")
+        assert not stage.events("request_failed")

@@ -57,12 +57,12 @@ async def serve(role: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    def lifeline() -> None:
+    def parent_pipe() -> None:
         while os.read(0, 1024):
             pass
         loop.call_soon_threadsafe(stop.set)
 
-    threading.Thread(target=lifeline, daemon=True).start()
+    threading.Thread(target=parent_pipe, daemon=True).start()
     server = await asyncio.start_server(
         answer, "127.0.0.1", settings[f"{role}_port"], reuse_port=role == "gateway"
     )

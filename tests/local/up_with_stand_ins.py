@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.local.announce import JsonVoice
-from gateway.local.supervisor.plan import Endpoints, Options, Parts
+from gateway.local.supervisor.parts import Endpoints, Options, Parts
 from gateway.local.supervisor.up import run_up
 from gateway.telemetry import logs
 

@@ -23,12 +23,12 @@ from gateway.background.timed.expirer import Expirer
 from gateway.core.calls.tariff import credits_of, rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
 from gateway.counters.admission.directory import Directory
-from gateway.counters.keeper.status import Standings
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
 from persistence.billing.allocations import Allocations
-from tests.background.house import House
+from tests.background.backend import Backend
 from tests.builders import Call as RealCall
 from tests.builders import World, driven
 from tests.conftest import ValkeyServer
@@ -64,7 +64,7 @@ class System:
 
     def __init__(self, server: ValkeyServer, database: str) -> None:
         self.server, self.database = server, database
-        self.house = House(server.url, database, **PATIENCE)
+        self.backend = Backend(server.url, database, **PATIENCE)
         self.worlds: list[World] = []
         self.services: dict[str, int] = {}
         self.plans: list[int] = []
@@ -98,9 +98,9 @@ class System:
         empty(self.database)
         with redis.Redis.from_url(self.server.url) as client:
             client.flushall()
-        await self.house.wire.open()
-        models = {row["name"]: row["id"] for row in self.house.rows("select id, name from business_model")}
-        known = {row["key"]: row["id"] for row in self.house.rows("select id, key from service")}
+        await self.backend.wire.open()
+        models = {row["name"]: row["id"] for row in self.backend.rows("select id, name from business_model")}
+        known = {row["key"]: row["id"] for row in self.backend.rows("select id, key from service")}
         for key in KEYS:
             model = {"m-use": "Pay-Per-Use", "m-sub": "Subscription"}.get(key, "Consumption")
             values: dict[str, Any] = {
@@ -109,10 +109,10 @@ class System:
                 "service_type": "One-Time" if key == "m-once" else "Pay-As-You-Go",
             }  # fmt: skip
             if key in known:
-                await self.house.write("services", "change", known[key], **values)
+                await self.backend.write("services", "change", known[key], **values)
                 self.services[key] = known[key]
             else:
-                self.services[key] = await self.house.made("services", key=key, **values)
+                self.services[key] = await self.backend.made("services", key=key, **values)
         self.catalogue = {
             "m-unit": Price("m-unit", "consumption", credits=3),
             "m-both": Price("m-both", "consumption", counts=True, credits=3),
@@ -122,11 +122,11 @@ class System:
             "m-sub": Price("m-sub", "subscription", counts=True),
         }
         for number, values in enumerate(PLANS):
-            self.plans.append(await self.house.made("token-plans", name=f"plan {number}", **values))
+            self.plans.append(await self.backend.made("token-plans", name=f"plan {number}", **values))
             self.terms.append(_terms(self.plans[-1], values))
         for features, plan in ((["m-sub"], self.plans[1]), ([], self.plans[2])):
             self.offers.append(
-                await self.house.made(
+                await self.backend.made(
                     "subscription-plans",
                     name="offer",
                     monthly_cost=Decimal(1),
@@ -135,15 +135,15 @@ class System:
                     token_plan_id=plan,
                 )
             )
-        self.owner = await self.house.made("organizations", name="owner")
+        self.owner = await self.backend.made("organizations", name="owner")
         ids = [await self._tenant(self.plans[0]), await self._tenant(None)]
         since = self.today - timedelta(days=9)
-        self.subscription = await self.house.made(
+        self.subscription = await self.backend.made(
             "organization-subscriptions", organization_id=self.owner, plan_id=self.offers[0],
             start_date=since, end_date=since + timedelta(days=365), billing_interval="monthly",
         )  # fmt: skip
-        await self.house.verify()
-        await self.house.push()
+        await self.backend.verify()
+        await self.backend.push()
         self.tenants[0].follow(self.terms[0])
         self.tenants[1].follow(self.terms[1])
         self.define()
@@ -156,15 +156,15 @@ class System:
     async def end(self) -> None:
         for world in self.worlds:
             world.client.close()
-        await self.house.close()
+        await self.backend.close()
 
     def _first_pricing(self, key: str) -> dict[str, Any] | None:
         return {"m-use": _pricing(TIERS[0]), "m-token": _per_million(TOKEN_PRICES[0])}.get(key)
 
     async def _tenant(self, plan: int | None) -> tuple[int, int, str]:
-        tenant = await self.house.made("tenants", name="t", organization_id=self.owner, plan_id=plan)
+        tenant = await self.backend.made("tenants", name="t", organization_id=self.owner, plan_id=plan)
         digest = uuid.uuid4().hex * 2
-        key = await self.house.made("api-keys", tenant_id=tenant, name="k", digest=digest, prefix="tk_x")
+        key = await self.backend.made("api-keys", tenant_id=tenant, name="k", digest=digest, prefix="tk_x")
         return tenant, key, digest
 
     # --- calls --------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class System:
         """A call is admitted, or refused for the reason the model gives."""
         model, world = self.tenants[which], self.worlds[which]
         price = self.prices[key]
-        directory = Directory(self.house.wire, time.monotonic)
+        directory = Directory(self.backend.wire, time.monotonic)
         await driven(directory.refresh())
         caller = await driven(directory.identify(self.digests[which]))
         if not self._may_use(key):
@@ -253,8 +253,8 @@ class System:
         if call.state != "open":
             return
         real.world.client.zadd(keys.deadlines(real.world.p), {real.id: 1})
-        await self.house.reclaimer.sweep()
-        assert await self.house.reclaimer.sweep() == 1
+        await self.backend.reclaimer.sweep()
+        assert await self.backend.reclaimer.sweep() == 1
         seen, worth = call.seen
         call.state = "reclaimed" if seen else "lost"
         if not seen:
@@ -276,7 +276,7 @@ class System:
             values = {"amount": abs(amount)}
         elif verb == "adjust":
             values = {"amount": abs(amount), "direction": "IN" if amount >= 0 else "OUT", "reason": "x"}
-        await self.house.write("tenants", verb, tenant_id, **values)
+        await self.backend.write("tenants", verb, tenant_id, **values)
         self.waiting.append(lambda: _apply(tenant, verb, amount))
 
     async def give(self, amount: int, promotional: bool, priority: int) -> None:
@@ -285,7 +285,7 @@ class System:
             return
         category = {"category": "promotional"} if promotional and amount > 0 else {}
         values = {"credits_added": amount, "priority": priority, **category}
-        made = await self.house.made("credit-additions", organization_id=self.owner, **values)
+        made = await self.backend.made("credit-additions", organization_id=self.owner, **values)
         grant = Grant(made, amount, promotional, priority) if amount > 0 else None
         self.waiting.append(lambda: self.organization.grant(amount, grant))
 
@@ -300,7 +300,7 @@ class System:
             seconds, micros = client.time()
         now = datetime.fromtimestamp(seconds + micros / 10**6, UTC)
         ends = "update credit_addition set expires_at = %s where id = %s returning id"
-        self.house.rows(ends, now, grant.id)
+        self.backend.rows(ends, now, grant.id)
         grant.until = 0
         self.organization.expire(grant)
         await self.keep("")
@@ -308,15 +308,15 @@ class System:
     async def move(self, plan: int) -> None:
         """The first tenant gets another plan."""
         tenant, world = self.tenants[0], self.worlds[0]
-        before = self.house.rows("select plan_id from tenant where id = %s", world.caller.tenant_id)
-        await self.house.write("tenants", "change", world.caller.tenant_id, plan_id=self.plans[plan])
+        before = self.backend.rows("select plan_id from tenant where id = %s", world.caller.tenant_id)
+        await self.backend.write("tenants", "change", world.caller.tenant_id, plan_id=self.plans[plan])
         if before[0]["plan_id"] != self.plans[plan]:
             terms, self.follows[0] = self.terms[plan], plan
             self.waiting.append(lambda: tenant.follow(terms))
 
     async def edit_plan(self, plan: int, total: int, policy: str) -> None:
         """A plan's policy is in force at once, its total with each tenant's next reset."""
-        await self.house.write(
+        await self.backend.write(
             "token-plans", "change", self.plans[plan], total_amount=total, overage_policy=policy
         )
         self.terms[plan] = replace(self.terms[plan], total=total, policy=policy)
@@ -332,29 +332,29 @@ class System:
         elif key == "m-token":
             prices = TOKEN_PRICES[to % 2]
             values, change = {"pricing": _per_million(prices)}, {"per_million": prices}
-        await self.house.write("services", "change", self.services[key], **values)
+        await self.backend.write("services", "change", self.services[key], **values)
         self.catalogue[key] = replace(self.catalogue[key], **change)
         self.waiting.append(self._define_prices)
 
     async def negotiate(self, key: str, credits_: int | None) -> None:
         """The organization pays a price of its own, or none of its own any more."""
         service_id = self.services[key]
-        known = self.house.rows(
+        known = self.backend.rows(
             "select id from organization_service where organization_id = %s and service_id = %s",
             self.owner, service_id,
         )  # fmt: skip
         if credits_ is None:
             if not known:
                 return
-            await self.house.write("organization-services", "delete", known[0]["id"])
+            await self.backend.write("organization-services", "delete", known[0]["id"])
             del self.negotiated[key]
             self.waiting.append(self._define_owner)
             return
         if known:
             row_id = known[0]["id"]
-            await self.house.write("organization-services", "change", row_id, negotiated_credits=credits_)
+            await self.backend.write("organization-services", "change", row_id, negotiated_credits=credits_)
         else:
-            await self.house.made(
+            await self.backend.made(
                 "organization-services", organization_id=self.owner, service_id=service_id,
                 negotiated_credits=credits_,
             )  # fmt: skip
@@ -364,7 +364,7 @@ class System:
     async def bound(self, limit: int, cap: int | None) -> None:
         """The organization's credit limit and spend cap (millionths)."""
         money = None if cap is None else Decimal(cap) / 10**6
-        await self.house.write("organizations", "change", self.owner, credit_limit=limit, spend_cap=money)
+        await self.backend.write("organizations", "change", self.owner, credit_limit=limit, spend_cap=money)
         self.bounds = (limit, cap)
         self.waiting.append(self._define_owner)
 
@@ -373,16 +373,16 @@ class System:
         if to is None:
             if self.offer is None:
                 return
-            await self.house.write("organization-subscriptions", "cancel", self.subscription, when="now")
+            await self.backend.write("organization-subscriptions", "cancel", self.subscription, when="now")
         elif self.offer is None:
-            await self.house.made(
+            await self.backend.made(
                 "organization-subscriptions", organization_id=self.owner, plan_id=self.offers[to],
                 start_date=self.today, end_date=self.today + timedelta(days=90),
             )  # fmt: skip
         elif self.offer == to:
             return
         else:
-            await self.house.write(
+            await self.backend.write(
                 "organization-subscriptions", "change", self.subscription, plan_id=self.offers[to], when="now"
             )
         self.offer, self.follows[1] = to, None if to is None else 1 + to
@@ -397,7 +397,7 @@ class System:
         if world.tenant.next_reset == 0:
             return
         world.put_tenant(next_reset=world.now_ms() - 1)
-        assert await self.house.keeping.sweep(world.caller.tenant_id, self.owner)
+        assert await self.backend.keeping.sweep(world.caller.tenant_id, self.owner)
         tenant.reset()
 
     async def deliver_again(self, at: int) -> None:
@@ -411,7 +411,7 @@ class System:
         """Redis comes back with everything it had, under another run id."""
         for world in self.worlds:
             world.client.close()
-        await self.house.close()
+        await self.backend.close()
         self.server.stop()
         self.server.start()
         await self._return()
@@ -426,19 +426,19 @@ class System:
             if call.state == "open":
                 self.organization.fail(call)
                 call.state = "lost"
-        await self.house.verify()
+        await self.backend.verify()
 
     async def keep(self, how: str) -> None:
         """A whole pass of the keeper: alone, as one of two, or killed in the middle of each part."""
-        others: list[House] = []
+        others: list[Backend] = []
         if how == "two":
-            others.append(House(self.server.url, self.database, **PATIENCE))
+            others.append(Backend(self.server.url, self.database, **PATIENCE))
             await others[0].wire.open()
         self._copy()
         for part in ("push", "flush", "late", "flush", "push", "flush", "allocate", "push", "flush"):
             if how == "killed":
                 await self._kill(part)
-            await asyncio.gather(*(_part(house, part) for house in (self.house, *others)))
+            await asyncio.gather(*(_part(backend, part) for backend in (self.backend, *others)))
         for other in others:
             await other.close()
         waiting, self.waiting = self.waiting, []
@@ -453,18 +453,18 @@ class System:
 
     async def _kill(self, part: str) -> None:
         """Begin a part, die in the middle of it, and come back as another process would."""
-        work = asyncio.create_task(_part(self.house, part))
+        work = asyncio.create_task(_part(self.backend, part))
         await asyncio.sleep(self.patience)
         work.cancel()
         with suppress(asyncio.CancelledError, CountersUnavailable):
             await work
-        await self.house.close()
+        await self.backend.close()
         await self._return()
 
     async def _return(self) -> None:
-        self.house = House(self.server.url, self.database, **PATIENCE)
-        await self.house.wire.open()
-        await self.house.verify()
+        self.backend = Backend(self.server.url, self.database, **PATIENCE)
+        await self.backend.wire.open()
+        await self.backend.verify()
         for world in self.worlds:
             world.run_id = str(world.client.info("server")["run_id"]).encode()
 
@@ -484,7 +484,7 @@ class System:
         )
 
     def refund(self, call: Call, amount: int) -> None:
-        rows = self.house.rows(
+        rows = self.backend.rows(
             "select id from credit_addition where category = 'refund' and remark like %s", f"%{call.request}%"
         )
         grant = Grant(rows[0]["id"], amount, promotional=False, priority=100)
@@ -539,7 +539,7 @@ class System:
         self._same(self._units(), owner.unit_rows, whole=whole)
         if whole:
             given = {one.id: one.amount - one.left for one in owner.grants.values()}
-            kept = self.house.rows(
+            kept = self.backend.rows(
                 "select id, spent from credit_addition where credits_added > 0 order by id"
             )
             assert {row["id"]: row["spent"] for row in kept} == given
@@ -552,7 +552,7 @@ class System:
     def _tokens(self, tenant_id: int) -> list[Any]:
         return [
             (row["kind"], row["signed"], row["balance"], row["request"])
-            for row in self.house.rows(
+            for row in self.backend.rows(
                 "select transaction_type as kind, total_remaining as balance,"
                 " case direction when 'IN' then amount else -amount end as signed,"
                 " coalesce(request_id::text, '') as request"
@@ -564,7 +564,7 @@ class System:
     def _credits(self) -> list[Any]:
         return [
             (row["kind"], row["signed"], row["balance"], row["request"])
-            for row in self.house.rows(
+            for row in self.backend.rows(
                 "select seq, 'use' as kind, -credits_used as signed, balance_after as balance,"
                 " request_id::text as request from credit_transaction"
                 " union all select seq, 'grant', amount, balance_after, '' from credit_posting order by seq"
@@ -574,19 +574,19 @@ class System:
     def _units(self) -> list[Any]:
         return [
             tuple(row.values())
-            for row in self.house.rows(
+            for row in self.backend.rows(
                 "select usage_amount, spend, spent_after, request_id::text from feature_usage order by seq"
             )
         ]
 
 
-async def _part(house: House, part: str) -> None:
+async def _part(backend: Backend, part: str) -> None:
     """One part of a pass, tried again as the keeper's loops try again."""
     work: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-        "push": house.push,
-        "flush": house.flush,
-        "late": house.poster.drain,
-        "allocate": lambda: _allocate(house),
+        "push": backend.push,
+        "flush": backend.flush,
+        "late": backend.late_settlements.drain,
+        "allocate": lambda: _allocate(backend),
     }
     for left in reversed(range(TRIES_MAX)):
         try:
@@ -597,8 +597,8 @@ async def _part(house: House, part: str) -> None:
                 raise
 
 
-async def _allocate(house: House) -> None:
-    expirer = Expirer(Allocations(house.engine), Standings(house.wire), partition_of)
+async def _allocate(backend: Backend) -> None:
+    expirer = Expirer(Allocations(backend.engine), AccountHeads(backend.wire), partition_of)
     await expirer.allocate()
     await expirer.expire()
 

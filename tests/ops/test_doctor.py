@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.ops import hints as remedies
+from gateway.ops import hints
 from gateway.ops.doctor import Finding, _verification, examine
 from gateway.settings.settings import Settings, load
 from tests.conftest import ValkeyServer, free_port
@@ -59,13 +59,13 @@ async def test_redis_must_keep_what_it_is_told(
     assert "append-only file is off: CONFIG SET appendonly yes" in durable.says
 
 
-@pytest.mark.parametrize(("user", "remedy"), [("", "take it out of"), ("somebody", "put the right user")])
+@pytest.mark.parametrize(("user", "hint"), [("", "take it out of"), ("somebody", "put the right user")])
 async def test_a_password_redis_does_not_know(
-    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], user: str, remedy: str
+    tmp_path: Path, own_valkey: Callable[..., ValkeyServer], user: str, hint: str
 ) -> None:
     url = own_valkey("--appendonly", "yes").url.replace("://", f"://{user}:{SECRET}@")
     said = one(await wrong(settings(tmp_path, redis_url=url), "serve"), "redis")
-    assert remedy in said
+    assert hint in said
     assert "TOLLKEEPER_REDIS_URL" in said
 
 
@@ -162,5 +162,5 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
 
 
 def test_whatever_is_said_there_is_something_to_do() -> None:
-    for door in (remedies.redis, remedies.postgresql, remedies.upstream):
+    for door in (hints.redis, hints.postgresql, hints.upstream):
         assert door("something never heard of")

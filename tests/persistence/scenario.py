@@ -65,7 +65,7 @@ class Account:
     def partition(self) -> int:
         return partition_of(self.organization_id)
 
-    def standing(self) -> EventFlag:
+    def status(self) -> EventFlag:
         flags = EventFlag(0)
         if self.total is None:
             flags |= EventFlag.UNLIMITED
@@ -77,7 +77,7 @@ class Account:
 
     def emit(self, kind: EventKind, flags: EventFlag, **facts: object) -> Event:
         event = replace(
-            BLANK, kind=int(kind), flags=int(flags | self.standing()), at_ms=self.at_ms, epoch=self.epoch,
+            BLANK, kind=int(kind), flags=int(flags | self.status()), at_ms=self.at_ms, epoch=self.epoch,
             organization_id=self.organization_id, tenant_id=self.tenant_id, seq=self.seq, cycle=self.cycle,
             remaining=self.remaining, used=self.used,
         )  # fmt: skip

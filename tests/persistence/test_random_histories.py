@@ -103,7 +103,7 @@ def test_random_histories_keep_every_invariant(
             [account.tenant_id],
         ) == [
             (
-                account.used, remaining, bool(account.standing() & EventFlag.BLOCKED), account.manual,
+                account.used, remaining, bool(account.status() & EventFlag.BLOCKED), account.manual,
                 account.seq, account.cycle, account.balance, account.spent,
             )
         ]  # fmt: skip

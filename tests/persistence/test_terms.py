@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.background.timed.terms import Calendar
-from gateway.core.accounts.administration import Actor, Command, Written
+from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.store import Store
@@ -21,7 +21,7 @@ ACTOR = Actor("builtin:admin", "admin")
 
 
 @dataclass
-class House:
+class ClockedStore:
     """The store under a clock of its own, and the loop that turns it."""
 
     url: str
@@ -35,7 +35,7 @@ class House:
         done = await self.store.write(
             Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values)
         )  # fmt: skip
-        assert isinstance(done, Written)
+        assert isinstance(done, Committed)
         return dict(done.row)
 
     async def on(self, day: date) -> int:
@@ -49,18 +49,18 @@ class House:
 
 
 @pytest.fixture
-async def house(migrated: str) -> AsyncIterator[House]:
+async def clocked(migrated: str) -> AsyncIterator[ClockedStore]:
     pool = engine.create(migrated)
     store = Store(pool, partition_of, lambda: made.now)
-    made = House(
+    made = ClockedStore(
         migrated, store, Calendar(Terms(pool, store), lambda: made.now), datetime(2026, 3, 20, tzinfo=UTC)
     )
     yield made
     await pool.dispose()
 
 
-async def plan(house: House, name: str, cost: str, tokens: int) -> int:
-    token_plan = await house.do(
+async def plan(clocked: ClockedStore, name: str, cost: str, tokens: int) -> int:
+    token_plan = await clocked.do(
         "token-plans",
         "create",
         name=name,
@@ -68,43 +68,46 @@ async def plan(house: House, name: str, cost: str, tokens: int) -> int:
         reset_interval="monthly",
         overage_policy="bill",
     )
-    made = await house.do(
+    made = await clocked.do(
         "subscription-plans", "create", name=name, monthly_cost=cost, annual_cost=cost,
         feature_access=[], token_plan_id=token_plan["id"],
     )  # fmt: skip
     return int(made["id"])
 
 
-async def test_a_subscription_begins_changes_and_ends_on_its_days(house: House) -> None:
-    starter, small = await plan(house, "Starter", "29.00", 2_000_000), await plan(house, "Small", "9.00", 500)
-    organization = await house.do("organizations", "create", name="Acme")
-    tenant = await house.do("tenants", "create", name="web", organization_id=organization["id"])
-    made = await house.do(
+async def test_a_subscription_begins_changes_and_ends_on_its_days(clocked: ClockedStore) -> None:
+    starter, small = (
+        await plan(clocked, "Starter", "29.00", 2_000_000),
+        await plan(clocked, "Small", "9.00", 500),
+    )
+    organization = await clocked.do("organizations", "create", name="Acme")
+    tenant = await clocked.do("tenants", "create", name="web", organization_id=organization["id"])
+    made = await clocked.do(
         "organization-subscriptions", "create", organization_id=organization["id"], plan_id=starter,
         start_date=date(2026, 3, 31), end_date=date(2026, 6, 30), billing_interval="monthly",
     )  # fmt: skip
-    assert made["standing"] == "future"
+    assert made["status"] == "future"
     account, owner = f"tenant:{tenant['id']}", f"organization:{organization['id']}"
-    told = len(house.intents())
+    told = len(clocked.intents())
 
-    assert await house.on(date(2026, 3, 30)) == 0
-    assert await house.on(date(2026, 3, 31)) == 1
-    assert house.intents()[told:] == [(owner, "define", None), (account, "plan", "2000000")]
-    assert await house.on(date(2026, 3, 31)) == 0
+    assert await clocked.on(date(2026, 3, 30)) == 0
+    assert await clocked.on(date(2026, 3, 31)) == 1
+    assert clocked.intents()[told:] == [(owner, "define", None), (account, "plan", "2000000")]
+    assert await clocked.on(date(2026, 3, 31)) == 0
 
-    await house.do("organization-subscriptions", "change", made["id"], plan_id=small, when="period_end")
-    told = len(house.intents())
-    assert await house.on(date(2026, 4, 29)) == 0
-    assert await house.on(date(2026, 5, 2)) == 1  # the keeper slept for two days
-    assert house.intents()[told:] == [(owner, "define", None), (account, "plan", "500")]
+    await clocked.do("organization-subscriptions", "change", made["id"], plan_id=small, when="period_end")
+    told = len(clocked.intents())
+    assert await clocked.on(date(2026, 4, 29)) == 0
+    assert await clocked.on(date(2026, 5, 2)) == 1  # the keeper slept for two days
+    assert clocked.intents()[told:] == [(owner, "define", None), (account, "plan", "500")]
     segments = "SELECT plan_id, start_date, end_date FROM subscription_segment ORDER BY id"
-    assert rows_of(house.url, segments) == [
+    assert rows_of(clocked.url, segments) == [
         (starter, date(2026, 3, 31), date(2026, 4, 30)),
         (small, date(2026, 4, 30), date(2026, 6, 30)),
     ]
 
-    told = len(house.intents())
-    assert await house.on(date(2026, 6, 30)) == 1
-    assert house.intents()[told:] == [(owner, "define", None), (account, "plan", None)]
-    assert rows_of(house.url, "SELECT standing FROM organization_subscription") == [("over",)]
-    assert await house.on(date(2026, 7, 1)) == 0
+    told = len(clocked.intents())
+    assert await clocked.on(date(2026, 6, 30)) == 1
+    assert clocked.intents()[told:] == [(owner, "define", None), (account, "plan", None)]
+    assert rows_of(clocked.url, "SELECT status FROM organization_subscription") == [("over",)]
+    assert await clocked.on(date(2026, 7, 1)) == 0

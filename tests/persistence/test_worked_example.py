@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from gateway.background.timed.terms import Calendar
-from gateway.core.accounts.administration import Actor, Command, Written
+from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.pricing import Tier
 from gateway.counters.redis.keys import partition_of
@@ -52,7 +52,7 @@ class April:
         self, resource: str, verb: str, row_id: int | None = None, **values: object
     ) -> dict[str, Any]:
         done = await self.store.write(Command(resource, verb, ACTOR, "test", lambda _: {}, row_id, values))
-        assert isinstance(done, Written)
+        assert isinstance(done, Committed)
         return dict(done.row)
 
     async def on(self, moment: datetime) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingError
-from gateway.run.invoice_letterhead import paper
+from gateway.run.invoice_letterhead import invoice_renderer
 from gateway.settings.settings import Settings
 
 INVOICE = {
@@ -23,14 +23,14 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><rect width="9"
 
 
 def test_nothing_set_still_makes_an_invoice() -> None:
-    assert paper(Settings()).pdf(INVOICE).startswith(b"%PDF-")
+    assert invoice_renderer(Settings()).pdf(INVOICE).startswith(b"%PDF-")
 
 
 def test_everything_set(tmp_path: Path) -> None:
     logo, addresses = tmp_path / "logo.svg", tmp_path / "addresses.json"
     logo.write_text(SVG)
     addresses.write_text('{"3": ["Werkstraße 5", "10115 Berlin"]}')
-    made = paper(
+    made = invoice_renderer(
         Settings(
             invoice_issuer="Tollkeeper Ltd\n 12 Gate Street \n\n", invoice_logo=str(logo),
             invoice_notes="Pay soon.\\nThank you.", invoice_addresses=str(addresses), invoice_due_days=14,
@@ -56,9 +56,9 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
     if content is not None:
         place.write_text(content)
     with pytest.raises(SettingError, match=name.upper()):
-        paper(Settings(**{name: str(place)}))
+        invoice_renderer(Settings(**{name: str(place)}))
 
 
 def test_a_logo_is_a_picture(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="svg"):
-        paper(Settings(invoice_logo=str(tmp_path / "logo.exe")))
+        invoice_renderer(Settings(invoice_logo=str(tmp_path / "logo.exe")))

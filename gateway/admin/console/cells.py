@@ -17,7 +17,7 @@ Names = Mapping[tuple[str, int], str]
 TIMES = frozenset({"timestamp", "last_reset"})
 MARKS = frozenset(
     {
-        "status", "state", "standing", "category", "kind", "role", "transaction_type", "direction", "meter",
+        "status", "state", "category", "kind", "role", "transaction_type", "direction", "meter",
         "reset_interval", "overage_policy", "admission", "on_exhausted", "on_store_failure",
         "billing_interval", "service_type", "action", "resolution",
     }

@@ -275,7 +275,7 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
     if screen.name in {"dead-letters", "quarantine"}:
         return row.get("resolved_at") is None and row.get("released_at") is None
     if screen.name == "organization-subscriptions":
-        return row["standing"] != "over"
+        return row["status"] != "over"
     return all(rule() for name, verb, rule in rules if (name, verb) == (screen.name, action.name))
 
 

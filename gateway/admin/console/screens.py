@@ -103,7 +103,7 @@ SCREENS = {
         Screen(
             "organization-subscriptions", "Subscriptions", "subscription",
             "What organizations are subscribed to.",
-            ("id", "organization_id", "plan_id", "standing", "billing_interval", "start_date", "end_date"),
+            ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
             empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"),
             refers={"plan_id": "subscription-plans", "next_plan_id": "subscription-plans"}, title_field="id",
         ),

@@ -5,7 +5,7 @@ from gateway.admin.resources import (
     audit,
     billing,
     catalogue,
-    honesty,
+    integrity,
     invoices,
     people,
     quota,
@@ -16,7 +16,7 @@ from gateway.admin.resources.resource import Action, Resource, Secret
 
 RESOURCES = {
     resource.name: resource
-    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, honesty, audit)
+    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, integrity, audit)
     for resource in part.RESOURCES
 }
 

@@ -112,7 +112,7 @@ class OrganizationSubscription(Out):
     next_plan_id: Id | None = Field(description="The plan it changes to on `change_at`.")
     change_at: Day | None
     cancel_at: Day | None = Field(description="The day a cancellation ends it.")
-    standing: str = Field(description="future, active or over.")
+    status: str = Field(description="future, active or over.")
     segments: Annotated[list[SubscriptionSegment], Field(description="Oldest first.")]
     created_at: Instant
 

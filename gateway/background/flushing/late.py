@@ -45,7 +45,7 @@ class Ledger(Protocol):
         """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
 
 
-class Poster:
+class LateSettlements:
     """Empties the late lane."""
 
     def __init__(self, lane: Lane, ledger: Ledger) -> None:

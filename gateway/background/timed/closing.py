@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Reconciled
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 from gateway.errors import Conflict
 
 DRAIN_LOOKS_MAX = 100
@@ -25,9 +25,9 @@ class Counters(Protocol):
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
         """Run a tenant's reset if it is due."""
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, Standing | None]:
+    ) -> Mapping[str, AccountHead | None]:
         """Where the accounts of (partition, id) pairs stand, by name."""
 
 
@@ -54,7 +54,7 @@ class Check(Protocol):
         """Compare the accounts of these organizations."""
 
 
-class Closer:
+class AccountClosing:
     """Closes accounts; raises what keeps them open."""
 
     def __init__(
@@ -83,10 +83,10 @@ class Closer:
 
     async def _drain(self, owner: Owner) -> None:
         partition = self._partition_of(owner.organization_id)
-        standings = await self._counters.standings(
+        account_heads = await self._counters.account_heads(
             [(partition, one) for one in owner.tenant_ids], [(partition, owner.organization_id)]
         )
-        seqs = {name: standing.seq for name, standing in standings.items() if standing is not None}
+        seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):
             stored = await self._ledger.accounts(seqs, deep=False)
             if all(account.head.seq >= seqs[name] for name, account in stored.items()):

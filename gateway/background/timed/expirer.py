@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.billing.allocation import ExpiredGrant
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.5
@@ -42,9 +42,9 @@ class Counters(Protocol):
     async def now_ms(self) -> int:
         """The counters' own clock."""
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, Standing | None]:
+    ) -> Mapping[str, AccountHead | None]:
         """Where the accounts of (partition, id) pairs stand, by name."""
 
 
@@ -69,11 +69,11 @@ class Expirer:
         for expired in await self._ledger.expired(now_ms, EXPIRED_MAX):
             organization_id = expired.organization_id
             partition = self._partition_of(organization_id)
-            standing = (await self._counters.standings([], [(partition, organization_id)]))[
+            head = (await self._counters.account_heads([], [(partition, organization_id)]))[
                 f"credits:{organization_id}"
             ]
-            if standing is not None:
-                taken += await self._ledger.expire(expired, partition, standing.seq)
+            if head is not None:
+                taken += await self._ledger.expire(expired, partition, head.seq)
         return taken
 
     async def run(self) -> None:

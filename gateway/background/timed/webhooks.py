@@ -39,7 +39,7 @@ class Sender(Protocol):
         """Post once; never raises for what the other side does."""
 
 
-class Courier:
+class WebhookDeliveries:
     """The clock's side of webhooks."""
 
     def __init__(self, news: News, sender: Sender, clock: Callable[[], datetime]) -> None:

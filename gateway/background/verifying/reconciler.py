@@ -21,7 +21,7 @@ from gateway.core.integrity.reconciliation import (
     compare,
     reconcile,
 )
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 10.0
@@ -35,9 +35,9 @@ LOOK_AGAIN_S = 0.3
 class Counters(Protocol):
     """Where accounts stand now."""
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, Standing | None]:
+    ) -> Mapping[str, AccountHead | None]:
         """Where the accounts of (partition, id) pairs stand, by name."""
 
 
@@ -127,21 +127,21 @@ class Reconciler:
             await asyncio.sleep(INTERVAL_S)
 
     async def _look(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
-        before = await self._standings(owners)
-        seqs = {name: standing.seq if standing else 0 for name, standing in before.items()}
+        before = await self._account_heads(owners)
+        seqs = {name: head.seq if head else 0 for name, head in before.items()}
         ledger = await self._ledger.accounts(seqs, deep=deep)
-        after = await self._standings(owners)
+        after = await self._account_heads(owners)
         items = [compare(before[name], account, after.get(name)) for name, account in ledger.items()]
         return reconcile(items)
 
-    async def _standings(self, owners: Sequence[Owner]) -> Mapping[str, Standing | None]:
+    async def _account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
         organizations = [(self._partition_of(one.organization_id), one.organization_id) for one in owners]
         tenants = [
             (partition, tenant_id)
             for (partition, _), owner in zip(organizations, owners, strict=True)
             for tenant_id in owner.tenant_ids
         ]
-        return await self._counters.standings(tenants, organizations)
+        return await self._counters.account_heads(tenants, organizations)
 
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:

@@ -5,7 +5,7 @@ made of it since its data was exchanged; PostgreSQL is told which, and stores no
 Under another one, each account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; what
 older data went on with is dropped; holds of calls that are in the ledger already are let go; control writes
 that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
-may have been forgotten; it stays closed to admission until they have sent that again (`opener.py`).
+may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
 The marker is compared before each write, so of several keepers one does it. Definitions and identities are
 written anew behind the markers, and only then is it said that whatever is not there does not exist.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.background.verifying.opener import Opener
+from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
@@ -100,7 +100,7 @@ class Target(Protocol):
         """The partitions as their markers stand."""
 
     async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by seat."""
+        """What workers reported last, by  slot."""
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
@@ -146,7 +146,7 @@ class Target(Protocol):
 class Verifier:
     """Compares, rebuilds and vouches. `observe` is told what was done, where anything was.
 
-    Without an `opener` whoever is verified is served at once; with one, not before the workers have
+    Without an `admission_gate` whoever is verified is served at once; with one, not before the workers have
     sent again what may be forgotten. A partition that was never verified has nothing to forget.
     """
 
@@ -156,14 +156,14 @@ class Verifier:
         target: Target,
         observe: Callable[[list[Verified]], None] = lambda _: None,
         *,
-        opener: Opener | None = None,
+        admission_gate: AdmissionGate | None = None,
         rewinds: Rewinds | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._observe = observe
         self._vouched = b""
-        self._opener = opener
+        self._admission_gate = admission_gate
         self._rewinds = rewinds
 
     @property
@@ -174,15 +174,15 @@ class Verifier:
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
         await self._look()
-        reports = await self._target.reports() if self._opener else {}
+        reports = await self._target.reports() if self._admission_gate else {}
         markers = await self._target.markers()
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
         if not run_id:
             raise CountersUnavailable
         said = await self._target.said_verified(run_id)
         if said and not markers.unverified and not markers.closed and self._vouched == run_id:
-            if self._opener:
-                await self._opener.watch(reports)
+            if self._admission_gate:
+                await self._admission_gate.watch(reports)
             await self._catch_up(markers)
             return []
         self._vouched = b""
@@ -199,7 +199,7 @@ class Verifier:
             verifying = [
                 self._partition(
                     truth, one, marker, epochs[one], strays.get(one),
-                    run_id=run_id, closes=bool(self._opener and known.get(one, 0)),
+                    run_id=run_id, closes=bool(self._admission_gate and known.get(one, 0)),
                 )
                 for one, marker, _ in markers.unverified[start : start + TOGETHER_MAX]
             ]  # fmt: skip
@@ -211,9 +211,9 @@ class Verifier:
         for definitions in truth.definitions.values():
             for definition in definitions:
                 await self._target.define(definition, truth.version)
-        if self._opener:
+        if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
-            await self._opener.open(run_id, reports, truth.version, strangers=strangers)
+            await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
         await self._look()  # what was exchanged meanwhile is verified anew
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
@@ -252,9 +252,9 @@ class Verifier:
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
         """Whether there may be workers of which nothing is on file: nobody watched, and Redis is empty."""
-        assert self._opener is not None
+        assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
-        return not self._opener.watched and (emptied or bool(markers.closed))
+        return not self._admission_gate.watched and (emptied or bool(markers.closed))
 
     async def _partition(
         self,

@@ -14,7 +14,7 @@ from gateway.cli.admin.output import NOTHING, admin, deleted, given, row, rows, 
 app = typer.Typer(no_args_is_help=True, help="Subscriptions of organizations.")
 
 COLUMNS = (
-    "id", "organization_id", "plan_id", "standing", "billing_interval", "start_date", "end_date", "change_at",
+    "id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date", "change_at",
     "cancel_at",
 )  # fmt: skip
 PLAN_COLUMNS = ("id", "name", "monthly_cost", "annual_cost", "token_plan_id", "feature_access")

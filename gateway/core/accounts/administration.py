@@ -67,7 +67,7 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Committed:
     """A committed write: the row as it stands and the control writes it left behind."""
 
     row: Row

@@ -18,7 +18,7 @@ class ReclaimPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class ChargedUse:
     """What a call is charged: all zero is nothing."""
 
     tokens: int = 0
@@ -46,15 +46,15 @@ class ExpiredHold:
     lease: bool = False
     held_credits: int = 0
 
-    def charge(self, policy: ReclaimPolicy) -> Charge:
+    def charge(self, policy: ReclaimPolicy) -> ChargedUse:
         """What the call is charged when its hold is taken back."""
         if self.lease or not self.service.id:
-            return Charge()
+            return ChargedUse()
         if policy == ReclaimPolicy.CHARGE_HOLD:
-            return Charge(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
+            return ChargedUse(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
         if policy == ReclaimPolicy.RELEASE or not self.observed:
-            return Charge()
-        return Charge(self.observed, self.credits, self.units)
+            return ChargedUse()
+        return ChargedUse(self.observed, self.credits, self.units)
 
 
 @dataclass(frozen=True, slots=True)

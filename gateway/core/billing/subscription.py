@@ -189,7 +189,7 @@ def covered(spans: Iterable[tuple[date, date, int]]) -> tuple[tuple[date, date],
     return tuple(found)
 
 
-def standing(start: date, end: date, today: date) -> str:
+def status(start: date, end: date, today: date) -> str:
     """Say whether a span is still to come, in force, or over; one of no days never comes."""
     if end <= max(start, today):
         return "over"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.core.accounts.ledger import Place
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 
 
 class Kind(StrEnum):
@@ -43,7 +43,7 @@ class LedgerAccount:
     """
 
     account: str
-    head: Standing
+    head: AccountHead
     found: bool
     at_seq: int | None
     rows: int
@@ -54,7 +54,7 @@ class LedgerAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
+class Rollback:
     """An account whose movements behind `stored_seq` are gone, up to where `place` says it stood."""
 
     place: Place
@@ -110,7 +110,7 @@ class Reconciled:
         )
 
 
-def compare(before: Standing | None, ledger: LedgerAccount, after: Standing | None) -> Item | None:
+def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHead | None) -> Item | None:
     """Say how an account differs; None where it does not.
 
     `before` and `after` are the counters' word from before and after the ledger was read; None

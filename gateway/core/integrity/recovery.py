@@ -1,6 +1,6 @@
 """Who has sent again what Redis may have forgotten: what workers report, and which of them are waited for.
 
-Pure. A worker is known by its seat, which its successor takes over together with what it left.
+Pure. A worker is known by its slot, which its successor takes over together with what it left.
 """
 
 from __future__ import annotations
@@ -49,26 +49,30 @@ class Roster:
         self._heard: dict[str, _Heard] = {}
 
     @property
-    def seats(self) -> frozenset[str]:
+    def worker_slots(self) -> frozenset[str]:
         """Who is waited for after a loss."""
         return frozenset(self._heard)
 
-    def expect(self, seats: Iterable[str], now: float) -> None:
+    def expect(self, worker_slots: Iterable[str], now: float) -> None:
         """These were there before; nothing of what they report now says that they are gone."""
-        for seat in seats:
-            beat = self._heard[seat].beat if seat in self._heard else -1
-            self._heard[seat] = _Heard(beat, now, present=False)
+        for worker_slot in worker_slots:
+            beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
+            self._heard[worker_slot] = _Heard(beat, now, present=False)
 
     def hear(self, reports: Mapping[str, Report], now: float) -> list[str]:
         """Take up reports while nothing is lost; answers who reports no more, though it did not leave."""
-        for seat, report in reports.items():
-            known = self._heard.get(seat)
+        for worker_slot, report in reports.items():
+            known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
-                self._heard[seat] = _Heard(report.beat, now, present=True)
-        silent = [seat for seat, one in self._heard.items() if now - one.at > SILENT_S_MAX]
-        left = [seat for seat, one in self._heard.items() if one.present and seat not in reports]
-        for seat in {*silent, *left}:
-            del self._heard[seat]
+                self._heard[worker_slot] = _Heard(report.beat, now, present=True)
+        silent = [worker_slot for worker_slot, one in self._heard.items() if now - one.at > SILENT_S_MAX]
+        left = [
+            worker_slot
+            for worker_slot, one in self._heard.items()
+            if one.present and worker_slot not in reports
+        ]
+        for worker_slot in {*silent, *left}:
+            del self._heard[worker_slot]
         return sorted(set(silent) & reports.keys())
 
     def missing(
@@ -78,7 +82,9 @@ class Roster:
 
         Who reports is waited for too: it may have started meanwhile, and have found what another one left.
         """
-        here = {seat for seat, report in reports.items() if report.run_id == run_id}
+        here = {worker_slot for worker_slot, report in reports.items() if report.run_id == run_id}
         return [
-            seat for seat in self.seats | here if seat not in here or reports[seat].epochs[partition] < epoch
+            worker_slot
+            for worker_slot in self.worker_slots | here
+            if worker_slot not in here or reports[worker_slot].epochs[partition] < epoch
         ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AccountHead:
     """`balance` is None where the account is unlimited."""
 
     seq: int

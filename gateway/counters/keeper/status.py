@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 from gateway.counters.keeper.control import PEEK_BATCH_MAX, Control
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -14,7 +14,7 @@ from gateway.errors import CountersUnavailable
 KIND_TENANT, KIND_ORGANIZATION = b"3", b"4"
 
 
-class Standings(Control):
+class AccountHeads(Control):
     """The keeper's connection, with what billing looks at."""
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
@@ -25,9 +25,9 @@ class Standings(Control):
             for id_, packed in found.items()
         }
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> dict[str, Standing | None]:
+    ) -> dict[str, AccountHead | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
 
         Pairs are (partition, id); None where the counters have no such account. CountersUnavailable
@@ -37,20 +37,20 @@ class Standings(Control):
         for partition in {partition for partition, _ in (*tenants, *organizations)}:
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
-        found: dict[str, Standing | None] = {}
+        found: dict[str, AccountHead | None] = {}
         for (_, tenant_id), packed in await self._read(tenants, keys.tenant_state):
             if packed is None:
                 found[f"tenant:{tenant_id}"] = None
                 continue
             tenant = states.unpack_tenant(packed)
             remaining = None if tenant.unlimited else tenant.remaining
-            found[f"tenant:{tenant_id}"] = Standing(tenant.seq, remaining)
+            found[f"tenant:{tenant_id}"] = AccountHead(tenant.seq, remaining)
         for (_, organization_id), packed in await self._read(organizations, keys.organization_state):
             organization = states.unpack_organization(packed) if packed else None
             credits_ = spend = None
             if organization is not None:
-                credits_ = Standing(organization.credit_seq, organization.balance)
-                spend = Standing(organization.spend_seq, organization.spent)
+                credits_ = AccountHead(organization.credit_seq, organization.balance)
+                spend = AccountHead(organization.spend_seq, organization.spent)
             found[f"credits:{organization_id}"], found[f"spend:{organization_id}"] = credits_, spend
         return found
 

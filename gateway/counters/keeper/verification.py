@@ -12,7 +12,7 @@ from gateway.core.billing.pricing import spend_micro
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.model import PARTITIONS, Caller, Settlement
-from gateway.counters.keeper import attendance
+from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.control import Control
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -40,15 +40,21 @@ class Verification(Control):
         return found
 
     async def reports(self) -> dict[str, Report]:
-        """What workers reported last, by seat."""
+        """What workers reported last, by  slot."""
         answer = await self.ask(b"HGETALL", keys.WORKERS.encode())
         flat = cast("list[bytes]", answer)
         fields = zip(flat[::2], flat[1::2], strict=True)
-        return {seat.decode(): report for seat, raw in fields if (report := attendance.unpack(raw))}
+        return {
+            worker_slot.decode(): report
+            for worker_slot, raw in fields
+            if (report := worker_reports.unpack(raw))
+        }
 
-    async def dismiss(self, seats: Collection[str]) -> None:
+    async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""
-        await self.ask(b"HDEL", keys.WORKERS.encode(), *(seat.encode() for seat in seats))
+        await self.ask(
+            b"HDEL", keys.WORKERS.encode(), *(worker_slot.encode() for worker_slot in worker_slots)
+        )
 
     async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
         """Open a partition that was closed under this epoch; False where the marker moved on."""

@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.accounts.holds import Charge, Charged, Ending, ExpiredHold, LateSettlement, Verb
+from gateway.core.accounts.holds import Charged, ChargedUse, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.control import APPLIED, UNVERIFIED, Control
@@ -53,7 +53,7 @@ class Keeping(Control):
                     found.append(hold)
         return found
 
-    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: ChargedUse) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.
 
         A lease is only given back, if nobody renewed it meanwhile.

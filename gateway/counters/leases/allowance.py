@@ -30,7 +30,7 @@ REVOKED_MAX = 10_000
 
 
 @dataclass(slots=True)
-class Purse:
+class LeaseShare:
     """One account's part: `kept` may be used, `spent` is, `settled` of that by calls that are over."""
 
     kept: int = 0
@@ -62,8 +62,8 @@ class Allowance:
 
     caller: Caller
     lease_id: str
-    tokens: Purse = field(default_factory=Purse)
-    credits: Purse = field(default_factory=Purse)
+    tokens: LeaseShare = field(default_factory=LeaseShare)
+    credits: LeaseShare = field(default_factory=LeaseShare)
     unlimited: bool = False
     strict: bool = False
     cuts: bool = False
@@ -95,8 +95,8 @@ class Allowance:
 
     def charged(self) -> None:
         """All that is settled is charged, or will be without being held until then."""
-        for purse in (self.tokens, self.credits):
-            purse.renew(purse.kept, purse.settled)
+        for share in (self.tokens, self.credits):
+            share.renew(share.kept, share.settled)
 
 
 @dataclass(slots=True)
@@ -112,18 +112,18 @@ class _Taken:
 class Allowances:
     """Every tenant's lease in one worker, and the calls admitted on them.
 
-    `seat` is what the ids of its leases are made of: whoever sits there next finds them again.
+    `worker_slot` is what the ids of its leases are made of: whoever sits there next finds them again.
     `fresh` are tenants nobody has asked a lease for yet, `hurried` those whose lease should be looked at.
     `calls` are in flight, by request id; `admitted` counts them since the start.
     """
 
-    def __init__(self, clock: Callable[[], float], seat: UUID | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], worker_slot: UUID | None = None) -> None:
         self.fresh: list[Allowance] = []
         self.hurried: dict[int, Allowance] = {}
         self.admitted = 0
         self.calls: dict[str, _Taken] = {}
         self._clock = clock
-        self._seat = seat or uuid4()
+        self._worker_slot = worker_slot or uuid4()
         self._tenants: dict[int, Allowance] = {}
         self._revoked: dict[int, None] = {}
 
@@ -143,7 +143,7 @@ class Allowances:
         if one is None:
             if len(self._tenants) >= TENANTS_MAX:
                 return
-            lease_id = str(uuid5(self._seat, str(caller.tenant_id)))
+            lease_id = str(uuid5(self._worker_slot, str(caller.tenant_id)))
             one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
             self.fresh.append(one)
         one.seen = self._clock()
@@ -229,9 +229,9 @@ class Allowances:
         return True
 
 
-def _correct(purse: Purse, held: int, used: int) -> None:
-    purse.spent += used - held
-    purse.settled += used
+def _correct(share: LeaseShare, held: int, used: int) -> None:
+    share.spent += used - held
+    share.settled += used
 
 
 def _tokens_for(one: Allowance, request: HoldRequest) -> int:

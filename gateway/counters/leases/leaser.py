@@ -139,7 +139,7 @@ class Leaser:
         """Give all of it back but what is used: that is held until it should be charged."""
         if not one.spent:
             return self._send(one, GIVE_BACK)
-        spent, credits_ = (Share(purse.spent, purse.spent) for purse in (one.tokens, one.credits))
+        spent, credits_ = (Share(share.spent, share.spent) for share in (one.tokens, one.credits))
         return self._send(one, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
 
     def _send(

@@ -1,7 +1,7 @@
 """One client's socket: heads and bodies come in, answers go out, in order, one at a time.
 
 A request behind one in progress waits unread. Whatever is wrong with it is said after the
-answer in front of it. Framing is `ClientSide`'s, what a request means is the story's affair: here
+answer in front of it. Framing is `ClientSide`'s, what a request means is the handler's affair: here
 are flow, deadlines, and the end of a connection.
 """
 
@@ -18,7 +18,7 @@ from gateway.http.protocol.client_side import ClientSide
 from gateway.http.protocol.framing import Malformed
 from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.routing.plan import Plan, family_of_head
+from gateway.http.routing.routed_head import RoutedHead, family_of_head
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.server.host import Host
 from gateway.http.server.kept import Kept, full
@@ -110,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None or self._side.state == BODY:
             return False
         self._ended = self._closing = True
-        return exchange.plan.route is None or exchange.plan.route.on_disconnect != "abort"
+        return exchange.routed.route is None or exchange.routed.route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone. What it sent of its request stays what it was."""
@@ -188,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
     def body_soon(self, caller: Caller) -> Wait[None] | None:
         """Wait a moment for a body that is on its way; None where it is large, or is not sent unasked."""
         exchange = self.exchange
-        if self.gone or exchange is None or exchange.plan.expects or exchange.body_length is None:
+        if self.gone or exchange is None or exchange.routed.expects or exchange.body_length is None:
             return None
         wait = self._body.soon(caller, exchange.body_length, self._limits)
         self._reading.resume(UNWANTED)
@@ -371,51 +371,51 @@ class ClientConnection(asyncio.Protocol):
         if self._kept.unread:
             self._kept.keep_unread(0)
         head, length = cut_length(head)
-        planner = self._host.planner
-        plan = planner.known.get(head)
-        if plan is None:
-            plan = planner.plan(head)
+        head_router = self._host.head_router
+        routed = head_router.known.get(head)
+        if routed is None:
+            routed = head_router.route(head)
         if length < 0:
-            self._begin(plan, plan.length)
-        elif plan.chunked or plan.length is not None:
+            self._begin(routed, routed.length)
+        elif routed.chunked or routed.length is not None:
             self.turn_away(MalformedRequest("The length of the body is stated twice."), head)
         else:
-            self._begin(plan, length)
+            self._begin(routed, length)
         return True
 
     def turn_away(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that are not a request, and close."""
         self._kept.keep_unread(0)
-        self._begin(Plan(family_of_head(head), refusal=refusal, fatal=True), None)
+        self._begin(RoutedHead(family_of_head(head), refusal=refusal, fatal=True), None)
 
-    def _begin(self, plan: Plan, length: int | None) -> None:
-        self.exchange = exchange = self._host.exchange(self, plan)
+    def _begin(self, routed: RoutedHead, length: int | None) -> None:
+        self.exchange = exchange = self._host.exchange(self, routed)
         self.deadline = NEVER
         exchange.body_length = length
-        if plan.fatal:
+        if routed.fatal:
             self._closing = True
             self._side.refuse()
-        elif length or plan.chunked:
-            self._begin_body(exchange, plan, length or 0)
+        elif length or routed.chunked:
+            self._begin_body(exchange, routed, length or 0)
         else:
             self._side.request(0, False)
         self._host.tell(exchange)
 
     # bodies
 
-    def _begin_body(self, exchange: Exchange, plan: Plan, length: int) -> None:
+    def _begin_body(self, exchange: Exchange, routed: RoutedHead, length: int) -> None:
         side = self._side
         try:
-            payload = side.request(length, plan.chunked)
+            payload = side.request(length, routed.chunked)
         except Malformed as error:
             self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
             return
-        if plan.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
+        if routed.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
             exchange.body_failure = RequestTooLarge()
         if side.state == BODY:
             self._body.size = 0
             self._left_s = _RUNS
-            self._buffered = plan.buffered
+            self._buffered = routed.buffered
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
                 self._keep(payload)
@@ -423,7 +423,7 @@ class ClientConnection(asyncio.Protocol):
             self._body.add(payload)
 
     def _take_body(self, payload: bytes) -> None:
-        """Deal with what came of a body, and with its end. Each way on is a last step: a story runs in it."""
+        """Deal with what came of a body, and with its end. Each way on is a last step: a handler runs in it."""
         state = self._side.state
         if self.exchange is None:
             self._drop(len(payload))
@@ -457,7 +457,7 @@ class ClientConnection(asyncio.Protocol):
         return None
 
     def _fail_body(self, refusal: Refusal) -> None:
-        """The body cannot be had: the story ends where it waits, the connection after it."""
+        """The body cannot be had: the handler ends where it waits, the connection after it."""
         self._closing = True
         if self._side.state == BODY:
             self._side.refuse()

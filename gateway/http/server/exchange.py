@@ -1,4 +1,4 @@
-"""One request and its answer: what the story knows about its client.
+"""One request and its answer: what the handler knows about its client.
 
 An exchange outlives its client where the route says that what was begun is drained and charged.
 """
@@ -14,8 +14,8 @@ from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER, Clock
-from gateway.http.routing.plan import Plan
-from gateway.http.server.story import Story
+from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.server.request_driver import RequestDriver
 from gateway.http.upstream.connection import Link
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -90,7 +90,7 @@ class Hold(Protocol):
         """The call lives long: have its hold renewed until it settles."""
 
 
-class Exchange(Story):
+class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
@@ -102,21 +102,21 @@ class Exchange(Story):
     __slots__ = (
         "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
         "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened",
-        "plan",
+        "routed",
         "reason", "request_id", "started", "status", "trace", "until_close",
     )  # fmt: skip
 
     def __init__(
         self,
         connection: Client,
-        plan: Plan,
+        routed: RoutedHead,
         request_id: str,
         started: float,
         on_end: Callable[[Exchange, BaseException | None], None],
     ) -> None:
         super().__init__()
         self.connection = connection
-        self.plan = plan
+        self.routed = routed
         self.request_id = request_id
         self.started = started
         self._on_end = on_end
@@ -157,7 +157,7 @@ class Exchange(Story):
 
     def invite_body(self) -> None:
         """Send `100 Continue`, once, to a client that waits for it (RFC 9110, 10.1.1)."""
-        if self.plan.expects and not self.gone and not self.invited:
+        if self.routed.expects and not self.gone and not self.invited:
             self.invited = True
             self.connection.transport.write(CONTINUE)
 
@@ -165,9 +165,9 @@ class Exchange(Story):
 
     def decide_keep_alive(self) -> bool:
         """Whether the connection serves another request after this one; said in the answer's head."""
-        plan, connection = self.plan, self.connection
-        self.keep_alive = plan.keep_alive and connection.reusable
-        if plan.expects and not connection.body_complete:
+        routed, connection = self.routed, self.connection
+        self.keep_alive = routed.keep_alive and connection.reusable
+        if routed.expects and not connection.body_complete:
             self.keep_alive = False  # whether its body follows is the client's choice
         return self.keep_alive
 
@@ -180,7 +180,7 @@ class Exchange(Story):
     # interruptions
 
     def body_failed(self, refusal: Refusal) -> None:
-        """The rest of the body cannot be had: the story says so when it comes to it, or at once if it has."""
+        """The rest of the body cannot be had: the handler says so when it comes to it, or at once if it has."""
         self.body_failure = refusal
         if self.began_upstream:
             self.interrupt(refusal)
@@ -193,7 +193,7 @@ class Exchange(Story):
         self.gone = True
         if self.shielded:
             return
-        route, charge = self.plan.route, self.charge
+        route, charge = self.routed.route, self.charge
         due = charge is not None and charge.due and charge.charges
         drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
         if drains and self.connection.body_complete:

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from gateway.core.http_limits import HttpLimits
 from gateway.http.clock import Clock
-from gateway.http.routing.plan import Plan, Planner
+from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.exchange import Exchange
 from gateway.http.turns import Turns
@@ -17,7 +17,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 class Host(Protocol[C_contra]):
     """What a connection needs of its worker."""
 
-    planner: Planner
+    head_router: HeadRouter
     limits: HttpLimits
     buffers: Buffers
     clock: Clock
@@ -30,8 +30,8 @@ class Host(Protocol[C_contra]):
     def closed(self, connection: C_contra) -> None:
         """The connection is gone."""
 
-    def exchange(self, connection: C_contra, plan: Plan) -> Exchange:
+    def exchange(self, connection: C_contra, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request whose head has arrived."""
 
     def tell(self, exchange: Exchange) -> None:
-        """Begin the story of a request."""
+        """Begin the handling of a request."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.core.calls.call import Call
 from gateway.core.http_limits import HttpLimits
-from gateway.http.routing.plan import with_coding
+from gateway.http.routing.routed_head import with_coding
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link
 
@@ -13,7 +13,7 @@ JOINED_BYTES_MAX = 64 * 1024  # a longer body is not copied behind its head, whi
 
 def is_collected(exchange: Exchange, limits: HttpLimits) -> bool:
     """Whether a body is waited for that may be small: whoever sends it cannot leave half a request then."""
-    if exchange.plan.buffered or exchange.connection.body_complete:
+    if exchange.routed.buffered or exchange.connection.body_complete:
         return False
     length = exchange.body_length
     return length is None or length <= limits.collected_bytes_max
@@ -23,13 +23,13 @@ def send(exchange: Exchange, link: Link, call: Call) -> None:
     """Send the request in one write; a body that is still arriving follows by itself."""
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
-    plan, connection = exchange.plan, exchange.connection
-    opening = with_coding(plan.opening, b"identity") if call.strip_usage else plan.opening
+    routed, connection = exchange.routed, exchange.connection
+    opening = with_coding(routed.opening, b"identity") if call.strip_usage else routed.opening
     if exchange.trace is not None:
         opening += exchange.trace.line
     opening = b"%bx-request-id: %b\r\n" % (opening, exchange.request_id.encode())
-    side, head_only = link.side, plan.method == b"HEAD"
-    if plan.buffered:
+    side, head_only = link.side, routed.method == b"HEAD"
+    if routed.buffered:
         body = call.take_body()
         if len(body) <= JOINED_BYTES_MAX:
             link.begin(side.ask(opening, body, False))
@@ -39,10 +39,10 @@ def send(exchange: Exchange, link: Link, call: Call) -> None:
             link.end()
     elif connection.body_complete:
         body = connection.body()
-        framed = body or exchange.body_length is not None or plan.chunked
+        framed = body or exchange.body_length is not None or routed.chunked
         link.begin(side.ask(opening, body if framed else None, head_only))
     else:
-        length = None if plan.chunked else exchange.body_length
+        length = None if routed.chunked else exchange.body_length
         link.begin(side.ask_in_parts(opening, length, connection.body(), head_only))
         exchange.invite_body()
         connection.stream_body(link)

@@ -1,4 +1,4 @@
-"""One worker's data plane: it listens, begins the story of each request, and ends in order."""
+"""One worker's data plane: it listens, begins the handling of each request, and ends in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import proxy
 from gateway.http.reply import refuse
 from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.plan import Plan, Planner
+from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange
@@ -38,7 +38,7 @@ class DataPlane:
     `bounds` what meters believe at most.
     """
 
-    def __init__(  # noqa: PLR0917  # what it is made of, in the order of its story
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
         self,
         ports: Ports,
         routes: Sequence[Route],
@@ -88,7 +88,7 @@ class DataPlane:
         ports = self._ports
         traced = ports.tracer is not None
         bindings = Bindings(tuple(routes), by_name, services, ports.directory, ports.log)
-        planner = Planner(tuple(routes), by_name, bindings, self._pepper, limits, traced=traced)
+        head_router = HeadRouter(tuple(routes), by_name, bindings, self._pepper, limits, traced=traced)
         upstreams: dict[str, Upstream] = {}
         for name, target in by_name.items():
             there = self._upstreams.get(name)
@@ -101,8 +101,8 @@ class DataPlane:
                 upstream.leave()
                 self._left.append(upstream)
         self.buffers.renew(limits)
-        self.limits, self.planner, self._upstreams = limits, planner, upstreams
-        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, planner, self.buffers)
+        self.limits, self.head_router, self._upstreams = limits, head_router, upstreams
+        self._worker = Worker(ports, limits, self.clock, upstreams, bounds, head_router, self.buffers)
 
     @property
     def connections(self) -> int:
@@ -227,19 +227,19 @@ class DataPlane:
         elif not self._connections and not self._orphans:
             self._empty.set()
 
-    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
-        """Make the exchange of a request; its story is told once its body is set up."""
-        return Exchange(connection, plan, self._ids.next(), self._ports.seconds(), self._ended)
+    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
+        """Make the exchange of a request; it is handled once its body is set up."""
+        return Exchange(connection, routed, self._ids.next(), self._ports.seconds(), self._ended)
 
     def tell(self, exchange: Exchange) -> None:
-        """Begin the story of a request."""
+        """Begin the handling of a request."""
         exchange.tell(proxy(exchange, self._worker))
 
     def _protocol(self) -> ClientConnection:
         return ClientConnection(self)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """A story is over: count it and let its connection go on."""
+        """A handler is over: count it and let its connection go on."""
         ports = self._ports
         if error is not None:
             self._faults.note(exchange.request_id, error)
@@ -251,7 +251,7 @@ class DataPlane:
         tally = ports.tally
         took = now - exchange.started
         upstream = exchange.ended_upstream - exchange.began_upstream if exchange.ended_upstream else 0.0
-        tally.request(exchange.plan.label, exchange.status, exchange.reason)
+        tally.request(exchange.routed.label, exchange.status, exchange.reason)
         tally.took(took, upstream)
         if exchange.gone:
             tally.client_disconnects += 1
@@ -262,7 +262,7 @@ class DataPlane:
             ports.log(
                 "request",
                 request_id=exchange.request_id,
-                route=exchange.plan.label,
+                route=exchange.routed.label,
                 status=exchange.status,
                 reason=exchange.reason,
                 duration_ms=round(took * 1000, 3),

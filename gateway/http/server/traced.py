@@ -17,7 +17,7 @@ from gateway.core.calls.trace import Kind, Span, Trace
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
-from gateway.http.routing.plan import Plan
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import Exchange
 from gateway.http.server.server import DataPlane
@@ -45,10 +45,10 @@ class TracedPlane(DataPlane):
             replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
         )
 
-    def exchange(self, connection: ClientConnection, plan: Plan) -> Exchange:
+    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request, and its trace."""
-        exchange = super().exchange(connection, plan)
-        trace = exchange.trace = self._tracer.begin(plan.parent)
+        exchange = super().exchange(connection, routed)
+        trace = exchange.trace = self._tracer.begin(routed.parent)
         if trace.recorded:
             self._timed.traces[exchange.request_id] = trace
         return exchange
@@ -156,11 +156,11 @@ def _use(metadata: bytes) -> dict[str, str | int | bool]:
 
 def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
     """The request's span and its children, in the order they began."""
-    plan, status, reason = exchange.plan, exchange.status, exchange.reason
-    method = plan.method.decode("ascii", "replace") or "HTTP"
+    routed, status, reason = exchange.routed, exchange.status, exchange.reason
+    method = routed.method.decode("ascii", "replace") or "HTTP"
     attributes: dict[str, str | int | bool] = {
         "http.request.method": method,
-        "http.route": plan.label,
+        "http.route": routed.label,
         "http.response.status_code": status,
         "tollkeeper.request_id": exchange.request_id,
     }
@@ -168,7 +168,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
     if reason:
         attributes["tollkeeper.reason"] = reason
     request = Span(
-        f"{method} {plan.label}",
+        f"{method} {routed.label}",
         Kind.SERVER,
         trace.span_id,
         trace.parent_id,
@@ -196,7 +196,7 @@ def _upstream_span(exchange: Exchange, trace: Trace, method: str, now: float) ->
         trace.span_id,
         exchange.began_upstream,
         ended or min([now, *settled]),
-        {"http.request.method": method, "tollkeeper.upstream": exchange.plan.upstream},
+        {"http.request.method": method, "tollkeeper.upstream": exchange.routed.upstream},
     )
     if ended:
         span.attributes["http.response.status_code"] = exchange.status

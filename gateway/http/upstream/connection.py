@@ -1,6 +1,6 @@
 """One connection to an upstream: a request goes out, one answer comes in, nothing is left over.
 
-The story of a request waits here twice: for the final head, then for body bytes. Bytes behind
+the handling of a request waits here twice: for the final head, then for body bytes. Bytes behind
 a complete answer destroy the connection; they never reach the next client. Never knows
 callers, meters or limits.
 """
@@ -78,7 +78,7 @@ class Link(asyncio.BufferedProtocol):
         """Whether the whole answer has arrived (its last bytes may still be unread here)."""
         return self.side.answering == COMPLETE
 
-    # what the story asks of its link
+    # what the handler asks of its link
 
     def begin(self, request: bytes) -> None:
         """Send what `side` made of a request, or of the beginning of one."""

@@ -24,7 +24,7 @@ DEMO_TOKENS = 1_000_000
 # In nobody's way, but with it each field that tells of limits is in the answers.
 DEMO_LIMITS = {"requests_per_minute": 1_000_000}
 # Proxies named in the environment are for the world outside, not for this machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_admission_gate = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 SERVICES = {
     "chat": "Chat completions (OpenAI)",
@@ -127,7 +127,7 @@ def status_of(url: str, headers: Mapping[str, str] | None = None) -> int | None:
     """Status of a GET, None if nobody answers."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # our own http URL
     try:
-        with _opener.open(request, timeout=CALL_MAX_S) as answer:
+        with _admission_gate.open(request, timeout=CALL_MAX_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -181,7 +181,7 @@ class _Admin:
             },
         )
         try:
-            with _opener.open(request, timeout=CALL_MAX_S) as answer:
+            with _admission_gate.open(request, timeout=CALL_MAX_S) as answer:
                 return int(answer.status), json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in accept:

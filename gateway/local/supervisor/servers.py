@@ -9,8 +9,8 @@ from gateway.errors import StartError
 from gateway.local import ports
 from gateway.local.child import Program
 from gateway.local.embedded import postgres, valkey
-from gateway.local.supervisor.plan import Options, Parts
-from gateway.local.supervisor.supervisor import House
+from gateway.local.supervisor.parts import Options, Parts
+from gateway.local.supervisor.supervisor import Supervisor
 
 EXTERNAL_WAIT_S = 5.0
 SHARED_MEMORY_TRIES = 20
@@ -19,53 +19,55 @@ DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 
 
 
 async def start_servers(
-    house: House, options: Options, parts: Parts, secrets: dict[str, str]
+    supervisor: Supervisor, options: Options, parts: Parts, secrets: dict[str, str]
 ) -> tuple[str, str, str, str | None]:
     """Redis, PostgreSQL and the demo upstream side by side; their URLs.
 
     Redis has two: the one to tell, and the one for the gateway's own processes.
     """
-    data = house.data
+    data = supervisor.data
     async with asyncio.TaskGroup() as group:
-        redis = group.create_task(_redis(house, options, secrets["redis_password"]))
-        database = group.create_task(_postgres(house, options, secrets["database_password"]))
-        upstream = group.create_task(_upstream(house, options, parts))
-    house.voice.step(f"databases are up in {data.path}")
+        redis = group.create_task(_redis(supervisor, options, secrets["redis_password"]))
+        database = group.create_task(_postgres(supervisor, options, secrets["database_password"]))
+        upstream = group.create_task(_upstream(supervisor, options, parts))
+    supervisor.voice.step(f"databases are up in {data.path}")
     told, near = redis.result()
     return told, near, database.result(), upstream.result()
 
 
-async def _redis(house: House, options: Options, password: str) -> tuple[str, str]:
+async def _redis(supervisor: Supervisor, options: Options, password: str) -> tuple[str, str]:
     if options.redis_url:
         await _reachable(options.redis_url, "Redis", "--redis-url")
         return options.redis_url, options.redis_url
-    data = house.data
-    house.voice.step("starting Valkey")
+    data = supervisor.data
+    supervisor.voice.step("starting Valkey")
     port = ports.free(int(data.read("ports.json").get("redis", 0)))
     path = valkey.socket_of(data.redis)
-    await house.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password, path))
+    await supervisor.run("redis", valkey.program(data.redis, data.logs / "valkey.log", port, password, path))
     data.write("ports.json", data.read("ports.json") | {"redis": port})
     told = valkey.url(port, password)
     return told, valkey.socket_url(path, password) if path else told
 
 
-async def _postgres(house: House, options: Options, password: str) -> str:
+async def _postgres(supervisor: Supervisor, options: Options, password: str) -> str:
     if options.database_url:
         await _reachable(options.database_url, "PostgreSQL", "--database-url")
         return options.database_url
-    return await start_postgres(house, password)
+    return await start_postgres(supervisor, password)
 
 
-async def start_postgres(house: House, password: str) -> str:
+async def start_postgres(supervisor: Supervisor, password: str) -> str:
     """The embedded PostgreSQL of a data directory, made where there is none; its URL."""
-    data = house.data
-    house.voice.step("starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster")
+    data = supervisor.data
+    supervisor.voice.step(
+        "starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster"
+    )
     await asyncio.to_thread(postgres.initialise, data.postgres, password)
     port = ports.free(int(data.read("ports.json").get("postgres", 0)))
     program = postgres.program(data.postgres, data.logs / "postgres.log", port)
     for left in reversed(range(SHARED_MEMORY_TRIES)):
         try:
-            await house.run("postgres", program)
+            await supervisor.run("postgres", program)
             break
         except StartError as error:
             # Sessions of a server that was killed need a moment to notice.
@@ -76,16 +78,16 @@ async def start_postgres(house: House, password: str) -> str:
     return postgres.url(port, password)
 
 
-async def _upstream(house: House, options: Options, parts: Parts) -> str | None:
+async def _upstream(supervisor: Supervisor, options: Options, parts: Parts) -> str | None:
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
-    port = ports.free(int(house.data.read("ports.json").get("demo_upstream", 0)))
+    port = ports.free(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
 
     async def ready(_pid: int) -> bool:
         return await ports.answers("127.0.0.1", port, 1.0)
 
     argv = tuple(parts.demo_upstream(port))
-    await house.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
+    await supervisor.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
     return f"http://127.0.0.1:{port}"
 
 

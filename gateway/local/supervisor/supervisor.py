@@ -12,7 +12,7 @@ from gateway.local.child import Child, Program
 from gateway.local.data_directory import DataDirectory
 
 
-class House:
+class Supervisor:
     """The running children of one data directory, in the order they are stopped."""
 
     STOP_ORDER = ("gateway", "demo upstream", "keeper", "redis", "postgres")

@@ -20,9 +20,9 @@ from gateway.local.announce import Voice
 from gateway.local.child import Program
 from gateway.local.data_directory import opened
 from gateway.local.demo import seed as demo
-from gateway.local.supervisor.plan import Endpoints, Options, Parts
+from gateway.local.supervisor.parts import Endpoints, Options, Parts
 from gateway.local.supervisor.servers import start_servers
-from gateway.local.supervisor.supervisor import House
+from gateway.local.supervisor.supervisor import Supervisor
 
 READY_MAX_S = 90.0
 # Behind its grace a gateway breaks calls off and settles what came of them.
@@ -51,8 +51,8 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
         loop.add_signal_handler(number, asked_to_stop)
     with ExitStack() as locks:
         data = locks.enter_context(opened(options.data_dir))
-        house = House(data, voice)
-        starting = asyncio.create_task(_start(house, options, parts, voice, locks))
+        supervisor = Supervisor(data, voice)
+        starting = asyncio.create_task(_start(supervisor, options, parts, voice, locks))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -63,13 +63,15 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
             stopping.cancel()
             starting.cancel()
             await asyncio.wait({starting})
-            await house.stop()
+            await supervisor.stop()
             if stop.is_set():
                 voice.say("stopped")
 
 
-async def _start(house: House, options: Options, parts: Parts, voice: Voice, locks: ExitStack) -> None:
-    data = house.data
+async def _start(
+    supervisor: Supervisor, options: Options, parts: Parts, voice: Voice, locks: ExitStack
+) -> None:
+    data = supervisor.data
     gateway_port = _reserve(locks, options.gateway_host, options.gateway_port, "gateway (--gateway-port)")
     with ports.reserved(options.admin_host, options.admin_port, "Admin API (--admin-port)") as socket:
         admin_port: int = socket.getsockname()[1]
@@ -77,7 +79,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
     warming = asyncio.create_task(asyncio.to_thread(parts.prepare))
-    redis_url, near_url, database_url, upstream_url = await start_servers(house, options, parts, secrets)
+    redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, parts, secrets)
     await warming
     voice.step("bringing the schema up to date")
     keeper_url = await _migrate(options, parts, database_url, secrets["writer_password"])
@@ -96,9 +98,9 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         f"starting the keeper and {options.workers} gateway worker{'s' if options.workers > 1 else ''}"
     )
     async with asyncio.TaskGroup() as group:
-        group.create_task(house.run("keeper", _keeper(options, parts, endpoints)))
+        group.create_task(supervisor.run("keeper", _keeper(options, parts, endpoints)))
         for number in range(options.workers):
-            group.create_task(house.run("gateway", _gateway(options, parts, endpoints, number)))
+            group.create_task(supervisor.run("gateway", _gateway(options, parts, endpoints, number)))
     key = ""
     if options.demo:
         voice.step("looking after the demo organization")
@@ -122,7 +124,7 @@ async def _start(house: House, options: Options, parts: Parts, voice: Voice, loc
         "database_url": database_url,
         "upstream_url": upstream_url,
         "data_dir": str(data.path),
-        "pids": house.pids(),
+        "pids": supervisor.pids(),
     }
     data.write("up.json", {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url})
     voice.ready(facts)

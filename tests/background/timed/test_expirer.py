@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.background.timed.expirer import Expirer
 from gateway.core.billing.allocation import ExpiredGrant
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.verified import AccountHead
 
 
 class FakeLedger:
@@ -42,15 +42,15 @@ class FakeCounters:
 
     def __init__(self) -> None:
         self.at_ms = 999
-        self.standing: Standing | None = Standing(20, 5)
+        self.head: AccountHead | None = AccountHead(20, 5)
 
     async def now_ms(self) -> int:
         return self.at_ms
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, Standing | None]:
-        return {"credits:1": self.standing, "spend:1": None}
+    ) -> Mapping[str, AccountHead | None]:
+        return {"credits:1": self.head, "spend:1": None}
 
 
 async def test_nothing_expires_before_its_moment_by_the_counters_clock() -> None:
@@ -73,6 +73,6 @@ async def test_the_rest_is_taken_once_the_account_is_allocated_as_far_as_it_went
 
 async def test_an_account_the_counters_do_not_know_waits() -> None:
     ledger, counters = FakeLedger(), FakeCounters()
-    counters.at_ms, counters.standing = 1_000, None
+    counters.at_ms, counters.head = 1_000, None
     assert await Expirer(ledger, counters, lambda _: 7).expire() == 0
     assert ledger.asked == []

@@ -15,7 +15,7 @@ from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, OutOfRange
-from tests.background.house import house_at
+from tests.background.backend import backend_at
 
 # --- alone ------------------------------------------------------------------------------
 
@@ -93,43 +93,43 @@ async def test_a_write_that_can_never_be_applied_is_refused_and_the_next_one_goe
 
 
 async def test_what_people_write_is_in_force_and_done_by_its_row(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         tenant_id = world.caller.tenant_id
-        await house.write("tenants", "recharge", tenant_id, amount=50)
-        await house.write("tenants", "adjust", tenant_id, amount=30, direction="OUT", reason="too much")
-        await house.write("tenants", "reset", tenant_id)
-        await house.write("tenants", "block", tenant_id)
-        assert await house.push() == 0
+        await backend.write("tenants", "recharge", tenant_id, amount=50)
+        await backend.write("tenants", "adjust", tenant_id, amount=30, direction="OUT", reason="too much")
+        await backend.write("tenants", "reset", tenant_id)
+        await backend.write("tenants", "block", tenant_id)
+        assert await backend.push() == 0
         assert (world.tenant.remaining, world.tenant.manual_block) == (100, True)
-        assert {state for _, verb, state in house.writes() if verb != "define"} == {"applied"}
-        assert {state for _, verb, state in house.writes() if verb == "define"} == {"done"}
-        await house.flush()
-        assert house.ledger(tenant_id) == [
+        assert {state for _, verb, state in backend.writes() if verb != "define"} == {"applied"}
+        assert {state for _, verb, state in backend.writes() if verb == "define"} == {"done"}
+        await backend.flush()
+        assert backend.ledger(tenant_id) == [
             (1, "reset", 100, 100),
             (2, "recharge", 50, 150),
             (3, "adjust", -30, 120),
             (4, "reset", -20, 100),
         ]
-        assert house.rows("select metadata from token_ledger where seq = 3")[0]["metadata"] == {
+        assert backend.rows("select metadata from token_ledger where seq = 3")[0]["metadata"] == {
             "reason": "too much"
         }
-        assert {state for _, _, state in house.writes()} == {"done"}
+        assert {state for _, _, state in backend.writes()} == {"done"}
         assert world.client.hlen(keys.control(world.p)) == 0
 
 
 async def test_pushing_again_changes_nothing(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        await house.write("tenants", "recharge", world.caller.tenant_id, amount=50)
-        assert sum(await asyncio.gather(house.push(), house.push())) == 0
-        house.rows("update control_write set state = 'pending' where verb <> 'define' returning id")
-        assert await house.push() == 0
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+        assert sum(await asyncio.gather(backend.push(), backend.push())) == 0
+        backend.rows("update control_write set state = 'pending' where verb <> 'define' returning id")
+        assert await backend.push() == 0
         assert world.tenant.remaining == 150
 
 
 async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as one, house_at(valkey, migrated) as other:
+    async with backend_at(valkey, migrated) as one, backend_at(valkey, migrated) as other:
         world = await one.settle_in(100)
         for _ in range(5):
             await one.write("tenants", "recharge", world.caller.tenant_id, amount=1)
@@ -139,64 +139,64 @@ async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> 
 
 
 async def test_what_a_key_makes_of_users_is_written_anew(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        name = keys.identity(house.rows("select digest from api_key")[0]["digest"])
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        name = keys.identity(backend.rows("select digest from api_key")[0]["digest"])
         for wanted in ("require", "ignore", "accept"):
-            await house.write("api-keys", "change", world.caller.key_id, user_header=wanted)
-            await house.push()
+            await backend.write("api-keys", "change", world.caller.key_id, user_header=wanted)
+            await backend.push()
             assert decode_identity(world.client.get(name)).h == wanted
             world.client.flushall()
-            await house.verify()
+            await backend.verify()
             assert decode_identity(world.client.get(name)).h == wanted
 
 
 async def test_a_revoked_key_is_refused_at_once(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        digest = house.rows("select digest from api_key")[0]["digest"]
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        digest = backend.rows("select digest from api_key")[0]["digest"]
         assert world.client.exists(keys.identity(digest))
-        await house.write("api-keys", "revoke", world.caller.key_id)
-        await house.push()
+        await backend.write("api-keys", "revoke", world.caller.key_id)
+        await backend.push()
         assert not world.client.exists(keys.identity(digest))
         assert world.reserve().verdict is Verdict.REVOKED
 
 
 async def test_limits_and_plans_reach_the_counters(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100, reset_interval="daily")
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100, reset_interval="daily")
         caller = world.caller
         limits = {"requests_per_minute": 5, "concurrency": 2}
-        await house.write(
+        await backend.write(
             "tenants", "change", caller.tenant_id, limits=limits, user_limits={"concurrency": 1}
         )
-        await house.write("organizations", "change", caller.organization_id, limits=limits)
-        await house.write("api-keys", "change", caller.key_id, limits=limits)
-        bigger = await house.made("token-plans", name="bigger", total_amount=500)
-        await house.write("tenant-quotas", "change", caller.tenant_id, plan_id=bigger)
-        assert await house.push() == 0
+        await backend.write("organizations", "change", caller.organization_id, limits=limits)
+        await backend.write("api-keys", "change", caller.key_id, limits=limits)
+        bigger = await backend.made("token-plans", name="bigger", total_amount=500)
+        await backend.write("tenant-quotas", "change", caller.tenant_id, plan_id=bigger)
+        assert await backend.push() == 0
         for state in (world.tenant, world.organization, world.key):
             assert (state.rpm, state.concurrency) == (5, 2)
         assert (world.tenant.user_concurrency, world.tenant.remaining) == (1, 500)
 
 
 async def test_writes_wait_while_redis_is_away_or_unverified(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.client.delete(keys.marker(world.p))
-        await house.write("tenants", "recharge", world.caller.tenant_id, amount=1)
-        assert await house.push() == 1
-        await house.wire.close()
-        assert await house.push() == 1
-        assert house.writes()[-1][2] == "pending"
+        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
+        assert await backend.push() == 1
+        await backend.wire.close()
+        assert await backend.push() == 1
+        assert backend.writes()[-1][2] == "pending"
 
 
 async def test_what_would_leave_the_range_is_refused_for_good(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(INTEGER_MAX)
-        written = await house.write("tenants", "recharge", world.caller.tenant_id, amount=1)
-        assert await house.push() == 0
-        assert house.writes()[-1][2] == "refused"
-        reason = await house.store.refusal([intent.id for intent in written.intents])
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(INTEGER_MAX)
+        written = await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
+        assert await backend.push() == 0
+        assert backend.writes()[-1][2] == "refused"
+        reason = await backend.store.refusal([intent.id for intent in written.intents])
         assert reason is not None
         assert "9007199254740991" in reason

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.background.timed.reclaimer import Reclaimer
-from gateway.core.accounts.holds import Charge, ExpiredHold, ReclaimPolicy
+from gateway.core.accounts.holds import ChargedUse, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.ledger import EventNote
 from gateway.core.billing.pricing import TokenRate
 from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Verdict
 from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World, new_id
 from tests.persistence.scenario import broken
 
@@ -37,7 +37,7 @@ class Holds:
     async def expired(self, count: int) -> list[ExpiredHold]:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
-    async def reclaim(self, hold: ExpiredHold, charge: Charge) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: ChargedUse) -> bool:
         if hold.request_id in self.refused:
             raise CountersUnavailable
         self.reclaimed.append(hold.request_id)
@@ -77,8 +77,8 @@ async def test_a_hold_the_counters_refuse_keeps_no_other() -> None:
 # --- with the counters ------------------------------------------------------------------
 
 
-async def sweep_twice(house: House) -> int:
-    return await house.reclaimer.sweep() + await house.reclaimer.sweep()
+async def sweep_twice(backend: Backend) -> int:
+    return await backend.reclaimer.sweep() + await backend.reclaimer.sweep()
 
 
 def dead(world: World, need: int = 50, **more: object) -> Call:
@@ -87,77 +87,78 @@ def dead(world: World, need: int = 50, **more: object) -> Call:
 
 
 async def test_dead_calls_give_back_tokens_slots_and_minutes(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.define_key(Limits(concurrency=2, tokens_per_minute=1000))
         calls = [dead(world, 30, user="ann") for _ in range(2)]
         assert world.reserve(need=1).verdict is Verdict.CONCURRENCY_LIMITED
-        assert await sweep_twice(house) == 2
+        assert await sweep_twice(backend) == 2
         assert (world.tenant.held, world.tenant.remaining, world.slots("ann")) == (0, 100, [0, 0, 0, 0])
         assert (world.deadlines(), world.key.tokens_used) == ({}, 0)
         assert [call.hold is not None and call.hold.charged for call in calls] == [0, 0]
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100)]
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100)]
 
 
 async def test_what_was_seen_of_a_dead_call_is_charged(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         call = dead(world)
         call.extend(observed=20)
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(house) == 1
+        assert await sweep_twice(backend) == 1
         event = world.events()[-1]
         assert (event.amount, event.note, event.source) == (20, EventNote.RECLAIMED, call.id)
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -20, 80)
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -20, 80)
         assert (
-            house.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"] is True
+            backend.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"]
+            is True
         )
 
 
 async def test_a_dead_call_paid_by_token_costs_what_was_seen(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.grant("credits", 100)
         call = dead(world, 0, service=BY_TOKEN, credits_=60)
         call.priced(14, 5, TokenRate(read=10, input=2_000_000, output=5_000_000))
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(house) == 1
+        assert await sweep_twice(backend) == 1
         assert (world.organization.balance, world.organization.credits_held) == (60, 0)
         call.settle(credits=45)
         assert len(world.late()) == 1
 
 
 async def test_a_live_call_is_not_touched(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         live, renewed = world.reserve(need=10), dead(world, 10)
-        await house.reclaimer.sweep()
+        await backend.reclaimer.sweep()
         renewed.extend(observed=1)
-        assert await sweep_twice(house) == 0
+        assert await sweep_twice(backend) == 0
         assert world.tenant.held == 20
         assert [call.settle(tokens=5) for call in (live, renewed)] == [Settled.DONE] * 2
 
 
 async def test_a_deadline_without_a_hold_is_cleared_away(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         call = dead(world)
         world.client.delete(keys.hold(world.p, call.id))
-        assert await sweep_twice(house) == 0
+        assert await sweep_twice(backend) == 0
         assert world.deadlines() == {}
 
 
 @pytest.mark.parametrize("service", [CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
 async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, service: object) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.grant("credits", 100)
         entries = len(world.events())
         call = dead(world, 0, service=service, credits_=30)
         assert call.verdict is Verdict.ADMITTED
-        assert await sweep_twice(house) == 1
+        assert await sweep_twice(backend) == 1
         assert (world.organization.credits_held, world.organization.balance) == (0, 100)
         assert (world.organization.inflight, len(world.events())) == (0, entries)
 
@@ -166,8 +167,8 @@ async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, s
 async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
     valkey: str, migrated: str, policy: ReclaimPolicy
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.plan(100, on_store_failure="allow")
         world.define_organization(Limits(concurrency=5))
         call = world.reserve(need=10)
@@ -176,12 +177,12 @@ async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
         world.run("lease", lease(world.run_id, world.caller, lease_id, 60_000, fraction=0.5))
         assert world.tenant.held == 55
         world.client.zadd(keys.deadlines(world.p), {lease_id: 1})
-        house.reclaimer = Reclaimer(house.keeping, policy)
-        assert await sweep_twice(house) == 0  # by its own word it lasts
+        backend.reclaimer = Reclaimer(backend.keeping, policy)
+        assert await sweep_twice(backend) == 0  # by its own word it lasts
         world.run("lease", lease(world.run_id, world.caller, lease_id, 1, fraction=0.5))
         while world.now_ms() < world.deadlines()[lease_id]:
             pass
-        assert await sweep_twice(house) == 1
+        assert await sweep_twice(backend) == 1
         assert (world.tenant.held, world.tenant.inflight, len(world.events())) == (10, 1, entries)
         assert list(world.deadlines()) == [call.id]
 
@@ -190,21 +191,21 @@ async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
 async def test_a_call_known_by_its_head_alone_becomes_no_row(
     valkey: str, migrated: str, policy: ReclaimPolicy
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         entries = len(world.events())
         dead(world, 0, service=NO_SERVICE, user="ann")
-        house.reclaimer = Reclaimer(house.keeping, policy)
-        assert await sweep_twice(house) == 1
+        backend.reclaimer = Reclaimer(backend.keeping, policy)
+        assert await sweep_twice(backend) == 1
         assert (world.slots("ann"), len(world.events()), world.late()) == ([0] * 4, entries, [])
 
 
 async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        worlds = [await house.settle_in(100) for _ in range(4)]
+    async with backend_at(valkey, migrated) as backend:
+        worlds = [await backend.settle_in(100) for _ in range(4)]
         for world in worlds:
             dead(world)
-        assert await sweep_twice(house) == 4
+        assert await sweep_twice(backend) == 4
         assert [world.tenant.held for world in worlds] == [0] * 4
 
 
@@ -216,15 +217,17 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 20, Charge(20, 4, 3)),
-        (OBSERVED, 0, Charge()),
-        (RELEASE, 20, Charge()),
-        (HOLD, 20, Charge(50, 4, 3)),
-        (HOLD, 70, Charge(70, 4, 3)),
-        (HOLD, 0, Charge(50, 4, 3)),
+        (OBSERVED, 20, ChargedUse(20, 4, 3)),
+        (OBSERVED, 0, ChargedUse()),
+        (RELEASE, 20, ChargedUse()),
+        (HOLD, 20, ChargedUse(50, 4, 3)),
+        (HOLD, 70, ChargedUse(70, 4, 3)),
+        (HOLD, 0, ChargedUse(50, 4, 3)),
     ],
 )
-def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charge) -> None:
+def test_what_a_hold_costs_under_each_policy(
+    policy: ReclaimPolicy, observed: int, charged: ChargedUse
+) -> None:
     hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, 0, held=50)
     assert hold.charge(policy) == charged
 
@@ -233,20 +236,20 @@ def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: in
 async def test_a_late_settlement_corrects_whatever_the_policy_charged(
     valkey: str, migrated: str, policy: ReclaimPolicy, left: int
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        house.reclaimer = Reclaimer(house.keeping, policy)
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        backend.reclaimer = Reclaimer(backend.keeping, policy)
+        world = await backend.settle_in(100)
         call = dead(world)
         call.extend(observed=20)
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(house) == 1
-        await house.flush()
+        assert await sweep_twice(backend) == 1
+        await backend.flush()
         assert (world.tenant.remaining, world.tenant.held) == (left, 0)
         assert call.settle(tokens=30) is Settled.RECLAIMED
-        await house.poster.drain()
-        await house.flush()
+        await backend.late_settlements.drain()
+        await backend.flush()
         assert world.tenant.remaining == 70
-        signed = [row[2] for row in house.ledger(world.caller.tenant_id)]
+        signed = [row[2] for row in backend.ledger(world.caller.tenant_id)]
         assert sum(signed) == 70
         assert await broken(migrated) == []
 
@@ -259,13 +262,13 @@ async def test_a_late_settlement_corrects_whatever_the_policy_charged(
 async def test_what_other_meters_held_is_charged_where_that_is_the_policy(
     valkey: str, migrated: str, service: Service, held: dict[str, int], kept: int
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        house.reclaimer = Reclaimer(house.keeping, HOLD)
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        backend.reclaimer = Reclaimer(backend.keeping, HOLD)
+        world = await backend.settle_in(100)
         world.grant("credits", 100)
         call = dead(world, 0, service=service, **held)
         assert call.verdict is Verdict.ADMITTED
-        assert await sweep_twice(house) == 1
+        assert await sweep_twice(backend) == 1
         event = world.events()[-1]
         assert (event.source, event.note, event.units) == (call.id, EventNote.RECLAIMED, held.get("units", 0))
         assert (world.organization.credits_held, world.organization.balance) == (0, kept)

@@ -6,7 +6,7 @@ import asyncio
 
 from gateway.background.timed.sweeper import Sweeper
 from gateway.core.accounts.ledger import EventKind
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 from tests.builders import World
 
 DAY_MS = 86_400_000
@@ -40,12 +40,12 @@ async def test_the_counters_decide_who_is_due() -> None:
     assert target.swept == [(1, 10), (2, 20), (3, 30)]
 
 
-async def make_due(house: House, *worlds: World) -> None:
+async def make_due(backend: Backend, *worlds: World) -> None:
     """As on the next morning: the boundary is past, in the counters and in the flushed quota."""
     for world in worlds:
         boundary = world.now_ms() // DAY_MS * DAY_MS
         world.put_tenant(next_reset=boundary)
-        house.rows(
+        backend.rows(
             "update tenant_quota set next_reset_at = to_timestamp(%s) where tenant_id = %s returning 1",
             boundary / 1000,
             world.caller.tenant_id,
@@ -53,37 +53,37 @@ async def make_due(house: House, *worlds: World) -> None:
 
 
 async def test_idle_tenants_are_reset_with_a_row(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        worlds = [await house.settle_in(100, reset_interval="daily") for _ in range(3)]
+    async with backend_at(valkey, migrated) as backend:
+        worlds = [await backend.settle_in(100, reset_interval="daily") for _ in range(3)]
         for world in worlds:
             world.reserve(need=1).settle(tokens=130)
-        await house.flush()
-        await make_due(house, *worlds[:2])
-        assert await house.sweeper.sweep() == 2
+        await backend.flush()
+        await make_due(backend, *worlds[:2])
+        assert await backend.sweeper.sweep() == 2
         assert [world.tenant.remaining for world in worlds] == [100, 100, -30]
-        await house.flush()
-        assert await house.sweeper.sweep() == 0
+        await backend.flush()
+        assert await backend.sweeper.sweep() == 0
         for world in worlds[:2]:
-            assert house.ledger(world.caller.tenant_id)[-1] == (3, "reset", 130, 100)
-        quota = house.rows("select tokens_used, is_blocked, cycle from tenant_quota order by tenant_id")
+            assert backend.ledger(world.caller.tenant_id)[-1] == (3, "reset", 130, 100)
+        quota = backend.rows("select tokens_used, is_blocked, cycle from tenant_quota order by tenant_id")
         assert [tuple(row.values()) for row in quota] == [(0, False, 2), (0, False, 2), (130, True, 1)]
 
 
 async def test_sweeping_before_the_reset_is_flushed_resets_once(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house, house_at(valkey, migrated) as other:
-        world = await house.settle_in(100, reset_interval="daily")
-        await house.flush()
-        await make_due(house, world)
-        ran = await asyncio.gather(*(one.sweeper.sweep() for one in (house, other, house, other)))
+    async with backend_at(valkey, migrated) as backend, backend_at(valkey, migrated) as other:
+        world = await backend.settle_in(100, reset_interval="daily")
+        await backend.flush()
+        await make_due(backend, world)
+        ran = await asyncio.gather(*(one.sweeper.sweep() for one in (backend, other, backend, other)))
         assert sum(ran) == 1
         assert [event.kind for event in world.events()] == [EventKind.RESET]
 
 
 async def test_a_tenant_that_was_called_is_not_reset_again(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100, reset_interval="daily")
-        await house.flush()
-        await make_due(house, world)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100, reset_interval="daily")
+        await backend.flush()
+        await make_due(backend, world)
         world.reserve(need=1).settle(tokens=1)
-        assert await house.sweeper.sweep() == 0
+        assert await backend.sweeper.sweep() == 0
         assert world.tenant.cycle == 2

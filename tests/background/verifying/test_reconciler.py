@@ -11,19 +11,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.timed.closing import Closer
+from gateway.background.timed.closing import AccountClosing
 from gateway.background.verifying import reconciler as reconcilers
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.ledger import decode, encode
 from gateway.core.integrity.reconciliation import Kind
 from gateway.core.model import Service
-from gateway.counters.keeper.status import Standings
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence.keeper.reconciliations import Accounts
 from persistence.resources.reconciliation_results import Results
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World
 from tests.persistence.scenario import broken
 
@@ -33,23 +33,23 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcilers, "LOOK_AGAIN_S", 0.01)
 
 
-def reconciler_of(house: House) -> Reconciler:
+def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
-        Standings(house.wire), Accounts(house.engine), Results(house.engine, partition_of), partition_of,
+        AccountHeads(backend.wire), Accounts(backend.engine), Results(backend.engine, partition_of), partition_of,
         lambda: datetime.now(UTC),
     )  # fmt: skip
 
 
-async def busy(house: House) -> World:
+async def busy(backend: Backend) -> World:
     """An organization whose three accounts have moved."""
-    world = await house.settle_in(1_000)
-    await house.made("credit-additions", organization_id=world.caller.organization_id, credits_added=500)
-    await house.push()
+    world = await backend.settle_in(1_000)
+    await backend.made("credit-additions", organization_id=world.caller.organization_id, credits_added=500)
+    await backend.push()
     for _ in range(5):
         world.reserve(need=10).settle(tokens=10)
         world.reserve(service=CREDITS, credits_=3).settle(credits=3)
         world.reserve(service=UNITS).settle(units=2)
-    await house.flush()
+    await backend.flush()
     return world
 
 
@@ -58,111 +58,111 @@ def kinds(row: Any) -> list[tuple[str, str, int]]:
 
 
 async def test_accounts_that_agree(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        await busy(house)
-        row = await reconciler_of(house).run_now()
+    async with backend_at(valkey, migrated) as backend:
+        await busy(backend)
+        row = await reconciler_of(backend).run_now()
         assert (row["checked"], row["pending"], row["items"]) == (3, 0, [])
         assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
 
 
 async def test_what_is_not_stored_yet_is_lag(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         world.reserve(need=10).settle(tokens=7)
-        row = await reconciler_of(house).run_now()
+        row = await reconciler_of(backend).run_now()
         assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "lag", -7)]
         assert (row["pending"], row["drift_tokens"]) == (1, 0)
 
 
 async def test_drift_in_the_counters_is_found_and_repaired_by_an_adjust(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         account, owner = f"tenant:{world.caller.tenant_id}", world.caller.organization_id
         world.put_tenant(remaining=world.tenant.remaining + 40)
         world.put_organization(balance=world.organization.balance - 25)
-        reconciler = reconciler_of(house)
+        reconciler = reconciler_of(backend)
         row = await reconciler.run_now()
         assert kinds(row) == [(account, "drift", 40), (f"credits:{owner}", "drift", -25)]
         assert (row["drift_tokens"], row["drift_credits"]) == (40, 25)
-        assert house.rows("select count(*) as n from known_drift") == [{"n": 0}]
+        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
 
         await reconciler.run_now(repair=True)
-        assert await house.push() == 0
-        await house.flush()
+        assert await backend.push() == 0
+        await backend.flush()
         assert (world.tenant.remaining, world.organization.balance) == (950, 485)
-        assert house.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", -40, 950)
+        assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", -40, 950)
         assert (await reconciler.run_now())["items"] == []
         assert await broken(migrated) == []
 
 
 async def test_drift_behind_later_movements_is_found_too(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         world.put_tenant(remaining=world.tenant.remaining - 40)
         world.put_organization(balance=world.organization.balance + 25)
         for _ in range(3):
             world.reserve(need=10).settle(tokens=10)
             world.reserve(service=CREDITS, credits_=3).settle(credits=3)
-        await house.flush()
-        reconciler = reconciler_of(house)
+        await backend.flush()
+        reconciler = reconciler_of(backend)
         row = await reconciler.run_now(repair=True)
         assert sorted(difference for _, _, difference in kinds(row)) == [-40, 25]
-        await house.push()
-        await house.flush()
+        await backend.push()
+        await backend.flush()
         assert (world.tenant.remaining, world.organization.balance) == (920, 476)
         assert (await reconciler.run_now())["items"] == []
         assert await broken(migrated) == []
 
 
 async def test_spend_is_a_measure_whose_drift_is_put_on_file(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         world.put_organization(spent=world.organization.spent + 9)
-        reconciler = reconciler_of(house)
+        reconciler = reconciler_of(backend)
         row = await reconciler.run_now(repair=True)
         assert kinds(row) == [(f"spend:{world.caller.organization_id}", "drift", 9)]
         assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
         assert (await reconciler.run_now())["items"] == []
         world.reserve(service=UNITS).settle(units=2)
-        await house.flush()
+        await backend.flush()
         assert (await reconciler.run_now())["items"] == []
         assert await broken(migrated) == []
 
 
 async def test_deleted_tenants_still_agree(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        await house.write("api-keys", "revoke", world.caller.key_id)
-        await house.write("tenants", "delete", world.caller.tenant_id)
-        await house.push()
-        assert (await reconciler_of(house).run_now())["items"] == []
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        await backend.write("api-keys", "revoke", world.caller.key_id)
+        await backend.write("tenants", "delete", world.caller.tenant_id)
+        await backend.push()
+        assert (await reconciler_of(backend).run_now())["items"] == []
 
 
 async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(
     valkey: str, migrated: str
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE tenant_quota SET tokens_remaining = 1")
-        reconciler = reconciler_of(house)
+        reconciler = reconciler_of(backend)
         row = await reconciler.run_now(repair=True)
         assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", 949)]
-        await house.push()
-        await house.flush()
+        await backend.push()
+        await backend.flush()
         assert world.tenant.remaining == 950
-        assert house.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", 0, 950)
+        assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", 0, 950)
         assert (await reconciler.run_now())["items"] == []
         assert await broken(migrated) == []
 
 
 async def test_a_changed_row_in_postgresql_is_found(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         with psycopg.connect(migrated) as connection:
             connection.execute("SET LOCAL session_replication_role = replica")
             connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 3")
-        assert kinds(await reconciler_of(house).run_now()) == [
+        assert kinds(await reconciler_of(backend).run_now()) == [
             (f"tenant:{world.caller.tenant_id}", "drift", 5)
         ]
 
@@ -171,63 +171,67 @@ async def test_a_changed_row_in_postgresql_is_found(valkey: str, migrated: str) 
 async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
     valkey: str, migrated: str, service: Service
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         call = world.reserve(service=service, need=10, credits_=3)
         call.settle(tokens=10, credits=3, units=2)
         [(entry_id, fields)] = world.entries(keys.outbox(world.p))
         poisoned = encode(replace(decode(fields[b"e"]), service_id=2**80))
         world.client.xdel(keys.outbox(world.p), entry_id)
         world.client.xadd(keys.outbox(world.p), {"e": poisoned})
-        await house.flush()
-        assert len(house.rows("select 1 from dead_letter")) == 1
-        reconciler = reconciler_of(house)
+        await backend.flush()
+        assert len(backend.rows("select 1 from dead_letter")) == 1
+        reconciler = reconciler_of(backend)
         assert (await reconciler.run_now())["items"] == []
-        closer = Closer(Standings(house.wire), Accounts(house.engine), reconciler, partition_of)
+        account_closing = AccountClosing(
+            AccountHeads(backend.wire), Accounts(backend.engine), reconciler, partition_of
+        )
         with pytest.raises(Conflict, match="could not be stored"):
-            await closer.close(world.caller.organization_id)
-        [letter] = house.rows("select id from dead_letter")
-        await house.write("dead-letters", "resolve", letter["id"], reason="a test")
-        await closer.close(world.caller.organization_id)
+            await account_closing.close(world.caller.organization_id)
+        [letter] = backend.rows("select id from dead_letter")
+        await backend.write("dead-letters", "resolve", letter["id"], reason="a test")
+        await account_closing.close(world.caller.organization_id)
 
 
 async def test_missing_rows_are_a_gap(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         with psycopg.connect(migrated) as connection:
             connection.execute("SET LOCAL session_replication_role = replica")
             connection.execute("DELETE FROM token_ledger WHERE seq IN (3, 4)")
-        assert kinds(await reconciler_of(house).run_now()) == [(f"tenant:{world.caller.tenant_id}", "gap", 2)]
+        assert kinds(await reconciler_of(backend).run_now()) == [
+            (f"tenant:{world.caller.tenant_id}", "gap", 2)
+        ]
 
 
 async def test_counters_that_went_back_are_an_excess_of_the_ledger(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         world.put_tenant(remaining=990, seq=2)
-        assert kinds(await reconciler_of(house).run_now()) == [
+        assert kinds(await reconciler_of(backend).run_now()) == [
             (f"tenant:{world.caller.tenant_id}", "excess", 40)
         ]
 
 
 async def test_a_sample_looks_at_last_rows(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
         world.put_tenant(remaining=world.tenant.remaining + 40)
-        accounts = Accounts(house.engine)
-        found = await reconciler_of(house).check(await accounts.some_owners(10), deep=False)
+        accounts = Accounts(backend.engine)
+        found = await reconciler_of(backend).check(await accounts.some_owners(10), deep=False)
         assert [(item.kind, item.difference) for item in found.items] == [(Kind.DRIFT, 40)]
 
 
 async def test_traffic_is_never_taken_for_drift(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        reconciler, accounts = reconciler_of(house), Accounts(house.engine)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        reconciler, accounts = reconciler_of(backend), Accounts(backend.engine)
 
         async def traffic() -> None:
             while True:
                 for _ in range(5):
                     await asyncio.to_thread(lambda: world.reserve(need=1).settle(tokens=1))
-                await house.flush()
+                await backend.flush()
 
         running = asyncio.create_task(traffic())
         owners = await accounts.owners(0, 10)
@@ -240,44 +244,48 @@ async def test_traffic_is_never_taken_for_drift(valkey: str, migrated: str) -> N
 
 
 async def test_counters_that_are_not_verified_say_nothing(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        with house.client() as client:
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        with backend.client() as client:
             client.delete(keys.marker(world.p))
         with pytest.raises(CountersUnavailable):
-            await reconciler_of(house).run_now()
+            await reconciler_of(backend).run_now()
 
 
 async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        closer = Closer(Standings(house.wire), Accounts(house.engine), reconciler_of(house), partition_of)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        account_closing = AccountClosing(
+            AccountHeads(backend.wire), Accounts(backend.engine), reconciler_of(backend), partition_of
+        )
         owner = world.caller.organization_id
-        await closer.close(owner)
+        await account_closing.close(owner)
 
         world.reserve(need=10).settle(tokens=10)
-        closing = asyncio.create_task(closer.close(owner))
+        closing = asyncio.create_task(account_closing.close(owner))
         await asyncio.sleep(0.15)
         assert not closing.done()
-        await house.flush()
+        await backend.flush()
         await closing
 
         world.put_tenant(remaining=5)
         with pytest.raises(Conflict, match="drift"):
-            await closer.close(owner)
+            await account_closing.close(owner)
 
 
 async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
     valkey: str, migrated: str
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world, other = await busy(house), await busy(house)
-        closer = Closer(Standings(house.wire), Accounts(house.engine), reconciler_of(house), partition_of)
+    async with backend_at(valkey, migrated) as backend:
+        world, other = await busy(backend), await busy(backend)
+        account_closing = AccountClosing(
+            AccountHeads(backend.wire), Accounts(backend.engine), reconciler_of(backend), partition_of
+        )
         with psycopg.connect(migrated) as connection:
             connection.execute(
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
                 " VALUES (1, '1-1', '', 'its numbers are out of range', %s)", (world.caller.organization_id,),
             )  # fmt: skip
         with pytest.raises(Conflict, match="out of range"):
-            await closer.close(world.caller.organization_id)
-        await closer.close(other.caller.organization_id)
+            await account_closing.close(world.caller.organization_id)
+        await account_closing.close(other.caller.organization_id)

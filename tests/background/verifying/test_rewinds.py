@@ -19,7 +19,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.verification import Truths
 from persistence.resources.quarantine import Quarantines
-from tests.background.house import House, parted, rejoined
+from tests.background.backend import Backend, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.persistence.scenario import release, stop
@@ -29,31 +29,33 @@ DEBUGGED = ("--enable-debug-command", "yes")
 
 
 @asynccontextmanager
-async def guarded(valkey: str, database: str) -> AsyncIterator[House]:
+async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
-    house = House(valkey, database)
-    fence = Fence(house.wire, "keeper", time.time)
-    rewinds = Rewinds(fence, house.verification, StrayReader(house.verification), Quarantines(house.engine))
-    house.verifier = Verifier(Truths(house.engine, partition_of), house.verification, rewinds=rewinds)
-    house.flusher = Flusher(
-        Outbox(house.wire, look=fence.look), house.writer, lambda _: None, look=rewinds.look
+    backend = Backend(valkey, database)
+    fence = Fence(backend.wire, "keeper", time.time)
+    rewinds = Rewinds(
+        fence, backend.verification, StrayReader(backend.verification), Quarantines(backend.engine)
     )
-    await house.wire.open()
+    backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.verification, rewinds=rewinds)
+    backend.flusher = Flusher(
+        Outbox(backend.wire, look=fence.look), backend.writer, lambda _: None, look=rewinds.look
+    )
+    await backend.wire.open()
     try:
-        yield house
+        yield backend
     finally:
-        await house.close()
+        await backend.close()
 
 
 @pytest.fixture
-async def house(own_valkey: START, migrated: str) -> AsyncIterator[House]:
+async def backend(own_valkey: START, migrated: str) -> AsyncIterator[Backend]:
     async with guarded(own_valkey(*DEBUGGED).url, migrated) as one:
         yield one
 
 
 @pytest.fixture
-async def world(house: House) -> World:
-    return await house.settle_in(10_000)
+async def world(backend: Backend) -> World:
+    return await backend.settle_in(10_000)
 
 
 def settle(world: World, count: int, tokens: int) -> None:
@@ -65,99 +67,99 @@ def reload(world: World) -> None:
     world.client.execute_command("DEBUG", "RELOAD", "NOSAVE")  # type: ignore[no-untyped-call]  # untyped in redis-py
 
 
-def stopped(house: House) -> list[dict[str, object]]:
-    return house.rows("select * from quarantine")
+def stopped(backend: Backend) -> list[dict[str, object]]:
+    return backend.rows("select * from quarantine")
 
 
-async def older(house: House, world: World, *, stored: bool) -> int:
+async def older(backend: Backend, world: World, *, stored: bool) -> int:
     """Data that was saved takes the place of data that moved on, and moves on itself; the seq of the rows."""
     settle(world, 3, 10)
-    await house.flush()
+    await backend.flush()
     world.client.save()
     settle(world, 4, 20)
     if stored:
-        await house.flush()
-    (last,) = house.rows("select last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id)
+        await backend.flush()
+    (last,) = backend.rows("select last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id)
     reload(world)
     settle(world, 2, 30)
     return int(last["last_seq"])
 
 
-async def verified(house: House, world: World) -> None:
+async def verified(backend: Backend, world: World) -> None:
     """As the keeper does it; `world` calls under what it finds."""
     with suppress(CountersUnavailable):
-        await house.verify()
-    await house.verify()
-    await house.push()
-    world.run_id = house.wire.run_id
+        await backend.verify()
+    await backend.verify()
+    await backend.push()
+    world.run_id = backend.wire.run_id
 
 
-def at_one(house: House, world: World) -> None:
+def at_one(backend: Backend, world: World) -> None:
     """Counters and ledger say the same, and nobody is stopped."""
-    (quota,) = house.rows(
+    (quota,) = backend.rows(
         "select tokens_used, last_seq from tenant_quota where tenant_id = %s", world.caller.tenant_id
     )
     assert (quota["tokens_used"], quota["last_seq"]) == (world.tenant.used, world.tenant.seq)
-    assert stopped(house) == []
+    assert stopped(backend) == []
 
 
 async def test_what_goes_on_beside_stored_movements_is_dropped_and_nobody_is_stopped(
-    house: House, world: World
+    backend: Backend, world: World
 ) -> None:
-    last = await older(house, world, stored=True)
+    last = await older(backend, world, stored=True)
     with suppress(CountersUnavailable):
-        await house.flush()
-    assert stopped(house) == []
-    await verified(house, world)
+        await backend.flush()
+    assert stopped(backend) == []
+    await verified(backend, world)
     assert (world.tenant.seq, world.tenant.used) == (last, 3 * 10 + 4 * 20)
     assert world.client.xlen(keys.outbox(world.p)) == 0
     settle(world, 1, 5)
-    await house.flush()
-    at_one(house, world)
+    await backend.flush()
+    at_one(backend, world)
 
 
-async def test_what_goes_on_where_nothing_more_was_stored_is_stored(house: House, world: World) -> None:
+async def test_what_goes_on_where_nothing_more_was_stored_is_stored(backend: Backend, world: World) -> None:
     """PostgreSQL was away: to it the older data is the only one there ever was."""
-    await older(house, world, stored=False)
-    await verified(house, world)
+    await older(backend, world, stored=False)
+    await verified(backend, world)
     assert world.tenant.used == 3 * 10 + 2 * 30
-    await house.flush()
-    at_one(house, world)
+    await backend.flush()
+    at_one(backend, world)
 
 
 async def test_what_goes_on_behind_what_waits_apart_follows_it(
-    house: House, world: World, migrated: str
+    backend: Backend, world: World, migrated: str
 ) -> None:
     """Nothing of a stopped account is stored: what waits of it is all there is, in older data too."""
     caller = world.caller
-    await house.flush()
+    await backend.flush()
     name = stop(migrated, world.p, caller.organization_id, caller.tenant_id)
-    await older(house, world, stored=True)
+    await older(backend, world, stored=True)
     with suppress(CountersUnavailable):
-        await house.flush()
-    await verified(house, world)
+        await backend.flush()
+    await verified(backend, world)
     settle(world, 1, 5)
-    await house.flush()
+    await backend.flush()
     assert world.client.xlen(keys.parked_entries(world.p, caller.organization_id)) == 3 + 2 + 1
     await release(migrated, name)
-    await house.flush()
+    await backend.flush()
     assert world.tenant.used == 3 * 10 + 2 * 30 + 5
-    assert house.rows("select * from quarantine where released_at is null") == []
-    (quota,) = house.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
+    assert backend.rows("select * from quarantine where released_at is null") == []
+    (quota,) = backend.rows("select tokens_used from tenant_quota where tenant_id = %s", caller.tenant_id)
     assert quota["tokens_used"] == world.tenant.used
 
 
-async def test_a_control_write_of_older_data_is_applied_again(house: House, world: World) -> None:
-    await older(house, world, stored=True)
+async def test_a_control_write_of_older_data_is_applied_again(backend: Backend, world: World) -> None:
+    await older(backend, world, stored=True)
     before = world.tenant.remaining
-    await house.write("tenants", "recharge", world.caller.tenant_id, amount=500)
-    await house.push()
+    await backend.write("tenants", "recharge", world.caller.tenant_id, amount=500)
+    await backend.push()
     assert world.tenant.remaining == before + 500
-    await verified(house, world)
+    await verified(backend, world)
     assert world.tenant.remaining == 10_000 - 3 * 10 - 4 * 20 + 500
-    await house.flush()
-    at_one(house, world)
-    assert [kind for _, kind, _, _ in house.ledger(world.caller.tenant_id)].count("recharge") == 1
+    await backend.flush()
+    at_one(backend, world)
+    assert [kind for _, kind, _, _ in backend.ledger(world.caller.tenant_id)].count("recharge") == 1
 
 
 @pytest.mark.parametrize("first", ["verifier", "flusher"])
@@ -165,32 +167,32 @@ async def test_a_keeper_that_was_not_there_knows_by_what_is_stored(
     own_valkey: START, migrated: str, first: str
 ) -> None:
     url = own_valkey(*DEBUGGED).url
-    async with guarded(url, migrated) as house:
-        world = await house.settle_in(10_000)
-        last = await older(house, world, stored=True)
-        before = house.wire.run_id
-    async with guarded(url, migrated) as house:
-        assert house.wire.run_id == before  # nothing it sees says so, but that it lacks what is stored
+    async with guarded(url, migrated) as backend:
+        world = await backend.settle_in(10_000)
+        last = await older(backend, world, stored=True)
+        before = backend.wire.run_id
+    async with guarded(url, migrated) as backend:
+        assert backend.wire.run_id == before  # nothing it sees says so, but that it lacks what is stored
         if first == "flusher":
-            assert house.flusher._look is not None
-            await house.flusher._look()
-            await house.flush()
-        await verified(house, world)
-        assert house.wire.run_id != before
+            assert backend.flusher._look is not None
+            await backend.flusher._look()
+            await backend.flush()
+        await verified(backend, world)
+        assert backend.wire.run_id != before
         assert world.tenant.seq == last
         settle(world, 1, 5)
-        await house.flush()
-        at_one(house, world)
+        await backend.flush()
+        at_one(backend, world)
 
 
-async def test_a_ledger_that_is_behind_or_level_says_nothing(house: House, world: World) -> None:
-    before = house.wire.run_id
+async def test_a_ledger_that_is_behind_or_level_says_nothing(backend: Backend, world: World) -> None:
+    before = backend.wire.run_id
     for _ in range(3):
         settle(world, 2, 10)
-        assert await house.verify() == []
-        await house.flush()
-        assert await house.verify() == []
-    assert house.wire.run_id == before
+        assert await backend.verify() == []
+        await backend.flush()
+        assert await backend.verify() == []
+    assert backend.wire.run_id == before
 
 
 async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
@@ -198,29 +200,29 @@ async def test_a_restart_that_forgot_what_is_stored_is_verified_once(
 ) -> None:
     """Nothing went on in it: it is older, and said so by being another process."""
     server = own_valkey("--appendonly", "no", "--save", "")
-    async with guarded(server.url, migrated) as house:
-        world = await house.settle_in(10_000)
+    async with guarded(server.url, migrated) as backend:
+        world = await backend.settle_in(10_000)
         settle(world, 3, 10)
-        await house.flush()
+        await backend.flush()
         server.stop()
-        await parted(house.wire)
+        await parted(backend.wire)
         server.start()
-        await rejoined(house.wire)
+        await rejoined(backend.wire)
         world = world.again()
-        await verified(house, world)
-        assert house.wire.run_id == str(world.client.info("server")["run_id"]).encode()
-        assert await house.verify() == []
+        await verified(backend, world)
+        assert backend.wire.run_id == str(world.client.info("server")["run_id"]).encode()
+        assert await backend.verify() == []
         settle(world, 1, 5)
-        await house.flush()
-        at_one(house, world)
+        await backend.flush()
+        at_one(backend, world)
 
 
 @pytest.mark.parametrize("during", ["said_verified", "note", "truth", "held"])
 async def test_what_is_vouched_for_is_stored_where_others_say_meanwhile_that_the_data_is_older(
-    house: House, world: World, during: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, world: World, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that reads what a dead one left may say so at any moment, and once more than the others."""
-    rewinds, verifier = house.verifier._rewinds, house.verifier
+    rewinds, verifier = backend.verifier._rewinds, backend.verifier
     assert rewinds is not None
     await rewinds._fence.announce("one worker knows more")
     part = verifier._source if during in {"note", "truth"} else verifier._target
@@ -233,19 +235,19 @@ async def test_what_is_vouched_for_is_stored_where_others_say_meanwhile_that_the
         return found
 
     monkeypatch.setattr(part, during, announced)
-    await verified(house, world)
-    assert house.verifier.ready
+    await verified(backend, world)
+    assert backend.verifier.ready
     settle(world, 1, 5)
-    await house.flush()
-    at_one(house, world)
+    await backend.flush()
+    at_one(backend, world)
 
 
 @pytest.mark.parametrize("after", [0, 20, 63])
 async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
-    house: House, world: World, after: int, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, world: World, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = await older(house, world, stored=True)
-    mark, marked = house.verification.mark, 0
+    last = await older(backend, world, stored=True)
+    mark, marked = backend.verification.mark, 0
 
     async def exchanged(
         run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
@@ -256,15 +258,15 @@ async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
             reload(world)
         return await mark(run_id, partition, before, epoch, catalogue)
 
-    monkeypatch.setattr(house.verification, "mark", exchanged)
+    monkeypatch.setattr(backend.verification, "mark", exchanged)
     with suppress(CountersUnavailable):
-        await house.verify()
+        await backend.verify()
     assert marked > after
-    assert not house.verifier.ready
-    await verified(house, world)
-    assert house.verifier.ready
-    assert (await house.verification.markers()).unverified == []
+    assert not backend.verifier.ready
+    await verified(backend, world)
+    assert backend.verifier.ready
+    assert (await backend.verification.markers()).unverified == []
     assert world.tenant.seq == last
     settle(world, 1, 5)
-    await house.flush()
-    at_one(house, world)
+    await backend.flush()
+    at_one(backend, world)

@@ -21,7 +21,7 @@ from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from tests.background.house import WITHIN_S, House, house_at, parted, rejoined
+from tests.background.backend import WITHIN_S, Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
 
@@ -29,42 +29,44 @@ START = Callable[..., ValkeyServer]
 
 
 @asynccontextmanager
-async def restarted(server: ValkeyServer, house: House) -> AsyncIterator[None]:
+async def restarted(server: ValkeyServer, backend: Backend) -> AsyncIterator[None]:
     """A crash: what happens between it and the new start happens in the block."""
     server.stop(signal.SIGKILL)
-    await parted(house.wire)
+    await parted(backend.wire)
     yield
     server.start()
-    await rejoined(house.wire)
+    await rejoined(backend.wire)
 
 
-def ready(house: House) -> bool:
-    return house.verifier.ready
+def ready(backend: Backend) -> bool:
+    return backend.verifier.ready
 
 
 # --- first start ------------------------------------------------------------------------
 
 
 async def test_an_empty_redis_is_verified_whole(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        assert not ready(house)
-        done = await house.verify()
+    async with backend_at(valkey, migrated) as backend:
+        assert not ready(backend)
+        done = await backend.verify()
         assert [one.partition for one in done] == list(range(PARTITIONS))
         assert {one.epoch for one in done} == {1}
-        assert ready(house)
-        assert await house.verify() == []
-        with house.client() as client:
-            assert client.get(keys.VERIFIED) == house.wire.run_id
+        assert ready(backend)
+        assert await backend.verify() == []
+        with backend.client() as client:
+            assert client.get(keys.VERIFIED) == backend.wire.run_id
             run_id, epoch, _ = packing.read_marker(client.get(keys.marker(0)) or b"")
-            assert (run_id, epoch) == (house.wire.run_id, 1)
-        rows = house.rows("select count(*) as n, min(epoch) as low, max(epoch) as high from partition_state")
+            assert (run_id, epoch) == (backend.wire.run_id, 1)
+        rows = backend.rows(
+            "select count(*) as n, min(epoch) as low, max(epoch) as high from partition_state"
+        )
         assert rows == [{"n": PARTITIONS, "low": 1, "high": 1}]
 
 
 async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
+    async with backend_at(valkey, migrated) as backend:
         told: list[list[Verified]] = []
-        verifier = Verifier(house.verifier._source, house.verifier._target, told.append)
+        verifier = Verifier(backend.verifier._source, backend.verifier._target, told.append)
         running = asyncio.create_task(verifier.run())
         async with asyncio.timeout(WITHIN_S):
             while not verifier.ready:
@@ -80,19 +82,19 @@ async def test_after_a_restart_nothing_is_served_until_it_was_compared(
     own_valkey: START, migrated: str
 ) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    async with house_at(server.url, migrated) as house:
-        world = await house.settle_in(1000)
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(1000)
         world.reserve(need=10).settle(tokens=300)
         before = (world.tenant, world.organization, world.key)
-        async with restarted(server, house):
-            assert not ready(house)
+        async with restarted(server, backend):
+            assert not ready(backend)
         world = world.again()
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-        directory = Directory(house.wire, asyncio.get_running_loop().time)
+        directory = Directory(backend.wire, asyncio.get_running_loop().time)
         with pytest.raises(CountersUnavailable):
             await driven(directory.identify("unknown"))
-        assert not ready(house)
-        done = await house.verify()
+        assert not ready(backend)
+        done = await backend.verify()
         assert all(one.rebuilt == 0 and one.epoch == 2 for one in done)
         assert (world.tenant, world.organization, world.key) == before
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
@@ -104,22 +106,24 @@ async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(
     own_valkey: START, migrated: str
 ) -> None:
     server = own_valkey()
-    async with house_at(server.url, migrated) as house:
-        world = await house.settle_in(1000, reset_interval="monthly", rollover_max=7, overage_policy="carry")
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(
+            1000, reset_interval="monthly", rollover_max=7, overage_policy="carry"
+        )
         limits = {"requests_per_minute": 50, "tokens_per_minute": 9000, "concurrency": 4}
-        await house.write(
+        await backend.write(
             "tenants", "change", world.caller.tenant_id, limits=limits, user_limits={"concurrency": 2}
         )
-        await house.push()
+        await backend.push()
         world.reserve(need=10, user="ann").settle(tokens=300)
-        await house.flush()
+        await backend.flush()
         before = world.tenant
-        async with restarted(server, house):
+        async with restarted(server, backend):
             pass
         world = world.again()
         assert world.client.dbsize() == 0
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-        done = {one.partition: one for one in await house.verify()}
+        done = {one.partition: one for one in await backend.verify()}
         assert (done[world.p].rebuilt, done[world.p].epoch) == (2, 2)
         after = world.tenant
         for name in (
@@ -133,9 +137,9 @@ async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(
         assert call.verdict is Verdict.ADMITTED
         call.settle(tokens=5)
         assert (world.events()[-1].epoch, world.events()[-1].seq) == (2, 3)
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id)[-1] == (3, "consume", -5, 695)
-        assert house.rows("select * from quarantine") == []
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id)[-1] == (3, "consume", -5, 695)
+        assert backend.rows("select * from quarantine") == []
 
 
 @pytest.mark.parametrize("total", [None, 0, 10])
@@ -143,19 +147,19 @@ async def test_what_remains_is_never_fresh_after_a_loss(
     own_valkey: START, migrated: str, total: int | None
 ) -> None:
     server = own_valkey()
-    async with house_at(server.url, migrated) as house:
-        world = await house.settle_in(total)
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(total)
         call = world.reserve(need=5)
         if call.verdict is Verdict.ADMITTED:
             call.settle(tokens=25)
-        await house.write("tenants", "block", world.caller.tenant_id)
-        await house.push()
-        await house.flush()
+        await backend.write("tenants", "block", world.caller.tenant_id)
+        await backend.push()
+        await backend.flush()
         before = world.tenant
-        async with restarted(server, house):
+        async with restarted(server, backend):
             pass
         world = world.again()
-        await house.verify()
+        await backend.verify()
         after = world.tenant
         assert (after.total, after.remaining, after.used, after.seq) == (
             before.total,
@@ -169,43 +173,43 @@ async def test_what_remains_is_never_fresh_after_a_loss(
 async def test_what_was_granted_beyond_an_unlimited_plan_is_there_again_after_a_loss(
     valkey: str, migrated: str
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world, name = await house.settle_in(1000), uuid.uuid4()
+    async with backend_at(valkey, migrated) as backend:
+        world, name = await backend.settle_in(1000), uuid.uuid4()
         tenant = world.caller.tenant_id
-        free = await house.made("token-plans", name=f"free {name}", total_amount=None)
-        plan = await house.made("token-plans", name=f"again {name}", total_amount=1000)
+        free = await backend.made("token-plans", name=f"free {name}", total_amount=None)
+        plan = await backend.made("token-plans", name=f"again {name}", total_amount=1000)
         world.grant("recharge", 5000)
-        await house.write("tenants", "change", tenant, plan_id=free)
-        await house.push()
+        await backend.write("tenants", "change", tenant, plan_id=free)
+        await backend.push()
         world.reserve(need=1).settle(tokens=10)
         world.grant("adjust", -100)
-        await house.flush()
-        with house.client() as client:
+        await backend.flush()
+        with backend.client() as client:
             client.flushall()
-        await house.verify()
+        await backend.verify()
         world = world.again()
         assert (world.tenant.total, world.tenant.remaining) == (-1, 4900)
-        await house.write("tenants", "change", tenant, plan_id=plan)
-        await house.push()
-        await house.flush()
+        await backend.write("tenants", "change", tenant, plan_id=plan)
+        await backend.push()
+        await backend.flush()
         assert world.tenant.remaining == 5890
-        assert house.rows("select * from quarantine") == []
+        assert backend.rows("select * from quarantine") == []
 
 
 async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str) -> None:
     """Another run id with older states: only what is behind is rebuilt."""
-    async with house_at(valkey, migrated) as house:
-        world, other = await house.settle_in(1000), await house.settle_in(1000)
+    async with backend_at(valkey, migrated) as backend:
+        world, other = await backend.settle_in(1000), await backend.settle_in(1000)
         assert world.p != other.p
         old = world.get(world.tenant_key)
         world.reserve(need=10).settle(tokens=400)
-        await house.flush()
+        await backend.flush()
         world.client.set(world.tenant_key, old)
         for partition in range(PARTITIONS):
             world.client.set(keys.marker(partition), packing.marker(b"o" * 40, 1, 1))
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-        house.verifier._vouched = b""
-        done = {one.partition: one for one in await house.verify()}
+        backend.verifier._vouched = b""
+        done = {one.partition: one for one in await backend.verify()}
         assert (done[world.p].rebuilt, done[world.p].epoch) == (1, 2)
         assert (done[other.p].rebuilt, done[other.p].epoch) == (0, 2)
         assert (world.tenant.remaining, world.tenant.seq) == (600, 2)
@@ -215,26 +219,26 @@ async def test_a_redis_rolled_back_is_brought_forward(valkey: str, migrated: str
 class Rollback:
     """A server's keys as they were, to be put back under another run id."""
 
-    house: House
+    backend: Backend
     kept: dict[bytes, bytes]
 
     @classmethod
-    def of(cls, house: House) -> Rollback:
-        with house.client() as client:
+    def of(cls, backend: Backend) -> Rollback:
+        with backend.client() as client:
             names = [name for name in client.keys("tk:{*") if not name.endswith((b"}:m", b"}:x"))]
-            return cls(house, {name: client.dump(name) for name in names})
+            return cls(backend, {name: client.dump(name) for name in names})
 
     async def verified(self) -> dict[int, Verified]:
         """Forget everything since, and have that verified."""
-        with self.house.client() as client:
+        with self.backend.client() as client:
             for name in client.keys("tk:{*"):
                 client.delete(name)
             for name, packed in self.kept.items():
                 client.restore(name, 0, packed)
             for partition in range(PARTITIONS):
                 client.set(keys.marker(partition), packing.marker(b"o" * 40, 1, 1))
-        self.house.verifier._vouched = b""
-        return {one.partition: one for one in await self.house.verify()}
+        self.backend.verifier._vouched = b""
+        return {one.partition: one for one in await self.backend.verify()}
 
 
 @pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
@@ -242,16 +246,16 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
     valkey: str, migrated: str, service: Service
 ) -> None:
     """Nobody settles them a second time, and no reclaim charges them."""
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(1000)
-        await house.write("tenants", "change", world.caller.tenant_id, limits={"concurrency": 9})
-        await house.push()
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(1000)
+        await backend.write("tenants", "change", world.caller.tenant_id, limits={"concurrency": 9})
+        await backend.push()
         world.grant("credits", 500)
         settled = world.reserve(need=10, service=service, user="ann", credits_=50)
         alive = world.reserve(need=20, user="ann")
-        before = Rollback.of(house)
+        before = Rollback.of(backend)
         settled.settle(tokens=7, credits=50, units=2)
-        await house.flush()
+        await backend.flush()
         seqs = world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq
         done = await before.verified()
         assert (done[world.p].let_go, done[world.p].epoch) == (1, 2)
@@ -260,23 +264,23 @@ async def test_holds_a_rolled_back_redis_takes_again_are_let_go_where_the_ledger
         assert (world.organization.credits_held, world.organization.spend_held) == (0, 0)
         assert seqs == (world.tenant.seq, world.organization.credit_seq, world.organization.spend_seq)
         assert settled.settle(tokens=7, credits=50, units=2) is Settled.UNKNOWN
-        assert await house.poster.drain() == 1
+        assert await backend.late_settlements.drain() == 1
         assert (world.late(), world.events()) == ([], [])
         assert alive.settle(tokens=5) is Settled.DONE
         assert (world.slots("ann"), world.tenant.held) == ([0, 0, 0, 0], 0)
 
 
 async def test_leases_a_rolled_back_redis_has_stay_held_and_take_no_slot(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(1000)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(1000)
         world.put_tenant(on_store_failure=1)
         for _ in range(2):
             world.run("lease", lease(world.run_id, world.caller, new_id(), 60_000, fraction=0.1))
         held = world.tenant.held
         assert held == 190
-        before = Rollback.of(house)
+        before = Rollback.of(backend)
         world.reserve(need=10).settle(tokens=7)
-        await house.flush()
+        await backend.flush()
         done = await before.verified()
         assert done[world.p].rebuilt == 1
         assert world.tenant.held == held
@@ -286,30 +290,30 @@ async def test_leases_a_rolled_back_redis_has_stay_held_and_take_no_slot(valkey:
 async def test_a_keeper_that_died_while_it_let_holds_go_leaves_them_to_the_next(
     valkey: str, migrated: str
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(1000)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(1000)
         call = world.reserve(need=10)
-        before = Rollback.of(house)
+        before = Rollback.of(backend)
         call.settle(tokens=7)
-        await house.flush()
-        mark, house.verification.mark = house.verification.mark, nobody  # type: ignore[method-assign]  # dies here
+        await backend.flush()
+        mark, backend.verification.mark = backend.verification.mark, nobody  # type: ignore[method-assign]  # dies here
         with pytest.raises(CountersUnavailable):
             await before.verified()
-        house.verification.mark = mark  # type: ignore[method-assign]  # the next one does not
+        backend.verification.mark = mark  # type: ignore[method-assign]  # the next one does not
         assert (call.hold, world.reserve(need=1).verdict) == (None, Verdict.UNVERIFIED)
-        done = {one.partition: one for one in await house.verify()}
+        done = {one.partition: one for one in await backend.verify()}
         assert (done[world.p].let_go, world.tenant.remaining) == (0, 993)
         assert world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
 async def test_what_a_flush_is_storing_is_waited_for(valkey: str, migrated: str) -> None:
     """Rows that were read before Redis forgot them are in the ledger before anything is compared with it."""
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(1000)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(1000)
         world.client.delete(keys.marker(world.p))
         async with await psycopg.AsyncConnection.connect(migrated) as flushing:
             await flushing.execute("select pg_advisory_xact_lock(7800, %s)", [world.p])
-            verifying = asyncio.create_task(house.verify())
+            verifying = asyncio.create_task(backend.verify())
             await asyncio.sleep(0.1)
             assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
             await flushing.commit()
@@ -323,90 +327,90 @@ async def nobody(*_: object) -> bool:
 
 async def test_control_writes_that_vanished_are_pushed_again(own_valkey: START, migrated: str) -> None:
     server = own_valkey()
-    async with house_at(server.url, migrated) as house:
-        world = await house.settle_in(100)
-        await house.flush()
-        await house.write("tenants", "recharge", world.caller.tenant_id, amount=50)
-        await house.push()
-        assert house.writes()[-1][2] == "applied"
-        async with restarted(server, house):
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(100)
+        await backend.flush()
+        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+        await backend.push()
+        assert backend.writes()[-1][2] == "applied"
+        async with restarted(server, backend):
             pass
         world = world.again()
-        done = await house.verify()
+        done = await backend.verify()
         assert sum(one.repushed for one in done) == 1
-        assert (house.writes()[-1][2], world.tenant.remaining) == ("pending", 100)
-        await house.push()
+        assert (backend.writes()[-1][2], world.tenant.remaining) == ("pending", 100)
+        await backend.push()
         assert world.tenant.remaining == 150
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100), (2, "recharge", 50, 150)]
-        assert {state for _, _, state in house.writes()} == {"done"}
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100), (2, "recharge", 50, 150)]
+        assert {state for _, _, state in backend.writes()} == {"done"}
 
 
 async def test_control_writes_that_survived_are_not_pushed_twice(own_valkey: START, migrated: str) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    async with house_at(server.url, migrated) as house:
-        world = await house.settle_in(100)
-        await house.write("tenants", "recharge", world.caller.tenant_id, amount=50)
-        await house.push()
-        async with restarted(server, house):
+    async with backend_at(server.url, migrated) as backend:
+        world = await backend.settle_in(100)
+        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+        await backend.push()
+        async with restarted(server, backend):
             pass
         world = world.again()
-        done = await house.verify()
+        done = await backend.verify()
         assert sum(one.repushed for one in done) == 0
-        await house.push()
-        await house.flush()
+        await backend.push()
+        await backend.flush()
         assert world.tenant.remaining == 150
-        assert house.ledger(world.caller.tenant_id)[-1] == (2, "recharge", 50, 150)
+        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "recharge", 50, 150)
 
 
 async def test_a_revocation_that_vanished_is_in_force_again(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        digest = keys.identity(house.rows("select digest from api_key")[0]["digest"])
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        digest = keys.identity(backend.rows("select digest from api_key")[0]["digest"])
         state, identity = world.get(world.api_key), world.get(digest)
-        await house.write("api-keys", "revoke", world.caller.key_id)
-        await house.push()
+        await backend.write("api-keys", "revoke", world.caller.key_id)
+        await backend.push()
         world.client.set(world.api_key, state)
         world.client.set(digest, identity)
         for partition in range(PARTITIONS):
             world.client.delete(keys.marker(partition))
-        house.verifier._vouched = b""
-        await house.verify()
+        backend.verifier._vouched = b""
+        await backend.verify()
         assert world.reserve(need=1).verdict is Verdict.REVOKED
         assert not world.client.exists(digest)
 
 
 async def test_a_postgresql_that_was_restored_is_told_the_epochs_anew(valkey: str, migrated: str) -> None:
     """Until then nothing is stored: of which history it would be nobody could tell."""
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.client.delete(keys.marker(world.p))
-        assert [(one.partition, one.epoch) for one in await house.verify()] == [(world.p, 2)]
+        assert [(one.partition, one.epoch) for one in await backend.verify()] == [(world.p, 2)]
         with psycopg.connect(migrated) as connection:
             connection.execute("update partition_state set run_id = %s, epoch = 1", ["o" * 40])
         world.reserve(need=1).settle(tokens=30)
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id) == []
-        assert await house.verify() == []
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id) == []
+        assert await backend.verify() == []
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
         query = "select epoch from partition_state where partition = %s and run_id = %s"
-        assert house.rows(query, world.p, house.wire.run_id.decode()) == [{"epoch": 2}]
+        assert backend.rows(query, world.p, backend.wire.run_id.decode()) == [{"epoch": 2}]
 
 
 async def test_a_keeper_that_notes_another_history_keeps_nothing_from_being_stored(
     valkey: str, migrated: str
 ) -> None:
     """Of two that verify at once, the one that lags behind may write last what it is under."""
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        await house.verifier._source.note(b"o" * 40, {world.p: 1})
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        await backend.verifier._source.note(b"o" * 40, {world.p: 1})
         world.reserve(need=1).settle(tokens=30)
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id) == []
-        assert await house.verify() == []
-        await house.flush()
-        assert house.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id) == []
+        assert await backend.verify() == []
+        await backend.flush()
+        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -30, 70)
 
 
 # --- several keepers, changing connections ----------------------------------------------
@@ -414,7 +418,7 @@ async def test_a_keeper_that_notes_another_history_keeps_nothing_from_being_stor
 
 async def test_two_verifiers_at_once_do_it_once(own_valkey: START, migrated: str) -> None:
     server = own_valkey()
-    async with house_at(server.url, migrated) as one, house_at(server.url, migrated) as other:
+    async with backend_at(server.url, migrated) as one, backend_at(server.url, migrated) as other:
         world = await one.settle_in(1000)
         world.reserve(need=1).settle(tokens=100)
         await one.flush()
@@ -424,9 +428,9 @@ async def test_two_verifiers_at_once_do_it_once(own_valkey: START, migrated: str
         first, second = await asyncio.gather(one.verify(), other.verify())
         partitions = [verified.partition for verified in (*first, *second)]
         assert sorted(partitions) == list(range(PARTITIONS))
-        for house in (one, other):
-            await house.verify()
-            assert ready(house)
+        for backend in (one, other):
+            await backend.verify()
+            assert ready(backend)
         world = world.again()
         assert packing.read_marker(world.get(keys.marker(world.p)))[1] == 2
         assert (world.tenant.remaining, world.tenant.seq) == (900, 2)
@@ -434,29 +438,29 @@ async def test_two_verifiers_at_once_do_it_once(own_valkey: START, migrated: str
 
 async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated: str) -> None:
     server = own_valkey()
-    async with house_at(server.url, migrated) as house:
+    async with backend_at(server.url, migrated) as backend:
         server.stop()
-        await parted(house.wire)
+        await parted(backend.wire)
         with pytest.raises(CountersUnavailable):
-            await house.verify()
-        running = asyncio.create_task(house.verifier.run())
+            await backend.verify()
+        running = asyncio.create_task(backend.verifier.run())
         await asyncio.sleep(0.3)
-        assert not ready(house)
+        assert not ready(backend)
         server.start()
         async with asyncio.timeout(WITHIN_S):
-            while not ready(house):
+            while not ready(backend):
                 await asyncio.sleep(0.01)
         running.cancel()
-        assert await in_task(house.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == house.wire.run_id
+        assert await in_task(backend.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == backend.wire.run_id
 
 
 async def test_a_keeper_that_died_before_the_keys_left_nobody_unknown(valkey: str, migrated: str) -> None:
     """All markers stand, but nobody said that everything is there: then it is not."""
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
-        digest = house.rows("select digest from api_key")[0]["digest"]
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
+        digest = backend.rows("select digest from api_key")[0]["digest"]
         world.client.delete(keys.VERIFIED, world.api_key, keys.identity(digest))
-        async with house_at(valkey, migrated) as other:
+        async with backend_at(valkey, migrated) as other:
             directory = Directory(other.wire, asyncio.get_running_loop().time)
             with pytest.raises(CountersUnavailable):
                 await driven(directory.identify(digest))
@@ -467,20 +471,20 @@ async def test_a_keeper_that_died_before_the_keys_left_nobody_unknown(valkey: st
 
 
 async def test_a_redis_emptied_while_it_runs_is_noticed_and_rebuilt(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await house.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(100)
         world.reserve(need=1).settle(tokens=30)
-        await house.flush()
+        await backend.flush()
         world.client.flushall()
         assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-        done = {one.partition: one for one in await house.verify()}
+        done = {one.partition: one for one in await backend.verify()}
         assert (done[world.p].rebuilt, done[world.p].epoch) == (2, 2)
         assert (world.tenant.remaining, world.reserve(need=1).verdict) == (70, Verdict.ADMITTED)
 
 
 async def test_a_keeper_started_again_finds_everything_said(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        await house.settle_in(100)
-    async with house_at(valkey, migrated) as house:
-        assert await house.verify() == []
-        assert ready(house)
+    async with backend_at(valkey, migrated) as backend:
+        await backend.settle_in(100)
+    async with backend_at(valkey, migrated) as backend:
+        assert await backend.verify() == []
+        assert ready(backend)

@@ -21,7 +21,7 @@ from gateway.core.billing.subscription import (
     cycle_of,
     extend,
     pieces,
-    standing,
+    status,
 )
 from gateway.errors import Conflict
 
@@ -133,11 +133,11 @@ def test_a_subscription_to_come_is_cancelled_on_its_first_day() -> None:
 def test_standing_of_a_span() -> None:
     start, end = date(2026, 4, 1), date(2026, 5, 1)
     days = (date(2026, 3, 31), start, date(2026, 4, 30), end)
-    assert [standing(start, end, day) for day in days] == ["future", "active", "active", "over"]
+    assert [status(start, end, day) for day in days] == ["future", "active", "active", "over"]
 
 
 def test_what_was_cancelled_before_it_began_is_over() -> None:
-    assert standing(date(2026, 4, 1), date(2026, 4, 1), date(2026, 3, 1)) == "over"
+    assert status(date(2026, 4, 1), date(2026, 4, 1), date(2026, 3, 1)) == "over"
 
 
 @given(

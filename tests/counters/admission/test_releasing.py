@@ -91,10 +91,10 @@ async def test_a_wait_that_is_given_up_by_its_caller_is_released_too(
     world.plan(1000)
     worker = await hire(world, call_s=30, stall_s=30)
     freeze(server)
-    story = worker.counters.reserve(worker.request(10, user="ann"))
-    next(story.__await__())
+    asked = worker.counters.reserve(worker.request(10, user="ann"))
+    next(asked.__await__())
     with pytest.raises(CountersUnavailable):
-        story.throw(CountersUnavailable())
+        asked.throw(CountersUnavailable())
     thaw(server)
     await eventually(lambda: not worker.wire._pending)
     await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))

@@ -112,9 +112,9 @@ async def test_a_worker_gives_its_leases_back_when_it_stops(allowing: World, emp
     assert (allowing.tenant.held, allowing.organization.credits_held, allowing.deadlines()) == (0, 0, {})
 
 
-async def test_who_takes_the_seat_takes_the_lease(allowing: World, employ: Employ) -> None:
+async def test_who_takes_the_slot_takes_the_lease(allowing: World, employ: Employ) -> None:
     first, second = await employ(allowing), await employ(allowing)
-    second.allowances = second.leaser._allowances = Allowances(second.clock, first.allowances._seat)
+    second.allowances = second.leaser._allowances = Allowances(second.clock, first.allowances._worker_slot)
     await first.renew()
     await second.renew()
     assert allowing.tenant.held == 100

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.core.model import PARTITIONS, Service, Settled
 from gateway.core.wait import in_task
-from gateway.counters.keeper import attendance
+from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
@@ -352,7 +352,7 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
 def reported(world: World) -> set[int]:
     """The epochs before which the worker says it has sent everything again."""
     (raw,) = world.client.hvals(keys.WORKERS)
-    report = attendance.unpack(raw)
+    report = worker_reports.unpack(raw)
     assert report is not None
     assert report.run_id == world.run_id
     return set(report.epochs)

@@ -11,7 +11,7 @@ from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
 from gateway.http.routing.bindings import Bindings
-from gateway.http.routing.plan import Planner
+from gateway.http.routing.routed_head import HeadRouter
 from tests.http.fakes import AUTH, CHAT, KEY, FakeDirectory, answer, get, post
 from tests.http.stage import staged
 
@@ -277,8 +277,8 @@ def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes
     )
     targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
     bindings = Bindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)
-    planner = Planner(routes, targets, bindings, b"pepper", HttpLimits())
-    assert [planner.plan(get(path, AUTH + fields)).upstream for path in (b"/v1/files", b"/v1/models/m")] == [
+    head_router = HeadRouter(routes, targets, bindings, b"pepper", HttpLimits())
+    assert [head_router.route(get(path, AUTH + fields)).upstream for path in (b"/v1/files", b"/v1/models/m")] == [
         "up", "elsewhere",
     ]  # fmt: skip
 

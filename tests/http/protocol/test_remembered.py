@@ -9,7 +9,7 @@ from gateway.http.protocol import answer, fields, headers
 from gateway.http.protocol.fields import field_kind
 from gateway.http.protocol.headers import kind_of
 from gateway.http.protocol.remembered import Remembered
-from gateway.http.routing.plan import PLANS_BYTES_MAX
+from gateway.http.routing.routed_head import ROUTED_HEADS_BYTES_MAX
 from tests.http.fakes import CHAT, get, post
 from tests.http.stage import staged
 
@@ -77,21 +77,21 @@ async def test_a_head_without_a_good_credential_is_never_remembered() -> None:
         client = await stage.client()
         for n in range(20):
             assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
-        assert not stage.plane.planner.known
+        assert not stage.plane.head_router.known
         stage.directory.known = True
         for _ in range(2):
             assert (await client.ask(post(CHAT))).status == 200
-        assert len(stage.plane.planner.known) == 1
+        assert len(stage.plane.head_router.known) == 1
 
 
 async def test_one_callers_many_heads_stay_within_their_bytes() -> None:
     async with staged() as stage:
         client = await stage.client()
-        planner = stage.plane.planner
+        head_router = stage.plane.head_router
         for n in range(700):
             got = await client.ask(
                 get(b"/free/x", b"authorization: Bearer k\r\nx-n: %04d%b\r\n" % (n, b"x" * 3900)), "GET"
             )
             assert got.status == 200
-        assert planner._plans.held_bytes <= PLANS_BYTES_MAX
-        assert 400 < len(planner.known) < 700
+        assert head_router._routed_heads.held_bytes <= ROUTED_HEADS_BYTES_MAX
+        assert 400 < len(head_router.known) < 700

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from gateway.background.timed.webhooks import Courier
+from gateway.background.timed.webhooks import WebhookDeliveries
 from gateway.core.webhook import Delivery, Outcome
 from persistence import engine
 from persistence.keeper.notices import Notices
@@ -153,7 +153,7 @@ async def test_a_subscription_that_ends_soon(migrated: str, notices: Notices) ->
         connection.execute(
             "WITH p AS (INSERT INTO subscription_plan (name, monthly_cost, annual_cost) VALUES ('p', 1, 1)"
             " RETURNING id) INSERT INTO organization_subscription (organization_id, plan_id, start_date,"
-            " end_date, standing) SELECT %s, id, '2026-01-01', %s, 'active' FROM p",
+            " end_date, status) SELECT %s, id, '2026-01-01', %s, 'active' FROM p",
             (account.organization_id, now().date() + timedelta(days=7)),
         )
     await look(notices)
@@ -168,17 +168,17 @@ async def test_a_message_is_tried_until_it_is_taken(migrated: str, notices: Noti
     account.consume(55)
     store(migrated, account)
     receiver = Receiver()
-    courier = Courier(notices, receiver, now)
-    await courier.look()
+    webhook_deliveries = WebhookDeliveries(notices, receiver, now)
+    await webhook_deliveries.look()
     receiver.status = 503
-    assert await courier.deliver() == 1
-    assert await courier.deliver() == 0
+    assert await webhook_deliveries.deliver() == 1
+    assert await webhook_deliveries.deliver() == 0
     state = "SELECT state, attempts, response_status, error, next_attempt_at > now() FROM webhook_delivery"
     assert rows_of(migrated, state) == [("pending", 1, 503, "refused", True)]
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
     receiver.status = 204
-    assert await courier.deliver() == 1
+    assert await webhook_deliveries.deliver() == 1
     assert rows_of(migrated, state)[0][:4] == ("delivered", 2, 204, None)
     [(_, first, body), (_, again, same)] = receiver.got
     assert (first["webhook-id"], body) == (again["webhook-id"], same)

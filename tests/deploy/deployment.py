@@ -17,7 +17,7 @@ routes:
 """
 
 
-class House:
+class Deployment:
     """Redis and PostgreSQL are given; everything else is started here."""
 
     def __init__(self, folder: Path, redis_url: str, database_url: str) -> None:

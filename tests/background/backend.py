@@ -18,12 +18,12 @@ import redis
 from psycopg.rows import dict_row
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.flushing.late import Poster
+from gateway.background.flushing.late import LateSettlements
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.verifying.verifier import Verified, Verifier
-from gateway.core.accounts.administration import Actor, Command, Row, Written
+from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.verification import Verification
 from gateway.counters.late.keeping import Keeping
@@ -63,7 +63,7 @@ def _rendered(row: Row) -> Row:
     return plain
 
 
-class House:
+class Backend:
     """One keeper, each part by itself; `patience` with Redis is the wire's."""
 
     def __init__(self, valkey: str, database: str, **patience: float) -> None:
@@ -79,7 +79,7 @@ class House:
         self.verifier = Verifier(Truths(self.engine, partition_of), self.verification)
         self.reclaimer = Reclaimer(self.keeping)
         self.sweeper = Sweeper(sweeps, self.keeping)
-        self.poster = Poster(self.keeping, sweeps)
+        self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(self.engine, partition_of)
 
     async def close(self) -> None:
@@ -89,11 +89,11 @@ class House:
 
     # --- what people do -----------------------------------------------------------------
 
-    async def write(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Written:
+    async def write(self, resource: str, verb: str, row_id: int | None = None, **values: Any) -> Committed:
         """One write through the store: the row and its control writes."""
         command = Command(resource, verb, STAFF, str(uuid.uuid4()), _rendered, row_id, values)
         written = await self.store.write(command)
-        assert isinstance(written, Written)
+        assert isinstance(written, Committed)
         return written
 
     async def made(self, resource: str, **values: Any) -> int:
@@ -158,11 +158,11 @@ class House:
 
 
 @asynccontextmanager
-async def house_at(valkey: str, database: str) -> AsyncIterator[House]:
+async def backend_at(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper whose wire is open."""
-    house = House(valkey, database)
-    await house.wire.open()
+    backend = Backend(valkey, database)
+    await backend.wire.open()
     try:
-        yield house
+        yield backend
     finally:
-        await house.close()
+        await backend.close()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.background.verifying.watcher import Watcher
+from gateway.background.verifying.gauges import Gauges
 
 
 class Sight:
@@ -24,33 +24,33 @@ class Sight:
 
 async def test_everything_is_seen_and_rows_of_several_looks_stand_together() -> None:
     one, other = Sight(ends=[["redis", 1]], used=5), Sight(ends=[["postgresql", 2]])
-    watcher = Watcher((one, other))
-    assert watcher.latest == {}
-    await watcher.look()
-    assert watcher.latest == {"ends": [["redis", 1], ["postgresql", 2]], "used": 5}
+    gauges = Gauges((one, other))
+    assert gauges.latest == {}
+    await gauges.look()
+    assert gauges.latest == {"ends": [["redis", 1], ["postgresql", 2]], "used": 5}
 
 
 async def test_what_cannot_be_seen_is_left_out_instead_of_being_old() -> None:
     one, other = Sight(used=5), Sight(dead=0)
-    watcher = Watcher((one, other))
-    await watcher.look()
+    gauges = Gauges((one, other))
+    await gauges.look()
     one.hidden = True
-    await watcher.look()
-    assert watcher.latest == {"dead": 0}
+    await gauges.look()
+    assert gauges.latest == {"dead": 0}
     one.hidden = False
-    await watcher.look()
-    assert watcher.latest == {"used": 5, "dead": 0}
+    await gauges.look()
+    assert gauges.latest == {"used": 5, "dead": 0}
 
 
 async def test_it_goes_on_looking() -> None:
     one = Sight(used=1)
-    watcher = Watcher((one,), interval_s=0.001)
-    task = asyncio.create_task(watcher.run())
+    gauges = Gauges((one,), interval_s=0.001)
+    task = asyncio.create_task(gauges.run())
     async with asyncio.timeout(10):
-        while watcher.latest != {"used": 1}:
+        while gauges.latest != {"used": 1}:
             await asyncio.sleep(0.001)
         one.facts = {"used": 2}
-        while watcher.latest != {"used": 2}:
+        while gauges.latest != {"used": 2}:
             await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -34,7 +34,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
+class InvoiceRenderer:
     """Who sends the invoices: lines of name and address, a logo, notes below the total.
 
     `addresses` are the customers' lines by organization id or name. `due_days` 0 says nothing.

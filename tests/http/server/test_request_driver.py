@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from gateway.core.wait import Wait
-from gateway.http.server.story import Story
+from gateway.http.server.request_driver import RequestDriver
 
 
-class Told(Story):
-    """A story that remembers its ends."""
+class Told(RequestDriver):
+    """A handler that remembers its ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ async def test_a_wait_that_was_given_up_resumes_nobody_who_awaits_a_future_since
             heard.append("given up")
         heard.append(await future)
 
-    story = Told()
-    story.tell(telling())
-    story.expire_wait(TimeoutError())
+    driver = Told()
+    driver.tell(telling())
+    driver.expire_wait(TimeoutError())
     given_up.set(None)
-    assert (heard, story.ends) == (["given up"], [])
+    assert (heard, driver.ends) == (["given up"], [])
     future.set_result("told")
     await asyncio.sleep(0)
-    assert (heard, story.ends) == (["given up", "told"], [None])
+    assert (heard, driver.ends) == (["given up", "told"], [None])

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from gateway.background.verifying import opener as module
-from gateway.background.verifying.opener import Opener
+from gateway.background.verifying import admission_gate as module
+from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.integrity.recovery import SILENT_S_MAX
 from gateway.core.model import PARTITIONS, Verdict
-from gateway.counters.keeper import attendance
+from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.verification import Verification
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.verification import Truths
-from tests.background.house import WITHIN_S, House, house_at, parted, rejoined
+from tests.background.backend import WITHIN_S, Backend, backend_at, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.worker import Worker, worker_at
@@ -54,19 +54,19 @@ class Scene:
     """A keeper that closes what it verifies, and an account whose quota may be used up."""
 
     server: ValkeyServer
-    house: House
+    backend: Backend
     world: World
     clock: Clock = field(default_factory=Clock)
     verifier: Verifier = field(init=False)
 
     def __post_init__(self) -> None:
-        self.verifier = self.keeper(self.house)
+        self.verifier = self.keeper(self.backend)
 
-    def keeper(self, house: House) -> Verifier:
+    def keeper(self, backend: Backend) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
-        truths, counters = Truths(house.engine, partition_of), Verification(house.wire)
-        opener = Opener(truths, counters, self.clock, recovery_s_max=WAITS_S)
-        return Verifier(truths, counters, opener=opener)
+        truths, counters = Truths(backend.engine, partition_of), Verification(backend.wire)
+        admission_gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
+        return Verifier(truths, counters, admission_gate=admission_gate)
 
     async def use(self, worker: Worker, tokens: int) -> None:
         await worker.settle(self.world.reserve(need=tokens), tokens)
@@ -81,7 +81,7 @@ class Scene:
     async def forget(self, *workers: Worker, empty: bool = False) -> None:
         """Kill Redis; it comes back as it was when it was copied."""
         self.server.stop(signal.SIGKILL)
-        wires = [self.house.wire, *(worker.wire for worker in workers)]
+        wires = [self.backend.wire, *(worker.wire for worker in workers)]
         await parted(*wires)
         shutil.rmtree(self.server.folder / "appendonlydir")
         if not empty:
@@ -99,7 +99,7 @@ class Scene:
         posting = asyncio.create_task(self._post())
         try:
             async with asyncio.timeout(WITHIN_S):
-                while len((await self.house.verification.markers()).closed) < PARTITIONS:
+                while len((await self.backend.verification.markers()).closed) < PARTITIONS:
                     await asyncio.sleep(0.01)
             yield task
         finally:
@@ -109,8 +109,8 @@ class Scene:
     async def _post(self) -> None:
         while True:
             with suppress(CountersUnavailable):
-                await self.house.flusher.flush()
-                await self.house.poster.drain()
+                await self.backend.flusher.flush()
+                await self.backend.late_settlements.drain()
             await asyncio.sleep(0.05)
 
     async def closed(self) -> bool:
@@ -121,9 +121,9 @@ class Scene:
 
 @asynccontextmanager
 async def scene_at(server: ValkeyServer, database: str) -> AsyncIterator[Scene]:
-    async with house_at(server.url, database) as house:
-        scene = Scene(server, house, await house.settle_in(TOTAL, admission="strict"))
-        await house.flush()
+    async with backend_at(server.url, database) as backend:
+        scene = Scene(server, backend, await backend.settle_in(TOTAL, admission="strict"))
+        await backend.flush()
         shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
         yield scene
 
@@ -139,8 +139,8 @@ async def test_a_slow_worker_is_waited_for_and_nobody_is_let_in_on_what_it_charg
 ) -> None:
     async with (
         scene_at(kept, migrated) as scene,
-        worker_at(kept.url, tmp_path / "one", seat="one") as one,
-        worker_at(kept.url, tmp_path / "other", seat="other") as slow,
+        worker_at(kept.url, tmp_path / "one", worker_slot="one") as one,
+        worker_at(kept.url, tmp_path / "other", worker_slot="other") as slow,
     ):
         await scene.looked(one, slow)
         await scene.use(slow, TOTAL)
@@ -184,7 +184,7 @@ async def test_a_dead_worker_holds_the_door_no_longer_than_a_bound(
         assert scene.world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
-async def test_whoever_takes_a_dead_workers_seat_and_log_reports_for_it(
+async def test_whoever_takes_a_dead_workers_slot_and_log_reports_for_it(
     kept: ValkeyServer, migrated: str, tmp_path: Path
 ) -> None:
     async with scene_at(kept, migrated) as scene:
@@ -208,10 +208,10 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
     """Its successor finds no log any more: whoever took it has to be waited for, reported before or not."""
     async with (
         scene_at(kept, migrated) as scene,
-        worker_at(kept.url, tmp_path, seat="a") as heir,
+        worker_at(kept.url, tmp_path, worker_slot="a") as heir,
     ):
-        await scene.house.verify()
-        async with worker_at(kept.url, tmp_path, seat="b") as worker:
+        await scene.backend.verify()
+        async with worker_at(kept.url, tmp_path, worker_slot="b") as worker:
             await scene.use(worker, 5)
             await worker.log.written()
             worker.die()
@@ -222,23 +222,26 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
         adopt = heir.log.files.adopt
 
         async def adopting() -> list[object]:
-            seen.append((await scene.house.verification.reports())["a"].epochs)
+            seen.append((await scene.backend.verification.reports())["a"].epochs)
             return list(await adopt())
 
         heir.log.files.adopt = adopting  # type: ignore[method-assign, assignment]  # looked at from outside
         await heir.look()
         assert seen == [(0,) * PARTITIONS]
-        assert all((await scene.house.verification.reports())["a"].epochs)
+        assert all((await scene.backend.verification.reports())["a"].epochs)
 
 
 async def test_a_worker_that_starts_meanwhile_is_waited_for_too(
     kept: ValkeyServer, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path / "one", seat="one") as one:
+    async with (
+        scene_at(kept, migrated) as scene,
+        worker_at(kept.url, tmp_path / "one", worker_slot="one") as one,
+    ):
         await scene.looked(one)
         await scene.forget(one)
         async with scene.verifying() as verifying:
-            new = attendance.Attendance(scene.house.wire, "new", 1)
+            new = worker_reports.WorkerReports(scene.backend.wire, "new", 1)
             await new.report([0] * PARTITIONS)
             await one.look()
             assert await scene.closed()
@@ -255,7 +258,7 @@ async def test_a_keeper_started_after_redis_knows_who_was_there(
         await scene.use(worker, TOTAL)
         await scene.forget(worker, empty=True)
         scene.clock.ahead += module.STRANGERS_S  # nothing but the file makes it wait
-        async with scene.verifying(scene.keeper(scene.house)) as verifying:
+        async with scene.verifying(scene.keeper(scene.backend)) as verifying:
             assert await scene.closed()
             await worker.look()
             await verifying
@@ -266,12 +269,12 @@ async def test_a_keeper_that_knows_nobody_gives_strangers_time_to_show_up(
     kept: ValkeyServer, migrated: str, tmp_path: Path
 ) -> None:
     async with scene_at(kept, migrated) as scene, worker_at(kept.url, tmp_path) as worker:
-        await scene.house.verify()
+        await scene.backend.verify()
         await worker.look()
         await scene.use(worker, TOTAL)
         await scene.forget(worker, empty=True)
         scene.clock.stop()
-        async with scene.verifying(scene.keeper(scene.house)) as verifying:
+        async with scene.verifying(scene.keeper(scene.backend)) as verifying:
             assert await scene.closed()
             await worker.look()
             scene.clock.ahead += module.STRANGERS_S
@@ -288,7 +291,10 @@ async def test_another_keeper_opens_what_one_that_died_left_closed(
         await scene.forget(worker)
         async with scene.verifying() as dying:
             dying.cancel()
-        async with house_at(kept.url, migrated) as house, scene.verifying(scene.keeper(house)) as verifying:
+        async with (
+            backend_at(kept.url, migrated) as backend,
+            scene.verifying(scene.keeper(backend)) as verifying,
+        ):
             assert await scene.closed()
             await worker.look()
             assert await verifying == []
@@ -301,19 +307,21 @@ async def test_who_left_or_fell_silent_is_not_waited_for(
     kept: ValkeyServer, migrated: str, tmp_path: Path
 ) -> None:
     async with scene_at(kept, migrated) as scene:
-        silent = attendance.Attendance(scene.house.wire, "silent", 1)
+        silent = worker_reports.WorkerReports(scene.backend.wire, "silent", 1)
         await silent.report([1] * PARTITIONS)
         async with worker_at(kept.url, tmp_path) as worker:
             await scene.looked(worker)
-            assert seats(scene) == ["1", "silent"]
-            await attendance.Attendance(worker.wire, "1", 0).leave()
+            assert worker_slots(scene) == ["1", "silent"]
+            await worker_reports.WorkerReports(worker.wire, "1", 0).leave()
             await scene.looked()
-            assert seats(scene) == ["silent"]
+            assert worker_slots(scene) == ["silent"]
             for _ in range(5):  # it was there all the time
                 scene.clock.ahead += SILENT_S_MAX / 4
                 await scene.looked()
-        assert (seats(scene), await scene.house.verification.reports()) == ([], {})
+        assert (worker_slots(scene), await scene.backend.verification.reports()) == ([], {})
 
 
-def seats(scene: Scene) -> list[str]:
-    return [row["seat"] for row in scene.house.rows("select seat from gateway_worker order by 1")]
+def worker_slots(scene: Scene) -> list[str]:
+    return [
+        row["worker_slot"] for row in scene.backend.rows("select worker_slot from gateway_worker order by 1")
+    ]

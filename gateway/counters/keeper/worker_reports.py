@@ -1,4 +1,4 @@
-"""What workers report of themselves in Redis, each in a field of its own named by its seat."""
+"""What workers report of themselves in Redis, each in a field of its own named by its slot."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
 _NAME = keys.WORKERS.encode()
 
 
-class Attendance:
+class WorkerReports:
     """One worker's report. Both methods raise CountersUnavailable where Redis does not answer."""
 
-    def __init__(self, wire: Wire, seat: str, beat: int) -> None:
+    def __init__(self, wire: Wire, worker_slot: str, beat: int) -> None:
         self._wire = wire
-        self._seat = seat.encode()
+        self._worker_slot = worker_slot.encode()
         self._beat = beat
 
     async def report(self, epochs: Sequence[int]) -> None:
         """Say that it lives, and before which epoch of each partition everything was sent again."""
         self._beat += 1
         packed = pack(Report(self._wire.run_id, self._beat, tuple(epochs)))
-        await in_task(self._wire.send(encode(b"HSET", _NAME, self._seat, packed)))
+        await in_task(self._wire.send(encode(b"HSET", _NAME, self._worker_slot, packed)))
 
     async def leave(self) -> None:
         """Nothing is left of this worker that anybody has to wait for."""
-        await in_task(self._wire.send(encode(b"HDEL", _NAME, self._seat)))
+        await in_task(self._wire.send(encode(b"HDEL", _NAME, self._worker_slot)))
 
 
 def pack(report: Report) -> bytes:

@@ -13,24 +13,24 @@ import psycopg
 import pytest
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.flushing.setbacks import Setbacks
+from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.counters.keeper import outbox
 from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.status import Standings
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.ops import backup
 from persistence.keeper.reconciliations import Accounts
 from persistence.resources.quarantine import Quarantines
-from tests.background.house import House, house_at
+from tests.background.backend import Backend, backend_at
 from tests.background.verifying.test_reconciler import busy, reconciler_of
 from tests.builders import CREDITS, UNITS, World
 from tests.persistence.scenario import broken, release, stop
 
 
-def setbacks_of(house: House) -> Setbacks:
-    return Setbacks(
-        Outbox(house.wire), Standings(house.wire), Accounts(house.engine), Quarantines(house.engine),
+def rollbacks_of(backend: Backend) -> Rollbacks:
+    return Rollbacks(
+        Outbox(backend.wire), AccountHeads(backend.wire), Accounts(backend.engine), Quarantines(backend.engine),
         partition_of=partition_of,
     )  # fmt: skip
 
@@ -75,110 +75,110 @@ def accounts_of(world: World) -> list[str]:
 
 
 async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        setbacks = setbacks_of(house)
-        assert await setbacks.look() == []
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        rollbacks = rollbacks_of(backend)
+        assert await rollbacks.look() == []
         use(world, 3)
-        assert await setbacks.look() == []
+        assert await rollbacks.look() == []
         # Deleted, and stored all the same: a mark that is behind only has everything compared.
-        await house.flush()
+        await backend.flush()
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE partition_state SET last_entry_id = NULL")
         use(world, 1)
-        assert await setbacks.look() == []
-        assert setbacks.quarantined == 0
-        marks = await Quarantines(house.engine).marks()
+        assert await rollbacks.look() == []
+        assert rollbacks.quarantined == 0
+        marks = await Quarantines(backend.engine).marks()
         assert marks[partition_of(world.caller.organization_id)][0]
 
 
 async def test_what_waits_apart_is_no_setback(valkey: str, migrated: str) -> None:
     """It left the outbox, and stands where whoever looks for it finds it."""
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
-        await house.flush()
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
+        await backend.flush()
         stop(migrated, world.p, world.caller.organization_id, world.caller.tenant_id)
         use(world, 3)
-        await house.flush()
+        await backend.flush()
         assert world.client.xlen(keys.outbox(world.p)) == 0
         assert world.client.xlen(keys.parked_entries(world.p, world.caller.organization_id)) > 0
         # Its newest entry is on file as one that left; where it is not, everything is compared.
-        setbacks = setbacks_of(house)
+        rollbacks = rollbacks_of(backend)
         for mark in ("last_entry_id", "NULL"):
             with psycopg.connect(migrated) as connection:
                 connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
-            assert await setbacks.look() == []
+            assert await rollbacks.look() == []
 
 
 async def test_an_older_postgresql_is_noticed_without_traffic(
     valkey: str, migrated: str, tmp_path: Path
 ) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
     async with brought_back(migrated, tmp_path) as back:
-        async with house_at(valkey, migrated) as house:
+        async with backend_at(valkey, migrated) as backend:
             use(world, 4)
-            await house.flush()
+            await backend.flush()
         older = await back()
-        async with house_at(valkey, older) as house:
-            setbacks = setbacks_of(house)
-            assert await setbacks.look() == accounts_of(world)
-            assert setbacks.quarantined == 3
-            assert await setbacks.look() == []
-            tokens = house.rows("select * from quarantine where account like 'tenant:%%'")[0]
+        async with backend_at(valkey, older) as backend:
+            rollbacks = rollbacks_of(backend)
+            assert await rollbacks.look() == accounts_of(world)
+            assert rollbacks.quarantined == 3
+            assert await rollbacks.look() == []
+            tokens = backend.rows("select * from quarantine where account like 'tenant:%%'")[0]
             assert (tokens["kind"], tokens["found_seq"] - tokens["stored_seq"] - 1) == ("gap", 4)
             assert tokens["stood"]["balance"] == world.tenant.remaining
 
             # Traffic goes on and waits; released as it is, it is judged again and waits again.
             use(world, 2)
-            await house.flush()
+            await backend.flush()
             for account in accounts_of(world):
                 await release(older, account)
-            await house.flush()
-            assert len(house.rows("select 1 from quarantine where released_at is null")) == 3
+            await backend.flush()
+            assert len(backend.rows("select 1 from quarantine where released_at is null")) == 3
 
             # Accepted, the difference is a row and what was lost is counted.
             for account in accounts_of(world):
                 await release(older, account, accept=True)
-            await house.flush()
-            assert house.rows("select 1 from quarantine where released_at is null") == []
+            await backend.flush()
+            assert backend.rows("select 1 from quarantine where released_at is null") == []
             assert await broken(older) == []
-            lost = house.rows("select account, last_seq - first_seq + 1 as n from lost_event order by 1")
+            lost = backend.rows("select account, last_seq - first_seq + 1 as n from lost_event order by 1")
             assert [(row["account"], row["n"]) for row in lost] == [(one, 4) for one in accounts_of(world)]
-            assert house.ledger(world.caller.tenant_id)[-3:] == [
+            assert backend.ledger(world.caller.tenant_id)[-3:] == [
                 (10, "adjust", -40, 910),
                 (11, "consume", -10, 900),
                 (12, "consume", -10, 890),
             ]
-            assert (await reconciler_of(house).run_now())["items"] == []
+            assert (await reconciler_of(backend).run_now())["items"] == []
             use(world, 1)
-            await house.flush()
-            assert (await reconciler_of(house).run_now())["items"] == []
+            await backend.flush()
+            assert (await reconciler_of(backend).run_now())["items"] == []
             assert world.tenant.remaining == 880
 
 
 async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
     with older_copy(migrated) as older:
-        async with house_at(valkey, migrated) as house:
+        async with backend_at(valkey, migrated) as backend:
             use(world, 4)
-            await house.flush()
-        async with house_at(valkey, older) as house:
-            setbacks = setbacks_of(house)
+            await backend.flush()
+        async with backend_at(valkey, older) as backend:
+            rollbacks = rollbacks_of(backend)
             looked = asyncio.Event()
 
             async def look() -> None:
-                await setbacks.look()
+                await rollbacks.look()
                 looked.set()
 
             use(world, 1)  # it would be stored, or not, before the second is over
-            flusher = Flusher(Outbox(house.wire), house.writer, lambda _: None, look=look)
+            flusher = Flusher(Outbox(backend.wire), backend.writer, lambda _: None, look=look)
             running = asyncio.create_task(flusher.run())
             await looked.wait()
             flusher.stop()
             await running
-            stopped = house.rows("select account from quarantine order by 1")
+            stopped = backend.rows("select account from quarantine order by 1")
             assert [row["account"] for row in stopped] == accounts_of(world)
 
 
@@ -186,58 +186,58 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
     valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too much waited to compare at once; what is stored meanwhile hides that rows are gone."""
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
     with older_copy(migrated) as older:
-        async with house_at(valkey, migrated) as house:
-            other = await house.settle_in(100)
+        async with backend_at(valkey, migrated) as backend:
+            other = await backend.settle_in(100)
             use(world, 4)
-            await house.flush()
+            await backend.flush()
         assert other.p != world.p
-        async with house_at(valkey, older) as house:
+        async with backend_at(valkey, older) as backend:
             use(world, 2)
             with monkeypatch.context() as patch:
                 patch.setattr(outbox, "LOOK_ENTRIES", 1)
                 patch.setattr(outbox, "LOOK_ENTRIES_MAX", 1)
-                assert await setbacks_of(house).look() == []
+                assert await rollbacks_of(backend).look() == []
             with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
                 connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
-        async with house_at(valkey, older) as house:
-            setbacks = setbacks_of(house)
-            assert await setbacks.look() == accounts_of(world)
-            assert house.rows("select 1 from partition_state where older") == []
+        async with backend_at(valkey, older) as backend:
+            rollbacks = rollbacks_of(backend)
+            assert await rollbacks.look() == accounts_of(world)
+            assert backend.rows("select 1 from partition_state where older") == []
 
 
 async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
     with older_copy(migrated) as older:
-        async with house_at(valkey, migrated) as house:
+        async with backend_at(valkey, migrated) as backend:
             use(world, 1)
-            await house.flush()
-        async with house_at(valkey, older) as house:
-            assert await setbacks_of(house).look() == accounts_of(world)
+            await backend.flush()
+        async with backend_at(valkey, older) as backend:
+            assert await rollbacks_of(backend).look() == accounts_of(world)
             for account in accounts_of(world):
                 await release(older, account, accept=True)
             assert await broken(older) == []
-            assert (await reconciler_of(house).run_now())["items"] == []
+            assert (await reconciler_of(backend).run_now())["items"] == []
 
 
 async def test_what_still_waits_beside_what_is_gone_is_kept(valkey: str, migrated: str) -> None:
-    async with house_at(valkey, migrated) as house:
-        world = await busy(house)
+    async with backend_at(valkey, migrated) as backend:
+        world = await busy(backend)
     with older_copy(migrated) as older:
-        async with house_at(valkey, migrated) as house:
+        async with backend_at(valkey, migrated) as backend:
             use(world, 2)
-            await house.flush()
+            await backend.flush()
         use(world, 2)
-        async with house_at(valkey, older) as house:
-            assert await setbacks_of(house).look() == accounts_of(world)
-            [row] = house.rows("select * from quarantine where account like 'tenant:%%'")
+        async with backend_at(valkey, older) as backend:
+            assert await rollbacks_of(backend).look() == accounts_of(world)
+            [row] = backend.rows("select * from quarantine where account like 'tenant:%%'")
             assert (row["stored_seq"], row["found_seq"]) == (6, 9)
             assert row["stood"]["balance"] == 930
             for account in accounts_of(world):
                 await release(older, account, accept=True)
-            await house.flush()
-            assert house.ledger(world.caller.tenant_id)[-1] == (10, "consume", -10, 910)
+            await backend.flush()
+            assert backend.ledger(world.caller.tenant_id)[-1] == (10, "consume", -10, 910)
             assert await broken(older) == []

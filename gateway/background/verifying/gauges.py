@@ -16,7 +16,7 @@ LOOK_MAX_S = 10.0
 Look = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
-class Watcher:
+class Gauges:
     """`latest` is what the last look at everything found, by the names of a metrics snapshot."""
 
     def __init__(self, looks: Sequence[Look], *, interval_s: float = LOOK_INTERVAL_S) -> None:

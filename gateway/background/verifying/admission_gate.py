@@ -26,7 +26,7 @@ class Source(Protocol):
     """PostgreSQL."""
 
     async def workers(self) -> list[str]:
-        """The seats of all workers any keeper knew last."""
+        """The worker slots of all workers any keeper knew last."""
 
     async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
         """Keep who is there, for a keeper that starts after a loss."""
@@ -36,9 +36,9 @@ class Target(Protocol):
     """The counters."""
 
     async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by seat."""
+        """What workers reported last, by  slot."""
 
-    async def dismiss(self, seats: Collection[str]) -> None:
+    async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""
 
     async def markers(self) -> Markers:
@@ -51,7 +51,7 @@ class Target(Protocol):
         """Open a partition that was closed under this run id and epoch; False where the marker moved on."""
 
 
-class Opener:
+class AdmissionGate:
     """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic."""
 
     def __init__(
@@ -77,13 +77,13 @@ class Opener:
         now, since = self._clock(), self._watched_at
         self._watched_at = now
         if now - since > AWAY_S:  # it was this keeper that was not there
-            self._roster.expect(self._roster.seats, now)
+            self._roster.expect(self._roster.worker_slots, now)
         if silent := self._roster.hear(reports, now):
             await self._target.dismiss(silent)
-        seats = self._roster.seats
-        if seats != self._kept:
-            await self._source.keep_workers(seats - self._kept, self._kept - seats)
-            self._kept = seats
+        worker_slots = self._roster.worker_slots
+        if worker_slots != self._kept:
+            await self._source.keep_workers(worker_slots - self._kept, self._kept - worker_slots)
+            self._kept = worker_slots
 
     async def open(
         self, run_id: bytes, reports: Mapping[str, Report], catalogue: int, *, strangers: bool
@@ -106,7 +106,7 @@ class Opener:
                 if waited >= self._recovery_s_max or (done and not (strangers and waited < STRANGERS_S)):
                     await self._target.admit(run_id, partition, epoch, catalogue)
             await asyncio.sleep(OPEN_INTERVAL_S)
-        self._roster.expect(self._roster.seats, self._clock())
+        self._roster.expect(self._roster.worker_slots, self._clock())
 
     @property
     def watched(self) -> bool:

@@ -1,6 +1,6 @@
 """The driver of one request's coroutine: it resumes it when what it waits for arrives.
 
-There is no task and no event loop involved in a step: whoever sets a `Wait` runs the story on,
+There is no task and no event loop involved in a step: whoever sets a `Wait` runs the handler on,
 up to its next `Wait`. A rare path may await an asyncio future too.
 """
 
@@ -25,7 +25,7 @@ def bare(error: BaseException) -> BaseException:
     return error
 
 
-class Story:
+class RequestDriver:
     """Run a coroutine that awaits `Wait`s; `ended` is called once, with the error or None.
 
     `interrupt` throws into the coroutine where it waits, unless it is `shielded`: what is
@@ -69,7 +69,7 @@ class Story:
             self._step(error)
 
     def ended(self, error: BaseException | None) -> None:
-        """Take over once the story is over."""
+        """Take over once the handler is over."""
         raise NotImplementedError
 
     def _resume(self) -> None:

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from gateway.core.accounts.ledger import Place
 from gateway.core.accounts.outbox import stream_place
-from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Setback
-from gateway.core.integrity.verified import Standing
+from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Rollback
+from gateway.core.integrity.verified import AccountHead
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 1.0
@@ -38,9 +38,9 @@ class Outbox(Protocol):
 class Counters(Protocol):
     """Where accounts stand now."""
 
-    async def standings(
+    async def account_heads(
         self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, Standing | None]:
+    ) -> Mapping[str, AccountHead | None]:
         """Where the accounts of (partition, id) pairs stand, by name."""
 
     async def now_ms(self) -> int:
@@ -69,14 +69,14 @@ class Marks(Protocol):
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
         """Note that a partition was compared up to an entry, and is older no more."""
 
-    async def stop(self, setbacks: Sequence[Setback]) -> list[str]:
+    async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Quarantine accounts; answers those that were not stopped before."""
 
     async def stopped(self) -> int:
         """How many accounts are quarantined."""
 
 
-class Setbacks:
+class Rollbacks:
     """Looks every second. `quarantined` is how many accounts are stopped, None before the first look.
 
     `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
@@ -131,9 +131,9 @@ class Setbacks:
                 await self.look()
             await asyncio.sleep(INTERVAL_S)
 
-    async def _compare(self, partition: int, epoch: int) -> list[Setback] | None:
+    async def _compare(self, partition: int, epoch: int) -> list[Rollback] | None:
         """The accounts of a partition whose movements are gone; None where that cannot be told yet."""
-        found: list[Setback] = []
+        found: list[Rollback] = []
         after = 0
         while owners := await self._ledger.owners(after, OWNERS_A_BATCH):
             after = owners[-1].organization_id
@@ -147,26 +147,26 @@ class Setbacks:
 
     async def _compare_owners(
         self, partition: int, epoch: int, owners: Sequence[Owner]
-    ) -> list[Setback] | None:
+    ) -> list[Rollback] | None:
         """In this order: what was deleted before the outbox was looked at is stored when the ledger is."""
         now_ms = await self._counters.now_ms()
-        standings = await self._counters.standings(
+        account_heads = await self._counters.account_heads(
             [(partition, tenant_id) for one in owners for tenant_id in one.tenant_ids],
             [(partition, one.organization_id) for one in owners],
         )
         waiting = await self._outbox.waiting(partition)
         if waiting is None:
             return None
-        seqs = {name: standing.seq for name, standing in standings.items() if standing is not None}
+        seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         ledger = await self._ledger.accounts(seqs, deep=False)
         owner_of = {name: one for one in owners for name in _names(one)}
         found = []
         for name, account in ledger.items():
-            standing = standings[name]
-            assert standing is not None
-            stood = waiting.get(name) or Place(name, standing.seq, standing.balance, now_ms, epoch)
+            head = account_heads[name]
+            assert head is not None
+            stood = waiting.get(name) or Place(name, head.seq, head.balance, now_ms, epoch)
             if stood.seq > account.head.seq:
-                found.append(Setback(stood, account.head.seq, partition, owner_of[name]))
+                found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
         return found
 
 

@@ -28,17 +28,17 @@ from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, che
 from gateway.http.routing.identity import credential_digest
 from gateway.http.routing.objects import Owned, owned_by
 from gateway.http.routing.routes import MODELS, USAGE_PATH, Match, RouteTable, family_of
-from gateway.http.server.story import bare
+from gateway.http.server.request_driver import bare
 
-PLANS_BYTES_MAX = 8 * 1024 * 1024
-PLAN_HEAD_BYTES_MAX = 4096
+ROUTED_HEADS_BYTES_MAX = 8 * 1024 * 1024
+ROUTED_HEAD_BYTES_MAX = 4096
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 
 
 @dataclass(slots=True)
-class Plan:
+class RoutedHead:
     """One head, understood.
 
     `refusal` is what this head earns at once (404, 405, or bytes that are not HTTP, and then
@@ -82,7 +82,7 @@ class Plan:
     source: bytes = b""
 
 
-class Planner:
+class HeadRouter:
     """Make plans and remember them. `known` are those remembered, by their heads."""
 
     def __init__(
@@ -103,35 +103,37 @@ class Planner:
         self._pepper = pepper
         self._limits = limits
         # The head is in its plan again, taken apart and as the upstream gets it.
-        self._plans: Remembered[bytes, Plan] = Remembered(PLANS_BYTES_MAX, PLAN_HEAD_BYTES_MAX, 3, 2048)
-        self.known = self._plans.known
+        self._routed_heads: Remembered[bytes, RoutedHead] = Remembered(
+            ROUTED_HEADS_BYTES_MAX, ROUTED_HEAD_BYTES_MAX, 3, 2048
+        )
+        self.known = self._routed_heads.known
 
-    def plan(self, head: bytes) -> Plan:
+    def route(self, head: bytes) -> RoutedHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
         try:
             read = read_request_head(head, self._limits)
         except (MalformedRequest, Refusal) as refusal:
-            return Plan(family_of_head(head), refusal=_bare(refusal), fatal=True)
-        plan = self._routed(read)
-        plan.source = head if plan.bound else b""
+            return RoutedHead(family_of_head(head), refusal=_bare(refusal), fatal=True)
+        routed = self._routed(read)
+        routed.source = head if routed.bound else b""
         if (
-            len(head) <= PLAN_HEAD_BYTES_MAX
-            and plan.refusal is None
-            and plan.identity_refusal is None
-            and plan.field_refusal is None
+            len(head) <= ROUTED_HEAD_BYTES_MAX
+            and routed.refusal is None
+            and routed.identity_refusal is None
+            and routed.field_refusal is None
         ):
-            plan.head = head
-        return plan
+            routed.head = head
+        return routed
 
-    def remember(self, plan: Plan) -> None:
+    def remember(self, routed: RoutedHead) -> None:
         """The credential of this plan is good: the next head of these bytes is understood already."""
-        head, plan.head = plan.head, b""
-        self._plans.keep(head, plan)
+        head, routed.head = routed.head, b""
+        self._routed_heads.keep(head, routed)
 
-    def _routed(self, head: RequestHead) -> Plan:
+    def _routed(self, head: RequestHead) -> RoutedHead:
         path = head.path.decode("ascii")
         spoken = _spoken(head) if path == MODELS or path.startswith(f"{MODELS}/") else None
-        plan = Plan(
+        routed = RoutedHead(
             family_of(path, spoken),
             method=head.method,
             minor=head.minor,
@@ -141,15 +143,15 @@ class Planner:
             expects=head.expects,
         )
         if self._traced:
-            _take_parent(plan, head)
+            _take_parent(routed, head)
         match = self._match(head.method.decode("ascii"), path)
         if match is None:
-            plan.refusal = UnknownRoute()
+            routed.refusal = UnknownRoute()
         elif match.route is None:
-            plan.refusal, plan.allow, plan.label = MethodNotAllowed(), match.allow, match.template
+            routed.refusal, routed.allow, routed.label = MethodNotAllowed(), match.allow, match.template
         else:
-            self._accept(plan, head, match, match.route, spoken)
-        return plan
+            self._accept(routed, head, match, match.route, spoken)
+        return routed
 
     def _match(self, method: str, path: str) -> Match | None:
         if path == USAGE_PATH:
@@ -161,51 +163,51 @@ class Planner:
         return match
 
     def _accept(
-        self, plan: Plan, head: RequestHead, match: Match, route: Route, spoken: Family | None
+        self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
     ) -> None:
-        plan.route, plan.params, plan.label = route, match.params, route.path
-        plan.service_key = match.params.get("service_key") or route.service
-        plan.metered = route.meter != "none"
-        plan.buffered = route.meter not in UNREAD_METERS
+        routed.route, routed.params, routed.label = route, match.params, route.path
+        routed.service_key = match.params.get("service_key") or route.service
+        routed.metered = route.meter != "none"
+        routed.buffered = route.meter not in UNREAD_METERS
         path = head.path if match.rest is None else b"/" + match.rest
         if is_bound(route):
-            upstream = self._bind(plan, route, path)
+            upstream = self._bind(routed, route, path)
         else:
-            upstream = self.bindings.upstreams.get(plan.service_key, route.upstream)
+            upstream = self.bindings.upstreams.get(routed.service_key, route.upstream)
         if spoken is None or route.family is not Family.OPENAI or route.meter != "none":
-            plan.family = route.family
+            routed.family = route.family
         else:
             upstream = self._table.upstreams.get(spoken, upstream)
-        plan.upstream = upstream
+        routed.upstream = upstream
         try:
-            plan.digest = credential_digest(head, self._pepper)
+            routed.digest = credential_digest(head, self._pepper)
         except Refusal as refusal:
-            plan.identity_refusal = _bare(refusal)
+            routed.identity_refusal = _bare(refusal)
         try:
-            plan.owned = owned_by(head, route)
-            plan.buffered = plan.buffered or (plan.owned is not None and plan.owned.reads)
-            plan.attribution, plan.attribution_text = read_attribution(head)
-            plan.units = read_units(head, route)
+            routed.owned = owned_by(head, route)
+            routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
+            routed.attribution, routed.attribution_text = read_attribution(head)
+            routed.units = read_units(head, route)
             check_query(head.query, route)
-            if plan.buffered:
+            if routed.buffered:
                 check_content_type(head)
         except Refusal as refusal:
-            plan.field_refusal = _bare(refusal)
+            routed.field_refusal = _bare(refusal)
         if upstream in self._targets:
-            plan.opening = self._opening(head, self._targets[upstream], path, route)
-            if plan.buffered and head.all(b"accept-encoding"):
-                plan.opening = with_coding(plan.opening, _readable_coding(head))
+            routed.opening = self._opening(head, self._targets[upstream], path, route)
+            if routed.buffered and head.all(b"accept-encoding"):
+                routed.opening = with_coding(routed.opening, _readable_coding(head))
 
-    def _bind(self, plan: Plan, route: Route, path: bytes) -> str:
+    def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
         """The upstream that the service of a bound route goes to; empty where this path does not."""
-        plan.bound = True
+        routed.bound = True
         try:
-            plan.binding = binding = self.bindings.of(plan.service_key, route)
+            routed.binding = binding = self.bindings.of(routed.service_key, route)
         except CountersUnavailable:
             return ""  # nobody knows the services yet, and whoever asks for this one says so
         why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."
         if why:
-            plan.refusal = UnknownRoute(why)
+            routed.refusal = UnknownRoute(why)
         return "" if binding is None else binding.upstream
 
     def _opening(self, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route) -> bytes:
@@ -225,10 +227,12 @@ def _spoken(head: RequestHead) -> Family | None:
     return Family.GEMINI if b"x-goog-api-client" in head.read else None
 
 
-def _take_parent(plan: Plan, head: RequestHead) -> None:
+def _take_parent(routed: RoutedHead, head: RequestHead) -> None:
     """Move the caller's span from the head to the plan; without a valid one its state means nothing."""
-    plan.parent = read_parent([line.partition(b":")[2] for kind, line in head.fields if kind.lower == FIELD])
-    taken = (FIELD,) if plan.parent is not None else (FIELD, STATE_FIELD)
+    routed.parent = read_parent(
+        [line.partition(b":")[2] for kind, line in head.fields if kind.lower == FIELD]
+    )
+    taken = (FIELD,) if routed.parent is not None else (FIELD, STATE_FIELD)
     head.fields = [each for each in head.fields if each[0].lower not in taken]
 
 
