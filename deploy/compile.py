@@ -62,7 +62,7 @@ MODULES = {
         "states", "upstream_side",
     ),
     "gateway/http/routing": (
-        "plan",
+        "routed_head",
     ),
     "gateway/http/server": (
         "buffers", "connection", "exchange", "kept", "outgoing", "reading", "request_body",

@@ -18,7 +18,7 @@ SLOT_BYTES = 36
 def take_worker_slot(directory: Path) -> UUID:
     """The first worker slot in the directory that nobody sits on, kept until this process ends.
 
-    Where the directory cannot be written, or the worker slots are all taken, a worker slot nobody will find again.
+    Where the directory cannot be written, or all are taken: a slot that nobody will find again.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ SELECT request_id::text AS request FROM token_ledger WHERE request_id = ANY(cast
  UNION SELECT request_id::text FROM feature_usage WHERE request_id = ANY(cast(:ids AS uuid[]))""")
 _WORKERS = text("SELECT worker_slot FROM gateway_worker")
 _CAME = text(
-    "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[])) ON CONFLICT DO NOTHING"
+    "INSERT INTO gateway_worker (worker_slot) SELECT unnest(cast(:worker_slots AS text[]))"
+    " ON CONFLICT DO NOTHING"
 )
 _GONE = text("DELETE FROM gateway_worker WHERE worker_slot = ANY(:worker_slots)")
 _VERSION = text("SELECT coalesce(max(position), 1) FROM control_write")

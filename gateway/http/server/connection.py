@@ -423,7 +423,7 @@ class ClientConnection(asyncio.Protocol):
             self._body.add(payload)
 
     def _take_body(self, payload: bytes) -> None:
-        """Deal with what came of a body, and with its end. Each way on is a last step: a handler runs in it."""
+        """Deal with what came of a body, and with its end. Each way on is the last step."""
         state = self._side.state
         if self.exchange is None:
             self._drop(len(payload))

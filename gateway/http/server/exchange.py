@@ -100,10 +100,28 @@ class Exchange(RequestDriver):
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
-        "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "opened",
+        "_on_end",
+        "began_upstream",
+        "body_failure",
+        "body_length",
+        "broken",
+        "caller",
+        "charge",
+        "connection",
+        "deadline",
+        "ended_upstream",
+        "forwarded",
+        "gone",
+        "invited",
+        "keep_alive",
+        "opened",
+        "reason",
+        "request_id",
         "routed",
-        "reason", "request_id", "started", "status", "trace", "until_close",
+        "started",
+        "status",
+        "trace",
+        "until_close",
     )  # fmt: skip
 
     def __init__(
@@ -180,7 +198,7 @@ class Exchange(RequestDriver):
     # interruptions
 
     def body_failed(self, refusal: Refusal) -> None:
-        """The rest of the body cannot be had: the handler says so when it comes to it, or at once if it has."""
+        """The rest of the body cannot be had: the handler says so when it reads on, at once if it waits."""
         self.body_failure = refusal
         if self.began_upstream:
             self.interrupt(refusal)

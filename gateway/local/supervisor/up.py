@@ -52,7 +52,7 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
     with ExitStack() as locks:
         data = locks.enter_context(opened(options.data_dir))
         supervisor = Supervisor(data, voice)
-        starting = asyncio.create_task(_start(supervisor, options, parts, voice, locks))
+        starting = asyncio.create_task(_start(supervisor, options, parts, locks))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,10 +68,8 @@ async def up(options: Options, parts: Parts, voice: Voice) -> None:
                 voice.say("stopped")
 
 
-async def _start(
-    supervisor: Supervisor, options: Options, parts: Parts, voice: Voice, locks: ExitStack
-) -> None:
-    data = supervisor.data
+async def _start(supervisor: Supervisor, options: Options, parts: Parts, locks: ExitStack) -> None:
+    data, voice = supervisor.data, supervisor.voice
     gateway_port = _reserve(locks, options.gateway_host, options.gateway_port, "gateway (--gateway-port)")
     with ports.reserved(options.admin_host, options.admin_port, "Admin API (--admin-port)") as socket:
         admin_port: int = socket.getsockname()[1]

@@ -279,7 +279,8 @@ async def test_units_are_corrected_both_ways_at_the_tiers_they_were_admitted_at(
             call.reclaim(tokens=1, units=12)
             call.settle(units=units)
         await drained(backend)
-        assert [row[:3] for row in uses(backend, "feature_usage", "usage_amount", "spend", "spent_after")] == [
+        rows = uses(backend, "feature_usage", "usage_amount", "spend", "spent_after")
+        assert [row[:3] for row in rows] == [
             (12, 11_600, 11_600), (12, 9_600, 21_200), (-4, -3_200, 18_000), (3, 2_400, 20_400),
         ]  # fmt: skip
         assert world.organization.spent == 10 * 1000 + 13 * 800

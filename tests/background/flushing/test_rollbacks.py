@@ -30,8 +30,8 @@ from tests.persistence.scenario import broken, release, stop
 
 def rollbacks_of(backend: Backend) -> Rollbacks:
     return Rollbacks(
-        Outbox(backend.wire), AccountHeads(backend.wire), Accounts(backend.engine), Quarantines(backend.engine),
-        partition_of=partition_of,
+        Outbox(backend.wire), AccountHeads(backend.wire), Accounts(backend.engine),
+        Quarantines(backend.engine), partition_of=partition_of,
     )  # fmt: skip
 
 

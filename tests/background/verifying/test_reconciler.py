@@ -35,8 +35,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
-        AccountHeads(backend.wire), Accounts(backend.engine), Results(backend.engine, partition_of), partition_of,
-        lambda: datetime.now(UTC),
+        AccountHeads(backend.wire), Accounts(backend.engine), Results(backend.engine, partition_of),
+        partition_of, lambda: datetime.now(UTC),
     )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def test_a_subscription_to_come_is_cancelled_on_its_first_day() -> None:
     assert cancel(april(), date(2026, 3, 1), now=True).end == date(2026, 4, 1)
 
 
-def test_standing_of_a_span() -> None:
+def test_status_of_a_span() -> None:
     start, end = date(2026, 4, 1), date(2026, 5, 1)
     days = (date(2026, 3, 31), start, date(2026, 4, 30), end)
     assert [status(start, end, day) for day in days] == ["future", "active", "active", "over"]
