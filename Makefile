@@ -24,11 +24,14 @@ compile: ## The hot path as extension modules in build/compiled; needs a C compi
 run-compiled: compile ## `make run` with the compiled hot path
 	@PYTHONPATH="$(CURDIR)/build/compiled" exec .venv/bin/python -P -m gateway up $(ARGS)
 
-bench: ## The long measurements, printed as tables
+# Where the measurements are published; PAGE=build/… writes them elsewhere.
+PAGE ?= docs/internals/figures.md
+
+bench: ## The long measurements, printed as tables and written into docs/internals/figures.md
 	@.ci/environment requirements-dev.lock
-	@.venv/bin/python -m tests.bench.run $(ARGS)
-	@.venv/bin/python -m tests.bench.streams
-	@exec .venv/bin/python -m tests.bench.invoicing
+	@.venv/bin/python -m tests.bench.run --page $(PAGE) $(ARGS)
+	@.venv/bin/python -m tests.bench.streams --page $(PAGE)
+	@exec .venv/bin/python -m tests.bench.invoicing --page $(PAGE)
 
 docs: ## The site of docs/ in build/site, its reference made from the code; ARGS=serve shows it on port 8000
 	@.ci/environment requirements-dev.lock

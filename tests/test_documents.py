@@ -12,6 +12,7 @@ import typer
 from gateway.admin.resources import RESOURCES
 from gateway.cli import admin as cli_admin
 from gateway.cli import main as cli
+from gateway.http.protocol import states
 from gateway.settings import settings
 from gateway.telemetry import metrics
 from tests.tree import ROOT, named, offenders, texts
@@ -132,6 +133,19 @@ def test_every_annex_is_named_by_the_map() -> None:
     linked = {match[1] for match in LINK.finditer(texts()["ARCHITECTURE.md"])}
     annexes = {document for document in named(".md") if document.startswith("docs/internals/")}
     offenders(f"ARCHITECTURE.md does not link {document}" for document in annexes - linked)
+
+
+def test_the_states_of_a_message_are_those_of_the_tables() -> None:
+    page = texts()["docs/internals/http.md"].partition("## States of a message")[2]
+    shown = [
+        re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", part, re.MULTILINE)[1:]
+        for part in page.split("### ")
+    ]
+    tables = (states.INCOMING, states.OUTGOING, states.ANSWER)
+    assert shown[1:] == [
+        [(state, event, after) for state, row in table.items() for event, after in row.items()]
+        for table in tables
+    ]
 
 
 @pytest.mark.parametrize("document", named(".md"))

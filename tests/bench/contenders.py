@@ -64,7 +64,10 @@ class Contender:
 
 @dataclass(slots=True)
 class Stage:
-    """Where the programs of one run live: folder, cores, what to stop at the end."""
+    """Where the programs of one run live: folder, cores, what to stop at the end.
+
+    `compiled` is the copy of our packages whose hot path is compiled; None: everything is interpreted.
+    """
 
     folder: Path
     venvs: Path
@@ -72,6 +75,7 @@ class Stage:
     say: Callable[[str], None]
     upstream_port: int = 0
     python: str = sys.executable
+    compiled: Path | None = None
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: list[str], core: int, name: str, port: int) -> subprocess.Popen[bytes]:
@@ -214,6 +218,7 @@ TITLES = {
     "tollkeeper": "Tollkeeper, quota and ledger",
     "tollkeeper-full": "Tollkeeper, key, user, tenant, organization limits, quota and ledger",
     "tollkeeper-flushing": "Tollkeeper, all limits, flushing to PostgreSQL on the load core",
+    "tollkeeper-interpreted": "Tollkeeper, quota and ledger, interpreted",
 }
 PEER_STARTS: dict[str, Start] = {
     "nginx": nginx_proxy,
@@ -223,5 +228,6 @@ PEER_STARTS: dict[str, Start] = {
     "litellm": litellm,
 }
 OURS = ("tollkeeper", "tollkeeper-full", "tollkeeper-flushing")
+INTERPRETED = "tollkeeper-interpreted"
 
-__all__ = ["OURS", "PEER_STARTS", "TITLES", "BenchError", "Contender", "Stage", "upstream"]
+__all__ = ["INTERPRETED", "OURS", "PEER_STARTS", "TITLES", "BenchError", "Contender", "Stage", "upstream"]

@@ -173,6 +173,25 @@ def ratios(windows: Sequence[Window], ours: Sequence[str], titles: dict[str, str
     return _markdown(head, lines) if ours else ""
 
 
+def pair(interpreted: Sequence[Window], compiled: Sequence[Window]) -> str:
+    """Render one program's windows beside another's, one figure a line, as a Markdown table."""
+    rows = row(interpreted), row(compiled)
+    lines = [
+        ("requests/s", [f"{one.rate:,.0f}" for one in rows], _rate),
+        ("requests/s of a full gateway core", [f"{one.per_core:,.0f}" for one in rows], _per_core),
+        (
+            "gateway CPU a request, µs",
+            [f"{one.gateway_us:.1f} ({one.least_gateway_us:.1f})" for one in rows],
+            _gateway_us,
+        ),
+        ("p99 under load, ms", [f"{one.p99_us / 1000:.2f}" for one in rows], lambda one: one.p99_us),
+    ]
+    return _markdown(
+        ["", "interpreted", "compiled", "ratio"],
+        [[name, *cells, f"{paired(compiled, interpreted, of) or 0:.2f} ×"] for name, cells, of in lines],
+    )
+
+
 def _rate(one: Window) -> float:
     return one.rate
 

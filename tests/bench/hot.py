@@ -55,7 +55,7 @@ def main() -> int:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "sitecustomize.py").write_text(INSIDE.format(folder=name), encoding="utf-8")
-        os.environ["PYTHONPATH"] = os.pathsep.join([name, os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"] = name
         stage = Stage(folder, Path("build/bench").resolve(), placement, print)
         try:
             upstream(stage)

@@ -2,7 +2,7 @@
 
 Every request is a row of the token ledger; a third of them also used credits, a third units. Comparing
 the accounts with the counters, as finalizing does first, is measured as the ledger's side of it.
-Prints one line of JSON. Usage: python -m tests.bench.invoicing [--requests N]
+Prints one line of JSON. Usage: python -m tests.bench.invoicing [--requests N] [--page PAGE]
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,6 +30,7 @@ from persistence.keeper.reconciliations import Accounts
 from persistence.schema import migrate
 from persistence.store import Store
 from tests.bench.flush import postgres
+from tests.bench.page import PAGE, publish
 
 ACTOR = Actor("builtin:admin", "admin")
 TENANTS = 5
@@ -148,15 +150,24 @@ async def _count(bench: Bench, invoice_id: int, invoice: Row) -> int:
     return rows
 
 
+def report(requests: int, seconds: Mapping[str, float]) -> str:
+    """The figures as Markdown."""
+    lines = [f"| {name} | {value:.2f} |" for name, value in seconds.items()]
+    return "\n".join([f"| of a month of {requests:,} requests | seconds |", "|---|---:|", *lines])
+
+
 def main() -> int:
     """Fill, invoice, print."""
     parser = argparse.ArgumentParser(prog="invoicing")
     parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--page", type=Path, help=f"page to publish on: {PAGE}")
     options = parser.parse_args()
     with postgres() as url:
         migrate.upgrade(url)
         seconds = asyncio.run(measure(url, options.requests))
     print(json.dumps({"requests": options.requests, "seconds": seconds}))
+    if options.page:
+        publish(options.page, "invoicing", report(options.requests, seconds))
     return 0
 
 

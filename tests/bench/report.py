@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
-from tests.bench.contenders import OURS, TITLES
-from tests.bench.figures import Row, Window, percentile, ratios, row, table
+from tests.bench.contenders import INTERPRETED, OURS, TITLES
+from tests.bench.figures import Row, Window, pair, percentile, ratios, row, table
 from tests.bench.load import REQUEST_BYTES
 
 
@@ -86,8 +86,25 @@ def as_markdown(measured: Measured, about: Mapping[str, object]) -> str:
         "gateway CPU second: where the load core (client, upstream, Redis) gave out before the gateway, "
         "req/s is its limit, not the gateway's."
     )
-    tables = [table(rows_of(measured), TITLES), ratios(measured.windows, OURS, TITLES)]
+    peers = [one for one in measured.windows if one.contender != INTERPRETED]
+    tables = [table(rows_of(measured), TITLES), ratios(peers, OURS, TITLES)]
     return "\n\n".join([head, *(one.strip() for one in tables if one), "\n".join(notes)]).rstrip() + "\n"
+
+
+def as_pair(measured: Measured, about: Mapping[str, object]) -> str:
+    """The interpreted program beside the compiled one; empty where one of them was not measured."""
+    of = {name: [one for one in measured.windows if one.contender == name] for name in (INTERPRETED, OURS[0])}
+    if not all(of.values()):
+        return ""
+    shown = "; ".join(f"{name} {value}" for name, value in about.items())
+    memory = [measured.idle_rss.get(name, 0.0) for name in of]
+    return (
+        f"{shown}. The same sources, in turn: {TITLES[OURS[0]]}. Medians over rounds, in brackets the least "
+        "of any round; ratios are medians of the ratios within each round.\n\n"
+        + pair(*of.values())
+        + f"| memory of an idle worker, MiB | {memory[0]:.0f} | {memory[1]:.0f} | "
+        f"{memory[1] / memory[0] if memory[0] else 0:.2f} × |\n"
+    )
 
 
 def as_json(measured: Measured, about: Mapping[str, object]) -> dict[str, object]:

@@ -18,11 +18,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.bench.contenders import OURS, PEER_STARTS, TITLES, Contender, Stage, Start, upstream
+from tests.bench.contenders import (
+    INTERPRETED,
+    OURS,
+    PEER_STARTS,
+    TITLES,
+    Contender,
+    Stage,
+    Start,
+    upstream,
+)
 from tests.bench.figures import Window
 from tests.bench.load import ANSWER, Loaded, ask, pace, saturate
 from tests.bench.machine import BenchError, Placement, busy_s, cpu_s, family, install_tools, prefer, rss_mib
-from tests.bench.report import Measured, about_this_run, as_json, as_markdown, failed
+from tests.bench.page import PAGE, publish
+from tests.bench.report import Measured, about_this_run, as_json, as_markdown, as_pair, failed
 from tests.bench.tollkeeper import compile_hot_path, quickest_python, tollkeeper
 
 FLUSH = Path(__file__).parent / "flush.py"
@@ -40,14 +50,14 @@ def main() -> int:
     measured = Measured()
     try:
         install_tools(say)
-        compiled = not options.interpreted and compile_hot_path(say)
+        compiled = None if options.interpreted else compile_hot_path(say)
         python = quickest_python()
         placement = Placement.of_this_machine()
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {placement.client})
         with tempfile.TemporaryDirectory(prefix="tollkeeper-bench-") as folder:
             Path(folder).chmod(0o755)
-            stage = Stage(Path(folder), OUT.resolve(), placement, say, python=python)
+            stage = Stage(Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled)
             _measure(stage, options, measured)
     except BenchError as error:
         say(f"bench: {error}")
@@ -58,10 +68,18 @@ def main() -> int:
     about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {python}"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
-    (OUT / "bench.md").write_text(markdown, encoding="utf-8")
+    pair = as_pair(measured, about)
+    (OUT / "bench.md").write_text(f"{markdown}\n{pair}".strip() + "\n", encoding="utf-8")
     print(markdown)
+    print(pair)
     say(f"written to {OUT}/bench.json and {OUT}/bench.md")
-    return 1 if failed(measured) else 0
+    if failed(measured):
+        return 1
+    if options.page and not options.only and compiled:
+        publish(options.page, "gateway", markdown)
+    if options.page and pair:
+        publish(options.page, "compiled", pair)
+    return 0
 
 
 def say(line: str) -> None:
@@ -81,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (a large installation)")
     parser.add_argument("--skip-flush", action="store_true", help="leave out the flusher's rows a second")
     parser.add_argument("--interpreted", action="store_true", help="do not compile our own hot path")
+    parser.add_argument("--page", type=Path, help=f"page to publish a run on where nothing failed: {PAGE}")
     return parser.parse_args()
 
 
@@ -91,6 +110,8 @@ def _measure(stage: Stage, options: argparse.Namespace, measured: Measured) -> N
     unknown = sorted(set(wanted) - set(TITLES))
     if unknown:
         raise BenchError(f"unknown contender {', '.join(unknown)}; known: {', '.join(TITLES)}")
+    if stage.compiled is None and INTERPRETED in wanted:
+        wanted.remove(INTERPRETED)  # all of ours are
     with contextlib.ExitStack() as ending:
         ending.callback(stage.stop)
         contenders, measured.missing = _start(stage, wanted)
@@ -115,11 +136,11 @@ def _start(stage: Stage, wanted: list[str]) -> tuple[list[Contender], dict[str, 
     contenders: list[Contender] = [upstream(stage)]
     missing: dict[str, str] = {}
     ours = [name for name in OURS if name in wanted]
+    alone = [name for name in (INTERPRETED,) if name in wanted]
     groups: list[tuple[list[str], Callable[[Stage], list[Contender]]]] = [
         ([name], partial(_one, PEER_STARTS[name])) for name in wanted if name in PEER_STARTS
     ]
-    if ours:
-        groups.append((ours, partial(tollkeeper, names=ours)))
+    groups += [(each, partial(tollkeeper, names=each)) for each in (ours, alone) if each]
     for names, start in groups:
         say(f"starting {TITLES[names[0]]} …")
         try:

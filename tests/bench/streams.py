@@ -27,6 +27,7 @@ import uvloop
 
 from tests.bench.figures import percentile
 from tests.bench.machine import Placement, family, pin, prefer, rss_mib
+from tests.bench.page import PAGE, publish
 from tests.journey.stack import Stack
 
 FILES_MAX = 65_536
@@ -240,8 +241,10 @@ def main() -> None:
                 for _ in range(options.rounds)
             ]
             before, after = uvloop.run(memory(gateway, key, pids, options.open))
-            print(report(rounds, before, after, options.open))
-            print(f"\n{scheduled}; {placement}")
+            found = f"{report(rounds, before, after, options.open)}\n\n{scheduled}; {placement}."
+            print(found)
+            if options.page:
+                publish(options.page, "streams", found)
         finally:
             if stack is not None:
                 stack.stop()
@@ -281,6 +284,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="direct and through the gateway in turn")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--open", type=int, default=10_000, help="streams open while memory is read")
+    parser.add_argument("--page", type=Path, help=f"page to publish on: {PAGE}")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.bench.contenders import INTERPRETED, OURS
 from tests.bench.figures import Window, paired, percentile, ratios, row, table
 from tests.bench.load import REQUEST_BYTES, chat
+from tests.bench.report import Measured, as_markdown, as_pair
 
 TITLES = {"a": "Alpha", "b": "Beta"}
 
@@ -38,6 +40,18 @@ def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
     assert paired(fast, [], lambda one: one.rate) is None
     assert "| Beta | 3.00 × | 3.00 × | 0.33 × | 0.33 × |" in ratios([*fast, *slow], ["a"], TITLES)
     assert ratios(slow, ["a"], TITLES) == ""
+
+
+def test_what_compiling_buys_is_told_within_rounds() -> None:
+    slow = [window(INTERPRETED, 1, 1000), window(INTERPRETED, 2, 100)]
+    fast = [window(OURS[0], 1, 1500), window(OURS[0], 2, 150)]
+    found = as_pair(Measured(windows=[*slow, *fast], idle_rss={INTERPRETED: 30, OURS[0]: 36}), {"on": "this"})
+    assert "| requests/s of a full gateway core | 550 | 825 | 1.50 × |" in found
+    assert "| memory of an idle worker, MiB | 30 | 36 | 1.20 × |" in found
+    assert found.startswith("on this. ")
+    assert as_pair(Measured(windows=fast), {}) == ""
+    ratios_of_peers = as_markdown(Measured(windows=[*slow, *fast]), {}).partition("| against |")[2]
+    assert "interpreted" not in ratios_of_peers, "the pair has a table of its own"
 
 
 def test_entries_are_counted_over_all_windows() -> None:

@@ -29,7 +29,7 @@ import redis
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from tests.bench.contenders import Contender, Stage
+from tests.bench.contenders import INTERPRETED, Contender, Stage
 from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
 
 TOTAL_TOKENS = 10**15
@@ -107,10 +107,12 @@ class Deployment:
 
 
 def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
-    """Start one deployment and as many of our contenders as are named."""
-    first = _up(stage)
+    """Start one deployment and as many of our contenders as are named; the interpreted one is alone."""
+    compiled = None if INTERPRETED in names else stage.compiled
+    folder = "interpreted" if INTERPRETED in names else "tollkeeper"
+    first = _up(stage, folder, compiled)
     stop(stage.programs.pop())
-    running = _up(stage)
+    running = _up(stage, folder, compiled)
     running.ready_s = (*first.ready_s, *running.ready_s)
     gateway = running.facts["pids"]["gateway"]
     pin([one for pid in gateway for one in family(pid)], stage.placement.gateway)
@@ -123,8 +125,8 @@ def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
     return found
 
 
-def compile_hot_path(say: Callable[[str], None]) -> bool:
-    """Have the gateway run with its hot path compiled, where this machine can; whether it does."""
+def compile_hot_path(say: Callable[[str], None]) -> Path | None:
+    """Compile the hot path, where this machine can; where the copy is."""
     target = Path("build/compiled").resolve()
     say("compiling the hot path (about a minute)")
     built = subprocess.run(
@@ -132,9 +134,8 @@ def compile_hot_path(say: Callable[[str], None]) -> bool:
     )
     if built.returncode:
         say(f"interpreted: {built.stderr.strip().splitlines()[-1] if built.stderr else 'no reason given'}")
-    packages = sysconfig.get_path("purelib")  # for an interpreter that is not this environment's
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd() if built.returncode else target), packages])
-    return not built.returncode
+        return None
+    return target
 
 
 def quickest_python() -> str:
@@ -153,12 +154,19 @@ def _loop_s(python: str) -> float:
     return float(done.stdout)
 
 
-def _up(stage: Stage) -> Deployment:
+def _python_path(compiled: Path | None) -> str:
+    """Our packages, compiled or not, in front of what is there already and of what they need."""
+    packages = sysconfig.get_path("purelib")  # for an interpreter that is not this environment's
+    there = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*([there] if there else []), str(compiled or Path.cwd()), packages])
+
+
+def _up(stage: Stage, folder: str, compiled: Path | None) -> Deployment:
     """Start `tollkeeper up` and read its one line."""
     command = [stage.python, "-P", "-m", "gateway", "up", "--json",
                "--gateway-port", "0", "--admin-port", "0", "--workers", "1", "--upstream", f"http://127.0.0.1:{stage.upstream_port}",
-               "--data-dir", str(stage.folder / "tollkeeper")]  # fmt: skip
-    log = stage.folder / "tollkeeper.err"
+               "--data-dir", str(stage.folder / folder)]  # fmt: skip
+    log = stage.folder / f"{folder}.err"
     began = time.monotonic()
     with log.open("wb") as errors:
         program = subprocess.Popen(
@@ -166,6 +174,7 @@ def _up(stage: Stage) -> Deployment:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
+            env=os.environ | {"PYTHONPATH": _python_path(compiled)},
             start_new_session=True,
         )
     stage.programs.append(program)
@@ -183,7 +192,7 @@ def _up(stage: Stage) -> Deployment:
 
 def _contender(running: Deployment, name: str, plan_id: int) -> Contender:
     """Make an organization, tenant and key for one contender, with limits too high to bite."""
-    limited = name != "tollkeeper"
+    limited = name not in ("tollkeeper", INTERPRETED)
     wished = {"limits": LIMITS, "user_limits": LIMITS} if limited else {}
     tenant = running.admin("POST", "/tenants", {"name": name, "plan_id": plan_id, **wished})
     organization_id = tenant["organization_id"]
