@@ -43,11 +43,9 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
-from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.counters import KeeperCounters
 from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.keeper.strays import StrayReader
-from gateway.counters.keeper.verification import Verification
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
@@ -96,17 +94,15 @@ class Keeper:
         address = parse_url(settings.redis_url, settings.redis_files)
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
         self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
-        self._control = Control(self._wire)
-        self._account_heads = AccountHeads(self._wire)
-        keeping = Keeping(self._wire)
+        self._counters = KeeperCounters(self._wire)
+        keeping = Keeping(self._counters)
         sweeps = Sweeps(self._engine)
-        self._outbox = Outbox(self._wire, self._log, look=self._fence.look)
+        self._outbox = Outbox(self._counters, self._log, look=self._fence.look)
         self._writer = Writer(settings.database_url)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
-        verification = Verification(self._wire)
-        rewinds = Rewinds(self._fence, verification, StrayReader(verification), self._quarantines)
+        rewinds = Rewinds(self._fence, self._counters, StrayReader(self._counters), self._quarantines)
         self._rollbacks = Rollbacks(
-            self._outbox, self._account_heads, accounts, self._quarantines, first=rewinds.look,
+            self._outbox, self._counters, accounts, self._quarantines, first=rewinds.look,
             partition_of=partition_of, observe=self._went_back,
         )  # fmt: skip
         self._flusher = Flusher(
@@ -114,14 +110,14 @@ class Keeper:
             look=self._rollbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
             waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
-        self._pusher = Pusher(Pushes(self._engine), self._control)
+        self._pusher = Pusher(Pushes(self._engine), self._counters)
         truths = Truths(self._engine, partition_of)
-        admission_gate = AdmissionGate(truths, verification, time.monotonic)
+        admission_gate = AdmissionGate(truths, self._counters, time.monotonic)
         self._verifier = Verifier(
-            truths, verification, self._verified, admission_gate=admission_gate, rewinds=rewinds
+            truths, self._counters, self._verified, admission_gate=admission_gate, rewinds=rewinds
         )
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
-        self._sweeper = Sweeper(sweeps, self._control)
+        self._sweeper = Sweeper(sweeps, self._counters)
         self._late_settlements = LateSettlements(keeping, sweeps)
         private = settings.webhook_private_addresses
         self._store = Store(self._engine, partition_of, private_addresses=private)
@@ -129,13 +125,13 @@ class Keeper:
         self._webhook_deliveries = WebhookDeliveries(
             Notices(self._engine), self._outgoing, lambda: datetime.now(UTC)
         )
-        self._expirer = Expirer(Allocations(self._engine), self._account_heads, partition_of)
+        self._expirer = Expirer(Allocations(self._engine), self._counters, partition_of)
         results = Results(self._engine, partition_of)
         now = partial(datetime.now, UTC)
-        self._reconciler = Reconciler(self._account_heads, accounts, results, partition_of, now)
-        self._account_closing = AccountClosing(self._account_heads, accounts, self._reconciler, partition_of)
+        self._reconciler = Reconciler(self._counters, accounts, results, partition_of, now)
+        self._account_closing = AccountClosing(self._counters, accounts, self._reconciler, partition_of)
         self._calendar = Calendar(Terms(self._engine, self._store), now)
-        self._losses = LossCounter(Losses(self._engine), (self._control.moved, keeping.moved), self._log)
+        self._losses = LossCounter(Losses(self._engine), (self._counters.moved,), self._log)
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
@@ -211,7 +207,7 @@ class Keeper:
         return AdminPorts(
             store=self._store,
             pusher=self._pusher,
-            counters=self._account_heads,
+            counters=self._counters,
             books=self._account_closing,
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
@@ -313,7 +309,7 @@ class Keeper:
             snapshot["outbox_oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms else 0.0
             snapshot["waiting_entries"] = sum((await self._outbox.parked(range(PARTITIONS))).values())
             snapshot["outbox_streams_broken"] = len(self._outbox.broken)
-            snapshot["holds"] = await self._control.holds()
+            snapshot["holds"] = await self._counters.holds()
         except CountersUnavailable:
             pass
         return snapshot

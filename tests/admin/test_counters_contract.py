@@ -14,8 +14,7 @@ from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.core.model import LiveQuota
-from gateway.counters.keeper.control import Control
-from gateway.counters.keeper.verification import Verification
+from gateway.counters.keeper.counters import KeeperCounters
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire
@@ -62,12 +61,12 @@ async def door(request: pytest.FixtureRequest, admin_database: str) -> AsyncIter
     else:
         wire = Wire(parse_url(request.getfixturevalue("valkey")), time.monotonic)
         wire.start()
-        verifier = Verifier(Truths(engine, partition_of), Verification(wire))
+        counters = KeeperCounters(wire)
+        verifier = Verifier(Truths(engine, partition_of), counters)
         verifying = asyncio.create_task(verifier.run())
         while not verifier.ready:
             await asyncio.sleep(0.02)
-        control = Control(wire)
-        yield Door(store, RealPusher(Pushes(engine), control), control)
+        yield Door(store, RealPusher(Pushes(engine), counters), counters)
         verifying.cancel()
         await wire.close()
     await engine.dispose()

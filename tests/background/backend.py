@@ -24,8 +24,8 @@ from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
+from gateway.counters.keeper.counters import KeeperCounters
 from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.verification import Verification
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
@@ -70,15 +70,15 @@ class Backend:
         self.valkey, self.database = valkey, database
         self.engine = engines.create(database)
         self.wire = Wire(parse_url(valkey), time.monotonic, **patience)
-        self.keeping = Keeping(self.wire)
-        self.verification = Verification(self.wire)
+        self.counters = KeeperCounters(self.wire)
+        self.keeping = Keeping(self.counters)
         sweeps = Sweeps(self.engine)
         self.writer = Writer(database)
-        self.flusher = Flusher(Outbox(self.wire), self.writer, lambda _: None)
-        self.pusher = Pusher(Pushes(self.engine), self.keeping)
-        self.verifier = Verifier(Truths(self.engine, partition_of), self.verification)
+        self.flusher = Flusher(Outbox(self.counters), self.writer, lambda _: None)
+        self.pusher = Pusher(Pushes(self.engine), self.counters)
+        self.verifier = Verifier(Truths(self.engine, partition_of), self.counters)
         self.reclaimer = Reclaimer(self.keeping)
-        self.sweeper = Sweeper(sweeps, self.keeping)
+        self.sweeper = Sweeper(sweeps, self.counters)
         self.late_settlements = LateSettlements(self.keeping, sweeps)
         self.store = Store(self.engine, partition_of)
 

@@ -15,6 +15,7 @@ import redis
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.core.accounts.outbox import FlushReport, History, fan_out
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -36,8 +37,8 @@ class Killed(BaseException):
 class Dying(Outbox):
     """The outbox of a flusher that is killed at one of its steps, before or behind it."""
 
-    def __init__(self, wire: Wire, step: str, nth: int, *, behind: bool) -> None:
-        super().__init__(wire)
+    def __init__(self, client: Client, step: str, nth: int, *, behind: bool) -> None:
+        super().__init__(client)
         for name in STEPS:
             vars(self)[name] = self._step(getattr(self, name), name == step)
         self._left, self._behind = nth, behind
@@ -60,13 +61,15 @@ async def flushing(
     valkey: str,
     database: str,
     seen: list[Flushed | Failed] | None = None,
-    outbox: Callable[[Wire], Outbox] = Outbox,
+    outbox: Callable[[Client], Outbox] = Outbox,
 ) -> AsyncIterator[Flusher]:
     wire = Wire(parse_url(valkey), time.monotonic)
     await wire.open()
     writer = Writer(database)
     try:
-        yield Flusher(outbox(wire), writer, (seen if seen is not None else []).append, flush_interval_s=0.01)
+        yield Flusher(
+            outbox(Client(wire)), writer, (seen if seen is not None else []).append, flush_interval_s=0.01
+        )
     finally:
         await wire.close()
         writer.close()

@@ -93,7 +93,7 @@ class Scene:
 
     async def losses(self) -> list[Loss]:
         """What was forgotten, counted once everything has had its time."""
-        return await Losses(self.backend.engine, quiet_s=0).count(self.backend.keeping.moved)
+        return await Losses(self.backend.engine, quiet_s=0).count(self.backend.counters.moved)
 
     def check_accounts(self) -> None:
         """Nothing is held, nothing waits, and counters and ledger say the same."""
@@ -248,7 +248,7 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
 
 def counter_of(scene: Scene, said: list[dict[str, object]]) -> LossCounter:
     """The count of one keeper."""
-    evidence = (scene.backend.keeping.moved,)
+    evidence = (scene.backend.counters.moved,)
     return LossCounter(
         Losses(scene.backend.engine, quiet_s=0), evidence, lambda _, **facts: said.append(facts)
     )

@@ -13,6 +13,7 @@ import pytest
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import ended
 from gateway.core.accounts.outbox import Batch, FlushReport, History
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -72,7 +73,7 @@ async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
         world.reserve(need=300).settle(tokens=300)
 
         frozen = Frozen(other.writer)
-        sleeping = Flusher(Outbox(other.wire), frozen, lambda _: None)
+        sleeping = Flusher(Outbox(Client(other.wire)), frozen, lambda _: None)
         passing = asyncio.create_task(sleeping.flush())
         await frozen.stopped.wait()
         await forget(server, [keeper, other])

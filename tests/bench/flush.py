@@ -27,6 +27,7 @@ import redis
 
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.core.accounts.outbox import FlushReport
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -140,7 +141,7 @@ async def _measure(server: ValkeyServer, url: str, entries: int) -> dict[str, ob
             raise fact.error
         reports.append(fact.report)
 
-    flusher = Flusher(Outbox(wire), writer, observe)
+    flusher = Flusher(Outbox(Client(wire)), writer, observe)
     postgres_pid = _postmaster(url)
     own, theirs, stores = _cpu_s(), _cpu_of(server), _cpu_below(postgres_pid)
     started = time.perf_counter()

@@ -21,6 +21,7 @@ import psycopg
 import redis
 
 from gateway.background.flushing.flusher import Flusher
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -98,7 +99,7 @@ async def _measure(valkey: str, url: str, waiting: int, among: int) -> dict[str,
 async def _flushing(valkey: str, url: str) -> AsyncIterator[None]:
     wire, writer = Wire(parse_url(valkey), time.monotonic), Writer(url)
     await wire.open()
-    flusher = Flusher(Outbox(wire), writer, lambda _: None)
+    flusher = Flusher(Outbox(Client(wire)), writer, lambda _: None)
     running = asyncio.create_task(flusher.run())
     yield
     flusher.stop()

@@ -58,7 +58,7 @@ async def office(request: pytest.FixtureRequest, valkey: str, migrated: str) -> 
         push: Callable[[str], Awaitable[bool]] = memory.push
         counters: Quotas = memory
         if request.param == "redis":
-            push, counters = backend.pusher.push, backend.keeping
+            push, counters = backend.pusher.push, backend.counters
         for account in (f"organization:{organization_id}", f"tenant:{tenant_id}"):
             assert await push(account) is True
         yield Office(backend, push, counters, tenant_id, partition_of(organization_id))

@@ -23,7 +23,6 @@ from gateway.background.timed.expirer import Expirer
 from gateway.core.calls.tariff import credits_of, rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
 from gateway.counters.admission.directory import Directory
-from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
@@ -397,7 +396,7 @@ class System:
         if world.tenant.next_reset == 0:
             return
         world.put_tenant(next_reset=world.now_ms() - 1)
-        assert await self.backend.keeping.sweep(world.caller.tenant_id, self.owner)
+        assert await self.backend.counters.sweep(world.caller.tenant_id, self.owner)
         tenant.reset()
 
     async def deliver_again(self, at: int) -> None:
@@ -598,7 +597,7 @@ async def _part(backend: Backend, part: str) -> None:
 
 
 async def _allocate(backend: Backend) -> None:
-    expirer = Expirer(Allocations(backend.engine), AccountHeads(backend.wire), partition_of)
+    expirer = Expirer(Allocations(backend.engine), backend.counters, partition_of)
     await expirer.allocate()
     await expirer.expire()
 

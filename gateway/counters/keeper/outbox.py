@@ -12,10 +12,11 @@ from gateway.core.accounts.ledger import MalformedEvent, Place, decode, places_b
 from gateway.core.accounts.outbox import Owner, stream_place
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
+from gateway.counters.keeper.client import Client, each, entries_behind, entry_of, fields_of
 from gateway.counters.keeper.parked import Parked
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, Wire, encode
+from gateway.counters.redis.wire import Reply
 from gateway.errors import CountersRefused, CountersUnavailable
 
 LOOK_ENTRIES = 1_000
@@ -34,16 +35,16 @@ class Outbox:
 
     def __init__(
         self,
-        wire: Wire,
+        client: Client,
         say: Callable[..., None] = lambda _, **__: None,
         *,
         look: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.broken: dict[int, str] = {}
-        self._wire = wire
+        self._client = client
         self._say = say
         self._look = look
-        self._parked = Parked(wire)
+        self._parked = Parked(client)
         self._read_under = b""
         self._replaced = False
 
@@ -81,14 +82,14 @@ class Outbox:
         """Entries of streams behind an id, or why one is broken; of another history there is nothing."""
         self._begin_read()
         partitions = {partition for partition, _ in after}
-        markers = {one: self._wire.send(encode(b"GET", keys.marker(one).encode())) for one in partitions}
-        waits = {stream: self._wire.send(_range(stream[1], one, count)) for stream, one in after.items()}
+        markers = {one: self._client.send(b"GET", keys.marker(one).encode()) for one in partitions}
+        waits = [self._client.send(*entries_behind(name, one, count)) for (_, name), one in after.items()]
         present = {one for one, wait in markers.items() if self._is_of_this_history(await in_task(wait))}
-        found: dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused] = {}
-        for stream, wait in waits.items():
-            answer = await _or_refusal(wait)
-            if stream[0] in present:
-                found[stream] = answer
+        found = {
+            stream: answer if isinstance(answer, CountersRefused) else _entries(answer)
+            for stream, answer in zip(after, await each(waits), strict=True)
+            if stream[0] in present
+        }
         if self._look is not None:
             await self._look()
             self._begin_read()
@@ -109,11 +110,11 @@ class Outbox:
 
     def _begin_read(self) -> None:
         """Note the server that is read from; a new one first ends the pass over the old one's entries."""
-        if self._wire.run_id != self._read_under and self._read_under and not self._replaced:
+        if self._client.wire.run_id != self._read_under and self._read_under and not self._replaced:
             self._replaced = True
             raise CountersUnavailable("Redis was restarted in the middle of a pass")
         self._replaced = False
-        self._read_under = self._wire.run_id
+        self._read_under = self._client.wire.run_id
 
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
@@ -126,7 +127,7 @@ class Outbox:
         waits = self._forget(control_ids)
         for partition, ids in entries.items():
             if ids:
-                waits.append(self._wire.send(encode(b"XDEL", keys.outbox(partition).encode(), *ids)))
+                waits.append(self._client.send(b"XDEL", keys.outbox(partition).encode(), *ids))
         await self._all(waits)
 
     async def acknowledge_parked(
@@ -143,25 +144,20 @@ class Outbox:
         return await self._parked.move(entries)
 
     def _refuse_replaced(self) -> None:
-        if self._wire.run_id != self._read_under:
+        if self._client.wire.run_id != self._read_under:
             raise CountersUnavailable("Redis was restarted since these entries were read")
 
     def _forget(self, control_ids: Mapping[int, Sequence[str]]) -> list[Wait[Reply]]:
         return [
-            self._wire.send(encode(b"HDEL", keys.control(partition).encode(), *(id_.encode() for id_ in ids)))
+            self._client.send(b"HDEL", keys.control(partition).encode(), *(id_.encode() for id_ in ids))
             for partition, ids in control_ids.items()
             if ids
         ]
 
     async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
-        refused = None
-        for wait in waits:
-            try:
-                await in_task(wait)
-            except CountersRefused as error:
-                refused = error  # of one partition: what the others had is acknowledged
-        if refused is not None:
-            raise refused
+        refused = [one for one in await each(waits) if isinstance(one, CountersRefused)]
+        if refused:
+            raise refused[-1]  # of one partition: what the others had is acknowledged
 
     async def deleted(self) -> dict[int, bytes]:
         """The newest entry that was ever deleted of each partition's stream, by its id.
@@ -169,18 +165,13 @@ class Outbox:
         What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
         `max-deleted-entry-id`. A partition that has no stream is left out.
         """
-        there = [self._wire.send(encode(b"TYPE", keys.outbox(p).encode())) for p in range(PARTITIONS)]
-        streams = [partition for partition, wait in enumerate(there) if await in_task(wait) == b"stream"]
-        waits = {p: self._wire.send(encode(b"XINFO", b"STREAM", keys.outbox(p).encode())) for p in streams}
-        found: dict[int, bytes] = {}
-        for partition, wait in waits.items():
-            facts = await in_task(wait)
-            assert isinstance(facts, list)
-            said = dict(zip(facts[::2], facts[1::2], strict=True))
-            newest = said.get(b"max-deleted-entry-id")
-            if isinstance(newest, bytes):
-                found[partition] = newest
-        return found
+        kinds = await self._client.ask_each((b"TYPE", keys.outbox(p).encode()) for p in range(PARTITIONS))
+        streams = [partition for partition, kind in enumerate(kinds) if kind == b"stream"]
+        facts = await self._client.ask_each((b"XINFO", b"STREAM", keys.outbox(p).encode()) for p in streams)
+        newest = {
+            p: fields_of(said).get(b"max-deleted-entry-id") for p, said in zip(streams, facts, strict=True)
+        }
+        return {partition: one for partition, one in newest.items() if isinstance(one, bytes)}
 
     async def waiting(self, partition: int) -> dict[str, Place] | None:
         """Where each account stood before its first entry that still waits in a partition.
@@ -199,8 +190,7 @@ class Outbox:
         found: dict[str, Place] = {}
         after = b""
         for _ in range(LOOK_ENTRIES_MAX // LOOK_ENTRIES):
-            answer = await in_task(self._wire.send(_range(stream, after, LOOK_ENTRIES)))
-            entries = list(map(_entry, answer)) if isinstance(answer, list) else []
+            entries = _entries(await self._client.ask(*entries_behind(stream, after, LOOK_ENTRIES)))
             for _, packed in entries:
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
@@ -213,45 +203,13 @@ class Outbox:
     async def depth(self) -> tuple[int, int]:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
         names = [keys.outbox(partition).encode() for partition in range(PARTITIONS)]
-        lengths = [self._wire.send(encode(b"XLEN", name)) for name in names]
-        firsts = [self._wire.send(encode(b"XRANGE", name, b"-", b"+", b"COUNT", b"1")) for name in names]
-        total, oldest = 0, 0
-        for wait in lengths:
-            length = await _unless_refused(wait)
-            total += length if isinstance(length, int) else 0
-        for wait in firsts:
-            entries = await _unless_refused(wait)
-            if isinstance(entries, list) and entries:
-                at, _ = stream_place(_entry(entries[0])[0])
-                oldest = min(oldest or at, at)
-        return total, oldest
+        lengths_asked = ((b"XLEN", name) for name in names)
+        firsts_asked = ((b"XRANGE", name, b"-", b"+", b"COUNT", b"1") for name in names)
+        answers = await self._client.ask_each([*lengths_asked, *firsts_asked])
+        lengths, firsts = answers[:PARTITIONS], answers[PARTITIONS:]
+        times = [stream_place(entry_of(one[0])[0])[0] for one in firsts if isinstance(one, list) and one]
+        return sum(one for one in lengths if isinstance(one, int)), min(times, default=0)
 
 
-def _range(stream: str, after: bytes, count: int) -> bytes:
-    start = b"(" + after if after else b"-"
-    return encode(b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count)
-
-
-async def _or_refusal(wait: Wait[Reply]) -> list[tuple[bytes, bytes]] | CountersRefused:
-    try:
-        answer = await in_task(wait)
-    except CountersRefused as error:
-        return error
-    assert isinstance(answer, list)
-    return list(map(_entry, answer))
-
-
-async def _unless_refused(wait: Wait[Reply]) -> Reply:
-    with suppress(CountersRefused):
-        return await in_task(wait)
-    return None
-
-
-def _entry(raw: Reply) -> tuple[bytes, bytes]:
-    """An XRANGE entry; one without the field is an empty event, which the writer refuses by name."""
-    assert isinstance(raw, list)
-    entry_id, fields = raw
-    assert isinstance(entry_id, bytes)
-    if isinstance(fields, list) and len(fields) == 2 and isinstance(fields[1], bytes):
-        return entry_id, fields[1]
-    return entry_id, b""
+def _entries(answer: Reply) -> list[tuple[bytes, bytes]]:
+    return list(map(entry_of, answer)) if isinstance(answer, list) else []

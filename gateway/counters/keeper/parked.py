@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.outbox import Owner, stream_place
-from gateway.core.wait import in_task
+from gateway.counters.keeper.client import APPLIED, Client, each, fields_of
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # Entries one script moves: half a millisecond of Redis.
@@ -37,55 +35,46 @@ def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iter
 
 
 class Parked:
-    """Looks and moves, over one wire."""
+    """Looks and moves, over the keeper's connection."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
         """How many entries wait, by partition and organization."""
-        waits = {p: self._wire.send(encode(b"HGETALL", keys.parked(p).encode())) for p in partitions}
-        found: dict[Owner, int] = {}
-        for partition, wait in waits.items():
-            with suppress(CountersRefused):  # of another type: `park` says so
-                flat = cast("list[bytes]", await in_task(wait))
-                found |= {
-                    (partition, int(owner)): int(count)
-                    for owner, count in zip(flat[::2], flat[1::2], strict=True)
-                }
-        return found
+        asked = list(partitions)
+        answers = await self._client.ask_each((b"HGETALL", keys.parked(p).encode()) for p in asked)
+        return {  # nothing of one that is of another type: `park` says so
+            (partition, int(owner)): int(cast("bytes", count))
+            for partition, answer in zip(asked, answers, strict=True)
+            for owner, count in fields_of(answer).items()
+        }
 
     async def move(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
         """Move entries here from the outbox, in their order; answers how many wait by then."""
         return await self._run({
-            owner: [park(self._wire.run_id, owner, moved=part) for part in _parts(ids)]
+            owner: [park(self._client.wire.run_id, owner, moved=part) for part in _parts(ids)]
             for owner, ids in entries.items()
         })  # fmt: skip
 
     async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
         """Remove entries that wait no more."""
         await self._run({
-            owner: [park(self._wire.run_id, owner, gone=part) for part in _parts(ids)]
+            owner: [park(self._client.wire.run_id, owner, gone=part) for part in _parts(ids)]
             for owner, ids in entries.items()
         })  # fmt: skip
 
     async def _run(self, calls: Mapping[Owner, Sequence[Call]]) -> dict[Owner, int]:
         """CountersUnavailable where a partition is of another history; what is refused comes last."""
-        waits = [
-            (owner, self._wire.send(encode_script("park", *call)))
-            for owner, its in calls.items()
-            for call in its
-        ]
+        sent = [(owner, call) for owner, its in calls.items() for call in its]
+        answers = await each([self._client.send_script("park", call) for _, call in sent])
         found: dict[Owner, int] = {}
         refused, unverified = None, False
-        for owner, wait in waits:
-            try:
-                answer = cast("bytes", await in_task(wait))
-            except CountersRefused as error:
-                refused = error
-                continue
-            if packing.code_of(answer) == 1:
-                found[owner] = int(_PARKED.unpack(answer)[1])
+        for (owner, _), answer in zip(sent, answers, strict=True):
+            if isinstance(answer, CountersRefused):
+                refused = answer
+            elif packing.code_of(cast("bytes", answer)) == APPLIED:
+                found[owner] = int(_PARKED.unpack(cast("bytes", answer))[1])
             else:
                 unverified = True
         if unverified:

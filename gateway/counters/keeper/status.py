@@ -1,25 +1,31 @@
-"""Where accounts stand in the counters, looked at only: balances, seqs, and what waits to be stored."""
+"""Where accounts stand in the counters, looked at only: quotas, balances, seqs, holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 from gateway.core.integrity.verified import AccountHead
-from gateway.counters.keeper.control import PEEK_BATCH_MAX, Control
+from gateway.core.model import PARTITIONS, LiveQuota
+from gateway.counters.keeper.client import Client
 from gateway.counters.layouts import packing, states
+from gateway.counters.layouts.packing import KIND_ORGANIZATION, KIND_TENANT
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 
-KIND_TENANT, KIND_ORGANIZATION = b"3", b"4"
 
+class AccountHeads(Client):
+    """Looks at accounts."""
 
-class AccountHeads(Control):
-    """The keeper's connection, with what billing looks at."""
+    async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
+        """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded."""
+        found = await self.peek(KIND_TENANT, tenants)
+        return {
+            id_: _quota(states.unpack_tenant(packed)) if packed else None for id_, packed in found.items()
+        }
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
-        found = await self._peek(KIND_ORGANIZATION, organizations)
+        found = await self.peek(KIND_ORGANIZATION, organizations)
         return {
             id_: states.unpack_organization(packed).balance if packed else None
             for id_, packed in found.items()
@@ -38,58 +44,38 @@ class AccountHeads(Control):
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
         found: dict[str, AccountHead | None] = {}
-        for (_, tenant_id), packed in await self._read(tenants, keys.tenant_state):
-            if packed is None:
-                found[f"tenant:{tenant_id}"] = None
-                continue
-            tenant = states.unpack_tenant(packed)
-            remaining = None if tenant.unlimited else tenant.remaining
-            found[f"tenant:{tenant_id}"] = AccountHead(tenant.seq, remaining)
-        for (_, organization_id), packed in await self._read(organizations, keys.organization_state):
-            organization = states.unpack_organization(packed) if packed else None
+        for tenant_id, packed in (await self.stored(KIND_TENANT, tenants)).items():
+            found[f"tenant:{tenant_id}"] = _tokens(states.unpack_tenant(packed)) if packed else None
+        for organization_id, packed in (await self.stored(KIND_ORGANIZATION, organizations)).items():
             credits_ = spend = None
-            if organization is not None:
+            if packed is not None:
+                organization = states.unpack_organization(packed)
                 credits_ = AccountHead(organization.credit_seq, organization.balance)
                 spend = AccountHead(organization.spend_seq, organization.spent)
             found[f"credits:{organization_id}"], found[f"spend:{organization_id}"] = credits_, spend
         return found
 
-    async def now_ms(self) -> int:
-        """Redis' own clock."""
-        time = await self.ask(b"TIME")
-        assert isinstance(time, list)
-        seconds, micros = (int(cast("bytes", part)) for part in time)
-        return seconds * 1000 + micros // 1000
-
-    async def _peek(self, kind: bytes, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
-        name = keys.tenant_state if kind == KIND_TENANT else keys.organization_state
-        found: dict[int, bytes | None] = {}
-        for partition, ids in _by_partition(pairs).items():
-            for start in range(0, len(ids), PEEK_BATCH_MAX):
-                batch = ids[start : start + PEEK_BATCH_MAX]
-                names = (keys.marker(partition), *(name(partition, one) for one in batch))
-                call: packing.Call = (names, (self.run_id, kind))
-                answer = await self.run("peek", call)
-                assert isinstance(answer, list)
-                if answer and not isinstance(answer[0], bytes | None):
-                    raise CountersUnavailable
-                found.update(zip(batch, cast("list[bytes | None]", answer), strict=True))
-        return found
-
-    async def _read(
-        self, pairs: Sequence[tuple[int, int]], name: Callable[[int, int], str]
-    ) -> list[tuple[tuple[int, int], bytes | None]]:
-        found: list[tuple[tuple[int, int], bytes | None]] = []
-        for partition, ids in _by_partition(pairs).items():
-            for start in range(0, len(ids), PEEK_BATCH_MAX):
-                batch = ids[start : start + PEEK_BATCH_MAX]
-                packed = await self.states([name(partition, one) for one in batch])
-                found += [((partition, one), raw) for one, raw in zip(batch, packed, strict=True)]
-        return found
+    async def holds(self) -> int:
+        """Holds of calls in flight, over all partitions."""
+        counts = await self.ask_each(
+            (b"ZCARD", keys.deadlines(partition).encode()) for partition in range(PARTITIONS)
+        )
+        return sum(count for count in counts if isinstance(count, int))
 
 
-def _by_partition(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for partition, id_ in pairs:
-        found.setdefault(partition, []).append(id_)
-    return found
+def _tokens(tenant: states.TenantState) -> AccountHead:
+    return AccountHead(tenant.seq, None if tenant.unlimited else tenant.remaining)
+
+
+def _quota(state: states.TenantState) -> LiveQuota:
+    return LiveQuota(
+        tokens_used=state.used,
+        tokens_remaining=None if state.unlimited else state.remaining,
+        tokens_held=state.held,
+        is_blocked=state.is_blocked,
+        manual_block=state.manual_block,
+        last_reset_ms=state.last_reset,
+        next_reset_ms=state.next_reset,
+        cycle=state.cycle,
+        seq=state.seq,
+    )

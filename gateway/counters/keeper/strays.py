@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
-from gateway.core.accounts.outbox import stream_place
+from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.integrity.strays import Strays
-from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.client import Client, entries_behind, entry_of, fields_of
 from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Reply
 
 READ_ENTRIES = 1_000
 
@@ -15,15 +16,15 @@ READ_ENTRIES = 1_000
 class StrayReader:
     """Reads and drops them, over the keeper's connection."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
         """The partitions whose stream never had this entry: the data is older than what was stored of it."""
         asked = list(marks.items())
-        there = await self._control.ask_each((b"XRANGE", _name(p), mark, mark) for p, mark in asked)
+        there = await self._client.ask_each((b"XRANGE", _name(p), mark, mark) for p, mark in asked)
         missing = [one for one, found in zip(asked, there, strict=True) if found == []]
-        facts = await self._control.ask_each((b"XINFO", b"STREAM", _name(p)) for p, _ in missing)
+        facts = await self._client.ask_each((b"XINFO", b"STREAM", _name(p)) for p, _ in missing)
         return [
             partition
             for (partition, mark), said in zip(missing, facts, strict=True)
@@ -36,16 +37,10 @@ class StrayReader:
             return None
         found, after = Strays(partition, mark, stopped), mark
         while True:
-            page = await self._control.ask(
-                *(b"XRANGE", _name(partition), b"(" + after, b"+"), *(b"COUNT", b"%d" % READ_ENTRIES)
-            )
-            entries = page if isinstance(page, list) else []
-            for entry in entries:
-                assert isinstance(entry, list)
-                after = entry[0] if isinstance(entry[0], bytes) else b""
-                fields = entry[1]
-                packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else b""
-                found.add(after, packed if isinstance(packed, bytes) else b"")
+            page = await self._client.ask(*entries_behind(keys.outbox(partition), after, READ_ENTRIES))
+            entries = [entry_of(one) for one in page] if isinstance(page, list) else []
+            for after, packed in entries:
+                found.add(after, packed)
             if len(entries) < READ_ENTRIES:
                 return found
 
@@ -53,13 +48,13 @@ class StrayReader:
         """Remove them, ids first, and have the stream begin behind what is stored; answers from where on."""
         partition, control = strays.partition, keys.control(strays.partition).encode()
         for start in range(0, len(strays.ids), READ_ENTRIES):
-            await self._control.ask(b"HDEL", control, *strays.ids[start : start + READ_ENTRIES])
+            await self._client.ask(b"HDEL", control, *strays.ids[start : start + READ_ENTRIES])
         for start in range(0, len(strays.entries), READ_ENTRIES):
-            await self._control.ask(b"XDEL", _name(partition), *strays.entries[start : start + READ_ENTRIES])
-        (said,) = await self._control.ask_each([(b"XINFO", b"STREAM", _name(partition))])
+            await self._client.ask(b"XDEL", _name(partition), *strays.entries[start : start + READ_ENTRIES])
+        (said,) = await self._client.ask_each([(b"XINFO", b"STREAM", _name(partition))])
         ms, number = max(stream_place(strays.after), _fact(said, b"last-generated-id"))
         begins = b"%d-%d" % (ms, number + 1)
-        await self._control.ask_together(
+        await self._client.ask_together(
             (b"MULTI",),
             (b"XADD", _name(partition), begins, b"e", b""),
             (b"XDEL", _name(partition), begins),
@@ -72,8 +67,7 @@ def _name(partition: int) -> bytes:
     return keys.outbox(partition).encode()
 
 
-def _fact(said: object, name: bytes) -> tuple[int, int]:
+def _fact(said: Reply, name: bytes) -> StreamPlace:
     """The place that XINFO names; that before all where there is no stream."""
-    facts: Sequence[object] = said if isinstance(said, list) else []
-    found = dict(zip(facts[::2], facts[1::2], strict=True)).get(name)
+    found = fields_of(said).get(name)
     return stream_place(found if isinstance(found, bytes) else b"")

@@ -13,16 +13,15 @@ from gateway.core.billing.tiers import read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters.keeper import worker_reports
+from gateway.counters.keeper.client import fields_of
 from gateway.counters.keeper.control import Control
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import service_of
 
-READ_BATCH_MAX = 500
-
 
 class Verification(Control):
-    """The keeper's connection, with what verification needs besides."""
+    """What verification asks and writes, besides definitions."""
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand under the present run id."""
@@ -41,14 +40,12 @@ class Verification(Control):
 
     async def reports(self) -> dict[str, Report]:
         """What workers reported last, by  slot."""
-        answer = await self.ask(b"HGETALL", keys.WORKERS.encode())
-        flat = cast("list[bytes]", answer)
-        fields = zip(flat[::2], flat[1::2], strict=True)
-        return {
-            worker_slot.decode(): report
-            for worker_slot, raw in fields
-            if (report := worker_reports.unpack(raw))
-        }
+        fields = fields_of(await self.ask(b"HGETALL", keys.WORKERS.encode()))
+        read = (
+            (worker_slot.decode(), worker_reports.unpack(cast("bytes", raw)))
+            for worker_slot, raw in fields.items()
+        )
+        return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""
@@ -76,9 +73,7 @@ class Verification(Control):
         names = [
             keys.organization_state(partition, one.definition.organization_id) for one in organizations
         ] + [keys.tenant_state(partition, one.definition.tenant_id) for one in tenants]
-        raw: list[bytes | None] = []
-        for start in range(0, len(names), READ_BATCH_MAX):
-            raw += await self.states(names[start : start + READ_BATCH_MAX])
+        raw = await self.states(names)
         late_organizations = [
             one for one, packed in zip(organizations, raw, strict=False) if _organization_behind(one, packed)
         ]
@@ -147,14 +142,8 @@ class Verification(Control):
         self, partition: int, ids: Sequence[str]
     ) -> dict[str, tuple[states.HoldState, str, bytes]]:
         """Holds by request id: what is held, the caller's own user, the tiers."""
-        found: dict[str, tuple[states.HoldState, str, bytes]] = {}
-        for start in range(0, len(ids), READ_BATCH_MAX):
-            batch = ids[start : start + READ_BATCH_MAX]
-            raw = await self.states([keys.hold(partition, one) for one in batch])
-            found |= {
-                one: states.unpack_hold(packed) for one, packed in zip(batch, raw, strict=True) if packed
-            }
-        return found
+        raw = await self.states([keys.hold(partition, one) for one in ids])
+        return {one: states.unpack_hold(packed) for one, packed in zip(ids, raw, strict=True) if packed}
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Control writes among these that the counters do not remember."""

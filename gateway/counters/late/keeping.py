@@ -10,13 +10,13 @@ import msgspec
 from gateway.core.accounts.holds import Charged, ChargedUse, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.core.wait import Wait, in_task
-from gateway.counters.keeper.control import APPLIED, UNVERIFIED, Control
+from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
 from gateway.counters.late.late_lane import LateLane
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.leases.lease import IF_OVER, NONE, lease
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.counters.redis.wire import Reply
 from gateway.counters.settlement_log.acknowledged import of_settle
 from gateway.counters.settlement_log.settlement_record import service_of
 from gateway.errors import CountersRefused, CountersUnavailable
@@ -24,22 +24,19 @@ from gateway.errors import CountersRefused, CountersUnavailable
 CORRECTED = "settled after its hold was reclaimed"
 
 
-class Keeping(Control):
-    """The keeper's connection, with what reclaiming and late posting need besides."""
+class Keeping:
+    """What reclaiming and late posting ask and write, over the keeper's connection."""
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire)
-        self._lane = LateLane(self)
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lane = LateLane(client)
         self._looked_under = b""
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
-        time = await self.ask(b"TIME")
-        assert isinstance(time, list)
-        seconds, micros = (int(cast("bytes", part)) for part in time)
-        now_ms = seconds * 1000 + micros // 1000
+        now_ms = await self._client.now_ms()
         found: list[ExpiredHold] = []
-        due = await self.ask_each(
+        due = await self._client.ask_each(
             (
                 *(b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms),
                 *(b"BYSCORE", b"LIMIT", b"0", b"%d" % count),
@@ -59,8 +56,8 @@ class Keeping(Control):
         A lease is only given back, if nobody renewed it meanwhile.
         """
         if hold.lease:
-            call = lease(self.run_id, hold.caller, hold.request_id, IF_OVER)
-            return packing.code_of(cast("bytes", await self.run("lease", call))) == NONE
+            call = lease(self._client.run_id, hold.caller, hold.request_id, IF_OVER)
+            return packing.code_of(await self._client.run("lease", call)) == NONE
         settlement = Settlement(
             caller=hold.caller,
             request_id=hold.request_id,
@@ -72,15 +69,15 @@ class Keeping(Control):
             units=charge.units,
             metadata=b'{"estimated":true,"reclaimed":true}',
         )
-        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
-        code = packing.code_of(cast("bytes", await self.run("settle", call)))
+        call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
+        code = packing.code_of(await self._client.run("settle", call))
         if code == UNVERIFIED:
             raise CountersUnavailable
         return code == APPLIED  # known to nobody else: a loss of it is one
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Late settlements that can be decided: what came before them is on its way no more."""
-        self._looked_under = self.run_id
+        self._looked_under = self._client.run_id
         return await self._lane.decidable(count)
 
     async def end(self, endings: Sequence[Ending]) -> list[bool]:
@@ -90,7 +87,7 @@ class Keeping(Control):
         where some could not be asked; the others are dealt with. So too behind a restart: entries that
         are there again may have been dealt with by another keeper, since the ledger was asked.
         """
-        if self.run_id != self._looked_under:
+        if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
         charges = [one for one in endings if one.verb is not Verb.DROP]
         waits = [self._charge(one) for one in charges]
@@ -118,8 +115,8 @@ class Keeping(Control):
             more = {**own, "corrects": late.request_id, "reason": CORRECTED}
             mode, metadata = packing.MODE_CORRECT, msgspec.json.encode(more)
         settlement = _settlement(late, ending.used, metadata)
-        call = packing.settle(self.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
-        return self._wire.send(encode_script("settle", *call))
+        call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
+        return self._client.send_script("settle", call)
 
     def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
         """Send the removal of entries that are charged already: one command a lane."""
@@ -127,7 +124,7 @@ class Keeping(Control):
         for one in late:
             by_lane.setdefault(one.partition, []).append(one.entry_id)
         return [
-            self._wire.send(encode(b"XDEL", keys.late(partition).encode(), *ids))
+            self._client.send(b"XDEL", keys.late(partition).encode(), *ids)
             for partition, ids in by_lane.items()
         ]
 
@@ -136,13 +133,13 @@ class Keeping(Control):
         code = packing.code_of(answer)
         if code == UNVERIFIED:
             raise CountersUnavailable
-        self.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+        self._client.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
         return code == APPLIED
 
     async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:
-        packed = await self.ask(b"GET", keys.hold(partition, request_id).encode())
+        packed = await self._client.ask(b"GET", keys.hold(partition, request_id).encode())
         if not isinstance(packed, bytes):
-            await self.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
+            await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
             return None
         state, user, tiers = states.unpack_hold(packed)
         caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)

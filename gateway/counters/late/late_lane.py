@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from gateway.core.accounts.holds import LateSettlement, correction_id
 from gateway.core.accounts.outbox import StreamPlace
 from gateway.core.model import PARTITIONS
-from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.client import Client
 from gateway.counters.late.late_entry import (
     START,
     LateEntry,
@@ -79,8 +79,8 @@ class _Known:
 class LateLane:
     """The late lanes of all partitions, looked through for what can be decided."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._known: dict[int, _Known] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
@@ -89,7 +89,7 @@ class LateLane:
         Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
         knows what to do with another one. A partition whose streams are broken keeps no other waiting.
         """
-        lengths = await self._control.ask_each(
+        lengths = await self._client.ask_each(
             (b"XLEN", keys.late(partition).encode()) for partition in range(PARTITIONS)
         )
         lanes = [partition for partition, length in enumerate(lengths) if isinstance(length, int) and length]
@@ -147,7 +147,7 @@ class LateLane:
         The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
         where that cannot be said: a stream is broken, or its Redis was rebuilt.
         """
-        page, newest, marker = await self._control.ask_each(
+        page, newest, marker = await self._client.ask_each(
             (
                 (b"XRANGE", keys.late(partition).encode(), id_of(start), b"+", b"COUNT", b"%d" % size),
                 (b"XREVRANGE", keys.outbox(partition).encode(), b"+", b"-", b"COUNT", b"1"),
@@ -155,7 +155,7 @@ class LateLane:
             )
         )
         run_id, epoch, _ = packing.read_marker(marker if isinstance(marker, bytes) else b"")
-        under = (self._control.run_id, run_id, epoch)
+        under = (self._client.run_id, run_id, epoch)
         if known.under not in (None, under):
             del self._known[partition]
             raise CountersRefused("Redis is another one, or was rebuilt: its streams are others")
@@ -180,7 +180,7 @@ class LateLane:
             return []
         # Requests that were posted or corrected, and are not in PostgreSQL yet.
         names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
-        known_ids, length = await self._control.ask_each(
+        known_ids, length = await self._client.ask_each(
             (
                 (b"HMGET", keys.control(partition).encode(), *names),
                 (b"XLEN", keys.outbox(partition).encode()),
@@ -199,7 +199,7 @@ class LateLane:
         if not asked:
             return set()
         names = [b"%d" % one for one in asked]
-        (counts,) = await self._control.ask_each([(b"HMGET", keys.parked(partition).encode(), *names)])
+        (counts,) = await self._client.ask_each([(b"HMGET", keys.parked(partition).encode(), *names)])
         if not isinstance(counts, list):
             raise CountersRefused("what waits apart is no hash")
         return {one for one, count in zip(asked, counts, strict=True) if count}
@@ -229,9 +229,7 @@ class LateLane:
     async def _still_there(self, partition: int, oldest: Mapping[int, StreamPlace]) -> set[int]:
         """Of organizations and where their oldest entry was: those that have it in the outbox still."""
         name = keys.outbox(partition).encode()
-        pages = await self._control.ask_each(
-            (b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values()
-        )
+        pages = await self._client.ask_each((b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values())
         return {
             organization_id
             for organization_id, page in zip(oldest, pages, strict=True)
@@ -240,5 +238,5 @@ class LateLane:
 
     async def _outbox(self, partition: int, start: StreamPlace, count: int) -> list[Reply]:
         name = keys.outbox(partition).encode()
-        page = await self._control.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", b"%d" % count)
+        page = await self._client.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", b"%d" % count)
         return page if isinstance(page, list) else []

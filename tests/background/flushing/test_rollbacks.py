@@ -16,7 +16,6 @@ from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.counters.keeper import outbox
 from gateway.counters.keeper.outbox import Outbox
-from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.ops import backup
@@ -30,8 +29,8 @@ from tests.persistence.scenario import broken, release, stop
 
 def rollbacks_of(backend: Backend) -> Rollbacks:
     return Rollbacks(
-        Outbox(backend.wire), AccountHeads(backend.wire), Accounts(backend.engine),
-        Quarantines(backend.engine), partition_of=partition_of,
+        Outbox(backend.counters), backend.counters, Accounts(backend.engine), Quarantines(backend.engine),
+        partition_of=partition_of,
     )  # fmt: skip
 
 
@@ -173,7 +172,7 @@ async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: s
                 looked.set()
 
             use(world, 1)  # it would be stored, or not, before the second is over
-            flusher = Flusher(Outbox(backend.wire), backend.writer, lambda _: None, look=look)
+            flusher = Flusher(Outbox(backend.counters), backend.writer, lambda _: None, look=look)
             running = asyncio.create_task(flusher.run())
             await looked.wait()
             flusher.stop()

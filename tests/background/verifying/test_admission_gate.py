@@ -19,7 +19,6 @@ from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.integrity.recovery import SILENT_S_MAX
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import worker_reports
-from gateway.counters.keeper.verification import Verification
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -64,7 +63,7 @@ class Scene:
 
     def keeper(self, backend: Backend) -> Verifier:
         """A keeper's verifier that has seen nothing yet."""
-        truths, counters = Truths(backend.engine, partition_of), Verification(backend.wire)
+        truths, counters = Truths(backend.engine, partition_of), backend.counters
         admission_gate = AdmissionGate(truths, counters, self.clock, recovery_s_max=WAITS_S)
         return Verifier(truths, counters, admission_gate=admission_gate)
 
@@ -99,7 +98,7 @@ class Scene:
         posting = asyncio.create_task(self._post())
         try:
             async with asyncio.timeout(WITHIN_S):
-                while len((await self.backend.verification.markers()).closed) < PARTITIONS:
+                while len((await self.backend.counters.markers()).closed) < PARTITIONS:
                     await asyncio.sleep(0.01)
             yield task
         finally:
@@ -222,13 +221,13 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
         adopt = heir.log.files.adopt
 
         async def adopting() -> list[object]:
-            seen.append((await scene.backend.verification.reports())["a"].epochs)
+            seen.append((await scene.backend.counters.reports())["a"].epochs)
             return list(await adopt())
 
         heir.log.files.adopt = adopting  # type: ignore[method-assign, assignment]  # looked at from outside
         await heir.look()
         assert seen == [(0,) * PARTITIONS]
-        assert all((await scene.backend.verification.reports())["a"].epochs)
+        assert all((await scene.backend.counters.reports())["a"].epochs)
 
 
 async def test_a_worker_that_starts_meanwhile_is_waited_for_too(
@@ -318,7 +317,7 @@ async def test_who_left_or_fell_silent_is_not_waited_for(
             for _ in range(5):  # it was there all the time
                 scene.clock.ahead += SILENT_S_MAX / 4
                 await scene.looked()
-        assert (worker_slots(scene), await scene.backend.verification.reports()) == ([], {})
+        assert (worker_slots(scene), await scene.backend.counters.reports()) == ([], {})
 
 
 def worker_slots(scene: Scene) -> list[str]:

@@ -17,7 +17,6 @@ from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.ledger import decode, encode
 from gateway.core.integrity.reconciliation import Kind
 from gateway.core.model import Service
-from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
@@ -35,8 +34,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
-        AccountHeads(backend.wire), Accounts(backend.engine), Results(backend.engine, partition_of),
-        partition_of, lambda: datetime.now(UTC),
+        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of), partition_of,
+        lambda: datetime.now(UTC),
     )  # fmt: skip
 
 
@@ -183,9 +182,7 @@ async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
         assert len(backend.rows("select 1 from dead_letter")) == 1
         reconciler = reconciler_of(backend)
         assert (await reconciler.run_now())["items"] == []
-        account_closing = AccountClosing(
-            AccountHeads(backend.wire), Accounts(backend.engine), reconciler, partition_of
-        )
+        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler, partition_of)
         with pytest.raises(Conflict, match="could not be stored"):
             await account_closing.close(world.caller.organization_id)
         [letter] = backend.rows("select id from dead_letter")
@@ -256,7 +253,7 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, mi
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
         account_closing = AccountClosing(
-            AccountHeads(backend.wire), Accounts(backend.engine), reconciler_of(backend), partition_of
+            backend.counters, Accounts(backend.engine), reconciler_of(backend), partition_of
         )
         owner = world.caller.organization_id
         await account_closing.close(owner)
@@ -279,7 +276,7 @@ async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
     async with backend_at(valkey, migrated) as backend:
         world, other = await busy(backend), await busy(backend)
         account_closing = AccountClosing(
-            AccountHeads(backend.wire), Accounts(backend.engine), reconciler_of(backend), partition_of
+            backend.counters, Accounts(backend.engine), reconciler_of(backend), partition_of
         )
         with psycopg.connect(migrated) as connection:
             connection.execute(

@@ -33,12 +33,10 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
     backend = Backend(valkey, database)
     fence = Fence(backend.wire, "keeper", time.time)
-    rewinds = Rewinds(
-        fence, backend.verification, StrayReader(backend.verification), Quarantines(backend.engine)
-    )
-    backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.verification, rewinds=rewinds)
+    rewinds = Rewinds(fence, backend.counters, StrayReader(backend.counters), Quarantines(backend.engine))
+    backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
-        Outbox(backend.wire, look=fence.look), backend.writer, lambda _: None, look=rewinds.look
+        Outbox(backend.counters, look=fence.look), backend.writer, lambda _: None, look=rewinds.look
     )
     await backend.wire.open()
     try:
@@ -247,7 +245,7 @@ async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
     backend: Backend, world: World, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = await older(backend, world, stored=True)
-    mark, marked = backend.verification.mark, 0
+    mark, marked = backend.counters.mark, 0
 
     async def exchanged(
         run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None
@@ -258,14 +256,14 @@ async def test_data_that_is_exchanged_while_it_is_verified_is_verified_anew(
             reload(world)
         return await mark(run_id, partition, before, epoch, catalogue)
 
-    monkeypatch.setattr(backend.verification, "mark", exchanged)
+    monkeypatch.setattr(backend.counters, "mark", exchanged)
     with suppress(CountersUnavailable):
         await backend.verify()
     assert marked > after
     assert not backend.verifier.ready
     await verified(backend, world)
     assert backend.verifier.ready
-    assert (await backend.verification.markers()).unverified == []
+    assert (await backend.counters.markers()).unverified == []
     assert world.tenant.seq == last
     settle(world, 1, 5)
     await backend.flush()

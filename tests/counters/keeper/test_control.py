@@ -19,8 +19,8 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
-from gateway.counters.keeper import control as control_module
 from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable, OutOfRange
@@ -173,25 +173,24 @@ async def test_a_catalogue_waits_where_not_all_is_verified(world: World, control
 # --- looks ------------------------------------------------------------------------------
 
 
-async def test_quotas_are_read_over_partitions_and_batches(
-    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control_module, "PEEK_BATCH_MAX", 2)
+async def test_quotas_are_read_over_partitions_and_batches(world: World, connect: Connect) -> None:
+    status = AccountHeads(await connect(world.url), batch_max=2)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     world.plan(100)
     other.plan(None)
     world.reserve(need=30)
-    found = await control.peek_tenants([(world.p, 7), (world.p, 70), (world.p, 71), (other.p, 8)])
+    found = await status.peek_tenants([(world.p, 7), (world.p, 70), (world.p, 71), (other.p, 8)])
     assert (found[70], found[71]) == (None, None)
     mine, theirs = found[7], found[8]
     assert mine is not None
     assert theirs is not None
     assert (mine.tokens_remaining, mine.tokens_held, mine.cycle, mine.seq) == (100, 30, 1, 1)
     assert (theirs.tokens_remaining, theirs.is_blocked) == (None, False)
-    assert await control.holds() == 1
+    assert await status.holds() == 1
 
 
-async def test_quotas_of_an_unverified_partition_are_unavailable(world: World, control: Control) -> None:
+async def test_quotas_of_an_unverified_partition_are_unavailable(world: World, connect: Connect) -> None:
     world.client.delete(keys.marker(world.p))
+    status = AccountHeads(await connect(world.url))
     with pytest.raises(CountersUnavailable):
-        await control.peek_tenants([(world.p, 7)])
+        await status.peek_tenants([(world.p, 7)])

@@ -7,6 +7,7 @@ from itertools import islice, repeat
 
 import pytest
 
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -23,7 +24,7 @@ def keyed(words: list[str], world: World) -> bool:
 
 @pytest.fixture
 async def outbox(world: World, connect: Connect) -> Outbox:
-    return Outbox(await connect(world.url))
+    return Outbox(Client(await connect(world.url)))
 
 
 async def test_entries_are_read_in_order_from_where_it_was_left(world: World, outbox: Outbox) -> None:
@@ -70,7 +71,7 @@ async def test_what_was_read_of_data_that_was_exchanged_is_not_given_out(
     async def look() -> None:
         wire.run_id = other
 
-    outbox, other = Outbox(wire, look=look), wire.run_id
+    outbox, other = Outbox(Client(wire), look=look), wire.run_id
     world.plan(100)
     assert world.p in await outbox.read({world.p: b""}, 10)
     other = b"e" * 40
@@ -110,7 +111,7 @@ async def test_an_entry_without_its_field_is_an_empty_event(world: World, outbox
 async def test_a_stream_that_is_none_keeps_no_other_partition_waiting(world: World, connect: Connect) -> None:
     said: list[str] = []
     outbox = Outbox(
-        await connect(world.url), lambda event, **facts: said.append(f"{event}: {facts['partition']}")
+        Client(await connect(world.url)), lambda event, **facts: said.append(f"{event}: {facts['partition']}")
     )
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     for one in (world, other):
@@ -138,7 +139,7 @@ async def test_entries_of_another_server_are_not_acknowledged_here(
     server = own_valkey()
     world = World(server.url)
     wire = await connect(server.url)
-    outbox = Outbox(wire)
+    outbox = Outbox(Client(wire))
     world.plan(100)
     entries = (await outbox.read({world.p: b""}, 10))[world.p]
     server.stop()

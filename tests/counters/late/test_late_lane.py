@@ -9,6 +9,7 @@ import pytest
 
 from gateway.core.accounts.holds import LateSettlement
 from gateway.core.accounts.ledger import HEAD, VERSION_BEFORE, decode, encode
+from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.parked import park
 from gateway.counters.keeper.verification import Verification
 from gateway.counters.late import late_lane
@@ -24,7 +25,7 @@ HOUR_MS = 3_600_000
 async def keeping(world: World, connect: Connect) -> Keeping:
     world.plan(100_000)
     world.client.xtrim(keys.outbox(world.p), maxlen=0)
-    return Keeping(await connect(world.url))
+    return Keeping(Client(await connect(world.url)))
 
 
 def late_call(world: World) -> Call:

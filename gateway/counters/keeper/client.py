@@ -1,0 +1,155 @@
+"""The keeper's connection to Redis: how anything is asked and read over it, whatever it is about.
+
+The keeper speaks over one `Wire` too, so that the run id it vouches for is the run id of the
+connection it writes on. Every method may raise CountersUnavailable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar, cast
+
+from gateway.core.accounts.losses import Movement
+from gateway.core.wait import Wait, in_task
+from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
+from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
+from gateway.errors import CountersRefused, CountersUnavailable
+
+BATCH_MAX = 256
+MOVED_MAX = 40_000
+# Codes of the scripts' answers.
+APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
+
+T = TypeVar("T")
+_STATES = {packing.KIND_TENANT: keys.tenant_state, packing.KIND_ORGANIZATION: keys.organization_state}
+
+
+class Client:
+    """One connection. `moved` is what it had acknowledged of late: evidence, should Redis forget it.
+
+    `batch_max` states are asked for at once.
+    """
+
+    def __init__(self, wire: Wire, *, batch_max: int = BATCH_MAX) -> None:
+        self.moved: deque[Movement] = deque(maxlen=MOVED_MAX)
+        self.wire = wire
+        self._batch_max = batch_max
+
+    @property
+    def run_id(self) -> bytes:
+        """The server's run id on this connection; empty while there is none."""
+        return self.wire.run_id if self.wire.connected else b""
+
+    def send(self, *parts: bytes) -> Wait[Reply]:
+        """Send one plain command; its answer is waited for by whoever likes to."""
+        return self.wire.send(encode(*parts))
+
+    def send_script(self, verb: str, call: packing.Call) -> Wait[Reply]:
+        """The same of a script."""
+        return self.wire.send(encode_script(verb, *call))
+
+    async def ask(self, *parts: bytes) -> Reply:
+        """Send one plain command."""
+        return await in_task(self.send(*parts))
+
+    async def run(self, verb: str, call: packing.Call) -> bytes:
+        """Run one script whose answer is packed."""
+        return cast("bytes", await in_task(self.send_script(verb, call)))
+
+    async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
+        """Send plain commands together; their answers in order, None of one that is refused."""
+        answers = await each([self.send(*command) for command in commands])
+        return [None if isinstance(one, CountersRefused) else one for one in answers]
+
+    async def ask_together(self, *commands: Sequence[bytes]) -> None:
+        """Send plain commands between which nothing else of this connection comes."""
+        for wait in self.wire.send_together(*(encode(*command) for command in commands)):
+            await in_task(wait)
+
+    async def marker(self, partition: int) -> bytes:
+        """The partition's marker as it stands; empty where there is none."""
+        raw = await self.ask(b"GET", keys.marker(partition).encode())
+        return raw if isinstance(raw, bytes) else b""
+
+    async def states(self, names: Sequence[str]) -> list[bytes | None]:
+        """Raw states of one partition as they are stored, in order."""
+        found: list[bytes | None] = []
+        for batch in self._batches(names):
+            answer = await self.ask(b"MGET", *(name.encode() for name in batch))
+            assert isinstance(answer, list)
+            found += [one if isinstance(one, bytes) else None for one in answer]
+        return found
+
+    async def stored(self, kind: int, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
+        """Raw states of (partition, id) pairs as they are stored, by id; None of one that is not there."""
+        found: dict[int, bytes | None] = {}
+        for partition, ids in _by_partition(pairs).items():
+            names = [_STATES[kind](partition, one) for one in ids]
+            found.update(zip(ids, await self.states(names), strict=True))
+        return found
+
+    async def peek(self, kind: int, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
+        """The same as they stand now, a due reset included."""
+        found: dict[int, bytes | None] = {}
+        for partition, ids in _by_partition(pairs).items():
+            for batch in self._batches(ids):
+                names = (keys.marker(partition), *(_STATES[kind](partition, one) for one in batch))
+                answer = await in_task(self.send_script("peek", (names, (self.run_id, b"%d" % kind))))
+                assert isinstance(answer, list)
+                if answer and not isinstance(answer[0], bytes | None):
+                    raise CountersUnavailable
+                found.update(zip(batch, cast("list[bytes | None]", answer), strict=True))
+        return found
+
+    async def now_ms(self) -> int:
+        """Redis' own clock."""
+        time = await self.ask(b"TIME")
+        assert isinstance(time, list)
+        seconds, micros = (int(cast("bytes", part)) for part in time)
+        return seconds * 1000 + micros // 1000
+
+    def _batches(self, of: Sequence[T]) -> Iterable[Sequence[T]]:
+        return (of[start : start + self._batch_max] for start in range(0, len(of), self._batch_max))
+
+
+async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
+    """Answers in order, or why one is refused: a key of the wrong type troubles its own partition alone."""
+    answers: list[Reply | CountersRefused] = []
+    for wait in waits:
+        try:
+            answer: Reply = await in_task(wait)
+            answers.append(answer)
+        except CountersRefused as error:
+            answers.append(error)
+    return answers
+
+
+def fields_of(answer: Reply) -> dict[bytes, Reply]:
+    """What HGETALL or XINFO answers, by name; nothing where there is nothing."""
+    flat = answer if isinstance(answer, list) else []
+    return dict(zip(cast("list[bytes]", flat[::2]), flat[1::2], strict=True))
+
+
+def entry_of(raw: Reply) -> tuple[bytes, bytes]:
+    """An XRANGE entry (id, packed event); one without the field is an empty event, which nobody can read."""
+    assert isinstance(raw, list)
+    entry_id, fields = raw
+    assert isinstance(entry_id, bytes)
+    if isinstance(fields, list) and len(fields) == 2 and isinstance(fields[1], bytes):
+        return entry_id, fields[1]
+    return entry_id, b""
+
+
+def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
+    """The command for up to `count` entries of a stream behind an id; b"" is its start."""
+    start = b"(" + after if after else b"-"
+    return b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count
+
+
+def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for partition, id_ in pairs:
+        found.setdefault(partition, []).append(id_)
+    return found
