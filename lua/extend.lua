@@ -15,29 +15,29 @@ if #KEYS < 6 or #KEYS % 3 ~= 0 or #ARGV ~= 1 + #KEYS / 3 then
 end
 local raw = call('MGET', values(KEYS))
 local epoch = verified(raw[1], ARGV[1])
-if not epoch then return pack('<d', 0) end
+if not epoch then return CODE.pack{code = 0} end
 local now = clock(NO_BATCH)
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
-local writes, answer = {}, {pack('<d', now)}
+local writes, answer = {}, {CODE.pack{code = now}}
 local tenant, tenants = account_opener(TENANT_FORM)
-local organization, organizations = account_opener(ORG_FORM)
+local organization, organizations = account_opener(ORGANIZATION_FORM)
 
 for at = 4, #KEYS, 3 do
-  local observed, wanted, seen, worth, request = parse('<ddddc36', ARGV[2 + (at - 1) / 3])
+  local observed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
   local known = #tenants
   local h, t, o = raw[at] and open(HOLD_FORM, raw[at]), tenant(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(t, now, epoch) end
-  if not h or not t or has(h[1], HOLD_RECLAIMED) then
-    answer[#answer + 1] = pack('<ddd', -1, 0, 0)
+  if not h or not t or has(h[H_FLAGS], HOLD_RECLAIMED) then
+    answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0}
   else
     if worth > 0 then o = organization(KEYS[at + 2], raw[at + 2]) end
     local exhausted = cover(h, t, o, wanted, worth)
     h[H_OBSERVED], h[H_SEEN], h[H_DEADLINE] = max(observed, h[H_OBSERVED]), max(seen, h[H_SEEN]), deadline
     renewals[#renewals + 1] = format('%.0f', deadline)
-    renewals[#renewals + 1] = request
+    renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]
-    writes[#writes + 1] = write(HOLD_FORM, HOLD_SIZE, h) .. sub(raw[at], HOLD_BYTES + 1)
-    answer[#answer + 1] = pack('<ddd', h[H_TOKENS], h[H_CREDITS], exhausted)
+    writes[#writes + 1] = write(HOLD_FORM, HOLD_SIZE, h) .. HOLD.behind(raw[at])
+    answer[#answer + 1] = EXTENDED.pack{tokens = h[H_TOKENS], credits = h[H_CREDITS], exhausted = exhausted}
   end
 end
 call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
@@ -50,7 +50,7 @@ for _, name in ipairs(tenants) do
 end
 for _, name in ipairs(organizations) do
   writes[#writes + 1] = name
-  writes[#writes + 1] = write(ORG_FORM, ORG_SIZE, organization(name))
+  writes[#writes + 1] = write(ORGANIZATION_FORM, ORGANIZATION_SIZE, organization(name))
 end
 if #writes > 0 then call('MSET', values(writes)) end
 return table.concat(answer)

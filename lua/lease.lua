@@ -13,42 +13,47 @@
 --   0 unverified  -2 unknown account
 -- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
 if #KEYS ~= 7 or #ARGV ~= 1 then return redis.error_reply('ERR lease takes 7 keys and 1 argument') end
-local run_id, ttl, share, kept, spent, handed, c_kept, c_spent, c_handed, id = parse('<c40ddddddddc36', ARGV[1])
+local run_id, ttl, share, kept, spent, handed, credits_kept, credits_spent, credits_handed, lease_id = LEASE.read(ARGV[1])
 local raw = call('MGET', values(KEYS, 4))
 local epoch = verified(raw[1], run_id)
-if not epoch then return pack('<d', 0) end
-if not (raw[3] and raw[4]) then return pack('<d', -2) end
+if not epoch then return CODE.pack{code = 0} end
+if not (raw[3] and raw[4]) then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local t, o, h = open(TENANT_FORM, raw[3]), open(ORG_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
+local t, o, h = open(TENANT_FORM, raw[3]), open(ORGANIZATION_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
 local ends = ttl <= 0
-if ttl < 0 and h and now < h[H_DEADLINE] then return pack('<dd', 3, now) end
-if (ends and not h) or (not ends and (t[STORE] ~= STORE_ALLOW or has(t[FLAGS], MANUAL_BLOCK))) then
-  return pack('<dd', 2, now)
+if ttl < 0 and h and now < h[H_DEADLINE] then return NO_LEASE.pack{code = 3, now = now} end
+if (ends and not h) or (not ends and (t[T_ON_STORE_FAILURE] ~= STORE_ALLOW or has(t[FLAGS], MANUAL_BLOCK))) then
+  return NO_LEASE.pack{code = 2, now = now}
 end
 
 local events = {due(t, now, epoch)}
-local charged = handed + c_handed > 0 and call('XLEN', KEYS[3]) == 0
-if charged then kept, spent, c_kept, c_spent = kept - handed, spent - handed, c_kept - c_handed, c_spent - c_handed end
-local others, c_others = max(0, t[HELD] - (h and h[H_TOKENS] or 0)), max(0, o[CHELD] - (h and h[H_CREDITS] or 0))
+local charged = handed + credits_handed > 0 and call('XLEN', KEYS[3]) == 0
+if charged then kept, spent, credits_kept, credits_spent = kept - handed, spent - handed, credits_kept - credits_handed, credits_spent - credits_handed end
+local others, c_others = max(0, t[T_HELD] - (h and h[H_TOKENS] or 0)), max(0, o[O_CREDITS_HELD] - (h and h[H_CREDITS] or 0))
 local tokens, c_tokens, held, c_held = -1, 0, 0, 0
 if not ends then
-  if not unlimited(t) then tokens, held = portion(t[REMAINING] - others, share, kept, spent) end
-  c_tokens, c_held = portion(o[BALANCE] + o[CREDIT_LIMIT] - c_others, share, c_kept, c_spent)
+  if not unlimited(t) then tokens, held = portion(t[T_REMAINING] - others, share, kept, spent) end
+  c_tokens, c_held = portion(o[O_BALANCE] + o[O_CREDIT_LIMIT] - c_others, share, credits_kept, credits_spent)
 end
-t[HELD], o[CHELD] = others + held, c_others + c_held
+t[T_HELD], o[O_CREDITS_HELD] = others + held, c_others + c_held
 
-if ends then call('ZREM', KEYS[1], id) else call('ZADD', KEYS[1], format('%.0f', now + ttl), id) end
+if ends then call('ZREM', KEYS[1], lease_id) else call('ZADD', KEYS[1], format('%.0f', now + ttl), lease_id) end
 local err = append(KEYS[2], events)
 if err then
-  if h then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), id) else call('ZREM', KEYS[1], id) end
+  if h then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), lease_id) else call('ZREM', KEYS[1], lease_id) end
   return err
 end
-local writes = {KEYS[6], write(TENANT_FORM, TENANT_SIZE, t), KEYS[7], write(ORG_FORM, ORG_SIZE, o), nil, nil}
+local writes = {KEYS[6], write(TENANT_FORM, TENANT_SIZE, t), KEYS[7], write(ORGANIZATION_FORM, ORGANIZATION_SIZE, o), nil, nil}
 if ends then call('DEL', KEYS[5])
 else
-  writes[5], writes[6] = KEYS[5], pack(HOLD_FORM, HOLD_LEASE, held, 0, 0, 0, 0, c_held, 0, 0, now + ttl,
-    o[ORG], t[TENANT], 0, 0, h and h[H_CREATED] or now, 0, -1)
+  writes[5], writes[6] = KEYS[5], HOLD.pack{
+    flags = HOLD_LEASE, tokens = held, credits = c_held, deadline = now + ttl,
+    organization_id = o[O_ORGANIZATION_ID], tenant_id = t[T_TENANT_ID], created = h and h[H_CREATED] or now,
+  }
 end
 call('MSET', values(writes))
-if ends then return pack('<dd', 2, now) end
-return pack('<dddddddd', 1, now, tokens, c_tokens, t[ADMISSION], t[EXHAUSTED], o[CAP] < 0 and 0 or 1, charged and 1 or 0)
+if ends then return NO_LEASE.pack{code = 2, now = now} end
+return LEASED.pack{
+  code = 1, now = now, tokens = tokens, credits = c_tokens, strict = t[T_ADMISSION], cuts = t[T_ON_EXHAUSTED],
+  capped = o[O_CAP] < 0 and 0 or 1, charged = charged and 1 or 0,
+}

@@ -12,24 +12,24 @@
 -- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
 if #KEYS ~= 3 or #ARGV ~= 3 then return redis.error_reply('ERR load takes 3 keys and 3 arguments') end
-local run_id, verb, kind, version, create = parse('<c40BBdB', ARGV[1])
+local run_id, verb, kind, version, create = LOAD.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
-  if (raw[1] or '') ~= ARGV[3] then return pack('<d', -4) end
+  if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
   call('SET', KEYS[2], ARGV[2])
-  return pack('<d', 1)
+  return CODE.pack{code = 1}
 end
 local epoch = verified(raw[1], run_id)
-if not epoch then return pack('<d', 0) end
+if not epoch then return CODE.pack{code = 0} end
 if verb == FORGET then
   call('DEL', KEYS[2])
-  return pack('<d', 1)
+  return CODE.pack{code = 1}
 end
 local form, size = form_of(kind)
-if not raw[2] and create == 0 then return pack('<d', -2) end
+if not raw[2] and create == 0 then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local a = raw[2] and open(form, raw[2]) or blank(size, now)
-if raw[2] and a[VERSION] >= version then return pack('<d', 2) end
+local a = open(form, raw[2] or blank(kind, now))
+if raw[2] and a[VERSION] >= version then return CODE.pack{code = 2} end
 if kind == KIND_TENANT then
   local reset = due(a, now, epoch)
   if reset then call('XADD', KEYS[3], '*', 'e', reset) end
@@ -39,4 +39,4 @@ a[VERSION] = version
 define(a, kind, ARGV[2], now)
 local packed = write(form, size, a)
 if kind ~= KIND_USER or keep_user(KEYS[2], packed) then call('MSET', KEYS[2], packed) end
-return pack('<d', 1)
+return CODE.pack{code = 1}

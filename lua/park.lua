@@ -9,16 +9,20 @@
 -- Returns packed: 1, how many wait now | 0 unverified
 -- Example: outbox 1-0 2-0 3-0, move 1-0 and 3-0 -> outbox 2-0, the organization's 1-0 3-0, {1, 2}
 if #KEYS ~= 4 or #ARGV ~= 3 then return redis.error_reply('ERR park takes 4 keys and 3 arguments') end
-local run_id, organization = parse('<c40d', ARGV[1])
+local run_id, organization_id = PARK.read(ARGV[1])
 local marker = call('GET', KEYS[1])
-if marker and not verified(marker, run_id) then return pack('<d', 0) end -- without one there is nothing of another history
-local field = format('%.0f', organization)
+if marker and not verified(marker, run_id) then return CODE.pack{code = 0} end -- without one there is nothing of another history
+local field = format('%.0f', organization_id)
 -- a key of another type fails here, before anything is written
 call('XLEN', KEYS[2]) call('HEXISTS', KEYS[3], field) call('XLEN', KEYS[4])
 
-for at = 1, #ARGV[2], 16 do call('XDEL', KEYS[4], format('%.0f-%.0f', parse('<dd', ARGV[2], at))) end
-for at = 1, #ARGV[3], 16 do
-  local id = format('%.0f-%.0f', parse('<dd', ARGV[3], at))
+for at = 1, #ARGV[2], STREAM_ID_BYTES do
+  local ms, number = STREAM_ID.read(ARGV[2], at)
+  call('XDEL', KEYS[4], format('%.0f-%.0f', ms, number))
+end
+for at = 1, #ARGV[3], STREAM_ID_BYTES do
+  local ms, number = STREAM_ID.read(ARGV[3], at)
+  local id = format('%.0f-%.0f', ms, number)
   local found = call('XRANGE', KEYS[2], id, id)[1]
   if found then
     -- where a stream was replaced its ids may be behind those that wait: such an entry stays where it is
@@ -33,4 +37,4 @@ else
   call('DEL', KEYS[4])
   call('HDEL', KEYS[3], field)
 end
-return pack('<dd', 1, waiting)
+return PARKED.pack{code = 1, waiting = waiting}

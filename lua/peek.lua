@@ -12,7 +12,7 @@ local now, kind = clock(NO_BATCH), tonumber(ARGV[2])
 local form, size = KEY_FORM, KEY_SIZE
 if kind == 2 then form, size = USER_FORM, USER_SIZE end
 if kind == 3 then form, size = TENANT_FORM, TENANT_SIZE end
-if kind == 4 then form, size = ORG_FORM, ORG_SIZE end
+if kind == 4 then form, size = ORGANIZATION_FORM, ORGANIZATION_SIZE end
 local answer = {}
 for i = 2, #KEYS do
   local a = raw[i] and open(form, raw[i])

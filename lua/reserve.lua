@@ -17,8 +17,8 @@
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
-local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service, flags, request =
-  parse('<dc40dddddddddBc36', ARGV[1])
+local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service_id, flags, request_id =
+  RESERVE.read(ARGV[1])
 local raises = flags >= 128
 if raises then flags = flags - 128 end
 local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
@@ -27,19 +27,18 @@ if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses an
 end
 local raw = call('MGET', values(KEYS, 4))
 local epoch, version = verified(raw[1], run_id)
-if not epoch then return pack('<d', 0) end
-if catalogue < version then return pack('<d', -1) end
-if not (raw[2] and raw[3] and raw[4]) then return pack('<d', -2) end
-local now = clock(batch)
-local t, o = account(TENANT_ACCOUNT_FORM, raw[2]), account(ORG_ACCOUNT_FORM, raw[3])
+if not epoch then return CODE.pack{code = 0} end
+if catalogue < version then return CODE.pack{code = -1} end
+if not (raw[2] and raw[3] and raw[4]) then return CODE.pack{code = -2} end
+local now, t, o = clock(batch), TENANT.account(raw[2]), ORGANIZATION.account(raw[3])
 local u = with_user and user_state(raw[5], raw[2], now)
 
-local expires, key_id = parse('<dd', raw[4], ACCOUNT_AT)
-if has(byte(raw[4]), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
+local expires, key_id = KEY.read(raw[4])
+if has(KEY.field(raw[4], 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
 if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
 local was = raises and raised(call('GET', KEYS[1])) or nil
-local other = was and was[H_SERVICE] ~= 0 and was[H_SERVICE] ~= service
+local other = was and was[H_SERVICE_ID] ~= 0 and was[H_SERVICE_ID] ~= service_id
 if other then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)
 if not heads and scope ~= 2 then return takes end
@@ -47,34 +46,35 @@ if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4,
 if not heads then return takes end
 if was then put_back(was, t, o) end
 local tokens, code, bounds = quota_hold(t, counts, need, ceiling, least)
-if code then return refused(code, now, 3, 4, t[USED], t[TOTAL], t[NEXT]) end
+if code then return refused(code, now, 3, 4, t[T_USED], t[T_TOTAL], t[T_NEXT_RESET]) end
 local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
 if one_time then credits, flags = join(a, credits, flags, was) end
 if credits > 0 then
   credits, code = credit_hold(o, credits, credits_least)
-  if code then return refused(code, now, 4, 5, o[CHELD], o[BALANCE] + o[CREDIT_LIMIT], 0) end
+  if code then return refused(code, now, 4, 5, o[O_CREDITS_HELD], o[O_BALANCE] + o[O_CREDIT_LIMIT], 0) end
 end
 if uses then
   credits = 0 -- what units hold is kept with their service
   spend_back(a, was)
   local refusal, spent, till = spend_hold(o, a, ARGV[3], units, now)
-  if refusal then return refused(refusal, now, 4, 6, spent, o[CAP], till) end
+  if refusal then return refused(refusal, now, 4, 6, spent, o[O_CAP], till) end
 end
 
-t[HELD], o[CHELD] = t[HELD] + tokens, o[CHELD] + credits
+t[T_HELD], o[O_CREDITS_HELD] = t[T_HELD] + tokens, o[O_CREDITS_HELD] + credits
 -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
 local kept = flags - (has(flags, 8) and 8 or 0) - (with_user and not u and 1 or 0)
-local hold = pack(HOLD_FORM, kept, tokens, takes[1], takes[2], takes[3], takes[4], credits, 0,
-  service, now + ttl, o[ORG], t[TENANT], key_id, units, now, 0, -1) .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
-call('ZADD', KEYS[2], now + ttl, request)
+local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
+  organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
+  organization_id = o[O_ORGANIZATION_ID], tenant_id = t[T_TENANT_ID], created = now} .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
+call('ZADD', KEYS[2], now + ttl, request_id)
 local err = reset and append(KEYS[3], {reset})
 if err then
-  if was then call('ZADD', KEYS[2], was[H_DEADLINE], request) else call('ZREM', KEYS[2], request) end
+  if was then call('ZADD', KEYS[2], was[H_DEADLINE], request_id) else call('ZREM', KEYS[2], request_id) end
   return err
 end
-u = keep_user(KEYS[8], u and heads[2])
-local moved = (uses and TO_SPEND_HELD) or ((credits > 0 or was) and TO_CHELD)
-call('MSET', KEYS[5], renewed(raw[2], heads[3], reset and TO_LEDGER_AT or TO_HELD, t),
-  KEYS[6], renewed(raw[3], heads[4], moved, o), KEYS[7], renewed(raw[4], heads[1]), KEYS[1], hold,
-  some(KEYS[8], u, KEYS[with_user and 9 or 8], a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))))
+local tenant = reset and TENANT.renewed(raw[2], heads[3], 'ledger_at', t) or TENANT.renewed(raw[2], heads[3], 'held', t)
+local organization = (uses and ORGANIZATION.renewed(raw[3], heads[4], 'spend_held', o))
+  or ((credits > 0 or was) and ORGANIZATION.renewed(raw[3], heads[4], 'credits_held', o)) or heads[4] .. ACCOUNT.behind(raw[3])
+call('MSET', KEYS[5], tenant, KEYS[6], organization, KEYS[7], heads[1] .. ACCOUNT.behind(raw[4]), KEYS[1], hold,
+  some(KEYS[8], keep_user(KEYS[8], u and heads[2]), KEYS[with_user and 9 or 8], a and write(ACTIVATION_FORM, ACTIVATION_SIZE, a)))
 return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2, bounds)

@@ -26,51 +26,51 @@ if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 
 end
 local raw = call('MGET', values(KEYS, 5))
 local epoch = verified(raw[1], run_id)
-if not epoch then return pack('<d', 0) end
+if not epoch then return CODE.pack{code = 0} end
 local now = clock(batch)
 local taken = s[S_ENTRY] and dealt_with(KEYS[3], s[S_ENTRY], KEYS[4], s[S_SOURCE])
-if taken then return pack('<ddddddddd', 1, now, 0, 0, 0, epoch, 0, 0, 0) end
-local h = raw[2] and {parse(HOLD_TAKEN_FORM, raw[2])}
-local gone = (not h and not s[S_ENTRY] and -2) or (h and has(h[1], HOLD_RECLAIMED) and not s[S_ENTRY] and -1)
-  or (not (raw[3] and raw[4]) and -2) or (h and s[S_SERVICE] == 0 and field(raw[2], H_SERVICE) ~= 0 and -2)
+if taken then return SETTLED.pack{code = 1, now = now, epoch = epoch} end
+local h = raw[2] and HOLD.opened(raw[2], 'credits')
+local gone = (not h and not s[S_ENTRY] and -2) or (h and has(h[H_FLAGS], HOLD_RECLAIMED) and not s[S_ENTRY] and -1)
+  or (not (raw[3] and raw[4]) and -2) or (h and s[S_SERVICE] == 0 and HOLD.field(raw[2], 'service_id') ~= 0 and -2)
 if gone then
-  if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == -1 and field(raw[2], H_CHARGED) or 0) end
-  return pack('<ddd', gone, now, epoch)
+  if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == -1 and HOLD.field(raw[2], 'charged') or 0) end
+  return GONE.pack{code = gone, now = now, epoch = epoch}
 end
-local slots = (h and not has(h[1], HOLD_RECLAIMED)) and 1 or 0
-if slots == 0 then h = {0, 0, 0, 0, 0, 0, 0} end
-local t, o = account(TENANT_ACCOUNT_FORM, raw[3]), account(ORG_ACCOUNT_FORM, raw[4])
-local u = with_user and has(h[1], HOLD_USER) and raw[6]
+local slots = (h and not has(h[H_FLAGS], HOLD_RECLAIMED)) and 1 or 0
+if slots == 0 then h = HOLD.zeros('credits') end
+local t, o = TENANT.account(raw[3]), ORGANIZATION.account(raw[4])
+local u = with_user and has(h[H_FLAGS], HOLD_USER) and raw[6]
 local a_key = KEYS[with_user and 11 or 10]
 local a = (s[S_ONE_TIME] or s[S_USES]) and activation(raw[with_user and 7 or 6])
 
-local seq, reset = t[SEQ], due(t, now, epoch)
-t[HELD] = t[HELD] - h[H_TOKENS]
-if t[HELD] < 0 then t[HELD] = 0 end
-local account_held = s[S_USES] and SPEND_HELD or CHELD
+local seq, reset = t[T_SEQ], due(t, now, epoch)
+t[T_HELD] = t[T_HELD] - h[H_TOKENS]
+if t[T_HELD] < 0 then t[T_HELD] = 0 end
+local account_held = s[S_USES] and O_SPEND_HELD or O_CREDITS_HELD
 if not s[S_ONE_TIME] then o[account_held] = max(0, o[account_held] - h[H_CREDITS]) end
-local activates = s[S_ONE_TIME] and s[S_MODE] ~= CORRECT and leave(a, o, s, has(h[1], HOLD_ONE_TIME) and slots or 0)
--- how far the organization's account is written: its spend, its credits, or neither
-local moved = (s[S_USES] and TO_SPEND_AT) or ((s[S_PAYS] or s[S_ONE_TIME] or h[H_CREDITS] > 0) and TO_CREDIT_AT)
+local activates = s[S_ONE_TIME] and s[S_MODE] ~= CORRECT and leave(a, o, s, has(h[H_FLAGS], HOLD_ONE_TIME) and slots or 0)
 local entry, f
 if s[S_USES] then spend_back(a, h, raw[2]) end
 if not s[S_FREE] then entry, f = charge(s, t, o, a, now, epoch, activates) end
 if s[S_USES] then spend_keep(o, a, s[S_TIERS], now) end
 
-local tombstone = s[S_MODE] == RECLAIM and slots == 1 and reclaimed(raw[2], h[1], s[S_TOKENS])
-local used = s[S_TOKENS]
-local tenant = renewed(raw[3], give(raw[3], now, slots, h[H_TENANT_TPM], used), TO_LEDGER_AT, t)
-local organization = renewed(raw[4], give(raw[4], now, slots, h[H_ORG_TPM], used), moved, o)
-local key = raw[5] and renewed(raw[5], give(raw[5], now, slots, h[H_KEY_TPM], used))
+local tombstone = s[S_MODE] == RECLAIM and slots == 1 and HOLD.replaced(raw[2], {flags = h[H_FLAGS] + HOLD_RECLAIMED, charged = s[S_TOKENS]})
+local used, tenant = s[S_TOKENS], TENANT.renewed(raw[3], give(raw[3], now, slots, h[H_TENANT_TPM], s[S_TOKENS]), 'ledger_at', t)
+local head = give(raw[4], now, slots, h[H_ORGANIZATION_TPM], used)
+-- how far the organization's account is written: its spend, its credits, or neither
+local organization = (s[S_USES] and ORGANIZATION.renewed(raw[4], head, 'spend_at', o))
+  or ((s[S_PAYS] or s[S_ONE_TIME] or h[H_CREDITS] > 0) and ORGANIZATION.renewed(raw[4], head, 'credit_at', o))
+  or head .. ACCOUNT.behind(raw[4])
+local key = raw[5] and give(raw[5], now, slots, h[H_KEY_TPM], used) .. ACCOUNT.behind(raw[5])
 u = u and give(u, now, slots, h[H_USER_TPM], used)
-a = a and pack(ACTIVATION_FORM, values(a, 1, ACTIVATION_SIZE))
+a = a and write(ACTIVATION_FORM, ACTIVATION_SIZE, a)
 
-local told = s[S_MODE] == RECOVER and late(KEYS[3], s, 0)
-local removed = call('ZREM', KEYS[1], s[S_REQUEST])
+local told, removed = s[S_MODE] == RECOVER and late(KEYS[3], s, 0), call('ZREM', KEYS[1], s[S_REQUEST])
 local err = append(KEYS[2], reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry
 if err then
   if told then call('XDEL', KEYS[3], told) end
-  if removed == 1 then call('ZADD', KEYS[1], slots == 1 and field(raw[2], H_DEADLINE) or 0, s[S_REQUEST]) end
+  if removed == 1 then call('ZADD', KEYS[1], slots == 1 and HOLD.field(raw[2], 'deadline') or 0, s[S_REQUEST]) end
   return err
 end
 if s[S_ENTRY] then call('HSET', KEYS[4], s[S_SOURCE], '1') call('XDEL', KEYS[3], s[S_ENTRY]) end
@@ -80,5 +80,5 @@ else
   call('DEL', KEYS[6])
 end
 call('MSET', KEYS[7], tenant, KEYS[8], organization, some(KEYS[9], key, KEYS[10], keep_user(KEYS[10], u), a_key, a))
-return pack('<ddddddddd', 1, now, t[SEQ], t[TOTAL] < 0 and -1 or t[REMAINING], f and f.credits or 0, epoch,
-  t[SEQ] - seq, f and f.credit_seq or 0, f and f.spend_seq or 0)
+return SETTLED.pack{code = 1, now = now, seq = t[T_SEQ], remaining = t[T_TOTAL] < 0 and -1 or t[T_REMAINING], epoch = epoch,
+  moved = t[T_SEQ] - seq, credits = f and f.credits or 0, credit_seq = f and f.credit_seq or 0, spend_seq = f and f.spend_seq or 0}

@@ -25,7 +25,7 @@ from typing import cast
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters.layouts import packing
+from gateway.counters.layouts import packing, table
 from gateway.counters.redis import keys
 from gateway.counters.redis.greeting import Ask, Server
 from gateway.counters.redis.wire import Reply, Wire, encode, script_parts
@@ -225,7 +225,7 @@ async def _close(ask: Ask, run_id: bytes) -> None:
     markers = await asyncio.gather(*(ask(b"GET", name.encode()) for name in names))
     closing = []
     for name, raw in zip(names, map(_text, markers), strict=True):
-        if len(raw) == packing.MARKER.size and packing.read_marker(raw)[0] not in (run_id, NOBODY):
+        if len(raw) == table.MARKER.size and packing.read_marker(raw)[0] not in (run_id, NOBODY):
             _, epoch, catalogue = packing.read_marker(raw)
             closing.append(_replace(ask, name, raw, packing.marker(NOBODY, epoch, catalogue)))
     await asyncio.gather(*closing)
@@ -233,7 +233,7 @@ async def _close(ask: Ask, run_id: bytes) -> None:
 
 async def _replace(ask: Ask, key: str, before: bytes, after: bytes) -> bool:
     """Write a key that is as it was read; False where it is not."""
-    arguments = packing.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
+    arguments = table.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
     answer = await ask(*script_parts("load", (key, key, key), arguments))
     return packing.code_of(cast("bytes", answer)) == 1
 

@@ -1,17 +1,17 @@
 -- admit: what reserve decides, limit by limit. Needs state, take.
-local ACTIVATION_FORM, ACTIVATION_SIZE, ACTIVATION_BYTES, PENDING, ACTIVE = '<Bdddddd', 7, 49, 1, 2
+local PENDING, ACTIVE = 1, 2
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held; true last where the hold is
 -- the call's limit: under a strict plan it is all the call could use, cut to what is free, to no less than `least`, where
 -- the call states no maximum (`least` 0: it does)
 local function quota_hold(t, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
-  if t[TOTAL] < 0 or t[POLICY] == POLICY_BILL then return need end
-  local remaining = t[REMAINING]
+  if t[T_TOTAL] < 0 or t[T_OVERAGE_POLICY] == POLICY_BILL then return need end
+  local remaining = t[T_REMAINING]
   if remaining <= 0 then return nil, -8 end
-  local free = remaining - t[HELD]
+  local free = remaining - t[T_HELD]
   if free <= 0 then return nil, -9 end
-  if t[ADMISSION] == STRICT then
+  if t[T_ADMISSION] == STRICT then
     local wanted = least > 0 and least or ceiling
     if wanted > free then return nil, wanted > remaining and -8 or -9 end
     return ceiling < free and ceiling or free, nil, true
@@ -23,8 +23,8 @@ end
 -- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them, or where
 -- tokens set the price and the call states no maximum (`least` is not 0) what is free: to that it is bound
 local function credit_hold(o, credits, least)
-  local there = o[BALANCE] + o[CREDIT_LIMIT]
-  local free = there - o[CHELD]
+  local there = o[O_BALANCE] + o[O_CREDIT_LIMIT]
+  local free = there - o[O_CREDITS_HELD]
   if credits <= free then return credits end
   if least > 0 and least <= free then return free end
   return nil, (least > 0 and least or credits) > there and -10 or -9
@@ -32,37 +32,41 @@ end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
 local function activation(raw)
-  if not raw then return {0, 0, 0, 0, 0, 0, 0} end
-  return {parse(ACTIVATION_FORM, #raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)}
+  if not raw then return ACTIVATION.zeros() end
+  return open(ACTIVATION_FORM, #raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
 -- One-Time: the first call in holds the price, the others ride free while it is pending
 
 -- The price to hold, and the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
 local function join(a, price, flags, was)
-  if was and has(was[1], HOLD_ONE_TIME) then return 0, flags end
+  if was and has(was[H_FLAGS], HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end
-  if a[1] == ACTIVE then return 0, flags end
-  a[2] = a[2] + 1
-  if a[1] == PENDING then return 0, flags end
-  a[1], a[3] = PENDING, price
+  if a[A_FLAGS] == ACTIVE then return 0, flags end
+  a[A_WAITING] = a[A_WAITING] + 1
+  if a[A_FLAGS] == PENDING then return 0, flags end
+  a[A_FLAGS], a[A_HELD_PRICE] = PENDING, price
   return price, flags
 end
 
 -- gives back what a hold that is raised took of the accounts: they are asked for all of it anew
 local function put_back(was, t, o)
-  t[HELD] = max(0, t[HELD] - was[H_TOKENS])
-  if has(was[1], HOLD_ONE_TIME) then return end
-  local account_held = has(was[1], HOLD_USES) and SPEND_HELD or CHELD
+  t[T_HELD] = max(0, t[T_HELD] - was[H_TOKENS])
+  if has(was[H_FLAGS], HOLD_ONE_TIME) then return end
+  local account_held = has(was[H_FLAGS], HOLD_USES) and O_SPEND_HELD or O_CREDITS_HELD
   o[account_held] = max(0, o[account_held] - was[H_CREDITS])
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b
 local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2, bounds)
-  local free = t[REMAINING] - t[HELD]
-  if t[TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
-  return pack('<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8', bounds and 2 or 1, now, tokens, t[TOTAL], free, t[NEXT],
-    o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD],
-    scope, limit, (used + -used % UNIT) / UNIT, limit > 0 and (used + -used % limit) / limit or 0,
-    scope2, limit2, (used2 + -used2 % UNIT) / UNIT, limit2 > 0 and (used2 + -used2 % limit2) / limit2 or 0, credits)
+  local free = t[T_REMAINING] - t[T_HELD]
+  if t[T_TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
+  return ADMITTED.pack{
+    verdict = bounds and 2 or 1, now = now, tokens = tokens, total = t[T_TOTAL], tokens_free = free,
+    next_reset = t[T_NEXT_RESET], credits_free = o[O_BALANCE] + o[O_CREDIT_LIMIT] - o[O_CREDITS_HELD],
+    requests_scope = scope, requests_limit = limit, requests_used = (used + -used % UNIT) / UNIT,
+    requests_reset = limit > 0 and (used + -used % limit) / limit or 0,
+    tokens_scope = scope2, tokens_limit = limit2, tokens_used = (used2 + -used2 % UNIT) / UNIT,
+    tokens_reset = limit2 > 0 and (used2 + -used2 % limit2) / limit2 or 0, credits = credits,
+  }
 end

@@ -12,15 +12,16 @@ local function clock(batch)
   return answered
 end
 
--- the marker's epoch and catalogue version, or nil where run_id did not verify this partition; what the last one
+-- the marker's epoch and catalogue version, or nil where it was not verified under the run id asked for; what the last one
 -- says is kept, since it is the same for all calls of a partition
 local last_marker, marked_by, marked_epoch, marked_version
-local function verified(marker, run_id)
+local function verified(marker, asked_for)
   if not marker then return nil end
   if marker ~= last_marker then
-    marked_by, marked_epoch, marked_version = parse('<c40dd', marker)
+    local run_id, epoch, catalogue = MARKER.read(marker)
+    marked_by, marked_epoch, marked_version = run_id, epoch, catalogue
     last_marker = marker
   end
-  if marked_by ~= run_id then return nil end
+  if marked_by ~= asked_for then return nil end
   return marked_epoch, marked_version
 end

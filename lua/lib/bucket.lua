@@ -8,22 +8,22 @@ local UNIT, FUTURE_MS = 60000, 2000
 -- One with limits of its own stays as it was defined.
 local IN_FLIGHT_MS, IDLE_MS, LIFE_MS_MAX = 3600000, 120000, 86400000
 local function user_life(raw)
-  local rpm, tpm, _, requests, tokens, _, in_flight = parse('<ddddddd', raw, 10)
-  local debt = max(rpm > 0 and ceil(requests / rpm) or 0, tpm > 0 and ceil(tokens / tpm) or 0)
-  return min(LIFE_MS_MAX, max(in_flight > 0 and IN_FLIGHT_MS or IDLE_MS, debt))
+  local rpm, tpm, requests_used, tokens_used, inflight = ACCOUNT.read(raw)
+  local debt = max(rpm > 0 and ceil(requests_used / rpm) or 0, tpm > 0 and ceil(tokens_used / tpm) or 0)
+  return min(LIFE_MS_MAX, max(inflight > 0 and IN_FLIGHT_MS or IDLE_MS, debt))
 end
 
 -- writes a user's state, if there is one; or answers it, where it stays for ever, for the MSET that comes then
 local function keep_user(name, raw)
-  if not raw or has(byte(raw), OVERRIDE) then return raw end
+  if not raw or has(ACCOUNT.field(raw, 'flags'), OVERRIDE) then return raw end
   call('SET', name, raw, 'PX', user_life(raw))
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most
 local function limit(a, rpm, tpm, concurrency)
-  if rpm ~= a[RPM] then a[RUSED] = min(a[RUSED], rpm * UNIT) end
-  if tpm ~= a[TPM] then a[TUSED] = min(a[TUSED], tpm * UNIT) end
-  a[RPM], a[TPM], a[CONC] = rpm, tpm, concurrency
+  if rpm ~= a[RPM] then a[REQUESTS_USED] = min(a[REQUESTS_USED], rpm * UNIT) end
+  if tpm ~= a[TPM] then a[TOKENS_USED] = min(a[TOKENS_USED], tpm * UNIT) end
+  a[RPM], a[TPM], a[CONCURRENCY] = rpm, tpm, concurrency
 end
 
 local function drain(a, now)
@@ -31,8 +31,8 @@ local function drain(a, now)
   if now <= at and at <= now + FUTURE_MS then return end
   if now > at then
     local passed = now - at
-    if a[RUSED] > 0 then a[RUSED] = max(0, a[RUSED] - a[RPM] * passed) end
-    if a[TUSED] > 0 then a[TUSED] = max(0, a[TUSED] - a[TPM] * passed) end
+    if a[REQUESTS_USED] > 0 then a[REQUESTS_USED] = max(0, a[REQUESTS_USED] - a[RPM] * passed) end
+    if a[TOKENS_USED] > 0 then a[TOKENS_USED] = max(0, a[TOKENS_USED] - a[TPM] * passed) end
   end
   a[AT] = now
 end
@@ -40,20 +40,20 @@ end
 -- the head of a packed state with the slots held given back (1, or 0 where there is no hold) and the tokens taken
 -- replaced by the tokens used
 local function give(raw, now, slots, taken, used)
-  local rpm, tpm, _, requests, tokens, at, in_flight = parse('<ddddddd', raw, 10)
+  local rpm, tpm, requests_used, tokens_used, at, inflight = ACCOUNT.read(raw)
   if now > at then
     local passed = now - at
-    requests, tokens, at = requests - rpm * passed, tokens - tpm * passed, now
-    if requests < 0 then requests = 0 end
-    if tokens < 0 then tokens = 0 end
+    requests_used, tokens_used, at = requests_used - rpm * passed, tokens_used - tpm * passed, now
+    if requests_used < 0 then requests_used = 0 end
+    if tokens_used < 0 then tokens_used = 0 end
   elseif at > now + FUTURE_MS then
     at = now
   end
   if tpm > 0 then
-    tokens = tokens + (used - taken) * UNIT
-    if tokens < 0 then tokens = 0 end
+    tokens_used = tokens_used + (used - taken) * UNIT
+    if tokens_used < 0 then tokens_used = 0 end
   end
-  in_flight = in_flight - slots
-  if in_flight < 0 then in_flight = 0 end
-  return pack(HEAD_FORM, raw, requests, tokens, at, in_flight)
+  inflight = inflight - slots
+  if inflight < 0 then inflight = 0 end
+  return ACCOUNT.replaced(raw, {requests_used = requests_used, tokens_used = tokens_used, at = at, inflight = inflight})
 end

@@ -48,28 +48,28 @@ end
 
 -- What the ledger goes by: 0 while unlimited. What remains is then what was granted beyond the plan, by recharges,
 -- adjusts and what was carried over: it waits there for a plan with a total.
-local function balance_of(t) return t[TOTAL] < 0 and 0 or t[REMAINING] end
+local function balance_of(t) return t[T_TOTAL] < 0 and 0 or t[T_REMAINING] end
 
 -- starts a new cycle under the plan in force; answers the event
 local function renew(t, now, epoch, passed, next_reset, f)
-  local before, left = balance_of(t), t[REMAINING]
+  local before, left = balance_of(t), t[T_REMAINING]
   local carried = 0
-  if left > 0 then carried = min(left, t[ROLLOVER], INTEGER_MAX - max(0, t[PLAN_TOTAL]))
-  elseif t[POLICY] == POLICY_CARRY then carried = left end
-  t[TOTAL] = t[PLAN_TOTAL]
-  t[REMAINING] = max(0, t[TOTAL]) + carried
-  t[USED], t[CYCLE], t[NEXT] = 0, t[CYCLE] + passed, next_reset
+  if left > 0 then carried = min(left, t[T_ROLLOVER_MAX], INTEGER_MAX - max(0, t[T_TOTAL_AMOUNT]))
+  elseif t[T_OVERAGE_POLICY] == POLICY_CARRY then carried = left end
+  t[T_TOTAL] = t[T_TOTAL_AMOUNT]
+  t[T_REMAINING] = max(0, t[T_TOTAL]) + carried
+  t[T_USED], t[T_CYCLE], t[T_NEXT_RESET] = 0, t[T_CYCLE] + passed, next_reset
   local packed = movement(t, now, epoch, RESET, balance_of(t) - before, f)
-  t[LAST] = t[LEDGER_AT]
+  t[T_LAST_RESET] = t[T_LEDGER_AT]
   return packed
 end
 
 -- the reset event that is due now, or nil; several missed cycles are one event
 local function due(t, now, epoch)
-  local at = t[NEXT]
+  local at = t[T_NEXT_RESET]
   if at <= 0 or now < at then return nil end
-  local next_reset = boundary(t[INTERVAL], t[ANCHOR], now)
-  local passed = next_reset > 0 and max(1, cycles_between(t[INTERVAL], at, next_reset)) or 1
+  local next_reset = boundary(t[T_RESET_INTERVAL], t[T_ANCHOR], now)
+  local passed = next_reset > 0 and max(1, cycles_between(t[T_RESET_INTERVAL], at, next_reset)) or 1
   local f = {}
   if passed > 1 then f.metadata = format('{"cycles":%.0f}', passed) end
   return renew(t, now, epoch, passed, next_reset, f)

@@ -4,20 +4,20 @@
 -- 0 no, 1 yes and the plan lets the call finish, 2 yes and the plan cuts it
 local function cover(h, t, o, tokens, credits)
   local short, more = false, tokens - h[H_TOKENS]
-  if more > 0 and has(h[1], HOLD_COUNTS) then
-    if t[TOTAL] >= 0 and t[POLICY] ~= POLICY_BILL then
-      local free = max(0, t[REMAINING] - t[HELD])
+  if more > 0 and has(h[H_FLAGS], HOLD_COUNTS) then
+    if t[T_TOTAL] >= 0 and t[T_OVERAGE_POLICY] ~= POLICY_BILL then
+      local free = max(0, t[T_REMAINING] - t[T_HELD])
       if more > free then short, more = true, free end
     end
-    h[H_TOKENS], t[HELD] = h[H_TOKENS] + more, t[HELD] + more
+    h[H_TOKENS], t[T_HELD] = h[H_TOKENS] + more, t[T_HELD] + more
   end
   more = credits - h[H_CREDITS]
-  if more > 0 and o and has(h[1], HOLD_BY_TOKEN) then
-    local free = max(0, o[BALANCE] + o[CREDIT_LIMIT] - o[CHELD])
+  if more > 0 and o and has(h[H_FLAGS], HOLD_BY_TOKEN) then
+    local free = max(0, o[O_BALANCE] + o[O_CREDIT_LIMIT] - o[O_CREDITS_HELD])
     if more > free then short, more = true, free end
-    h[H_CREDITS], o[CHELD] = h[H_CREDITS] + more, o[CHELD] + more
+    h[H_CREDITS], o[O_CREDITS_HELD] = h[H_CREDITS] + more, o[O_CREDITS_HELD] + more
   end
-  return short and 1 + t[EXHAUSTED] or 0
+  return short and 1 + t[T_ON_EXHAUSTED] or 0
 end
 
 -- one reader of states: each name once, whoever names it again

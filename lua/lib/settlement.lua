@@ -4,7 +4,10 @@ local S_MODE, S_TOKENS, S_CREDITS, S_UNITS, S_SERVICE, S_KEY, S_REQUEST, S_ARGV,
 local S_ENTRY, S_SOURCE, S_ONE_TIME, S_COUNTS, S_USES, S_PAYS, S_FREE = 10, 11, 12, 13, 14, 15, 16
 
 -- the id of a request's one correction: its own with the version nibble set to 8
-local function correction_of(request) return sub(request, 1, 14) .. '8' .. sub(request, 16) end
+local VERSION_AT = 15
+local function correction_of(request)
+  return sub(request, 1, VERSION_AT - 1) .. '8' .. sub(request, VERSION_AT + 1)
+end
 
 -- whether somebody took an entry of the late lane, or its request is on its way to PostgreSQL
 local function dealt_with(lane, entry, control, id)
@@ -13,11 +16,11 @@ end
 
 -- the packed argument: what is charged; then what only the script itself asks for, how many arguments there have to be last
 local function settlement_of(argv)
-  local batch, run_id, mode, tokens, credits, units, service, _, _, key, flags, tombstone, request =
-    parse('<dc40BdddddddBdc36', argv[1])
+  local batch, run_id, mode, tokens, credits, units, service_id, key_id, flags, tombstone, request_id =
+    SETTLE.read(argv[1])
   local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
-  return {mode, tokens, credits, units, service, key, request, argv, uses and argv[5] or '',
-    mode >= POST and not recovers and argv[#argv], mode == CORRECT and correction_of(request) or request,
+  return {mode, tokens, credits, units, service_id, key_id, request_id, argv, uses and argv[5] or '',
+    mode >= POST and not recovers and argv[#argv], mode == CORRECT and correction_of(request_id) or request_id,
     one_time, has(flags, 4), uses, has(flags, 32),
     -- a call that is taken back for nothing leaves no row
     mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
@@ -27,19 +30,19 @@ end
 -- leaves a call to the keeper, who knows the ledger; the batch means nothing any more
 local function late(lane, s, charged)
   local argv = s[S_ARGV]
-  return call('XADD', lane, '*', 'a', sub(argv[1], 9), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
+  return call('XADD', lane, '*', 'a', SETTLE.since(argv[1], 'run_id'), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
     'charged', format('%.0f', charged), 'acknowledged', s[S_MODE] == RECOVER and argv[#argv] or '')
 end
 
 -- One-Time: the first success charges and activates, the last failure releases
 local function leave(a, o, s, slots)
-  a[2] = max(0, a[2] - slots)
-  if a[1] == ACTIVE or (s[S_FREE] and a[2] > 0) then return false end
-  if a[1] == PENDING then
-    o[CHELD] = max(0, o[CHELD] - a[3])
-    s[S_CREDITS] = a[3]
+  a[A_WAITING] = max(0, a[A_WAITING] - slots)
+  if a[A_FLAGS] == ACTIVE or (s[S_FREE] and a[A_WAITING] > 0) then return false end
+  if a[A_FLAGS] == PENDING then
+    o[O_CREDITS_HELD] = max(0, o[O_CREDITS_HELD] - a[A_HELD_PRICE])
+    s[S_CREDITS] = a[A_HELD_PRICE]
   end
-  a[1] = s[S_FREE] and 0 or ACTIVE
-  a[3] = s[S_FREE] and 0 or s[S_CREDITS]
+  a[A_FLAGS] = s[S_FREE] and 0 or ACTIVE
+  a[A_HELD_PRICE] = s[S_FREE] and 0 or s[S_CREDITS]
   return not s[S_FREE]
 end

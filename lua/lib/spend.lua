@@ -1,5 +1,5 @@
 -- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, cycle.
-local A_MONTH, A_QUANTITY, A_HELD, A_PRICE, TIER_BYTES, MILLION = 4, 5, 6, 7, 24, 1000000
+local MILLION = 1000000
 
 -- year × 12 + month
 local function month_of(now)
@@ -15,7 +15,7 @@ local function cost_of(tiers, units)
   local cost, parts, below = 0, 0, 0
   for at = 1, #tiers, TIER_BYTES do
     if below >= units then break end
-    local up_to, whole, part = parse('<ddd', tiers, at)
+    local up_to, whole, part = TIER.read(tiers, at)
     local last = up_to < 0 or at + TIER_BYTES > #tiers
     local reached = last and units or min(units, up_to)
     local quantity = reached - below
@@ -36,10 +36,10 @@ local function price_of(tiers, before, more) return cost_of(tiers, before + more
 -- What is held of the cap for a service is what all its units in flight would cost if they settled now, all together:
 -- so it is the same in whatever order they do. An organization's is the sum over its services.
 local function spend_keep(o, a, tiers, now)
-  local capped = o[CAP] >= 0 and a[A_HELD] > 0
+  local capped = o[O_CAP] >= 0 and a[A_HELD] > 0
   local price = capped and price_of(tiers, settled_of(a, month_of(now)), a[A_HELD]) or 0
-  o[SPEND_HELD] = max(0, o[SPEND_HELD] - a[A_PRICE] + price)
-  a[A_PRICE] = price
+  o[O_SPEND_HELD] = max(0, o[O_SPEND_HELD] - a[A_HELD_PRICE] + price)
+  a[A_HELD_PRICE] = price
 end
 
 -- holds units, and of the cap what they add to the price of those held; or answers the refusal (-11 the cap does not
@@ -47,12 +47,12 @@ end
 local function spend_hold(o, a, tiers, units, now)
   local before = a[A_HELD]
   a[A_HELD] = before + units
-  if o[CAP] < 0 then return end
+  if o[O_CAP] < 0 then return end
   local month = month_of(now)
-  local settled, spent = settled_of(a, month), month > o[MONTH] and 0 or o[SPENT]
+  local settled, spent = settled_of(a, month), month > o[O_MONTH] and 0 or o[O_SPENT]
   spend_keep(o, a, tiers, now)
-  if spent + o[SPEND_HELD] <= o[CAP] or price_of(tiers, settled + before, units) <= 0 then return end
-  return spent + price_of(tiers, settled, units) > o[CAP] and -11 or -9, spent, boundary(3, 1, now)
+  if spent + o[O_SPEND_HELD] <= o[O_CAP] or price_of(tiers, settled + before, units) <= 0 then return end
+  return spent + price_of(tiers, settled, units) > o[O_CAP] and -11 or -9, spent, boundary(3, 1, now)
 end
 
 -- moves the month's quantity and the spend account; answers what the units cost, and packed what by:
@@ -61,16 +61,16 @@ local function spend_pay(o, a, tiers, units, now)
   local month = month_of(now)
   local price = price_of(tiers, settled_of(a, month), units)
   if month > a[A_MONTH] then a[A_MONTH], a[A_QUANTITY] = month, 0 end
-  if month > o[MONTH] then o[MONTH], o[SPENT] = month, 0 end
+  if month > o[O_MONTH] then o[O_MONTH], o[O_SPENT] = month, 0 end
   local before = a[A_QUANTITY]
-  a[A_QUANTITY], o[SPENT], o[SSEQ] = before + units, o[SPENT] + price, o[SSEQ] + 1
-  return price, pack('<d', before) .. tiers
+  a[A_QUANTITY], o[O_SPENT], o[O_SPEND_SEQ] = before + units, o[O_SPENT] + price, o[O_SPEND_SEQ] + 1
+  return price, PRICED.pack{before = before} .. tiers
 end
 
 -- begins with what is in flight: gives back the units of a hold, if there is one of a service of units. A hold made
 -- before units were counted has a price of its own
 local function spend_back(a, hold, packed)
-  if hold and has(hold[1], HOLD_USES) and hold[H_CREDITS] == 0 then
-    a[A_HELD] = max(0, a[A_HELD] - (hold[H_UNITS] or field(packed, H_UNITS)))
+  if hold and has(hold[H_FLAGS], HOLD_USES) and hold[H_CREDITS] == 0 then
+    a[A_HELD] = max(0, a[A_HELD] - (hold[H_UNITS] or HOLD.field(packed, 'units')))
   end
 end

@@ -1,17 +1,18 @@
 -- take_all: one request of every scope's buckets and slots, or of none. Needs state, bucket, take.
 local HUGE = 9007199254740992
+local taken_by = {H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORGANIZATION_TPM} -- where a hold says what it took, by scope
 
 -- the hold that is raised, opened; nil where it is gone: then all of it is taken anew
 local function raised(packed)
   local h = packed and open(HOLD_FORM, packed)
-  return h and not has(h[1], HOLD_RECLAIMED) and h or nil
+  return h and not has(h[H_FLAGS], HOLD_RECLAIMED) and h or nil
 end
 
 -- the refusal of a scope; tokens are refused only where no other scope lacks a request or a slot, which come first
 local function refusal(states, scope, now, was, kind, used, limit, till)
   if kind == 2 then
     for other = scope + 1, 4 do
-      local had = was and (other ~= 2 or has(was[1], HOLD_USER)) and was[other + 2]
+      local had = was and (other ~= 2 or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[other]]
       if states[other] then
         local head, first, used2, limit2, till2 = take(states[other], now, 0, had)
         if not head then return refused(first == 3 and -7 or -6, now, other, first, used2, limit2, till2), first end
@@ -31,7 +32,7 @@ local function take_all(states, now, need, was)
   for scope = 1, 4 do
     local state = states[scope]
     if state then
-      local had = was and (scope ~= 2 or has(was[1], HOLD_USER)) and was[scope + 2]
+      local had = was and (scope ~= 2 or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[scope]]
       local head, taken, rpm, requests, tpm, tokens = take(state, now, need, had)
       if not head then return nil, refusal(states, scope, now, was, taken, rpm, requests, tpm) end
       states[scope], takes[scope] = head, taken

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 
-from gateway.core.accounts.ledger import BEFORE, Event, EventFlag, EventKind
+from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
 from gateway.core.billing.pricing import MICRO, Tier, spread
 from gateway.core.billing.tiers import DECIMALS, read_tiers
 from persistence.ledger.guard import Placed
@@ -94,8 +94,8 @@ def _portions(event: Event) -> Iterator[tuple[int, int, Decimal]]:
         each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
         yield 0, event.units, round(each, DECIMALS)
         return
-    at = int(BEFORE.unpack_from(event.priced)[0])
-    tiers = _tiers(event.priced[BEFORE.size :]) or (Tier(None, Decimal(0)),)
+    at = int(PRICED.struct.unpack_from(event.priced)[0])
+    tiers = _tiers(event.priced[PRICED.size :]) or (Tier(None, Decimal(0)),)
     for portion in spread(tiers, at, event.units):
         yield at, portion.quantity, portion.unit_price
         at += portion.quantity

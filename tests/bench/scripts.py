@@ -11,8 +11,10 @@ minimum and median over the runs.
 from __future__ import annotations
 
 import argparse
+import json
 import struct
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,7 +35,6 @@ from gateway.counters.redis import keys, scripts
 from gateway.local.embedded.valkey import ENVIRONMENT
 from tests.builders import CHAT, TTL_MS, World
 from tests.conftest import ValkeyServer
-from tests.tree import ROOT
 
 BATCHES = (4, 16)
 CALLS_A_RUN = 800
@@ -45,6 +46,12 @@ TIERED = Service(
     id=4, key="search", meter="pay_per_use", counts_tokens=True,
     pricing=Pricing(tiers=(Tier(10_000, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
 )  # fmt: skip
+ASSEMBLE = """
+import json
+from dataclasses import asdict
+from gateway.counters.redis.scripts import library
+print(json.dumps(asdict(library())))
+"""
 EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
 Commands = list[tuple[Any, ...]]
 
@@ -81,10 +88,9 @@ class Variant:
 
 
 def of_scripts(
-    world: World, name: str, read: Callable[[str], str] | None, service: Service = CHAT, credits_: int = 0
+    world: World, name: str, library: scripts.Library, service: Service = CHAT, credits_: int = 0
 ) -> Variant:
-    """reserve and settle as `read` finds them; as they are in this tree for None."""
-    library = scripts.assemble(read) if read else scripts.library()
+    """reserve and settle of a library."""
     if not world.client.function_list(library.name):
         world.client.function_load(library.text)
     reserve, settle = library.functions["reserve"], library.functions["settle"]
@@ -172,22 +178,16 @@ def bench_world(*, loopback: bool = False) -> Iterator[World]:
             server.stop()
 
 
-def at_revision(revision: str) -> Callable[[str], str]:
-    """Reads the scripts of a git revision; a verb it did not have yet is today's."""
-    listed = subprocess.run(
-        ["git", "ls-tree", "-r", "--name-only", revision, "lua/"], capture_output=True, text=True, check=True
-    )
-    there = frozenset(listed.stdout.splitlines())
-
-    def read(name: str) -> str:
-        if f"lua/{name}" not in there:
-            return (ROOT / "lua" / name).read_text()
-        shown = subprocess.run(
-            ["git", "show", f"{revision}:lua/{name}"], capture_output=True, text=True, check=True
+def at_revision(revision: str) -> scripts.Library:
+    """The scripts of a git revision, as its own assembler has them; its layouts must be of this tree."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = ["git", "archive", revision, "gateway", "lua"]
+        packed = subprocess.run(archive, capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+        made = subprocess.run(
+            [sys.executable, "-c", ASSEMBLE], cwd=folder, capture_output=True, text=True, check=True
         )
-        return shown.stdout
-
-    return read
+    return scripts.Library(**json.loads(made.stdout))
 
 
 def main() -> None:
@@ -199,9 +199,9 @@ def main() -> None:
     with bench_world(loopback=options.loopback) as world:
         variants = [
             empty(world),
-            of_scripts(world, "reserve + settle", None),
-            of_scripts(world, "and credits", None, PAID, 1),
-            of_scripts(world, "and units by tiers", None, TIERED),
+            of_scripts(world, "reserve + settle", scripts.library()),
+            of_scripts(world, "and credits", scripts.library(), PAID, 1),
+            of_scripts(world, "and units by tiers", scripts.library(), TIERED),
         ]
         if options.against:
             variants.append(of_scripts(world, options.against, at_revision(options.against)))

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.core.accounts.holds import correction_id
-from gateway.core.accounts.ledger import BEFORE, EventFlag, EventKind, EventNote
+from gateway.core.accounts.ledger import PRICED, EventFlag, EventKind, EventNote
 from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import INTEGER_MAX, Limits, Settled, Settlement, Verdict
@@ -288,8 +288,8 @@ def test_units_are_given_back_at_the_prices_they_cost(world: World) -> None:
     call.correct(units=-4)
     event = world.events()[-1]
     assert (event.units, event.spend, event.spent, event.flags) == (-4, -3_600, 8_000, EventFlag.USAGE)
-    assert BEFORE.unpack_from(event.priced) == (12,)
-    assert read_tiers(event.priced[BEFORE.size :]) == tiers.tiers
+    assert PRICED.struct.unpack_from(event.priced) == (12,)
+    assert read_tiers(event.priced[PRICED.struct.size :]) == tiers.tiers
 
 
 def test_units_given_back_in_another_month_are_worth_what_the_first_ones_cost(world: World) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import psycopg
 
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.accounts.ledger import BEFORE, Event, EventFlag, EventKind, encode
+from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind, encode
 from gateway.core.accounts.outbox import Batch, fan_out
 from gateway.core.billing.pricing import Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
@@ -124,7 +124,7 @@ class Account:
                 before = self.units.get((self.service_id, month), 0)
                 self.units[self.service_id, month] = before + units
                 spend = spend_micro(self.tiers, before, units)
-                priced = BEFORE.pack(before) + pack_tiers(self.tiers)
+                priced = PRICED.pack(before) + pack_tiers(self.tiers)
             if month != self.spend_month:
                 self.spend_month, self.spent = month, 0
             self.spend_seq, self.spent = self.spend_seq + 1, self.spent + spend

@@ -13,6 +13,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from gateway.core.billing.tiers import TIER_BYTES
+from gateway.core.layout import Layout
 
 # Layout 1 had one byte for the lengths of user and attribution; an outbox may still hold such entries.
 VERSION, VERSION_BEFORE = 2, 1
@@ -44,14 +45,20 @@ class EventFlag(IntFlag):
     ACTIVATES = 128
 
 
-# version, kind, flags, note; at, epoch, organization, tenant, key, service;
-# token account: seq, cycle, amount, remaining, used, next_reset;
-# credit account: seq, credits, balance; spend account: seq, units, amount, spent.
-# Texts and metadata follow, each with its length, then `priced`, which ends the entry.
-HEAD = struct.Struct("<4B19d")
+# When and who, then the accounts of tokens, credits and spend; each text behind its length. What units were
+# priced by, if any were, ends the entry.
+ENTRY = Layout(
+    "ENTRY",
+    f"u8 version={VERSION} kind flags note,"
+    " f64 at_ms epoch organization_id tenant_id key_id service_id"
+    " seq cycle amount remaining used next_reset_ms"
+    " credit_seq=0 credits=0 balance=0 spend_seq=0 units=0 spend=0 spent=0,"
+    " text8 source, text16 user attribution metadata",
+)
+PRICED = Layout("PRICED", "f64 before")
+HEAD = ENTRY.struct
 LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
-BEFORE = struct.Struct("<d")
 
 
 @dataclass(slots=True)
@@ -183,7 +190,7 @@ def places_before(event: Event) -> list[Place]:
 
 
 def _is_priced(flags: int, length: int) -> bool:
-    return bool(flags & EventFlag.USAGE) and length >= BEFORE.size and not (length - BEFORE.size) % TIER_BYTES
+    return bool(flags & EventFlag.USAGE) and length >= PRICED.size and not (length - PRICED.size) % TIER_BYTES
 
 
 def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]:

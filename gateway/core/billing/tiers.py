@@ -6,16 +6,16 @@ millionths of one. So a price may have twelve decimals and nothing is ever round
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Decimal
 
 from gateway.core.billing.pricing import EXACT, Tier
+from gateway.core.layout import Layout
 
 DECIMALS = 12
 MILLION = 10**6
-_TIER = struct.Struct("<3d")
-TIER_BYTES = _TIER.size
+TIER = Layout("TIER", "f64 up_to whole part")
+TIER_BYTES = TIER.size
 
 
 def pack_tiers(tiers: Sequence[Tier]) -> bytes:
@@ -23,7 +23,8 @@ def pack_tiers(tiers: Sequence[Tier]) -> bytes:
     packed = []
     for tier in tiers:
         price = EXACT.scaleb(tier.unit_price, DECIMALS).to_integral_value(ROUND_CEILING)
-        packed.append(_TIER.pack(-1 if tier.up_to is None else tier.up_to, *divmod(int(price), MILLION)))
+        up_to = -1 if tier.up_to is None else tier.up_to
+        packed.append(TIER.pack(up_to, *divmod(int(price), MILLION)))
     return b"".join(packed)
 
 
@@ -31,5 +32,5 @@ def read_tiers(packed: bytes) -> tuple[Tier, ...]:
     """The tiers of an argument."""
     return tuple(
         Tier(None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS))
-        for up_to, whole, part in _TIER.iter_unpack(packed)
+        for up_to, whole, part in TIER.struct.iter_unpack(packed)
     )

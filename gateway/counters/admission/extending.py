@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import struct
-
 from gateway.core.model import Observed
+from gateway.counters.layouts import table
 from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
-
-_EXTEND = struct.Struct("<4d36s")
-_EXTENDED = struct.Struct("<3d")
 
 
 def extended(answer: bytes) -> list[tuple[int, int, int]]:
     """The answer of `extend`: (hold in tokens or -1, in credits, exhausted) a call; none if unverified."""
     return [
         (int(tokens), int(credits_), int(exhausted))
-        for tokens, credits_, exhausted in _EXTENDED.iter_unpack(answer[8:])
+        for tokens, credits_, exhausted in table.EXTENDED.struct.iter_unpack(answer[table.CODE.size :])
     ]
 
 
@@ -32,5 +28,5 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed
         ]
         tokens, rate = one.tokens, one.rate
         seen, wanted = (-1, 0) if rate is None else (rate.credits(tokens), rate.credits(tokens + margin))
-        arguments.append(_EXTEND.pack(tokens, tokens + margin, seen, wanted, one.request_id.encode()))
+        arguments.append(table.EXTEND.pack(tokens, tokens + margin, seen, wanted, one.request_id.encode()))
     return tuple(names), tuple(arguments)

@@ -5,22 +5,18 @@ An organization's entries there are older than any of it in the outbox. Only `pa
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from gateway.core.accounts.outbox import Owner, stream_place
 from gateway.counters.keeper.client import APPLIED, Client, each, fields_of
-from gateway.counters.layouts import packing
+from gateway.counters.layouts import packing, table
 from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # Entries one script moves: half a millisecond of Redis.
 MOVED_MAX = 250
-_PARK = struct.Struct("<40sd")
-_ID = struct.Struct("<dd")
-_PARKED = struct.Struct("<dd")
 
 
 def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iterable[bytes] = ()) -> Call:
@@ -31,7 +27,7 @@ def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iter
         keys.outbox(partition),
         keys.parked(partition),
         keys.parked_entries(partition, organization_id),
-    ), (_PARK.pack(run_id, organization_id), _packed(gone), _packed(moved))
+    ), (table.PARK.pack(run_id, organization_id), _packed(gone), _packed(moved))
 
 
 class Parked:
@@ -74,7 +70,7 @@ class Parked:
             if isinstance(answer, CountersRefused):
                 refused = answer
             elif packing.code_of(cast("bytes", answer)) == APPLIED:
-                found[owner] = int(_PARKED.unpack(cast("bytes", answer))[1])
+                found[owner] = table.PARKED.read(cast("bytes", answer))["waiting"]
             else:
                 unverified = True
         if unverified:
@@ -89,4 +85,4 @@ def _parts(ids: Sequence[bytes]) -> list[Sequence[bytes]]:
 
 
 def _packed(ids: Iterable[bytes]) -> bytes:
-    return b"".join(_ID.pack(*stream_place(one)) for one in ids)
+    return b"".join(table.STREAM_ID.pack(*stream_place(one)) for one in ids)

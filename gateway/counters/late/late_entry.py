@@ -8,17 +8,17 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.ledger import HEAD, LAYOUTS
+from gateway.core.accounts.ledger import ENTRY, LAYOUTS
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.model import Caller
-from gateway.counters.layouts import packing
+from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.wire import Reply
 from gateway.counters.settlement_log.acknowledged import of_argument
 from gateway.counters.settlement_log.settlement_record import service_of
 
 START: StreamPlace = (0, 0)
-# Where the organization stands in an outbox entry's head.
-_OWNER, _OWNER_AT = struct.Struct("<d"), struct.calcsize("<4B2d")
+# Whose an outbox entry is.
+_OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 # What every entry of the lane has; see `late` in lua/lib/settlement.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
@@ -55,7 +55,7 @@ def owner_of(entry: Reply) -> int:
     assert isinstance(entry, list)
     fields = entry[1]
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
-    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] not in LAYOUTS:
+    if not isinstance(packed, bytes) or len(packed) < ENTRY.size or packed[0] not in LAYOUTS:
         return 0
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
     return int(owner) if isfinite(owner) else 0
@@ -69,8 +69,9 @@ def read_entry(raw: Reply) -> LateEntry | None:
     if not fields.keys() >= _FIELDS:
         return None
     try:
-        used = packing.SETTLE.unpack(fields[b"a"])
-        return LateEntry(place_of(raw), cast("bytes", raw[0]), int(used[7]), used[11].decode(), fields)
+        kept = KEPT.read(fields[b"a"])
+        owner, request_id = kept["organization_id"], kept["request_id"].decode()
+        return LateEntry(place_of(raw), cast("bytes", raw[0]), owner, request_id, fields)
     except (ValueError, OverflowError, struct.error):
         return None
 
@@ -78,24 +79,20 @@ def read_entry(raw: Reply) -> LateEntry | None:
 def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
     """What an entry of a partition's lane says was used, by whom and of what."""
     fields = entry.fields
-    _, _, tokens, credits_, units, service_id, tenant_id, _, key_id, flags, _, _ = packing.SETTLE.unpack(
-        fields[b"a"]
-    )
-    organization_id = entry.organization_id
+    kept = KEPT.read(fields[b"a"])
+    tenant_id, organization_id = kept["tenant_id"], entry.organization_id
     return LateSettlement(
         partition=partition,
         entry_id=entry.entry_id,
         request_id=entry.request_id,
-        caller=Caller(organization_id, int(tenant_id), int(key_id), partition),
+        caller=Caller(organization_id, tenant_id, kept["key_id"], partition),
         user=fields[b"u"].decode(),
-        service=service_of(int(service_id), flags, fields.get(b"t", b"")),
-        tokens=int(tokens),
-        credits=int(credits_),
-        units=int(units),
+        service=service_of(kept["service_id"], kept["flags"], fields.get(b"t", b"")),
+        tokens=kept["tokens"],
+        credits=kept["credits"],
+        units=kept["units"],
         attribution=fields[b"c"].decode(),
         metadata=fields[b"m"],
         charged=int(fields[b"charged"]),
-        acknowledged=of_argument(
-            partition, int(tenant_id), organization_id, fields.get(b"acknowledged", b"")
-        ),
+        acknowledged=of_argument(partition, tenant_id, organization_id, fields.get(b"acknowledged", b"")),
     )

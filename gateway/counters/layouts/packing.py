@@ -6,8 +6,6 @@ Pure functions. A call is (keys, arguments); an answer is bytes of little-endian
 
 from __future__ import annotations
 
-import struct
-
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     Definition,
@@ -28,28 +26,22 @@ from gateway.core.model import (
     Verdict,
     Window,
 )
+from gateway.counters.layouts import table
 from gateway.counters.layouts.flags import FLAG_ONE_TIME, FLAG_RAISES, FLAG_USES, service_flags
 from gateway.counters.redis import keys
 
-MARKER = struct.Struct("<40sdd")
 # A catalogue version no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-_RESERVE = struct.Struct("<d40s9dB36s")
-reserve_packed = _RESERVE.pack  # see `reserve_argument` for the order
-_SETTLE_USED = struct.Struct("<d40sB3d")
-_SETTLE_WHO = struct.Struct("<4dBd")
-settle_used = _SETTLE_USED.pack  # batch, run id, mode, tokens, credits, units
-# The argument as log and late lane keep it, without the batch: what was used, by whom, the request id.
-BATCH_BYTES = struct.calcsize("<d")
-SETTLE = struct.Struct(f"<{_SETTLE_USED.format[2:]}{_SETTLE_WHO.format[1:]}36s")
-_ADMITTED = struct.Struct("<16q")
+reserve_packed = table.RESERVE.pack  # see `reserve_argument` for the order
+settle_used = table.SETTLE.part("batch", "units").pack
+_settle_who = table.SETTLE.part("service_id", "tombstone").pack
+# What comes before that which log and late lane keep.
+BATCH_BYTES = table.SETTLE.offset("run_id")
+_ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
 _BOUNDED = 2
-_REFUSED = struct.Struct("<7q")
-_SETTLED = struct.Struct("<9d")
-_ONE = struct.Struct("<d")
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
@@ -81,7 +73,7 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, ba
 def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
     """The packed argument of `reserve`."""
     flags = service_flags(request) | (FLAG_RAISES if request.raises else 0)
-    return _RESERVE.pack(
+    return reserve_packed(
         batch, run_id, catalogue, request.need, request.ceiling, request.least, request.credits_least,
         request.credits, request.units, ttl_ms, request.service.id, flags, request.request_id.encode(),
     )  # fmt: skip
@@ -133,7 +125,7 @@ def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Se
 def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
     """The part of `settle`'s argument that is the same for every call of a caller."""
     caller = settlement.caller
-    return _SETTLE_WHO.pack(
+    return _settle_who(
         settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
         service_flags(settlement), tombstone_ms,
     )  # fmt: skip
@@ -142,23 +134,27 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
 def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) == _ADMITTED.size:
-        v = _ADMITTED.unpack(answer)
-        counts, total, free = service.counts_tokens, v[3], v[4]
+        (
+            verdict, now, tokens, total, free, next_reset, credits_free,
+            requests_scope, requests_limit, requests_used, requests_reset,
+            tokens_scope, tokens_limit, tokens_used, tokens_reset, credits_,
+        ) = _ADMITTED.unpack(answer)  # fmt: skip
+        counts, pays = service.counts_tokens, service.meter == "consumption"
         return Decision(
             Verdict.ADMITTED, 0, 0, 0,
             total if counts and total > 0 else 0,
-            v[5], v[1], v[2],
+            next_reset, now, tokens,
             free if counts and free >= 0 else None,
-            v[6] if service.meter == "consumption" else None,
-            Window(v[7], v[8], v[9], v[10]) if v[7] else None,
-            Window(v[11], v[12], v[13], v[14]) if v[11] else None,
-            v[15] if service.meter == "consumption" else 0,
-            v[0] == _BOUNDED,
+            credits_free if pays else None,
+            Window(requests_scope, requests_limit, requests_used, requests_reset) if requests_scope else None,
+            Window(tokens_scope, tokens_limit, tokens_used, tokens_reset) if tokens_scope else None,
+            credits_ if pays else 0,
+            verdict == _BOUNDED,
         )  # fmt: skip
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)
         return Decision(Verdict(code), scope, kind, used, limit, until, now)
-    return Decision(Verdict(int(_ONE.unpack(answer)[0])))
+    return Decision(Verdict(int(_CODE.unpack(answer)[0])))
 
 
 def is_admitted(answer: bytes) -> bool:
@@ -168,23 +164,15 @@ def is_admitted(answer: bytes) -> bool:
 
 def charged_of(answer: bytes) -> int:
     """The credits a `settle` that was done has charged."""
-    return int(_SETTLED.unpack(answer)[4])
+    return int(table.SETTLED.read(answer)["credits"])
 
 
 def code_of(answer: bytes) -> int:
     """The first number of any packed answer."""
-    return int(_ONE.unpack_from(answer)[0])
+    return int(_CODE.unpack_from(answer)[0])
 
 
 # --- control: what the keeper sends -----------------------------------------------------
-
-_GRANT = struct.Struct("<40sBd36s")
-LOAD = struct.Struct("<40sBBdB")
-_PLAN = struct.Struct("<9d")
-_LIMITS = struct.Struct("<3d")
-_KEY = struct.Struct("<3d3d")
-_TENANT = struct.Struct("<3d3d2d")
-_ORGANIZATION = struct.Struct("<3d3d")
 
 VERBS = {
     "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
@@ -198,9 +186,9 @@ DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
 KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 
-def plan(terms: PlanTerms) -> bytes:
+def _plan(terms: PlanTerms) -> tuple[int, ...]:
     """The plan as `grant` and `load` take it."""
-    return _PLAN.pack(
+    return (
         terms.plan_id, INTERVALS[terms.reset_interval], POLICIES[terms.overage_policy],
         ADMISSIONS[terms.admission], EXHAUSTED[terms.on_exhausted],
         STORE_FAILURES[terms.on_store_failure], terms.rollover_max,
@@ -222,9 +210,9 @@ def grant(
         keys.tenant_state(p, tenant_id),
         keys.organization_state(p, organization_id),
     ), (
-        _GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
+        table.GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,
-        plan(terms) if terms else b"",
+        table.PLAN.pack(*_plan(terms)) if terms else b"",
     )
 
 
@@ -236,26 +224,26 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
         case OrganizationDefinition():
             kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
             cap = -1 if definition.cap is None else definition.cap
-            packed = _ORGANIZATION.pack(
+            packed = table.DEFINE_ORGANIZATION.pack(
                 *limits(definition.limits), definition.credit_limit, cap, definition.organization_id
             )
         case TenantDefinition():
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
-            packed = _TENANT.pack(
+            packed = table.DEFINE_TENANT.pack(
                 *limits(definition.limits), *limits(definition.user_limits),
-                definition.tenant_id, definition.organization_id,
-            ) + plan(definition.terms)  # fmt: skip
+                definition.tenant_id, definition.organization_id, *_plan(definition.terms),
+            )  # fmt: skip
         case KeyDefinition():
             kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
-            packed = _KEY.pack(
+            packed = table.DEFINE_KEY.pack(
                 *limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
             )
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
-            packed = _LIMITS.pack(*limits(definition.limits))
+            packed = table.DEFINE_USER.pack(*limits(definition.limits))
     return (
         (keys.marker(p), state, keys.outbox(p)),
-        (LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
+        (table.LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
     )
 
 
@@ -263,13 +251,13 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
     """Keys and arguments of `load` for a rebuilt state, or for the marker itself."""
     verb = VERIFY if state == keys.marker(partition) else REBUILD
     names = keys.marker(partition), state, keys.outbox(partition)
-    return names, (LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
+    return names, (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
 
 
 def forget(run_id: bytes, partition: int, state: str) -> Call:
     """Keys and arguments of `load` for a state that is deleted."""
     names = keys.marker(partition), state, keys.outbox(partition)
-    return names, (LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
+    return names, (table.LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
 
 
 def limits(of: Limits) -> tuple[int, int, int]:
@@ -279,7 +267,7 @@ def limits(of: Limits) -> tuple[int, int, int]:
 
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
     """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
-    return MARKER.pack(run_id, epoch, catalogue)
+    return table.MARKER.pack(run_id, epoch, catalogue)
 
 
 def is_closed(raw: bytes) -> bool:
@@ -291,5 +279,5 @@ def read_marker(raw: bytes) -> tuple[bytes, int, int]:
     """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty."""
     if not raw:
         return b"", 0, 0
-    run_id, epoch, catalogue = MARKER.unpack(raw)
+    run_id, epoch, catalogue = table.MARKER.struct.unpack(raw)
     return run_id, int(epoch), int(catalogue)

@@ -1,12 +1,14 @@
-"""The packed account states, unpacked for people and packed for a rebuild.
+"""States and holds: their fields in the order in which they are packed, read and written whole.
 
-Positions follow `lua/lib/state.lua`. A field name here is the same word as there.
+This is the table of both: `lua.py` makes of these classes what the scripts know of them. A field is put
+where it belongs, with a default; in capitals, behind its class' first letter, it is the scripts' name.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import astuple, dataclass, fields
+
+from gateway.core.layout import Layout
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
@@ -17,8 +19,8 @@ HOLD_LEASE = 128
 
 
 @dataclass(slots=True)
-class KeyState:
-    """An API key. `flags` 1 is revoked; `expires` 0 is never. Bucket levels are in 1/60,000."""
+class Account:
+    """What all four accounts begin with. Limits of 0 are none; levels of what was used are in 1/60,000."""
 
     flags: int = 0
     version: int = 0
@@ -29,38 +31,25 @@ class KeyState:
     tokens_used: int = 0
     at: int = 0
     inflight: int = 0
+
+
+@dataclass(slots=True)
+class KeyState(Account):
+    """An API key. `flags` 1 is revoked; `expires` 0 is never."""
+
     expires: int = 0
     key_id: int = 0
 
 
 @dataclass(slots=True)
-class UserState:
+class UserState(Account):
     """A tenant's user. `flags` 1: limits of its own."""
-
-    flags: int = 0
-    version: int = 0
-    rpm: int = 0
-    tpm: int = 0
-    concurrency: int = 0
-    requests_used: int = 0
-    tokens_used: int = 0
-    at: int = 0
-    inflight: int = 0
 
 
 @dataclass(slots=True)
-class TenantState:
+class TenantState(Account):
     """A tenant: limits and token account. `total` -1 is unlimited; times are ms, 0 none."""
 
-    flags: int = 0
-    version: int = 0
-    rpm: int = 0
-    tpm: int = 0
-    concurrency: int = 0
-    requests_used: int = 0
-    tokens_used: int = 0
-    at: int = 0
-    inflight: int = 0
     total: int = -1
     remaining: int = 0
     held: int = 0
@@ -72,13 +61,13 @@ class TenantState:
     seq: int = 0
     ledger_at: int = 0
     plan_id: int = 0
-    interval: int = 0
-    policy: int = 0
+    reset_interval: int = 0
+    overage_policy: int = 0
     admission: int = 0
     on_exhausted: int = 0
     on_store_failure: int = 0
     rollover_max: int = 0
-    plan_total: int = -1
+    total_amount: int = -1
     user_rpm: int = 0
     user_tpm: int = 0
     user_concurrency: int = 0
@@ -101,25 +90,16 @@ class TenantState:
         exceeded = (
             bool(self.flags & HAS_PLAN)
             and not self.unlimited
-            and self.policy != POLICY_BILL
+            and self.overage_policy != POLICY_BILL
             and self.remaining <= 0
         )
         return self.manual_block or exceeded
 
 
 @dataclass(slots=True)
-class OrganizationState:
+class OrganizationState(Account):
     """An organization: limits, credit account, spend account of the month (`cap` -1: none)."""
 
-    flags: int = 0
-    version: int = 0
-    rpm: int = 0
-    tpm: int = 0
-    concurrency: int = 0
-    requests_used: int = 0
-    tokens_used: int = 0
-    at: int = 0
-    inflight: int = 0
     balance: int = 0
     credits_held: int = 0
     credit_limit: int = 0
@@ -180,49 +160,53 @@ class ActivationState:
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
 
 
-def _form(kind: type[State]) -> struct.Struct:
-    return struct.Struct(f"<B{len(fields(kind)) - 1}d")
+def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
+    flags, *numbers = (f"{one.name}={one.default}" for one in fields(kind))
+    shared = len(fields(Account)) if issubclass(kind, Account) else 0
+    return Layout(kind.__name__.removesuffix("State").upper(), f"u8 {flags}, f64 {' '.join(numbers)}", shared)
 
 
-_FORMS: dict[type[State], struct.Struct] = {
-    kind: _form(kind)
+ACCOUNT = _layout(Account)
+_LAYOUTS: dict[type[State], Layout] = {
+    kind: _layout(kind)
     for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
 }
+LAYOUTS = ACCOUNT, *_LAYOUTS.values()
 
 
 def unpack_key(packed: bytes) -> KeyState:
     """An API key's state."""
-    return KeyState(*map(int, _FORMS[KeyState].unpack(packed)))
+    return KeyState(*map(int, _LAYOUTS[KeyState].struct.unpack(packed)))
 
 
 def unpack_user(packed: bytes) -> UserState:
     """A user's state."""
-    return UserState(*map(int, _FORMS[UserState].unpack(packed)))
+    return UserState(*map(int, _LAYOUTS[UserState].struct.unpack(packed)))
 
 
 def unpack_tenant(packed: bytes) -> TenantState:
     """A tenant's state."""
-    return TenantState(*map(int, _FORMS[TenantState].unpack(packed)))
+    return TenantState(*map(int, _LAYOUTS[TenantState].struct.unpack(packed)))
 
 
 def unpack_organization(packed: bytes) -> OrganizationState:
     """An organization's state."""
-    return OrganizationState(*map(int, _FORMS[OrganizationState].unpack(packed)))
+    return OrganizationState(*map(int, _LAYOUTS[OrganizationState].struct.unpack(packed)))
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
     """A hold, its caller's own user id and the packed tiers it was admitted at."""
-    form = _FORMS[HoldState]
+    form = _LAYOUTS[HoldState].struct
     user, _, tiers = packed[form.size :].partition(b"\0")
     return HoldState(*map(int, form.unpack_from(packed))), user.decode(), tiers
 
 
 def unpack_activation(packed: bytes) -> ActivationState:
     """What is kept of an organization's service; one of before units were held ends with the quantity."""
-    form = _FORMS[ActivationState]
+    form = _LAYOUTS[ActivationState].struct
     return ActivationState(*map(int, form.unpack(packed.ljust(form.size, b"\0"))))
 
 
 def pack(state: State) -> bytes:
     """The state as the scripts read it."""
-    return _FORMS[type(state)].pack(*astuple(state))
+    return _LAYOUTS[type(state)].pack(*astuple(state))

@@ -7,19 +7,17 @@ the late lane.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.core.model import Caller
+from gateway.counters.layouts import table
 from gateway.counters.layouts.packing import Call
 from gateway.counters.redis import keys
 
 MILLION = 1_000_000
 GIVE_BACK, IF_OVER = 0, -1
 LEASED, NONE, RENEWED, UNVERIFIED, UNKNOWN = 1, 2, 3, 0, -2
-_LEASE = struct.Struct("<40s8d36s")
-_LEASED = struct.Struct("<8d")
 
 
 class Share(NamedTuple):
@@ -63,19 +61,19 @@ def lease(
         keys.hold(p, lease_id),
         keys.tenant_state(p, caller.tenant_id),
         keys.organization_state(p, caller.organization_id),
-    ), (_LEASE.pack(run_id, ttl_ms, round(fraction * MILLION), *tokens, *credits_, lease_id.encode()),)
+    ), (table.LEASE.pack(run_id, ttl_ms, round(fraction * MILLION), *tokens, *credits_, lease_id.encode()),)
 
 
 def leased(answer: bytes) -> Leased | None:
     """The answer of `lease`; None where there is no lease or nobody can know."""
-    if len(answer) != _LEASED.size:
+    if len(answer) != table.LEASED.size:
         return None
-    _, _, tokens, credits_, strict, cuts, capped, charged = _LEASED.unpack(answer)
+    found = table.LEASED.read(answer)
     return Leased(
-        None if tokens < 0 else int(tokens),
-        int(credits_),
-        bool(strict),
-        bool(cuts),
-        bool(capped),
-        bool(charged),
+        None if found["tokens"] < 0 else found["tokens"],
+        found["credits"],
+        bool(found["strict"]),
+        bool(found["cuts"]),
+        bool(found["capped"]),
+        bool(found["charged"]),
     )

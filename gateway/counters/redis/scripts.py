@@ -9,11 +9,15 @@ what it may do when memory is full (`-- allows: oom`); nothing else knows how th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+
+from gateway.core.layout import Layout
+from gateway.counters.layouts import lua
+from gateway.counters.layouts.table import LAYOUTS
 
 VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park")
 DIGEST_LENGTH = 12
@@ -45,11 +49,11 @@ class Library:
 @cache
 def library() -> Library:
     """The scripts of this tree."""
-    return assemble(_read)
+    return assemble(read)
 
 
-def assemble(read: Callable[[str], str]) -> Library:
-    """The library of the files `read` finds by their place below `lua/`."""
+def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) -> Library:
+    """The library of the files `read` finds by their place below `lua/`, for states as `layouts` has them."""
     bodies = {verb: read(f"{verb}.lua") for verb in VERBS}
     shared: list[str] = []
     for body in bodies.values():
@@ -60,7 +64,7 @@ def assemble(read: Callable[[str], str]) -> Library:
     texts += [
         f"local function verb_{verb}(KEYS, ARGV)\n{first}\n{body}\nend\n" for verb, body in bodies.items()
     ]
-    text = _fold("\n".join(texts))
+    text = _fold("\n".join(texts), layouts)
     digest = sha1(text.encode(), usedforsecurity=False).hexdigest()[:DIGEST_LENGTH]
     functions = {verb: f"tk_{verb}_{digest}" for verb in VERBS}
     registered = [_registration(verb, functions[verb], body) for verb, body in bodies.items()]
@@ -74,14 +78,14 @@ def _registration(verb: str, function: str, body: str) -> str:
     return f"redis.register_function{{function_name='{function}', callback=verb_{verb}, flags={{{flags}}}}}"
 
 
-def _fold(text: str) -> str:
+def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
     """Put constants in place of their names, and what `has` asks in place of its calls.
 
     Lua has no constants: a local of the shared part is looked up by every function that uses it,
     and a function may use sixty. A constant is a top-level `local NAME, … =` of upper-case names
     and literals; ValueError where a name has two values.
     """
-    values: dict[str, str] = {}
+    values = lua.constants(layouts)
 
     def take(match: re.Match[str]) -> str:
         names = [name.strip() for name in match["names"].split(",")]
@@ -93,12 +97,13 @@ def _fold(text: str) -> str:
                 raise ValueError(f"the constant {name} has two values")
         return ""
 
-    text = _COMMENT.sub("", _CONSTANTS.sub(take, text))
+    text = lua.expanded(_COMMENT.sub("", _CONSTANTS.sub(take, text)), layouts)
     text = _WORD.sub(lambda match: values.get(match[0], match[0]), text)
     return _HAS.sub(lambda match: f"({match['place']} % {2 * int(match['flag'])} >= {match['flag']})", text)
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """The text of one file below `lua/`."""
     place = files("lua")
     for part in name.split("/"):
         place = place.joinpath(part)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from zlib import crc32
 
-from gateway.counters.layouts.packing import SETTLE
+from gateway.counters.layouts.table import KEPT
 
 FORMAT = 1
 # Changed whenever the packed argument of `settle` is: records of another layout are not understood.
@@ -29,7 +29,7 @@ _COVERED = struct.Struct("<BIq")
 _RECORD = struct.Struct("<HI")
 _OFFSET = struct.Struct("<I")
 
-HEADER = _HEADER.pack(_SIGNATURE, FORMAT, ARGUMENT_LAYOUT, SETTLE.size)
+HEADER = _HEADER.pack(_SIGNATURE, FORMAT, ARGUMENT_LAYOUT, KEPT.size)
 HEADER_BYTES, BLOCK_BYTES, RECORD_BYTES = _HEADER.size, _BLOCK.size, _RECORD.size
 
 

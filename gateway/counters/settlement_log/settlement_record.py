@@ -6,42 +6,36 @@ process and on another connection.
 
 from __future__ import annotations
 
-import struct
-
 from gateway.core.billing.pricing import Pricing
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import Caller, Service, Settlement
-from gateway.counters.layouts import packing
 from gateway.counters.layouts.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
+from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis import keys
 
-_WHERE = struct.Struct("<d")
-_ORGANIZATION_AT = struct.calcsize("<40sB3d2d")
+_WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset("organization_id")
 
 
 def partition_of(arguments: bytes) -> int:
     """Where a record's accounts are."""
-    return keys.partition_of(int(_WHERE.unpack_from(arguments, _ORGANIZATION_AT)[0]))
+    return keys.partition_of(int(_WHERE.unpack_from(arguments, _WHERE_AT)[0]))
 
 
 def unpack(arguments: bytes) -> Settlement:
     """The settlement of a record."""
-    packed = arguments[: packing.SETTLE.size]
-    (
-        _, _, tokens, credits_, units, service_id, tenant_id, organization_id, key_id, flags, _, request,
-    ) = packing.SETTLE.unpack(packed)  # fmt: skip
-    user, attribution, metadata, *tiers = _texts(arguments[packing.SETTLE.size :])
-    organization = int(organization_id)
-    caller = Caller(organization, int(tenant_id), int(key_id), keys.partition_of(organization))
+    kept = KEPT.read(arguments[: KEPT.size])
+    user, attribution, metadata, *tiers = _texts(arguments[KEPT.size :])
+    organization = kept["organization_id"]
+    caller = Caller(organization, kept["tenant_id"], kept["key_id"], keys.partition_of(organization))
     return Settlement(
         caller=caller,
-        request_id=request.decode(),
+        request_id=kept["request_id"].decode(),
         user=user.decode(),
-        service=service_of(int(service_id), flags, tiers[0] if tiers else b""),
+        service=service_of(kept["service_id"], kept["flags"], tiers[0] if tiers else b""),
         charge=True,
-        tokens=int(tokens),
-        credits=int(credits_),
-        units=int(units),
+        tokens=kept["tokens"],
+        credits=kept["credits"],
+        units=kept["units"],
         attribution=attribution.decode(),
         metadata=metadata,
     )

@@ -128,8 +128,8 @@ async def test_an_emptied_redis_is_rebuilt_from_the_ledger_under_the_next_epoch(
         after = world.tenant
         for name in (
             "total", "remaining", "used", "cycle", "next_reset", "anchor", "last_reset", "seq", "plan_id",
-            "interval", "policy", "rollover_max", "plan_total", "rpm", "tpm", "concurrency", "flags",
-            "user_concurrency",
+            "reset_interval", "overage_policy", "rollover_max", "total_amount", "rpm", "tpm", "concurrency",
+            "flags", "user_concurrency",
         ):  # fmt: skip
             assert getattr(after, name) == getattr(before, name), name
         assert (after.held, after.inflight) == (0, 0)

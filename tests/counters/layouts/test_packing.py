@@ -49,8 +49,8 @@ def test_a_hold_carries_its_users_name() -> None:
         (states.TenantState(total=100), False),
         (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=1), False),
         (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=0), True),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, policy=1), True),
-        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, policy=2), False),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, overage_policy=1), True),
+        (states.TenantState(flags=states.HAS_PLAN, total=100, remaining=-5, overage_policy=2), False),
         (states.TenantState(flags=states.HAS_PLAN, total=-1), False),
     ],
 )

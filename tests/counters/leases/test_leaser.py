@@ -15,6 +15,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.table import KEPT
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import ACTIVE_S, CHARGED_S_MAX, DENIED_S, RENEW_S
 from gateway.counters.redis import keys
@@ -291,10 +292,10 @@ async def hand_in(workers: list[Worker]) -> None:
 def post_late(world: World) -> None:
     """What the keeper does with the late lane once everything before it is in the ledger."""
     for entry_id, fields in world.entries(keys.late(world.p)):
-        argument = packing.SETTLE.unpack(fields[b"a"])
+        kept = KEPT.read(fields[b"a"])
         caller = world.caller
-        request = HoldRequest(caller, argument[-1].decode(), "", CHAT, 0, 0)
-        world.settle(request, int(argument[2]), mode=packing.MODE_POST)
+        request = HoldRequest(caller, kept["request_id"].decode(), "", CHAT, 0, 0)
+        world.settle(request, kept["tokens"], mode=packing.MODE_POST)
         world.client.xdel(keys.late(world.p), entry_id)
 
 

@@ -1,0 +1,91 @@
+"""A packed layout: its fields in their order, each with its kind. Pure.
+
+Whatever reads or writes one goes by the names of its fields: structs of Python are made from it here,
+and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """How Python's and Lua's struct call it, and its bytes. A text has only its length's."""
+
+    python: str
+    lua: str
+    size: int
+
+
+KINDS = {
+    "u8": Kind("B", "B", 1),
+    "f64": Kind("d", "d", 8),
+    "i64": Kind("q", "i8", 8),
+    "s36": Kind("36s", "c36", 36),
+    "s40": Kind("40s", "c40", 40),
+    "text8": Kind("B", "Bc0", 1),
+    "text16": Kind("H", "Hc0", 2),
+}
+
+
+class Field(NamedTuple):
+    """One field; `default` is what stands where nobody fills it in, None where somebody must."""
+
+    name: str
+    kind: Kind
+    default: int | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Its length is packed before it."""
+        return self.kind.lua.endswith("c0")
+
+
+class Layout:
+    """The fields of one layout; texts come last, and `struct` is of those before them.
+
+    It begins with so many fields that others begin with too (`shared`).
+    """
+
+    __slots__ = ("fields", "name", "pack", "shared", "size", "struct")
+
+    def __init__(self, name: str, described: str | tuple[Field, ...], shared: int = 0) -> None:
+        """Described in groups between commas: a kind, then names, each with `=default` if it has one."""
+        self.name, self.shared = name, shared
+        self.fields = tuple(_read(described)) if isinstance(described, str) else described
+        self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
+        self.size, self.pack = self.struct.size, self.struct.pack
+
+    def index(self, name: str) -> int:
+        """Which field this is, from 0; KeyError where there is none of this name."""
+        for at, one in enumerate(self.fields):
+            if one.name == name:
+                return at
+        raise KeyError(f"{self.name} has no field {name}")
+
+    def offset(self, name: str) -> int:
+        """How many bytes are before this field."""
+        return sum(one.kind.size for one in self.fields[: self.index(name)])
+
+    def part(self, first: str, last: str) -> Struct:
+        """The struct of some fields alone, from one to another."""
+        fields = self.fields[self.index(first) : self.index(last) + 1]
+        return Struct("<" + "".join(one.kind.python for one in fields))
+
+    def read(self, packed: bytes) -> dict[str, Any]:
+        """The fields by name: integers, and bytes; `struct.error` where it is not of this size."""
+        values = self.struct.unpack(packed)
+        return {
+            field.name: value if isinstance(value, bytes) else int(value)
+            for field, value in zip(self.fields, values, strict=False)
+        }
+
+
+def _read(described: str) -> Iterator[Field]:
+    for group in described.split(","):
+        kind, *names = group.split()
+        for one in names:
+            name, _, default = one.partition("=")
+            yield Field(name, KINDS[kind], int(default) if default else None)

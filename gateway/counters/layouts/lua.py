@@ -1,0 +1,241 @@
+"""What the scripts say of layouts, put in terms of bytes when their library is assembled.
+
+A script names a layout in capitals, then what it does with one, by the names of its fields:
+
+    local mode, tokens = SETTLE.read(raw)           these fields, each into a local of its name
+    HOLD.field(raw, 'created')                      one field
+    HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
+    SETTLE.since(raw, 'run_id')                     from one field to the end of the string
+    HOLD.behind(raw)                                what follows all of it
+    HOLD.opened(raw, 'credits')                     the fields up to this one as a table
+    HOLD.zeros('credits')                           as many zeros, of all fields where none is named
+    HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
+    HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
+    PLAN.into(t, raw)                               into the fields of these names of an opened state
+    TENANT.account(raw)                             opened, with 0 for what all begin with, but for the flags
+    TENANT.renewed(raw, head, 'held', t)            another beginning, the account's fields up to this one
+                                                    as they stand in `t`, the rest as it is packed
+
+None of this is there when a script runs: what is, are `struct.unpack`, `string.sub` and numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+from gateway.core.layout import Field, Layout
+from gateway.counters.layouts import states
+
+_CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
+_LOCALS = re.compile(r"local (?P<names>\w+(?:,\s*\w+)*) =\s*$")
+_CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
+# So many fields of 0 in a row are one string of zeros.
+_ZEROS_MIN = 4
+
+
+def constants(layouts: Sequence[Layout]) -> dict[str, str]:
+    """Where each field stands in an opened state, by the field's name in capitals; forms and sizes."""
+    found = {f"{one.name}_BYTES": str(one.size) for one in layouts}
+    names = {one.name for one in states.LAYOUTS}
+    for one in layouts:
+        if one.name not in names:
+            continue
+        found[f"{one.name}_FORM"], found[f"{one.name}_SIZE"] = f"'{_form(one.fields)}'", str(len(one.fields))
+        for at, field in enumerate(one.fields):
+            found[("" if at < one.shared else f"{one.name[0]}_") + field.name.upper()] = str(at + 1)
+    return found
+
+
+def expanded(text: str, layouts: Sequence[Layout]) -> str:
+    """A script with what it does with layouts written out; ValueError where it names what is not there."""
+    by_name = {one.name: one for one in layouts}
+    # The last first: what stands inside another's arguments is written out before it.
+    for match in reversed(list(_CALL.finditer(text))):
+        layout, write = by_name.get(match["layout"]), _WRITERS.get(match["verb"])
+        if layout is None or write is None:
+            raise ValueError(f"no layout does {match[0]}")
+        arguments, end = _arguments(text, match.end())
+        begin, names = match.start(), _LOCALS.search(text, 0, match.start())
+        if match["verb"] == "read":
+            if names is None:
+                raise ValueError(f"{match[0]} has no locals to read into")
+            begin, arguments = names.start(), [names["names"], *arguments]
+        text = text[:begin] + write(layout, *arguments) + text[end:]
+    return text
+
+
+# --- one function a verb: what is written in its place ----------------------------------------
+
+
+def _read(layout: Layout, names: str, packed: str, at: str = "") -> str:
+    wanted = re.split(r",\s*", names)
+    places = sorted(layout.index(name) for name in wanted)
+    fields = layout.fields[places[0] : places[-1] + 1]
+    read = ", ".join(one.name if one.name in wanted else "_" for one in fields)
+    return f"local {read} = {_parse(layout, fields, packed, at)}"
+
+
+def _field(layout: Layout, packed: str, name: str) -> str:
+    field = _named(layout, name)
+    if field.kind.size == 1:
+        return f"byte({packed}{_at(_begin(layout, field))})"
+    return f"({_parse(layout, [field], packed)})"
+
+
+def _opened(layout: Layout, packed: str, last: str) -> str:
+    return f"{{{_parse(layout, layout.fields[: layout.index(_text(last)) + 1], packed)}}}"
+
+
+def _zeros(layout: Layout, last: str = "") -> str:
+    count = layout.index(_text(last)) + 1 if last else len(layout.fields)
+    return "{" + ", ".join(["0"] * count) + "}"
+
+
+def _bytes(layout: Layout, packed: str, first: str, last: str) -> str:
+    end = _named(layout, last)
+    return _sub(packed, _begin(layout, _named(layout, first)), _begin(layout, end) + end.kind.size - 1)
+
+
+def _since(layout: Layout, packed: str, name: str) -> str:
+    return _sub(packed, _begin(layout, _named(layout, name)))
+
+
+def _behind(layout: Layout, packed: str) -> str:
+    return _sub(packed, layout.size + 1)
+
+
+def _pack(layout: Layout, values: str) -> str:
+    given = _values(layout, values)
+    for one in layout.fields:
+        if one.name not in given and one.default is None:
+            raise ValueError(f"{layout.name}.pack does not say {one.name}")
+    form, parts = "<", list[str]()
+    for is_zero, run in groupby(layout.fields, lambda one: one.name not in given and one.default == 0):
+        fields = list(run)
+        if is_zero and len(fields) >= _ZEROS_MIN:
+            size = sum(one.kind.size for one in fields)
+            form, parts = form + f"c{size}", [*parts, "'" + r"\0" * size + "'"]
+            continue
+        form += _form(fields)[1:]
+        for one in fields:
+            value = given.get(one.name, str(one.default))
+            parts += [f"#{value}", value] if one.is_text else [value]
+    return f"pack('{form}', {', '.join(parts)})"
+
+
+def _replaced(layout: Layout, packed: str, values: str) -> str:
+    given = _values(layout, values)
+    runs = [(kept, list(run)) for kept, run in groupby(layout.fields, lambda one: one.name not in given)]
+    if [kept for kept, _ in runs] == [True, False]:  # one beginning, then what is new: one call packs both
+        size = sum(one.kind.size for one in runs[0][1])
+        new = ", ".join(given[one.name] for one in runs[1][1])
+        return f"pack('<c{size}{_form(runs[1][1])[1:]}', {packed}, {new})"
+    parts = []
+    for kept, fields in runs:
+        if kept:
+            parts.append(_bytes(layout, packed, fields[0].name, fields[-1].name))
+        else:
+            parts.append(f"pack('{_form(fields)}', {', '.join(given[one.name] for one in fields)})")
+    return " .. ".join(parts)
+
+
+def _into(layout: Layout, state: str, packed: str) -> str:
+    places = ", ".join(f"{state}[{_TENANT}{one.name.upper()}]" for one in layout.fields)
+    return f"{places} = {_parse(layout, layout.fields, packed)}"
+
+
+def _account(layout: Layout, packed: str) -> str:
+    head = ["0"] * layout.shared
+    head[layout.index("flags")] = _field(layout, packed, "flags")
+    return f"{{{', '.join(head)}, {_parse(layout, layout.fields[layout.shared :], packed)}}}"
+
+
+def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> str:
+    shared, end = layout.shared, layout.index(_text(last)) + 1
+    moved = f"pack('{_form(layout.fields[shared:end])}', values({state}, {shared + 1}, {end}))"
+    after = layout.fields[end]
+    return f"({head} .. {moved} .. {_sub(packed, _begin(layout, after))})"
+
+
+_WRITERS: dict[str, Callable[..., str]] = {
+    "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
+    "zeros": _zeros, "pack": _pack, "replaced": _replaced, "into": _into, "account": _account,
+    "renewed": _renewed,
+}  # fmt: skip
+_TENANT = "T_"
+
+
+# --- bytes and names --------------------------------------------------------------------------
+
+
+def _form(fields: Sequence[Field]) -> str:
+    return "<" + "".join(one.kind.lua for one in fields)
+
+
+def _parse(layout: Layout, fields: Sequence[Field], packed: str, at: str = "") -> str:
+    begin = _begin(layout, fields[0])
+    where = f", {at} + {begin - 1}" if at and begin > 1 else f", {at}" if at else _at(begin)
+    return f"parse('{_form(fields)}', {packed}{where})"
+
+
+def _at(begin: int) -> str:
+    return f", {begin}" if begin > 1 else ""
+
+
+def _sub(packed: str, first: int, last: int | None = None) -> str:
+    return f"sub({packed}, {first}{f', {last}' if last else ''})"
+
+
+def _begin(layout: Layout, field: Field) -> int:
+    return layout.offset(field.name) + 1
+
+
+def _named(layout: Layout, literal: str) -> Field:
+    return layout.fields[layout.index(_text(literal))]
+
+
+def _text(literal: str) -> str:
+    return literal.strip("'")
+
+
+def _values(layout: Layout, braced: str) -> dict[str, str]:
+    """The fields of `{name = value, …}`; ValueError where the layout has none of that name."""
+    found = {}
+    for one in _arguments(braced, 0)[0]:
+        name, _, value = one.partition("=")
+        found[layout.fields[layout.index(name.strip())].name] = value.strip()
+    return found
+
+
+def _arguments(text: str, at: int) -> tuple[list[str], int]:
+    """What stands between the bracket at a place and the one that closes it; a braced one is one argument."""
+    if text[at] == "{" and at:
+        inner, end = _arguments(text[at:], 0)
+        return ["{" + ", ".join(inner) + "}"], at + end
+    found, closing, begin = [], [_CLOSED_BY[text[at]]], at + 1
+    for place, one in _code(text, at + 1):
+        if one in _CLOSED_BY:
+            closing.append(_CLOSED_BY[one])
+        elif one == closing[-1]:
+            closing.pop()
+        if not closing or (one == "," and len(closing) == 1):
+            found.append(" ".join(text[begin:place].split()))
+            begin = place + 1
+        if not closing:
+            return [one for one in found if one], begin
+    raise ValueError(f"nothing closes {text[at : at + 20]}")
+
+
+def _code(text: str, at: int) -> Iterator[tuple[int, str]]:
+    """Characters that are not inside a string."""
+    quote = ""
+    for place in range(at, len(text)):
+        one = text[place]
+        if quote:
+            quote = "" if one == quote else quote
+        elif one in "'\"":
+            quote = one
+        else:
+            yield place, one
