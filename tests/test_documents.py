@@ -148,6 +148,36 @@ def test_the_states_of_a_message_are_those_of_the_tables() -> None:
     ]
 
 
+# What is longer is read twice. Pages that are made from the code, and the list of changes, are no prose.
+SENTENCE_WORDS_MAX = 38
+NO_PROSE = ("CHANGELOG.md", "docs/reference/")
+
+
+def sentences(document: str) -> Iterator[str]:
+    """The sentences of a page outside code, tables and headings; a link counts by its words, code as one."""
+    text = re.sub(r"```.*?```|<!--.*?-->|(?<=\n\n)(?: {4}[^\n]*\n)+", "", document, flags=re.DOTALL)
+    text = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"`[^`]*`", "x", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text))
+    for paragraph in re.split(r"\n\s*\n(?:\s*(?:[-*]|\d+\.) )?|\n\s*(?:[-*]|\d+\.) ", text):
+        yield from re.split(r"(?<=[.!?])\s+", paragraph)
+
+
+def test_a_long_sentence_is_found() -> None:
+    long = "word " * SENTENCE_WORDS_MAX
+    page = f"# {long}\n\n| {long} |\n\nShort. Now {long}end.\n\n- {long}\n- [{long}](x)\n\n    {long}\n"
+    found = [len(one.split()) for one in sentences(page) if one.strip()]
+    assert found == [1, SENTENCE_WORDS_MAX + 2, SENTENCE_WORDS_MAX, SENTENCE_WORDS_MAX]
+
+
+@pytest.mark.parametrize("document", [name for name in named(".md") if not name.startswith(NO_PROSE)])
+def test_sentences_are_short(document: str) -> None:
+    offenders(
+        f"{document}: {len(sentence.split())} words: {' '.join(sentence.split())[:100]} …"
+        for sentence in sentences(texts()[document])
+        if len(sentence.split()) > SENTENCE_WORDS_MAX
+    )
+
+
 @pytest.mark.parametrize("document", named(".md"))
 def test_microseconds_stand_on_one_page(document: str) -> None:
     """What was measured stands with its conditions in `docs/internals/figures.md`; other pages link it."""
