@@ -28,7 +28,6 @@ from gateway.counters.keeper.activity import Activity
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log.log import SettlementLog
-from gateway.counters.settlement_log.log_files import LogFiles
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
 from gateway.http.ports import Ports
@@ -116,7 +115,7 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable
     waiting = settlements.waiting
     await door.leaser.give_back()
     closed = await settlements.close()
-    if closed and not settlements.files.left_behind:
+    if closed and not settlements.left_behind:
         with suppress(CountersUnavailable):
             await door.worker_reports.leave()  # after a loss of Redis nobody waits for it
     await wire.close()
@@ -158,15 +157,14 @@ def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[s
 
 def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementLog:
     """The worker's log, its files begun: a worker that can keep nothing does not start."""
-    files = LogFiles(
+    return SettlementLog(
         settings.settlements_dir,
         keep_s=settings.settlement_log_s,
         bytes_max=settings.settlement_log_bytes_max,
         clock=time.monotonic,
+        wall=time.time,
         say=log,
     )
-    files.open()
-    return SettlementLog(files, time.monotonic, time.time, log)
 
 
 async def _redis_reached(
@@ -277,11 +275,11 @@ def _log_snapshot(settlements: SettlementLog, resubmitter: Resubmitter) -> talli
     counts = settlements.counts
     return {
         "spool_entries": settlements.waiting,
-        "settlement_log_bytes": settlements.files.size,
+        "settlement_log_bytes": settlements.size,
         "settlements_spooled": counts.spooled,
         "settlements_refused": counts.refused,
         "settlements_unlogged": counts.unlogged,
-        "settlements_dropped_early": settlements.files.dropped_early,
+        "settlements_dropped_early": counts.dropped_early,
         "settlements_resubmitted": resubmitter.resubmitted,
         "settlements_recovered": resubmitter.recovered,
     }

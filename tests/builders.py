@@ -42,7 +42,6 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.scripts import library
 from gateway.counters.settlement_log.log import SettlementLog
-from gateway.counters.settlement_log.log_files import LogFiles
 
 CHAT = Service(id=1, key="chat")
 CREDITS = Service(id=2, key="images", meter="consumption", counts_tokens=False)
@@ -86,9 +85,9 @@ def settlement_log(
     say: Callable[..., None] = lambda *_, **__: None,
 ) -> SettlementLog:
     """A worker's log in a folder; `await log.close()` ends it in order."""
-    files = LogFiles(folder, keep_s=keep_s, bytes_max=bytes_max, clock=time.monotonic, say=say)
-    files.open()
-    return SettlementLog(files, time.monotonic, time.time, say)
+    return SettlementLog(
+        folder, keep_s=keep_s, bytes_max=bytes_max, clock=time.monotonic, wall=time.time, say=say
+    )
 
 
 def new_id() -> str:

@@ -34,8 +34,8 @@ async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: py
 
 HUNG = """
 import sys, threading
-from gateway.counters.settlement_log.log_files import LogFiles
-LogFiles.close = lambda files, needed: threading.Event().wait()
+from gateway.counters.settlement_log.segment import Segment
+Segment.leave = Segment.remove = lambda segment: threading.Event().wait()
 from gateway.__main__ import main
 sys.exit(main(["serve", "--worker"]))
 """

@@ -52,9 +52,9 @@ class Worker:
 
     def die(self) -> None:
         """Leave what a killed worker leaves: its files, unlocked; what was not written is gone."""
-        for segment in self.log.files.segments:
+        for segment in self.log.segments:
             segment.leave()
-        self.log.files.segments.clear()
+        self.log.segments.clear()
         self.log._notes.clear()
 
 

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from gateway.counters.settlement_log.segment import Blocks, Contents, Record, acknowledged, read
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 
-PIECE_BYTES = 7
+from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Block, Reading, Record, records_in
 
 
-def in_pieces(data: bytes, size: int = PIECE_BYTES) -> list[bytes]:
-    """A file's bytes as they may be read."""
-    return [data[at : at + size] for at in range(0, len(data), size)]
+@dataclass
+class Contents:
+    """What a file holds."""
+
+    understood: bool = True
+    damaged_blocks: int = 0
+    torn_bytes: int = 0
+    waiting: dict[int, int] = field(default_factory=dict)
+
+
+@contextmanager
+def reading(data: bytes) -> Iterator[Reading]:
+    """What reads a file of these bytes."""
+    descriptor = os.memfd_create("segment")
+    try:
+        os.write(descriptor, data)
+        with closing(Reading(descriptor, len(data))) as one:
+            yield one
+    finally:
+        os.close(descriptor)
 
 
 def contents_of(data: bytes) -> Contents:
-    """What a file holds, read at once; in pieces it is the same."""
-    contents = read([data], len(data))
-    assert read(in_pieces(data), len(data)) == contents
-    return contents
+    """What a file holds, read to its end."""
+    with reading(data) as one:
+        waiting = one.waiting()
+        return Contents(one.understood, one.damaged_blocks, one.torn_bytes, waiting)
+
+
+def blocks_of(data: bytes) -> list[Block]:
+    """The sound blocks of a file, read piece by piece."""
+    with reading(data) as one:
+        return [block for piece in iter(one.piece, []) for block in piece]
 
 
 def answered(data: bytes) -> list[Record]:
     """What the counters have answered of a file."""
-    blocks = Blocks(len(data))
-    return [one for piece in in_pieces(data) for of in blocks.feed(piece) for one in acknowledged(of)]
+    return [one for block in blocks_of(data) if block.kind == ACKNOWLEDGED for one in records_in(block)]

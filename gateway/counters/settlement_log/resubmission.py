@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from typing import cast
 
 from gateway.core.model import PARTITIONS, Settled
@@ -24,8 +24,7 @@ from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
 from gateway.counters.settlement_log.acknowledged import argument, epoch_of, of_settle
 from gateway.counters.settlement_log.log import AT_RISK_S, SettlementLog
 from gateway.counters.settlement_log.positions import Positions
-from gateway.counters.settlement_log.segment import Blocks, Record, acknowledged
-from gateway.counters.settlement_log.segment_file import Segment
+from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Record, Segment, records_in
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from gateway.errors import CountersUnavailable
 
@@ -113,7 +112,7 @@ class Resubmitter:
         # In this order: what calls in flight spool before they end is found below.
         calls_ended = self._calls_ended()
         waiting = set[int]()
-        for segment in list(log.files.segments):
+        for segment in list(log.segments):
             waiting |= await self._send_spooled(segment, epochs)
         if epochs != self._epochs and self._clock() >= self._recover_at and self._is_time(epochs):
             await self._recover_all(epochs)
@@ -122,11 +121,7 @@ class Resubmitter:
                 self._reported[partition] = self._sent_again[partition]
         await self._report(self._reported)
         if epochs == self._epochs and all(epochs):
-            sure = self._clock() - AT_RISK_S  # what is younger, Redis may still forget
-            for segment in log.files.segments:
-                if segment.adopted and not segment.waiting and segment.newest <= sure:
-                    log.drop(segment)
-            log.expire()
+            log.expire(AT_RISK_S)
 
     async def _adopt(self) -> None:
         """Take over what dead workers left; meanwhile nobody may go by what was reported before.
@@ -136,7 +131,7 @@ class Resubmitter:
         if any(self._reported):
             self._reported = [0] * PARTITIONS
             await self._report(self._reported)
-        if adopted := await self._log.files.adopt():
+        if adopted := await self._log.adopt():
             self._uncompared += adopted
             self._epochs = []  # nobody has looked under which they were acknowledged
             self._sent_again = [0] * PARTITIONS
@@ -209,10 +204,10 @@ class Resubmitter:
         The newest first: that is what was forgotten, if anything was.
         """
         await self._log.written()
-        self._log.files.rotate()
+        self._log.rotate()
         before, failed = self.recovered, set[int]()
-        for segment in sorted(self._log.files.segments, key=lambda one: one.newest, reverse=True):
-            if segment in self._log.files.segments:  # else it made room for what is spooled, meanwhile
+        for segment in sorted(self._log.segments, key=lambda one: one.newest, reverse=True):
+            if segment in self._log.segments:  # else it made room for what is spooled, meanwhile
                 failed |= await self._recover(segment, epochs)
         if sent := self.recovered - before:
             self._say("settlements sent again", count=sent, level="warning")
@@ -226,15 +221,14 @@ class Resubmitter:
         failed, batch = set[int](), list[Record]()
         async with aclosing(_acknowledged_in(segment)) as answered:
             async for record in answered:
-                if _forgotten(record, segment, epochs):
+                partition = partition_of(record.arguments)
+                if segment.may_be_forgotten(partition, epoch_of(record.answer), epochs[partition]):
                     batch.append(record)
                 if len(batch) >= BATCH_MAX:
                     failed |= await self._recover_batch(batch)
                     batch.clear()
         failed |= await self._recover_batch(batch)
-        for partition, epoch in enumerate(epochs):
-            if partition not in failed:
-                segment.recovered[partition] = max(epoch, segment.recovered[partition])
+        segment.sent_again(epochs, failed)
         return failed
 
     async def _recover_batch(self, batch: list[Record]) -> set[int]:
@@ -272,18 +266,12 @@ class Resubmitter:
 async def _acknowledged_in(segment: Segment) -> AsyncGenerator[Record]:
     """What the counters have answered of one file; others have their turn now and then."""
     seen = 0
-    with segment.reading() as reading:
-        blocks = Blocks(reading.size)
-        while piece := await asyncio.to_thread(reading.piece):
-            for block in blocks.feed(piece):
-                for record in acknowledged(block):
-                    yield record
-                    seen += 1
-                    if seen % TURN_MAX == 0:
-                        await asyncio.sleep(0)
-
-
-def _forgotten(record: Record, segment: Segment, epochs: list[int]) -> bool:
-    """Whether the partition is under a later epoch, and this record was not noted anew since."""
-    partition = partition_of(record.arguments)
-    return segment.recovered[partition] <= epoch_of(record.answer) < epochs[partition]
+    with closing(segment.reading()) as reading:
+        while blocks := await asyncio.to_thread(reading.piece):
+            for record in (
+                one for block in blocks if block.kind == ACKNOWLEDGED for one in records_in(block)
+            ):
+                yield record
+                seen += 1
+                if seen % TURN_MAX == 0:
+                    await asyncio.sleep(0)

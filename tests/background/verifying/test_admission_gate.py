@@ -218,13 +218,13 @@ async def test_while_a_dead_workers_log_is_taken_over_nothing_counts_as_reported
         reported = heir.resubmitter._reported
         assert all(reported)
         seen = []
-        adopt = heir.log.files.adopt
+        adopt = heir.log.adopt
 
         async def adopting() -> list[object]:
             seen.append((await scene.backend.counters.reports())["a"].epochs)
             return list(await adopt())
 
-        heir.log.files.adopt = adopting  # type: ignore[method-assign, assignment]  # looked at from outside
+        heir.log.adopt = adopting  # type: ignore[method-assign, assignment]  # looked at from outside
         await heir.look()
         assert seen == [(0,) * PARTITIONS]
         assert all((await scene.backend.counters.reports())["a"].epochs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -56,6 +58,10 @@ async def test_what_costs_nothing_is_covered_where_nothing_is_left(allowing: Wor
     assert decision.held_tokens == 0
 
 
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def test_a_call_that_could_be_kept_nowhere_is_charged_to_nobody(
     allowing: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +69,7 @@ async def test_a_call_that_could_be_kept_nowhere_is_charged_to_nobody(
     await worker.renew()
     await worker.lose()
     request, _ = await worker.reserve(60)
-    monkeypatch.setattr(worker.log.files, "room", lambda _: None)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(CountersUnavailable):
         await worker.settle(request, 30)
     assert (worker.left, worker.allowances.calls) == (100, {})

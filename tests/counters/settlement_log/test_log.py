@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import pytest
 
 from gateway.core.wait import in_task
 from gateway.counters.settlement_log import log as module
-from gateway.counters.settlement_log import log_files, segment
+from gateway.counters.settlement_log import segment
 from gateway.counters.settlement_log.log import SettlementLog
-from gateway.counters.settlement_log.segment_file import SUFFIX
+from gateway.counters.settlement_log.segment import SUFFIX
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.conftest import eventually
@@ -61,9 +61,15 @@ def noted(folder: Path) -> list[bytes]:
 
 def abandon(log: SettlementLog) -> None:
     """What a worker that is killed leaves: its files, unlocked."""
-    for one in log.files.segments:
+    for one in log.segments:
         one.leave()
-    log.files.segments.clear()
+    log.segments.clear()
+
+
+def hang(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[], object]) -> None:
+    """Have the disk take its time for each write."""
+    writes = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *given: (hangs(), writes(*given))[1])
 
 
 # --- what is kept -----------------------------------------------------------------------
@@ -81,9 +87,9 @@ async def test_what_is_spooled_is_on_the_disk_when_it_is_said_so(begin: Open, tm
 
 async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     log = begin()
-    synced: list[object] = []
-    writes = module.write
-    monkeypatch.setattr(module, "write", lambda turn: (synced.append(turn), writes(turn))[1])
+    synced: list[int] = []
+    syncs = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (synced.append(file), syncs(file))[1])
     await asyncio.gather(*(in_task(log.spool(b"one")) for _ in range(1000)))
     assert len(synced) == 1
 
@@ -100,7 +106,7 @@ async def test_what_is_done_is_marked_and_waits_no_more(begin: Open, tmp_path: P
     log = begin()
     for name in (b"one", b"two"):
         await in_task(log.spool(name))
-    (file,) = log.files.segments
+    (file,) = log.segments
     first = next(iter(file.waiting))
     assert file.record(first).arguments == b"one"
     log.done(file, first)
@@ -134,7 +140,7 @@ async def test_what_is_dropped_before_its_time_is_counted_and_said_once(
         await log.written()
     dropped = 200 - len(noted(tmp_path))
     assert dropped > 100
-    assert log.files.dropped_early == (dropped if keep_s else 0)
+    assert log.counts.dropped_early == (dropped if keep_s else 0)
     assert len(said) == (1 if keep_s else 0)
 
 
@@ -153,7 +159,7 @@ async def test_spooled_records_are_never_dropped_and_full_is_said(begin: Open, t
         await in_task(log.spool(b"x" * 1000))
     assert (waiting(tmp_path), log.counts.refused, log.counts.unlogged) == (taken, 2, 1)
     assert len(said) == 1
-    for file in list(log.files.segments):
+    for file in list(log.segments):
         for offset in list(file.waiting):
             log.done(file, offset)
     await in_task(log.spool(b"x" * 1000))
@@ -186,11 +192,11 @@ async def test_old_acknowledged_records_expire_where_the_counters_are_known_to_h
     log = begin(keep_s=0.01)
     log.note(b"one", ANSWER)
     await in_task(log.spool(b"two"))
-    log.files.rotate()
+    log.rotate()
     log.note(b"three", ANSWER)
     await log.written()
     await asyncio.sleep(0.02)
-    log.expire()
+    log.expire(0.0)
     assert (noted(tmp_path), waiting(tmp_path)) == ([b"one"], 1)
 
 
@@ -224,7 +230,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
 ) -> None:
     log = begin()
     monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
-    monkeypatch.setattr(module, "write", lambda _: time.sleep(0.5))
+    hang(monkeypatch, lambda: time.sleep(0.5))
     waits = [log.spool(b"one")]
     await asyncio.sleep(0.01)
     waits.append(log.spool(b"behind"))
@@ -241,7 +247,7 @@ async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
     healed = threading.Event()
     monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
     monkeypatch.setattr(module, "SPOOLS_MAX", 2)
-    monkeypatch.setattr(module, "write", lambda _: healed.wait(HANGS_S))
+    hang(monkeypatch, lambda: healed.wait(HANGS_S))
     try:
         for name in (b"one", b"behind", b"later"):
             with pytest.raises(CountersUnavailable):
@@ -257,8 +263,7 @@ async def test_what_is_noted_while_a_write_takes_long_is_written_after_it(
     begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = begin()
-    writes = module.write
-    monkeypatch.setattr(module, "write", lambda turn: (time.sleep(0.1), writes(turn)))
+    hang(monkeypatch, lambda: time.sleep(0.1))
     spooled = log.spool(b"one")
     await asyncio.sleep(0.01)
     log.note(b"two", ANSWER)
@@ -271,10 +276,11 @@ async def test_a_file_that_makes_room_while_it_is_read_is_read_to_its_end(begin:
     log = begin()
     log.note(b"one", ANSWER)
     await log.written()
-    (file,) = log.files.segments
-    with file.reading() as reading:
-        log.files.drop(file)
-        assert [one.arguments for one in answered(b"".join(iter(reading.piece, b"")))] == [b"one"]
+    (file,) = log.segments
+    with closing(file.reading()) as reading:
+        log._drop(file)
+        (found,) = reading.piece()
+        assert [one.arguments for one in segment.records_in(found)] == [b"one"]
 
 
 def test_a_worker_that_can_keep_nothing_does_not_start(tmp_path: Path) -> None:
@@ -295,16 +301,15 @@ async def test_a_living_workers_files_are_left_alone_and_a_dead_ones_adopted_onc
 ) -> None:
     first, second = begin(), begin()
     await in_task(first.spool(b"one"))
-    assert await second.files.adopt() == []
+    assert await second.adopt() == []
     abandon(first)
-    (adopted,) = await second.files.adopt()
+    (adopted,) = await second.adopt()
     assert [adopted.record(at).arguments for at in adopted.waiting] == [b"one"]
-    assert (second.waiting, await second.files.adopt()) == (1, [])
-    assert await begin().files.adopt() == []
+    assert (second.waiting, await second.adopt()) == (1, [])
+    assert await begin().adopt() == []
     second.done(adopted, next(iter(adopted.waiting)))
-    second.drop(adopted)
-    await eventually(lambda: waiting(tmp_path) == 0)
-    assert adopted not in second.files.segments
+    second.expire(0.0)
+    assert (waiting(tmp_path), adopted in second.segments) == (0, False)
 
 
 async def test_files_of_another_format_are_named_and_left_alone(begin: Open, tmp_path: Path) -> None:
@@ -313,7 +318,7 @@ async def test_files_of_another_format_are_named_and_left_alone(begin: Open, tmp
     path.write_bytes(b"TKSETTLE\xff\xff" + bytes(20))
     log = begin(say=lambda event, **_: said.append(event))
     for _ in range(2):
-        assert await log.files.adopt() == []
+        assert await log.adopt() == []
     assert (path.exists(), len(said)) == (True, 1)
 
 
@@ -325,18 +330,17 @@ async def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_from_being
         (tmp_path / f"{name}{SUFFIX}").write_bytes(good)
     said: list[str] = []
     log = begin(say=lambda event, **facts: said.append(f"{event}: {facts['file']}"))
-    reads = log_files.adopted
+    reads = os.pread
 
-    def broken(path: Path, descriptor: int, now: float) -> Any:
-        if path.name.startswith("a"):
-            os.close(descriptor)
+    def broken(descriptor: int, count: int, at: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/a{SUFFIX}"):
             raise OSError(errno.EIO, "Input/output error")
-        return reads(path, descriptor, now)
+        return reads(descriptor, count, at)
 
-    monkeypatch.setattr(log_files, "adopted", broken)
-    (adopted,) = await log.files.adopt()
+    monkeypatch.setattr(os, "pread", broken)
+    (adopted,) = await log.adopt()
     assert (adopted.path.name, said[0]) == (f"b{SUFFIX}", f"settlement log cannot be read: a{SUFFIX}")
-    assert await log.files.adopt() == []
+    assert await log.adopt() == []
     assert len(said) == 2
 
 
@@ -347,8 +351,8 @@ async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) ->
     (tmp_path / f"damaged{SUFFIX}").write_bytes(bytes(data) + good)
     said: list[dict[str, Any]] = []
     log = begin(say=lambda event, **facts: said.append(facts))
-    (adopted,) = await log.files.adopt()
-    assert (len(adopted.waiting), log.files.damaged_blocks, said[0]["level"]) == (1, 1, "error")
+    (adopted,) = await log.adopt()
+    assert (len(adopted.waiting), said[0]["damaged"], said[0]["level"]) == (1, 1, "error")
 
 
 # --- the end ----------------------------------------------------------------------------
@@ -384,13 +388,12 @@ async def test_a_disk_that_hangs_keeps_no_worker_from_ending(
     log = begin(say=lambda event, **_: said.append(event))
     await in_task(log.spool(b"kept"))
     healed = threading.Event()
-    writes = module.write
-    monkeypatch.setattr(module, "write", lambda turn: (healed.wait(), writes(turn)))
+    hang(monkeypatch, healed.wait)
     monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
     log.note(b"late", ANSWER)
     try:
         assert not await asyncio.wait_for(log.close(), 30)
-        assert (waiting(tmp_path), len(log.files.segments)) == (1, 1)
+        assert (waiting(tmp_path), len(log.segments)) == (1, 1)
     finally:
         healed.set()
     assert said == ["settlement log was not closed: its disk hangs"]
@@ -403,8 +406,8 @@ async def test_a_disk_that_hangs_on_removing_a_file_keeps_no_worker_from_ending(
 ) -> None:
     log = begin()
     healed = threading.Event()
-    closes = log.files.close
-    monkeypatch.setattr(log.files, "close", lambda needed: (healed.wait(), closes(needed=needed)))
+    removes = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda *path: (healed.wait(), removes(*path)))
     monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
     try:
         assert not await asyncio.wait_for(log.close(), 30)
@@ -444,7 +447,7 @@ async def test_a_killed_worker_leaves_every_settlement_it_called_certain(begin: 
         worker.send_signal(signal.SIGKILL)
         said = 200 + len(worker.stdout.read().splitlines())
     log = begin()
-    found = await log.files.adopt()
+    found = await log.adopt()
     names = [int(one.record(at).arguments) for one in found for at in one.waiting]
     assert names[:said] == list(range(said))
     assert len(names) <= said + 1

@@ -18,7 +18,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log import resubmission as module
-from gateway.counters.settlement_log import segment_file
+from gateway.counters.settlement_log import segment as segment_module
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
 from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC
@@ -29,7 +29,7 @@ from tests.counters.conftest import eventually
 from tests.worker import Worker, worker_at
 
 # Most files of a test are one piece, as they are read for real.
-PIECES = pytest.mark.parametrize("piece_bytes", [50, segment_file.PIECE_BYTES])
+PIECES = pytest.mark.parametrize("piece_bytes", [50, segment_module.PIECE_BYTES])
 SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 
 
@@ -90,7 +90,7 @@ async def test_what_was_spooled_is_settled_with_all_it_carried(
 async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(segment_module, "PIECE_BYTES", piece_bytes)
     world.plan(1000)
     async with worker_at(world.url, tmp_path) as worker:
         calls = [world.reserve(need=5) for _ in range(BATCH_MAX + 3)]
@@ -104,7 +104,7 @@ async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
         assert (world.tenant.held, world.late()) == (0, [])
         await worker.log.written()
         await worker.look()
-        assert len(worker.log.files.segments) == 1
+        assert len(worker.log.segments) == 1
 
 
 async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_through_the_late_lane(
@@ -116,7 +116,7 @@ async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_t
         unverify(world)
         await worker.settle(call, 7)
         world.mark()
-        (segment,) = worker.log.files.segments
+        (segment,) = worker.log.segments
         (offset,) = segment.waiting
         assert packing.code_of(await _settled_again(worker, offset)) == Settled.DONE
         worker.die()
@@ -126,7 +126,7 @@ async def test_a_worker_that_dies_between_settling_and_noting_it_settles_again_t
 
 
 async def _settled_again(worker: Worker, offset: int) -> bytes:
-    (segment,) = worker.log.files.segments
+    (segment,) = worker.log.segments
     answer = await in_task(worker.resubmitter._send(segment.record(offset), packing.MODE_CHARGE))
     assert isinstance(answer, bytes)
     return answer
@@ -257,7 +257,7 @@ async def test_a_hold_that_came_back_is_charged_at_once(
 async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoch_moved(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(segment_file, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(segment_module, "PIECE_BYTES", piece_bytes)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
     async with worker_at(world.url, tmp_path) as worker:
         count = BATCH_MAX * 2 + 5
@@ -287,7 +287,7 @@ async def test_the_memory_of_a_killed_worker_is_sent_only_where_it_may_be_forgot
         await worker.log.written()
         await worker.settle(world.reserve(need=1), 1)
         await worker.log.written()
-        assert len(worker.log.files.segments) == 1
+        assert len(worker.log.segments) == 1
         worker.die()
     verify(world, epoch=2)
     async with worker_at(world.url, tmp_path):
@@ -301,7 +301,7 @@ async def test_a_block_that_lies_about_its_length_hides_none_behind_it(world: Wo
         for _ in range(2):
             await worker.settle(world.reserve(need=1), 1)
             await worker.log.written()
-        (file,) = worker.log.files.segments
+        (file,) = worker.log.segments
         file.write(HEADER_BYTES + len(MAGIC) + 1, b"\xff\xff\xff")
         verify(world, epoch=2)
         await worker.look()
@@ -319,7 +319,7 @@ async def test_what_was_adopted_while_redis_was_away_is_looked_at_when_it_is_bac
         worker.die()
     world.client.delete(*(keys.marker(partition) for partition in range(PARTITIONS)))
     async with worker_at(world.url, tmp_path) as worker:
-        assert len(worker.log.files.segments) == 2
+        assert len(worker.log.segments) == 2
         verify(world, epoch=2)
         await worker.look()
         assert len(world.late()) == 1
@@ -446,4 +446,4 @@ async def test_what_another_one_said_meanwhile_is_not_said_again(
 
     monkeypatch.setattr(Positions, "are_ahead", said_meanwhile)
     async with worker_at(world.url, tmp_path, announce=announce) as worker:
-        assert (said, worker.resubmitter._uncompared) == ([], worker.log.files.segments[:1])
+        assert (said, worker.resubmitter._uncompared) == ([], worker.log.segments[:1])

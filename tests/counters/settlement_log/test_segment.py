@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zlib
 from collections.abc import Sequence
-from itertools import pairwise
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.counters.layouts.table import KEPT
 from gateway.counters.settlement_log import segment
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
-from tests.counters.segments import answered, contents_of, in_pieces
+from tests.counters.segments import Contents, answered, blocks_of, contents_of
 
 ANSWER = b"a" * 24
 
@@ -27,17 +31,37 @@ def acknowledged(*arguments: bytes, ms: int = 5) -> bytes:
 
 def waiting(data: bytes) -> list[bytes]:
     """The arguments of what waits in a file, in order."""
-    found = contents_of(data).waiting
-    return [segment.record_at(at, data[at : at + size]).arguments for at, size in found.items()]
+    blocks = [block for block in blocks_of(data) if block.kind == SPOOLED]
+    records = {one.offset: one for block in blocks for one in segment.records_in(block)}
+    return [records[at].arguments for at in contents_of(data).waiting]
 
 
 def test_what_is_written_is_read() -> None:
     data = HEADER + spooled(b"one", b"two") + acknowledged(b"three", ms=9)
     contents = contents_of(data)
-    assert (contents.newest_ms, contents.damaged_blocks, contents.torn_bytes) == (9, 0, 0)
+    assert (contents.damaged_blocks, contents.torn_bytes) == (0, 0)
+    assert [(block.kind, block.ms) for block in blocks_of(data)] == [(SPOOLED, 5), (ACKNOWLEDGED, 9)]
     assert waiting(data) == [b"one", b"two"]
     (record,) = answered(data)
-    assert (record.arguments, record.answer, record.ms, record.spooled) == (b"three", ANSWER, 9, False)
+    assert (record.arguments, record.answer) == (b"three", ANSWER)
+
+
+# A file as it was written before: two spooled, one acknowledged, the first spooled one done.
+WRITTEN = bytes.fromhex(
+    "ff544bfe0218000000f2b31ec005000000000000000000030000006f6e6500000900000074776f207468726565"
+    "ff544bfe0122000000e0d553627b6c50c4a0010000180004000000" + ANSWER.hex() + "666f7572"
+    "ff544bfe030400000023830144090000000000000025000000"
+)
+
+
+def test_files_that_were_written_before_are_read_and_written_alike() -> None:
+    assert struct.pack("<8sHHH2x", b"TKSETTLE", 1, segment.ARGUMENT_LAYOUT, KEPT.size) == HEADER
+    data = HEADER + spooled(b"one", b"two three")
+    data += segment.block(ACKNOWLEDGED, 1_790_000_000_123, segment.records([(ANSWER, b"four")]))
+    data += segment.block(DONE, 9, segment.offsets([len(HEADER) + BLOCK_BYTES]))
+    assert data == HEADER + WRITTEN
+    assert waiting(data) == [b"two three"]
+    assert [(one.answer, one.arguments) for one in answered(data)] == [(ANSWER, b"four")]
 
 
 def test_what_is_done_waits_no_more() -> None:
@@ -72,9 +96,9 @@ def test_damage_in_the_middle_is_counted_and_costs_its_block_alone(data: st.Data
 
 def test_a_file_that_was_never_begun_is_empty_and_another_format_is_not_understood() -> None:
     for length in range(len(HEADER)):
-        assert contents_of(HEADER[:length]) == segment.Contents()
+        assert contents_of(HEADER[:length]) == Contents()
     other = HEADER[:8] + b"\x63\x00" + HEADER[10:] + spooled(b"one")
-    assert contents_of(other) == segment.Contents(understood=False)
+    assert contents_of(other) == Contents(understood=False)
     assert answered(other) == []
 
 
@@ -115,11 +139,11 @@ def test_the_checksum_covers_what_a_block_says_of_itself() -> None:
     whole = acknowledged(b"one", ms=5)
     payload = whole[BLOCK_BYTES:]
     assert zlib.crc32(payload).to_bytes(4, "little") not in whole[:BLOCK_BYTES]
-    assert contents_of(HEADER + acknowledged(b"one", ms=5)).newest_ms == 5
+    assert [block.ms for block in blocks_of(HEADER + acknowledged(b"one", ms=5))] == [5]
 
 
-@given(st.data())
-def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject) -> None:
+@given(st.data(), st.integers(len(MAGIC), 100))
+def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject, piece_bytes: int) -> None:
     """Damaged and torn ones too: any byte may be another, any length missing at the end."""
     whole = bytearray(
         HEADER + spooled(b"one", b"t" * 40) + acknowledged(b"three", ms=9) + spooled(b"", b"four")
@@ -127,20 +151,40 @@ def test_however_a_file_is_cut_into_pieces_it_says_the_same(data: st.DataObject)
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=3)):
         whole[at] ^= data.draw(st.integers(1, 255))
     kept = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(kept)), max_size=8))), len(kept)]
-    pieces = [kept[start:end] for start, end in pairwise(cuts) if end > start]
-    assert segment.read(pieces, len(kept)) == segment.read([kept], len(kept))
+    expected = contents_of(kept), blocks_of(kept)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(segment, "PIECE_BYTES", piece_bytes)
+        assert (contents_of(kept), blocks_of(kept)) == expected
 
 
 @pytest.mark.parametrize(
     "tail", [bytes(1 << 20), MAGIC[:2] * (1 << 19), MAGIC + b"\x01" + b"\xff" * (1 << 20)]
 )
-def test_what_follows_the_last_sound_block_is_not_kept(tail: bytes) -> None:
+def test_what_follows_the_last_sound_block_is_read_in_pieces_and_is_torn(
+    tail: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Zeros after a power loss, or a length that says the file is longer: torn, byte for byte."""
-    data = HEADER + spooled(b"one") + tail
-    blocks = segment.Blocks(len(data))
-    for piece in in_pieces(data, 4096):
-        list(blocks.feed(piece))
-        assert len(blocks._kept) <= 4096 + BLOCK_BYTES
-    assert (blocks.torn_bytes, blocks.damaged) == (len(tail), 0)
-    assert waiting(data[: len(HEADER) + 200]) == [b"one"]
+    data, reads, most = HEADER + spooled(b"one") + tail, os.pread, [0]
+
+    def counted(descriptor: int, count: int, at: int) -> bytes:
+        most[0] = max(most[0], count)
+        return reads(descriptor, count, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    contents = contents_of(data)
+    assert (contents.torn_bytes, contents.damaged_blocks) == (len(tail), 0)
+    assert most[0] <= segment.PIECE_BYTES
+    assert waiting(data) == [b"one"]
+
+
+def test_a_file_of_which_a_full_disk_took_less_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+    file = segment.create(tmp_path, 0.0)
+    for data in (spooled(b"one"), spooled(b"two")):
+        file.write(file.place(len(data), 0.0), data)
+    os.truncate(file.path, file.size - 1)
+    file.place(1 << 30, 0.0)
+    with closing(file.reading()) as reading:
+        (offset,) = reading.waiting()
+    file.keep({offset: segment.RECORD_BYTES + 3})
+    assert (file.record(offset).arguments, reading.torn_bytes) == (b"one", len(spooled(b"two")) - 1)
+    file.leave()
