@@ -195,7 +195,7 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         on_exhausted=packing.EXHAUSTED[terms.on_exhausted],
         on_store_failure=packing.STORE_FAILURES[terms.on_store_failure],
         rollover_max=terms.rollover_max,
-        total_amount=-1 if terms.total is None else terms.total,
+        total_amount=-1 if terms.total_amount is None else terms.total_amount,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
     )

@@ -11,10 +11,10 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
-    PlanTerms,
     TenantDefinition,
     UserDefinition,
 )
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.model import (
     INTEGER_MAX,
@@ -192,7 +192,7 @@ def _plan(terms: PlanTerms) -> tuple[int, ...]:
         terms.plan_id, INTERVALS[terms.reset_interval], POLICIES[terms.overage_policy],
         ADMISSIONS[terms.admission], EXHAUSTED[terms.on_exhausted],
         STORE_FAILURES[terms.on_store_failure], terms.rollover_max,
-        -1 if terms.total is None else terms.total, terms.anchor,
+        -1 if terms.total_amount is None else terms.total_amount, terms.anchor,
     )  # fmt: skip
 
 
