@@ -114,6 +114,14 @@ def test_the_architecture_is_a_map() -> None:
     assert len(texts()["ARCHITECTURE.md"].split()) <= MAP_WORDS_MAX
 
 
+def test_every_law_names_a_test() -> None:
+    laws = re.findall(
+        r"^\| \d+ \| \*\*.+\*\*.* \| `(tests/.+)` \|$", texts()["ARCHITECTURE.md"], re.MULTILINE
+    )
+    assert len(laws) >= 12
+    offenders(test for test in laws if not (ROOT / test).is_file())
+
+
 def test_every_document_is_reached_from_the_map() -> None:
     reached, ahead = {"ARCHITECTURE.md"}, ["ARCHITECTURE.md"]
     while ahead:
