@@ -136,14 +136,14 @@ class MethodNotAllowed(Refusal):
 
 
 class InvalidRequest(Refusal):
-    """The request cannot be read unambiguously."""
+    """The request can be read in more than one way."""
 
     reason = "invalid_request"
     status = 400
 
 
 class UserRequired(Refusal):
-    """This API key needs to know whose call it is: name the user in the field x-tollkeeper-user."""
+    """This API key needs a user for each call: name one in the field x-tollkeeper-user."""
 
     reason = "user_required"
     status = 400

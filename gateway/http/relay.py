@@ -118,7 +118,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
         if complete:
             return held + passed + meter.finish()
         if link.failure is not None or meter.surplus:
-            raise link.failure or UpstreamUnreachable("The upstream's answer goes on behind its end.")
+            raise link.failure or UpstreamUnreachable("The upstream's answer continues after its end.")
         passed = held + passed
         if len(passed) < held_max:
             held = passed

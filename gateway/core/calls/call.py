@@ -274,7 +274,7 @@ def _choices(document: Document, name: str, bounds: Bounds, path: str = "") -> i
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:
     """Both spellings of proto3 JSON are one field: refuse it given in both."""
     if camel is not None and snake is not None:
-        raise InvalidRequest(f"The field {param} is there twice.", param=param)
+        raise InvalidRequest(f"The field {param} appears twice.", param=param)
     return snake if camel is None else camel
 
 

@@ -72,7 +72,7 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
         read += plain.count(b"\\u003a") + plain.count(b"\\u003A")
     if read + added != written.count(b":"):
         param = _find(body, twice=True)
-        raise InvalidRequest(f"The field {param or 'name'} is there twice.", param=param)
+        raise InvalidRequest(f"The field {param or 'name'} appears twice.", param=param)
 
 
 def _check_size(body: bytes) -> None:

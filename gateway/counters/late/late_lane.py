@@ -158,7 +158,7 @@ class LateLane:
         under = (self._client.run_id, run_id, epoch)
         if known.under not in (None, under):
             del self._known[partition]
-            raise CountersRefused("Redis is another one, or was rebuilt: its streams are others")
+            raise CountersRefused("Redis is another server, or was rebuilt: its streams are not the same")
         if not isinstance(page, list) or not isinstance(newest, list):
             raise CountersRefused("the lane or the outbox is no stream")
         known.under = under

@@ -35,7 +35,7 @@ async def greet(address: Address, ask: Ask) -> Server:
     if address.sentinels:
         role = await ask(b"ROLE")
         if not isinstance(role, list) or role[0] != b"master":
-            raise CountersUnavailable("the sentinels name a primary that is none (yet)")
+            raise CountersUnavailable("the sentinels name a primary that is not one (yet)")
     run_id = _said(await ask(b"INFO", b"server"), b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not tell its run_id")

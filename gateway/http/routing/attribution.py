@@ -57,7 +57,7 @@ def _one(head: RequestHead, suffix: bytes) -> bytes | None:
     values = head.all(OURS_PREFIX + suffix)
     if len(values) > 1:
         name = (OURS_PREFIX + suffix).decode()
-        raise InvalidRequest(f"The field {name} is there twice.", param=name)
+        raise InvalidRequest(f"The field {name} appears twice.", param=name)
     return values[0] if values else None
 
 

@@ -86,7 +86,7 @@ def check_query(query: bytes, route: Route) -> None:
                 f"The query parameter {text} is not accepted on this route: {right}.", param=text or None
             )
         if name in seen:
-            raise InvalidRequest(f"The query parameter {text} is there twice.", param=text)
+            raise InvalidRequest(f"The query parameter {text} appears twice.", param=text)
         seen.add(name)
         values = known.get(name)
         if values is not None and value not in values:

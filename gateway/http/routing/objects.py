@@ -1,6 +1,6 @@
 """Stored objects as one request meets them: what its path is about, and what its body names.
 
-A list of all objects of a kind would tell of every organization's, so it is found by nobody. Bodies of
+A list of all objects of a kind would show every organization's, so it is 404 for everybody. Bodies of
 free routes are read as those of metered ones are, but for forms where files are taken.
 """
 
@@ -45,7 +45,7 @@ def owned_by(head: RequestHead, route: Route) -> Owned | None:
         return Owned("" if place is None else place.id, route.meter in _KEPT_BY_METERS)
     has_body = head.method in _WITH_BODY
     if place is not None and not place.id and not has_body:
-        raise ObjectNotFound("A list would tell of every organization's objects: ask for one by its id.")
+        raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
     reads = has_body and _is_json(head, forms=place is None or place.collection in _WITH_FORMS)
     return Owned("" if place is None else place.id, place is not None, reads, bare=not has_body)
 

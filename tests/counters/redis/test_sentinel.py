@@ -84,5 +84,5 @@ async def test_what_the_sentinels_name_must_be_a_primary(
     url, primary = sentinel
     with redis.Redis(port=primary.port) as client:
         client.replicaof("127.0.0.1", str(free_port()))
-    with pytest.raises(CountersUnavailable, match="a primary that is none"):
+    with pytest.raises(CountersUnavailable, match="a primary that is not one"):
         await connect(url)
