@@ -70,7 +70,7 @@ def program(
 def run(arguments: list[str]) -> int:
     """Parse and run; the exit status. Raises what the command raises."""
     find_home()
-    cli_admin.mount(app)
+    cli_admin.mount(app, None if "_TOLLKEEPER_COMPLETE" in os.environ else arguments[:1])
     everything = typer.main.get_command(app)
     result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)

@@ -90,7 +90,7 @@ async def test_what_is_there_is_changed_and_the_rest_stays(run: Run) -> None:
     assert tenant["user_limits"] == {"requests_per_minute": 3}
     key = await from_json(run, "key", "create", "shop", "laptop", "--model", "a", "--user", "ann")
     where = str(key["id"])
-    changed = await from_json(run, "key", "change", where, "--any-model", "--user", "none", "--rpm", "1")
+    changed = await from_json(run, "key", "change", where, "--model", "none", "--user", "none", "--rpm", "1")
     assert (changed["models"], changed["user"]) == (None, None)
     assert (changed["name"], changed["limits"]) == ("laptop", {"requests_per_minute": 1})
     assert (await from_json(run, "key", "show", where)) == changed
@@ -110,7 +110,7 @@ async def test_what_is_there_is_changed_and_the_rest_stays(run: Run) -> None:
         ("key", "change", "1"),
         ("plan", "change", "Basic"),
         ("service", "change", "chat"),
-        ("subscription", "change-plan", "Gold"),
+        ("subscription-plan", "change", "Gold"),
     ],
 )
 async def test_a_change_of_nothing_is_said(run: Run, api: Api, arguments: tuple[str, ...]) -> None:
@@ -186,7 +186,7 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
         (("tenant", "show", "99"), {}, "There is no tenants/99"),
         (("tenant", "recharge", "1", "0"), {}, "equal to 1"),
         (("plan", "create", "x", "--total", "many"), {}, "--total"),
-        (("plan", "update", "1"), {}, "Nothing to change"),
+        (("plan", "change", "1"), {}, "Nothing to change"),
     ],
 )
 async def test_failures_say_what_to_do(

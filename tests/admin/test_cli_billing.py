@@ -20,7 +20,7 @@ async def set_up(run: Run) -> None:
             "--overage-unit-price", "0.000003",
         )  # fmt: skip
         await from_json(
-            run, "subscription", "offer", name, "--monthly", monthly, "--annual", "990.00",
+            run, "subscription-plan", "create", name, "--monthly", monthly, "--annual", "990.00",
             "--feature", "chat", "--token-plan", name,
         )  # fmt: skip
     await from_json(run, "service", "create", "image-gen", "--model", "Consumption", "--credits", "8")
@@ -33,13 +33,15 @@ async def set_up(run: Run) -> None:
 async def test_services_and_negotiated_prices(run: Run, api: Api) -> None:
     await set_up(run)
     for price in ("6", "5"):
-        made = await from_json(run, "service", "negotiate", "image-gen", "Acme", "--credits", price)
+        given = ("Acme", "image-gen", price) if price == "6" else ("1", "--negotiated-credits", price)
+        verb = "create" if price == "6" else "change"
+        made = await from_json(run, "negotiated-price", verb, *given)
         assert made["negotiated_credits"] == int(price)
     assert api.rows("select count(*) from organization_service") == [(1,)]
-    listed = await from_json(run, "service", "prices", "--org", "Acme", "--service", "image-gen")
+    listed = await from_json(run, "negotiated-price", "list", "--org", "Acme", "--service", "image-gen")
     assert [row["negotiated_credits"] for row in listed["items"]] == [5]
-    assert (await run("service", "forget", "image-gen", "Acme")).exit_code == 0
-    assert (await run("service", "forget", "image-gen", "Acme")).exit_code == 1
+    assert (await run("negotiated-price", "delete", "1")).exit_code == 0
+    assert (await run("negotiated-price", "delete", "1")).exit_code == 1
     assert (await run("service", "create", "x", "--model", "Consumption", "--pricing", "{")).exit_code == 1
     assert (await run("service", "delete", "nobody")).exit_code == 1
     assert "rerank" in (await run("service", "list")).stdout
@@ -62,27 +64,27 @@ async def test_a_service_is_changed(run: Run) -> None:
     )  # fmt: skip
     assert (emptied["pricing"], emptied["description"], emptied["counts_tokens"]) == (None, None, False)
     assert (emptied["credits"], emptied["service_type"]) == (3, "One-Time")
-    assert "Pay-Per-Use" in (await run("service", "models")).stdout
+    assert "Pay-Per-Use" in (await run("business-model", "list")).stdout
 
 
 async def test_a_subscription_plan_is_changed_and_withdrawn(run: Run) -> None:
     await set_up(run)
-    before = await from_json(run, "subscription", "show-plan", "Pro")
+    before = await from_json(run, "subscription-plan", "show", "Pro")
     changed = await from_json(
-        run, "subscription", "change-plan", "Pro", "--monthly", "109.00", "--token-plan", "none",
+        run, "subscription-plan", "change", "Pro", "--monthly", "109.00", "--token-plan", "none",
         "--feature", "image-gen",
     )  # fmt: skip
     told = {"monthly_cost": "109.00", "token_plan_id": None, "feature_access": ["image-gen"]}
     assert changed == before | told
-    assert (await run("subscription", "withdraw", "Pro")).exit_code == 0
-    assert (await run("subscription", "show-plan", "Pro")).exit_code == 1
+    assert (await run("subscription-plan", "delete", "Pro")).exit_code == 0
+    assert (await run("subscription-plan", "show", "Pro")).exit_code == 1
 
 
 async def test_credits(run: Run, api: Api) -> None:
     await set_up(run)
     paid = await from_json(run, "credits", "add", "Acme", "8000", "--unit-cost", "0.01")
     assert (paid["credits_added"], paid["unit_cost"]) == (8_000, "0.01")
-    back = await from_json(run, "credits", "claw-back", "Acme", "500", "--remark", "mistake")
+    back = await from_json(run, "credits", "add", "Acme", "--credits-added", "-500", "--remark", "mistake")
     assert (back["credits_added"], back["category"]) == (-500, "correction")
     assert (await from_json(run, "credits", "show", str(paid["id"]))) == paid
     api.rows(
@@ -109,7 +111,7 @@ async def test_a_subscription(run: Run, api: Api) -> None:
     assert ending["cancel_at"] is not None
     back = await from_json(run, "subscription", "extend", "Acme", "2036-04-01")
     assert back["cancel_at"] is None
-    assert "Pro" in (await run("subscription", "plans")).stdout
+    assert "Pro" in (await run("subscription-plan", "list")).stdout
     assert "active" in (await run("subscription", "list")).stdout
 
 

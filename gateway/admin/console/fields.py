@@ -137,6 +137,8 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
         return "flag", ()
     if kind == "array" and name != "tiers":
         items, _ = _shape(shape["items"], schema)
+        if "properties" in items:
+            return "json", ()
         return ("many", tuple(map(str, items["enum"]))) if "enum" in items else ("lines", ())
     if kind in {"object", "array"}:
         return "json", ()

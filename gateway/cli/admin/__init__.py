@@ -1,41 +1,17 @@
 """Everyday administration from a terminal, over the Admin API: tables for people, `--json` for programs."""
 
+from collections.abc import Collection
+
 import typer
 
-from gateway.cli.admin import (
-    credits,  # noqa: A004  # the domain's word
-    deadletters,
-    invoices,
-    keys,
-    organizations,
-    plans,
-    quarantine,
-    reconcile,
-    services,
-    subscriptions,
-    tenants,
-    top,
-    usage,
-)
-
-SECTIONS = {
-    "org": organizations.app,
-    "tenant": tenants.app,
-    "key": keys.app,
-    "plan": plans.app,
-    "service": services.app,
-    "credits": credits.app,
-    "subscription": subscriptions.app,
-    "invoice": invoices.app,
-    "deadletter": deadletters.app,
-    "quarantine": quarantine.app,
-}
+from gateway.cli.admin import commands, invoices, reconcile, top, usage
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the administration commands to the program's."""
-    for name, section in SECTIONS.items():
-        app.add_typer(section, name=name)
+def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
+    """Add the administration commands to the program's: all, or those of the sections `asked`."""
+    made = commands.mount(app, asked)
+    for function in (invoices.create, invoices.show, invoices.run):
+        made["invoice"].command(function.__name__)(function)
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

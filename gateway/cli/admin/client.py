@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import BaseHandler, ProxyHandler, Request, build_opener
 from uuid import uuid4
 
+from gateway.cli.admin.sections import ID_OF, NAMED_BY
 from gateway.errors import TollkeeperError
 
 TIMEOUT_S = 40.0
@@ -32,10 +33,15 @@ class CommandFailed(TollkeeperError):
 
 @dataclass(frozen=True, slots=True)
 class AdminClient:
-    """A caller of the Admin API at `url`, such as http://127.0.0.1:8081."""
+    """A caller of the Admin API at `url`, such as http://127.0.0.1:8081.
+
+    `called` says how the command at hand calls fields of a body, for what is wrong with them.
+    """
 
     url: str
     token: str = field(repr=False)
+    called: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = TIMEOUT_S
 
     def get(self, path: str, **query: object) -> Json:
         """Read; a query value of None is left out."""
@@ -68,9 +74,12 @@ class AdminClient:
 
     def named(self, resource: str, text: str) -> int:
         """Find the id of a row given as an id or as its name."""
+        resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit():
             return int(text)
-        found = self.get(resource, name=text, limit=2)["items"]
+        by = NAMED_BY.get(resource, "name")
+        value = self.named("organizations", text) if by == "organization_id" else text
+        found = self.get(resource, **{by: value}, limit=2)["items"]
         one = resource.removesuffix("s")
         if not found:
             raise CommandFailed(f"There is no {one} named {text!r}; give its whole name, or its id.")
@@ -109,10 +118,10 @@ class AdminClient:
         place = path if path.startswith("/") else f"/admin/v1/{path}"
         request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
-            with build_opener(*self._proxies()).open(request, timeout=TIMEOUT_S) as response:
+            with build_opener(*self._proxies()).open(request, timeout=self.timeout_s) as response:
                 return int(response.status), response.read()
         except HTTPError as error:
-            raise CommandFailed(_refusal(error, path)) from error
+            raise CommandFailed(_refusal(error, path, self.called)) from error
         except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise CommandFailed(
@@ -165,11 +174,14 @@ _HELP = {
 }
 
 
-def _refusal(error: HTTPError, path: str) -> str:
+def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     """Say what the API answered, field by field, and what to do about it."""
     try:
         problem = json.loads(error.read())
-        fields = [f"  {item['field']}: {item['message']}" for item in problem.get("errors", ())]
+        fields = [
+            f"  {called.get(item['field'], item['field'])}: {item['message']}"
+            for item in problem.get("errors", ())
+        ]
         said = "\n".join([str(problem["detail"]), *fields])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         said = f"The Admin API answered {error.code}."

@@ -1,4 +1,4 @@
-"""`tollkeeper invoice …`: from a draft to a document, one by one or all of a month."""
+"""`tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Annotated
 import typer
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
-from gateway.cli.admin.options import AsJson, LimitRows
-from gateway.cli.admin.output import admin, deleted, row, rows, say, steps
-
-app = typer.Typer(no_args_is_help=True, help="Invoices: drafts, numbers, documents.")
+from gateway.cli.admin.options import AsJson
+from gateway.cli.admin.output import admin, row, rows, say, steps
 
 COLUMNS = (
     "id", "number", "kind", "status", "organization_id", "customer", "period_start", "period_end", "currency",
@@ -27,22 +25,6 @@ Invoice = Annotated[int, typer.Argument(metavar="INVOICE", help="Its id.")]
 Month = Annotated[str | None, typer.Option("--month", help="Such as 2026-04; by default the last one.")]
 
 
-@app.command("list")
-def list_invoices(
-    *,
-    organization: Annotated[str | None, typer.Option("--org", help="Only this one: id or name.")] = None,
-    status: Annotated[str | None, typer.Option(help="draft, finalized or void.")] = None,
-    limit: LimitRows = 100,
-    as_json: AsJson = False,
-) -> None:
-    """List invoices and credit notes."""
-    with admin() as api:
-        owner = api.named("organizations", organization) if organization else None
-        found = api.items("invoices", limit, organization_id=owner, status=status)
-        rows(found, COLUMNS, as_json=as_json)
-
-
-@app.command()
 def create(
     organization: Annotated[str, typer.Argument(metavar="ORG", help="Id or name.")],
     *,
@@ -59,7 +41,6 @@ def create(
         _print(_create(api, api.named("organizations", organization), period), as_json=as_json)
 
 
-@app.command()
 def show(
     invoice: Invoice,
     *,
@@ -77,50 +58,6 @@ def show(
                 say(f"Written: {path}")
 
 
-@app.command()
-def recompute(invoice: Invoice, *, as_json: AsJson = False) -> None:
-    """Make a draft's lines anew from what is settled now."""
-    _act(invoice, "recompute", as_json=as_json)
-
-
-@app.command()
-def finalize(invoice: Invoice, *, as_json: AsJson = False) -> None:
-    """Give a draft its number; nothing changes it from then on."""
-    _act(invoice, "finalize", as_json=as_json)
-
-
-@app.command()
-def void(invoice: Invoice, *, as_json: AsJson = False) -> None:
-    """Take a finalized invoice back."""
-    _act(invoice, "void", as_json=as_json)
-
-
-@app.command("credit-note")
-def credit_note(
-    invoice: Invoice,
-    *,
-    line: Annotated[
-        list[str] | None,
-        typer.Option(help="POSITION or POSITION=AMOUNT of a line to give back, before tax; repeatable."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a draft that gives a finalized invoice back, or some of its lines, or part of them."""
-    with admin() as api:
-        body = {"lines": [_credit(text) for text in line]} if line else {}
-        _print(api.post(f"invoices/{invoice}/credit-note", body), as_json=as_json)
-
-
-@app.command()
-def delete(invoice: Invoice, *, as_json: AsJson = False) -> None:
-    """Delete a draft."""
-    with admin() as api:
-        row_id = invoice
-        api.delete(f"invoices/{row_id}")
-        deleted(row_id, as_json=as_json)
-
-
-@app.command()
 def run(
     *,
     month: Month = None,
@@ -177,18 +114,6 @@ def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft:
 def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
     start, end = period
     return api.post("invoices", {"organization_id": owner, "period_start": start, "period_end": end})
-
-
-def _credit(text: str) -> Json:
-    position, _, amount = text.partition("=")
-    if not (position.isascii() and position.isdigit()):
-        raise CommandFailed(f"--line {text!r} must be POSITION or POSITION=AMOUNT.")
-    return {"position": int(position), **({"amount": amount} if amount else {})}
-
-
-def _act(invoice: int, action: str, *, as_json: bool) -> None:
-    with admin() as api:
-        _print(api.post(f"invoices/{invoice}/{action}"), as_json=as_json)
 
 
 def _print(invoice: Json, *, as_json: bool) -> None:

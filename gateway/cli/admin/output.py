@@ -23,7 +23,6 @@ from gateway.core.visible import visible, visible_json
 
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
-NOTHING = "none"
 NUMBERS = frozenset(
     {
         *("id", "tenant_id", "organization_id", "plan_id", "seq"),
@@ -179,34 +178,6 @@ def _record(columns: Sequence[str], line: Sequence[str]) -> Table:
     for name, value in zip(columns, line, strict=True):
         record.add_row(f"[bold]{escape(name)}[/]", value)
     return record
-
-
-def limits(requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
-    """Put limits together; None where none was given."""
-    return given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once) or None
-
-
-def new_limits(known: Json, requests: int | None, tokens: int | None, at_once: int | None) -> Json | None:
-    """Put what was given over the limits there are, 0 taking one away; None where none was given."""
-    told = given(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once)
-    return {name: value for name, value in {**known, **told}.items() if value} if told else None
-
-
-def emptied(**fields: str | None) -> Json:
-    """Keep the fields that were given; one given as "none" is to be null."""
-    return {name: None if value == NOTHING else value for name, value in given(**fields).items()}
-
-
-def some(changes: Json) -> Json:
-    """Changes that were asked for; `CommandFailed` where there are none."""
-    if not changes:
-        raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
-    return changes
-
-
-def given(**fields: object) -> Json:
-    """Keep the fields that were given."""
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def print_json(value: Json) -> None:

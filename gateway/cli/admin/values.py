@@ -1,0 +1,86 @@
+"""From what people type to what the Admin API takes, field by field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from gateway.admin.console.fields import Field
+from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+
+NOTHING = ("none", "unlimited")
+NAMES_COMPLETED_MAX = 50
+COMPLETION_S_MAX = 2.0
+_NUMBER = re.compile(r"(-?\d[\d,_]*)([kKmMgG]?)", re.ASCII)
+_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def number(text: str) -> int:
+    """Read a whole number as people write it: 5000000, 5,000,000, 5_000_000, 5M."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        raise ValueError(f"must be a whole number such as 250000, 250,000 or 5M, not {text!r}")
+    return int(found[1].replace(",", "").replace("_", "")) * _POWERS[found[2].lower()]
+
+
+def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> object:
+    """What a field is sent as; `CommandFailed` names the option."""
+    try:
+        if isinstance(said, bool):
+            return said
+        if isinstance(said, str):
+            return None if field.nullable and said in NOTHING else _one(api, field, said)
+        if field.nullable and len(said) == 1 and said[0] in NOTHING:
+            return None
+        return _document(said) if field.kind == "json" else [_item(each) for each in said]
+    except ValueError as error:
+        raise CommandFailed(f"--{spelled(field.name)} {error}.") from error
+
+
+def spelled(name: str) -> str:
+    """An option's long name: that of its field, an id by what it is of."""
+    return name.removesuffix("_id").replace(".", "-").replace("_", "-")
+
+
+def limits(known: Json, given: Mapping[str, object]) -> Json:
+    """Limits that were given over those there are; 0 takes one away."""
+    return {name: limit for name, limit in {**known, **given}.items() if limit}
+
+
+def names(api: AdminClient, resource: str, field: str, begun: str) -> list[str]:
+    """Names of rows that begin so, for a shell; none where the Admin API does not answer."""
+    with suppress(CommandFailed):
+        found = [str(row.get(field) or "") for row in api.items(resource, NAMES_COMPLETED_MAX)]
+        return [name for name in found if name.startswith(begun)]
+    return []
+
+
+def _one(api: AdminClient, field: Field, said: str) -> object:
+    if field.refers:
+        return api.named(field.refers, said)
+    return number(said) if field.kind == "whole" else said
+
+
+def _item(said: str) -> object:
+    return json.loads(said) if said.startswith("{") else said
+
+
+def _document(said: Sequence[str]) -> object:
+    """One JSON document, or NAME=VALUE as often as there are facts."""
+    if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(said[0])
+        except ValueError as error:
+            raise ValueError(f"is not JSON: {error}") from error
+    facts = dict(each.partition("=")[::2] for each in said if "=" in each)
+    if len(facts) < len(said):
+        raise ValueError("must be JSON, or NAME=VALUE such as amount=12, each NAME once")
+    return {name: _fact(text) for name, text in facts.items()}
+
+
+def _fact(text: str) -> object:
+    with suppress(ValueError):
+        return json.loads(text)
+    return text
