@@ -28,7 +28,7 @@ end
 local form, size = form_of(kind)
 if not raw[2] and create == 0 then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local a = open(form, raw[2] or blank(kind, now))
+local a = open(form, raw[2] and today(raw[2], KEYS[2]) or blank(kind, now))
 if raw[2] and a[VERSION] >= version then return CODE.pack{code = 2} end
 if kind == KIND_TENANT then
   local reset = due(a, now, epoch)

@@ -25,7 +25,7 @@ local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flag
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
 end
-local raw = call('MGET', values(KEYS, 4))
+local raw = stored(KEYS, 4)
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if catalogue < version then return CODE.pack{code = -1} end
@@ -37,7 +37,7 @@ local expires, key_id = KEY.read(raw[4])
 if has(KEY.field(raw[4], 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
 if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
-local was = raises and raised(call('GET', KEYS[1])) or nil
+local was = raises and raised(KEYS[1]) or nil
 local other = was and was[H_SERVICE_ID] ~= 0 and was[H_SERVICE_ID] ~= service_id
 if other then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)

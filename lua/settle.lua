@@ -24,7 +24,7 @@ local s, batch, run_id, with_user, kept, arguments = settlement_of(ARGV)
 if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 0) or #ARGV ~= arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
-local raw = call('MGET', values(KEYS, 5))
+local raw = stored(KEYS, 5)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 local now = clock(batch)
@@ -38,7 +38,7 @@ if gone then
   return GONE.pack{code = gone, now = now, epoch = epoch}
 end
 local slots = (h and not has(h[H_FLAGS], HOLD_RECLAIMED)) and 1 or 0
-if slots == 0 then h = HOLD.zeros('credits') end
+if slots == 0 then h = HOLD.fresh('credits') end
 local t, o = TENANT.account(raw[3]), ORGANIZATION.account(raw[4])
 local u = with_user and has(h[H_FLAGS], HOLD_USER) and raw[6]
 local a_key = KEYS[with_user and 11 or 10]

@@ -2,6 +2,9 @@
 
 Whatever reads or writes one goes by the names of its fields: structs of Python are made from it here,
 and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
+
+What is stored begins with a number, `LAYOUT`: a version reads that and the one before. What a newer version
+has stored it leaves where it is, and tells.
 """
 
 from __future__ import annotations
@@ -9,6 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from struct import Struct
 from typing import Any, NamedTuple
+
+# The number of everything stored. Before there were numbers a state began with its flags, a marker with text:
+# none of these bytes is above 128.
+LAYOUT = 129
+BEFORE = range(129)
+
+
+class UnknownLayout(ValueError):
+    """Another version has stored this, which nobody here can read."""
 
 
 class Kind(NamedTuple):
@@ -46,17 +58,46 @@ class Field(NamedTuple):
 class Layout:
     """The fields of one layout; texts come last, and `struct` is of those before them.
 
-    It begins with so many fields that others begin with too (`shared`).
+    It begins with so many fields that others begin with too (`shared`). The fields of `new` are not in what a
+    version before has stored.
     """
 
-    __slots__ = ("fields", "name", "pack", "shared", "size", "struct")
+    __slots__ = ("fields", "name", "new", "pack", "shared", "size", "struct")
 
-    def __init__(self, name: str, described: str | tuple[Field, ...], shared: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        described: str | tuple[Field, ...],
+        shared: int = 0,
+        *,
+        new: frozenset[str] = frozenset(),
+    ) -> None:
         """Described in groups between commas: a kind, then names, each with `=default` if it has one."""
-        self.name, self.shared = name, shared
+        self.name, self.shared, self.new = name, shared, new
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
         self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
         self.size, self.pack = self.struct.size, self.struct.pack
+
+    def today(self, stored: bytes) -> bytes:
+        """What is stored as this version packs it; UnknownLayout where that is of no layout known."""
+        if not stored or stored[0] == LAYOUT:
+            return stored
+        if stored[0] not in BEFORE:
+            raise UnknownLayout(f"{self.name} of layout {stored[0]}: this version knows up to {LAYOUT}")
+        return b"".join(default if kept is None else stored[kept] for kept, default in self.from_before())
+
+    def from_before(self) -> Iterator[tuple[slice | None, bytes]]:
+        """Today's bytes by those of a version before: a part that is kept, or what stands where none was."""
+        at, begin = 0, 0
+        for one in self.fields:
+            is_new = one.name in self.new
+            if is_new or one.name == "layout":
+                if begin < at:
+                    yield slice(begin, at), b""
+                yield None, Struct("<" + one.kind.python).pack(one.default)
+            at += 0 if is_new else one.kind.size
+            begin = at if is_new or one.name == "layout" else begin
+        yield slice(begin, None), b""
 
     def index(self, name: str) -> int:
         """Which field this is, from 0; KeyError where there is none of this name."""

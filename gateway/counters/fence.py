@@ -23,6 +23,7 @@ from hashlib import sha1
 from secrets import token_hex
 from typing import cast
 
+from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.layouts import packing, table
@@ -225,10 +226,15 @@ async def _close(ask: Ask, run_id: bytes) -> None:
     markers = await asyncio.gather(*(ask(b"GET", name.encode()) for name in names))
     closing = []
     for name, raw in zip(names, map(_text, markers), strict=True):
-        if len(raw) == table.MARKER.size and packing.read_marker(raw)[0] not in (run_id, NOBODY):
+        if _is_known(raw) and packing.read_marker(raw)[0] not in (run_id, NOBODY):
             _, epoch, catalogue = packing.read_marker(raw)
             closing.append(_replace(ask, name, raw, packing.marker(NOBODY, epoch, catalogue)))
     await asyncio.gather(*closing)
+
+
+def _is_known(raw: bytes) -> bool:
+    """Whether this is a marker that this version can read."""
+    return raw != b"" and raw[0] <= LAYOUT and len(table.MARKER.today(raw)) == table.MARKER.size
 
 
 async def _replace(ask: Ask, key: str, before: bytes, after: bytes) -> bool:

@@ -32,7 +32,7 @@ end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
 local function activation(raw)
-  if not raw then return ACTIVATION.zeros() end
+  if not raw then return ACTIVATION.fresh() end
   return open(ACTIVATION_FORM, #raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
@@ -45,7 +45,7 @@ local function join(a, price, flags, was)
   if a[A_FLAGS] == ACTIVE then return 0, flags end
   a[A_WAITING] = a[A_WAITING] + 1
   if a[A_FLAGS] == PENDING then return 0, flags end
-  a[A_FLAGS], a[A_HELD_PRICE] = PENDING, price
+  a[A_FLAGS], a[A_PRICE] = PENDING, price
   return price, flags
 end
 

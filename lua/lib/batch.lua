@@ -18,6 +18,7 @@ local last_marker, marked_by, marked_epoch, marked_version
 local function verified(marker, asked_for)
   if not marker then return nil end
   if marker ~= last_marker then
+    if byte(marker) ~= TODAY then return nil end -- a version before or a newer one serves this partition
     local run_id, epoch, catalogue = MARKER.read(marker)
     marked_by, marked_epoch, marked_version = run_id, epoch, catalogue
     last_marker = marker

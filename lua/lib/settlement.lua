@@ -39,10 +39,10 @@ local function leave(a, o, s, slots)
   a[A_WAITING] = max(0, a[A_WAITING] - slots)
   if a[A_FLAGS] == ACTIVE or (s[S_FREE] and a[A_WAITING] > 0) then return false end
   if a[A_FLAGS] == PENDING then
-    o[O_CREDITS_HELD] = max(0, o[O_CREDITS_HELD] - a[A_HELD_PRICE])
-    s[S_CREDITS] = a[A_HELD_PRICE]
+    o[O_CREDITS_HELD] = max(0, o[O_CREDITS_HELD] - a[A_PRICE])
+    s[S_CREDITS] = a[A_PRICE]
   end
   a[A_FLAGS] = s[S_FREE] and 0 or ACTIVE
-  a[A_HELD_PRICE] = s[S_FREE] and 0 or s[S_CREDITS]
+  a[A_PRICE] = s[S_FREE] and 0 or s[S_CREDITS]
   return not s[S_FREE]
 end

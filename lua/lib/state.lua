@@ -1,7 +1,7 @@
 -- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the names of fields in
 -- capitals, forms, sizes and what is asked of a layout (`HOLD.field(raw, 'created')`) are written out when the library
 -- is assembled (gateway/counters/layouts/lua.py). Shared by every script.
--- A state is one string: a flags byte, then doubles holding integers below 2^53.
+-- A state is one string: the number of its layout, a flags byte, then doubles holding integers below 2^53.
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
 local REVOKED, OVERRIDE, MANUAL_BLOCK, HAS_PLAN = 1, 1, 1, 2
 local INTEGER_MAX, GARBAGE_PERCENT = 9007199254740991, 1000
@@ -24,6 +24,32 @@ local function open(form, packed)
   local fields = {parse(form, packed)}
   fields[#fields] = nil
   return fields
+end
+
+-- What is stored, as it is packed today. What the version before has stored is brought up to that; what a newer one has
+-- stored stays where it is, and whoever asked is told
+local function today(raw, name)
+  local number, kind = byte(raw), string.match(name, ':(%a):')
+  if number == TODAY then return raw end
+  if number > TODAY or number < OLDEST then
+    error({err = 'ERR ' .. name .. ' is of layout ' .. number .. ', this version knows up to ' .. TODAY})
+  end
+  if kind == 'k' then return KEY.today(raw) end
+  if kind == 'u' then return USER.today(raw) end
+  if kind == 't' then return TENANT.today(raw) end
+  if kind == 'o' then return ORGANIZATION.today(raw) end
+  if kind == 'a' then return ACTIVATION.today(raw) end
+  return HOLD.today(raw)
+end
+
+-- the partition's marker, and states and holds behind it, as they are packed today
+local function stored(keys, first)
+  local raw = call('MGET', values(keys, first))
+  for i = 2, #raw do
+    local one = raw[i]
+    if one and byte(one) ~= TODAY then raw[i] = today(one, keys[first + i - 1]) end
+  end
+  return raw
 end
 
 -- the assembly writes it out where `flags` is a name or a field

@@ -3,8 +3,9 @@ local HUGE = 9007199254740992
 local taken_by = {H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORGANIZATION_TPM} -- where a hold says what it took, by scope
 
 -- the hold that is raised, opened; nil where it is gone: then all of it is taken anew
-local function raised(packed)
-  local h = packed and open(HOLD_FORM, packed)
+local function raised(name)
+  local packed = call('GET', name)
+  local h = packed and open(HOLD_FORM, today(packed, name))
   return h and not has(h[H_FLAGS], HOLD_RECLAIMED) and h or nil
 end
 

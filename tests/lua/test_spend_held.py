@@ -179,7 +179,7 @@ def test_a_state_of_before_units_were_held_is_read(world: World) -> None:
     world.define_organization(cap=5 * MICRO)
     world.reserve(service=RISING).settle(units=9)
     name = keys.activation(world.p, 1, RISING.id)
-    old = world.get(name)[:33]
+    old = world.get(name)[1:34]  # nor had it a number
     world.rebuild(name, old)
     assert kept(world) == states.ActivationState(month=kept(world).month, quantity=9)
     assert [world.reserve(service=RISING).verdict is Verdict.ADMITTED for _ in range(7)] == [True] * 6 + [

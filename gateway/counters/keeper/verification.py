@@ -11,6 +11,7 @@ from gateway.core.accounts.definitions import OrganizationAccount, ServiceUse, T
 from gateway.core.billing.pricing import spend_micro
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.integrity.recovery import Markers, Report
+from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.client import fields_of
@@ -29,10 +30,12 @@ class Verification(Control):
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
-            run_id, epoch, _ = packing.read_marker(marker)
+            run_id, epoch, catalogue = packing.read_marker(marker)
             if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
                 continue
+            if marker[0] != LAYOUT:  # of a version before: its scripts must not write here any more
+                await self.mark(run_id, partition, marker, epoch, catalogue)
             found.verified[partition] = epoch
             if packing.is_closed(marker):
                 found.closed[partition] = epoch
@@ -126,15 +129,15 @@ class Verification(Control):
 
         None where the marker moved on.
         """
-        run_id = b"let-go:%b" % uuid.uuid4().hex.encode()
-        marker = packing.marker(run_id.ljust(len(self.run_id), b"."), epoch, packing.read_marker(before)[2])
+        run_id = (b"let-go:%b" % uuid.uuid4().hex.encode()).ljust(len(self.run_id), b".")
+        marker = packing.marker(run_id, epoch, packing.read_marker(before)[2])
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
         for request_id, (hold, user, tiers) in (await self._holds(partition, ids)).items():
             caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
             service = service_of(hold.service_id, hold.flags, tiers)
             release = Settlement(caller, request_id, user, service, charge=False)
-            call = packing.settle(marker[: len(self.run_id)], 0, release, packing.MODE_RELEASE)
+            call = packing.settle(run_id, 0, release, packing.MODE_RELEASE)
             await self.run("settle", call)
         return marker
 

@@ -8,9 +8,10 @@ A script names a layout in capitals, then what it does with one, by the names of
     SETTLE.since(raw, 'run_id')                     from one field to the end of the string
     HOLD.behind(raw)                                what follows all of it
     HOLD.opened(raw, 'credits')                     the fields up to this one as a table
-    HOLD.zeros('credits')                           as many zeros, of all fields where none is named
+    HOLD.fresh('credits')                           the same of defaults; of all fields where none is named
     HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
+    HOLD.today(raw)                                 as it is packed today, what the version before has packed
     PLAN.into(t, raw)                               into the fields of these names of an opened state
     TENANT.account(raw)                             opened, with 0 for what all begin with, but for the flags
     TENANT.renewed(raw, head, 'held', t)            another beginning, the account's fields up to this one
@@ -25,7 +26,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from gateway.core.layout import Field, Layout
+from gateway.core.layout import BEFORE, LAYOUT, Field, Layout
 from gateway.counters.layouts import states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
@@ -37,7 +38,8 @@ _ZEROS_MIN = 4
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """Where each field stands in an opened state, by the field's name in capitals; forms and sizes."""
-    found = {f"{one.name}_BYTES": str(one.size) for one in layouts}
+    found = {"TODAY": str(LAYOUT), "OLDEST": str(BEFORE.start)}
+    found |= {f"{one.name}_BYTES": str(one.size) for one in layouts}
     names = {one.name for one in states.LAYOUTS}
     for one in layouts:
         if one.name not in names:
@@ -88,9 +90,9 @@ def _opened(layout: Layout, packed: str, last: str) -> str:
     return f"{{{_parse(layout, layout.fields[: layout.index(_text(last)) + 1], packed)}}}"
 
 
-def _zeros(layout: Layout, last: str = "") -> str:
+def _fresh(layout: Layout, last: str = "") -> str:
     count = layout.index(_text(last)) + 1 if last else len(layout.fields)
-    return "{" + ", ".join(["0"] * count) + "}"
+    return "{" + ", ".join(str(one.default) for one in layout.fields[:count]) + "}"
 
 
 def _bytes(layout: Layout, packed: str, first: str, last: str) -> str:
@@ -141,6 +143,16 @@ def _replaced(layout: Layout, packed: str, values: str) -> str:
     return " .. ".join(parts)
 
 
+def _today(layout: Layout, packed: str) -> str:
+    parts = []
+    for kept, default in layout.from_before():
+        if kept is None:
+            parts.append("'" + "".join(f"\\{byte:03}" for byte in default) + "'")
+        else:
+            parts.append(packed if kept == slice(0, None) else _sub(packed, kept.start + 1, kept.stop))
+    return " .. ".join(parts)
+
+
 def _into(layout: Layout, state: str, packed: str) -> str:
     places = ", ".join(f"{state}[{_TENANT}{one.name.upper()}]" for one in layout.fields)
     return f"{places} = {_parse(layout, layout.fields, packed)}"
@@ -161,8 +173,8 @@ def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> s
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
-    "zeros": _zeros, "pack": _pack, "replaced": _replaced, "into": _into, "account": _account,
-    "renewed": _renewed,
+    "fresh": _fresh, "pack": _pack, "replaced": _replaced, "today": _today, "into": _into,
+    "account": _account, "renewed": _renewed,
 }  # fmt: skip
 _TENANT = "T_"
 

@@ -16,6 +16,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.billing.tiers import pack_tiers
+from gateway.core.layout import LAYOUT
 from gateway.core.model import (
     INTEGER_MAX,
     Decision,
@@ -267,7 +268,7 @@ def limits(of: Limits) -> tuple[int, int, int]:
 
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
     """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
-    return table.MARKER.pack(run_id, epoch, catalogue)
+    return table.MARKER.pack(LAYOUT, run_id, epoch, catalogue)
 
 
 def is_closed(raw: bytes) -> bool:
@@ -276,8 +277,11 @@ def is_closed(raw: bytes) -> bool:
 
 
 def read_marker(raw: bytes) -> tuple[bytes, int, int]:
-    """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty."""
+    """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty.
+
+    UnknownLayout of a marker that a newer version has written: the partition is none of ours.
+    """
     if not raw:
         return b"", 0, 0
-    run_id, epoch, catalogue = table.MARKER.struct.unpack(raw)
+    _, run_id, epoch, catalogue = table.MARKER.struct.unpack(table.MARKER.today(raw))
     return run_id, int(epoch), int(catalogue)

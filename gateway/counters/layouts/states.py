@@ -6,9 +6,10 @@ where it belongs, with a default; in capitals, behind its class' first letter, i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 
-from gateway.core.layout import Layout
+from gateway.core.layout import LAYOUT, Layout
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
@@ -157,13 +158,21 @@ class ActivationState:
     held_price: int = 0
 
 
+# What the version before does not store; of the version before that is said nothing any more.
+NEW_IN_ALL = frozenset({"layout"})
+NEW: dict[type, frozenset[str]] = {}
+
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
 
 
 def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
     flags, *numbers = (f"{one.name}={one.default}" for one in fields(kind))
-    shared = len(fields(Account)) if issubclass(kind, Account) else 0
-    return Layout(kind.__name__.removesuffix("State").upper(), f"u8 {flags}, f64 {' '.join(numbers)}", shared)
+    return Layout(
+        kind.__name__.removesuffix("State").upper(),
+        f"u8 layout={LAYOUT} {flags}, f64 {' '.join(numbers)}",
+        shared=1 + len(fields(Account)) if issubclass(kind, Account) else 0,
+        new=NEW_IN_ALL | NEW.get(kind, frozenset()),
+    )
 
 
 ACCOUNT = _layout(Account)
@@ -176,37 +185,43 @@ LAYOUTS = ACCOUNT, *_LAYOUTS.values()
 
 def unpack_key(packed: bytes) -> KeyState:
     """An API key's state."""
-    return KeyState(*map(int, _LAYOUTS[KeyState].struct.unpack(packed)))
+    return KeyState(*_numbers(KeyState, packed))
 
 
 def unpack_user(packed: bytes) -> UserState:
     """A user's state."""
-    return UserState(*map(int, _LAYOUTS[UserState].struct.unpack(packed)))
+    return UserState(*_numbers(UserState, packed))
 
 
 def unpack_tenant(packed: bytes) -> TenantState:
     """A tenant's state."""
-    return TenantState(*map(int, _LAYOUTS[TenantState].struct.unpack(packed)))
+    return TenantState(*_numbers(TenantState, packed))
 
 
 def unpack_organization(packed: bytes) -> OrganizationState:
     """An organization's state."""
-    return OrganizationState(*map(int, _LAYOUTS[OrganizationState].struct.unpack(packed)))
+    return OrganizationState(*_numbers(OrganizationState, packed))
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
     """A hold, its caller's own user id and the packed tiers it was admitted at."""
-    form = _LAYOUTS[HoldState].struct
-    user, _, tiers = packed[form.size :].partition(b"\0")
-    return HoldState(*map(int, form.unpack_from(packed))), user.decode(), tiers
+    layout = _LAYOUTS[HoldState]
+    whole = layout.today(packed)
+    user, _, tiers = whole[layout.size :].partition(b"\0")
+    return HoldState(*_numbers(HoldState, whole[: layout.size])), user.decode(), tiers
 
 
 def unpack_activation(packed: bytes) -> ActivationState:
     """What is kept of an organization's service; one of before units were held ends with the quantity."""
-    form = _LAYOUTS[ActivationState].struct
-    return ActivationState(*map(int, form.unpack(packed.ljust(form.size, b"\0"))))
+    layout = _LAYOUTS[ActivationState]
+    return ActivationState(*_numbers(ActivationState, layout.today(packed).ljust(layout.size, b"\0")))
 
 
 def pack(state: State) -> bytes:
     """The state as the scripts read it."""
-    return _LAYOUTS[type(state)].pack(*astuple(state))
+    return _LAYOUTS[type(state)].pack(LAYOUT, *astuple(state))
+
+
+def _numbers(kind: type[State], packed: bytes) -> Iterator[int]:
+    _, *numbers = _LAYOUTS[kind].struct.unpack(_LAYOUTS[kind].today(packed))
+    return map(int, numbers)

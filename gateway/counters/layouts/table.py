@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from gateway.core.accounts.ledger import ENTRY, PRICED
 from gateway.core.billing.tiers import TIER
-from gateway.core.layout import Layout
+from gateway.core.layout import LAYOUT, Layout
 from gateway.counters.layouts import states
 
 CODE = Layout("CODE", "f64 code")
-MARKER = Layout("MARKER", "s40 run_id, f64 epoch catalogue")
+# By its number scripts of another layout know that a partition is none of theirs.
+MARKER = Layout("MARKER", f"u8 layout={LAYOUT}, s40 run_id, f64 epoch catalogue", new=states.NEW_IN_ALL)
 
 RESERVE = Layout(
     "RESERVE",

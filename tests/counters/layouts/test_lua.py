@@ -49,11 +49,16 @@ ANSWERS = {
 TODAY = {one.name: one for one in table.LAYOUTS}
 Where = Callable[[Layout], int]
 PLACES: dict[str, Where] = {
-    "first": lambda _: 0,
-    "second": lambda _: 1,
+    "first": lambda layout: begin(layout) + 0,
+    "second": lambda layout: begin(layout) + 1,
     "in the middle": lambda layout: len(layout.fields) // 2,
     "last": lambda layout: len([one for one in layout.fields if not one.is_text]),
 }
+
+
+def begin(layout: Layout) -> int:
+    """Where a field may be put: a number comes first."""
+    return int(layout.fields[0].name == "layout")
 
 
 def changed(where: Where) -> dict[str, Layout]:
@@ -71,7 +76,8 @@ def changed(where: Where) -> dict[str, Layout]:
         fields = list(one.fields)
         for place in sorted(places, reverse=True):
             fields.insert(place, DUMMY._replace(name=f"{DUMMY.name}{place}"))
-        made[one.name] = Layout(one.name, tuple(fields), one.shared and one.shared + 1)
+        new = one.new | {field.name for field in fields if field.name.startswith(DUMMY.name)}
+        made[one.name] = Layout(one.name, tuple(fields), one.shared and one.shared + 1, new=frozenset(new))
     return made
 
 

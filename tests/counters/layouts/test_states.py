@@ -1,0 +1,185 @@
+"""What another version has stored: the layout before is read, a newer one is left where it is, and told.
+
+`unnumbered.json` was recorded from the version that stored no numbers yet, on a real server.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.layout import LAYOUT, UnknownLayout
+from gateway.core.model import HoldRequest, Service, Settled, Verdict
+from gateway.counters.keeper.verification import Verification
+from gateway.counters.layouts import packing, states
+from gateway.counters.leases import lease
+from gateway.counters.redis import keys
+from tests.builders import BY_TOKEN, CHAT, ONE_TIME, TTL_MS, Call, World
+from tests.counters.conftest import Connect
+
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "unnumbered.json").read_text())
+STRINGS = {name: bytes.fromhex(packed) for name, packed in RECORDED["strings"].items()}
+IDS: dict[str, str] = RECORDED["ids"]
+TIERED = Service(
+    id=4, key="search", meter="pay_per_use", counts_tokens=False,
+    pricing=Pricing(tiers=(Tier(10, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
+)  # fmt: skip
+UNPACK: dict[str, Callable[[bytes], Any]] = {
+    "k": states.unpack_key,
+    "u": states.unpack_user,
+    "t": states.unpack_tenant,
+    "o": states.unpack_organization,
+    "a": states.unpack_activation,
+    "h": lambda packed: states.unpack_hold(packed)[0],
+}
+
+
+def kind_of(name: str) -> str:
+    return name.split(":")[2]
+
+
+@pytest.fixture
+def before(world: World) -> World:
+    """What the version before has left, in a partition that it has verified."""
+    world.client.flushall()
+    world.load_library()
+    for name, packed in STRINGS.items():
+        world.client.set(name, packed)
+    world.client.zadd(keys.deadlines(world.p), RECORDED["deadlines"])
+    world.client.set(keys.marker(world.p), unnumbered_marker(world))
+    world.catalogue = 1
+    return world
+
+
+@pytest.fixture
+def ours(before: World) -> World:
+    """The same, once the partition is this version's."""
+    before.client.set(keys.marker(before.p), packing.marker(before.run_id, 1, 1))
+    return before
+
+
+def unnumbered_marker(world: World) -> bytes:
+    return struct.pack("<40sdd", world.run_id, 1, 1)
+
+
+def call(world: World, name: str, service: Service = CHAT, user: str = "") -> Call:
+    """One that was in flight."""
+    request = HoldRequest(world.caller, IDS[name], user, service, 0, 0)
+    return Call(world, request, packing.decision(struct.pack("<d", 0), service))
+
+
+@pytest.mark.parametrize("name", RECORDED["read"])
+def test_the_layout_before_is_read(name: str) -> None:
+    assert asdict(UNPACK[kind_of(name)](STRINGS[name])) == RECORDED["read"][name]
+
+
+def test_a_hold_of_before_has_its_user_and_tiers() -> None:
+    _, user, tiers = states.unpack_hold(STRINGS[f"tk:{{p50}}:h:{IDS['units']}"])
+    assert (user, len(tiers)) == ("ünï", 48)
+
+
+def test_calls_of_before_end_as_they_would_have(ours: World) -> None:
+    remaining, balance = ours.tenant.remaining, ours.organization.balance
+    assert call(ours, "tokens", user="ann").settle(tokens=60) is Settled.DONE
+    assert call(ours, "own", user="own").settle(tokens=10) is Settled.DONE
+    assert call(ours, "one_time", ONE_TIME).settle(credits=50) is Settled.DONE
+    assert call(ours, "units", TIERED, "ünï").settle(units=12) is Settled.DONE
+    assert call(ours, "by_token", BY_TOKEN).settle(credits=7) is Settled.DONE
+    assert call(ours, "reclaimed").settle(tokens=12) is Settled.RECLAIMED
+    assert ours.late()[-1][b"charged"] == b"11"
+    given_back = lease.lease(ours.run_id, ours.caller, IDS["lease"], lease.GIVE_BACK)
+    assert packing.code_of(ours.run("lease", given_back)) == lease.NONE
+    # One call's hold was forgotten before: its slots and three tokens.
+    assert ours.slots("ann") == [1, 0, 1, 1]
+    assert (ours.tenant.held, ours.tenant.remaining) == (3, remaining - 70)
+    organization = ours.organization
+    assert (organization.credits_held, organization.balance) == (0, balance - 57)
+    # Eight units were settled before: two more at the first price, ten at the second.
+    assert (organization.spend_held, organization.spent) == (0, 8_000 + 2_000 + 8_000)
+    stored = [ours.get(name) for name in STRINGS if kind_of(name) in "ktoa"]
+    assert {packed[0] for packed in stored} == {LAYOUT}
+
+
+def test_calls_of_before_are_kept_and_raised(ours: World) -> None:
+    held = ours.tenant.held
+    assert call(ours, "tokens").extend(100, 50) == (150, 0)
+    raised = call(ours, "own", user="own").raised(30)
+    assert raised.verdict is Verdict.ADMITTED
+    assert ours.tenant.held == held + 50 + 20
+    hold = raised.hold
+    assert hold is not None
+    assert hold.tokens == 30
+
+
+def test_accounts_of_before_admit_are_granted_defined_and_shown(ours: World) -> None:
+    ours.version = ours.tenant.version
+    user_limits = ours.tenant.user_rpm, ours.tenant.user_tpm, ours.tenant.user_concurrency
+    assert states.unpack_tenant(ours.peek(3, ours.tenant_key)[0]).held == ours.tenant.held
+    assert ours.reserve(need=10, user="new").verdict is Verdict.ADMITTED
+    new = ours.user("new")
+    assert (new.rpm, new.tpm, new.concurrency) == user_limits
+    total = ours.tenant.remaining
+    assert ours.grant("recharge", 5).code == 1
+    assert ours.tenant.remaining == total + 5
+    balance = ours.organization.balance
+    assert ours.define_organization(cap=7) == 1
+    assert (ours.organization.balance, ours.organization.cap) == (balance, 7)
+
+
+# --- whose a partition is ---------------------------------------------------------------------
+
+
+def test_a_partition_of_the_version_before_is_not_served(before: World) -> None:
+    everything = before.everything()
+    assert before.reserve(need=1).verdict is Verdict.UNVERIFIED
+    assert call(before, "tokens", user="ann").settle(tokens=1) is Settled.UNVERIFIED
+    assert before.grant("recharge", 5).code == 0
+    assert before.everything() == everything
+
+
+async def test_a_keeper_takes_it_over_as_it_is(before: World, connect: Connect) -> None:
+    keeper = Verification(await connect(before.url))
+    found = await keeper.markers()
+    assert (found.verified[before.p], found.closed) == (1, {})
+    assert before.get(keys.marker(before.p)) == packing.marker(before.run_id, 1, 1)
+    assert before.reserve(need=1).verdict is Verdict.ADMITTED
+
+
+async def test_a_partition_of_a_newer_version_is_left_alone(world: World, connect: Connect) -> None:
+    newer = bytes([LAYOUT + 1]) + packing.marker(world.run_id, 1, 1)[1:] + b"more"
+    world.client.set(keys.marker(world.p), newer)
+    everything = world.everything()
+    assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+    keeper = Verification(await connect(world.url))
+    with pytest.raises(UnknownLayout, match=f"layout {LAYOUT + 1}"):
+        await keeper.markers()
+    assert world.everything() == everything
+
+
+@pytest.mark.parametrize("which", ["tenant", "organization", "key", "user", "hold"])
+def test_what_a_newer_version_has_stored_is_left_where_it_is(world: World, which: str) -> None:
+    world.define_user("ann", packing.Limits(concurrency=9))
+    admitted = world.reserve(need=5, user="ann")
+    name = {
+        "tenant": world.tenant_key, "organization": world.organization_key, "key": world.api_key,
+        "user": world.user_key("ann"), "hold": keys.hold(world.p, admitted.id),
+    }[which]  # fmt: skip
+    newer = bytes([LAYOUT + 1]) + world.get(name)[1:] + bytes(8)
+    world.client.set(name, newer)
+    everything = world.everything()
+    with pytest.raises(redis.ResponseError, match=f"of layout {LAYOUT + 1}"):
+        admitted.settle(tokens=5)
+    with pytest.raises(redis.ResponseError, match=f"of layout {LAYOUT + 1}"):
+        admitted.raised(7) if which == "hold" else world.reserve(need=1, user="ann", ttl_ms=TTL_MS)
+    with pytest.raises(UnknownLayout):
+        UNPACK[kind_of(name)](newer)
+    assert world.everything() == everything
