@@ -6,8 +6,7 @@
 -- ARGV[1] packed: run id (40), verb, amount (adjust and credits: signed), id (36)
 --   verbs: 1 recharge, 2 reset, 3 adjust, 4 block, 5 unblock, 6 plan, 7 credits, 8 sweep (a due reset only)
 -- ARGV[2] metadata (JSON object or empty)
--- ARGV[3] the plan, for verb 6, packed: plan id (0 none), interval, policy, admission, exhausted,
---   store failure, rollover, total (-1 unlimited), anchor
+-- ARGV[3] the plan's terms, for verb 6, packed: plan id (0 none), the tenant's anchor, and each term of the plan
 -- Returns packed: 1 applied or 2 applied before, now, seq, remaining (-1 unlimited), balance, epoch,
 --     how far the tenant's seq moved, the credits' seq (0: not moved)
 --   | 0 unverified | -2 unknown account | -3 out of range: the account would pass 2^53 - 1

@@ -20,11 +20,11 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
-    PlanTerms,
     TenantDefinition,
     UserDefinition,
 )
 from gateway.core.accounts.ledger import HEAD, Event, decode, encode
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import Pricing, TokenPrice, TokenRate
 from gateway.core.model import (
     Caller,
@@ -269,7 +269,7 @@ class World:
 
     def plan(self, total: int | None, **terms: Any) -> Granted:
         """Give the tenant a plan; `terms` are those of `PlanTerms`."""
-        return self.grant("plan", terms=PlanTerms(**{"plan_id": 1, **terms}, total=total))
+        return self.grant("plan", terms=PlanTerms(**{"plan_id": 1, **terms}, total_amount=total))
 
     def sweep(self) -> Granted:
         return self.grant("sweep", write_id="0" * 36)

@@ -7,21 +7,11 @@ from collections import defaultdict
 from sqlalchemy import func, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.plan_terms import TERMS
 from persistence import crud
 from persistence.subject import Change, Subject, equals
 from persistence.tables import subscription_plan, tenant, token_plan
 
-DEFINING = frozenset(
-    {
-        "total_amount",
-        "reset_interval",
-        "overage_policy",
-        "rollover_max",
-        "admission",
-        "on_exhausted",
-        "on_store_failure",
-    }
-)
 # A tenant's own plan, else the one its organization's subscription gives it.
 plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
@@ -58,6 +48,6 @@ SUBJECT: Subject = Subject(
             ),
         },
         define=define,
-        defining=DEFINING,
+        defining=frozenset(one.name for one in TERMS),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import case, func, insert, literal, select, update
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.control import plan_payload
+from gateway.core.accounts.plan_terms import plan_payload
 from persistence.billing.plans import plan_in_force
 from persistence.subject import Change, Subject, equals, fetch, lock, require
 from persistence.tables import tenant, tenant_quota, token_plan

@@ -22,12 +22,12 @@ from gateway.core.accounts.definitions import (
     OrganizationAccount,
     OrganizationDefinition,
     OrganizationTerms,
-    PlanTerms,
     ServiceUse,
     TenantAccount,
     TenantDefinition,
     UserDefinition,
 )
+from gateway.core.accounts.plan_terms import TERMS, read_terms
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
 
@@ -61,13 +61,14 @@ SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit
             AS integer) AS this_month
   FROM organization WHERE {where} ORDER BY id"""
 _TENANTS = """
-SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.total_amount, p.reset_interval,
-       p.overage_policy, p.admission, p.on_exhausted, p.on_store_failure, p.rollover_max,
+SELECT t.id, t.organization_id, t.limits, t.user_limits, p.id AS plan_id, p.{terms},
        coalesce(q.anchor, 1) AS anchor, coalesce(q.last_seq, 0) AS last_seq, q.total, q.tokens_used,
        q.tokens_remaining, q.tokens_granted, q.manual_block,
        q.last_reset, q.next_reset_at, q.cycle, coalesce(q.epoch, 0) AS epoch
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
-  LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id"""
+  LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id""".replace(
+    "{terms}", ", p.".join(one.name for one in TERMS)
+)
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, k.limits, k.user, k.models, k.revoked_at, k.expires_at,
        k.user_header
@@ -139,7 +140,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
                 organization_id=row["organization_id"],
                 limits=_limits(row["limits"]),
                 user_limits=_limits(row["user_limits"]),
-                terms=_terms(row),
+                terms=read_terms(dict(row)),
                 has_ledger=row["last_seq"] > 0,
             ),
             remaining=row["tokens_remaining"],
@@ -226,22 +227,6 @@ def _organization_terms(row: RowMapping) -> OrganizationTerms:
         since_ms=int(subscription["since"]),
         until_ms=int(subscription["until"]),
         subscribed=row["subscribed"],
-    )
-
-
-def _terms(row: RowMapping) -> PlanTerms:
-    if row["plan_id"] is None:
-        return PlanTerms(anchor=row["anchor"])
-    return PlanTerms(
-        plan_id=row["plan_id"],
-        total=row["total_amount"],
-        reset_interval=row["reset_interval"],
-        overage_policy=row["overage_policy"],
-        admission=row["admission"],
-        on_exhausted=row["on_exhausted"],
-        on_store_failure=row["on_store_failure"],
-        rollover_max=row["rollover_max"],
-        anchor=row["anchor"],
     )
 
 

@@ -7,14 +7,15 @@ the truth, and an older definition that waited is never brought over a newer one
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.definitions import ControlWrite, Definition, PlanTerms
+from gateway.core.accounts.definitions import ControlWrite, Definition
+from gateway.core.accounts.plan_terms import PlanTerms, read_terms
 from persistence.keeper import definitions
 
 WRITES_MAX = 500
@@ -35,6 +36,8 @@ UPDATE control_write SET applied_at = coalesce(applied_at, now()),
 _REFUSED = text("""
 UPDATE control_write SET state = 'refused', result = jsonb_build_object('reason', cast(:reason AS text))
  WHERE id = :id AND state = 'pending'""")
+# How a version before this one named terms: its writes may still wait, or be pushed again.
+_BEFORE = {"total": "total_amount", "interval": "reset_interval", "policy": "overage_policy"}
 _TENANT = text("SELECT organization_id FROM tenant WHERE id = :id")
 
 
@@ -76,7 +79,8 @@ class Pushes:
 
 
 async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
-    verb, account, payload = str(row["verb"]), str(row["account"]), dict(row["payload"] or {})
+    verb, account = str(row["verb"]), str(row["account"])
+    payload: dict[str, Any] = dict(row["payload"] or {})
     tenant_id = organization_id = 0
     found: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
@@ -89,7 +93,7 @@ async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
         assert account.startswith("organization:"), account
         organization_id = int(account.partition(":")[2])
     if verb == "plan":
-        terms = _terms(payload)
+        terms = read_terms({_BEFORE.get(name, name): value for name, value in payload.items()})
     return ControlWrite(
         id=str(row["id"]),
         position=int(row["position"]),
@@ -100,18 +104,4 @@ async def _write(connection: AsyncConnection, row: RowMapping) -> ControlWrite:
         organization_id=organization_id,
         definitions=found,
         terms=terms,
-    )
-
-
-def _terms(payload: Mapping[str, Any]) -> PlanTerms:
-    return PlanTerms(
-        plan_id=payload["plan_id"] or 0,
-        total=payload["total"],
-        reset_interval=payload["interval"],
-        overage_policy=payload["policy"],
-        admission=payload["admission"],
-        on_exhausted=payload["on_exhausted"],
-        on_store_failure=payload["on_store_failure"],
-        rollover_max=payload["rollover_max"] or 0,
-        anchor=payload["anchor"],
     )

@@ -16,6 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from gateway.core.accounts.plan_terms import TERMS
 from persistence.tables.columns import document, identity, integer, line, metadata, moment, money, refers
 
 organization = Table(
@@ -115,15 +116,9 @@ token_plan = Table(
     metadata,
     identity(),
     line("name"),
-    integer("total_amount", required=False),
     Column("description", Text),
-    line("reset_interval"),
-    line("overage_policy"),
+    *(line(one.name) if one.choices else integer(one.name, required=not one.nullable) for one in TERMS),
     money("overage_unit_price"),
-    integer("rollover_max"),
-    line("admission"),
-    line("on_exhausted"),
-    line("on_store_failure"),
     moment("created_at", required=True),
     moment("updated_at", required=True),
     moment("deleted_at"),

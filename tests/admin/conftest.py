@@ -132,7 +132,7 @@ class MemoryCounters:
         quota = self.quotas.get(tenant, FRESH)
         remaining = quota.tokens_remaining
         if verb == "plan":
-            total = payload["total"]
+            total = payload["total_amount"]
             self.totals[tenant] = total
             remaining = total if total is None else total - quota.tokens_used
         elif verb == "reset":

@@ -23,9 +23,9 @@ async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
             "plan",
             {
                 "plan_id": plan["id"],
-                "total": 1000,
-                "interval": "daily",
-                "policy": "block",
+                "total_amount": 1000,
+                "reset_interval": "daily",
+                "overage_policy": "block",
                 "rollover_max": 50,
                 "admission": "available",
                 "on_exhausted": "finish",

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.definitions import PlanTerms
 from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
@@ -192,7 +192,7 @@ GRANTS: list[tuple[str, int, dict[str, Any]]] = [
     ("adjust", -50, {}),
     ("block", 0, {}),
     ("unblock", 0, {}),
-    ("plan", 0, {"terms": PlanTerms(plan_id=2, total=7)}),
+    ("plan", 0, {"terms": PlanTerms(plan_id=2, total_amount=7)}),
     ("credits", 50, {}),
 ]
 

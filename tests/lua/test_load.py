@@ -10,10 +10,10 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
-    PlanTerms,
     TenantDefinition,
     UserDefinition,
 )
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import Limits, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
@@ -127,7 +127,9 @@ def test_a_plans_new_terms_reach_the_tenants_that_have_it_and_the_total_at_the_n
     world: World,
 ) -> None:
     world.plan(100, plan_id=4, reset_interval="monthly")
-    world.define_tenant(terms=PlanTerms(plan_id=4, total=500, reset_interval="monthly", rollover_max=3))
+    world.define_tenant(
+        terms=PlanTerms(plan_id=4, total_amount=500, reset_interval="monthly", rollover_max=3)
+    )
     assert (world.tenant.total, world.tenant.total_amount, world.tenant.rollover_max) == (100, 500, 3)
     world.grant("reset")
     assert (world.tenant.total, world.tenant.remaining) == (500, 503)
@@ -135,13 +137,13 @@ def test_a_plans_new_terms_reach_the_tenants_that_have_it_and_the_total_at_the_n
 
 def test_the_terms_of_another_plan_wait_for_the_change_of_plan(world: World) -> None:
     world.plan(100, plan_id=4)
-    world.define_tenant(terms=PlanTerms(plan_id=5, total=500))
+    world.define_tenant(terms=PlanTerms(plan_id=5, total_amount=500))
     assert (world.tenant.plan_id, world.tenant.total_amount) == (4, 100)
 
 
 def test_an_interval_changed_in_the_plan_moves_the_next_reset(world: World) -> None:
     world.plan(100, plan_id=4, reset_interval="monthly")
-    world.define_tenant(terms=PlanTerms(plan_id=4, total=100, reset_interval="daily"))
+    world.define_tenant(terms=PlanTerms(plan_id=4, total_amount=100, reset_interval="daily"))
     now = world.now_ms()
     assert now < world.tenant.next_reset <= now + 86_400_000
 

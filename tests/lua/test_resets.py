@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.definitions import PlanTerms
 from gateway.core.accounts.ledger import EventFlag, EventKind
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.calendar import cycles_between, next_reset_ms
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.layouts import packing
@@ -31,7 +31,7 @@ def reserve(world: World) -> None:
 
 
 def define(world: World) -> None:
-    assert world.define_tenant(terms=PlanTerms(plan_id=1, total=100, reset_interval="daily")) == 1
+    assert world.define_tenant(terms=PlanTerms(plan_id=1, total_amount=100, reset_interval="daily")) == 1
 
 
 def sweep(world: World) -> None:
@@ -51,7 +51,7 @@ SCRIPTS: list[Callable[[World], None]] = [
     define,
     sweep,
     *(grant(verb) for verb in ("recharge", "reset", "adjust", "block", "unblock", "credits")),
-    grant("plan", terms=PlanTerms(plan_id=2, total=9, reset_interval="daily")),
+    grant("plan", terms=PlanTerms(plan_id=2, total_amount=9, reset_interval="daily")),
 ]
 
 
@@ -181,7 +181,7 @@ def test_an_unlimited_tenants_use_starts_again(world: World) -> None:
 
 def test_a_plans_new_total_comes_with_the_reset(world: World) -> None:
     world.plan(100, reset_interval="daily")
-    world.define_tenant(terms=PlanTerms(plan_id=1, total=None, reset_interval="daily"))
+    world.define_tenant(terms=PlanTerms(plan_id=1, total_amount=None, reset_interval="daily"))
     world.put_tenant(next_reset=midnight(world))
     world.sweep()
     assert (world.tenant.total, world.events()[-1].amount) == (-1, 100)

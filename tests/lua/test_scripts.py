@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.core.accounts.definitions import PlanTerms, TenantDefinition
+from gateway.core.accounts.definitions import TenantDefinition
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
 from gateway.counters.admission import extending
 from gateway.counters.keeper import parked
@@ -51,7 +52,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["extend"] = extending.extend(
         world.run_id, TTL_MS, world.p, [(Observed(world.caller, one.id, 0, 9), 9) for one in live]
     )
-    terms = PlanTerms(plan_id=2, total=50, reset_interval="daily")
+    terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily")
     for verb in packing.VERBS:
         made[f"grant {verb}"] = packing.grant(
             world.run_id, verb, 1, new_id(), tenant_id=7, organization_id=1, terms=terms

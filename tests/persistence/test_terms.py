@@ -44,7 +44,7 @@ class ClockedStore:
 
     def intents(self) -> list[tuple[object, ...]]:
         return rows_of(
-            self.url, "SELECT account, verb, payload->>'total' FROM control_write ORDER BY position"
+            self.url, "SELECT account, verb, payload->>'total_amount' FROM control_write ORDER BY position"
         )
 
 

@@ -65,7 +65,7 @@ class April:
         waiting = rows_of(
             self.url,
             "UPDATE control_write SET state = 'applied' WHERE state = 'pending' AND verb = 'plan'"
-            " RETURNING id::text, (payload->>'total')::bigint, position",
+            " RETURNING id::text, (payload->>'total_amount')::bigint, position",
         )
         for write_id, total, _ in sorted(waiting, key=lambda row: int(str(row[2]))):
             before, self.account.total = self.account.total, int(str(total))

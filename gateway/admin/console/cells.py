@@ -11,6 +11,7 @@ from gateway.admin.console import shown
 from gateway.admin.console.fields import REFERS
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.plan_terms import TERMS
 
 Names = Mapping[tuple[str, int], str]
 
@@ -18,8 +19,8 @@ TIMES = frozenset({"timestamp", "last_reset"})
 MARKS = frozenset(
     {
         "status", "state", "category", "kind", "role", "transaction_type", "direction", "meter",
-        "reset_interval", "overage_policy", "admission", "on_exhausted", "on_store_failure",
         "billing_interval", "service_type", "action", "resolution",
+        *(one.name for one in TERMS if one.choices),
     }
 )  # fmt: skip
 MONEY = frozenset(

@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from gateway.admin.fields import Amount, Id, In, Instant, LongText, Money, Out, Text, patch_of
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
+from gateway.core.accounts.plan_terms import TERMS, Term
 
 KINDS = ("consume", "recharge", "reset", "adjust")
 
 
-class TokenPlanCreate(In):
-    """A new token plan."""
-
-    name: Text
-    total_amount: Amount | None = Field(default=None, description="Tokens a cycle; null is unlimited.")
-    description: LongText | None = None
-    reset_interval: Literal["monthly", "weekly", "daily", "none"] = "monthly"
-    overage_policy: Literal["block", "carry", "bill"] = Field(
-        default="block",
-        description="block: debt is forgiven at reset; carry: it is kept; bill: never refused.",
-    )
-    overage_unit_price: Money | None = None
-    rollover_max: Amount = Field(default=0, description="Most unused tokens a reset carries over.")
-    admission: Literal["available", "strict"] = "available"
-    on_exhausted: Literal["finish", "cut"] = "finish"
-    on_store_failure: Literal["deny", "allow"] = "deny"
+def _asked(term: Term) -> tuple[object, object]:
+    """A term as a caller states it."""
+    kind: Any = Literal[term.choices] if term.choices else Amount
+    kind = kind | None if term.nullable else kind
+    return kind, Field(default=term.default, description=term.description or None)
 
 
-class TokenPlan(Out):
-    """How many tokens a tenant gets, how often, and what happens when they are used up.
+def _told(term: Term) -> tuple[object, object]:
+    """A term as a caller is told it."""
+    kind: Any = str if term.choices else int
+    return (kind | None if term.nullable else kind), ...
+
+
+TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # built fields
+    "TokenPlanCreate",
+    __base__=In,
+    __doc__="A new token plan.",
+    name=(Text, ...),
+    description=(LongText | None, None),
+    **{one.name: _asked(one) for one in TERMS},
+    overage_unit_price=(Money | None, None),
+)
+
+TokenPlan: type[Out] = create_model(  # type: ignore[call-overload]  # built fields
+    "TokenPlan",
+    __base__=Out,
+    __doc__="""How many tokens a tenant gets, how often, and what happens when they are used up.
 
     A change of `total_amount` applies at each tenant's next reset.
-    """
-
-    id: Id
-    name: str
-    total_amount: int | None
-    description: str | None
-    reset_interval: str
-    overage_policy: str
-    overage_unit_price: Money | None
-    rollover_max: int
-    admission: str
-    on_exhausted: str
-    on_store_failure: str
-    created_at: Instant
+    """,
+    id=(Id, ...),
+    name=(str, ...),
+    description=(str | None, ...),
+    **{one.name: _told(one) for one in TERMS},
+    overage_unit_price=(Money | None, ...),
+    created_at=(Instant, ...),
+)
 
 
 class TenantQuotaPatch(In):

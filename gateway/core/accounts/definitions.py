@@ -8,25 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import Pricing
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
-
-
-@dataclass(frozen=True, slots=True)
-class PlanTerms:
-    """A token plan as a tenant's state carries it; `plan_id` 0 is "no plan"."""
-
-    plan_id: int = 0
-    total: int | None = None
-    reset_interval: str = "none"
-    overage_policy: str = "block"
-    admission: str = "available"
-    on_exhausted: str = "finish"
-    on_store_failure: str = "deny"
-    rollover_max: int = 0
-    anchor: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +103,8 @@ Definition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDef
 class ControlWrite:
     """One intent that waits: `position` orders them, `definitions` are read when it is pushed.
 
-    A grant (`verb` other than define) names its tenant and organization; `payload` is what the
-    Admin API committed.
+    A grant (`verb` other than define) names its tenant and organization; `payload` is what the Admin API
+    committed: recharge {"amount"}, adjust {"amount", "direction", "reason"}, plan {its terms by name}.
     """
 
     id: str

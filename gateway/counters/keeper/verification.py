@@ -187,20 +187,12 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
         used=account.used,
         cycle=account.cycle,
         next_reset=account.next_reset_ms,
-        anchor=terms.anchor,
         last_reset=account.last_reset_ms,
         seq=account.seq,
         ledger_at=account.last_reset_ms,
-        plan_id=terms.plan_id if has_plan else 0,
-        reset_interval=packing.INTERVALS[terms.reset_interval] if has_plan else 0,
-        overage_policy=packing.POLICIES[terms.overage_policy],
-        admission=packing.ADMISSIONS[terms.admission],
-        on_exhausted=packing.EXHAUSTED[terms.on_exhausted],
-        on_store_failure=packing.STORE_FAILURES[terms.on_store_failure],
-        rollover_max=terms.rollover_max,
-        total_amount=-1 if terms.total is None else terms.total,
         tenant_id=definition.tenant_id,
         organization_id=definition.organization_id,
+        **packing.plan(terms if has_plan else replace(terms, plan_id=0, reset_interval="none")),
     )
 
 

@@ -11,10 +11,10 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
-    PlanTerms,
     TenantDefinition,
     UserDefinition,
 )
+from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.layout import LAYOUT
 from gateway.core.model import (
@@ -178,23 +178,20 @@ def code_of(answer: bytes) -> int:
 VERBS = {
     "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
 }  # fmt: skip
-INTERVALS = {"none": 0, "daily": 1, "weekly": 2, "monthly": 3}
-POLICIES = {"block": 0, "carry": 1, "bill": 2}
-ADMISSIONS = {"available": 0, "strict": 1}
-EXHAUSTED = {"finish": 0, "cut": 1}
-STORE_FAILURES = {"deny": 0, "allow": 1}
 DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
 KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 
-def _plan(terms: PlanTerms) -> tuple[int, ...]:
-    """The plan as `grant` and `load` take it."""
-    return (
-        terms.plan_id, INTERVALS[terms.reset_interval], POLICIES[terms.overage_policy],
-        ADMISSIONS[terms.admission], EXHAUSTED[terms.on_exhausted],
-        STORE_FAILURES[terms.on_store_failure], terms.rollover_max,
-        -1 if terms.total is None else terms.total, terms.anchor,
-    )  # fmt: skip
+def plan(terms: PlanTerms) -> dict[str, int]:
+    """A plan as scripts and states hold it, by the names of its fields: null is -1, a choice its place."""
+    numbers = {"plan_id": terms.plan_id, "anchor": terms.anchor}
+    return numbers | {term.name: _number(term, getattr(terms, term.name)) for term in TERMS}
+
+
+def _number(term: Term, value: str | int | None) -> int:
+    if isinstance(value, str):
+        return term.choices.index(value)
+    return -1 if value is None else value
 
 
 def grant(
@@ -213,7 +210,7 @@ def grant(
     ), (
         table.GRANT.pack(run_id, VERBS[verb], amount, write_id.encode()),
         metadata,
-        table.PLAN.pack(*_plan(terms)) if terms else b"",
+        table.PLAN.pack(*plan(terms).values()) if terms else b"",
     )
 
 
@@ -232,7 +229,7 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
             packed = table.DEFINE_TENANT.pack(
                 *limits(definition.limits), *limits(definition.user_limits),
-                definition.tenant_id, definition.organization_id, *_plan(definition.terms),
+                definition.tenant_id, definition.organization_id, *plan(definition.terms).values(),
             )  # fmt: skip
         case KeyDefinition():
             kind, state = KIND_KEY, keys.key_state(p, definition.key_id)

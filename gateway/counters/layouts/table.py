@@ -7,7 +7,10 @@ structs of a layout, the scripts by what `lua.py` makes of it.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from gateway.core.accounts.ledger import ENTRY, PRICED
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.tiers import TIER
 from gateway.core.layout import LAYOUT, Layout
 from gateway.counters.layouts import states
@@ -56,10 +59,7 @@ GRANTED = Layout("GRANTED", "f64 code now seq remaining balance epoch moved cred
 
 LOAD = Layout("LOAD", "s40 run_id, u8 verb kind, f64 version, u8 create")
 _LIMITS = "f64 rpm tpm concurrency"
-_PLAN = (
-    "f64 plan_id reset_interval overage_policy admission on_exhausted on_store_failure rollover_max"
-    " total_amount anchor"
-)
+_PLAN = f"f64 {' '.join(one.name for one in fields(PlanTerms))}"
 PLAN = Layout("PLAN", _PLAN)
 DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} revoked expires key_id")
 DEFINE_USER = Layout("DEFINE_USER", _LIMITS)

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gateway.local.demo.request import Asked
-from gateway.local.demo.shapes import Turn
+from gateway.local.demo.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer: a whole body, or pieces of a stream. `turn` is the call it answers, if it is one."""
 
-    status: int
-    content_type: str
     body: bytes | Iterable[bytes]
+    status: int = 200
+    content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
     turn: Turn | None = None
 

@@ -24,30 +24,41 @@ import hashlib
 import json
 import re
 import signal
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gateway.errors import StartError
-from gateway.local.demo import anthropic as demo_anthropic
-from gateway.local.demo import gemini as demo_gemini
-from gateway.local.demo import openai as demo_openai
-from gateway.local.demo import responses as demo_responses
-from gateway.local.demo import shapes
-from gateway.local.demo.calls import Calls
+from gateway.local.demo import answers
 from gateway.local.demo.reply import Reply, send, zipped
 from gateway.local.demo.request import Asked, read
+from gateway.local.demo.turn import Turn, prompt_of, read_turn, tokens_in
 
 HEAD_BYTES_MAX = 65_536
 KEEP_ALIVE_S = 75.0
 ECHOED_BYTES_MAX = 65_536
+CALLS_MAX = 20_000
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Server Error"}
-MODEL_CALL = re.compile(r"^/v1(?:beta)?/models/([^/:]+):(\w+)$")
-MODEL = re.compile(r"^/v1(beta)?/models(?:/([^/:]+))?$")
+MODELS = ("demo-small", "demo-large")
+MODEL = re.compile(r"^/v1(beta)?/models(?:/([^/:]+))?(:\w+)?$")
+# The recorded answer of each path, or of what is done with a model.
+ANSWERS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/responses": "response",
+    "/v1/embeddings": "embeddings",
+    "/v1/messages": "message",
+    ":generateContent": "content",
+    ":streamGenerateContent": "content",
+    ":embedContent": "embedding",
+    ":batchEmbedContents": "embedding_batch",
+}
+COUNTED = {"/v1/messages/count_tokens": "input_tokens", ":countTokens": "totalTokens"}
 
 
 async def serve(host: str, port: int) -> asyncio.Server:
     """Listen and answer; port 0 is any free one, the server knows which."""
-    calls = Calls()
+    calls: deque[Turn] = deque(maxlen=CALLS_MAX)
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _connection(calls, reader, writer)
@@ -68,7 +79,7 @@ async def serve_until_stopped(host: str, port: int) -> None:
     server.close()
 
 
-async def _connection(calls: Calls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _connection(calls: deque[Turn], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
         while True:
             async with asyncio.timeout(KEEP_ALIVE_S):
@@ -79,11 +90,12 @@ async def _connection(calls: Calls, reader: asyncio.StreamReader, writer: asynci
     writer.close()
 
 
-async def _answer(calls: Calls, asked: Asked, writer: asyncio.StreamWriter) -> bool:
+async def _answer(calls: deque[Turn], asked: Asked, writer: asyncio.StreamWriter) -> bool:
     """Write the answer; whether the connection may carry another."""
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
-        reply = _json({"calls": calls.told(asked.query.get("model", [""])[0])})
+        model = asked.query.get("model", [""])[0]
+        reply = _json({"calls": [turn.told() for turn in calls if model in ("", turn.values["model"])]})
     else:
         reply = _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
@@ -99,21 +111,21 @@ async def _answer(calls: Calls, asked: Asked, writer: asyncio.StreamWriter) -> b
         f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked",
     ]
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-    noted = calls.note(asked, reply.turn) if reply.turn is not None else None
+    if reply.turn is not None:
+        calls.append(reply.turn)
     complete = False
     try:
         complete = await send(asked, body, writer)
     finally:
-        if noted is not None:
-            noted.over, noted.complete = True, complete
+        if reply.turn is not None:
+            reply.turn.over, reply.turn.complete = True, complete
     return complete and keep
 
 
 def _reply(asked: Asked) -> Reply:
     status = asked.headers.get("x-demo-status", "")
     if status:
-        error = {"error": {"message": "as you asked", "type": "demo_error", "code": None}}
-        return _json(error, int(status))
+        return _json({"error": {"message": "as you asked", "type": "demo_error", "code": None}}, int(status))
     try:
         return _routed(asked)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -121,110 +133,53 @@ def _reply(asked: Asked) -> Reply:
 
 
 def _routed(asked: Asked) -> Reply:
-    call = MODEL_CALL.match(asked.path)
-    if asked.method == "POST" and call:
-        return _gemini(asked, call[1], call[2])
-    if asked.method == "GET" and (listed := MODEL.match(asked.path)):
-        return _models(asked, gemini=bool(listed[1]) or "x-goog-api-client" in asked.headers, name=listed[2])
-    shape = POSTS.get(asked.path) if asked.method == "POST" else None
-    return shape(asked, asked.json()) if shape else _echo(asked)
-
-
-def _turn(asked: Asked, body: dict[str, Any], model: str = "") -> shapes.Turn:
-    return shapes.turn(body, model or str(body.get("model", "demo-small")), asked.headers)
-
-
-def _wants_usage(body: dict[str, Any]) -> bool:
-    return bool((body.get("stream_options") or {}).get("include_usage"))
-
-
-def _chat(asked: Asked, body: dict[str, Any]) -> Reply:
-    turn = _turn(asked, body)
-    if body.get("stream"):
-        return _events(demo_openai.chat_stream(turn, with_usage=_wants_usage(body)), turn)
-    return _json(demo_openai.chat(turn), turn=turn)
-
-
-def _completions(asked: Asked, body: dict[str, Any]) -> Reply:
-    turn = _turn(asked, body)
-    if body.get("stream"):
-        return _events(demo_openai.completion_stream(turn, with_usage=_wants_usage(body)), turn)
-    return _json(demo_openai.completion(turn), turn=turn)
-
-
-def _responses(asked: Asked, body: dict[str, Any]) -> Reply:
-    turn = _turn(asked, body)
-    if body.get("stream"):
-        return _events(demo_responses.response_stream(turn), turn)
-    return _json(demo_responses.response(turn), turn=turn)
-
-
-def _embeddings(asked: Asked, body: dict[str, Any]) -> Reply:
-    turn = _turn(asked, body)
-    encoding = str(body.get("encoding_format", ""))
-    return _json(demo_openai.embeddings(turn, body.get("input", ""), encoding), turn=turn)
-
-
-def _messages(asked: Asked, body: dict[str, Any]) -> Reply:
-    turn = _turn(asked, body)
-    if body.get("stream"):
-        return _events(demo_anthropic.message_stream(turn), turn)
-    return _json(demo_anthropic.message(turn), turn=turn)
-
-
-def _count_tokens(_: Asked, body: dict[str, Any]) -> Reply:
-    return _json({"input_tokens": shapes.tokens_in(body.get("messages", []))})
-
-
-POSTS = {
-    "/v1/chat/completions": _chat,
-    "/v1/completions": _completions,
-    "/v1/responses": _responses,
-    "/v1/embeddings": _embeddings,
-    "/v1/messages": _messages,
-    "/v1/messages/count_tokens": _count_tokens,
-}
-
-
-def _gemini(asked: Asked, model: str, action: str) -> Reply:
-    body = asked.json()
-    if action == "countTokens":
-        return _json({"totalTokens": shapes.tokens_in(body.get("contents", []))})
-    turn = _turn(asked, body, model)
-    if action == "embedContent":
-        turn.input = turn.input or shapes.tokens_in(body.get("content", ""))
-        return _json(demo_gemini.embedded(turn, None), turn=turn)
-    if action == "batchEmbedContents":
-        return _json(demo_gemini.embedded(turn, len(body.get("requests", []))), turn=turn)
-    if action == "generateContent":
-        return _json(demo_gemini.generated(turn), turn=turn)
-    if action != "streamGenerateContent":
+    route, model, place = asked.path, "", MODEL.match(asked.path)
+    if place and asked.method == "GET" and not place[3]:
+        return _models(asked, gemini=bool(place[1]) or "x-goog-api-client" in asked.headers, name=place[2])
+    if place and place[2] and place[3]:
+        model, route = place[2], place[3]
+    if asked.method == "POST" and route in ANSWERS:
+        return _answered(asked, route, model)
+    if asked.method == "POST" and route in COUNTED:
+        return _json({COUNTED[route]: tokens_in(prompt_of(asked.json()))})
+    if asked.method == "POST" and model:
         return _json({"error": {"code": 404, "message": "no such method", "status": "NOT_FOUND"}}, 404)
-    pieces = demo_gemini.generated_pieces(turn)
+    return _echo(asked)
+
+
+def _answered(asked: Asked, route: str, model: str) -> Reply:
+    name = ANSWERS[route]
+    turn = read_turn(asked, model, speaks=not name.startswith("embedding"))
+    if name not in answers.STREAMS or not (asked.json().get("stream") or route == ":streamGenerateContent"):
+        return Reply(answers.whole(name, turn), turn=turn)
+    events = answers.stream(name, turn)
+    if name != "content":
+        return Reply(_events(events, b"\n"), content_type="text/event-stream", turn=turn)
     if asked.query.get("alt") == ["sse"]:
-        return _events((shapes.sse(piece).replace(b"\n", b"\r\n") for piece in pieces), turn)
-    return Reply(200, "application/json", _array(pieces), turn=turn)
+        return Reply(_events(events, b"\r\n"), content_type="text/event-stream", turn=turn)
+    return Reply(_array(events), turn=turn)
 
 
-def _array(pieces: Iterable[dict[str, Any]]) -> Iterable[bytes]:
+def _events(events: Iterable[tuple[str, str]], end: bytes) -> Iterator[bytes]:
+    for name, data in events:
+        lines = ([b"event: " + name.encode()] if name else []) + [b"data: " + data.encode(), b"", b""]
+        yield end.join(lines)
+
+
+def _array(events: Iterable[tuple[str, str]]) -> Iterator[bytes]:
     """A JSON array written one element at a time, as Gemini streams without `alt=sse`."""
     opening = b"["
-    for piece in pieces:
-        yield opening + json.dumps(piece).encode()
+    for _, data in events:
+        yield opening + data.encode()
         opening = b",\r\n"
     yield b"]"
 
 
 def _models(asked: Asked, *, gemini: bool, name: str | None) -> Reply:
-    if gemini:
-        shape, key = demo_gemini.model, "models"
-    elif "anthropic-version" in asked.headers:
-        shape, key = demo_anthropic.model, "data"
-    else:
-        shape, key = demo_openai.model, "data"
-    if name is not None:
-        return _json(shape(name))
-    return _json({"object": "list", key: [shape(each) for each in shapes.MODELS]})
+    maker = "gemini" if gemini else "anthropic" if "anthropic-version" in asked.headers else "openai"
+    models = {"model": MODELS if name is None else (name,)}
+    listed = answers.fill(answers.WHOLE[f"models_{maker}"], {}, models)
+    return _json(listed if name is None else listed["models" if gemini else "data"][0])
 
 
 def _echo(asked: Asked) -> Reply:
@@ -239,15 +194,8 @@ def _echo(asked: Asked) -> Reply:
         "sha256": hashlib.sha256(asked.content).hexdigest(),
         "units": units,
     }
-    return Reply(
-        200, "application/json", json.dumps(content).encode(), (("x-usage-amount", units),) if units else ()
-    )
+    return Reply(json.dumps(content).encode(), headers=(("x-usage-amount", units),) if units else ())
 
 
-def _json(content: Any, status: int = 200, turn: shapes.Turn | None = None) -> Reply:
-    body = json.dumps(content, separators=(",", ":")).encode()
-    return Reply(status, "application/json", body, turn=turn)
-
-
-def _events(pieces: Iterable[bytes], turn: shapes.Turn) -> Reply:
-    return Reply(200, "text/event-stream", pieces, turn=turn)
+def _json(content: Any, status: int = 200) -> Reply:
+    return Reply(answers.written(content).encode(), status)

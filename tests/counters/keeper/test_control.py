@@ -14,9 +14,9 @@ from gateway.core.accounts.definitions import (
     Negotiated,
     OrganizationDefinition,
     OrganizationTerms,
-    PlanTerms,
     TenantDefinition,
 )
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Limits, Verdict
 from gateway.counters.admission.stored import encode_identity, encode_terms
 from gateway.counters.keeper.control import Control
@@ -43,7 +43,7 @@ def write(verb: str, position: int = 1, **payload: Any) -> ControlWrite:
 
 
 async def test_writes_move_the_account_in_the_direction_they_say(world: World, control: Control) -> None:
-    terms = PlanTerms(plan_id=1, total=100)
+    terms = PlanTerms(plan_id=1, total_amount=100)
     for one in (
         replace(write("plan"), terms=terms),
         write("recharge", amount=50),

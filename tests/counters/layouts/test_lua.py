@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.definitions import PlanTerms
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import Pricing, Tier, TokenRate
 from gateway.core.layout import KINDS, Field, Layout
 from gateway.core.model import Limits, Service
@@ -26,7 +26,7 @@ TIERED = Service(
     pricing=Pricing(tiers=(Tier(10, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
 )  # fmt: skip
 TERMS = PlanTerms(
-    plan_id=2, total=20_000, reset_interval="monthly", on_exhausted="cut", on_store_failure="allow",
+    plan_id=2, total_amount=20_000, reset_interval="monthly", on_exhausted="cut", on_store_failure="allow",
     rollover_max=70, anchor=31,
 )  # fmt: skip
 RATE = TokenRate(0, 0, 2_000_000)

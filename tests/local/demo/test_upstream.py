@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.local.demo import shapes
+from gateway.local.demo import upstream
 from gateway.local.demo.upstream import serve
 
 HELLO = [{"role": "user", "content": "Hello, world!"}]
@@ -102,7 +102,7 @@ def test_usage_may_be_dictated(client: openai.OpenAI) -> None:
 def test_the_other_shapes_of_openai(client: openai.OpenAI) -> None:
     assert client.completions.create(model="demo", prompt="Hi").choices[0].text == "You said: Hi"
     assert len(client.embeddings.create(model="demo", input=["a", "b"]).data) == 2
-    assert [model.id for model in client.models.list()] == list(shapes.MODELS)
+    assert [model.id for model in client.models.list()] == list(upstream.MODELS)
     assert client.models.retrieve("demo-small").id == "demo-small"
     response = client.responses.create(model="demo", input="Hi")
     assert response.output_text == "You said: Hi"

@@ -1,0 +1,83 @@
+"""A token plan's terms: each field of a plan that the counters go by, once.
+
+The Admin API's fields, the columns of the table, what a control write carries and what a tenant's state
+holds are made from these. What a term does is said in the scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
+    """A field with what the Admin API says of it, and the default of a new plan where it is another one."""
+    of_new = default if of_new is None else of_new
+    return field(default=default, metadata={"default": of_new, "description": description})
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTerms:
+    """A token plan as a tenant follows it; `plan_id` 0 is "no plan".
+
+    `anchor` is the tenant's: the day of the month its cycles begin on. The scripts know a choice by its
+    place, from 0: a new one goes to the end.
+    """
+
+    plan_id: int = 0
+    anchor: int = 1
+    total_amount: int | None = _term(None, "Tokens a cycle; null is unlimited.")
+    reset_interval: Literal["none", "daily", "weekly", "monthly"] = _term("none", of_new="monthly")
+    overage_policy: Literal["block", "carry", "bill"] = _term(
+        "block", "block: debt is forgiven at reset; carry: it is kept; bill: never refused."
+    )
+    rollover_max: int = _term(0, "Most unused tokens a reset carries over.")
+    admission: Literal["available", "strict"] = _term("available")
+    on_exhausted: Literal["finish", "cut"] = _term("finish")
+    on_store_failure: Literal["deny", "allow"] = _term("deny")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One field of a plan: a count of tokens, or one of some choices. `default` is that of a new plan."""
+
+    name: str
+    choices: tuple[str, ...]
+    nullable: bool
+    default: object
+    description: str
+
+
+def _terms() -> tuple[Term, ...]:
+    hints = get_type_hints(PlanTerms)
+    return tuple(
+        Term(
+            one.name,
+            get_args(hints[one.name]) if get_origin(hints[one.name]) is Literal else (),
+            NoneType in get_args(hints[one.name]),
+            **one.metadata,
+        )
+        for one in fields(PlanTerms)
+        if one.metadata
+    )
+
+
+TERMS = _terms()
+
+
+def read_terms(row: Mapping[str, Any]) -> PlanTerms:
+    """Terms of a row or a control write that has the fields by their names; without a plan, those of none.
+
+    A field that is not there is one that the version which committed it did not know.
+    """
+    if row["plan_id"] is None:
+        return PlanTerms(anchor=row["anchor"])
+    return PlanTerms(**{one.name: row[one.name] for one in fields(PlanTerms) if one.name in row})
+
+
+def plan_payload(plan: Mapping[str, object] | None, *, anchor: int) -> dict[str, object]:
+    """What a control write of verb `plan` carries of a token plan, a row of the table; None is no plan."""
+    terms = read_terms({**(plan or {}), "plan_id": plan and plan["id"], "anchor": anchor})
+    return asdict(terms) | {"plan_id": terms.plan_id or None}

@@ -1,0 +1,40 @@
+"""A plan's terms: what of them is stated, defaulted, committed and read again."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from gateway.core.accounts.plan_terms import TERMS, PlanTerms, plan_payload, read_terms
+
+ROW = {
+    "id": 4, "name": "Team", "total_amount": 500, "reset_interval": "daily", "overage_policy": "bill",
+    "rollover_max": 3, "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow",
+}  # fmt: skip
+
+
+def test_a_control_write_brings_the_terms_of_its_plan() -> None:
+    payload = plan_payload(ROW, anchor=31)
+    assert payload == {"plan_id": 4, "anchor": 31} | {one.name: ROW[one.name] for one in TERMS}
+    assert read_terms(payload) == PlanTerms(4, 31, 500, "daily", "bill", 3, "strict", "cut", "allow")
+
+
+def test_no_plan_is_unlimited_and_never_reset() -> None:
+    payload = plan_payload(None, anchor=7)
+    assert payload["plan_id"] is None
+    assert read_terms(payload) == PlanTerms(anchor=7)
+    assert (PlanTerms().plan_id, PlanTerms().total_amount, PlanTerms().reset_interval) == (0, None, "none")
+
+
+def test_a_field_that_its_version_did_not_know_has_its_default() -> None:
+    payload = plan_payload(ROW, anchor=1)
+    del payload["rollover_max"]
+    assert read_terms(payload).rollover_max == 0
+
+
+def test_every_field_of_a_plan_is_a_term_and_only_a_count_may_be_null() -> None:
+    stated = [one.name for one in fields(PlanTerms)]
+    assert stated == ["plan_id", "anchor", *(one.name for one in TERMS)]
+    assert [one.name for one in TERMS if one.nullable] == ["total_amount"]
+    assert {one.name: one.default for one in TERMS}["reset_interval"] == "monthly"
+    for one in TERMS:
+        assert one.default in (one.choices or (None, 0)), one.name

@@ -1,0 +1,31 @@
+"""Control writes as they are taken to be pushed."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+
+from gateway.core.accounts.plan_terms import PlanTerms
+from persistence import engine as engines
+from persistence.keeper.pushes import Pushes
+from tests.persistence.scenario import settle_in
+
+
+async def test_a_plan_that_a_version_before_committed_is_pushed_as_it_was_meant(migrated: str) -> None:
+    [account] = settle_in(migrated, 1000)
+    committed = {
+        "plan_id": 4, "total": 9, "interval": "weekly", "policy": "carry", "rollover_max": 2,
+        "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow", "anchor": 5,
+    }  # fmt: skip
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("DELETE FROM control_write")
+        connection.execute(
+            "INSERT INTO control_write (account, verb, payload) VALUES (%s, 'plan', %s)",
+            (f"tenant:{account.tenant_id}", json.dumps(committed)),
+        )
+    engine = engines.create(migrated)
+    async with Pushes(engine).waiting(f"tenant:{account.tenant_id}") as waiting:
+        (write,) = waiting.writes
+    await engine.dispose()
+    assert write.terms == PlanTerms(4, 5, 9, "weekly", "carry", 2, "strict", "cut", "allow")
