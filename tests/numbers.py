@@ -1,0 +1,75 @@
+"""What the tree costs, counted: `python -m tests.numbers`.
+
+A noun should have one definition. How many files name one field of a token plan, from the API to the scripts,
+says how far that is true.
+"""
+
+from __future__ import annotations
+
+import tomllib
+
+import grimp
+
+from tests.tree import ROOT, texts
+
+PRODUCT = ("gateway/", "persistence/", "lua/")
+CODE = (".py", ".lua", ".sql", ".html", ".css", ".js")
+# A field of a plan that everything has: the API, the table, a control write, a state, a rule of the scripts.
+PLAN_FIELD = "rollover"
+
+
+def files_naming(word: str) -> list[str]:
+    """Product files that have the word, however it is spelled; what is only told people does not count."""
+    return [name for name in code() if word in texts()[name].lower()]
+
+
+def code() -> list[str]:
+    """Every file of the product that is code."""
+    return [name for name in texts() if name.startswith(PRODUCT) and name.endswith(CODE)]
+
+
+def lines(folder: str) -> int:
+    """Lines of code in a folder of the product, comments included, empty ones not."""
+    files = [name for name in code() if name.startswith(folder)]
+    return sum(1 for name in files for line in texts()[name].splitlines() if line.strip())
+
+
+def root_files() -> list[str]:
+    """Files at the root of `gateway/`."""
+    return sorted(path.name for path in (ROOT / "gateway").iterdir() if path.is_file())
+
+
+def layers() -> list[str]:
+    """The layers that import-linter keeps apart."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [found] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    return list(found)
+
+
+def circles() -> list[set[str]]:
+    """Modules that import each other in a circle, imports for type checking included."""
+    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
+    found: list[set[str]] = []
+    for module in sorted(graph.modules):
+        both_ways = graph.find_downstream_modules(module) & graph.find_upstream_modules(module)
+        if both_ways and not any(module in circle for circle in found):
+            found.append(both_ways | {module})
+    return found
+
+
+def main() -> None:
+    """Print every number, and the files that one of them counts."""
+    naming = files_naming(PLAN_FIELD)
+    counted = {folder: lines(folder) for folder in PRODUCT}
+    parts = ", ".join(f"{folder} {count:,}" for folder, count in counted.items())
+    print(f"files a field of a plan stands in: {len(naming)}")  # its answer
+    for name in naming:
+        print(f"    {name}")
+    print(f"lines of product code: {sum(counted.values()):,} ({parts})")
+    print(f"files at the root of gateway/: {len(root_files())}")
+    print(f"layers: {len(layers())}")
+    print(f"circles of imports: {len(circles())}")
+
+
+if __name__ == "__main__":
+    main()

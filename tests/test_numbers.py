@@ -1,0 +1,22 @@
+"""The numbers that are promised, where a machine can count them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import numbers
+
+FILES_A_PLAN_FIELD_MAX = 9
+
+
+def test_a_field_of_a_plan_stands_in_few_files() -> None:
+    naming = numbers.files_naming(numbers.PLAN_FIELD)
+    assert "gateway/core/accounts/plan_terms.py" in naming
+    assert len(naming) <= FILES_A_PLAN_FIELD_MAX, naming
+
+
+def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers.main()
+    said = capsys.readouterr().out
+    for name in ("a field of a plan", "lines of product code", "root of gateway/", "layers: 5", "imports: 0"):
+        assert name in said
