@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.core.accounts.plan_terms import TERMS
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
 
@@ -23,14 +24,8 @@ async def test_a_tenants_plan_is_a_definition_and_then_a_move(api: Api) -> None:
             "plan",
             {
                 "plan_id": plan["id"],
-                "total_amount": 1000,
-                "reset_interval": "daily",
-                "overage_policy": "block",
-                "rollover_max": 50,
-                "admission": "available",
-                "on_exhausted": "finish",
-                "on_store_failure": "deny",
                 "anchor": 1,
+                **{one.name: plan[one.name] for one in TERMS},
             },
             partition,
         ),

@@ -28,4 +28,7 @@ async def test_a_plan_that_a_version_before_committed_is_pushed_as_it_was_meant(
     async with Pushes(engine).waiting(f"tenant:{account.tenant_id}") as waiting:
         (write,) = waiting.writes
     await engine.dispose()
-    assert write.terms == PlanTerms(4, 5, 9, "weekly", "carry", 2, "strict", "cut", "allow")
+    assert write.terms == PlanTerms(
+        plan_id=4, total_amount=9, reset_interval="weekly", overage_policy="carry", rollover_max=2,
+        admission="strict", on_exhausted="cut", on_store_failure="allow", anchor=5,
+    )  # fmt: skip
