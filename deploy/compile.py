@@ -51,7 +51,7 @@ MODULES = {
         "wire",
     ),
     "gateway/counters/settlement_log": (
-        "log", "segment",
+        "bounds", "log", "segment",
     ),
     "gateway/http": (
         "admission", "budget", "charge", "clock", "ports", "proxy", "relay", "reply", "tally",
@@ -73,8 +73,6 @@ MODULES = {
     ),
 }  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-# Bounds that others may see stay names of the module: tests set lower ones.
-_BOUND = re.compile(r"[A-Z].*_(?:MAX|S)")
 _PLAIN = "dataclass(slots=True)"
 _FUTURE = "from __future__ import annotations\n"
 
@@ -114,7 +112,7 @@ def build(target: Path) -> None:
     files = [f"{folder}/{name}.py" for folder, names in MODULES.items() for name in names]
     for name in files:
         finalize(target / name)
-    environ = os.environ | {"MYPYC_OPT_LEVEL": "3", "PYTHONPATH": str(target)}
+    environ = {"MYPYC_OPT_LEVEL": "3"} | os.environ | {"PYTHONPATH": str(target)}
     subprocess.run([sys.executable, "-m", "mypyc", *files], cwd=target, env=environ, check=True)  # noqa: S603  # our own words
     shutil.rmtree(target / "build", ignore_errors=True)
     shutil.rmtree(target / ".mypy_cache", ignore_errors=True)
@@ -123,8 +121,8 @@ def build(target: Path) -> None:
 def finalize(module: Path) -> None:
     """Say what is true of a module where only a compiler gains by it.
 
-    Nothing sets its constants again, but for bounds: they are read from C, not from the module's
-    names. Its dataclasses that may change begin by plain assignments, which are compiled as well.
+    Nothing sets its constants again: they are read from C, not from the module's names. Its
+    dataclasses that may change begin by plain assignments, which are compiled as well.
     """
     text = said_final(module.read_text(encoding="utf-8"))
     module.write_text(begun_plainly(text), encoding="utf-8")
@@ -137,7 +135,7 @@ def said_final(text: str) -> str:
         if not isinstance(node, ast.Assign) or _called(node.value) == "TypeVar":
             continue
         stated = _assigned(node)
-        if stated and all(_is_fixed(name) for name, _ in stated):
+        if stated and all(_CONSTANT.fullmatch(name) for name, _ in stated):
             lines[node.lineno - 1 : node.end_lineno] = [f"{name}: _Final = {value}" for name, value in stated]
     final = "\n".join(lines) + "\n"
     return final.replace(_FUTURE, f"{_FUTURE}from typing import Final as _Final\n", 1)
@@ -160,10 +158,6 @@ def _is_row_of_floats(value: ast.expr) -> bool:
     """Whether mypyc would keep it in a C struct, of which it cannot tell that it was set."""
     parts = value.elts if isinstance(value, ast.Tuple) else []
     return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
-
-
-def _is_fixed(name: str) -> bool:
-    return bool(_CONSTANT.fullmatch(name)) and not _BOUND.fullmatch(name)
 
 
 def _called(value: ast.expr) -> str:

@@ -41,6 +41,7 @@ from gateway.counters.admission import extending
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.scripts import library
+from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
 
 CHAT = Service(id=1, key="chat")
@@ -83,10 +84,17 @@ def settlement_log(
     keep_s: float = 60.0,
     bytes_max: int = 1 << 20,
     say: Callable[..., None] = lambda *_, **__: None,
+    bounds: Bounds = BOUNDS,
 ) -> SettlementLog:
     """A worker's log in a folder; `await log.close()` ends it in order."""
     return SettlementLog(
-        folder, keep_s=keep_s, bytes_max=bytes_max, clock=time.monotonic, wall=time.time, say=say
+        folder,
+        keep_s=keep_s,
+        bytes_max=bytes_max,
+        clock=time.monotonic,
+        wall=time.time,
+        say=say,
+        bounds=bounds,
     )
 
 

@@ -16,6 +16,7 @@ from gateway.counters.admission.quota import Counters
 from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
+from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable
@@ -66,8 +67,9 @@ async def worker_at(
     call_s: float = 1.0,
     worker_slot: str = "1",
     announce: Callable[[str], Awaitable[None]] | None = None,
+    bounds: Bounds = BOUNDS,
 ) -> AsyncIterator[Worker]:
-    """A worker whose wire is open."""
+    """A worker whose wire is open; it sends again within `bounds`."""
     wire = Wire(parse_url(url), time.monotonic, call_s=call_s)
     await wire.open()
     log = settlement_log(folder)
@@ -75,7 +77,13 @@ async def worker_at(
     counters = Counters(wire, Directory(wire, time.monotonic), TTL_MS, time.monotonic, took, log=log)
     worker_reports = WorkerReports(wire, worker_slot, time.time_ns())
     resubmitter = Resubmitter(
-        wire, log, time.monotonic, lambda *_, **__: None, report=worker_reports.report, announce=announce
+        wire,
+        log,
+        time.monotonic,
+        lambda *_, **__: None,
+        report=worker_reports.report,
+        announce=announce,
+        bounds=bounds,
     )
     worker = Worker(wire, log, counters, resubmitter)
     with suppress(CountersUnavailable):

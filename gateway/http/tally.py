@@ -94,6 +94,7 @@ class Tally:
         "requests",
         "settlements_estimated",
         "settlements_failed",
+        "tenants_max",
         "tokens",
         "units",
         "upstream_connections",
@@ -101,7 +102,8 @@ class Tally:
         "upstream_seconds",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tenants_max: int = TENANTS_MAX) -> None:
+        self.tenants_max = tenants_max
         self.requests: dict[tuple[str, int, str], int] = {}
         self.busy: dict[int, list[int]] = {}
         self.refusals: dict[tuple[int, str], int] = {}
@@ -147,14 +149,14 @@ class Tally:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
         busy = self.busy.get(tenant_id)
         if busy is None:
-            busy = self.busy.setdefault(tenant_id if len(self.busy) < TENANTS_MAX else 0, [0, 0])
+            busy = self.busy.setdefault(tenant_id if len(self.busy) < self.tenants_max else 0, [0, 0])
         busy[0] += 1
         busy[1] += tokens
 
     def refused(self, tenant_id: int, reason: str) -> None:
         """Count a refusal to a tenant, or to tenant 0 where nobody is known."""
         refusals = self.refusals
-        key = (tenant_id if len(refusals) < TENANTS_MAX else 0, reason)
+        key = (tenant_id if len(refusals) < self.tenants_max else 0, reason)
         refusals[key] = refusals.get(key, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:

@@ -17,7 +17,7 @@ import pytest
 from gateway.background.flushing.losses import LossCounter
 from gateway.core.accounts.losses import Loss
 from gateway.core.model import Service, Settled
-from gateway.counters.settlement_log import resubmission
+from gateway.counters.settlement_log.bounds import Bounds
 from persistence.keeper.losses import Losses
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
@@ -31,9 +31,7 @@ union all select request_id::text, credits_used from credit_transaction
 union all select request_id::text, usage_amount from feature_usage"""
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resubmission, "BATCH_S", 0.0)
+QUICK = Bounds(batch_s=0.0)
 
 
 @dataclass(slots=True)
@@ -123,7 +121,7 @@ async def scene_at(server: ValkeyServer, database: str, folder: Path) -> AsyncIt
             "credit-additions", organization_id=world.caller.organization_id, credits_added=9000
         )
         await backend.push()
-        async with worker_at(server.url, folder / "settlements") as worker:
+        async with worker_at(server.url, folder / "settlements", bounds=QUICK) as worker:
             yield Scene(server, backend, worker, world, folder)
 
 
@@ -207,7 +205,7 @@ async def test_redis_and_the_worker_killed_together_lose_nothing_that_was_writte
         await scene.worker.log.written()
         scene.worker.die()
         await scene.crash(copy)
-        async with worker_at(server.url, tmp_path / "settlements") as scene.worker:
+        async with worker_at(server.url, tmp_path / "settlements", bounds=QUICK) as scene.worker:
             await scene.recover()
             scene.check()
 
@@ -222,7 +220,7 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
         await scene.settle_some(2)
         await scene.backend.flush()
         copy, first = scene.copy(), scene.world.tenant.seq
-        async with worker_at(server.url, tmp_path / "settlements") as other:
+        async with worker_at(server.url, tmp_path / "settlements", bounds=QUICK) as other:
             await scene.worker.write_no_more()
             await scene.settle_some(3)
             lost = list(scene.truth)[-3:]

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http import tally as tally_module
 from gateway.http.tally import SECONDS, Histogram, Tally, bucket
 from tests.http.fakes import CALLER, CHAT, post
 from tests.http.stage import eventually, staged
@@ -26,9 +25,8 @@ def test_what_tenants_did_is_taken_once() -> None:
     assert tally.take_busy() == {}
 
 
-def test_tenants_beyond_the_maximum_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally_module, "TENANTS_MAX", 2)
-    tally = Tally()
+def test_tenants_beyond_the_maximum_are_nobody() -> None:
+    tally = Tally(tenants_max=2)
     for tenant_id in (1, 2, 3, 4, 1):
         tally.served(tenant_id, 10)
         tally.refused(tenant_id, "rate_limited")

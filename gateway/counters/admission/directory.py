@@ -44,6 +44,8 @@ class Directory:
         *,
         allowances: Allowances | None = None,
         stale_s: float = 0.0,
+        identities_max: int = IDENTITIES_MAX,
+        unknown_max: int = UNKNOWN_MAX,
     ) -> None:
         self.version = 0
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
@@ -56,6 +58,7 @@ class Directory:
         self._meters: dict[int, str] = {}
         self._allowances = allowances if allowances is not None else Allowances(clock)
         self._stale_s = stale_s
+        self._identities_max, self._unknown_max = identities_max, unknown_max
         # Until when an entry is fresh, monotonic, and when its key expires, in ms (0: never).
         self._known: dict[str, tuple[Caller, float, int]] = {}
         # Until when a digest is taken for nobody's, monotonic.
@@ -198,20 +201,20 @@ class Directory:
         terms = self._terms.pop(organization_id, None)
         if terms is None or terms.raw != raw:
             terms = Terms(raw)
-        if len(self._terms) >= IDENTITIES_MAX:
+        if len(self._terms) >= self._identities_max:
             del self._terms[next(iter(self._terms))]
         self._terms[organization_id] = terms
 
     def _remember(self, digest: str, caller: Caller, expires_ms: int) -> None:
         known = self._known
-        if len(known) >= IDENTITIES_MAX and digest not in known:
+        if len(known) >= self._identities_max and digest not in known:
             del known[next(iter(known))]
         known[digest] = caller, self._clock() + IDENTITY_S, expires_ms
 
     def _remember_unknown(self, digest: str) -> None:
         self._known.pop(digest, None)
         unknown = self._unknown
-        if len(unknown) >= UNKNOWN_MAX and digest not in unknown:
+        if len(unknown) >= self._unknown_max and digest not in unknown:
             del unknown[next(iter(unknown))]
         unknown[digest] = self._clock() + IDENTITY_S
 

@@ -54,6 +54,7 @@ class Counters:
         *,
         log: SettlementLog,
         allowances: Allowances | None = None,
+        frames_max: int = FRAMES_MAX,
     ) -> None:
         self._wire = wire
         self._log = log
@@ -61,7 +62,7 @@ class Counters:
         self._directory = directory
         self._ttl_ms = hold_ttl_ms
         self._clock = clock
-        self._frames = Frames(FRAMES_MAX)
+        self._frames = Frames(frames_max)
         self._live: dict[str, Observed] = {}
         self._outgrown: dict[str, Observed] = {}
         self._missed = False

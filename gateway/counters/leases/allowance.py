@@ -117,12 +117,18 @@ class Allowances:
     `calls` are in flight, by request id; `admitted` counts them since the start.
     """
 
-    def __init__(self, clock: Callable[[], float], worker_slot: UUID | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        worker_slot: UUID | None = None,
+        *,
+        tenants_max: int = TENANTS_MAX,
+    ) -> None:
         self.fresh: list[Allowance] = []
         self.hurried: dict[int, Allowance] = {}
         self.admitted = 0
         self.calls: dict[str, _Taken] = {}
-        self._clock = clock
+        self._clock, self._tenants_max = clock, tenants_max
         self._worker_slot = worker_slot or uuid4()
         self._tenants: dict[int, Allowance] = {}
         self._revoked: dict[int, None] = {}
@@ -141,7 +147,7 @@ class Allowances:
         """A caller is there: its tenant should have a lease, if its plan says so."""
         one = self._tenants.get(caller.tenant_id)
         if one is None:
-            if len(self._tenants) >= TENANTS_MAX:
+            if len(self._tenants) >= self._tenants_max:
                 return
             lease_id = str(uuid5(self._worker_slot, str(caller.tenant_id)))
             one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)

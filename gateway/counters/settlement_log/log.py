@@ -17,17 +17,11 @@ from pathlib import Path
 
 from gateway.core.wait import Wait
 from gateway.counters.settlement_log import segment as file
+from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, SPOOLED, SUFFIX, Segment
 from gateway.errors import CountersUnavailable, StartError
 
-WRITE_S = 0.05
 SYNC_S = 1.0
-SPOOL_S_MAX = 2.0
-# Behind the data plane's grace and its last calls: a worker is gone within 25 seconds.
-CLOSE_S_MAX = 1.0
-# A Redis that syncs its append-only file once a second has what is older than this.
-AT_RISK_S = 2.0
-NOTES_MAX = SPOOLS_MAX = 50_000
 # A log is this many files when it is full: what is dropped goes in such pieces.
 FILES_MIN = 16
 
@@ -74,13 +68,14 @@ class SettlementLog:
         clock: Callable[[], float],
         wall: Callable[[], float],
         say: Callable[..., None],
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self.segments: list[Segment] = []
         self.counts = LogCounts()
         self.woken = asyncio.Event()
         self.left_behind = False
         self._directory, self._keep_s, self._bytes_max = directory, keep_s, bytes_max
-        self._clock, self._wall, self._say = clock, wall, say
+        self._clock, self._wall, self._say, self._bounds = clock, wall, say, bounds
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "settlement-log")
         self._current: Segment | None = None
@@ -90,7 +85,7 @@ class SettlementLog:
         self._done: dict[Segment, list[int]] = {}
         self._unsynced: set[Segment] = set()
         self._synced_at = clock()
-        self._noted_at = -AT_RISK_S
+        self._noted_at = -self._bounds.at_risk_s
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
         self._is_full = self._is_failing = self._closed = False
@@ -114,8 +109,8 @@ class SettlementLog:
         return sum(one.size for one in self.segments)
 
     def note(self, arguments: bytes, answer: bytes) -> None:
-        """Keep what the counters have acknowledged: written within `WRITE_S`, synced within `SYNC_S`."""
-        if len(self._notes) >= NOTES_MAX:
+        """Keep what the counters have acknowledged: written within `write_s`, synced within `SYNC_S`."""
+        if len(self._notes) >= self._bounds.notes_max:
             self.counts.unlogged += 1
             return
         self._notes.append((answer, arguments))
@@ -124,10 +119,10 @@ class SettlementLog:
     def spool(self, arguments: bytes) -> Wait[None]:
         """Keep what the counters did not acknowledge; set once it is on the disk for certain.
 
-        Fails with CountersUnavailable where there is no room, or not within `SPOOL_S_MAX`.
+        Fails with CountersUnavailable where there is no room, or not within `spool_s_max`.
         """
         wait: Wait[None] = Wait()
-        if len(self._spools) >= SPOOLS_MAX:
+        if len(self._spools) >= self._bounds.spools_max:
             self._refuse([wait])
             return wait
         self._spools.append((arguments, wait))
@@ -135,7 +130,7 @@ class SettlementLog:
             if self._writing is None:
                 self._loop.call_soon(self._turn)
             else:
-                self._loop.call_later(SPOOL_S_MAX, self._give_up_behind, self._writing)
+                self._loop.call_later(self._bounds.spool_s_max, self._give_up_behind, self._writing)
         return wait
 
     def done(self, segment: Segment, offset: int) -> None:
@@ -198,12 +193,12 @@ class SettlementLog:
     async def close(self) -> bool:
         """Write what there is; leave files that may still be needed, remove the others.
 
-        False where the disk takes longer than `CLOSE_S_MAX`: its thread has the files still, and they stay.
+        False where the disk takes longer than `close_s_max`: its thread has the files still, and they stay.
         """
         if self._closed:
             return True
         try:
-            async with asyncio.timeout(CLOSE_S_MAX):
+            async with asyncio.timeout(self._bounds.close_s_max):
                 for _ in range(2):
                     self._synced_at = self._clock() - SYNC_S
                     self._turn()
@@ -223,7 +218,7 @@ class SettlementLog:
 
     def _let_go(self) -> None:
         """What waits, was adopted or may be forgotten stays for the next worker."""
-        needed = self._clock() - self._noted_at < AT_RISK_S
+        needed = self._clock() - self._noted_at < self._bounds.at_risk_s
         for one in self.segments:
             if one.waiting or one.adopted or (needed and not one.empty):
                 one.leave()
@@ -236,7 +231,7 @@ class SettlementLog:
 
     def _soon(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(WRITE_S, self._turn)
+            self._timer = self._loop.call_later(self._bounds.write_s, self._turn)
 
     def _turn(self) -> None:
         """Begin to write, unless a write is under way: its end begins the next."""
@@ -252,7 +247,7 @@ class SettlementLog:
                 self._soon()
             return
         self._writing = self._loop.run_in_executor(self._executor, write, turn)
-        bound = self._loop.call_later(SPOOL_S_MAX, give_up, turn.waits) if turn.waits else None
+        bound = self._loop.call_later(self._bounds.spool_s_max, give_up, turn.waits) if turn.waits else None
         self._writing.add_done_callback(lambda written: self._written(turn, written, bound))
 
     def _gathered(self) -> Turn:
@@ -323,7 +318,9 @@ class SettlementLog:
         """The disk hangs: nobody waits longer for its turn, whatever still comes of what was given."""
         if self._writing is writing:
             give_up([wait for _, wait in self._spools])
-            self._loop.call_later(SPOOL_S_MAX, self._give_up_behind, writing)  # for who comes now
+            self._loop.call_later(
+                self._bounds.spool_s_max, self._give_up_behind, writing
+            )  # for who comes now
 
     def _refuse(self, waits: list[Wait[None]]) -> None:
         self.counts.refused += len(waits)

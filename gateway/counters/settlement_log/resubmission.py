@@ -22,25 +22,19 @@ from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
 from gateway.counters.settlement_log.acknowledged import argument, epoch_of, of_settle
-from gateway.counters.settlement_log.log import AT_RISK_S, SettlementLog
+from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
+from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, Record, Segment, records_in
 from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from gateway.errors import CountersUnavailable
 
 LOOK_S = 1.0
-RETRY_S = 0.2
 ADOPT_S = 10.0
 # A partition whose stream is broken has all of its records fail: not every second.
 RECOVER_AGAIN_S = 10.0
-# A call in flight may have lost its hold: until it has settled, others could be let in on what it uses.
-# One that goes on for longer is not waited for.
-CALLS_S_MAX = 2.0
-# The keeper verifies partition after partition: they are looked through together, if that ends soon.
-TOGETHER_S_MAX = 1.0
 AHEAD = "a settlement log knows more"
 BATCH_MAX = 64
-BATCH_S = 0.02
 TURN_MAX = 500
 
 _FINAL = frozenset({int(Settled.DONE), int(Settled.RECLAIMED), int(Settled.UNKNOWN)})
@@ -64,11 +58,12 @@ class Resubmitter:
         report: Callable[[Sequence[int]], Awaitable[None]],
         in_flight: Callable[[float], bool] = lambda _: False,
         announce: Callable[[str], Awaitable[None]] | None = None,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self.resubmitted = 0
         self.recovered = 0
         self._wire, self._log, self._clock, self._say = wire, log, clock, say
-        self._report, self._in_flight, self._announce = report, in_flight, announce
+        self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
         self._uncompared: list[Segment] = []
         self._epochs: list[int] = []
         self._seen: list[int] = []
@@ -91,7 +86,7 @@ class Resubmitter:
             if not self._log.waiting and all(self._seen) and self._seen == self._reported:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._bounds.retry_s)
 
     async def look(self) -> None:
         """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
@@ -121,7 +116,7 @@ class Resubmitter:
                 self._reported[partition] = self._sent_again[partition]
         await self._report(self._reported)
         if epochs == self._epochs and all(epochs):
-            log.expire(AT_RISK_S)
+            log.expire(self._bounds.at_risk_s)
 
     async def _adopt(self) -> None:
         """Take over what dead workers left; meanwhile nobody may go by what was reported before.
@@ -145,7 +140,7 @@ class Resubmitter:
         run_id = self._wire.run_id
         while self._uncompared and self._announce is not None:
             positions, segment = Positions(epochs), self._uncompared[0]
-            async with aclosing(_acknowledged_in(segment)) as answered:
+            async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
                 async for record in answered:
                     caller, answer = unpack(record.arguments).caller, record.answer
                     moved = of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
@@ -158,11 +153,11 @@ class Resubmitter:
 
     def _calls_ended(self) -> bool:
         """Whether no call of before the present epochs is in flight, or has been for too long."""
-        return self._clock() - self._seen_at >= CALLS_S_MAX or not self._in_flight(self._seen_at)
+        return self._clock() - self._seen_at >= self._bounds.calls_s_max or not self._in_flight(self._seen_at)
 
     def _is_time(self, epochs: list[int]) -> bool:
         """Whether to look through the log now, and not once more partitions are verified."""
-        return all(epochs) or self._clock() - self._differs_at >= TOGETHER_S_MAX
+        return all(epochs) or self._clock() - self._differs_at >= self._bounds.together_s_max
 
     async def _verified_epochs(self) -> list[int]:
         """The epoch of each partition; 0 where it is not verified on this connection."""
@@ -195,7 +190,7 @@ class Resubmitter:
                     self.resubmitted += 1
                 else:
                     waiting.add(partition_of(record.arguments))
-            await asyncio.sleep(BATCH_S)
+            await asyncio.sleep(self._bounds.batch_s)
         return waiting
 
     async def _recover_all(self, epochs: list[int]) -> None:
@@ -219,7 +214,7 @@ class Resubmitter:
     async def _recover(self, segment: Segment, epochs: list[int]) -> set[int]:
         """Send again what one file has of earlier epochs; the partitions where that failed."""
         failed, batch = set[int](), list[Record]()
-        async with aclosing(_acknowledged_in(segment)) as answered:
+        async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
             async for record in answered:
                 partition = partition_of(record.arguments)
                 if segment.may_be_forgotten(partition, epoch_of(record.answer), epochs[partition]):
@@ -239,7 +234,7 @@ class Resubmitter:
                 self.recovered += 1
             else:
                 failed.add(partition_of(record.arguments))
-        await asyncio.sleep(BATCH_S)
+        await asyncio.sleep(self._bounds.batch_s)
         return failed
 
     def _send(self, record: Record, mode: int) -> Wait[Reply]:
@@ -263,11 +258,11 @@ class Resubmitter:
         return True
 
 
-async def _acknowledged_in(segment: Segment) -> AsyncGenerator[Record]:
+async def _acknowledged_in(segment: Segment, piece_bytes: int) -> AsyncGenerator[Record]:
     """What the counters have answered of one file; others have their turn now and then."""
     seen = 0
     with closing(segment.reading()) as reading:
-        while blocks := await asyncio.to_thread(reading.piece):
+        while blocks := await asyncio.to_thread(reading.piece, piece_bytes):
             for record in (
                 one for block in blocks if block.kind == ACKNOWLEDGED for one in records_in(block)
             ):

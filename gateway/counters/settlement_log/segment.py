@@ -107,11 +107,11 @@ class Reading:
         """Let go of the file."""
         os.close(self._descriptor)
 
-    def piece(self) -> list[Block]:
-        """The next blocks, `PIECE_BYTES` of them or a little more; none at the end."""
+    def piece(self, bytes_max: int = PIECE_BYTES) -> list[Block]:
+        """The next blocks, so many bytes of them or a little more; none at the end."""
         taken: list[Block] = []
         size = 0
-        while size < PIECE_BYTES and (one := next(self._blocks, None)) is not None:
+        while size < bytes_max and (one := next(self._blocks, None)) is not None:
             taken.append(one)
             size += BLOCK_BYTES + len(one.payload)
         return taken

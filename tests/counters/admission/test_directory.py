@@ -10,8 +10,7 @@ import redis
 
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
 from gateway.core.model import Caller, Service
-from gateway.counters.admission import directory as directory_module
-from gateway.counters.admission.directory import IDENTITY_S, Directory
+from gateway.counters.admission.directory import CATALOGUE_S, IDENTITY_S, Directory
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
@@ -137,10 +136,8 @@ async def test_nothing_is_known_without_a_connection(desk: Desk) -> None:
         await desk.identify()
 
 
-async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
+async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=3)
     digests = [f"{n:064d}" for n in range(5)]
     for digest in digests:
         desk.client.set(keys.identity(digest), encode_identity(CALLER))
@@ -152,11 +149,8 @@ async def test_the_cache_is_bounded_and_an_entry_that_is_renewed_makes_nobody_go
     assert list(desk.directory._known) == kept
 
 
-async def test_guessed_credentials_are_bounded_and_displace_nobody(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 3)
-    monkeypatch.setattr(directory_module, "UNKNOWN_MAX", 3)
+async def test_guessed_credentials_are_bounded_and_displace_nobody(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=3, unknown_max=3)
     desk.know()
     desk.verify()
     await desk.identify()
@@ -203,7 +197,7 @@ async def test_the_catalogue_is_followed(desk: Desk) -> None:
             await asyncio.sleep(0.01)
         assert desk.directory.service("images") == IMAGES
         desk.client.delete(keys.CATALOGUE)
-        await asyncio.sleep(directory_module.CATALOGUE_S * 1.2)
+        await asyncio.sleep(CATALOGUE_S * 1.2)
     assert desk.directory.service("chat") == CHAT
     task.cancel()
 
@@ -254,8 +248,8 @@ async def test_a_key_that_moves_to_another_organization_has_its_terms(desk: Desk
     assert found.credits == 6
 
 
-async def test_organizations_kept_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "IDENTITIES_MAX", 2)
+async def test_organizations_kept_are_bounded(desk: Desk) -> None:
+    desk.directory = Directory(desk.wire, desk.clock, identities_max=2)
     for organization_id in (1, 2, 3):
         desk.know(replace(CALLER, organization_id=organization_id))
         desk.clock.now += IDENTITY_S + 0.001

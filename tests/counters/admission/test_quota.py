@@ -27,7 +27,6 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.counters.admission import quota as quota_module
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOKENS, Counters
 from gateway.counters.admission.stored import encode_catalogue
@@ -93,11 +92,15 @@ def noted(took: list[str], verb: str) -> Callable[[float], None]:
 
 
 def counters_on(
-    wire: Wire, directory: Directory, log: SettlementLog, took: Callable[[str], Callable[[float], None]]
+    wire: Wire,
+    directory: Directory,
+    log: SettlementLog,
+    took: Callable[[str], Callable[[float], None]],
+    **more: Any,
 ) -> Counters:
     """A worker's counters; `took` makes of each verb what is told its seconds."""
     verbs = {verb: took(verb) for verb in ("reserve", "settle", "extend")}
-    return Counters(wire, directory, TTL_MS, time.monotonic, verbs, log=log)
+    return Counters(wire, directory, TTL_MS, time.monotonic, verbs, log=log, **more)
 
 
 Hire = Callable[..., Any]
@@ -388,9 +391,9 @@ async def test_extending_without_redis_keeps_what_is_known(own_valkey: Any, hire
 # --- frames -----------------------------------------------------------------------------
 
 
-async def test_frames_are_bounded(world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota_module, "FRAMES_MAX", 2)
+async def test_frames_are_bounded(world: World, hire: Hire) -> None:
     worker = await hire(world)
+    worker.counters = counters_on(worker.wire, worker.directory, worker.log, partial(noted, []), frames_max=2)
     world.plan(100)
     for user in ("a", "b", "c", "a"):
         assert (await worker.reserve(worker.request(1, user=user))).verdict is Verdict.ADMITTED

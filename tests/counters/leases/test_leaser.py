@@ -121,14 +121,11 @@ async def test_who_takes_the_slot_takes_the_lease(allowing: World, employ: Emplo
     assert allowing.tenant.held == 100
 
 
-async def test_tenants_kept_are_bounded(
-    allowing: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.counters.leases.allowance.TENANTS_MAX", 3)
-    worker = await employ(allowing)
+def test_tenants_kept_are_bounded(allowing: World) -> None:
+    allowances = Allowances(lambda: 0.0, tenants_max=3)
     for tenant in range(10):
-        worker.allowances.seen(replace(allowing.caller, tenant_id=tenant))
-    assert len(worker.allowances.all()) == 3
+        allowances.seen(replace(allowing.caller, tenant_id=tenant))
+    assert len(allowances.all()) == 3
 
 
 # --- back again -------------------------------------------------------------------------

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.core.wait import in_task
-from gateway.counters.settlement_log import log as module
 from gateway.counters.settlement_log import segment
+from gateway.counters.settlement_log.bounds import Bounds
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.segment import SUFFIX
 from gateway.errors import CountersUnavailable, StartError
@@ -30,16 +31,16 @@ from tests.tree import ROOT
 
 ANSWER = b"a" * 24
 HANGS_S = 60.0
+QUICK = Bounds(write_s=0.001)
 Open = Callable[..., SettlementLog]
 
 
 @pytest.fixture
-async def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
-    monkeypatch.setattr(module, "WRITE_S", 0.001)
+async def begin(tmp_path: Path) -> AsyncIterator[Open]:
     logs: list[SettlementLog] = []
 
-    def opened(folder: Path = tmp_path, **more: Any) -> SettlementLog:
-        logs.append(settlement_log(folder, **more))
+    def opened(folder: Path = tmp_path, bounds: Bounds = QUICK, **more: Any) -> SettlementLog:
+        logs.append(settlement_log(folder, bounds=bounds, **more))
         return logs[-1]
 
     yield opened
@@ -176,11 +177,8 @@ async def test_a_spool_takes_the_room_of_what_was_only_noted(begin: Open, tmp_pa
     assert waiting(tmp_path) == 15
 
 
-async def test_more_notes_than_are_kept_in_memory_are_counted(
-    begin: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "NOTES_MAX", 2)
-    log = begin()
+async def test_more_notes_than_are_kept_in_memory_are_counted(begin: Open) -> None:
+    log = begin(bounds=replace(QUICK, notes_max=2))
     for _ in range(3):
         log.note(b"one", ANSWER)
     assert log.counts.unlogged == 1
@@ -228,8 +226,7 @@ async def test_a_disk_that_fails_refuses_and_the_next_record_begins_a_file(
 async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
     begin: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = begin()
-    monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
+    log = begin(bounds=replace(QUICK, spool_s_max=0.05))
     hang(monkeypatch, lambda: time.sleep(0.5))
     waits = [log.spool(b"one")]
     await asyncio.sleep(0.01)
@@ -243,10 +240,8 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
 async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
     begin: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = begin()
+    log = begin(bounds=replace(QUICK, spool_s_max=0.05, spools_max=2))
     healed = threading.Event()
-    monkeypatch.setattr(module, "SPOOL_S_MAX", 0.05)
-    monkeypatch.setattr(module, "SPOOLS_MAX", 2)
     hang(monkeypatch, lambda: healed.wait(HANGS_S))
     try:
         for name in (b"one", b"behind", b"later"):
@@ -359,7 +354,7 @@ async def test_damage_in_an_adopted_file_is_said(begin: Open, tmp_path: Path) ->
 
 
 async def test_a_worker_that_ends_in_order_leaves_what_may_be_needed_and_nothing_else(
-    begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Open, tmp_path: Path
 ) -> None:
     await begin().close()
     assert contents(tmp_path) == []
@@ -369,12 +364,12 @@ async def test_a_worker_that_ends_in_order_leaves_what_may_be_needed_and_nothing
     assert noted(tmp_path) == [b"young"]
     (path,) = tmp_path.glob(f"*{SUFFIX}")
     path.unlink()
-    monkeypatch.setattr(module, "AT_RISK_S", 0.0)
-    log = begin()
+    sure = replace(QUICK, at_risk_s=0.0)
+    log = begin(bounds=sure)
     log.note(b"old", ANSWER)
     await log.close()
     assert contents(tmp_path) == []
-    log = begin()
+    log = begin(bounds=sure)
     await in_task(log.spool(b"waits"))
     await log.close()
     assert waiting(tmp_path) == 1
@@ -385,11 +380,10 @@ async def test_a_disk_that_hangs_keeps_no_worker_from_ending(
 ) -> None:
     """Its files stay for whoever comes next, and nothing is closed under the thread that writes."""
     said: list[str] = []
-    log = begin(say=lambda event, **_: said.append(event))
+    log = begin(say=lambda event, **_: said.append(event), bounds=replace(QUICK, close_s_max=0.05))
     await in_task(log.spool(b"kept"))
     healed = threading.Event()
     hang(monkeypatch, healed.wait)
-    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
     log.note(b"late", ANSWER)
     try:
         assert not await asyncio.wait_for(log.close(), 30)
@@ -404,11 +398,10 @@ async def test_a_disk_that_hangs_keeps_no_worker_from_ending(
 async def test_a_disk_that_hangs_on_removing_a_file_keeps_no_worker_from_ending(
     begin: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = begin()
+    log = begin(bounds=replace(QUICK, close_s_max=0.05))
     healed = threading.Event()
     removes = os.unlink
     monkeypatch.setattr(os, "unlink", lambda *path: (healed.wait(), removes(*path)))
-    monkeypatch.setattr(module, "CLOSE_S_MAX", 0.05)
     try:
         assert not await asyncio.wait_for(log.close(), 30)
     finally:

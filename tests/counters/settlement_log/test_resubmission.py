@@ -7,6 +7,8 @@ import signal
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,24 @@ from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
-from gateway.counters.settlement_log import resubmission as module
-from gateway.counters.settlement_log import segment as segment_module
+from gateway.counters.settlement_log.bounds import Bounds
 from gateway.counters.settlement_log.positions import Positions
 from gateway.counters.settlement_log.resubmission import BATCH_MAX
-from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC
+from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC, PIECE_BYTES
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
 from tests.conftest import ValkeyServer
 from tests.counters.conftest import eventually
-from tests.worker import Worker, worker_at
+from tests.worker import Worker
+from tests.worker import worker_at as at_work
 
 # Most files of a test are one piece, as they are read for real.
-PIECES = pytest.mark.parametrize("piece_bytes", [50, segment_module.PIECE_BYTES])
+PIECES = pytest.mark.parametrize("piece_bytes", [50, PIECE_BYTES])
 SERVICES = [CHAT, CREDITS, ONE_TIME, UNITS]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_S", 0.0)
-    monkeypatch.setattr(module, "AT_RISK_S", 0.0)
-    monkeypatch.setattr(module, "TOGETHER_S_MAX", 0.0)
+QUICK = Bounds(batch_s=0.0, at_risk_s=0.0, together_s_max=0.0)
+worker_at = partial(at_work, bounds=QUICK)
 
 
 def unverify(world: World) -> None:
@@ -88,17 +87,17 @@ async def test_what_was_spooled_is_settled_with_all_it_carried(
 
 @PIECES
 async def test_what_a_killed_worker_spooled_is_settled_by_the_next(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    world: World, tmp_path: Path, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(segment_module, "PIECE_BYTES", piece_bytes)
+    bounds = replace(QUICK, piece_bytes=piece_bytes)
     world.plan(1000)
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         calls = [world.reserve(need=5) for _ in range(BATCH_MAX + 3)]
         unverify(world)
         await asyncio.gather(*(worker.settle(call, 7) for call in calls))
         worker.die()
     verify(world)
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         await worker.look()
         assert sorted(charged(world)) == sorted((call.id, 7) for call in calls)
         assert (world.tenant.held, world.late()) == (0, [])
@@ -175,10 +174,9 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
         assert (charged(world), world.tenant.held, worker.log.waiting) == ([(call.id, 7)], 0, 0)
 
 
-async def test_it_runs_by_itself(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_S", 0.01)
+async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
     world.plan(100)
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=replace(QUICK, retry_s=0.01)) as worker:
         running = asyncio.create_task(worker.resubmitter.run())
         call = world.reserve(need=5)
         unverify(world)
@@ -255,11 +253,11 @@ async def test_a_hold_that_came_back_is_charged_at_once(
 
 @PIECES
 async def test_a_workers_whole_memory_is_sent_in_batches_and_only_where_the_epoch_moved(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    world: World, tmp_path: Path, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(segment_module, "PIECE_BYTES", piece_bytes)
+    bounds = replace(QUICK, piece_bytes=piece_bytes)
     other = World(world.url, organization_id=2, tenant_id=8, key_id=4)
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         count = BATCH_MAX * 2 + 5
         for one in (world, other):
             one.plan(1000)
@@ -326,17 +324,17 @@ async def test_what_was_adopted_while_redis_was_away_is_looked_at_when_it_is_bac
 
 
 async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "AT_RISK_S", 60.0)
+    bounds = replace(QUICK, at_risk_s=60.0)
     world.plan(100)
     verify(world)
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         call = world.reserve(need=5)
         assert await worker.settle(call, 7) is Settled.DONE
         await worker.log.written()
         worker.die()
-    async with worker_at(world.url, tmp_path) as worker:
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         await worker.look()
         await asyncio.sleep(0.01)
         await worker.look()
@@ -376,9 +374,7 @@ async def test_a_worker_reports_when_all_of_its_log_was_sent_again(world: World,
         assert (reported(world), len(world.late())) == ({3}, 1)
 
 
-async def test_a_call_in_flight_is_waited_for_but_not_for_ever(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp_path: Path) -> None:
     async with worker_at(world.url, tmp_path) as worker:
         verify(world)
         await worker.look()
@@ -391,7 +387,7 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever(
         assert reported(world) == {2}
         worker.resubmitter._in_flight = lambda _: True
         verify(world, epoch=3)
-        monkeypatch.setattr(module, "CALLS_S_MAX", 0.0)
+        worker.resubmitter._bounds = replace(QUICK, calls_s_max=0.0)
         await worker.look()
         assert reported(world) == {3}
 
