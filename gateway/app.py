@@ -217,14 +217,16 @@ async def run_keeper(settings: Settings) -> None:
         await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
 
 
-async def tell_of_redis(available: Callable[[], bool], log: Callable[..., None]) -> None:
+async def tell_of_redis(
+    available: Callable[[], bool], log: Callable[..., None], look_s: float = REDIS_LOOK_S
+) -> None:
     """Say when Redis goes and when it is back, until cancelled: in between no call waits for it."""
     there = True
     while True:
         if available() != there:
             there = not there
             log("redis is back" if there else "redis is away", level="info" if there else "error")
-        await asyncio.sleep(REDIS_LOOK_S)
+        await asyncio.sleep(look_s)
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:

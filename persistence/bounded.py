@@ -20,15 +20,22 @@ SILENT_S_MAX = 4.0
 PROBE_S_MAX = 3.0
 
 
-async def answered(work: Coroutine[Any, Any, T], alive: Callable[[], Awaitable[bool]]) -> T:
+async def answered(
+    work: Coroutine[Any, Any, T],
+    alive: Callable[[], Awaitable[bool]],
+    *,
+    silent_s_max: float = SILENT_S_MAX,
+    probe_s_max: float = PROBE_S_MAX,
+) -> T:
     """What the work answers, however long it takes, as long as PostgreSQL answers beside it.
 
     `StoreUnavailable` where it does not; a write may have been done all the same.
     """
     task = asyncio.create_task(work)
     try:
-        while not (await asyncio.wait({task}, timeout=SILENT_S_MAX))[0] and await _answers(alive):
-            pass
+        while not (await asyncio.wait({task}, timeout=silent_s_max))[0]:
+            if not await _answers(alive, probe_s_max):
+                break
     finally:
         if not task.done():
             _leave(task)
@@ -37,9 +44,9 @@ async def answered(work: Coroutine[Any, Any, T], alive: Callable[[], Awaitable[b
     return task.result()
 
 
-async def _answers(alive: Callable[[], Awaitable[bool]]) -> bool:
+async def _answers(alive: Callable[[], Awaitable[bool]], probe_s_max: float) -> bool:
     asking = asyncio.ensure_future(alive())
-    done, _ = await asyncio.wait({asking}, timeout=PROBE_S_MAX)
+    done, _ = await asyncio.wait({asking}, timeout=probe_s_max)
     if not done:
         _leave(asking)
         return False

@@ -10,15 +10,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
 from gateway import app
 from gateway.settings.settings import Settings, to_json
 from tests.tree import ROOT
 
 
-async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "REDIS_LOOK_S", 0.0)
+async def test_a_worker_says_when_redis_goes_and_when_it_is_back() -> None:
     seen, said = iter([True, False, False, True, True]), []
 
     def connected() -> bool:
@@ -28,7 +25,7 @@ async def test_a_worker_says_when_redis_goes_and_when_it_is_back(monkeypatch: py
             raise asyncio.CancelledError from None
 
     with suppress(asyncio.CancelledError):
-        await app.tell_of_redis(connected, lambda event, level: said.append((event, level)))
+        await app.tell_of_redis(connected, lambda event, level: said.append((event, level)), look_s=0.0)
     assert said == [("redis is away", "error"), ("redis is back", "info")]
 
 

@@ -22,7 +22,13 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
-async def forever(name: str, run: Callable[[], Awaitable[None]], log: Callable[..., None]) -> None:
+async def forever(
+    name: str,
+    run: Callable[[], Awaitable[None]],
+    log: Callable[..., None],
+    *,
+    restart_s: float = RESTART_S,
+) -> None:
     """Run a loop again after an error nobody foresaw, until cancelled.
 
     The first failure is said, the second, the fourth, the eighth …: what lasts fills no disk.
@@ -37,7 +43,7 @@ async def forever(name: str, run: Callable[[], Awaitable[None]], log: Callable[.
             failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
             if failures & (failures - 1) == 0:
                 log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
-        await asyncio.sleep(RESTART_S)
+        await asyncio.sleep(restart_s)
 
 
 async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -78,8 +78,9 @@ _EXPIRE = text("UPDATE credit_addition SET expiry_write_id = :id WHERE id = :add
 class Allocations:
     """Credits paid and credits spent, brought together."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, movements_a_page: int = MOVEMENTS_A_PAGE) -> None:
         self._engine = engine
+        self._movements_a_page = movements_a_page
 
     async def behind(self, count: int) -> Sequence[int]:
         """Organizations with movements that are not allocated yet."""
@@ -90,7 +91,7 @@ class Allocations:
         """Allocate one page of an account; False where there is more."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": organization_id})
-            return await connection.run_sync(_allocate, organization_id)
+            return await connection.run_sync(_allocate, organization_id, self._movements_a_page)
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
         """Additions whose expiry has come and is not taken yet."""
@@ -133,10 +134,10 @@ def allocate_late(connection: Connection, organization_id: int, seq: int) -> Non
         _bring_together(connection, {**here, "cursor": seq - 1, "until": seq}, {**here, "cursor": cursor})
 
 
-def _allocate(connection: Connection, organization_id: int) -> bool:
+def _allocate(connection: Connection, organization_id: int, count: int) -> bool:
     here: dict[str, Any] = {"organization": organization_id}
     cursor, last = connection.execute(_CURSOR, here).one()
-    here |= {"cursor": cursor, "until": min(last, cursor + MOVEMENTS_A_PAGE)}
+    here |= {"cursor": cursor, "until": min(last, cursor + count)}
     _bring_together(connection, here, here)
     connection.execute(_MOVE, here)
     return bool(here["until"] == last)

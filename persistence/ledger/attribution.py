@@ -38,8 +38,9 @@ class Users:
         *,
         new_a_day_max: int = NEW_USERS_A_DAY_MAX,
         clock: Callable[[], float] = time.monotonic,
+        remembered_max: int = REMEMBERED_MAX,
     ) -> None:
-        self._new_a_day_max = new_a_day_max
+        self._new_a_day_max, self._remembered_max = new_a_day_max, remembered_max
         self._clock = clock
         self._known: dict[Name, int] = {}
         # By their hashes: anybody makes up long ones.
@@ -64,7 +65,7 @@ class Users:
 
     def remember(self, found: dict[Name, int]) -> None:
         """Keep what a committed transaction learned."""
-        if len(self._known) + len(found) > REMEMBERED_MAX:
+        if len(self._known) + len(found) > self._remembered_max:
             self._known.clear()
         self._known.update(found)
 
@@ -78,7 +79,7 @@ class Users:
         return met
 
     def _refuse(self, over: set[Name]) -> None:
-        if not self._refused or len(self._refused) + len(over) > REMEMBERED_MAX:
+        if not self._refused or len(self._refused) + len(over) > self._remembered_max:
             self._refused.clear()
             self._refused_from = self._clock()
         self._refused |= set(map(hash, over))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import text
@@ -28,14 +29,15 @@ async def version(engine: AsyncEngine) -> str | None:
         return str(found) if found is not None else None
 
 
-def refuse_other(found: str | None) -> None:
-    """StartError where this program was not written for a schema of this version."""
-    if found == NEEDED:
+def refuse_other(found: str | None, known: Sequence[str] = KNOWN) -> None:
+    """StartError where this program, which knows these, was not written for a schema of this version."""
+    needed = known[-1]
+    if found == needed:
         return
     if found is None:
-        raise StartError(f"PostgreSQL has no schema, {NEEDED} is needed: run tollkeeper migrate")
-    if found in KNOWN:
-        raise StartError(f"PostgreSQL has schema version {found}, {NEEDED} is needed: run tollkeeper migrate")
+        raise StartError(f"PostgreSQL has no schema, {needed} is needed: run tollkeeper migrate")
+    if found in known:
+        raise StartError(f"PostgreSQL has schema version {found}, {needed} is needed: run tollkeeper migrate")
     raise StartError(
-        f"PostgreSQL has schema version {found}, this program knows {NEEDED} at most: run a newer one"
+        f"PostgreSQL has schema version {found}, this program knows {needed} at most: run a newer one"
     )

@@ -186,10 +186,9 @@ def test_a_directory_of_an_earlier_program_gets_a_keeper_that_owns_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = "ALTER ROLE tollkeeper PASSWORD '{}';\nCREATE DATABASE tollkeeper;\n"
-    monkeypatch.setattr(postgres, "SUPERUSER", "tollkeeper")
     monkeypatch.setattr(postgres, "_owned", alone.format)
     with opened(tmp_path / "data") as data:
-        postgres.initialise(data.postgres, "of-an-earlier-program")
+        postgres.initialise(data.postgres, "of-an-earlier-program", superuser="tollkeeper")
         data.remember(database_password="of-an-earlier-program")
     for _ in range(2):
         with up(tmp_path, "--no-demo") as (facts, _):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
 from gateway.errors import Conflict, StoreUnavailable
 from persistence import bounded
-from persistence.bounded import answered
 from persistence.engine import alive, create
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "SILENT_S_MAX", 0.02)
-    monkeypatch.setattr(bounded, "PROBE_S_MAX", 0.02)
+SHORT_S = 0.02
+answered = partial(bounded.answered, silent_s_max=SHORT_S, probe_s_max=SHORT_S)
 
 
 async def yes() -> bool:
@@ -33,11 +30,22 @@ async def broken() -> bool:
 
 
 async def test_slow_work_is_waited_for() -> None:
+    asked = 0
+    slow = asyncio.Event()
+
+    async def often() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            slow.set()
+        return True
+
     async def work() -> int:
-        await asyncio.sleep(0.2)
+        await slow.wait()
         return 7
 
-    assert await answered(work(), yes) == 7
+    assert await answered(work(), often) == 7
+    assert asked >= 5
 
 
 async def test_what_goes_wrong_in_the_work_is_said() -> None:
@@ -73,6 +81,6 @@ async def test_a_server_that_accepts_and_says_nothing_is_not_alive(postgres: str
     silent = await asyncio.start_server(lambda _, __: asyncio.sleep(3600), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     engine = create(f"postgresql://u@127.0.0.1:{port}/d")
-    assert not await bounded._answers(lambda: alive(engine))
+    assert not await bounded._answers(lambda: alive(engine), SHORT_S)
     await engine.dispose()
     silent.close()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from gateway.run import stopping
 
 
-async def test_a_loop_that_keeps_failing_says_so_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "RESTART_S", 0.0)
+async def test_a_loop_that_keeps_failing_says_so_ever_more_rarely() -> None:
     runs, said = 0, []
     enough = asyncio.Event()
 
@@ -22,7 +19,9 @@ async def test_a_loop_that_keeps_failing_says_so_ever_more_rarely(monkeypatch: p
         raise OSError("gone")
 
     task = asyncio.create_task(
-        stopping.forever("pusher", fails, lambda event, **facts: said.append((event, facts["failures"])))
+        stopping.forever(
+            "pusher", fails, lambda event, **facts: said.append((event, facts["failures"])), restart_s=0.0
+        )
     )
     await enough.wait()
     await stopping.cancel([task])

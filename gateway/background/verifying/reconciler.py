@@ -77,12 +77,15 @@ class Reconciler:
         results: Results,
         partition_of: Callable[[int], int],
         clock: Callable[[], datetime],
+        *,
+        look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
         self._counters = counters
         self._ledger = ledger
         self._results = results
         self._partition_of = partition_of
         self._clock = clock
+        self._look_again_s = look_again_s
         self.latest = Reconciled(0, 0, ())
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
@@ -91,7 +94,7 @@ class Reconciler:
         for _ in range(LOOKS_MAX - 1):
             if not found.items:
                 break
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(self._look_again_s)
             names = {item.account for item in found.items}
             again = await self._look(_only(owners, names), deep=deep)
             still = tuple(item for item in again.items if item.account in names)

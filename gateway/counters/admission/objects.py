@@ -27,11 +27,19 @@ class Objects:
     An id is kept for `ttl_s`, the newest `objects_max` of an organization at most.
     """
 
-    def __init__(self, wire: Wire, unix_seconds: Callable[[], float], ttl_s: float, objects_max: int) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        unix_seconds: Callable[[], float],
+        ttl_s: float,
+        objects_max: int,
+        *,
+        trims_max: int = TRIMS_MAX,
+    ) -> None:
         self._wire = wire
         self._unix_seconds = unix_seconds
         self._ttl_s = ttl_s
-        self._objects_max = objects_max
+        self._objects_max, self._trims_max = objects_max, trims_max
         # By organization: how many more until its set is cut, when at the latest, and in which Redis it was.
         self._trims: dict[int, tuple[int, float, bytes]] = {}
 
@@ -63,7 +71,7 @@ class Objects:
         left -= more
         is_due = left < 0 or now >= latest or where != run_id
         if is_due:
-            if organization_id not in trims and len(trims) >= TRIMS_MAX:
+            if organization_id not in trims and len(trims) >= self._trims_max:
                 del trims[next(iter(trims))]
             left, latest, where = self._objects_max // PARTS, now + self._ttl_s / PARTS, run_id
         trims[organization_id] = left, latest, where

@@ -45,10 +45,12 @@ class Releases:
         command: Callable[[Settlement], bytes],
         hold_ttl_s: float,
         clock: Callable[[], float],
+        *,
+        owed_max: int = RELEASES_MAX,
     ) -> None:
         self._wire = wire
         self._command = command
-        self._ttl_s = hold_ttl_s
+        self._ttl_s, self._owed_max = hold_ttl_s, owed_max
         self._clock = clock
         self._owed: dict[str, _Owed] = {}
         self._releasing: asyncio.Task[None] | None = None
@@ -66,7 +68,7 @@ class Releases:
         one = _Owed(settlement, self._clock() + self._ttl_s)
         if at_once:
             one.sent = self._wire.send(self._command(settlement), at_once=True)
-        if len(self._owed) < RELEASES_MAX:
+        if len(self._owed) < self._owed_max:
             self._owed[settlement.request_id] = one
         if self._releasing is None or self._releasing.done():
             self._releasing = asyncio.get_running_loop().create_task(self._release())

@@ -21,10 +21,17 @@ WAITING_MAX = 4096
 class Throttle:
     """Buckets of `a_minute` for each API key. `clock` is monotonic seconds."""
 
-    def __init__(self, wire: Wire, clock: Callable[[], float], a_minute: int = USAGES_A_MINUTE) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        clock: Callable[[], float],
+        a_minute: int = USAGES_A_MINUTE,
+        *,
+        waiting_max: int = WAITING_MAX,
+    ) -> None:
         self._wire = wire
         self._clock = clock
-        self._a_minute = a_minute
+        self._a_minute, self._waiting_max = a_minute, waiting_max
         self._waiting: dict[int, float] = {}
 
     async def take(self, caller: Caller) -> None:
@@ -41,7 +48,7 @@ class Throttle:
             "int", await self._wire.send(encode_script("throttle", (name,), (b"%d" % self._a_minute,)))
         )
         if wait_ms > 0:
-            if len(waiting) >= WAITING_MAX and key_id not in waiting:
+            if len(waiting) >= self._waiting_max and key_id not in waiting:
                 del waiting[next(iter(waiting))]
             waiting[key_id] = self._clock() + wait_ms / 1000
             raise self._refusal(wait_ms / 1000)

@@ -79,8 +79,11 @@ class _Known:
 class LateLane:
     """The late lanes of all partitions, looked through for what can be decided."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(
+        self, client: Client, *, look_entries_min: int = LOOK_ENTRIES_MIN, lane_look_max: int = LANE_LOOK_MAX
+    ) -> None:
         self._client = client
+        self._look_entries_min, self._lane_look_max = look_entries_min, lane_look_max
         self._known: dict[int, _Known] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
@@ -116,8 +119,8 @@ class LateLane:
         found: list[LateSettlement] = []
         left: dict[int, StreamPlace] = {}
         seen, taken = known.seen, set[str]()
-        size, looked = min(LOOK_ENTRIES, max(LOOK_ENTRIES_MIN, count)), 0
-        while len(found) < count and looked < LANE_LOOK_MAX:
+        size, looked = min(LOOK_ENTRIES, max(self._look_entries_min, count)), 0
+        while len(found) < count and looked < self._lane_look_max:
             entries, last, more = await self._page(partition, known, start, size)
             seen = last or seen
             mine = [one for one in entries if one.organization_id not in blocked]

@@ -49,6 +49,7 @@ class Leaser:
         lease_s: float,
         took: Callable[[float], None] = lambda _seconds: None,
         pending: Callable[[], int] = lambda: 0,
+        batch_max: int = BATCH_MAX,
     ) -> None:
         self._wire = wire
         self._allowances = allowances
@@ -57,6 +58,7 @@ class Leaser:
         self._lease_s = lease_s
         self._took = took
         self._pending = pending
+        self._batch_max = batch_max
         self._queue: list[tuple[float, int, Allowance]] = []
         self._turn = 0
         self._run_id = b""
@@ -92,7 +94,7 @@ class Leaser:
                 self._schedule(one, now)
         self._there = there
         asked: list[_Asked] = []
-        while there and self._queue and self._queue[0][0] <= now and len(asked) < BATCH_MAX:
+        while there and self._queue and self._queue[0][0] <= now and len(asked) < self._batch_max:
             _, turn, one = heapq.heappop(self._queue)
             if turn == one.turn:
                 asked.append(self._ask(one, now))
@@ -108,13 +110,13 @@ class Leaser:
                 self._asking -= 1
             self._took(self._clock() - began)
             self._answered(one, answer, tokens, credits_, began)
-        return len(asked) == BATCH_MAX
+        return len(asked) == self._batch_max
 
     async def give_back(self) -> None:
         """Give every lease back, before this worker ends; what is used and not charged yet stays held."""
         held = [one for one in self._allowances.all() if one.held]
-        for start in range(0, len(held), BATCH_MAX):
-            waits = [self._end(one) for one in held[start : start + BATCH_MAX]]
+        for start in range(0, len(held), self._batch_max):
+            waits = [self._end(one) for one in held[start : start + self._batch_max]]
             try:
                 for wait in waits:
                     await in_task(wait)

@@ -61,7 +61,7 @@ def url(port: int, password: str) -> str:
     return f"postgresql://{USER}:{quote(password, safe='')}@127.0.0.1:{port}/{DATABASE}"
 
 
-def initialise(cluster: Path, password: str) -> None:
+def initialise(cluster: Path, password: str, *, superuser: str = SUPERUSER) -> None:
     """Create the cluster and its database if there is none; complete or not there at all.
 
     The database's owner is no superuser, and the superuser's password nobody knows; in clusters of
@@ -82,7 +82,7 @@ def initialise(cluster: Path, password: str) -> None:
         if user is not None:
             os.chown(growing, user.uid, user.gid)
             os.chown(password_file, user.uid, user.gid)
-        make_cluster = ["--username", SUPERUSER, "--pwfile", password_file, "--auth", "scram-sha-256"]
+        make_cluster = ["--username", superuser, "--pwfile", password_file, "--auth", "scram-sha-256"]
         locale = ["--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
         _run(
             user, ["initdb", "-D", str(growing), *make_cluster, *locale, "--locale", "C", "--no-instructions"]

@@ -31,8 +31,16 @@ ANSWER_BYTES_MAX = 65_536
 class Exporter:
     """Takes encoded spans and sends them. `sent` and `dropped` count them."""
 
-    def __init__(self, tracing: Tracing, version: str, log: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        tracing: Tracing,
+        version: str,
+        log: Callable[..., None],
+        *,
+        first_pause_s: float = FIRST_PAUSE_S,
+    ) -> None:
         self._tracing = tracing
+        self._first_pause_s = first_pause_s
         self._version = version
         self._log = log
         self._resource = encoded_resource({
@@ -107,7 +115,7 @@ class Exporter:
     def _send(self, body: bytes) -> bool:
         """Whether the collector took one request, asked again within its time where that may help."""
         deadline = time.monotonic() + self._tracing.timeout_s
-        pause = FIRST_PAUSE_S
+        pause = self._first_pause_s
         while True:
             status, told_s, why = self._post(body, deadline)
             if 200 <= status < 300:

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from gateway.background.timed.closing import AccountClosing
-from gateway.background.verifying import reconciler as reconcilers
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.ledger import decode, encode
 from gateway.core.integrity.reconciliation import Kind
@@ -27,15 +26,10 @@ from tests.builders import CHAT, CREDITS, UNITS, World
 from tests.persistence.scenario import broken
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcilers, "LOOK_AGAIN_S", 0.01)
-
-
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
         backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of), partition_of,
-        lambda: datetime.now(UTC),
+        lambda: datetime.now(UTC), look_again_s=0.01,
     )  # fmt: skip
 
 

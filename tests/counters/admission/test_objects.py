@@ -69,7 +69,7 @@ async def test_to_keep_one_is_one_command_but_for_one_in_a_hundred(
 ) -> None:
     """The set is larger by a hundredth then, and ends a hundredth of its time later."""
     time, wire = Time(), await connect(valkey)
-    objects, most = Objects(wire, time, 1000, 200), 202
+    objects, most = Objects(wire, time, 1000, 200, trims_max=1), 202
 
     def cuts() -> int:
         found = world.client.info("commandstats")
@@ -90,7 +90,6 @@ async def test_to_keep_one_is_one_command_but_for_one_in_a_hundred(
     monkeypatch.setattr(wire, "run_id", b"another")
     await in_task(objects.keep(MINE, ["elsewhere"]))
     assert 1000 < world.client.ttl(name) <= 1010
-    monkeypatch.setattr("gateway.counters.admission.objects.TRIMS_MAX", 1)
     for caller in (OTHERS, MINE):
         await in_task(objects.keep(caller, ["evicts"]))
     assert cuts() == 104

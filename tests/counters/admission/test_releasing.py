@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, Settled, Verdict
-from gateway.counters.admission import releasing
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -132,10 +131,10 @@ async def test_a_release_that_could_not_be_sent_is_sent_later(
 
 
 async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
-    server: ValkeyServer, world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch
+    server: ValkeyServer, world: World, hire: Hire
 ) -> None:
     worker = await hire(world, call_s=0.2, stall_s=0.4)
-    monkeypatch.setattr(releasing, "RELEASES_MAX", 3)
+    worker.counters._releases._owed_max = 3
     requests = [HoldRequest(world.caller, new_id(), "", CHAT, 1, 1) for _ in range(5)]
     server.stop()
     await eventually(lambda: not worker.wire.connected)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from gateway.counters.admission import throttle as throttle_module
 from gateway.counters.admission.throttle import Throttle
 from gateway.counters.admission.usage import Usages
 from gateway.errors import RateLimited
@@ -67,11 +66,8 @@ async def test_who_is_refused_waits_here_and_asks_redis_no_more(connect: Connect
     assert calls(world) == before + 1
 
 
-async def test_who_waits_is_remembered_within_bounds(
-    connect: Connect, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(throttle_module, "WAITING_MAX", 3)
-    one = Throttle(await connect(world.url), Clock(), a_minute=1)
+async def test_who_waits_is_remembered_within_bounds(connect: Connect, world: World) -> None:
+    one = Throttle(await connect(world.url), Clock(), a_minute=1, waiting_max=3)
     for key_id in range(50, 60):
         caller = replace(world.caller, key_id=key_id)
         await driven(one.take(caller))

@@ -12,8 +12,8 @@ from gateway.core.accounts.ledger import HEAD, VERSION_BEFORE, decode, encode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.parked import park
 from gateway.counters.keeper.verification import Verification
-from gateway.counters.late import late_lane
 from gateway.counters.late.keeping import Keeping
+from gateway.counters.late.late_lane import LOOK_ENTRIES, LateLane
 from gateway.counters.redis import keys
 from tests.builders import BLANK, Call, World
 from tests.counters.conftest import Connect
@@ -55,13 +55,13 @@ def dealt_with(world: World, found: Any) -> None:
 async def test_more_entries_of_another_organization_than_are_read_at_once_are_in_nobodys_way(
     world: World, keeping: Keeping
 ) -> None:
-    world.moved(999, late_lane.LOOK_ENTRIES * 2 + 1)
+    world.moved(999, LOOK_ENTRIES * 2 + 1)
     call = late_call(world)
     assert ids(await keeping.late(10)) == [call.id]
 
 
 async def test_an_organization_waits_for_all_of_its_own_entries(world: World, keeping: Keeping) -> None:
-    world.moved(999, late_lane.LOOK_ENTRIES)
+    world.moved(999, LOOK_ENTRIES)
     mine = world.moved(1, 2)
     world.moved(999)
     call = late_call(world)
@@ -108,10 +108,10 @@ async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: Kee
 
 
 async def test_a_stopped_organizations_settlements_keep_no_others_however_many_they_are(
-    world: World, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+    world: World, keeping: Keeping
 ) -> None:
     """More of them than a pass looks at, in front of everybody else's."""
-    monkeypatch.setattr(late_lane, "LANE_LOOK_MAX", 20)
+    keeping._lane = LateLane(keeping._client, lane_look_max=20)
     stopped = world.moved(1)
     waiting = [late_call(world).id for _ in range(50)]
     other = World(world.url, organization_id=same_partition(world), tenant_id=8, key_id=4)
@@ -239,10 +239,8 @@ async def test_what_waits_in_an_outbox_that_was_away_is_waited_for_when_it_is_ba
     assert await keeping.late(10) == []
 
 
-async def test_a_pass_that_failed_in_the_middle_forgets_nobody(
-    world: World, keeping: Keeping, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(late_lane, "LOOK_ENTRIES_MIN", 2)
+async def test_a_pass_that_failed_in_the_middle_forgets_nobody(world: World, keeping: Keeping) -> None:
+    keeping._lane = LateLane(keeping._client, look_entries_min=2)
     other = World(world.url, organization_id=same_partition(world), tenant_id=8, key_id=4)
     other.plan(1000)
     world.client.xtrim(keys.outbox(world.p), maxlen=0)

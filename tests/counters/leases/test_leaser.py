@@ -328,11 +328,9 @@ async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(
     assert allowing.tenant.held == 100
 
 
-async def test_many_tenants_are_asked_for_in_batches(
-    world: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.counters.leases.leaser.BATCH_MAX", 3)
+async def test_many_tenants_are_asked_for_in_batches(world: World, employ: Employ) -> None:
     worker = await employ(world)
+    worker.leaser._batch_max = 3
     for tenant in range(100, 105):
         worker.allowances.seen(replace(world.caller, tenant_id=tenant))
     world.client.config_resetstat()

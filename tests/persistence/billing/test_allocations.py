@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.allocation import ExpiredGrant
 from persistence import engine
-from persistence.billing import allocations
 from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
 from tests.persistence.credits import give, post_expiries
@@ -134,14 +133,13 @@ STEP = st.one_of(
 @given(history=st.lists(STEP, max_size=25), page=st.integers(1, 6))
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
 async def test_random_histories_are_allocated_to_the_last_credit(
-    shared: str, monkeypatch: pytest.MonkeyPatch, history: list[tuple[object, ...]], page: int
+    shared: str, history: list[tuple[object, ...]], page: int
 ) -> None:
     """Whatever the pages: allocations prove themselves, and the balance is what additions have left."""
-    monkeypatch.setattr(allocations, "MOVEMENTS_A_PAGE", page)
     empty(shared)
     [account] = settle_in(shared, None)
     pool = engine.create(shared)
-    kept = Allocations(pool)
+    kept = Allocations(pool, movements_a_page=page)
 
     async def catch_up() -> None:
         store(shared, account)

@@ -85,11 +85,8 @@ def test_a_refused_name_is_not_asked_for_again_for_a_while(migrated: str, record
     assert (account.organization_id, "new") in again
 
 
-def test_more_refused_names_than_are_remembered_are_still_refused(
-    migrated: str, recorded: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("persistence.ledger.attribution.REMEMBERED_MAX", 10)
-    users, [account] = Users(new_a_day_max=1), settle_in(migrated, 9000)
+def test_more_refused_names_than_are_remembered_are_still_refused(migrated: str, recorded: Any) -> None:
+    users, [account] = Users(new_a_day_max=1, remembered_max=10), settle_in(migrated, 9000)
     for number in range(5):
         users.remember(users.resolve(recorded, called(account, map(str, range(number * 8, number * 8 + 8)))))
     assert len(rows_of(migrated, "SELECT id FROM app_user WHERE first_sight")) == 1

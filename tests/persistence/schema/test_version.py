@@ -23,14 +23,13 @@ async def test_the_version_is_read(database: str) -> None:
     await pool.dispose()
 
 
-def test_only_the_newest_version_known_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "KNOWN", ("0001", "0002"))
-    monkeypatch.setattr(schema, "NEEDED", "0002")
-    schema.refuse_other("0002")
+def test_only_the_newest_version_known_is_accepted() -> None:
+    known = ("0001", "0002")
+    schema.refuse_other("0002", known)
     for found, said in (
         (None, "has no schema, 0002 is needed: run tollkeeper migrate"),
         ("0001", "has schema version 0001, 0002 is needed: run tollkeeper migrate"),
         ("0003", "has schema version 0003, this program knows 0002 at most"),
     ):
         with pytest.raises(StartError, match=said):
-            schema.refuse_other(found)
+            schema.refuse_other(found, known)

@@ -37,7 +37,7 @@ def exporting(collector: Collector | str, **settings: object) -> Iterator[tuple[
     url = collector if isinstance(collector, str) else f"{collector.url}/v1/traces"
     tracing = msgspec.structs.replace(Tracing(endpoint=url, delay_s=0.01), **settings)
     told = Told()
-    exporter = Exporter(tracing, "1.0", told)
+    exporter = Exporter(tracing, "1.0", told, first_pause_s=0.01)
     exporter.start()
     try:
         yield exporter, told
@@ -100,8 +100,7 @@ def test_a_full_queue_drops_and_counts() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_collector_that_is_busy_is_asked_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.telemetry.traces.exporter.FIRST_PAUSE_S", 0.01)
+def test_a_collector_that_is_busy_is_asked_again(status: int) -> None:
     with collecting() as collector, exporting(collector) as (exporter, told):
         collector.statuses = [status, status]
         exporter.offer([SPAN])
