@@ -25,7 +25,7 @@ local organization, organizations = account_opener(ORGANIZATION_FORM)
 for at = 4, #KEYS, 3 do
   local observed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
   local known = #tenants
-  local h, t, o = raw[at] and open(HOLD_FORM, raw[at]), tenant(KEYS[at + 1], raw[at + 1]), nil
+  local h, t, o = raw[at] and HOLD.opened(raw[at]), tenant(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(t, now, epoch) end
   if not h or not t or has(h[H_FLAGS], HOLD_RECLAIMED) then
     answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0}
@@ -36,7 +36,7 @@ for at = 4, #KEYS, 3 do
     renewals[#renewals + 1] = format('%.0f', deadline)
     renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]
-    writes[#writes + 1] = write(HOLD_FORM, HOLD_SIZE, h) .. HOLD.behind(raw[at])
+    writes[#writes + 1] = HOLD.written(h) .. HOLD.behind(raw[at])
     answer[#answer + 1] = EXTENDED.pack{tokens = h[H_TOKENS], credits = h[H_CREDITS], exhausted = exhausted}
   end
 end
@@ -46,11 +46,11 @@ if err then return err end
 if #renewals > 0 then call('ZADD', KEYS[2], 'XX', values(renewals)) end
 for _, name in ipairs(tenants) do
   writes[#writes + 1] = name
-  writes[#writes + 1] = write(TENANT_FORM, TENANT_SIZE, tenant(name))
+  writes[#writes + 1] = TENANT.written(tenant(name))
 end
 for _, name in ipairs(organizations) do
   writes[#writes + 1] = name
-  writes[#writes + 1] = write(ORGANIZATION_FORM, ORGANIZATION_SIZE, organization(name))
+  writes[#writes + 1] = ORGANIZATION.written(organization(name))
 end
 if #writes > 0 then call('MSET', values(writes)) end
 return table.concat(answer)

@@ -18,7 +18,7 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local t, o = raw[2] and open(TENANT_FORM, raw[2]), open(ORGANIZATION_FORM, raw[3])
+local t, o = raw[2] and TENANT.opened(raw[2]), ORGANIZATION.opened(raw[3])
 local seq, credit_seq = t and t[T_SEQ] or 0, o[O_CREDIT_SEQ]
 local function answer(code)
   local remaining = (not t or t[T_TOTAL] < 0) and -1 or t[T_REMAINING]
@@ -39,7 +39,7 @@ if out_of_range(t, before, o) then return CODE.pack{code = -3} end
 local err = append(KEYS[3], events)
 if err then return err end
 if verb ~= SWEEP then call('HSET', KEYS[2], id, '1') end
-local writes = {KEYS[5], write(ORGANIZATION_FORM, ORGANIZATION_SIZE, o)}
-if t then writes[3], writes[4] = KEYS[4], write(TENANT_FORM, TENANT_SIZE, t) end
+local writes = {KEYS[5], ORGANIZATION.written(o)}
+if t then writes[3], writes[4] = KEYS[4], TENANT.written(t) end
 call('MSET', values(writes))
 return answer(1)

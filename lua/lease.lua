@@ -19,7 +19,7 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not (raw[3] and raw[4]) then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local t, o, h = open(TENANT_FORM, raw[3]), open(ORGANIZATION_FORM, raw[4]), raw[2] and open(HOLD_FORM, raw[2])
+local t, o, h = TENANT.opened(raw[3]), ORGANIZATION.opened(raw[4]), raw[2] and HOLD.opened(raw[2])
 local ends = ttl <= 0
 if ttl < 0 and h and now < h[H_DEADLINE] then return NO_LEASE.pack{code = 3, now = now} end
 if (ends and not h) or (not ends and (t[T_ON_STORE_FAILURE] ~= STORE_ALLOW or has(t[FLAGS], MANUAL_BLOCK))) then
@@ -43,7 +43,7 @@ if err then
   if h then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), lease_id) else call('ZREM', KEYS[1], lease_id) end
   return err
 end
-local writes = {KEYS[6], write(TENANT_FORM, TENANT_SIZE, t), KEYS[7], write(ORGANIZATION_FORM, ORGANIZATION_SIZE, o), nil, nil}
+local writes = {KEYS[6], TENANT.written(t), KEYS[7], ORGANIZATION.written(o), nil, nil}
 if ends then call('DEL', KEYS[5])
 else
   writes[5], writes[6] = KEYS[5], HOLD.pack{

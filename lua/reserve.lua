@@ -76,5 +76,5 @@ local tenant = reset and TENANT.renewed(raw[2], heads[3], 'ledger_at', t) or TEN
 local organization = (uses and ORGANIZATION.renewed(raw[3], heads[4], 'spend_held', o))
   or ((credits > 0 or was) and ORGANIZATION.renewed(raw[3], heads[4], 'credits_held', o)) or heads[4] .. ACCOUNT.behind(raw[3])
 call('MSET', KEYS[5], tenant, KEYS[6], organization, KEYS[7], heads[1] .. ACCOUNT.behind(raw[4]), KEYS[1], hold,
-  some(KEYS[8], keep_user(KEYS[8], u and heads[2]), KEYS[with_user and 9 or 8], a and write(ACTIVATION_FORM, ACTIVATION_SIZE, a)))
+  some(KEYS[8], keep_user(KEYS[8], u and heads[2]), KEYS[with_user and 9 or 8], a and ACTIVATION.written(a)))
 return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2, bounds)

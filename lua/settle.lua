@@ -64,7 +64,7 @@ local organization = (s[S_USES] and ORGANIZATION.renewed(raw[4], head, 'spend_at
   or head .. ACCOUNT.behind(raw[4])
 local key = raw[5] and give(raw[5], now, slots, h[H_KEY_TPM], used) .. ACCOUNT.behind(raw[5])
 u = u and give(u, now, slots, h[H_USER_TPM], used)
-a = a and write(ACTIVATION_FORM, ACTIVATION_SIZE, a)
+a = a and ACTIVATION.written(a)
 
 local told, removed = s[S_MODE] == RECOVER and late(KEYS[3], s, 0), call('ZREM', KEYS[1], s[S_REQUEST])
 local err = append(KEYS[2], reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry

@@ -3,8 +3,8 @@
 Whatever reads or writes one goes by the names of its fields: structs of Python are made from it here,
 and what the scripts need in `gateway/counters/layouts/lua.py`. Nobody counts bytes.
 
-What is stored begins with a number, `LAYOUT`: a version reads that and the one before. What a newer version
-has stored it leaves where it is, and tells.
+What is stored begins with the number of its layout. A field says with which number it came, so whatever was
+stored before is read. What a newer version has stored is left where it is, and told.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Any, NamedTuple
 
-# The number of everything stored. Before there were numbers a state began with its flags, a marker with text:
-# none of these bytes is above 128.
+# The number of today, and the first one. Before there were any, a state began with its flags and a marker
+# with text: none of these bytes is as high as the first number.
 LAYOUT = 129
-BEFORE = range(129)
+FIRST = 129
 
 
 class UnknownLayout(ValueError):
@@ -43,11 +43,14 @@ KINDS = {
 
 
 class Field(NamedTuple):
-    """One field; `default` is what stands where nobody fills it in, None where somebody must."""
+    """One field. `default` is what stands where nobody fills it in, None where somebody must; `since` is the
+    number of the layout with which it came, 0 before there were any.
+    """
 
     name: str
     kind: Kind
     default: int | None = None
+    since: int = 0
 
     @property
     def is_text(self) -> bool:
@@ -55,49 +58,46 @@ class Field(NamedTuple):
         return self.kind.lua.endswith("c0")
 
 
+# What everything stored begins with.
+NUMBER = Field("layout", KINDS["u8"], LAYOUT, FIRST)
+
+
 class Layout:
     """The fields of one layout; texts come last, and `struct` is of those before them.
 
-    It begins with so many fields that others begin with too (`shared`). The fields of `new` are not in what a
-    version before has stored.
+    It begins with so many fields that others begin with too (`shared`).
     """
 
-    __slots__ = ("fields", "name", "new", "pack", "shared", "size", "struct")
+    __slots__ = ("fields", "name", "pack", "shared", "size", "struct")
 
-    def __init__(
-        self,
-        name: str,
-        described: str | tuple[Field, ...],
-        shared: int = 0,
-        *,
-        new: frozenset[str] = frozenset(),
-    ) -> None:
-        """Described in groups between commas: a kind, then names, each with `=default` if it has one."""
-        self.name, self.shared, self.new = name, shared, new
+    def __init__(self, name: str, described: str | tuple[Field, ...], shared: int = 0) -> None:
+        """Described in groups between commas: `number`, or a kind, then names, some with `=default`."""
+        self.name, self.shared = name, shared
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
         self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
-        """What is stored as this version packs it; UnknownLayout where that is of no layout known."""
+        """What is stored, as it is packed today; UnknownLayout where a newer version has stored it."""
         if not stored or stored[0] == LAYOUT:
             return stored
-        if stored[0] not in BEFORE:
+        if stored[0] > LAYOUT:
             raise UnknownLayout(f"{self.name} of layout {stored[0]}: this version knows up to {LAYOUT}")
-        return b"".join(default if kept is None else stored[kept] for kept, default in self.from_before())
+        return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
-    def from_before(self) -> Iterator[tuple[slice | None, bytes]]:
-        """Today's bytes by those of a version before: a part that is kept, or what stands where none was."""
-        at, begin = 0, 0
+    def by_older(self, number: int) -> Iterator[slice | bytes]:
+        """Today's bytes by those of an older layout: which of these are kept, and what stands in between."""
+        begin = at = 0
         for one in self.fields:
-            is_new = one.name in self.new
-            if is_new or one.name == "layout":
-                if begin < at:
-                    yield slice(begin, at), b""
-                yield None, Struct("<" + one.kind.python).pack(one.default)
-            at += 0 if is_new else one.kind.size
-            begin = at if is_new or one.name == "layout" else begin
-        yield slice(begin, None), b""
+            there = one.since <= (number if number >= FIRST else 0)
+            if there and one is not NUMBER:
+                at += one.kind.size
+                continue
+            if begin < at:
+                yield slice(begin, at)
+            yield Struct("<" + one.kind.python).pack(one.default)
+            begin = at = at + one.kind.size * there
+        yield slice(begin, None)
 
     def index(self, name: str) -> int:
         """Which field this is, from 0; KeyError where there is none of this name."""
@@ -127,6 +127,8 @@ class Layout:
 def _read(described: str) -> Iterator[Field]:
     for group in described.split(","):
         kind, *names = group.split()
+        if kind == "number":
+            yield NUMBER
         for one in names:
             name, _, default = one.partition("=")
             yield Field(name, KINDS[kind], int(default) if default else None)

@@ -33,7 +33,7 @@ end
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
 local function activation(raw)
   if not raw then return ACTIVATION.fresh() end
-  return open(ACTIVATION_FORM, #raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
+  return ACTIVATION.opened(#raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
 -- One-Time: the first call in holds the price, the others ride free while it is pending

@@ -26,20 +26,20 @@ local function open(form, packed)
   return fields
 end
 
--- What is stored, as it is packed today. What the version before has stored is brought up to that; what a newer one has
+-- What is stored, as it is packed today: what an older version has stored is brought up to that. What a newer one has
 -- stored stays where it is, and whoever asked is told
 local function today(raw, name)
   local number, kind = byte(raw), string.match(name, ':(%a):')
   if number == TODAY then return raw end
-  if number > TODAY or number < OLDEST then
+  if number > TODAY then
     error({err = 'ERR ' .. name .. ' is of layout ' .. number .. ', this version knows up to ' .. TODAY})
   end
-  if kind == 'k' then return KEY.today(raw) end
-  if kind == 'u' then return USER.today(raw) end
-  if kind == 't' then return TENANT.today(raw) end
-  if kind == 'o' then return ORGANIZATION.today(raw) end
-  if kind == 'a' then return ACTIVATION.today(raw) end
-  return HOLD.today(raw)
+  if kind == 'k' then return KEY.today(raw, number) end
+  if kind == 'u' then return USER.today(raw, number) end
+  if kind == 't' then return TENANT.today(raw, number) end
+  if kind == 'o' then return ORGANIZATION.today(raw, number) end
+  if kind == 'a' then return ACTIVATION.today(raw, number) end
+  return HOLD.today(raw, number)
 end
 
 -- the partition's marker, and states and holds behind it, as they are packed today

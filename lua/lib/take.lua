@@ -8,10 +8,10 @@ local function user_state(raw, tenant, now)
   if raw and ACCOUNT.bytes(raw, 'rpm', 'concurrency') == limits then return raw end
   local user_rpm, user_tpm, user_concurrency = TENANT.read(tenant)
   if not raw then return USER.pack{rpm = user_rpm, tpm = user_tpm, concurrency = user_concurrency, at = now} end
-  local u = open(USER_FORM, raw)
+  local u = USER.opened(raw)
   if has(u[FLAGS], OVERRIDE) then return raw end
   limit(u, user_rpm, user_tpm, user_concurrency)
-  return write(USER_FORM, USER_SIZE, u)
+  return USER.written(u)
 end
 
 -- What one request and up to `need` tokens make of a state, packed as it stands: its head packed, the tokens

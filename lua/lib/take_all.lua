@@ -5,7 +5,7 @@ local taken_by = {H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORGANIZATION_TPM} -- wh
 -- the hold that is raised, opened; nil where it is gone: then all of it is taken anew
 local function raised(name)
   local packed = call('GET', name)
-  local h = packed and open(HOLD_FORM, today(packed, name))
+  local h = packed and HOLD.opened(today(packed, name))
   return h and not has(h[H_FLAGS], HOLD_RECLAIMED) and h or nil
 end
 

@@ -7,11 +7,12 @@ A script names a layout in capitals, then what it does with one, by the names of
     HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
     SETTLE.since(raw, 'run_id')                     from one field to the end of the string
     HOLD.behind(raw)                                what follows all of it
-    HOLD.opened(raw, 'credits')                     the fields up to this one as a table
-    HOLD.fresh('credits')                           the same of defaults; of all fields where none is named
+    HOLD.opened(raw, 'credits')                     the fields up to this one as a table; or all
+    HOLD.fresh('credits')                           the same of defaults
+    HOLD.written(h)                                 packed as they stand in a table
     HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
-    HOLD.today(raw)                                 as it is packed today, what the version before has packed
+    HOLD.today(raw, number)                         as it is packed today, what has an older number
     PLAN.into(t, raw)                               into the fields of these names of an opened state
     TENANT.account(raw)                             opened, with 0 for what all begin with, but for the flags
     TENANT.renewed(raw, head, 'held', t)            another beginning, the account's fields up to this one
@@ -26,7 +27,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from gateway.core.layout import BEFORE, LAYOUT, Field, Layout
+from gateway.core.layout import FIRST, LAYOUT, Field, Layout
 from gateway.counters.layouts import states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
@@ -38,7 +39,7 @@ _ZEROS_MIN = 4
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """Where each field stands in an opened state, by the field's name in capitals; forms and sizes."""
-    found = {"TODAY": str(LAYOUT), "OLDEST": str(BEFORE.start)}
+    found = {"TODAY": str(LAYOUT)}
     found |= {f"{one.name}_BYTES": str(one.size) for one in layouts}
     names = {one.name for one in states.LAYOUTS}
     for one in layouts:
@@ -86,8 +87,13 @@ def _field(layout: Layout, packed: str, name: str) -> str:
     return f"({_parse(layout, [field], packed)})"
 
 
-def _opened(layout: Layout, packed: str, last: str) -> str:
-    return f"{{{_parse(layout, layout.fields[: layout.index(_text(last)) + 1], packed)}}}"
+def _opened(layout: Layout, packed: str, last: str = "") -> str:
+    end = layout.index(_text(last)) + 1 if last else len(layout.fields)
+    return f"{{{_parse(layout, layout.fields[:end], packed)}}}"
+
+
+def _written(layout: Layout, state: str) -> str:
+    return f"pack('{_form(layout.fields)}', values({state}, 1, {len(layout.fields)}))"
 
 
 def _fresh(layout: Layout, last: str = "") -> str:
@@ -143,14 +149,15 @@ def _replaced(layout: Layout, packed: str, values: str) -> str:
     return " .. ".join(parts)
 
 
-def _today(layout: Layout, packed: str) -> str:
-    parts = []
-    for kept, default in layout.from_before():
-        if kept is None:
-            parts.append("'" + "".join(f"\\{byte:03}" for byte in default) + "'")
-        else:
-            parts.append(packed if kept == slice(0, None) else _sub(packed, kept.start + 1, kept.stop))
-    return " .. ".join(parts)
+def _today(layout: Layout, packed: str, number: str) -> str:
+    ways = []
+    for older in (0, *range(FIRST, LAYOUT)):
+        parts = [
+            _sub(packed, one.start + 1, one.stop) if isinstance(one, slice) else _literal(one)
+            for one in layout.by_older(older)
+        ]
+        ways.append(f"{number} < {max(older + 1, FIRST)} and {' .. '.join(parts)}")
+    return " or ".join(ways)
 
 
 def _into(layout: Layout, state: str, packed: str) -> str:
@@ -166,15 +173,16 @@ def _account(layout: Layout, packed: str) -> str:
 
 def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> str:
     shared, end = layout.shared, layout.index(_text(last)) + 1
-    moved = f"pack('{_form(layout.fields[shared:end])}', values({state}, {shared + 1}, {end}))"
+    values = ", ".join(f"{state}[{at}]" for at in range(shared + 1, end + 1))
+    moved = f"pack('{_form(layout.fields[shared:end])}', {values})"
     after = layout.fields[end]
     return f"({head} .. {moved} .. {_sub(packed, _begin(layout, after))})"
 
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
-    "fresh": _fresh, "pack": _pack, "replaced": _replaced, "today": _today, "into": _into,
-    "account": _account, "renewed": _renewed,
+    "fresh": _fresh, "written": _written, "pack": _pack, "replaced": _replaced, "today": _today,
+    "into": _into, "account": _account, "renewed": _renewed,
 }  # fmt: skip
 _TENANT = "T_"
 
@@ -198,6 +206,10 @@ def _at(begin: int) -> str:
 
 def _sub(packed: str, first: int, last: int | None = None) -> str:
     return f"sub({packed}, {first}{f', {last}' if last else ''})"
+
+
+def _literal(packed: bytes) -> str:
+    return "'" + "".join(f"\\{byte:03}" for byte in packed) + "'"
 
 
 def _begin(layout: Layout, field: Field) -> int:

@@ -1,15 +1,17 @@
 """States and holds: their fields in the order in which they are packed, read and written whole.
 
 This is the table of both: `lua.py` makes of these classes what the scripts know of them. A field is put
-where it belongs, with a default; in capitals, behind its class' first letter, it is the scripts' name.
+where it belongs, with a default; in capitals, behind its class' first letter, it is the scripts' name. One
+that comes with a new number says so: `field(default=0, metadata={"since": 130})`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
+from typing import cast
 
-from gateway.core.layout import LAYOUT, Layout
+from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
 
 MANUAL_BLOCK, HAS_PLAN = 1, 2
 ACTIVE = 2
@@ -158,21 +160,16 @@ class ActivationState:
     held_price: int = 0
 
 
-# What the version before does not store; of the version before that is said nothing any more.
-NEW_IN_ALL = frozenset({"layout"})
-NEW: dict[type, frozenset[str]] = {}
-
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
 
 
 def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
-    flags, *numbers = (f"{one.name}={one.default}" for one in fields(kind))
-    return Layout(
-        kind.__name__.removesuffix("State").upper(),
-        f"u8 layout={LAYOUT} {flags}, f64 {' '.join(numbers)}",
-        shared=1 + len(fields(Account)) if issubclass(kind, Account) else 0,
-        new=NEW_IN_ALL | NEW.get(kind, frozenset()),
+    described = (
+        Field(one.name, KINDS["f64" if at else "u8"], cast("int", one.default), one.metadata.get("since", 0))
+        for at, one in enumerate(fields(kind))
     )
+    shared = 1 + len(fields(Account)) if issubclass(kind, Account) else 0
+    return Layout(kind.__name__.removesuffix("State").upper(), (NUMBER, *described), shared)
 
 
 ACCOUNT = _layout(Account)

@@ -12,12 +12,12 @@ from dataclasses import fields
 from gateway.core.accounts.ledger import ENTRY, PRICED
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.tiers import TIER
-from gateway.core.layout import LAYOUT, Layout
+from gateway.core.layout import Layout
 from gateway.counters.layouts import states
 
 CODE = Layout("CODE", "f64 code")
 # By its number scripts of another layout know that a partition is none of theirs.
-MARKER = Layout("MARKER", f"u8 layout={LAYOUT}, s40 run_id, f64 epoch catalogue", new=states.NEW_IN_ALL)
+MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
 
 RESERVE = Layout(
     "RESERVE",
