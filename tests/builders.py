@@ -85,13 +85,14 @@ def settlement_log(
     bytes_max: int = 1 << 20,
     say: Callable[..., None] = lambda *_, **__: None,
     bounds: Bounds = BOUNDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SettlementLog:
     """A worker's log in a folder; `await log.close()` ends it in order."""
     return SettlementLog(
         folder,
         keep_s=keep_s,
         bytes_max=bytes_max,
-        clock=time.monotonic,
+        clock=clock,
         wall=time.time,
         say=say,
         bounds=bounds,

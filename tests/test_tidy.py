@@ -44,6 +44,17 @@ LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}
 
+# Tests wait for what should happen. Here it is the time itself that is wanted.
+FIXED_WAITS: dict[str, str] = {
+    "tests/bench/": "a measurement lasts for a while",
+    "tests/faults/": "how long a fault lasts is drawn, or stated by its row",
+    "tests/deploy/rolling.py": "a list of upstreams is heard late, a load goes on before and behind",
+    "tests/journey/apis.py": "a client hangs up after a while",
+    "tests/journey/parallel.py": "an upstream takes its time",
+    "tests/model/system.py": "a process dies after a drawn while",
+    "tests/run/test_starting.py": "a look takes its time",
+}
+
 EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base", "common", "misc"})
 
 
@@ -167,6 +178,51 @@ def test_silenced_rules_say_why() -> None:
 
 
 # --- scripts ----------------------------------------------------------------------------
+
+
+# --- tests ------------------------------------------------------------------------------
+
+
+def test_tests_wait_for_no_fixed_time() -> None:
+    """A sleep stands in the loop that looks whether it is time to go on, or gives others their turn."""
+
+    def found() -> Iterator[str]:
+        needed = set[str]()
+        for name, line in ((name, line) for name, tree in trees().items() for line in _lone_sleeps(tree)):
+            place = next((place for place in FIXED_WAITS if name.startswith(place)), "")
+            needed.add(place)
+            if name.startswith("tests/") and not place:
+                yield f"{name}:{line} sleeps for a fixed while: wait for what should happen"
+        yield from (f"{place} needs no exception" for place in FIXED_WAITS.keys() - needed)
+
+    offenders(found())
+
+
+def _lone_sleeps(node: ast.AST, *, in_loop: bool = False) -> Iterator[int]:
+    for child in ast.iter_child_nodes(node):
+        sleeps = isinstance(child, ast.Call) and ast.unparse(child.func) in {"asyncio.sleep", "time.sleep"}
+        if sleeps and not in_loop and ast.unparse(child.args[0]) != "0":
+            yield child.lineno
+        loops = isinstance(child, ast.While | ast.For | ast.AsyncFor)
+        begins = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from _lone_sleeps(child, in_loop=(in_loop or loops) and not begins)
+
+
+def test_tests_set_no_constant() -> None:
+    """What a test has otherwise is an argument: so anybody may have it, and a compiler has its constants."""
+
+    def found() -> Iterator[str]:
+        for name, tree in trees().items():
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                if ast.unparse(call.func).endswith("patch.setattr"):
+                    attribute = next((one.value for one in call.args if isinstance(one, ast.Constant)), "")
+                    if str(attribute).rpartition(".")[2].isupper():
+                        yield f"{name}:{call.lineno} sets {attribute}: make it an argument"
+
+    offenders(found())
+
+
+# --- the scripts ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -66,6 +66,7 @@ class FakeUpstream:
     def __init__(self) -> None:
         self.scripts: list[list[Step]] = []
         self.received: list[Received] = []
+        self.bytes_read = 0
         self.connections = 0
         self.open = 0
         self.expects_cut = False
@@ -125,6 +126,7 @@ class FakeUpstream:
             event = oracle.next_event()
             if event is h11.NEED_DATA:
                 data = await reader.read(65536)
+                self.bytes_read += len(data)
                 if not data and received is None and not oracle.trailing_data[0]:
                     return None
                 oracle.receive_data(data)

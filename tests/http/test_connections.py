@@ -67,8 +67,8 @@ async def test_what_is_pipelined_behind_a_running_request_is_not_read_without_bo
         await client.send(post(CHAT))
         await eventually(lambda: stage.upstream.received)
         client.writer.write(get(b"/v1/models") * 200_000)  # 18 MB
-        await asyncio.sleep(0.3)
         (connection,) = stage.plane._connections
+        await eventually(lambda: connection._reading.paused)
         assert len(connection._side.waiting) < 2_000_000
         held.set()
         assert (await client.answer()).status == 200
@@ -340,7 +340,7 @@ async def test_a_client_gone_before_the_upstream_was_asked_costs_nothing() -> No
     async with staged() as stage:
         client = await stage.client()
         await client.send(post(CHAT)[:-5])
-        await asyncio.sleep(0.05)
+        await eventually(lambda: any(one._buffered for one in stage.plane._connections))
         client.reset()
         await eventually(lambda: stage.plane.connections == 0)
         assert not stage.upstream.received

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,15 +116,19 @@ def test_killed_workers_and_keeper_are_restarted_and_lose_nothing(own_stack: Sta
     stack = own_stack("--workers", "2")
     tenant, key = stack.tenant(1_000_000)
 
+    answered: list[int] = []
+
     def call(_: int) -> int:
         try:
-            return stack.chat(key, "3,4").status_code
+            status = stack.chat(key, "3,4").status_code
         except Exception:  # noqa: BLE001  # a killed worker breaks its connections, in any way it likes
             return 0
+        answered.append(status)
+        return status
 
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(call, range(200))
-        time.sleep(0.2)
+        eventually(lambda: len(answered) > 10)
         os.kill(stack.pids["gateway"][0], signal.SIGKILL)
         os.kill(stack.pids["keeper"], signal.SIGKILL)
         complete = sum(status == 200 for status in results)

@@ -66,7 +66,7 @@ async def test_work_on_a_silent_server_is_left_behind(alive: Callable[[], Awaita
         finally:
             left.set()
             # As a query whose cancellation waits for the server's word.
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         return 0
 
     with pytest.raises(StoreUnavailable):
@@ -78,7 +78,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_not_alive(postgres: str
     there = create(postgres)
     assert await alive(there)
     await there.dispose()
-    silent = await asyncio.start_server(lambda _, __: asyncio.sleep(3600), "127.0.0.1", 0)
+    silent = await asyncio.start_server(lambda _, __: asyncio.Event().wait(), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     engine = create(f"postgresql://u@127.0.0.1:{port}/d")
     assert not await bounded._answers(lambda: alive(engine), SHORT_S)

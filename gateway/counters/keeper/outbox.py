@@ -39,9 +39,11 @@ class Outbox:
         say: Callable[..., None] = lambda _, **__: None,
         *,
         look: Callable[[], Awaitable[None]] | None = None,
+        look_entries_max: int = LOOK_ENTRIES_MAX,
     ) -> None:
         self.broken: dict[int, str] = {}
         self._client = client
+        self._look_entries_max = look_entries_max
         self._say = say
         self._look = look
         self._parked = Parked(client)
@@ -189,13 +191,14 @@ class Outbox:
         """Where each account stood before its first entry of a stream; None where there are too many."""
         found: dict[str, Place] = {}
         after = b""
-        for _ in range(LOOK_ENTRIES_MAX // LOOK_ENTRIES):
-            entries = _entries(await self._client.ask(*entries_behind(stream, after, LOOK_ENTRIES)))
+        page = min(LOOK_ENTRIES, self._look_entries_max)
+        for _ in range(self._look_entries_max // page):
+            entries = _entries(await self._client.ask(*entries_behind(stream, after, page)))
             for _, packed in entries:
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
                         found.setdefault(place.account, place)
-            if len(entries) < LOOK_ENTRIES:
+            if len(entries) < page:
                 return found
             after = entries[-1][0]
         return None

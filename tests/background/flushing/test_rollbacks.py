@@ -10,11 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.rollbacks import Rollbacks
-from gateway.counters.keeper import outbox
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -27,10 +25,10 @@ from tests.builders import CREDITS, UNITS, World
 from tests.persistence.scenario import broken, release, stop
 
 
-def rollbacks_of(backend: Backend) -> Rollbacks:
+def rollbacks_of(backend: Backend, **bounds: int) -> Rollbacks:
     return Rollbacks(
-        Outbox(backend.counters), backend.counters, Accounts(backend.engine), Quarantines(backend.engine),
-        partition_of=partition_of,
+        Outbox(backend.counters, **bounds), backend.counters, Accounts(backend.engine),
+        Quarantines(backend.engine), partition_of=partition_of,
     )  # fmt: skip
 
 
@@ -182,7 +180,7 @@ async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: s
 
 
 async def test_a_keeper_started_again_before_it_could_compare_still_notices(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    valkey: str, migrated: str
 ) -> None:
     """Too much waited to compare at once; what is stored meanwhile hides that rows are gone."""
     async with backend_at(valkey, migrated) as backend:
@@ -195,10 +193,7 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
         assert other.p != world.p
         async with backend_at(valkey, older) as backend:
             use(world, 2)
-            with monkeypatch.context() as patch:
-                patch.setattr(outbox, "LOOK_ENTRIES", 1)
-                patch.setattr(outbox, "LOOK_ENTRIES_MAX", 1)
-                assert await rollbacks_of(backend).look() == []
+            assert await rollbacks_of(backend, look_entries_max=1).look() == []
             with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
                 connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
         async with backend_at(valkey, older) as backend:

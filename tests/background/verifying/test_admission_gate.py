@@ -29,6 +29,7 @@ from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.worker import Worker, worker_at
 
+POSTS_MIN = 6
 START = Callable[..., ValkeyServer]
 TOTAL = 1_000
 WAITS_S = 60.0  # longer than any of these tests: its own bound is for people
@@ -57,6 +58,7 @@ class Scene:
     world: World
     clock: Clock = field(default_factory=Clock)
     verifier: Verifier = field(init=False)
+    posted: int = 0
 
     def __post_init__(self) -> None:
         self.verifier = self.keeper(self.backend)
@@ -110,11 +112,15 @@ class Scene:
             with suppress(CountersUnavailable):
                 await self.backend.flusher.flush()
                 await self.backend.late_settlements.drain()
+            self.posted += 1
             await asyncio.sleep(0.05)
 
     async def closed(self) -> bool:
-        """Whether that stays so for a while."""
-        await asyncio.sleep(0.4)
+        """Whether that stays so however often the keeper posts what there is."""
+        posted = self.posted
+        async with asyncio.timeout(WITHIN_S):
+            while self.posted < posted + POSTS_MIN:
+                await asyncio.sleep(0.01)
         return self.world.reserve(need=1).verdict is Verdict.STALE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from gateway.background.timed.closing import AccountClosing
-from gateway.background.verifying.reconciler import Reconciler
+from gateway.background.verifying.reconciler import LedgerAccount, Reconciler
 from gateway.core.accounts.ledger import decode, encode
 from gateway.core.integrity.reconciliation import Kind
 from gateway.core.model import Service
@@ -23,7 +24,18 @@ from persistence.keeper.reconciliations import Accounts
 from persistence.resources.reconciliation_results import Results
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World
+from tests.counters.conftest import eventually
 from tests.persistence.scenario import broken
+
+
+class LookedAt(Accounts):
+    """Accounts that know how often they were looked at."""
+
+    looks = 0
+
+    async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> Mapping[str, LedgerAccount]:
+        self.looks += 1
+        return await super().accounts(seqs, deep=deep)
 
 
 def reconciler_of(backend: Backend) -> Reconciler:
@@ -246,15 +258,15 @@ async def test_counters_that_are_not_verified_say_nothing(valkey: str, migrated:
 async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
-        account_closing = AccountClosing(
-            backend.counters, Accounts(backend.engine), reconciler_of(backend), partition_of
-        )
+        accounts = LookedAt(backend.engine)
+        account_closing = AccountClosing(backend.counters, accounts, reconciler_of(backend), partition_of)
         owner = world.caller.organization_id
         await account_closing.close(owner)
 
         world.reserve(need=10).settle(tokens=10)
+        before = accounts.looks
         closing = asyncio.create_task(account_closing.close(owner))
-        await asyncio.sleep(0.15)
+        await eventually(lambda: accounts.looks > before + 1)
         assert not closing.done()
         await backend.flush()
         await closing

@@ -24,6 +24,7 @@ from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.background.backend import WITHIN_S, Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
+from tests.counters.conftest import eventually
 
 START = Callable[..., ValkeyServer]
 
@@ -314,7 +315,8 @@ async def test_what_a_flush_is_storing_is_waited_for(valkey: str, migrated: str)
         async with await psycopg.AsyncConnection.connect(migrated) as flushing:
             await flushing.execute("select pg_advisory_xact_lock(7800, %s)", [world.p])
             verifying = asyncio.create_task(backend.verify())
-            await asyncio.sleep(0.1)
+            waiting = "select 1 from pg_locks where locktype = 'advisory' and classid = 7800 and not granted"
+            await eventually(lambda: backend.rows(waiting))
             assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
             await flushing.commit()
             await verifying
@@ -443,13 +445,19 @@ async def test_a_verifier_without_a_connection_waits(own_valkey: START, migrated
         await parted(backend.wire)
         with pytest.raises(CountersUnavailable):
             await backend.verify()
+        verify, tries = backend.verifier.verify, 0
+
+        async def tried() -> list[Verified]:
+            nonlocal tries
+            tries += 1
+            return await verify()
+
+        backend.verifier.verify = tried  # type: ignore[method-assign]  # counted
         running = asyncio.create_task(backend.verifier.run())
-        await asyncio.sleep(0.3)
+        await eventually(lambda: tries > 1)
         assert not ready(backend)
         server.start()
-        async with asyncio.timeout(WITHIN_S):
-            while not ready(backend):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: ready(backend))
         running.cancel()
         assert await in_task(backend.wire.send(encode(b"GET", keys.VERIFIED.encode()))) == backend.wire.run_id
 

@@ -307,7 +307,8 @@ async def test_waiting_calls_fail_when_the_connection_is_lost(own_valkey: START,
     server = own_valkey()
     wire = await connect(server.url)
     wait = wire.send(encode(b"BLPOP", b"nothing", b"0"))
-    await asyncio.sleep(0.05)
+    with redis.Redis.from_url(server.url) as client:
+        await eventually(lambda: client.info("clients")["blocked_clients"])
     server.stop(signal.SIGKILL)
     assert await failed(wait)
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -67,10 +66,11 @@ def abandon(log: SettlementLog) -> None:
     log.segments.clear()
 
 
-def hang(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[], object]) -> None:
-    """Have the disk take its time for each write."""
-    writes = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda *given: (hangs(), writes(*given))[1])
+def hang(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[], object]) -> threading.Event:
+    """Have the disk take its time for each write; set once it does."""
+    writes, begun = os.pwrite, threading.Event()
+    monkeypatch.setattr(os, "pwrite", lambda *given: (begun.set(), hangs(), writes(*given))[2])
+    return begun
 
 
 # --- what is kept -----------------------------------------------------------------------
@@ -187,13 +187,14 @@ async def test_more_notes_than_are_kept_in_memory_are_counted(begin: Open) -> No
 async def test_old_acknowledged_records_expire_where_the_counters_are_known_to_have_them(
     begin: Open, tmp_path: Path
 ) -> None:
-    log = begin(keep_s=0.01)
+    now = [0.0]
+    log = begin(keep_s=60.0, clock=lambda: now[0])
     log.note(b"one", ANSWER)
     await in_task(log.spool(b"two"))
     log.rotate()
     log.note(b"three", ANSWER)
     await log.written()
-    await asyncio.sleep(0.02)
+    now[0] += 61.0
     log.expire(0.0)
     assert (noted(tmp_path), waiting(tmp_path)) == ([b"one"], 1)
 
@@ -227,14 +228,18 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_longer_than_its_bound(
     begin: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = begin(bounds=replace(QUICK, spool_s_max=0.05))
-    hang(monkeypatch, lambda: time.sleep(0.5))
+    healed = threading.Event()
+    begun = hang(monkeypatch, lambda: healed.wait(HANGS_S))
     waits = [log.spool(b"one")]
-    await asyncio.sleep(0.01)
-    waits.append(log.spool(b"behind"))
-    for wait in waits:
-        with pytest.raises(CountersUnavailable):
-            await in_task(wait)
-    assert log.waiting == 1
+    try:
+        await eventually(begun.is_set)
+        waits.append(log.spool(b"behind"))
+        for wait in waits:
+            with pytest.raises(CountersUnavailable):
+                await in_task(wait)
+        assert (log.waiting, healed.is_set()) == (1, False)
+    finally:
+        healed.set()
 
 
 async def test_who_comes_while_the_disk_hangs_on_is_not_kept_waiting_either(
@@ -258,10 +263,12 @@ async def test_what_is_noted_while_a_write_takes_long_is_written_after_it(
     begin: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = begin()
-    hang(monkeypatch, lambda: time.sleep(0.1))
+    healed = threading.Event()
+    begun = hang(monkeypatch, lambda: healed.wait(HANGS_S))
     spooled = log.spool(b"one")
-    await asyncio.sleep(0.01)
+    await eventually(begun.is_set)
     log.note(b"two", ANSWER)
+    healed.set()
     await in_task(spooled)
     await asyncio.wait_for(log.written(), 30)
     assert noted(tmp_path) == [b"two"]

@@ -177,11 +177,20 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
 async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
     world.plan(100)
     async with worker_at(world.url, tmp_path, bounds=replace(QUICK, retry_s=0.01)) as worker:
+        look, looks = worker.resubmitter.look, 0
+
+        async def looked() -> None:
+            nonlocal looks
+            looks += 1
+            await look()
+
+        worker.resubmitter.look = looked  # type: ignore[method-assign]  # counted
         running = asyncio.create_task(worker.resubmitter.run())
         call = world.reserve(need=5)
         unverify(world)
         await worker.settle(call, 7)
-        await asyncio.sleep(0.05)
+        before = looks
+        await eventually(lambda: looks > before + 1)
         assert worker.log.waiting == 1
         world.mark()
         await eventually(lambda: not worker.log.waiting)
@@ -336,7 +345,6 @@ async def test_the_memory_of_a_killed_worker_is_kept_while_redis_may_forget_it(
         worker.die()
     async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
         await worker.look()
-        await asyncio.sleep(0.01)
         await worker.look()
         assert world.late() == []
         verify(world, 2)

@@ -230,11 +230,12 @@ async def test_a_streamed_body_passes_as_it_comes_with_its_framing() -> None:
         client = await stage.client()
         head = b"PUT /services/search/file HTTP/1.1\r\nhost: x\r\n" + AUTH
         await client.send(head + b"transfer-encoding: chunked\r\n\r\n3;ext=1\r\nabc\r\n")
-        await asyncio.sleep(0.02)
+        await eventually(lambda: stage.upstream.bytes_read)
         await client.send(b"2\r\nde\r\n0\r\ntrailer: 1\r\n\r\n")
         assert (await client.answer()).status == 200
+        before = stage.upstream.bytes_read
         await client.send(head + b"content-length: 6\r\n\r\nabc")
-        await asyncio.sleep(0.02)
+        await eventually(lambda: stage.upstream.bytes_read > before)
         await client.send(b"def")
         assert (await client.answer()).status == 200
         first, second = stage.upstream.received
