@@ -188,7 +188,10 @@ def pair(interpreted: Sequence[Window], compiled: Sequence[Window]) -> str:
     ]
     return _markdown(
         ["", "interpreted", "compiled", "ratio"],
-        [[name, *cells, f"{paired(compiled, interpreted, of) or 0:.2f} ×"] for name, cells, of in lines],
+        [
+            *([name, *cells, f"{paired(compiled, interpreted, of) or 0:.2f} ×"] for name, cells, of in lines),
+            ["cores that other programs used", *(f"{one.foreign_cores:.2f}" for one in rows), "–"],
+        ],
     )
 
 

@@ -123,9 +123,10 @@ def as_json(measured: Measured, about: Mapping[str, object]) -> dict[str, object
 
 def about_this_run(placement: object, rounds: int, seconds: float, connections: int) -> dict[str, object]:
     """Where and how the run was made."""
+    kernel = ".".join(platform.release().split(".")[:2])
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "on": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "on": f"{platform.machine()}, {os.cpu_count()} cores, Linux {kernel}",
         "placement": str(placement),
         "rounds": rounds,
         "window_s": seconds,

@@ -65,7 +65,7 @@ def main() -> int:
     if not options.skip_flush:
         measured.flushed = _flushed(cores)
     about = about_this_run(placement, options.rounds, options.seconds, options.connections)
-    about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {python}"
+    about["our hot path"] = f"{'compiled' if compiled else 'interpreted'}, on {Path(python).name}"
     markdown = as_markdown(measured, about)
     (OUT / "bench.json").write_text(json.dumps(as_json(measured, about), indent=2) + "\n", encoding="utf-8")
     pair = as_pair(measured, about)
