@@ -163,7 +163,8 @@ NO_PROSE = ("CHANGELOG.md", "docs/reference/")
 
 def sentences(document: str) -> Iterator[str]:
     """The sentences of a page outside code, tables and headings; a link counts by its words, code as one."""
-    text = re.sub(r"```.*?```|<!--.*?-->|(?<=\n\n)(?: {4}[^\n]*\n)+", "", document, flags=re.DOTALL)
+    text = re.sub(r"<!-- bench: (\w+) -->.*?<!-- /bench: \1 -->", "", document, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|<!--.*?-->|(?<=\n\n)(?: {4}[^\n]*\n)+", "", text, flags=re.DOTALL)
     text = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"`[^`]*`", "x", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text))
     for paragraph in re.split(r"\n\s*\n(?:\s*(?:[-*]|\d+\.) )?|\n\s*(?:[-*]|\d+\.) ", text):
