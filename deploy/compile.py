@@ -29,14 +29,22 @@ MODULES = {
         "limits",
     ),
     "gateway/core/calls": (
-        "call", "claim", "document", "estimate", "tariff", "trace",
+        "call", "claim", "document", "estimate", "reading", "tariff", "trace",
     ),
     "gateway/core/families": (
         "controlled",
     ),
+    "gateway/core/families/anthropic": (
+        "calls",
+    ),
+    "gateway/core/families/gemini": (
+        "array", "calls",
+    ),
+    "gateway/core/families/openai": (
+        "calls", "chat",
+    ),
     "gateway/core/metering": (
-        "sse", "__init__", "meter", "whole", "stream", "tail", "encoded", "generic", "gemini_array",
-        "openai",
+        "encoded", "generic", "making", "meter", "sse", "stream", "tail", "whole",
     ),
     "gateway/counters/admission": (
         "quota", "directory", "terms",

@@ -16,11 +16,21 @@ PRODUCT = ("gateway/", "persistence/", "lua/")
 CODE = (".py", ".lua", ".sql", ".html", ".css", ".js")
 # A field of a plan that everything has: the API, the table, a control write, a state, a rule of the scripts.
 PLAN_FIELD = "rollover"
+FAMILY = "anthropic"
+FOLDER = "gateway/core/families/"
+# The demo answers as providers do; a seed that was applied is never changed.
+NO_PART = ("gateway/local/", "persistence/schema/migrations/")
 
 
 def files_naming(word: str) -> list[str]:
     """Product files that have the word, however it is spelled; what is only told people does not count."""
     return [name for name in code() if word in texts()[name].lower()]
+
+
+def files_of_a_family() -> list[str]:
+    """Where one API family stands: its folder as one, and each file elsewhere that names it."""
+    named = [name for name in files_naming(FAMILY) if not name.startswith(NO_PART)]
+    return sorted({FOLDER + FAMILY if name.startswith(FOLDER + FAMILY) else name for name in named})
 
 
 def code() -> list[str]:
@@ -60,10 +70,14 @@ def circles() -> list[set[str]]:
 def main() -> None:
     """Print every number, and the files that one of them counts."""
     naming = files_naming(PLAN_FIELD)
+    family = files_of_a_family()
     counted = {folder: lines(folder) for folder in PRODUCT}
     parts = ", ".join(f"{folder} {count:,}" for folder, count in counted.items())
     print(f"files a field of a plan stands in: {len(naming)}")  # its answer
     for name in naming:
+        print(f"    {name}")
+    print(f"places an API family stands in: {len(family)}")
+    for name in family:
         print(f"    {name}")
     print(f"lines of product code: {sum(counted.values()):,} ({parts})")
     print(f"files at the root of gateway/: {len(root_files())}")

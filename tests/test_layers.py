@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
+from tests.tree import offenders, texts
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS_MAX = 5
 ROOT_FILES_MAX = 6
@@ -53,3 +55,13 @@ def test_the_root_of_the_gateway_stays_small_and_its_layers_few() -> None:
     assert len(layers) <= LAYERS_MAX
     files = [path.name for path in (ROOT / "gateway").iterdir() if path.is_file()]
     assert len(files) <= ROOT_FILES_MAX, files
+
+
+@pytest.mark.parametrize("door", ["http", "counters", "background", "settings", "telemetry"])
+def test_no_door_knows_a_vendor(door: str) -> None:
+    vendor = re.compile(r"openai|anthropic|gemini|claude|x-goog|google", re.IGNORECASE)
+    offenders(
+        f"{name}: {found.group()}"
+        for name in texts()
+        if name.startswith(f"gateway/{door}/") and (found := vendor.search(texts()[name]))
+    )

@@ -15,8 +15,22 @@ def test_a_field_of_a_plan_stands_in_few_files() -> None:
     assert len(naming) <= FILES_A_PLAN_FIELD_MAX, naming
 
 
+def test_a_family_stands_in_its_own_place_and_the_registry() -> None:
+    assert numbers.files_of_a_family() == [
+        "gateway/core/families/anthropic",
+        "gateway/core/families/registry.py",
+    ]
+
+
 def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     numbers.main()
     said = capsys.readouterr().out
-    for name in ("a field of a plan", "lines of product code", "root of gateway/", "layers: 5", "imports: 0"):
+    for name in (
+        "a field of a plan",
+        "an API family",
+        "lines of product code",
+        "root of gateway/",
+        "layers: 5",
+        "imports: 0",
+    ):
         assert name in said

@@ -177,7 +177,7 @@ def migrate(
 def demo_upstream(
     *, port: Annotated[int, typer.Option(min=0, max=65535)] = 9000, host: str = "127.0.0.1"
 ) -> None:
-    """Run an upstream with the OpenAI, Anthropic and Gemini shapes."""
+    """Run an upstream that answers as the providers do, for trying things out."""
     import asyncio  # noqa: PLC0415
 
     asyncio.run(serve_until_stopped(host, port))

@@ -7,7 +7,8 @@ milliseconds since the epoch, UTC, unless a name says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import IntEnum
+from typing import Final, NewType
 
 from gateway.core.billing.pricing import NO_PRICING, Pricing, TokenRate
 
@@ -15,13 +16,9 @@ INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
 
 
-class Family(StrEnum):
-    """The API family that fixes the shape of errors and the way use is metered."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
-    GEMINI = "gemini"
-    GENERIC = "generic"
+# The name of an API family, which fixes the shape of errors and the way use is metered.
+Family = NewType("Family", str)
+GENERIC: Final = Family("generic")
 
 
 class Scope(IntEnum):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from gateway.core.calls.call import Call, read_call
+from gateway.core.calls.call import Call
 from gateway.core.calls.patterns import on_list
+from gateway.core.calls.reading import read_call
 from gateway.core.calls.tariff import check_priced
-from gateway.core.model import NO_SERVICE, USER_REQUIRED, Caller, Family, Service
+from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Service
 from gateway.errors import (
     InvalidRequest,
     ModelNotAllowed,
@@ -30,7 +31,7 @@ from gateway.http.worker import Worker
 # A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.
 _READER = ThreadPoolExecutor(1, "bodies")
 # What is known of a call by its head alone.
-_UNREAD = Call("none", Family.GENERIC, b"")
+_UNREAD = Call("none", GENERIC, b"")
 
 
 def by_head(exchange: Exchange, worker: Worker, caller: Caller) -> Charge:

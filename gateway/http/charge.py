@@ -12,9 +12,10 @@ from gateway.core.billing.pricing import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import credits_claimed, output_bound
 from gateway.core.calls.estimate import NOTHING
+from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.core.families.refusal import from_decision
-from gateway.core.metering import AnswerMeter
+from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
     Caller,
     Decision,
@@ -118,7 +119,7 @@ class Charge:
         if estimate.least and (decision.bounded or by_token):
             bound = output_bound(service, call, estimate, decision)
             if bound is not None:
-                call.limit_output(bound)
+                limit_output(call, bound)
 
     async def settle(self, status: int, complete: bool, abandoned: bool = False) -> bool:
         """Replace the hold by what the meter saw; whether that is acknowledged.

@@ -8,7 +8,7 @@ needs no waiting is a plain function here: a coroutine less is a microsecond les
 from __future__ import annotations
 
 from gateway.core.calls.call import Call
-from gateway.core.metering import AnswerMeter, make_meter
+from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import Call
 from gateway.core.http_limits import HttpLimits
-from gateway.core.metering import AnswerMeter
+from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
 from gateway.errors import UpstreamUnreachable

@@ -11,7 +11,8 @@ from http import HTTPStatus
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.failures import Failures
 from gateway.core.families.refusal import HELD_OFF, render
-from gateway.core.model import Decision, Family
+from gateway.core.families.registry import FAMILIES
+from gateway.core.model import Decision
 from gateway.core.wait import Wait
 from gateway.errors import InvalidApiKey, Refusal
 from gateway.http.protocol.answer import AnswerHead
@@ -21,7 +22,6 @@ from gateway.http.server.exchange import ClientGone, Exchange
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
-_ANTHROPIC = Family.ANTHROPIC
 
 
 def answer_head(
@@ -33,7 +33,7 @@ def answer_head(
         lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
     upstream_id = answer.request_id
     if answer.plain_request_id:
-        if exchange.routed.family is _ANTHROPIC:
+        if FAMILIES[exchange.routed.family].names_requests:
             upstream_id = upstream_id or answer.plain_request_id
         else:
             lines.append(b"request-id: " + answer.plain_request_id)
@@ -103,7 +103,7 @@ def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes
     routed = exchange.routed
     request_id = exchange.request_id.encode()
     lines.append(b"x-request-id: " + request_id)
-    if routed.family is _ANTHROPIC:
+    if FAMILIES[routed.family].names_requests:
         lines.append(b"request-id: " + request_id)
     if not keep_alive:
         lines.append(b"connection: close")

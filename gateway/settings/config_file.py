@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,25 +23,20 @@ import msgspec
 from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, reach_of
 from gateway.core.calls.paths import PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.model import Family, Service
+from gateway.core.families.registry import ALL, FAMILIES, SHAPES
+from gateway.core.model import GENERIC, Family, Service
 from gateway.errors import SettingError
 
 ANY_METHODS = ("ANY",)
 CONFIG_BYTES_MAX = 1 << 20
 
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-MeterName = Literal[
-    "none",
-    "generic",
-    "openai_chat",
-    "openai_completions",
-    "openai_responses",
-    "openai_embeddings",
-    "anthropic_messages",
-    "gemini_generate",
-    "gemini_stream",
-    "gemini_embed",
-]
+if TYPE_CHECKING:
+    MeterName: TypeAlias = str
+    FamilyName: TypeAlias = str
+else:
+    MeterName = StrEnum("MeterName", {name: name for name in ("none", "generic", *SHAPES)})
+    FamilyName = StrEnum("FamilyName", {name: name for name in FAMILIES})
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pointer = Annotated[str, msgspec.Meta(pattern=r"^(/([^~/]|~0|~1)*)*$", max_length=256)]
 Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
@@ -95,71 +91,17 @@ class RouteTable:
         return replace(self, upstreams=tuple(upstreams.values()), routes=routes, shared_upstream="services")
 
 
-def _model_routes(prefix: str) -> Iterator[Route]:
-    """Gemini's calls under `/v1beta` or `/v1`."""
-    for action, meter in (
-        ("generateContent", "gemini_generate"),
-        ("streamGenerateContent", "gemini_stream"),
-        ("embedContent", "gemini_embed"),
-        ("batchEmbedContents", "gemini_embed"),
-        ("countTokens", "none"),
-    ):
-        yield Route(
-            ("POST",),
-            f"{prefix}/models/{{model}}:{action}",
-            "gemini",
-            service="" if meter == "none" else "gemini",
-            family=Family.GEMINI,
-            meter=meter,
-        )
-
-
 # Its upstream is the service's.
 SERVICES_ROUTE = Route(ANY_METHODS, SERVICES_PREFIX + "{service_key}/{path…}", "", meter="generic")
 
-# The first path that matches decides, so `{model}:action` stands in front of `{id}`.
-DEFAULT_ROUTES: tuple[Route, ...] = (
-    *_model_routes("/v1beta"),
-    *_model_routes("/v1"),
-    Route(("POST",), "/v1/chat/completions", "openai", "chat", Family.OPENAI, "openai_chat"),
-    Route(("POST",), "/v1/completions", "openai", "completions", Family.OPENAI, "openai_completions"),
-    Route(("POST",), "/v1/responses", "openai", "responses", Family.OPENAI, "openai_responses"),
-    Route(("POST",), "/v1/embeddings", "openai", "embeddings", Family.OPENAI, "openai_embeddings"),
-    Route(("GET",), "/v1/models", "openai", "", Family.OPENAI),
-    Route(("GET",), "/v1/models/{id}", "openai", "", Family.OPENAI),
-    Route(("POST",), "/v1/messages", "anthropic", "messages", Family.ANTHROPIC, "anthropic_messages"),
-    Route(("POST",), "/v1/messages/count_tokens", "anthropic", "", Family.ANTHROPIC),
-    Route(("GET",), "/v1beta/models", "gemini", "", Family.GEMINI),
-    Route(("GET",), "/v1beta/models/{id}", "gemini", "", Family.GEMINI),
-    SERVICES_ROUTE,
-)
+# The first path that matches decides.
+DEFAULT_ROUTES: tuple[Route, ...] = (*(route for one in ALL for route in one.routes), SERVICES_ROUTE)
 
 
 def default_table(environ: Mapping[str, str]) -> RouteTable:
-    """The routes of the three API families and of services; their credentials from the usual variables."""
-    openai = environ.get("OPENAI_API_KEY", "")
-    anthropic = environ.get("ANTHROPIC_API_KEY", "")
-    gemini = environ.get("GEMINI_API_KEY", "")
-    return RouteTable(
-        routes=DEFAULT_ROUTES,
-        upstreams=(
-            UpstreamTarget(
-                "openai",
-                "https://api.openai.com",
-                (("authorization", f"Bearer {openai}"),) if openai else (),
-            ),
-            UpstreamTarget(
-                "anthropic",
-                "https://api.anthropic.com",
-                (("x-api-key", anthropic),) if anthropic else (),
-            ),
-            UpstreamTarget(
-                "gemini",
-                "https://generativelanguage.googleapis.com",
-                (("x-goog-api-key", gemini),) if gemini else (),
-            ),
-        ),
-    )
+    """The routes of the API families and of services; their credentials from the usual variables."""
+    upstreams = tuple(one.target(environ) for one in ALL if one.target is not None)
+    return RouteTable(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
 
 class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,7 +120,7 @@ class _Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: str
     methods: tuple[Method, ...] = ("POST",)
     service: str = ""
-    family: Family = Family.GENERIC
+    family: FamilyName = GENERIC
     meter: MeterName = "none"
     on_disconnect: Literal["drain", "abort"] = "drain"
     settle: Literal["before_end", "after_reply"] = "before_end"
@@ -293,4 +235,7 @@ def _route(written: _Route) -> Route:
     if (written.queries or written.usage) and written.meter in UNREAD_METERS:
         raise SettingError(f"routes {written.path}: queries and usage belong to the meters of a family")
     path = written.path.replace("{path...}", "{path…}")
-    return Route(**msgspec.structs.asdict(written) | {"methods": methods, "path": path})
+    fields = msgspec.structs.asdict(written) | {
+        "methods": methods, "path": path, "family": Family(str(written.family)), "meter": str(written.meter),
+    }  # fmt: skip
+    return Route(**fields)

@@ -34,7 +34,7 @@ SECRET_TEXT = (
     (re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@"), rf"\1:{HIDDEN}@"),
     (
         re.compile(
-            r"((?:api[-_]?key|x-goog-api-key|access_token|[?&]key)\s*[=:]\s*)[^\s&\"',;]+", re.IGNORECASE
+            r"((?:(?:x-[a-z]+-)?api[-_]?key|access_token|[?&]key)\s*[=:]\s*)[^\s&\"',;]+", re.IGNORECASE
         ),
         rf"\1{HIDDEN}",
     ),

@@ -41,17 +41,22 @@ SERVICES = {
     )
 }
 ROUTES = (
-    Route(("POST",), "/v1/chat/completions", "up", "chat", Family.OPENAI, "openai_chat"),
-    Route(("POST",), "/v1/embeddings", "up", "embeddings", Family.OPENAI, "openai_embeddings"),
-    Route(("POST",), "/v1/abort", "up", "chat", Family.OPENAI, "openai_chat", on_disconnect="abort"),
-    Route(("POST",), "/v1/later", "up", "chat", Family.OPENAI, "openai_chat", settle="after_reply"),
-    Route(("GET",), "/v1/models", "up", "", Family.OPENAI),
-    Route(("GET",), "/v1/models/{id}", "up", "", Family.OPENAI),
-    Route(("POST",), "/v1/messages", "up", "messages", Family.ANTHROPIC, "anthropic_messages"),
+    Route(("POST",), "/v1/chat/completions", "up", "chat", Family("openai"), "openai_chat"),
+    Route(("POST",), "/v1/embeddings", "up", "embeddings", Family("openai"), "openai_embeddings"),
+    Route(("POST",), "/v1/abort", "up", "chat", Family("openai"), "openai_chat", on_disconnect="abort"),
+    Route(("POST",), "/v1/later", "up", "chat", Family("openai"), "openai_chat", settle="after_reply"),
+    Route(("GET",), "/v1/models", "up", "", Family("openai")),
+    Route(("GET",), "/v1/models/{id}", "up", "", Family("openai")),
+    Route(("POST",), "/v1/messages", "up", "messages", Family("anthropic"), "anthropic_messages"),
     Route(
-        ("POST",), "/v1beta/models/{model}:generateContent", "up", "gemini", Family.GEMINI, "gemini_generate"
+        ("POST",),
+        "/v1beta/models/{model}:generateContent",
+        "up",
+        "gemini",
+        Family("gemini"),
+        "gemini_generate",
     ),
-    Route(("GET",), "/v1beta/models/{id}", "up", "", Family.GEMINI),
+    Route(("GET",), "/v1beta/models/{id}", "up", "", Family("gemini")),
     Route(("POST",), "/trusted", "up", "search", meter="generic", trust_client_units=True),
     Route(("ANY",), "/services/{service_key}/{path…}", "up", meter="generic"),
     Route(("ANY",), "/free/{path…}", "up"),

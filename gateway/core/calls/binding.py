@@ -26,23 +26,31 @@ from gateway.core.calls.paths import (
     whole,
 )
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
-from gateway.core.families.objects import COLLECTIONS
-from gateway.core.model import Family, Service
+from gateway.core.families.registry import ALL
+from gateway.core.model import GENERIC, Service
 
 SERVICES_PREFIX = "/services/"
 # Meters that charge by the request, whatever is in its answer.
 UNREAD_METERS = frozenset({"none", "generic", "units"})
 
 
-_COMES_BEFORE = rf"(?:{VERSION.pattern}|openai|anthropic|(?:deployments|engines)/[^/]+)"
+# The last word of each path that a family meters, and of some that none here does.
+_PATHS = {route.path for one in ALL for route in one.routes if route.meter != "none"}
+_WORDS = "|".join(
+    sorted({path.rpartition("/")[2] for path in _PATHS if "{" not in path} | {"complete", "interactions"})
+)
+_NAMES = "|".join(one.name for one in ALL)  # what some hosts put in front instead of a version
+_COMES_BEFORE = rf"(?:{VERSION.pattern}|{_NAMES}|(?:deployments|engines)/[^/]+)"
 # What any family meters, behind any prefix, as plain paths: hosts of one family answer others' paths too.
 _METERED = re.compile(
-    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:completions|complete|responses|embeddings|messages|interactions))"
+    rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:{_WORDS}))"
     r"(?:/.*)?|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
     re.DOTALL,
 )
-_KINDS = "|".join(re.escape(name.casefold()) for names in COLLECTIONS.values() for name in names)
-_KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|openai)/(?:{_KINDS})(?:/.*)?", re.DOTALL)
+_KINDS = "|".join(
+    re.escape(name.casefold()) for one in ALL if one.objects for name in one.objects.collections
+)
+_KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|{_NAMES})/(?:{_KINDS})(?:/.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +185,7 @@ class Bindings:
         metered = kept = False
         for route in self._routes:
             name = self._file[0].get(route.service, route.upstream)
-            if route.family is Family.GENERIC or name not in self._targets:
+            if route.family == GENERIC or name not in self._targets:
                 continue
             there, prefix = place_of(self._targets[name].base_url)
             if there != host:

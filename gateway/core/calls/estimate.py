@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import BYTES_PER_TOKEN, Call
 from gateway.core.families.prompt import Tokenizer
+from gateway.core.families.registry import ALL
 from gateway.core.model import INTEGER_MAX, Usage
 
 LEARNED_MAX = 4096  # (organization, service, model) kept, least recently used first out
@@ -27,12 +28,7 @@ CEILING = 65_536
 
 # The most one answer of a model can hold, by the longest prefix of its name, as the
 # providers document it; `CEILING` where none fits.
-MODEL_CEILINGS: dict[str, int] = {
-    "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
-    "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
-    "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,
-    "claude-haiku-4": 64_000, "gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536,
-}  # fmt: skip
+MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
 
 
 class Estimate(NamedTuple):

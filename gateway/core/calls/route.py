@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gateway.core.model import Family
+from gateway.core.model import GENERIC, Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Route:
     path: str
     upstream: str
     service: str = ""
-    family: Family = Family.GENERIC
+    family: Family = GENERIC
     meter: str = "none"
     on_disconnect: str = "drain"
     settle: str = "before_end"

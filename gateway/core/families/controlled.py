@@ -1,4 +1,4 @@
-"""The fields of each API's request body that decide something here, and how one is taken.
+"""The fields of a request's body that decide something here, and how one is taken.
 
 A field belongs here when a hold, a price, a model list, an account or the shape of the answer
 depends on it. It has one spelling and one type; whatever is not named here passes unread.
@@ -55,24 +55,7 @@ class Names:
                     )
 
 
-CHAT = Names(
-    "model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "user",
-    "safety_identifier", *MODEL_LISTS,
-)  # fmt: skip
-COMPLETIONS = Names(
-    "model", "stream", "stream_options", "n", "best_of", "max_tokens", "prompt", "user",
-    "safety_identifier", *MODEL_LISTS,
-)  # fmt: skip
-RESPONSES = Names(
-    "model", "stream", "background", "max_output_tokens", "user", "safety_identifier", *MODEL_LISTS
-)
-EMBEDDINGS = Names("model", "user", "safety_identifier", *MODEL_LISTS)
-MESSAGES = Names("model", "stream", "max_tokens", "metadata", *MODEL_LISTS)
-GENERATE = Names("model", "generationConfig", "generation_config", *MODEL_LISTS)
-EMBED = Names("model", "requests", *MODEL_LISTS)
 STREAM_OPTIONS = Names("include_usage")
-METADATA = Names("user_id")
-GENERATION_CONFIG = Names("maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count")
 
 
 def integer(document: Document, name: str, path: str = "") -> int | None:
@@ -81,6 +64,22 @@ def integer(document: Document, name: str, path: str = "") -> int | None:
     if value is not None and type(value) is not int:
         raise _mistyped(path + name, "a whole number")
     return value
+
+
+def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
+    """A stated maximum of tokens, None where none is."""
+    stated = integer(document, name, path)
+    if stated is not None and not 0 <= stated <= most:
+        raise InvalidRequest(f"{path}{name} must be between 0 and {most}.", param=path + name)
+    return stated
+
+
+def choices(document: Document, name: str, most: int, path: str = "") -> int:
+    """How many answers are asked for."""
+    stated = integer(document, name, path)
+    if stated is not None and not 1 <= stated <= most:
+        raise InvalidRequest(f"{path}{name} must be between 1 and {most}.", param=path + name)
+    return 1 if stated is None else stated
 
 
 def flag(document: Document, name: str, path: str = "") -> bool:

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway import errors
 from gateway.core.accounts.limits import refusal_headers
+from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
@@ -53,8 +54,8 @@ def from_decision(decision: Decision) -> Refusal:
 
 def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
     """Write a refusal in the shape of `family`."""
-    content_type = b"application/problem+json" if family is Family.GENERIC else b"application/json"
-    headers = [(b"content-type", content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
+    shape = FAMILIES[family]
+    headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
     if refusal.retry_helps is not None:
@@ -64,7 +65,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
     if refusal.status in HELD_OFF:
         headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
-    body = msgspec.json.encode(_SHAPES[family](refusal, request_id))
+    body = msgspec.json.encode(shape.refusal(refusal, request_id))
     return Rendered(refusal.status, headers, body)
 
 
@@ -176,91 +177,4 @@ _MAKERS: dict[Verdict, Callable[[Decision], Refusal]] = {
     Verdict.QUOTA_HELD: _quota_held,
     Verdict.INSUFFICIENT_CREDITS: _insufficient_credits,
     Verdict.SPEND_CAP_REACHED: _spend_cap_reached,
-}
-
-_OPENAI_TYPES = {402: "billing_error", 403: "permission_error", 429: "rate_limit_error"}
-_OPENAI_CODES = {
-    "quota_exceeded": "insufficient_quota",
-    "rate_limited": "rate_limit_exceeded",
-    "concurrency_limited": "rate_limit_exceeded",
-}
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-_GEMINI_STATUSES = {
-    401: "UNAUTHENTICATED",
-    402: "FAILED_PRECONDITION",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    405: "UNIMPLEMENTED",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-
-
-def _openai(refusal: Refusal, request_id: str) -> dict[str, object]:
-    other = "invalid_request_error" if refusal.status < 500 else "server_error"
-    kind = _OPENAI_TYPES.get(refusal.status, other)
-    code = _OPENAI_CODES.get(refusal.reason, refusal.reason)
-    if code == "insufficient_quota":
-        kind = code
-    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}
-
-
-def _anthropic(refusal: Refusal, request_id: str) -> dict[str, object]:
-    other = "invalid_request_error" if refusal.status < 500 else "api_error"
-    kind = _ANTHROPIC_TYPES.get(refusal.status, other)
-    message = f"{refusal.param}: {refusal.message}" if refusal.param else refusal.message
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
-
-
-def _gemini(refusal: Refusal, request_id: str) -> dict[str, object]:
-    info: dict[str, object] = {
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": refusal.reason.upper(),
-        "domain": "tollkeeper",
-        "metadata": {"request_id": request_id},
-    }
-    details = [info]
-    if refusal.param:
-        violation = {"field": refusal.param, "description": refusal.message}
-        details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
-    if refusal.retry_after_s is not None:
-        delay = f"{refusal.retry_after_s}s"
-        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
-    status = _GEMINI_STATUSES.get(refusal.status, "INVALID_ARGUMENT")
-    error = {"code": refusal.status, "message": refusal.message, "status": status, "details": details}
-    return {"error": error}
-
-
-def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """RFC 9457, with the reason and the wrong field as extension members."""
-    problem: dict[str, object] = {
-        "type": f"urn:tollkeeper:{refusal.reason}",
-        "title": HTTPStatus(refusal.status).phrase,
-        "status": refusal.status,
-        "detail": refusal.message,
-        "instance": f"urn:uuid:{request_id}",
-        "reason": refusal.reason,
-    }
-    if refusal.param:
-        problem["param"] = refusal.param
-    return problem
-
-
-_SHAPES: dict[Family, Callable[[Refusal, str], dict[str, object]]] = {
-    Family.OPENAI: _openai,
-    Family.ANTHROPIC: _anthropic,
-    Family.GEMINI: _gemini,
-    Family.GENERIC: _problem,
 }

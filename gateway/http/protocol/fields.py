@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gateway.core.families.registry import ALL
 from gateway.http.protocol.remembered import Remembered
 
-CREDENTIAL_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials)
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     b"transfer-encoding upgrade http2-settings".split()
@@ -20,9 +21,9 @@ OURS_PREFIX = b"x-tollkeeper-"
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
-_READ_AND_PASSED = frozenset(
-    {b"content-type", b"content-encoding", b"accept-encoding", b"anthropic-version", b"x-goog-api-client"}
-)
+_READ_AND_PASSED = frozenset({b"content-type", b"content-encoding", b"accept-encoding"}) | {
+    one.spoken_by for one in ALL if one.spoken_by
+}
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()
 )

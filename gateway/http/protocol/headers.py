@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.core.calls.route import UpstreamTarget
+from gateway.core.families.registry import ALL
 from gateway.http.protocol.fields import HOP_BY_HOP
 from gateway.http.protocol.remembered import Remembered
 from gateway.http.protocol.request import RequestHead
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
-_LIMITS_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+_LIMITS_PREFIXES = tuple({one.limits_prefix for one in ALL})
 NAMES_BYTES_MAX = 128 * 1024
 NAME_BYTES_MAX = 64
 

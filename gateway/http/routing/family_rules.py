@@ -8,11 +8,12 @@ and fields known to do such things never pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from gateway.core.calls.route import Route
-from gateway.core.model import Family
+from gateway.core.families.family import ApiFamily
+from gateway.core.families.registry import ALL, FAMILIES, OF_METER
+from gateway.core.model import GENERIC
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.fields import FieldKind
 from gateway.http.protocol.request import RequestHead
@@ -25,23 +26,17 @@ _JSON = re.compile(
 )
 _PLAIN = re.compile(rb"[A-Za-z0-9._~-]{0,64}")
 
-# The parameters of a metered call, with the values they may have; None is any plain one.
-_QUERIES: Mapping[Family, Mapping[bytes, frozenset[bytes] | None]] = {
-    Family.OPENAI: {b"api-version": None},
-    Family.ANTHROPIC: {b"api-version": None, b"beta": None},
-    Family.GEMINI: {b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
-}
 # On routes that cost nothing a query passes, but for what would make another call of it.
 _NEVER = frozenset(
     b"fields fieldmask callback httpmethod method xhttpmethodoverride uploadtype uploadprotocol".split()
 )
-# Google's system parameters are fields as well; what a library says of itself is none of them.
+# System parameters may be fields as well; what a library says of itself is none of them.
 _WITHHELD_PREFIXES = (
-    b"x-goog-", b"x-google-",
+    *(prefix for one in ALL for prefix in one.withheld_prefixes),
     # By which gateways in front of a provider choose another model, cache or credential.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
 )  # fmt: skip
-_PASSED = frozenset({b"x-goog-api-client"})
+_PASSED = frozenset(one.spoken_by for one in ALL)
 _OVERRIDES = frozenset(
     {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
 )
@@ -50,8 +45,7 @@ _WITHHELD = _OVERRIDES | frozenset(
     b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im content-type "
     b"content-encoding content-md5 digest content-digest repr-digest want-digest want-content-digest".split()
 )
-_WITHHELD_OF: Mapping[Family, frozenset[bytes]] = {Family.GEMINI: frozenset({b"accept"})}
-_FAMILIES = {family.value: family for family in _QUERIES}
+_CHOSEN = {name: values for one in ALL for name, values in one.queries.items() if values is not None}
 _NONE: frozenset[bytes] = frozenset()
 
 
@@ -70,12 +64,12 @@ def check_content_type(head: RequestHead) -> None:
 def check_query(query: bytes, route: Route) -> None:
     """Refuse a parameter that is not on the list of a metered call, or never welcome on a free one."""
     family = _family(route)
-    if not query or family is Family.GENERIC:
+    if not query or family.name == GENERIC:
         return
     if route.meter == "none":
         _check_free(query)
         return
-    known = _QUERIES[family]
+    known = family.queries
     seen: set[bytes] = set()
     for pair in query[1:].split(b"&"):
         name, _, value = pair.partition(b"=")
@@ -99,15 +93,15 @@ def check_query(query: bytes, route: Route) -> None:
 def withheld(head: RequestHead, route: Route) -> frozenset[bytes]:
     """Names of this request's fields that do not pass on this route."""
     family = _family(route)
-    if family is Family.GENERIC:
+    if family.name == GENERIC:
         return _NONE
-    names = _OVERRIDES if route.meter == "none" else _WITHHELD | _WITHHELD_OF.get(family, _NONE)
+    names = _OVERRIDES if route.meter == "none" else _WITHHELD | family.withheld
     return frozenset(kind.lower for kind, _ in head.fields if _is_withheld(kind, names))
 
 
-def _family(route: Route) -> Family:
+def _family(route: Route) -> ApiFamily:
     """Whose API a route is: what meters its answers says it, else the route itself."""
-    return _FAMILIES.get(route.meter.partition("_")[0], route.family)
+    return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 
 def _is_withheld(kind: FieldKind, names: frozenset[bytes]) -> bool:
@@ -120,7 +114,7 @@ def _check_free(query: bytes) -> None:
         name, _, value = pair.partition(b"=")
         plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower()
         bare = plain.replace(b"-", b"").replace(b"_", b"")
-        odd = bare == b"alt" and value not in _QUERIES[Family.GEMINI][b"alt"]  # type: ignore[operator]  # it has values
+        odd = bare in _CHOSEN and value not in _CHOSEN[bare]
         if plain.startswith(b"$") or bare in _NEVER or odd:
             text = name.decode("ascii")
             raise InvalidRequest(f"The query parameter {text} is not accepted on this route.", param=text)

@@ -14,9 +14,9 @@ from gateway.http.protocol.fields import CREDENTIAL_FIELDS
 from gateway.http.protocol.request import RequestHead
 
 # Without `$`, case, hyphens and underscores: APIs take their credential under many spellings of these.
-_QUERY_NAMES = frozenset(
-    b"key apikey accesstoken oauthtoken bearertoken xapikey xgoogapikey authorization".split()
-)
+_QUERY_NAMES = frozenset(b"key accesstoken oauthtoken bearertoken".split()) | {
+    name.replace(b"-", b"") for name in CREDENTIAL_FIELDS
+}
 _SEPARATOR = re.compile(rb"[&;]")
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 

@@ -6,18 +6,20 @@ free routes are read as those of metered ones are, but for forms where files are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from gateway.core.calls.call import Call
 from gateway.core.calls.document import check_names, read_document, write_document
 from gateway.core.calls.route import Route
+from gateway.core.families.controlled import Document
 from gateway.core.families.objects import chosen_name, named, place_of
-from gateway.core.model import Family
+from gateway.core.families.registry import SHAPES
+from gateway.core.model import GENERIC
 from gateway.errors import InvalidRequest, ObjectNotFound
 from gateway.http.protocol.request import RequestHead
 
-_KEPT_BY_METERS = frozenset({"openai_chat", "openai_responses", "anthropic_messages"})
 # Collections whose API takes files as forms, in which it takes no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
@@ -38,11 +40,11 @@ class Owned:
 
 def owned_by(head: RequestHead, route: Route) -> Owned | None:
     """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
-    if route.objects != "owned" or route.family is Family.GENERIC:
+    if route.objects != "owned" or route.family == GENERIC:
         return None
     place = place_of(route.family, unquote(head.path.decode("ascii")))
     if route.meter != "none":
-        return Owned("" if place is None else place.id, route.meter in _KEPT_BY_METERS)
+        return Owned("" if place is None else place.id, _keeper(route.meter) is not None)
     has_body = head.method in _WITH_BODY
     if place is not None and not place.id and not has_body:
         raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
@@ -75,14 +77,12 @@ def read_objects(owned: Owned, call: Call) -> None:
         if chosen is not None:
             raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     document = call.document
-    call.keeps = owned.tells and (call.meter != "openai_chat" or document is None or _is_stored(document))
+    keeps = _keeper(call.meter)
+    call.keeps = owned.tells and (keeps is None or document is None or keeps(document))
     ids = named(call.family, call.body, document) if document is not None else ()
     call.named = (owned.id, *ids) if owned.id else ids
 
 
-def _is_stored(chat: dict[str, object]) -> bool:
-    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
-
-    An answer that is not stored has an id as well, of nothing.
-    """
-    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat
+def _keeper(meter: str) -> Callable[[Document], bool] | None:
+    shape = SHAPES.get(meter)
+    return None if shape is None else shape.keeps

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.route import Route, UpstreamTarget
 from gateway.core.calls.trace import FIELD, STATE_FIELD, Parent, read_parent
+from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
-from gateway.core.model import Attribution, Family
+from gateway.core.model import GENERIC, Attribution, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.protocol.headers import forwarded_lines
 from gateway.http.protocol.remembered import Remembered
@@ -34,6 +35,7 @@ ROUTED_HEADS_BYTES_MAX = 8 * 1024 * 1024
 ROUTED_HEAD_BYTES_MAX = 4096
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
+_SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
 _USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 
 
@@ -174,7 +176,7 @@ class HeadRouter:
             upstream = self._bind(routed, route, path)
         else:
             upstream = self.bindings.upstreams.get(routed.service_key, route.upstream)
-        if spoken is None or route.family is not Family.OPENAI or route.meter != "none":
+        if spoken is None or not FAMILIES[route.family].shares_paths or route.meter != "none":
             routed.family = route.family
         else:
             upstream = self._table.upstreams.get(spoken, upstream)
@@ -222,9 +224,7 @@ class HeadRouter:
 
 def _spoken(head: RequestHead) -> Family | None:
     """The family whose official clients send such fields, where a path is several families' at once."""
-    if b"anthropic-version" in head.read:
-        return Family.ANTHROPIC
-    return Family.GEMINI if b"x-goog-api-client" in head.read else None
+    return next((family.name for family in _SPOKEN if family.spoken_by in head.read), None)
 
 
 def _take_parent(routed: RoutedHead, head: RequestHead) -> None:
@@ -258,7 +258,7 @@ def _place(base_url: str) -> tuple[bytes, bytes]:
 def family_of_head(head: bytes) -> Family:
     """The family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
-    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else Family.GENERIC
+    return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 def _bare(refusal: Refusal) -> Refusal:

@@ -8,21 +8,13 @@ from urllib.parse import unquote
 
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.route import Route
-from gateway.core.model import Family
+from gateway.core.families.registry import ALL, FAMILIES
+from gateway.core.model import GENERIC, Family
 
 USAGE_PATH = "/.tollkeeper/usage"
-# Three families have this path and those below it: the fields of a request tell whose it is.
+# Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
-_FAMILY_PREFIXES = (
-    ("/v1/messages", Family.ANTHROPIC),
-    ("/v1beta/", Family.GEMINI),
-    ("/v1/", Family.OPENAI),
-)
-_GEMINI_ACTION = re.compile(r"/v1/models/[^/]+:")
-_SEGMENT = "[^/]+"
-# A colon ends a name of Google's and begins what is done with it (AIP-136): another action is another path.
-_ID_OF_GOOGLE = "(?:(?!%3[Aa])[^/:])+"
 _PARAMETER = re.compile(r"\{([A-Za-z_]+)(…|\.\.\.)?\}")
 
 
@@ -48,7 +40,7 @@ class RouteTable:
         self._exact: dict[str, list[Route]] = {}
         by_pattern: dict[str, list[Route]] = {}
         for route in routes:
-            pattern = _pattern(route.path, _ID_OF_GOOGLE if route.family is Family.GEMINI else _SEGMENT)
+            pattern = _pattern(route.path, FAMILIES[route.family].segment)
             if pattern not in by_pattern:
                 by_pattern[pattern] = []
                 if "{" in route.path:
@@ -81,12 +73,13 @@ class RouteTable:
 
 def family_of(path: str, spoken: Family | None) -> Family:
     """Whose shape an answer to an unknown path takes; `spoken` is whose fields came with a shared path."""
-    if _GEMINI_ACTION.match(path):
-        return Family.GEMINI
-    for prefix, family in _FAMILY_PREFIXES:
-        if path.startswith(prefix):
-            return family if spoken is None else spoken
-    return Family.GENERIC
+    for family in ALL:
+        if family.own_paths is not None and family.own_paths.match(path):
+            return family.name
+    for family in ALL:
+        if path.startswith(family.prefixes):
+            return family.name if spoken is None else spoken
+    return GENERIC
 
 
 def _match(routes: list[Route], method: str, params: dict[str, str], rest: str | None) -> Match:

@@ -123,7 +123,7 @@ def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: 
 
 
 def test_a_familys_route_behind_a_prefix_is_known_without_it() -> None:
-    routes = (Route(("POST",), "/chat", "azure", "chat", Family.OPENAI, "openai_chat"),)
+    routes = (Route(("POST",), "/chat", "azure", "chat", Family("openai"), "openai_chat"),)
     azure = UpstreamTarget("azure", "https://h.example/openai/v1")
     one = bound(
         replace(SMS, upstream="raw"),
@@ -135,7 +135,7 @@ def test_a_familys_route_behind_a_prefix_is_known_without_it() -> None:
 
 
 def test_a_familys_route_that_takes_any_path_leaves_nothing_to_services() -> None:
-    routes = (Route(("POST",), "/llm/{path…}", "mine", "chat", Family.OPENAI, "openai_chat"),)
+    routes = (Route(("POST",), "/llm/{path…}", "mine", "chat", Family("openai"), "openai_chat"),)
     assert "belongs to an API of its own" in bound(SMS, routes=routes).refusal_of("/anything")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.core.blobs import BLOB_TOKENS
-from gateway.core.calls.call import Bounds, Call, read_call
+from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.reading import limit_output, read_call
 from gateway.core.calls.route import Route
 from gateway.core.families.controlled import ELSEWHERE
 from gateway.core.model import Family
@@ -197,7 +198,7 @@ def test_a_maximum_is_written_into_a_call_that_states_none(
     meter: str, field: str, stated: dict[str, object]
 ) -> None:
     call = read(meter, {"model": "gemini-x", **stated})
-    call.limit_output(77)
+    limit_output(call, 77)
     sent: Any = json.loads(call.take_body())
     for name in field.split("."):
         sent = sent[name]
@@ -215,15 +216,15 @@ def test_a_maximum_is_written_into_a_call_that_states_none(
 )
 def test_a_maximum_that_is_stated_stays(meter: str, stated: dict[str, object]) -> None:
     call = read(meter, {"model": "gemini-x", **stated})
-    call.limit_output(77)
+    limit_output(call, 77)
     assert json.loads(call.take_body()) == {"model": "gemini-x", **stated}
 
 
 def test_a_maximum_goes_where_the_meter_reads_it_on_a_route_of_any_family() -> None:
     call = read_call(
-        Route(("POST",), "/x", "u", "s", Family.GENERIC, "gemini_generate"), {"model": "g"}, b"{}"
+        Route(("POST",), "/x", "u", "s", Family("generic"), "gemini_generate"), {"model": "g"}, b"{}"
     )
-    call.limit_output(5)
+    limit_output(call, 5)
     assert call.take_body() == b'{"generationConfig":{"maxOutputTokens":5}}'
 
 
@@ -310,7 +311,7 @@ def test_a_bound_may_be_lower() -> None:
 
 @pytest.mark.parametrize("meter", ["generic", "none"])
 def test_a_body_that_is_not_metered_is_not_read(meter: str) -> None:
-    route = Route(("POST",), "/x", "u", "s", Family.GENERIC, meter, units_pointer="/units")
+    route = Route(("POST",), "/x", "u", "s", Family("generic"), meter, units_pointer="/units")
     call = read_call(route, {}, b"\xff\x00 anything")
     assert call.body == b"\xff\x00 anything"
     assert call.units_pointer == "/units"

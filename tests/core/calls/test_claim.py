@@ -20,7 +20,7 @@ def service(price: TokenPrice | None = None, credits_: int = 0) -> Service:
 
 
 def call(choices: int = 1) -> Call:
-    return Call("openai_chat", Family.OPENAI, b"", "m", choices=choices)
+    return Call("openai_chat", Family("openai"), b"", "m", choices=choices)
 
 
 UNBOUND = Estimate(need=300, ceiling=1_100, least=101, read=100)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.families.objects import ID_CHARACTERS_MAX, NAMED_MAX, Place, named, place_of
+from gateway.core.families.family import ID_CHARACTERS_MAX
+from gateway.core.families.objects import NAMED_MAX, Place, named, place_of
 from gateway.core.families.objects_told import told
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
@@ -74,7 +75,7 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
     ],
 )  # fmt: skip
 def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert names(Family.OPENAI, document) == expected
+    assert names(Family("openai"), document) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_what_a_body_of_openai_names(document: dict[str, Any], expected: tuple[s
     ],
 )  # fmt: skip
 def test_what_a_body_of_anthropic_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert names(Family.ANTHROPIC, document) == expected
+    assert names(Family("anthropic"), document) == expected
 
 
 FILES = "https://generativelanguage.googleapis.com/v1beta/files/abc"
@@ -130,35 +131,35 @@ ODD_URLS = (
     ],
 )  # fmt: skip
 def test_what_a_body_of_gemini_names(document: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert names(Family.GEMINI, document) == expected
+    assert names(Family("gemini"), document) == expected
 
 
 def test_too_many_and_too_long() -> None:
     with pytest.raises(InvalidRequest, match=str(NAMED_MAX)):
-        names(Family.OPENAI, {"file_ids": [f"file-{n}" for n in range(NAMED_MAX + 1)]})
-    assert [len(one) for one in names(Family.OPENAI, {"file_id": "x" * 10_000})] == [ID_CHARACTERS_MAX + 1]
+        names(Family("openai"), {"file_ids": [f"file-{n}" for n in range(NAMED_MAX + 1)]})
+    assert [len(one) for one in names(Family("openai"), {"file_id": "x" * 10_000})] == [ID_CHARACTERS_MAX + 1]
 
 
 @pytest.mark.parametrize(
     ("family", "path", "place"),
     [
-        (Family.OPENAI, "/v1/responses/resp_1", Place("resp_1")),
-        (Family.OPENAI, "/v1/responses/resp_1/input_items", Place("resp_1")),
-        (Family.OPENAI, "/v1/responses", Place()),
-        (Family.OPENAI, "/v1/responses/compact", Place()),
-        (Family.OPENAI, "/v1/threads/runs", Place()),
-        (Family.OPENAI, "/v1/chat/completions/chatcmpl-1", Place("chatcmpl-1")),
-        (Family.OPENAI, "/openai/v1/files/file-1/content", Place("file-1")),
-        (Family.OPENAI, "/v1/models/gpt-4o", None),
-        (Family.OPENAI, "/v1/filesystem/x", None),
-        (Family.ANTHROPIC, "/v1/messages/batches/b1/results", Place("b1")),
-        (Family.ANTHROPIC, "/v1/messages/count_tokens", None),
-        (Family.ANTHROPIC, "/v1/messages", None),
-        (Family.GEMINI, "/v1beta/cachedContents/c1", Place("cachedContents/c1")),
-        (Family.GEMINI, "/v1beta/files/abc:download", Place("files/abc")),
-        (Family.GEMINI, "/upload/v1beta/files", Place()),
-        (Family.GEMINI, "/v1beta/models/gemini-2.5-pro:generateContent", None),
-        (Family.GENERIC, "/files/1", None),
+        (Family("openai"), "/v1/responses/resp_1", Place("resp_1")),
+        (Family("openai"), "/v1/responses/resp_1/input_items", Place("resp_1")),
+        (Family("openai"), "/v1/responses", Place()),
+        (Family("openai"), "/v1/responses/compact", Place()),
+        (Family("openai"), "/v1/threads/runs", Place()),
+        (Family("openai"), "/v1/chat/completions/chatcmpl-1", Place("chatcmpl-1")),
+        (Family("openai"), "/openai/v1/files/file-1/content", Place("file-1")),
+        (Family("openai"), "/v1/models/gpt-4o", None),
+        (Family("openai"), "/v1/filesystem/x", None),
+        (Family("anthropic"), "/v1/messages/batches/b1/results", Place("b1")),
+        (Family("anthropic"), "/v1/messages/count_tokens", None),
+        (Family("anthropic"), "/v1/messages", None),
+        (Family("gemini"), "/v1beta/cachedContents/c1", Place("cachedContents/c1")),
+        (Family("gemini"), "/v1beta/files/abc:download", Place("files/abc")),
+        (Family("gemini"), "/upload/v1beta/files", Place()),
+        (Family("gemini"), "/v1beta/models/gemini-2.5-pro:generateContent", None),
+        (Family("generic"), "/files/1", None),
     ],
 )
 def test_what_a_path_is_about(family: Family, path: str, place: Place | None) -> None:
@@ -180,17 +181,17 @@ def test_what_answers_tell() -> None:
             {"id": "mcpl_1", "type": "mcp_list_tools", "tools": [{"annotations": {"file_id": "not this"}}]},
         ],
     }  # fmt: skip
-    assert set(told(Family.OPENAI, response)) == {
+    assert set(told(Family("openai"), response)) == {
         "resp_2", "conv_1", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
     }  # fmt: skip
-    assert told(Family.OPENAI, {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
+    assert told(Family("openai"), {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
     listed = {
         "object": "list",
         "data": [{"id": "msg_1", "content": [{"annotations": [{"file_id": "file-3"}]}]}],
     }
-    assert told(Family.OPENAI, listed) == ("msg_1", "file-3")
+    assert told(Family("openai"), listed) == ("msg_1", "file-3")
     spoken = {"id": "c", "choices": [{"message": {"audio": {"id": "audio_1"}}}]}
-    assert told(Family.OPENAI, spoken) == ("c", "audio_1")
+    assert told(Family("openai"), spoken) == ("c", "audio_1")
     message = {
         "id": "msg_1",
         "type": "message",
@@ -201,8 +202,10 @@ def test_what_answers_tell() -> None:
             {"type": "bash_code_execution_tool_result", "content": {"content": [{"file_id": "file_1"}]}},
         ],
     }
-    assert told(Family.ANTHROPIC, message) == ("container_1", "file_1")
-    assert told(Family.ANTHROPIC, {"id": "file_1", "type": "file"}) == ("file_1",)
-    assert told(Family.GEMINI, {"name": "cachedContents/c1", "model": "models/x"}) == ("cachedContents/c1",)
-    assert told(Family.GEMINI, {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
-    assert told(Family.OPENAI, [1]) == ()
+    assert told(Family("anthropic"), message) == ("container_1", "file_1")
+    assert told(Family("anthropic"), {"id": "file_1", "type": "file"}) == ("file_1",)
+    assert told(Family("gemini"), {"name": "cachedContents/c1", "model": "models/x"}) == (
+        "cachedContents/c1",
+    )
+    assert told(Family("gemini"), {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
+    assert told(Family("openai"), [1]) == ()

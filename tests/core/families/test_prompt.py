@@ -10,7 +10,7 @@ import pytest
 from gateway.core.calls.call import Call, input_tokens
 from gateway.core.calls.estimate import Estimator
 from gateway.core.families.prompt import PROMPT_BYTES_MAX, prompt_tokens
-from gateway.core.metering import make_meter
+from gateway.core.metering.making import make_meter
 from tests.core.meter.recorded import DONE, SSE, call, delta, frame
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import errors
 from gateway.core.families.refusal import Rendered, from_decision, render
+from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
 
@@ -61,7 +62,7 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
 
 def test_who_waits_is_told_by_whom() -> None:
     def refused_by(refusal: Refusal) -> list[bytes]:
-        headers = render(refusal, Family.OPENAI, ID).headers
+        headers = render(refusal, Family("openai"), ID).headers
         return [value for name, value in headers if name == b"x-tollkeeper-refused-by"]
 
     scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization"}
@@ -116,7 +117,7 @@ def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str, counted: 
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.reason)
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_status_and_reason_are_the_same_for_every_api(error: type[Refusal], family: Family) -> None:
     rendered = render(error(retry_after_s=7, retry_helps=False, param="p"), family, ID)
     headers = dict(rendered.headers)
@@ -130,7 +131,7 @@ def test_status_and_reason_are_the_same_for_every_api(error: type[Refusal], fami
     assert "p" in json.dumps(body)
 
 
-@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
     unknown = dict(render(errors.InvalidApiKey(), family, ID).headers)
     assert unknown[b"www-authenticate"] == b'Bearer realm="tollkeeper"'
@@ -140,14 +141,14 @@ def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
 
 
 def test_fields_without_a_value_are_not_sent() -> None:
-    assert [name for name, _ in render(errors.UnknownRoute(), Family.OPENAI, ID).headers] == [
+    assert [name for name, _ in render(errors.UnknownRoute(), Family("openai"), ID).headers] == [
         b"content-type",
         b"x-tollkeeper-reason",
     ]
 
 
 def test_problem_json() -> None:
-    rendered = render(errors.InvalidRequest("n must be 1.", param="n"), Family.GENERIC, ID)
+    rendered = render(errors.InvalidRequest("n must be 1.", param="n"), Family("generic"), ID)
     assert dict(rendered.headers)[b"content-type"] == b"application/problem+json"
     assert json.loads(rendered.body) == {
         "type": "urn:tollkeeper:invalid_request",
@@ -176,7 +177,7 @@ def test_problem_json() -> None:
     ],
 )
 def test_anthropic(error: type[Refusal], kind: str) -> None:
-    body = json.loads(render(error(), Family.ANTHROPIC, ID).body)
+    body = json.loads(render(error(), Family("anthropic"), ID).body)
     assert body == {"type": "error", "error": {"type": kind, "message": error().message}, "request_id": ID}
 
 
@@ -194,7 +195,7 @@ def test_anthropic(error: type[Refusal], kind: str) -> None:
     ],
 )
 def test_gemini(error: type[Refusal], status: str) -> None:
-    body = json.loads(render(error(retry_after_s=3), Family.GEMINI, ID).body)["error"]
+    body = json.loads(render(error(retry_after_s=3), Family("gemini"), ID).body)["error"]
     assert (body["code"], body["status"], body["message"]) == (error.status, status, error().message)
     assert body["details"][0]["reason"] == error.reason.upper()
     assert body["details"][-1]["retryDelay"] == "3s"
@@ -236,7 +237,7 @@ def asked(rendered: Rendered) -> openai.APIStatusError:
 def test_the_openai_sdk_raises_its_own_error(
     error: type[Refusal], raised: type[openai.APIStatusError], code: str, kind: str
 ) -> None:
-    caught = asked(render(error(param="field"), Family.OPENAI, ID))
+    caught = asked(render(error(param="field"), Family("openai"), ID))
     assert type(caught) is raised
     assert (caught.code, caught.type, caught.param) == (code, kind, "field")
     assert error().message in caught.message

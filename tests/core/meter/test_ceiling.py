@@ -11,7 +11,7 @@ import pytest
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.route import Route
-from gateway.core.metering import AnswerMeter, make_meter
+from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.model import Family, Usage
 from tests.core.meter.recorded import SSE, call, frame
 
@@ -138,7 +138,7 @@ def test_what_is_no_answer_costs_nothing(body: bytes) -> None:
     ],
 )
 def test_a_route_may_say_whether_its_upstream_always_reports(meter: str, stated: str, reports: bool) -> None:
-    from gateway.core.calls.call import read_call
+    from gateway.core.calls.reading import read_call
 
     route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter, usage=stated)
     assert read_call(route, {"model": "m"}, b'{"model":"m"}').reports is reports

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering import make_meter
+from gateway.core.metering.making import make_meter
 from gateway.core.metering.sse import Splitter, data_of
 from tests.core.meter.recorded import (
     CHAT_FRAMES,

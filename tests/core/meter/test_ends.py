@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering import AnswerMeter, make_meter
 from gateway.core.metering.encoded import RATIO_FROM_BYTES, RATIO_MAX, STEP_BYTES
+from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
 from gateway.core.metering.tail import CODED_BYTES
 from tests.core.meter.recorded import (

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering import AnswerMeter, make_meter
+from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.model import Family, Usage
 
 
 def generic(
     status: int = 200, amount: bytes = b"", pointer: str = "", bounds: Bounds | None = None
 ) -> AnswerMeter:
-    call = Call("generic", Family.GENERIC, b"", units_pointer=pointer)
+    call = Call("generic", Family("generic"), b"", units_pointer=pointer)
     return make_meter(call, status, b"image/png", b"", bounds or Bounds(), usage_amount=amount)
 
 
@@ -95,7 +95,7 @@ def test_the_header_goes_before_the_pointer_and_memory_is_bounded() -> None:
 
 
 def test_a_free_answer_costs_nothing() -> None:
-    meter = make_meter(Call("none", Family.OPENAI, b""), 200)
+    meter = make_meter(Call("none", Family("openai"), b""), 200)
     assert meter.feed(b'{"usage":{"prompt_tokens":5}}') == b'{"usage":{"prompt_tokens":5}}'
     meter.finish()
     assert meter.usage() == Usage(units=0)

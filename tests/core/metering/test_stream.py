@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import Bounds
-from gateway.core.metering import AnswerMeter, make_meter
+from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import Usage

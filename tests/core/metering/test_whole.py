@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering import make_meter
+from gateway.core.metering.making import make_meter
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.model import Usage
 from tests.core.meter.recorded import (

@@ -270,10 +270,10 @@ async def test_models_are_googles_when_its_sdk_asks() -> None:
 @pytest.mark.parametrize("fields", [b"anthropic-version: 1\r\n", b"x-goog-api-client: sdk\r\n"])
 def test_no_field_sends_another_path_elsewhere_than_its_route_says(fields: bytes) -> None:
     routes = (
-        Route(("GET",), "/v1/files", "up", "", Family.OPENAI),
-        Route(("GET",), "/v1/models/{id}", "up", "", Family.OPENAI),
-        Route(("POST",), "/v1/messages", "elsewhere", "messages", Family.ANTHROPIC, "anthropic_messages"),
-        Route(("GET",), "/v1beta/models", "elsewhere", "", Family.GEMINI),
+        Route(("GET",), "/v1/files", "up", "", Family("openai")),
+        Route(("GET",), "/v1/models/{id}", "up", "", Family("openai")),
+        Route(("POST",), "/v1/messages", "elsewhere", "messages", Family("anthropic"), "anthropic_messages"),
+        Route(("GET",), "/v1beta/models", "elsewhere", "", Family("gemini")),
     )
     targets = {name: UpstreamTarget(name, f"http://{name}.test") for name in ("up", "elsewhere")}
     bindings = Bindings(routes, targets, ServiceRules(), FakeDirectory(), lambda event, **facts: None)

@@ -179,7 +179,7 @@ async def test_any_other_parameter_of_a_metered_call_is_refused(
 
 
 def test_a_route_may_take_more_parameters() -> None:
-    route = Route(("POST",), "/x", "u", "s", Family.OPENAI, "openai_chat", queries=("provider", "region"))
+    route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat", queries=("provider", "region"))
     check_query(b"?provider=a%26b&region=x&api-version=1", route)
     with pytest.raises(InvalidRequest, match="api-version, provider, region"):
         check_query(b"?Region=x", route)
@@ -273,7 +273,7 @@ async def test_an_api_of_units_in_a_family_has_its_query_judged_too() -> None:
 
 
 async def test_what_meters_a_route_says_whose_api_it_is() -> None:
-    route = replace(ROUTES[7], path="/mine/{model}", family=Family.GENERIC)
+    route = replace(ROUTES[7], path="/mine/{model}", family=Family("generic"))
     assert route.meter == "gemini_generate"
     async with staged(routes=(route,)) as stage:
         got = await stage.ask(post(b"{}", b"/mine/g?fields=candidates"))

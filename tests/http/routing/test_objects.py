@@ -23,22 +23,25 @@ MADE = json.dumps(
 ).encode()  # fmt: skip
 
 
-def free(path: str, *methods: str, family: Family = Family.OPENAI, objects: str = "owned") -> Route:
+OPENAI = Family("openai")
+
+
+def free(path: str, *methods: str, family: Family = OPENAI, objects: str = "owned") -> Route:
     return Route(methods, path, "up", "", family, objects=objects)
 
 
 OBJECT_ROUTES = (
-    Route(("POST",), "/v1/responses", "up", "chat", Family.OPENAI, "openai_responses"),
-    Route(("POST",), "/v1/shared", "up", "chat", Family.OPENAI, "openai_responses", objects="shared"),
+    Route(("POST",), "/v1/responses", "up", "chat", Family("openai"), "openai_responses"),
+    Route(("POST",), "/v1/shared", "up", "chat", Family("openai"), "openai_responses", objects="shared"),
     free("/v1/responses/{id}", "GET", "DELETE"),
     free("/v1/files", "GET", "POST"),
     free("/v1/files/{id}/content", "GET"),
     free("/v1/vector_stores", "POST"),
     free("/v1/conversations", "POST"),
     free("/v1/open/files/{id}", "GET", objects="shared"),
-    free("/v1/messages/count_tokens", "POST", family=Family.ANTHROPIC),
-    free("/v1beta/models/{model}:countTokens", "POST", family=Family.GEMINI),
-    free("/v1beta/cachedContents", "GET", "POST", family=Family.GEMINI),
+    free("/v1/messages/count_tokens", "POST", family=Family("anthropic")),
+    free("/v1beta/models/{model}:countTokens", "POST", family=Family("gemini")),
+    free("/v1beta/cachedContents", "GET", "POST", family=Family("gemini")),
     *ROUTES,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.metering.gemini import end_of, take
+from gateway.core.families.gemini.answers import end_of, take
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
 
 _OUTSIDE = re.compile(rb'["{}\]]')

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.families.objects_told import told
+from gateway.core.families.family import told_of
+from gateway.core.families.openai.objects import OBJECTS
+from gateway.core.families.openai.shapes import Choice, Delta, Usage, read_event, read_whole
 from gateway.core.metering.loose import count_text, integer, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.openai_shapes import Choice, Delta, Usage, read_event, read_whole
 
 DONE = b"data: [DONE]\n\n"
 
@@ -36,7 +37,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         count_text(meter, data)
         return _report_loose(meter, data)
     if meter.call.keeps and not meter.told:
-        meter.told += told(meter.call.family, loose_document(data))
+        meter.told += told_of(OBJECTS, loose_document(data))
     for choice in read.choices or ():
         _see(meter, choice)
     if read.error is not msgspec.UNSET and bytes(read.error) != b"null":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.families.objects_told import told
+from gateway.core.families.family import told_of
+from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.metering.loose import count_text, integer, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 
@@ -74,7 +75,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
         meter.phase = CLOSED
     if meter.call.keeps and read.response is not None:
-        meter.told += told(meter.call.family, loose_document(data).get("response"))
+        meter.told += told_of(OBJECTS, loose_document(data).get("response"))
     if read.response is not None:
         _take(meter, read.response)
     return False

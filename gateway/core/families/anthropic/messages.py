@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.families.objects_told import may_tell, told_by_event
+from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, integer, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 
@@ -82,7 +82,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if read.usage is not None:
         _report(meter, read.usage, True)
     _note_end(meter, read.type)
-    if meter.call.keeps and may_tell(meter.call.family, data):
+    if meter.call.keeps and may_tell(data):
         meter.told += told_by_event(loose_document(data))
     return False
 

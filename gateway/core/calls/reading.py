@@ -1,0 +1,66 @@
+"""From a body to a call: read into a document, decided on, and sent written anew.
+
+What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.core.blobs import BLOB_BYTES_MIN, without_blobs
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
+from gateway.core.calls.document import check_names, read_document, write_document
+from gateway.core.calls.route import Route
+from gateway.core.families import controlled
+from gateway.core.families.controlled import Document, flag, inner, models_beside
+from gateway.core.families.registry import SHAPES
+
+
+def read_call(
+    route: Route, path_params: Mapping[str, str], body: bytes, bounds: Bounds = DEFAULT_BOUNDS
+) -> Call:
+    """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
+
+    The meters `generic` and `none` read no body: theirs may be of any type and streamed.
+    """
+    shape = SHAPES.get(route.meter)
+    if shape is None:
+        return Call(route.meter, route.family, body, units_pointer=route.units_pointer)
+    document = read_document(body)
+    call = Call(route.meter, route.family, b"", document=document)
+    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
+    shape.read(call, document, path_params, bounds)
+    call.models_beside = models_beside(document)
+    added = _ask_for_usage(call, document) if call.streamed and shape.asks_for_usage else 0
+    written = call.body = write_document(document)
+    check_names(body, written, added)
+    size = len(written)
+    if size > BLOB_BYTES_MIN:
+        size, call.blob_tokens = without_blobs(written)
+    call.input_bytes = size
+    return call
+
+
+def limit_output(call: Call, tokens: int) -> None:
+    """Write a maximum of one choice, in tokens, into a call that states none and produces some."""
+    shape = SHAPES.get(call.meter)
+    document = call.document
+    if document is None or call.output_max is not None or shape is None or not shape.maximum:
+        return
+    place = document if shape.place is None else shape.place(document)
+    place[shape.maximum] = call.output_max = tokens
+    call.changed = True
+
+
+def _ask_for_usage(call: Call, document: Document) -> int:
+    """Set `stream_options.include_usage` unless the client did itself; how many members that adds."""
+    options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
+    if options is None:
+        added = 1 if "stream_options" in document else 2
+        options = document["stream_options"] = {}
+    elif flag(options, "include_usage", "stream_options."):
+        return 0
+    else:
+        added = 0 if "include_usage" in options else 1
+    options["include_usage"] = call.strip_usage = True
+    return added

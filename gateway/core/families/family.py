@@ -1,0 +1,139 @@
+"""What a family of APIs is: everything in which one provider's API differs from another's.
+
+A family is one object, made in its own file or folder and named in `registry.py`. Nothing else knows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gateway.core.calls.call import Bounds, Call
+from gateway.core.calls.route import Route, UpstreamTarget
+from gateway.core.families.controlled import Document
+from gateway.core.metering.meter import Dialect, Meter
+from gateway.core.model import Family
+from gateway.errors import Refusal
+
+SEGMENT = "[^/]+"
+ID_CHARACTERS_MAX = 512
+TOLD_MAX = 1_024  # ids kept of one answer
+
+# Fills in a call from its document and the parameters of its path; `InvalidRequest` names a wrong field.
+Reader = Callable[[Call, Document, Mapping[str, str], Bounds], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One kind of metered call: `read` takes its body, `dialect` its answers.
+
+    `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
+    is empty where a call produces none. With `always_reports` a complete answer tells its use; with
+    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells whether the
+    upstream keeps something of an answer under an id. `unframed` meters a stream that is no events.
+    """
+
+    read: Reader
+    dialect: Dialect
+    maximum: str = ""
+    place: Callable[[Document], Document] | None = None
+    always_reports: bool = False
+    asks_for_usage: bool = False
+    keeps: Callable[[Document], bool] | None = None
+    unframed: Callable[[Call, int, Bounds], Meter] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """Objects the family's upstreams keep, and where their ids stand.
+
+    `collections` are their paths behind a version; with `by_path` an id is its path there. A body without
+    any of `marks` names none in what was said. `add` finds what a field of a body names, `is_free` says
+    that a caller's model wrote a field, `chosen` that a body chooses a name. `told` has the ids an answer
+    tells of; without any of the bytes `tell` it tells of none.
+    """
+
+    collections: tuple[str, ...]
+    marks: tuple[re.Pattern[bytes], ...]
+    add: Callable[[str, object, Document, list[object]], None]
+    told: Callable[[Document], Iterator[str]]
+    is_free: Callable[[str, Document], bool] = lambda name, holder: False
+    chosen: Callable[[Document], str | None] = lambda document: None
+    by_path: bool = False
+    tell: tuple[bytes, ...] = ()
+
+    @property
+    def path(self) -> re.Pattern[str]:
+        """The place of an object in a path: its collection, and its id where there is one."""
+        return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(?:/|\Z)")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiFamily:
+    """One family; what it leaves out it has like any other API.
+
+    `refusal` is the body of a refusal, given its request id. `prefixes` begin paths whose unknown ones get
+    this family's shape, `own_paths` are those no other has; `spoken_by` is a field by which its clients are
+    known on a path of several families (`shares_paths`). `segment` is what a parameter of a path matches.
+    `queries` are the parameters of a metered call with the values each may have, None for any plain word.
+    `withheld` are fields of a metered call that do not pass; none passes that begins with
+    `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
+    `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
+    their request id as `request-id`. `ceilings` are the most tokens an answer may have, by prefixes of
+    names of models. `target` is where its calls go by default, given the environment.
+    """
+
+    name: Family
+    refusal: Callable[[Refusal, str], dict[str, object]]
+    content_type: bytes = b"application/json"
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
+    target: Callable[[Mapping[str, str]], UpstreamTarget] | None = None
+    prefixes: tuple[str, ...] = ()
+    own_paths: re.Pattern[str] | None = None
+    shares_paths: bool = False
+    spoken_by: bytes = b""
+    segment: str = SEGMENT
+    queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)
+    withheld: frozenset[bytes] = frozenset()
+    withheld_prefixes: tuple[bytes, ...] = ()
+    credentials: tuple[bytes, ...] = ()
+    limits_prefix: bytes = b"x-ratelimit-"
+    names_requests: bool = False
+    objects: Objects | None = None
+    ceilings: Mapping[str, int] = field(default_factory=dict)
+
+
+def target(
+    name: str, base_url: str, variable: str, header: str, scheme: str = ""
+) -> Callable[[Mapping[str, str]], UpstreamTarget]:
+    """Where calls go, with the credential that an environment variable holds, if it does."""
+
+    def of(environ: Mapping[str, str]) -> UpstreamTarget:
+        credential = environ.get(variable, "")
+        return UpstreamTarget(name, base_url, ((header, scheme + credential),) if credential else ())
+
+    return of
+
+
+def ids_of(value: object) -> tuple[str, ...]:
+    """The id that a value is, cut where it is longer than any that is kept."""
+    return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
+
+
+def told_of(objects: Objects, document: object) -> tuple[str, ...]:
+    """The ids of objects that an answer, or an event, tells of, its own first."""
+    return tuple(dict.fromkeys(objects.told(document)))[:TOLD_MAX] if isinstance(document, dict) else ()
+
+
+def object_in(value: Document, name: str) -> Document:
+    """The object under a name; empty where none is."""
+    inside = value.get(name)
+    return inside if isinstance(inside, dict) else {}
+
+
+def objects_in(value: Document, name: str) -> list[Document]:
+    """The objects of a list under a name."""
+    inside = value.get(name)
+    return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []

@@ -1,0 +1,60 @@
+"""Gemini's API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from gateway.core.calls.route import Route
+from gateway.core.families.family import ApiFamily, Shape, target
+from gateway.core.families.gemini import answers, calls
+from gateway.core.families.gemini.array import ArrayMeter
+from gateway.core.families.gemini.objects import OBJECTS
+from gateway.core.families.gemini.refusals import refusal_of
+from gateway.core.model import Family
+
+NAME = Family("gemini")
+
+
+def _shape(*, streamed: bool) -> Shape:
+    return Shape(
+        calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
+        always_reports=True, unframed=ArrayMeter if streamed else None,
+    )  # fmt: skip
+
+
+def _routes() -> Iterator[Route]:
+    """Calls under `/v1beta` and `/v1`."""
+    for version in ("v1beta", "v1"):
+        for action, meter in (
+            ("generateContent", "gemini_generate"), ("streamGenerateContent", "gemini_stream"),
+            ("embedContent", "gemini_embed"), ("batchEmbedContents", "gemini_embed"), ("countTokens", "none"),
+        ):  # fmt: skip
+            service = "" if meter == "none" else NAME
+            yield Route(("POST",), f"/{version}/models/{{model}}:{action}", NAME, service, NAME, meter)
+    for path in ("models", "models/{id}"):
+        yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
+
+
+FAMILY = ApiFamily(
+    NAME,
+    refusal_of,
+    shapes={
+        "gemini_generate": _shape(streamed=False),
+        "gemini_stream": _shape(streamed=True),
+        "gemini_embed": Shape(calls.read_embed, answers.DIALECT),
+    },
+    routes=tuple(_routes()),
+    target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
+    prefixes=("/v1beta/",),
+    own_paths=re.compile(r"/v1/models/[^/]+:"),
+    spoken_by=b"x-goog-api-client",
+    # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
+    segment="(?:(?!%3[Aa])[^/:])+",
+    credentials=(b"x-goog-api-key",),
+    withheld_prefixes=(b"x-goog-", b"x-google-"),
+    queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
+    withheld=frozenset({b"accept"}),
+    objects=OBJECTS,
+    ceilings={"gemini-1.5": 8_192, "gemini-2.0": 8_192, "gemini-2.5": 65_536},
+)

@@ -1,0 +1,72 @@
+"""Objects that Gemini's upstreams keep: cached contents, files, file search stores, batches.
+
+Objects have names, which are their paths; ids number calls of functions. Names of fields are compared without
+case and underscores, as the most lenient reader would.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from unicodedata import normalize
+from urllib.parse import unquote
+
+from gateway.core.families.controlled import Document
+from gateway.core.families.family import Objects, object_in
+
+_NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
+_LIST = "filesearchstorenames"
+_COLLECTIONS = (
+    "cachedContents", "files", "batches", "fileSearchStores", "tunedModels", "corpora", "operations",
+)  # fmt: skip
+_RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
+_WEB = re.compile(r"https?://[^\\]*\Z")
+_GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
+
+
+def _told(document: Document) -> Iterator[str]:
+    for one in (document, object_in(document, "file")):
+        for name in ("name", "uri"):
+            value = one.get(name)
+            found = _RESOURCE.search(value) if isinstance(value, str) else None
+            if found is not None:
+                yield found[1]
+
+
+def _add(name: str, inside: object, holder: Document, found: list[object]) -> None:
+    folded = name.lower().replace("_", "")
+    if folded in _NAMES:
+        found.append(_normal(inside))
+    elif folded == _LIST:
+        found += map(_normal, inside if isinstance(inside, list) else (inside,))
+
+
+def _normal(value: object) -> object:
+    """An object's name as it is kept. A file may be named by its URL; other URLs name none."""
+    if not isinstance(value, str):
+        return value
+    found = _RESOURCE.search(value)
+    if found is not None:
+        return found[1]
+    if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
+        return None
+    return value
+
+
+def _chosen(document: Document) -> str | None:
+    """The field by which a body chooses the name of what it makes: it could be another's, once and again."""
+    for path, one in (("", document), ("file.", object_in(document, "file"))):
+        if one.get("name"):
+            return f"{path}name"
+    return None
+
+
+OBJECTS = Objects(
+    collections=_COLLECTIONS,
+    marks=(re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":'),),
+    add=_add,
+    told=_told,
+    is_free=lambda name, holder: name == "response",
+    chosen=_chosen,
+    by_path=True,
+)

@@ -1,0 +1,27 @@
+"""Any other API: its refusals are RFC 9457 problems, and nothing of its bodies is read."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from gateway.core.families.family import ApiFamily
+from gateway.core.model import GENERIC
+from gateway.errors import Refusal
+
+
+def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """RFC 9457, with the reason and the wrong field as extension members."""
+    problem: dict[str, object] = {
+        "type": f"urn:tollkeeper:{refusal.reason}",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.message,
+        "instance": f"urn:uuid:{request_id}",
+        "reason": refusal.reason,
+    }
+    if refusal.param:
+        problem["param"] = refusal.param
+    return problem
+
+
+FAMILY = ApiFamily(GENERIC, _problem, content_type=b"application/problem+json")

@@ -1,0 +1,49 @@
+"""Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gateway.core.families.controlled import Document
+from gateway.core.families.family import Objects, ids_of, object_in, objects_in
+from gateway.core.families.ids import ID_MARKS, add_ids
+
+
+def _told(document: Document) -> Iterator[str]:
+    """Ids at the places where the API itself puts them: what a model or a tool wrote is no place."""
+    for name in ("id", "output_file_id", "error_file_id"):
+        yield from ids_of(document.get(name))
+    yield from ids_of(object_in(document, "conversation").get("id"))
+    for item in (*objects_in(document, "output"), *objects_in(document, "data")):  # a list of one object's
+        yield from _told_by_item(item)
+    for choice in objects_in(document, "choices"):
+        yield from ids_of(object_in(object_in(choice, "message"), "audio").get("id"))
+
+
+def _told_by_item(item: Document) -> Iterator[str]:
+    yield from ids_of(item.get("id"))
+    if item.get("type") == "code_interpreter_call":
+        yield from ids_of(item.get("container_id"))
+    for part in objects_in(item, "content"):
+        for note in objects_in(part, "annotations"):
+            yield from ids_of(note.get("file_id"))
+            yield from ids_of(note.get("container_id"))
+
+
+def keeps_chat(chat: Document) -> bool:
+    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
+
+    An answer that is not stored has an id as well, of nothing.
+    """
+    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat
+
+
+OBJECTS = Objects(
+    collections=(
+        "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
+        "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
+    ),
+    marks=ID_MARKS,
+    add=add_ids,
+    told=_told,
+)  # fmt: skip
