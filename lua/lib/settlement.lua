@@ -30,7 +30,7 @@ end
 -- leaves a call to the keeper, who knows the ledger; the batch means nothing any more
 local function late(lane, s, charged)
   local argv = s[S_ARGV]
-  return call('XADD', lane, '*', 'a', SETTLE.since(argv[1], 'run_id'), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
+  return call('XADD', lane, '*', 'a', SETTLE.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
     'charged', format('%.0f', charged), 'acknowledged', s[S_MODE] == RECOVER and argv[#argv] or '')
 end
 

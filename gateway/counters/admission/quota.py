@@ -14,6 +14,7 @@ from functools import partial
 from typing import cast
 
 from gateway.core.calls.tariff import covered
+from gateway.core.layout import LAYOUT
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission import extending
@@ -237,6 +238,7 @@ class Counters:
         metadata = settlement.metadata
         used = packing.settle_used(
             self._wire.batch,
+            LAYOUT,
             self._wire.run_id,
             packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
             settlement.tokens,

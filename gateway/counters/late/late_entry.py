@@ -69,7 +69,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
     if not fields.keys() >= _FIELDS:
         return None
     try:
-        kept = KEPT.read(fields[b"a"])
+        kept = KEPT.read(KEPT.today(fields[b"a"]))
         owner, request_id = kept["organization_id"], kept["request_id"].decode()
         return LateEntry(place_of(raw), cast("bytes", raw[0]), owner, request_id, fields)
     except (ValueError, OverflowError, struct.error):
@@ -79,7 +79,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
     """What an entry of a partition's lane says was used, by whom and of what."""
     fields = entry.fields
-    kept = KEPT.read(fields[b"a"])
+    kept = KEPT.read(KEPT.today(fields[b"a"]))
     tenant_id, organization_id = kept["tenant_id"], entry.organization_id
     return LateSettlement(
         partition=partition,

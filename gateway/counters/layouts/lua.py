@@ -5,7 +5,7 @@ A script names a layout in capitals, then what it does with one, by the names of
     local mode, tokens = SETTLE.read(raw)           these fields, each into a local of its name
     HOLD.field(raw, 'created')                      one field
     HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
-    SETTLE.since(raw, 'run_id')                     from one field to the end of the string
+    SETTLE.since(raw, 'layout')                     from one field to the end of the string
     HOLD.behind(raw)                                what follows all of it
     HOLD.opened(raw, 'credits')                     the fields up to this one as a table; or all
     HOLD.fresh('credits')                           the same of defaults

@@ -40,7 +40,7 @@ reserve_packed = table.RESERVE.pack  # see `reserve_argument` for the order
 settle_used = table.SETTLE.part("batch", "units").pack
 _settle_who = table.SETTLE.part("service_id", "tombstone").pack
 # What comes before that which log and late lane keep.
-BATCH_BYTES = table.SETTLE.offset("run_id")
+BATCH_BYTES = table.SETTLE.offset("layout")
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
 _BOUNDED = 2
 
@@ -119,7 +119,7 @@ def settle(
 
 def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
     """The packed argument of `settle`."""
-    used = settle_used(batch, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
+    used = settle_used(batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
     return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
 
 

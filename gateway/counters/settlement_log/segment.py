@@ -18,23 +18,22 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from gateway.core.layout import FIRST, LAYOUT
 from gateway.core.model import PARTITIONS
 from gateway.counters.layouts.table import KEPT
 
 FORMAT = 1
-# Changed whenever the packed argument of `settle` is: records of another layout are not understood.
-ARGUMENT_LAYOUT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
 
-_HEADER = struct.Struct("<8sHHH2x")
+_HEADER = struct.Struct("<8sHHH2x")  # signature, format, layout of records (1: without a number), bytes
 # No text of a caller's contains these bytes: they are not UTF-8.
 MAGIC = b"\xffTK\xfe"
 _BLOCK = struct.Struct("<4sBIIq")
 _COVERED = struct.Struct("<BIq")
-_RECORD = struct.Struct("<HI")
-_OFFSET = struct.Struct("<I")
+_RECORD, _OFFSET = struct.Struct("<HI"), struct.Struct("<I")
 
-HEADER = _HEADER.pack(b"TKSETTLE", FORMAT, ARGUMENT_LAYOUT, KEPT.size)
+HEADER = _HEADER.pack(b"TKSETTLE", FORMAT, LAYOUT, KEPT.size)
+_KNOWN = tuple(_HEADER.pack(b"TKSETTLE", FORMAT, one, 0)[:-4] for one in (1, *range(FIRST, LAYOUT + 1)))
 HEADER_BYTES, BLOCK_BYTES, RECORD_BYTES = _HEADER.size, _BLOCK.size, _RECORD.size
 SUFFIX = ".settlements"
 # Others have their turn after so much of a file.
@@ -129,8 +128,9 @@ class Reading:
         return found
 
     def _sound(self) -> Iterator[Block]:
-        # A file that was never begun holds nothing; one of another format holds what we cannot read.
-        self.understood = HEADER.startswith(os.pread(self._descriptor, HEADER_BYTES, 0))
+        # A file that was never begun holds nothing; one of a format or layout not known what we cannot read.
+        head = os.pread(self._descriptor, HEADER_BYTES, 0)
+        self.understood = HEADER.startswith(head) or head.startswith(_KNOWN)
         at = HEADER_BYTES
         while self.understood and at < self._size:
             found = self._block(at)

@@ -18,11 +18,12 @@ _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset
 
 def partition_of(arguments: bytes) -> int:
     """Where a record's accounts are."""
-    return keys.partition_of(int(_WHERE.unpack_from(arguments, _WHERE_AT)[0]))
+    return keys.partition_of(int(_WHERE.unpack_from(KEPT.today(arguments), _WHERE_AT)[0]))
 
 
 def unpack(arguments: bytes) -> Settlement:
     """The settlement of a record."""
+    arguments = KEPT.today(arguments)
     kept = KEPT.read(arguments[: KEPT.size])
     user, attribution, metadata, *tiers = _texts(arguments[KEPT.size :])
     organization = kept["organization_id"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -20,11 +20,15 @@ from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.layout import LAYOUT, UnknownLayout
 from gateway.core.model import HoldRequest, Service, Settled, Verdict
 from gateway.counters.keeper.verification import Verification
+from gateway.counters.late.late_entry import read_entry, settlement_of
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
 from gateway.counters.redis import keys
+from gateway.counters.settlement_log.segment import BLOCK_BYTES, HEADER_BYTES, RECORD_BYTES
+from gateway.counters.settlement_log.settlement_record import partition_of, unpack
 from tests.builders import BY_TOKEN, CHAT, ONE_TIME, TTL_MS, Call, World
 from tests.counters.conftest import Connect
+from tests.counters.segments import contents_of
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "unnumbered.json").read_text())
 STRINGS = {name: bytes.fromhex(packed) for name, packed in RECORDED["strings"].items()}
@@ -135,6 +139,28 @@ def test_accounts_of_before_admit_are_granted_defined_and_shown(ours: World) -> 
     balance = ours.organization.balance
     assert ours.define_organization(cap=7) == 1
     assert (ours.organization.balance, ours.organization.cap) == (balance, 7)
+
+
+def test_what_a_worker_kept_on_disk_before_is_read() -> None:
+    data = bytes.fromhex(RECORDED["segment"])
+    contents = contents_of(data)
+    assert (contents.understood, len(contents.waiting)) == (True, 1)
+    arguments = data[HEADER_BYTES + BLOCK_BYTES + RECORD_BYTES :]
+    kept = unpack(arguments)
+    assert (kept.caller.tenant_id, kept.tokens, kept.user, kept.request_id) == (7, 42, "ann", IDS["tokens"])
+    assert (kept.attribution, kept.metadata) == ("c\tp\t2", b'{"m":1}')
+    assert partition_of(arguments) == keys.partition_of(1)
+
+
+def test_what_waits_in_a_late_lane_since_before_is_read() -> None:
+    fields = [
+        part for name, value in RECORDED["late"][0].items() for part in (name.encode(), bytes.fromhex(value))
+    ]
+    entry = read_entry([b"5-0", cast("Any", fields)])
+    assert entry is not None
+    late = settlement_of(50, entry)
+    assert (late.caller.organization_id, late.caller.key_id, late.tokens, late.charged) == (1, 3, 4, 0)
+    assert late.request_id == IDS["late"]
 
 
 # --- whose a partition is ---------------------------------------------------------------------

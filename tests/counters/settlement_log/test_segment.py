@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.layout import LAYOUT
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.settlement_log import segment
 from gateway.counters.settlement_log.segment import ACKNOWLEDGED, BLOCK_BYTES, DONE, HEADER, MAGIC, SPOOLED
@@ -55,7 +56,7 @@ WRITTEN = bytes.fromhex(
 
 
 def test_files_that_were_written_before_are_read_and_written_alike() -> None:
-    assert struct.pack("<8sHHH2x", b"TKSETTLE", 1, segment.ARGUMENT_LAYOUT, KEPT.size) == HEADER
+    assert struct.pack("<8sHHH2x", b"TKSETTLE", 1, LAYOUT, KEPT.size) == HEADER
     data = HEADER + spooled(b"one", b"two three")
     data += segment.block(ACKNOWLEDGED, 1_790_000_000_123, segment.records([(ANSWER, b"four")]))
     data += segment.block(DONE, 9, segment.offsets([len(HEADER) + BLOCK_BYTES]))
@@ -97,9 +98,10 @@ def test_damage_in_the_middle_is_counted_and_costs_its_block_alone(data: st.Data
 def test_a_file_that_was_never_begun_is_empty_and_another_format_is_not_understood() -> None:
     for length in range(len(HEADER)):
         assert contents_of(HEADER[:length]) == Contents()
-    other = HEADER[:8] + b"\x63\x00" + HEADER[10:] + spooled(b"one")
-    assert contents_of(other) == Contents(understood=False)
-    assert answered(other) == []
+    newer = struct.pack("<H", LAYOUT + 1)
+    for other in (HEADER[:8] + b"\x63\x00" + HEADER[10:], HEADER[:10] + newer + HEADER[12:]):
+        assert contents_of(other + spooled(b"one")) == Contents(understood=False)
+        assert answered(other + spooled(b"one")) == []
 
 
 @pytest.mark.parametrize("text", ["ünï¢ode", "\xff", "￾", "\U0010ffff"])
