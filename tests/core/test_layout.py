@@ -17,7 +17,7 @@ GROWN = Layout(
         Field("first", DOUBLE, 0),
         Field("second", DOUBLE, -1, LAYOUT + 1),
         Field("third", DOUBLE, 0),
-        Field("last", BYTE, 7, LAYOUT),
+        Field("last", BYTE, 7, FIRST),
     ),
 )
 

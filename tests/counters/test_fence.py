@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.core.layout import LAYOUT
 from gateway.counters.fence import NOBODY, Fence, generation, history
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -191,6 +192,22 @@ async def test_a_marker_of_a_later_verification_is_left_alone(data: Data) -> Non
         await second.look()
         assert data.marked == wire.run_id
         assert second.noticed == 0
+
+
+async def test_markers_of_an_older_layout_are_closed_and_those_of_a_newer_one_left_alone(data: Data) -> None:
+    async with guarded(data.server.url) as (wire, fence):
+        data.verify(wire.run_id)
+        marker = data.client.get(keys.marker(0)) or b""
+        assert isinstance(marker, bytes)
+        newer = bytes([LAYOUT + 1]) + marker[1:]
+        data.client.set(keys.marker(0), marker[1:])  # before there were numbers
+        data.client.set(keys.marker(1), newer)
+        await fence.look()
+        data.branch()
+        resynced(data)
+        await looked(fence)
+        assert data.marked == NOBODY
+        assert data.client.get(keys.marker(1)) == newer
 
 
 async def test_whoever_comes_later_speaks_to_the_same_history(data: Data) -> None:
