@@ -13,7 +13,7 @@
 if #KEYS < 6 or #KEYS % 3 ~= 0 or #ARGV ~= 1 + #KEYS / 3 then
   return redis.error_reply('ERR extend takes 3 keys and 3 a call, 2 arguments and 1 a call')
 end
-local raw = stored(KEYS, 1)
+local raw = stored(KEYS, 1, any_size)
 local epoch = verified(raw[1], ARGV[1])
 if not epoch then return CODE.pack{code = 0} end
 local now = clock(NO_BATCH)

@@ -13,7 +13,7 @@
 -- Example: recharge 50 on remaining -20 -> remaining 30, one outbox entry whose source is the id
 if #KEYS ~= 5 or #ARGV ~= 3 then return redis.error_reply('ERR grant takes 5 keys and 3 arguments') end
 local run_id, verb, amount, id = GRANT.read(ARGV[1])
-local raw = stored({KEYS[1], KEYS[4], KEYS[5]}, 1)
+local raw = stored({KEYS[1], KEYS[4], KEYS[5]}, 1, any_size)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return CODE.pack{code = -2} end

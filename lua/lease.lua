@@ -14,7 +14,7 @@
 -- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
 if #KEYS ~= 7 or #ARGV ~= 1 then return redis.error_reply('ERR lease takes 7 keys and 1 argument') end
 local run_id, ttl, share, kept, spent, handed, credits_kept, credits_spent, credits_handed, lease_id = LEASE.read(ARGV[1])
-local raw = stored(KEYS, 4)
+local raw = stored(KEYS, 4, any_size)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not (raw[3] and raw[4]) then return CODE.pack{code = -2} end

@@ -6,7 +6,7 @@
 -- Returns the packed states in order, false where there is none; {0} where the partition is unverified
 -- Example: a tenant whose reset was due a minute ago shows its new cycle, and the ledger no row yet
 if #KEYS < 2 or #ARGV ~= 2 then return redis.error_reply('ERR peek takes 2 or more keys and 2 arguments') end
-local raw = stored(KEYS, 1)
+local raw = stored(KEYS, 1, any_size)
 if not verified(raw[1], ARGV[1]) then return {0} end
 local now, kind = clock(NO_BATCH), tonumber(ARGV[2])
 local form, size = KEY_FORM, KEY_SIZE

@@ -25,7 +25,7 @@ local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flag
 if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
 end
-local raw = stored(KEYS, 4)
+local raw = stored(KEYS, 4, reserved_sizes)
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if catalogue < version then return CODE.pack{code = -1} end

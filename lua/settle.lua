@@ -24,7 +24,7 @@ local s, batch, run_id, with_user, kept, arguments = settlement_of(ARGV)
 if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 0) or #ARGV ~= arguments then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
-local raw = stored(KEYS, 5)
+local raw = stored(KEYS, 5, settled_sizes)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 local now = clock(batch)

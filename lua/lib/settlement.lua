@@ -3,6 +3,8 @@ local CHARGE, RELEASE, RECLAIM, POST, RECOVER, CORRECT = 1, 2, 3, 4, 5, 6
 local S_MODE, S_TOKENS, S_CREDITS, S_UNITS, S_SERVICE, S_KEY, S_REQUEST, S_ARGV, S_TIERS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local S_ENTRY, S_SOURCE, S_ONE_TIME, S_COUNTS, S_USES, S_PAYS, S_FREE = 10, 11, 12, 13, 14, 15, 16
 
+local settled_sizes = {0, 0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
+
 -- the id of a request's one correction: its own with the version nibble set to 8
 local VERSION_AT = 15
 local function correction_of(request)

@@ -29,11 +29,12 @@ end
 -- What is stored, as it is packed today: what an older version has stored is brought up to that. What a newer one has
 -- stored stays where it is, and whoever asked is told
 local function today(raw, name)
-  local number, kind = byte(raw), string.match(name, ':(%a):')
+  local number = byte(raw)
   if number == TODAY then return raw end
   if number > TODAY then
     error({err = 'ERR ' .. name .. ' is of layout ' .. number .. ', this version knows up to ' .. TODAY})
   end
+  local kind = string.match(name, ':(%a):')
   if kind == 'k' then return KEY.today(raw, number) end
   if kind == 'u' then return USER.today(raw, number) end
   if kind == 't' then return TENANT.today(raw, number) end
@@ -42,12 +43,14 @@ local function today(raw, name)
   return HOLD.today(raw, number)
 end
 
--- the partition's marker, and states and holds behind it, as they are packed today
-local function stored(keys, first)
+-- The partition's marker, and states and holds behind it, as they are packed today. Fields only ever come, so a state
+-- of today's size has today's fields. `sizes` says by place which are known: to look at each number costs 1 % of a pair
+local any_size = {}
+local function stored(keys, first, sizes)
   local raw = call('MGET', values(keys, first))
   for i = 2, #raw do
     local one = raw[i]
-    if one and byte(one) ~= TODAY then raw[i] = today(one, keys[first + i - 1]) end
+    if one and #one ~= sizes[i] then raw[i] = today(one, keys[first + i - 1]) end
   end
   return raw
 end

@@ -1,5 +1,6 @@
 -- take_all: one request of every scope's buckets and slots, or of none. Needs state, bucket, take.
 local HUGE = 9007199254740992
+local reserved_sizes = {0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
 local taken_by = {H_KEY_TPM, H_USER_TPM, H_TENANT_TPM, H_ORGANIZATION_TPM} -- where a hold says what it took, by scope
 
 -- the hold that is raised, opened; nil where it is gone: then all of it is taken anew
