@@ -23,7 +23,7 @@ PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
     "gateway/core": (
-        "awake", "wait", "model", "blobs",
+        "awake", "wait", "model", "blobs", "http_limits",
     ),
     "gateway/core/accounts": (
         "limits",

@@ -1,12 +1,12 @@
 """Every maximum and every deadline of the data plane, with its unit in its name: a part of the settings.
 
-A field whose type states a range is a setting of that name, `TOLLKEEPER_<NAME>`; the others are fixed.
+What `_setting` makes is a setting of that name, `TOLLKEEPER_<NAME>`; the other fields are fixed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,6 +16,11 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
 
 
+def _setting(default: object, valid: object) -> Any:
+    """A field that people may set; `valid` is the type that says to what."""
+    return field(default=default, metadata={"valid": valid})
+
+
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     """What one worker accepts and how long it waits. Nothing in that door is unlimited.
@@ -23,14 +28,14 @@ class HttpLimits:
     Deadlines are checked by one sweep every `tick_s`, so each may be late by that much.
     """
 
-    head_s: Seconds = 10.0
-    body_s: Seconds = 120.0
-    keep_alive_s: Seconds = 75.0
-    upstream_connect_s: Seconds = 5.0
-    upstream_first_byte_s: Seconds = 120.0
-    upstream_idle_s: Seconds = 120.0
-    upstream_keep_alive_s: Seconds = 30.0
-    drain_s: Seconds = 120.0
+    head_s: float = _setting(10.0, Seconds)
+    body_s: float = _setting(120.0, Seconds)
+    keep_alive_s: float = _setting(75.0, Seconds)
+    upstream_connect_s: float = _setting(5.0, Seconds)
+    upstream_first_byte_s: float = _setting(120.0, Seconds)
+    upstream_idle_s: float = _setting(120.0, Seconds)
+    upstream_keep_alive_s: float = _setting(30.0, Seconds)
+    drain_s: float = _setting(120.0, Seconds)
     # For a small body on its way, before its call is asked about by its head. It has a timer of its own.
     body_grace_s: float = 0.01
     # Until a client is looked after that is not read since its upstream does not read either; and again.
@@ -44,13 +49,13 @@ class HttpLimits:
     tick_s: float = 0.1
 
     request_line_bytes_max: int = 8 * 1024
-    head_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 64 * 1024
-    head_fields_max: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
+    head_bytes_max: int = _setting(64 * 1024, Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)])
+    head_fields_max: int = _setting(100, Annotated[int, msgspec.Meta(ge=8, le=10_000)])
     # Of heads that are not complete: what each connection may keep, and beyond that all of one worker.
     head_free_bytes: int = 4 * 1024
-    heads_bytes_max: Bytes = 16 * 1024 * 1024
+    heads_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
 
-    body_bytes_max: Bytes = 32 * 1024 * 1024
+    body_bytes_max: int = _setting(32 * 1024 * 1024, Bytes)
     # A document longer than this is read in a thread: this much takes a millisecond, or six at worst.
     body_at_once_bytes_max: int = 256 * 1024
     body_bytes_per_s_min: int = 16 * 1024
@@ -64,10 +69,10 @@ class HttpLimits:
     trailer_bytes_max: int = 16 * 1024
     small_chunks_max: int = 10_000
 
-    connections_max: Count = 20_000
-    upstream_connections_max: Count = 2_000
-    upstream_connections_share: Share = 0.25  # of those, what one organization may use
-    upstream_idle_connections_max: Count = 256
+    connections_max: int = _setting(20_000, Count)
+    upstream_connections_max: int = _setting(2_000, Count)
+    upstream_connections_share: float = _setting(0.25, Share)  # of those, what one organization may use
+    upstream_idle_connections_max: int = _setting(256, Count)
 
     interim_answers_max: int = 16
     answer_head_bytes_max: int = 64 * 1024
@@ -78,16 +83,12 @@ class HttpLimits:
     client_buffer_bytes_max: int = 4 * 1024
     client_unsent_bytes_max: int = 128 * 1024  # that the kernel keeps of them, beyond what is on its way
     # Of bodies and answers that are kept for a slow end, in one worker; of that, one organization's part.
-    buffered_bytes_max: Bytes = 64 * 1024 * 1024
-    buffered_share: Share = 0.25
+    buffered_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
+    buffered_share: float = _setting(0.25, Share)
     # Of an answer whose client hung up.
-    drain_tokens_max: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] = 200_000
-    drain_bytes_max: Bytes = 16 * 1024 * 1024
+    drain_tokens_max: int = _setting(200_000, Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)])
+    drain_bytes_max: int = _setting(16 * 1024 * 1024, Bytes)
 
 
 # Each setting among them, with the type that says what is valid.
-SETTABLE = {
-    name: hint
-    for name, hint in get_type_hints(HttpLimits, include_extras=True).items()
-    if hasattr(hint, "__metadata__")
-}
+SETTABLE = {one.name: one.metadata["valid"] for one in fields(HttpLimits) if one.metadata}
