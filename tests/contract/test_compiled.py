@@ -43,7 +43,7 @@ def test_compiled_hot_path_passes_the_data_planes_tests(tmp_path: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
-            *("tests/http", "tests/core", "tests/counters"),
+            *("tests/http", "tests/core", "tests/counters", "tests/settings"),
             # It derives a class of its own, which only another compiled one may do.
             "--ignore=tests/http/server/test_request_driver.py",
         ],
