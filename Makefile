@@ -11,11 +11,12 @@ run: ## Start everything on this machine
 test: check ## Every check and the whole test suite
 	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: ## Style, types and layers
+check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/python -m tests.lua.lint
 
 compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
 	@.ci/environment requirements-dev.lock

@@ -31,7 +31,7 @@ if verb ~= SWEEP and call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
 
 local events, before = {t and due(t, now, epoch) or nil}, t and t[T_REMAINING] or 0
 local f = {source = id, metadata = ARGV[2]}
-if verb == CREDITS_VERB then events[#events + 1] = credit(o, t, now, epoch, amount, f)
+if verb == CREDITS_VERB then events[#events + 1] = credit(o, now, epoch, amount, f)
 elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb, amount, ARGV[3], f) end
 if #events == 0 then return answer(2) end
 if out_of_range(t, before, o) then return CODE.pack{code = -3} end

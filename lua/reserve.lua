@@ -19,50 +19,50 @@
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
 local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service_id, flags, request_id =
   RESERVE.read(ARGV[1])
-local raises = flags >= 128
-if raises then flags = flags - 128 end
-local with_user, one_time, counts, uses = has(flags, 1), has(flags, 2), has(flags, 4), has(flags, 16)
-if #KEYS ~= 7 + flags % 2 + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
+local raises = flags >= FLAG_RAISES
+if raises then flags = flags - FLAG_RAISES end
+local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
+if #KEYS ~= 7 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
 end
 local raw = stored(KEYS, 4, reserved_sizes)
 local epoch, version = verified(raw[1], run_id)
-if not epoch then return CODE.pack{code = 0} end
-if catalogue < version then return CODE.pack{code = -1} end
-if not (raw[2] and raw[3] and raw[4]) then return CODE.pack{code = -2} end
+if not epoch then return CODE.pack{code = VERDICT_UNVERIFIED} end
+if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
+if not (raw[2] and raw[3] and raw[4]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
 local now, t, o = clock(batch), TENANT.account(raw[2]), ORGANIZATION.account(raw[3])
 local u = with_user and user_state(raw[5], raw[2], now)
 
 local expires, key_id = KEY.read(raw[4])
-if has(KEY.field(raw[4], 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(-3, now, 1, 0, 0, 0, 0) end
+if has(KEY.field(raw[4], 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY, 0, 0, 0, 0) end
 local reset = due(t, now, epoch)
-if has(t[FLAGS], MANUAL_BLOCK) then return refused(-4, now, 3, 0, 0, 0, 0) end
+if has(t[FLAGS], MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT, 0, 0, 0, 0) end
 local was = raises and raised(KEYS[1]) or nil
 local other = was and was[H_SERVICE_ID] ~= 0 and was[H_SERVICE_ID] ~= service_id
 if other then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)
-if not heads and scope ~= 2 then return takes end
-if has(flags, 8) and not has(t[FLAGS], HAS_PLAN) then return refused(-5, now, 4, 0, 0, 0, 0) end
+if not heads and scope ~= KIND_TOKENS then return takes end
+if has(flags, FLAG_SUBSCRIPTION) and not has(t[FLAGS], HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION, 0, 0, 0, 0) end
 if not heads then return takes end
 if was then put_back(was, t, o) end
-local tokens, code, bounds = quota_hold(t, counts, need, ceiling, least)
-if code then return refused(code, now, 3, 4, t[T_USED], t[T_TOTAL], t[T_NEXT_RESET]) end
+local tokens, verdict, bounds = quota_hold(t, counts, need, ceiling, least)
+if verdict then return refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, t[T_USED], t[T_TOTAL], t[T_NEXT_RESET]) end
 local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
 if one_time then credits, flags = join(a, credits, flags, was) end
 if credits > 0 then
-  credits, code = credit_hold(o, credits, credits_least)
-  if code then return refused(code, now, 4, 5, o[O_CREDITS_HELD], o[O_BALANCE] + o[O_CREDIT_LIMIT], 0) end
+  credits, verdict = credit_hold(o, credits, credits_least)
+  if verdict then return refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, o[O_CREDITS_HELD], o[O_BALANCE] + o[O_CREDIT_LIMIT], 0) end
 end
 if uses then
   credits = 0 -- what units hold is kept with their service
   spend_back(a, was)
-  local refusal, spent, till = spend_hold(o, a, ARGV[3], units, now)
-  if refusal then return refused(refusal, now, 4, 6, spent, o[O_CAP], till) end
+  local over, spent, till = spend_hold(o, a, ARGV[3], units, now)
+  if over then return refused(over, now, SCOPE_ORGANIZATION, KIND_SPEND, spent, o[O_CAP], till) end
 end
 
 t[T_HELD], o[O_CREDITS_HELD] = t[T_HELD] + tokens, o[O_CREDITS_HELD] + credits
 -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
-local kept = flags - (has(flags, 8) and 8 or 0) - (with_user and not u and 1 or 0)
+local kept = flags - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not u and 1 or 0)
 local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
   organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
   organization_id = o[O_ORGANIZATION_ID], tenant_id = t[T_TENANT_ID], created = now} .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')

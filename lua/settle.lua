@@ -26,15 +26,15 @@ if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 
 end
 local raw = stored(KEYS, 5, settled_sizes)
 local epoch = verified(raw[1], run_id)
-if not epoch then return CODE.pack{code = 0} end
+if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
 local now = clock(batch)
 local taken = s[S_ENTRY] and dealt_with(KEYS[3], s[S_ENTRY], KEYS[4], s[S_SOURCE])
-if taken then return SETTLED.pack{code = 1, now = now, epoch = epoch} end
+if taken then return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch} end
 local h = raw[2] and HOLD.opened(raw[2], 'credits')
-local gone = (not h and not s[S_ENTRY] and -2) or (h and has(h[H_FLAGS], HOLD_RECLAIMED) and not s[S_ENTRY] and -1)
-  or (not (raw[3] and raw[4]) and -2) or (h and s[S_SERVICE] == 0 and HOLD.field(raw[2], 'service_id') ~= 0 and -2)
+local gone = (not h and not s[S_ENTRY] and SETTLED_UNKNOWN) or (h and has(h[H_FLAGS], HOLD_RECLAIMED) and not s[S_ENTRY] and SETTLED_RECLAIMED)
+  or (not (raw[3] and raw[4]) and SETTLED_UNKNOWN) or (h and s[S_SERVICE] == 0 and HOLD.field(raw[2], 'service_id') ~= 0 and SETTLED_UNKNOWN)
 if gone then
-  if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == -1 and HOLD.field(raw[2], 'charged') or 0) end
+  if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == SETTLED_RECLAIMED and HOLD.field(raw[2], 'charged') or 0) end
   return GONE.pack{code = gone, now = now, epoch = epoch}
 end
 local slots = (h and not has(h[H_FLAGS], HOLD_RECLAIMED)) and 1 or 0
@@ -80,5 +80,5 @@ else
   call('DEL', KEYS[6])
 end
 call('MSET', KEYS[7], tenant, KEYS[8], organization, some(KEYS[9], key, KEYS[10], keep_user(KEYS[10], u), a_key, a))
-return SETTLED.pack{code = 1, now = now, seq = t[T_SEQ], remaining = t[T_TOTAL] < 0 and -1 or t[T_REMAINING], epoch = epoch,
+return SETTLED.pack{code = SETTLED_DONE, now = now, seq = t[T_SEQ], remaining = t[T_TOTAL] < 0 and -1 or t[T_REMAINING], epoch = epoch,
   moved = t[T_SEQ] - seq, credits = f and f.credits or 0, credit_seq = f and f.credit_seq or 0, spend_seq = f and f.spend_seq or 0}

@@ -8,12 +8,12 @@ local function quota_hold(t, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
   if t[T_TOTAL] < 0 or t[T_OVERAGE_POLICY] == POLICY_BILL then return need end
   local remaining = t[T_REMAINING]
-  if remaining <= 0 then return nil, -8 end
+  if remaining <= 0 then return nil, VERDICT_QUOTA_EXCEEDED end
   local free = remaining - t[T_HELD]
-  if free <= 0 then return nil, -9 end
+  if free <= 0 then return nil, VERDICT_QUOTA_HELD end
   if t[T_ADMISSION] == STRICT then
     local wanted = least > 0 and least or ceiling
-    if wanted > free then return nil, wanted > remaining and -8 or -9 end
+    if wanted > free then return nil, wanted > remaining and VERDICT_QUOTA_EXCEEDED or VERDICT_QUOTA_HELD end
     return ceiling < free and ceiling or free, nil, true
   end
   if free < ceiling then return free end
@@ -27,7 +27,7 @@ local function credit_hold(o, credits, least)
   local free = there - o[O_CREDITS_HELD]
   if credits <= free then return credits end
   if least > 0 and least <= free then return free end
-  return nil, (least > 0 and least or credits) > there and -10 or -9
+  return nil, (least > 0 and least or credits) > there and VERDICT_INSUFFICIENT_CREDITS or VERDICT_QUOTA_HELD
 end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
@@ -58,15 +58,15 @@ local function put_back(was, t, o)
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b
-local function admitted(now, tokens, t, o, credits, scope, limit, used, scope2, limit2, used2, bounds)
+local function admitted(now, tokens, t, o, credits, scope, most, used, scope2, most2, used2, bounds)
   local free = t[T_REMAINING] - t[T_HELD]
   if t[T_TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
   return ADMITTED.pack{
-    verdict = bounds and 2 or 1, now = now, tokens = tokens, total = t[T_TOTAL], tokens_free = free,
+    verdict = bounds and 2 or VERDICT_ADMITTED, now = now, tokens = tokens, total = t[T_TOTAL], tokens_free = free,
     next_reset = t[T_NEXT_RESET], credits_free = o[O_BALANCE] + o[O_CREDIT_LIMIT] - o[O_CREDITS_HELD],
-    requests_scope = scope, requests_limit = limit, requests_used = (used + -used % UNIT) / UNIT,
-    requests_reset = limit > 0 and (used + -used % limit) / limit or 0,
-    tokens_scope = scope2, tokens_limit = limit2, tokens_used = (used2 + -used2 % UNIT) / UNIT,
-    tokens_reset = limit2 > 0 and (used2 + -used2 % limit2) / limit2 or 0, credits = credits,
+    requests_scope = scope, requests_limit = most, requests_used = (used + -used % UNIT) / UNIT,
+    requests_reset = most > 0 and (used + -used % most) / most or 0,
+    tokens_scope = scope2, tokens_limit = most2, tokens_used = (used2 + -used2 % UNIT) / UNIT,
+    tokens_reset = most2 > 0 and (used2 + -used2 % most2) / most2 or 0, credits = credits,
   }
 end

@@ -20,35 +20,32 @@ local function keep_user(name, raw)
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most
-local function limit(a, rpm, tpm, concurrency)
+local function set_limits(a, rpm, tpm, concurrency)
   if rpm ~= a[RPM] then a[REQUESTS_USED] = min(a[REQUESTS_USED], rpm * UNIT) end
   if tpm ~= a[TPM] then a[TOKENS_USED] = min(a[TOKENS_USED], tpm * UNIT) end
   a[RPM], a[TPM], a[CONCURRENCY] = rpm, tpm, concurrency
 end
 
-local function drain(a, now)
-  local at = a[AT]
-  if now <= at and at <= now + FUTURE_MS then return end
+-- both levels and their time once they have drained till now; a time far ahead was another clock's
+local function drained(requests_used, tokens_used, at, rpm, tpm, now)
+  if now <= at and at <= now + FUTURE_MS then return requests_used, tokens_used, at end
   if now > at then
-    local passed = now - at
-    if a[REQUESTS_USED] > 0 then a[REQUESTS_USED] = max(0, a[REQUESTS_USED] - a[RPM] * passed) end
-    if a[TOKENS_USED] > 0 then a[TOKENS_USED] = max(0, a[TOKENS_USED] - a[TPM] * passed) end
+    requests_used, tokens_used = requests_used - rpm * (now - at), tokens_used - tpm * (now - at)
+    if requests_used < 0 then requests_used = 0 end
+    if tokens_used < 0 then tokens_used = 0 end
   end
-  a[AT] = now
+  return requests_used, tokens_used, now
+end
+
+local function drain(a, now)
+  a[REQUESTS_USED], a[TOKENS_USED], a[AT] = drained(a[REQUESTS_USED], a[TOKENS_USED], a[AT], a[RPM], a[TPM], now)
 end
 
 -- the head of a packed state with the slots held given back (1, or 0 where there is no hold) and the tokens taken
 -- replaced by the tokens used
 local function give(raw, now, slots, taken, used)
   local rpm, tpm, requests_used, tokens_used, at, inflight = ACCOUNT.read(raw)
-  if now > at then
-    local passed = now - at
-    requests_used, tokens_used, at = requests_used - rpm * passed, tokens_used - tpm * passed, now
-    if requests_used < 0 then requests_used = 0 end
-    if tokens_used < 0 then tokens_used = 0 end
-  elseif at > now + FUTURE_MS then
-    at = now
-  end
+  requests_used, tokens_used, at = drained(requests_used, tokens_used, at, rpm, tpm, now)
   if tpm > 0 then
     tokens_used = tokens_used + (used - taken) * UNIT
     if tokens_used < 0 then tokens_used = 0 end

@@ -1,7 +1,7 @@
 -- grant: what each control verb does to an account. Needs state, event, cycle.
 local VERB_RECHARGE, VERB_RESET, VERB_ADJUST, VERB_BLOCK, VERB_UNBLOCK, VERB_PLAN, CREDITS_VERB, SWEEP = 1, 2, 3, 4, 5, 6, 7, 8
 
-local function credit(o, t, now, epoch, amount, f)
+local function credit(o, now, epoch, amount, f)
   o[O_BALANCE], o[O_CREDIT_SEQ] = o[O_BALANCE] + amount, o[O_CREDIT_SEQ] + 1
   o[O_CREDIT_AT] = max(now, o[O_CREDIT_AT])
   f.kind, f.flags, f.at, f.epoch = CREDIT, CREDITS + (amount >= 0 and INWARD or 0), o[O_CREDIT_AT], epoch

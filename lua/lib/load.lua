@@ -32,7 +32,7 @@ end
 
 local function define(a, kind, packed, now)
   local rpm, tpm, concurrency = DEFINE_USER.read(packed) -- every definition begins with these
-  limit(a, rpm, tpm, concurrency)
+  set_limits(a, rpm, tpm, concurrency)
   if kind == KIND_KEY then
     local revoked, expires, key_id = DEFINE_KEY.read(packed)
     a[FLAGS], a[K_EXPIRES], a[K_KEY_ID] = revoked, expires, key_id

@@ -20,13 +20,13 @@ end
 local function settlement_of(argv)
   local batch, run_id, mode, tokens, credits, units, service_id, key_id, flags, tombstone, request_id =
     SETTLE.read(argv[1])
-  local one_time, uses, recovers = has(flags, 2), has(flags, 16), mode == RECOVER
+  local one_time, uses, recovers = has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), mode == RECOVER
   return {mode, tokens, credits, units, service_id, key_id, request_id, argv, uses and argv[5] or '',
     mode >= POST and not recovers and argv[#argv], mode == CORRECT and correction_of(request_id) or request_id,
-    one_time, has(flags, 4), uses, has(flags, 32),
+    one_time, has(flags, FLAG_COUNTS), uses, has(flags, FLAG_PAYS),
     -- a call that is taken back for nothing leaves no row
     mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
-  }, batch, run_id, has(flags, 1), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
+  }, batch, run_id, has(flags, FLAG_USER), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
 end
 
 -- leaves a call to the keeper, who knows the ledger; the batch means nothing any more

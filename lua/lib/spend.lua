@@ -52,7 +52,7 @@ local function spend_hold(o, a, tiers, units, now)
   local settled, spent = settled_of(a, month), month > o[O_MONTH] and 0 or o[O_SPENT]
   spend_keep(o, a, tiers, now)
   if spent + o[O_SPEND_HELD] <= o[O_CAP] or price_of(tiers, settled + before, units) <= 0 then return end
-  return spent + price_of(tiers, settled, units) > o[O_CAP] and -11 or -9, spent, boundary(3, 1, now)
+  return spent + price_of(tiers, settled, units) > o[O_CAP] and VERDICT_SPEND_CAP_REACHED or VERDICT_QUOTA_HELD, spent, boundary(3, 1, now)
 end
 
 -- moves the month's quantity and the spend account; answers what the units cost, and packed what by:

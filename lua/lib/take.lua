@@ -10,7 +10,7 @@ local function user_state(raw, tenant, now)
   if not raw then return USER.pack{rpm = user_rpm, tpm = user_tpm, concurrency = user_concurrency, at = now} end
   local u = USER.opened(raw)
   if has(u[FLAGS], OVERRIDE) then return raw end
-  limit(u, user_rpm, user_tpm, user_concurrency)
+  set_limits(u, user_rpm, user_tpm, user_concurrency)
   return USER.written(u)
 end
 
@@ -20,28 +20,21 @@ end
 -- Nothing is opened into a table and nothing packed but the counters: that is what most calls cost.
 local function take(raw, now, need, had)
   local rpm, tpm, concurrency, requests_used, tokens_used, at, inflight = ACCOUNT.read(raw)
-  if now > at then
-    local passed = now - at
-    requests_used, tokens_used, at = requests_used - rpm * passed, tokens_used - tpm * passed, now
-    if requests_used < 0 then requests_used = 0 end
-    if tokens_used < 0 then tokens_used = 0 end
-  elseif at > now + FUTURE_MS then
-    at = now
-  end
+  requests_used, tokens_used, at = drained(requests_used, tokens_used, at, rpm, tpm, now)
   local taken = 0
   if had then tokens_used = tpm > 0 and max(0, tokens_used - had * UNIT) or tokens_used
   elseif rpm > 0 then
     local over = requests_used + UNIT - rpm * UNIT
-    if over > 0 then return nil, 1, ceil(requests_used / UNIT), rpm, now + ceil(over / rpm) end
+    if over > 0 then return nil, KIND_REQUESTS, ceil(requests_used / UNIT), rpm, now + ceil(over / rpm) end
     requests_used = requests_used + UNIT
   end
   if not had then
-    if concurrency > 0 and inflight >= concurrency then return nil, 3, inflight, concurrency, now + 1000 end
+    if concurrency > 0 and inflight >= concurrency then return nil, KIND_CONCURRENCY, inflight, concurrency, now + 1000 end
     inflight = inflight + 1
   end
   if tpm > 0 and need > 0 then -- what needs no tokens is covered by any debt
     local free = tpm * UNIT - tokens_used
-    if free < UNIT then return nil, 2, ceil(tokens_used / UNIT), tpm, now + ceil((UNIT - free) / tpm) end
+    if free < UNIT then return nil, KIND_TOKENS, ceil(tokens_used / UNIT), tpm, now + ceil((UNIT - free) / tpm) end
     taken = need * UNIT > free and floor(free / UNIT) or need
     tokens_used = tokens_used + taken * UNIT
   end
@@ -49,8 +42,8 @@ local function take(raw, now, need, had)
     taken, rpm, requests_used, tpm, tokens_used
 end
 
-local function refused(code, now, scope, kind, used, limit, till)
+local function refused(verdict, now, scope, kind, used, most, till)
   return REFUSED.pack{
-    verdict = code, now = now, scope = scope, kind = kind, used = used, limit = limit, till = till,
+    verdict = verdict, now = now, scope = scope, kind = kind, used = used, limit = most, till = till,
   }
 end

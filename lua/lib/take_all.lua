@@ -11,17 +11,18 @@ local function raised(name)
 end
 
 -- the refusal of a scope; tokens are refused only where no other scope lacks a request or a slot, which come first
-local function refusal(states, scope, now, was, kind, used, limit, till)
-  if kind == 2 then
-    for other = scope + 1, 4 do
-      local had = was and (other ~= 2 or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[other]]
+local function refusal(states, scope, now, was, kind, used, most, till)
+  if kind == KIND_TOKENS then
+    for other = scope + 1, SCOPE_ORGANIZATION do
+      local had = was and (other ~= SCOPE_USER or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[other]]
       if states[other] then
-        local head, first, used2, limit2, till2 = take(states[other], now, 0, had)
-        if not head then return refused(first == 3 and -7 or -6, now, other, first, used2, limit2, till2), first end
+        local head, first, used2, most2, till2 = take(states[other], now, 0, had)
+        if not head then return refusal(states, other, now, was, first, used2, most2, till2) end
       end
     end
   end
-  return refused(kind == 3 and -7 or -6, now, scope, kind, used, limit, till), kind
+  local verdict = kind == KIND_CONCURRENCY and VERDICT_CONCURRENCY_LIMITED or VERDICT_RATE_LIMITED
+  return refused(verdict, now, scope, kind, used, most, till), kind
 end
 
 -- takes from every scope or refuses; answers the heads, in place of the states, and the tokens taken by scope, then of the
@@ -31,12 +32,15 @@ local function take_all(states, now, need, was)
   local takes = {0, 0, 0, 0}
   local requests_left, requests_scope, requests_limit, requests_used = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_used = HUGE, 0, 0, 0
-  for scope = 1, 4 do
+  for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
     local state = states[scope]
     if state then
-      local had = was and (scope ~= 2 or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[scope]]
+      local had = was and (scope ~= SCOPE_USER or has(was[H_FLAGS], HOLD_USER)) and was[taken_by[scope]]
       local head, taken, rpm, requests, tpm, tokens = take(state, now, need, had)
-      if not head then return nil, refusal(states, scope, now, was, taken, rpm, requests, tpm) end
+      if not head then
+        local kind, used, most, till = taken, rpm, requests, tpm -- what a refusal has in their place
+        return nil, refusal(states, scope, now, was, kind, used, most, till)
+      end
       states[scope], takes[scope] = head, taken
       local left = rpm * UNIT - requests
       if rpm > 0 and left < requests_left then

@@ -261,8 +261,9 @@ def test_a_library_opens_with_its_law(name: str) -> None:
 
 def test_no_constant_is_left_unnamed() -> None:
     """A constant that is nowhere defined would be read as a global: nil."""
-    text = re.sub(r"'[^']*'", "''", scripts.library().text)
-    assert set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b", text)) <= {"KEYS", "ARGV", "ERR"} | _locals(text)
+    text = scripts.library().text
+    found = {name for name in scripts.names(text) if re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", name)}
+    assert found <= {"KEYS", "ARGV"} | _locals(text)
 
 
 def _locals(text: str) -> set[str]:
@@ -273,6 +274,41 @@ def _locals(text: str) -> set[str]:
 def test_a_constant_list_of_different_lengths_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in number"):
         scripts._fold("local ONE, TWO = 1\n")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "call('TIME')",
+        'call("TIME")',
+        "call('a\\'TIME')",
+        "[[TIME]]",
+        "[==[ ]] TIME ]==]",
+        "t.TIME",
+        "t . TIME",
+        "{TIME = 1}",
+        "'TIME' .. \"TIME\"",
+        "x --[[ TIME ]] y",
+        "x -- TIME",
+        "TIMES",
+        "_TIME",
+        "0xTIME",
+    ],
+)
+def test_a_constant_is_a_name_and_no_part_of_a_text(kept: str) -> None:
+    assert scripts._fold(f"local TIME = 3\nreturn {kept}").strip() == f"return {kept}"
+
+
+@pytest.mark.parametrize(
+    ("named", "put"),
+    [
+        ("TIME", "3"), ("a..TIME", "a..3"), ("a .. TIME", "a .. 3"), ("t[TIME]", "t[3]"),
+        ("x == TIME", "x == 3"), ("TIME == x", "3 == x"), ("'a' .. TIME .. 'b'", "'a' .. 3 .. 'b'"),
+        ("{TIME, 1}", "{3, 1}"),
+    ],
+)  # fmt: skip
+def test_a_constant_is_put_where_it_is_named(named: str, put: str) -> None:
+    assert scripts._fold(f"local TIME = 3\nreturn {named}").strip() == f"return {put}"
 
 
 def test_a_constant_with_two_values_is_refused() -> None:

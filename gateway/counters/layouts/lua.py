@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from gateway.core.layout import FIRST, LAYOUT, Field, Layout
-from gateway.counters.layouts import states
+from gateway.core.model import LimitKind, Scope, Settled, Verdict
+from gateway.counters.layouts import flags, states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"local (?P<names>\w+(?:,\s*\w+)*) =\s*$")
@@ -38,8 +39,16 @@ _ZEROS_MIN = 4
 
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
-    """Where each field stands in an opened state, by the field's name in capitals; forms and sizes."""
+    """Where each field stands in an opened state, by its name in capitals; forms, sizes, codes and flags."""
     found = {"TODAY": str(LAYOUT)}
+    found |= {name: str(number) for name, number in vars(flags).items() if name.startswith("FLAG_")}
+    for prefix, numbers in (
+        ("VERDICT", Verdict),
+        ("SETTLED", Settled),
+        ("KIND", LimitKind),
+        ("SCOPE", Scope),
+    ):
+        found |= {f"{prefix}_{one.name}": str(one.value) for one in numbers}
     found |= {f"{one.name}_BYTES": str(one.size) for one in layouts}
     names = {one.name for one in states.LAYOUTS}
     for one in layouts:

@@ -31,7 +31,13 @@ _CONSTANTS = re.compile(
 # `has(flags, FLAG)` of a plain place, its constant put in: written out it takes a third of what a call does.
 _HAS = re.compile(r"\bhas\((?P<place>[\w.]+(?:\[\d+\])?), (?P<flag>\d+)\)")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
-_WORD = re.compile(r"\b[A-Z][A-Z0-9_]+\b|\b[A-Z]\b")
+# What Lua reads as one: comments, texts, fields of a table and numbers stay as they are; the rest is names.
+_TOKEN = re.compile(
+    r"--\[(=*)\[.*?\]\1\]|--[^\n]*|\[(=*)\[.*?\]\2\]"
+    r"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
+    r"|(?<!\.)\.(?!\.)\s*[A-Za-z_]\w*|\d[\w.]*|(?P<name>[A-Za-z_]\w*)(?P<key>\s*=(?!=))?",
+    re.DOTALL,
+)
 # What is there only once the library is loaded; see `lua/lib/state.lua`.
 _BIND = "if not call then bind() end"
 _FLAGS = {"oom": "'allow-oom'", "nothing": "'no-writes'"}
@@ -98,8 +104,13 @@ def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
         return ""
 
     text = lua.expanded(_COMMENT.sub("", _CONSTANTS.sub(take, text)), layouts)
-    text = _WORD.sub(lambda match: values.get(match[0], match[0]), text)
+    text = _TOKEN.sub(lambda token: token[0] if token["key"] else values.get(token["name"], token[0]), text)
     return _HAS.sub(lambda match: f"({match['place']} % {2 * int(match['flag'])} >= {match['flag']})", text)
+
+
+def names(text: str) -> set[str]:
+    """Every name a script has, apart from what stands in texts, comments and behind a dot."""
+    return {token["name"] for token in _TOKEN.finditer(text) if token["name"]}
 
 
 def read(name: str) -> str:
