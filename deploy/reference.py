@@ -24,8 +24,8 @@ from gateway.admin.api import ROOT as API  # noqa: E402
 from gateway.admin.openapi import document  # noqa: E402
 from gateway.admin.pages import type_of  # noqa: E402
 from gateway.admin.resources import RESOURCES  # noqa: E402
-from gateway.cli import admin as cli_admin  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
+from gateway.cli.admin import program as cli_admin  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it anew. -->"
@@ -40,6 +40,9 @@ Shells complete commands and options once they are told to: `tollkeeper --instal
 the bash, zsh, fish or PowerShell it is typed in, from the next shell on. `tollkeeper --show-completion`
 prints the script instead, for a place of your own such as `~/.config/fish/completions/tollkeeper.fish`.
 Zsh wants `compinit` to have run.
+
+Where a row is asked for, its name completes as well, if the Admin API answers within two seconds. Whole
+numbers may be written as `5000000`, `5,000,000` or `5M`.
 """
 REFUSALS = """# Refusals
 

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from gateway.admin.resources import RESOURCES
-from gateway.cli import admin as cli_admin
 from gateway.cli import main as cli
+from gateway.cli.admin import program as cli_admin
 from gateway.http.protocol import states
 from gateway.settings import settings
 from gateway.telemetry import metrics

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,15 +13,10 @@ from gateway.cli.admin.client import Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import print_json, waiting
 from gateway.errors import BackupFailed
-from gateway.local.announce import PlainVoice
-from gateway.local.data_directory import DataDirectory, known_values, opened
-from gateway.local.supervisor.servers import start_postgres
-from gateway.local.supervisor.supervisor import Supervisor
-from gateway.settings.settings import PREFIX, Settings, load
-from gateway.settings.urls import without_password
 
 if TYPE_CHECKING:
     from gateway.ops.backup import Manifest
+    from gateway.settings.settings import Settings
 
 IDS_AHEAD = 1_000_000
 
@@ -49,7 +41,9 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write what PostgreSQL holds to one file, as of one moment; everything goes on meanwhile."""
-    from gateway.ops.backup import back_up  # noqa: PLC0415  # each command loads what it needs
+    from gateway.local.data_directory import known_values  # noqa: PLC0415  # each command loads what it needs
+    from gateway.ops.backup import back_up  # noqa: PLC0415
+    from gateway.settings.settings import PREFIX  # noqa: PLC0415
 
     settings = _settings(config, database_url, data_dir)
     known = known_values(Path(settings.data_dir), settings.named())
@@ -87,13 +81,20 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
-    from gateway.ops import backup  # noqa: PLC0415  # each command loads what it needs
+    import asyncio  # noqa: PLC0415  # each command loads what it needs
+
+    from gateway.local.supervisor.alone import postgres_alone  # noqa: PLC0415
+    from gateway.ops import backup  # noqa: PLC0415
+    from gateway.settings.urls import without_password  # noqa: PLC0415
 
     settings = _settings(config, database_url, data_dir)
     backup.read_manifest(source)
 
     async def go() -> tuple[str, backup.Manifest, list[str]]:
-        async with _database(settings) as url:
+        async with AsyncExitStack() as stack:
+            url = settings.owner_url or await stack.enter_async_context(
+                postgres_alone(Path(settings.data_dir))
+            )
             done = await asyncio.to_thread(backup.restore, url, source, ids_ahead=ids_ahead)
             return without_password(url), *done
 
@@ -121,26 +122,8 @@ def _facts(manifest: Manifest) -> Json:
     }
 
 
-@asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
-    """The database that is named, or the embedded one of a data directory, started for this alone."""
-    if settings.owner_url:
-        yield settings.owner_url
-        return
-    with opened(Path(settings.data_dir)) as data:
-        supervisor = Supervisor(data, PlainVoice())
-        try:
-            yield await start_postgres(supervisor, _password(data))
-        finally:
-            await supervisor.stop()
-
-
-def _password(data: DataDirectory) -> str:
-    return data.secrets()["database_password"]
-
-
 def _settings(config: Path | None, database_url: str | None, data_dir: Path | None) -> Settings:
-    """Settings with the options over everything else."""
-    given = {"DATABASE_OWNER_URL": database_url, "DATA_DIR": str(data_dir) if data_dir else None}
-    options = {f"{PREFIX}{name}": value for name, value in given.items() if value is not None}
-    return load({**os.environ, **options}, config)
+    from gateway.run.serving import find_home, resolved  # noqa: PLC0415  # each command loads what it needs
+
+    find_home()
+    return resolved(config, database_owner_url=database_url, data_dir=str(data_dir) if data_dir else None)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from enum import StrEnum
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.local.data_directory import known_values
-from gateway.settings.settings import PREFIX, Settings, load
+if TYPE_CHECKING:
+    from gateway.settings.settings import Settings
 
 
 class Role(StrEnum):
@@ -42,13 +40,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
-    from gateway.ops.doctor import examine  # noqa: PLC0415  # each command loads what it needs
+    import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    settings = _known(
-        _settings(
-            config, DATA_DIR=str(data_dir or "") or None, REDIS_URL=redis_url, DATABASE_URL=database_url
-        )
-    )
+    from gateway.ops.doctor import examine  # noqa: PLC0415
+    from gateway.run.serving import resolved  # noqa: PLC0415
+
+    directory = str(data_dir) if data_dir else None
+    settings = _known(resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url))
 
     async def look() -> bool:
         found = []
@@ -64,14 +62,10 @@ def doctor(
     raise typer.Exit(0 if asyncio.run(look()) else 1)
 
 
-def _settings(config: Path | None, **options: str | None) -> Settings:
-    """Settings with the options over everything else."""
-    given = {f"{PREFIX}{name}": value for name, value in options.items() if value is not None}
-    return load({**os.environ, **given}, config)
-
-
 def _known(settings: Settings) -> Settings:
     """The same settings with what a running `up` left in its data directory."""
+    from gateway.local.data_directory import known_values  # noqa: PLC0415
+
     known = known_values(Path(settings.data_dir), settings.named())
     if upstream := known.pop("upstream_url", ""):
         settings = settings.with_upstream(upstream)

@@ -14,7 +14,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from gateway.cli.admin import mount
+from gateway.cli.admin.program import mount
 from tests.admin.conftest import ADMIN, READONLY, Api
 
 program = typer.Typer()

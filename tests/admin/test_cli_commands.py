@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from gateway.admin.api import MORE
+from gateway.admin.openapi import document
 from gateway.admin.resources import RESOURCES
-from gateway.cli.admin import mount, values
+from gateway.cli.admin import values
+from gateway.cli.admin.program import mount
 from gateway.cli.admin.sections import ALIASES, DEFAULTS, SAME_AS, section_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
@@ -25,6 +29,17 @@ SECTIONS: dict[str, Any] = {
     name: group.commands
     for name, group in typer.main.get_group(program).commands.items()
     if hasattr(group, "commands")
+}
+
+
+# Operations beside the resources, and the command of each. None is no command; the reason stands beside it.
+BESIDE = {
+    "reconciliation.show": None,  # the findings of the last run, for the console; `reconcile` makes them anew
+    "reconciliation.run": ("reconcile",),
+    "invoices.pdf": ("invoice", "show"),
+    "invoices.csv": ("invoice", "show"),
+    "invoices.usage.csv": ("invoice", "show"),
+    "activity.show": None,  # what the console's charts draw
 }
 
 
@@ -54,6 +69,29 @@ def test_what_the_api_can_do_the_command_line_can(name: str) -> None:
             plain = f"--{values.spelled(field)}"
             assert plain in told or any(each.startswith(f"{plain}-") for each in told), (verb, field)
     assert {f"--{values.spelled(each)}" for each in resource.filters} <= options_of(commands["list"])
+
+
+def test_every_operation_of_the_api_has_a_command() -> None:
+    described = document(RESOURCES, version="1", more=MORE)
+    operations = {
+        operation["operationId"]
+        for methods in described["paths"].values()
+        for method, operation in methods.items()
+        if method != "parameters"
+    }
+    wanted = {
+        operation: BESIDE[operation] if operation in BESIDE else _words_of(operation)
+        for operation in operations
+    }
+    known = {(name, verb) for name, each in SECTIONS.items() for verb in each}
+    known |= {(name,) for name in typer.main.get_group(program).commands}
+    assert {operation for operation, words in wanted.items() if words and words not in known} == set()
+    assert set(BESIDE) <= operations
+
+
+def _words_of(operation: str) -> tuple[str, ...]:
+    name, _, verb = operation.partition(".")
+    return section_of(name), "show" if verb == "get" else verb
 
 
 @pytest.mark.parametrize("words", [(name, verb) for name, each in SECTIONS.items() for verb in each])
@@ -105,6 +143,25 @@ def test_numbers_are_read_as_people_write_them(text: str, read: int) -> None:
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         values.number(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["--help"], {"asyncio", "gateway.local", "gateway.settings", "persistence"}),
+        (["tenant", "list", "--help"], {"asyncio", "gateway.local", "gateway.settings", "persistence"}),
+        (["up", "--help"], {"asyncio", "gateway.admin", "gateway.local", "persistence"}),
+        (["doctor", "--help"], {"asyncio", "gateway.admin", "gateway.local", "persistence"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(words: list[str], spared: set[str]) -> None:
+    asked = "import sys; from gateway.cli.main import run\ntry: run(sys.argv[1:])\nexcept SystemExit: pass\n"
+    asked += "print(*sys.modules, file=sys.stderr)"
+    ran = subprocess.run(
+        [sys.executable, "-c", asked, *words], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Usage" in ran.stdout
+    assert spared & set(ran.stderr.split()) == set()
 
 
 async def test_every_id_may_be_a_name(run: Run, api: Api) -> None:

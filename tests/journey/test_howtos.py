@@ -19,8 +19,8 @@ import pytest
 import typer
 import yaml
 
-from gateway.cli import admin as cli_admin
 from gateway.cli import main as cli
+from gateway.cli.admin import program as cli_admin
 from gateway.settings.config_file import read_config, table_of
 from tests.journey.at_hand import write_client
 from tests.journey.stack import ROOT, Stack, eventually

@@ -1,17 +1,1 @@
 """Everyday administration from a terminal, over the Admin API: tables for people, `--json` for programs."""
-
-from collections.abc import Collection
-
-import typer
-
-from gateway.cli.admin import commands, invoices, reconcile, top, usage
-
-
-def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
-    """Add the administration commands to the program's: all, or those of the sections `asked`."""
-    made = commands.mount(app, asked)
-    for function in (invoices.create, invoices.show, invoices.run):
-        made["invoice"].command(function.__name__)(function)
-    app.command("usage")(usage.usage)
-    app.command("top")(top.top)
-    app.command("reconcile")(reconcile.reconcile)

@@ -1,0 +1,19 @@
+"""All administration commands: those that are made of the resources, and those written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import typer
+
+from gateway.cli.admin import commands, invoices, reconcile, top, usage
+
+
+def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
+    """Add the administration commands to the program's: all, or those of the sections `asked`."""
+    made = commands.mount(app, asked)
+    for function in (invoices.create, invoices.show, invoices.run):
+        made["invoice"].command(function.__name__)(function)
+    app.command("usage")(usage.usage)
+    app.command("top")(top.top)
+    app.command("reconcile")(reconcile.reconcile)
