@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
+from functools import cache
 from io import TextIOWrapper
 from itertools import count
-from typing import TextIO
+from typing import TextIO, get_args
 
 import typer
 from rich import markup
@@ -23,17 +25,7 @@ from gateway.core.visible import visible, visible_json
 
 PIPE_COLUMNS = 240
 READABLE_COLUMNS = 12
-NUMBERS = frozenset(
-    {
-        *("id", "tenant_id", "organization_id", "plan_id", "seq"),
-        *("amount", "total_amount", "total_remaining", "rollover_max"),
-        *("tokens_used", "tokens_remaining", "tokens_held"),
-        *("credit_balance", "credit_limit", "spend_cap"),
-        *("credits", "credits_added", "credits_remaining", "credits_used", "balance_after"),
-        *("negotiated_credits", "priority", "unit_cost"),
-        *("quantity", "unit_price", "position", "checked", "pending", "difference"),
-    }
-)
+NUMBERS_ELSEWHERE = frozenset({"checked", "pending", "difference", "position", "quantity", "unit_price"})
 # What null means where it is not just "none".
 NULLS = {
     "tokens_remaining": "unlimited",
@@ -64,7 +56,7 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in numbers() else "left", overflow="fold")
     cells = [[escape(cell(column, item.get(column))) for column in columns] for item in items]
     for line in cells:
         table.add_row(*line)
@@ -155,13 +147,26 @@ def cell(column: str, value: object) -> str:
         return NULLS.get(column, "-")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and column in NUMBERS and not column.endswith("id"):
+    if isinstance(value, int) and column in numbers() and not column.endswith("id"):
         return f"{value:,}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {part}" for name, part in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(str(part) for part in value) or "-"
     return str(value)
+
+
+@cache
+def numbers() -> frozenset[str]:
+    """Columns of numbers: what resources answer as one, or as an amount, and what stands in other tables."""
+    from gateway.admin.resources import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
+
+    return NUMBERS_ELSEWHERE | {
+        name
+        for resource in RESOURCES.values()
+        for name, field in resource.out.model_fields.items()
+        if {int, Decimal} & {field.annotation, *get_args(field.annotation)}
+    }
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
