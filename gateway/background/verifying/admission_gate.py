@@ -36,7 +36,7 @@ class Target(Protocol):
     """The counters."""
 
     async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by  slot."""
+        """What workers reported last, by slot."""
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""

@@ -42,7 +42,7 @@ class Verification(Control):
         return found
 
     async def reports(self) -> dict[str, Report]:
-        """What workers reported last, by  slot."""
+        """What workers reported last, by slot."""
         fields = fields_of(await self.ask(b"HGETALL", keys.WORKERS.encode()))
         read = (
             (worker_slot.decode(), worker_reports.unpack(cast("bytes", raw)))
