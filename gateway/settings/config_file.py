@@ -100,7 +100,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (*(route for one in ALL for route in one.rou
 
 def default_table(environ: Mapping[str, str]) -> RouteTable:
     """The routes of the API families and of services; their credentials from the usual variables."""
-    upstreams = tuple(one.target(environ) for one in ALL if one.target is not None)
+    upstreams = tuple(one.target(environ) for one in reversed(ALL) if one.target is not None)
     return RouteTable(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
 
