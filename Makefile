@@ -1,6 +1,6 @@
 # Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
-# Each has servers of its own; tests of one file run in one of them, the longest files first.
+# Each has servers of its own; tests of one file run in one of them.
 TEST_PROCESSES ?= 2
 .PHONY: run test check compile run-compiled bench docs lock clean
 
@@ -9,7 +9,7 @@ run: ## Start everything on this machine
 	@exec .venv/bin/tollkeeper up $(ARGS)
 
 test: check ## Every check and the whole test suite
-	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

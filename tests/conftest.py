@@ -45,17 +45,6 @@ for _name in ("COLUMNS", "LINES"):
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name, ""), "127.0.0.1,localhost"]))
 
-# Minutes in one file: these begin first, so that no process is left alone with one of them.
-LONGEST = (
-    *("tests/contract/test_compiled.py", "tests/faults/test_faults.py", "tests/deploy/test_image.py"),
-    "tests/journey/",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they were."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
-
 
 def _ports() -> Iterator[int]:
     """This process' own part of the ports, over and over."""
