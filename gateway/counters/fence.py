@@ -214,10 +214,18 @@ def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> s
 
 
 async def _watched(ask: Ask) -> bytes:
-    """The name, watched from now on whoever wrote it."""
-    await ask(b"UNWATCH")
-    await ask(b"WATCH", _NAME)
-    return _text(await ask(b"GET", _NAME))
+    """The name, watched from now on whoever wrote it.
+
+    Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
+    """
+    name = _text(await ask(b"GET", _NAME))
+    for _ in range(TRIES_MAX):
+        await ask(b"UNWATCH")
+        await ask(b"WATCH", _NAME)
+        before, name = name, _text(await ask(b"GET", _NAME))
+        if name == before:
+            return name
+    raise CountersUnavailable("the data in Redis is named again and again")
 
 
 async def _close(ask: Ask, run_id: bytes) -> None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from gateway.core.layout import LAYOUT
-from gateway.counters.fence import NOBODY, Fence, generation, history
+from gateway.counters.fence import NOBODY, Fence, _watched, generation, history
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -320,3 +320,21 @@ def test_the_first_history_is_named_by_its_process_alone() -> None:
     assert history(run_id, b"") == history(run_id, b"0:00") == run_id
     assert len({run_id, history(run_id, b"1:00"), history(run_id, b"1:01"), history(b"b" * 40, b"1:00")}) == 4
     assert [generation(one) for one in (b"", b"0:ab", b"17:ab", b"x:ab", b"5")] == [0, 0, 17, 0, 0]
+
+
+async def test_a_name_that_is_given_between_watch_and_look_breaks_no_watch(data: Data) -> None:
+    """Two that find a server empty at once: one names it while the other begins to watch."""
+    mine = redis.Redis.from_url(data.server.url, single_connection_client=True)
+    asked: list[bytes] = []
+
+    async def ask(*parts: bytes) -> object:
+        if asked and asked[-1] == b"WATCH" and asked.count(b"WATCH") == 1:
+            data.client.set(keys.HISTORY, "0:given meanwhile")
+        asked.append(parts[0])
+        return mine.execute_command(*parts)  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+    data.client.delete(keys.HISTORY)
+    assert await _watched(ask) == b"0:given meanwhile"
+    await ask(b"MULTI")
+    assert await ask(b"EXEC") == []
+    mine.close()
