@@ -67,6 +67,7 @@ class Stage:
     """Where the programs of one run live: folder, cores, what to stop at the end.
 
     `compiled` is the copy of our packages whose hot path is compiled; None: everything is interpreted.
+    `other` is the same of another revision.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Stage:
     upstream_port: int = 0
     python: str = sys.executable
     compiled: Path | None = None
+    other: Path | None = None
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: list[str], core: int, name: str, port: int) -> subprocess.Popen[bytes]:
@@ -219,6 +221,7 @@ TITLES = {
     "tollkeeper-full": "Tollkeeper, key, user, tenant, organization limits, quota and ledger",
     "tollkeeper-flushing": "Tollkeeper, all limits, flushing to PostgreSQL on the load core",
     "tollkeeper-interpreted": "Tollkeeper, quota and ledger, interpreted",
+    "tollkeeper-other": "Tollkeeper of the other tree, all four limits, quota and ledger",
 }
 PEER_STARTS: dict[str, Start] = {
     "nginx": nginx_proxy,
@@ -229,5 +232,16 @@ PEER_STARTS: dict[str, Start] = {
 }
 OURS = ("tollkeeper", "tollkeeper-full", "tollkeeper-flushing")
 INTERPRETED = "tollkeeper-interpreted"
+OTHER = "tollkeeper-other"
 
-__all__ = ["INTERPRETED", "OURS", "PEER_STARTS", "TITLES", "BenchError", "Contender", "Stage", "upstream"]
+__all__ = [
+    "INTERPRETED",
+    "OTHER",
+    "OURS",
+    "PEER_STARTS",
+    "TITLES",
+    "BenchError",
+    "Contender",
+    "Stage",
+    "upstream",
+]

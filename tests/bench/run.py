@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.bench.contenders import (
     INTERPRETED,
+    OTHER,
     OURS,
     PEER_STARTS,
     TITLES,
@@ -50,14 +51,17 @@ def main() -> int:
     measured = Measured()
     try:
         install_tools(say)
-        compiled = None if options.interpreted else compile_hot_path(say)
+        compiled = None if options.interpreted else compile_hot_path(Path.cwd(), say)
+        other = options.against and (compile_hot_path(options.against, say) or options.against.resolve())
         python = quickest_python()
         placement = Placement.of_this_machine()
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {placement.client})
         with tempfile.TemporaryDirectory(prefix="tollkeeper-bench-") as folder:
             Path(folder).chmod(0o755)
-            stage = Stage(Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled)
+            stage = Stage(
+                Path(folder), OUT.resolve(), placement, say, python=python, compiled=compiled, other=other
+            )
             _measure(stage, options, measured)
     except BenchError as error:
         say(f"bench: {error}")
@@ -99,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (a large installation)")
     parser.add_argument("--skip-flush", action="store_true", help="leave out the flusher's rows a second")
     parser.add_argument("--interpreted", action="store_true", help="do not compile our own hot path")
+    parser.add_argument("--against", type=Path, help="checkout of another revision, measured beside this one")
     parser.add_argument("--page", type=Path, help=f"page to publish a run on where nothing failed: {PAGE}")
     return parser.parse_args()
 
@@ -110,6 +115,8 @@ def _measure(stage: Stage, options: argparse.Namespace, measured: Measured) -> N
     unknown = sorted(set(wanted) - set(TITLES))
     if unknown:
         raise BenchError(f"unknown contender {', '.join(unknown)}; known: {', '.join(TITLES)}")
+    if stage.other is None and OTHER in wanted:
+        wanted.remove(OTHER)
     if stage.compiled is None and INTERPRETED in wanted:
         wanted.remove(INTERPRETED)  # all of ours are
     with contextlib.ExitStack() as ending:
@@ -136,7 +143,7 @@ def _start(stage: Stage, wanted: list[str]) -> tuple[list[Contender], dict[str, 
     contenders: list[Contender] = [upstream(stage)]
     missing: dict[str, str] = {}
     ours = [name for name in OURS if name in wanted]
-    alone = [name for name in (INTERPRETED,) if name in wanted]
+    alone = [name for name in (INTERPRETED, OTHER) if name in wanted]
     groups: list[tuple[list[str], Callable[[Stage], list[Contender]]]] = [
         ([name], partial(_one, PEER_STARTS[name])) for name in wanted if name in PEER_STARTS
     ]

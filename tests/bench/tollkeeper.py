@@ -29,7 +29,7 @@ import redis
 
 from gateway.core.model import PARTITIONS
 from gateway.counters.redis import keys
-from tests.bench.contenders import INTERPRETED, Contender, Stage
+from tests.bench.contenders import INTERPRETED, OTHER, Contender, Stage
 from tests.bench.machine import START_S_MAX, BenchError, family, pin, signal_all, stop
 
 TOTAL_TOKENS = 10**15
@@ -107,9 +107,9 @@ class Deployment:
 
 
 def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
-    """Start one deployment and as many of our contenders as are named; the interpreted one is alone."""
-    compiled = None if INTERPRETED in names else stage.compiled
-    folder = "interpreted" if INTERPRETED in names else "tollkeeper"
+    """Start one deployment and as many of our contenders as are named; those of other packages are alone."""
+    folder = names[0]
+    compiled = {INTERPRETED: None, OTHER: stage.other}.get(folder, stage.compiled)
     first = _up(stage, folder, compiled)
     stop(stage.programs.pop())
     running = _up(stage, folder, compiled)
@@ -125,13 +125,14 @@ def tollkeeper(stage: Stage, names: list[str]) -> list[Contender]:
     return found
 
 
-def compile_hot_path(say: Callable[[str], None]) -> Path | None:
-    """Compile the hot path, where this machine can; where the copy is."""
-    target = Path("build/compiled").resolve()
+def compile_hot_path(tree: Path, say: Callable[[str], None]) -> Path | None:
+    """Compile the hot path of a checkout, where this machine can; where the copy is."""
+    target = Path(tree, "build/compiled").resolve()
     say("compiling the hot path (about a minute)")
     built = subprocess.run(
-        [sys.executable, "deploy/compile.py", str(target)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "deploy/compile.py", str(target)],
+        cwd=tree, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if built.returncode:
         say(f"interpreted: {built.stderr.strip().splitlines()[-1] if built.stderr else 'no reason given'}")
         return None
