@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, l
 from gateway.core.accounts.administration import Command, Intent, Page, Query, Row
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
-from persistence.tables import control_write
+from persistence.tables.operations import control_write
 
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
 INTENTS_REPORTED_MAX = 100

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Actor, Command
 from persistence.billing import subscriptions
 from persistence.store import Store
-from persistence.tables import organization_subscription
+from persistence.tables.billing import organization_subscription
 
 KEEPER = Actor("keeper", "admin")
 

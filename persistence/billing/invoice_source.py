@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from persistence.subject import Subject, equals
-from persistence.tables import invoice, invoice_line
+from persistence.tables.billing import invoice, invoice_line
 
 _digits = case(dict(MINOR_DIGITS), value=invoice.c.currency, else_=MINOR_DIGITS_USUAL)
 

@@ -24,7 +24,8 @@ from persistence.billing import invoice_facts
 from persistence.billing.invoice_source import SUBJECT_PARTS
 from persistence.keeper.notices import tell_invoice
 from persistence.subject import Change, Subject, fetch, lock, require
-from persistence.tables import invoice, invoice_basis, invoice_line, invoice_sequence, organization
+from persistence.tables.billing import invoice, invoice_basis, invoice_line, invoice_sequence
+from persistence.tables.people import organization
 
 NUMBER_DIGITS = 6
 PERIOD_DAYS_MAX = 1_100

@@ -10,7 +10,8 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import TERMS
 from persistence import crud
 from persistence.subject import Change, Subject, equals
-from persistence.tables import subscription_plan, tenant, token_plan
+from persistence.tables.billing import subscription_plan
+from persistence.tables.people import tenant, token_plan
 
 # A tenant's own plan, else the one its organization's subscription gives it.
 plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)

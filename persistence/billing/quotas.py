@@ -8,7 +8,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
 from persistence.billing.plans import plan_in_force
 from persistence.subject import Change, Subject, equals, fetch, lock, require
-from persistence.tables import tenant, tenant_quota, token_plan
+from persistence.tables.people import tenant, tenant_quota, token_plan
 
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 

@@ -18,13 +18,8 @@ from gateway.core.billing.subscription import Segment, Subscription
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import quotas
 from persistence.subject import Change, Subject, add, equals, fetch, lock, require
-from persistence.tables import (
-    organization,
-    organization_subscription,
-    subscription_plan,
-    subscription_segment,
-    tenant,
-)
+from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
+from persistence.tables.people import organization, tenant
 
 COSTS = {"monthly": "monthly_cost", "annual": "annual_cost"}
 

@@ -11,7 +11,9 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence.resources.app_users import acting
 from persistence.subject import Change, Subject, add, equals, fetch, require
-from persistence.tables import app_user, control_write, credit_addition, organization
+from persistence.tables.ledgers import credit_addition
+from persistence.tables.operations import control_write
+from persistence.tables.people import app_user, organization
 
 
 def create(change: Change) -> Row:

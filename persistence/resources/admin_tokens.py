@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, or_, select, update
 from gateway.core.accounts.administration import Row, StaffToken
 from persistence import crud
 from persistence.subject import Change, Subject, equals, fetch, lock
-from persistence.tables import admin_token, app_user
+from persistence.tables.people import admin_token, app_user
 
 # Stands in the place of a deleted token's digest: no credential has such a one.
 FORGOTTEN = "forgotten:"

@@ -8,7 +8,7 @@ from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
 from persistence import crud
 from persistence.subject import Change, Subject, add, equals, fetch, require
-from persistence.tables import admin_token, app_user, organization, tenant
+from persistence.tables.people import admin_token, app_user, organization, tenant
 
 BUILT_IN = "built-in"
 

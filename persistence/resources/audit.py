@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Row
 from gateway.core.failures import Told
 from persistence.subject import Change, Subject, equals
-from persistence.tables import audit_log
+from persistence.tables.operations import audit_log
 
 PLAIN = (int, float, str, bool, type(None))
 MADE_OR_CHANGED = frozenset({"create", "change"})

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from gateway.core.accounts.administration import ConsoleSession, Row
 from persistence.subject import Change, Subject, add, fetch
-from persistence.tables import console_session
+from persistence.tables.operations import console_session
 
 SESSIONS_MAX = 1_000
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from persistence.tables import control_write
+from persistence.tables.operations import control_write
 
 
 def refusal(connection: Connection, ids: Sequence[str]) -> str | None:

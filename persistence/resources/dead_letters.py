@@ -12,7 +12,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence.ledger.redrive import finish_control_write, redrive
 from persistence.subject import Change, Subject, alter, equals, fetch, lock
-from persistence.tables import dead_letter
+from persistence.tables.operations import dead_letter
 
 # The flusher's lock of a partition: while it is held here, no flush is under way there.
 _LOCK = text("SELECT pg_advisory_xact_lock(7800, :partition)")

@@ -17,15 +17,8 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import StoreUnavailable
 from persistence.billing import quotas
 from persistence.billing.invoice_source import LINES
-from persistence.tables import (
-    app_user,
-    business_model,
-    organization,
-    service,
-    subscription_plan,
-    tenant,
-    token_plan,
-)
+from persistence.tables.billing import business_model, service, subscription_plan
+from persistence.tables.people import app_user, organization, tenant, token_plan
 
 NAMED: Mapping[str, tuple[Table, str]] = {
     "organizations": (organization, "name"),

@@ -8,7 +8,8 @@ from sqlalchemy import func, select, update
 from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence.subject import Change, Subject, add, alter, equals, fetch, lock, require
-from persistence.tables import api_key, control_write, tenant
+from persistence.tables.operations import control_write
+from persistence.tables.people import api_key, tenant
 
 
 def create(change: Change) -> Row:

@@ -10,15 +10,14 @@ from persistence import crud
 from persistence.billing import subscriptions
 from persistence.resources import priced
 from persistence.subject import Change, Subject, Verb, equals
-from persistence.tables import (
+from persistence.tables.billing import (
     business_model,
-    organization,
     organization_service,
     organization_subscription,
     service,
     subscription_plan,
-    token_plan,
 )
+from persistence.tables.people import organization, token_plan
 
 
 def define(change: Change, row: Row) -> None:

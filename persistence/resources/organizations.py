@@ -7,7 +7,8 @@ from sqlalchemy import select
 from gateway.core.accounts.administration import Row
 from persistence import crud
 from persistence.subject import Change, Subject, equals, named
-from persistence.tables import app_user, invoice, organization, organization_subscription, tenant
+from persistence.tables.billing import invoice, organization_subscription
+from persistence.tables.people import app_user, organization, tenant
 
 
 def define(change: Change, row: Row) -> None:

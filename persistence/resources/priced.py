@@ -16,7 +16,7 @@ from gateway.core.billing.pricing import read_pricing
 from gateway.core.calls.tariff import PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence.subject import Change, Verb
-from persistence.tables import business_model, organization_service, service
+from persistence.tables.billing import business_model, organization_service, service
 
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter"})
 _own = business_model.alias("own")

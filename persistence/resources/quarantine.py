@@ -20,18 +20,9 @@ from gateway.core.integrity.reconciliation import Rollback
 from gateway.errors import Conflict
 from persistence.ledger import statements
 from persistence.subject import Change, Subject, equals, fetch, lock
-from persistence.tables import (
-    credit_posting,
-    feature_usage,
-    lost_event,
-    organization,
-    partition_state,
-    quarantine,
-    tenant,
-    tenant_quota,
-    token_ledger,
-    usage_daily,
-)
+from persistence.tables.ledgers import credit_posting, feature_usage, token_ledger, usage_daily
+from persistence.tables.operations import lost_event, partition_state, quarantine
+from persistence.tables.people import organization, tenant, tenant_quota
 
 ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
 

@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Item, Reconciled
 from persistence.subject import Change, Subject
-from persistence.tables import control_write, known_drift, reconciliation, tenant
+from persistence.tables.operations import control_write, known_drift, reconciliation
+from persistence.tables.people import tenant
 
 ITEMS_KEPT_MAX = 1_000
 

@@ -11,7 +11,7 @@ from gateway.errors import Conflict
 from persistence import crud
 from persistence.resources import priced
 from persistence.subject import Change, Subject, alter, equals, lock, refuse_while
-from persistence.tables import business_model, organization_service, service, subscription_plan
+from persistence.tables.billing import business_model, organization_service, service, subscription_plan
 
 ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 

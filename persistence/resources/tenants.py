@@ -21,7 +21,7 @@ from persistence.subject import (
     remove,
     require,
 )
-from persistence.tables import api_key, organization, tenant, token_plan
+from persistence.tables.people import api_key, organization, tenant, token_plan
 
 
 def create(change: Change) -> Row:

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select
 
 from persistence.subject import Condition, Subject, equals
-from persistence.tables import tenant, token_ledger
+from persistence.tables.ledgers import token_ledger
+from persistence.tables.people import tenant
 
 
 def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:

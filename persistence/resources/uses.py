@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Table, select
 
 from persistence.subject import Subject, equals
-from persistence.tables import credit_transaction, feature_usage
+from persistence.tables.ledgers import credit_transaction, feature_usage
 
 
 def _uses(table: Table) -> Subject:

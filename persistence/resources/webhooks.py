@@ -12,7 +12,8 @@ from gateway.core.webhook import TEST_EVENT
 from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, Verb, equals, lock
-from persistence.tables import organization, webhook, webhook_delivery
+from persistence.tables.operations import webhook, webhook_delivery
+from persistence.tables.people import organization
 
 
 def with_an_allowed_url(verb: Verb) -> Verb:

@@ -1,24 +1,47 @@
-"""The column shapes every table is made of: ids, integers, money, times, JSON.
+"""The column shapes every table is made of, named once for many columns; a `?` behind a name: may be null.
 
 Names, types and keys alone: constraints, defaults and indexes stand in the migrations' SQL, which runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Identity, MetaData, Numeric, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    ForeignKey,
+    Identity,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import TypeEngine
+
+Columns = list[Column[Any]]
 
 metadata = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
         "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
         "uq": "%(table_name)s_%(column_0_N_name)s_key",
-        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
     }
 )
+
+
+def table(name: str, *parts: Columns | SchemaItem) -> Table:
+    """A table of these columns and keys."""
+    items = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+    return Table(name, metadata, *items)
 
 
 def identity() -> Column[int]:
@@ -26,31 +49,21 @@ def identity() -> Column[int]:
     return Column("id", BigInteger, Identity(), primary_key=True)
 
 
-def refers(name: str, target: str, *, required: bool = False) -> Column[int]:
+def refers(name: str, target: str) -> Column[int]:
     """A foreign key to another table's id."""
-    return Column(name, BigInteger, ForeignKey(f"{target}.id"), nullable=not required)
+    return Column(name.rstrip("?"), BigInteger, ForeignKey(f"{target}.id"), nullable=name.endswith("?"))
 
 
-def integer(name: str, *, required: bool = True) -> Column[int]:
-    """A count or a balance, within what a double holds exactly; `required=False` lets null say "none"."""
-    return Column(name, BigInteger, nullable=not required)
+def _shape(type_: TypeEngine[Any]) -> Callable[..., Columns]:
+    def columns(*names: str) -> Columns:
+        return [Column(name.rstrip("?"), type_, nullable=name.endswith("?")) for name in names]
+
+    return columns
 
 
-def money(name: str, *, required: bool = False) -> Column[Any]:
-    """An amount in the organization's currency, exact."""
-    return Column(name, Numeric(28, 10), nullable=not required)
-
-
-def moment(name: str, *, required: bool = False) -> Column[Any]:
-    """A time with zone."""
-    return Column(name, DateTime(timezone=True), nullable=not required)
-
-
-def document(name: str, *, required: bool = True) -> Column[Any]:
-    """A JSON value."""
-    return Column(name, JSONB(none_as_null=True), nullable=not required)
-
-
-def line(name: str) -> Column[str]:
-    """A text that is always there."""
-    return Column(name, Text, nullable=False)
+texts, documents, flags = _shape(Text()), _shape(JSONB(none_as_null=True)), _shape(Boolean())
+moments, days, uuids = _shape(DateTime(timezone=True)), _shape(Date()), _shape(Uuid())
+# Counts, balances and ids: within what a double holds exactly.
+integers, small_integers = _shape(BigInteger()), _shape(SmallInteger())
+# In the organization's currency, exact.
+amounts, prices = _shape(Numeric(28, 10)), _shape(Numeric(28, 12))

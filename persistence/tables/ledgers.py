@@ -7,196 +7,125 @@ writer refuses accounts it does not know.
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Date,
-    DateTime,
-    Identity,
-    Numeric,
-    PrimaryKeyConstraint,
-    Table,
-    Text,
-    Uuid,
+from sqlalchemy import BigInteger, Column, Identity, PrimaryKeyConstraint, Table, UniqueConstraint
+
+from persistence.tables.columns import (
+    Columns,
+    amounts,
+    days,
+    documents,
+    identity,
+    integers,
+    moments,
+    prices,
+    refers,
+    table,
+    texts,
+    uuids,
 )
 
-from persistence.tables.columns import document, integer, line, metadata, moment, money, refers
 
-
-def _row_id() -> Column[int]:
-    return Column("id", BigInteger, Identity(), nullable=False)
-
-
-def _attributed() -> tuple[Column[int], ...]:
-    return (
-        Column("tenant_id", BigInteger),
-        Column("api_key_id", BigInteger),
-        Column("user_id", BigInteger),
-        integer("content_id", required=False),
-        integer("project_id", required=False),
+def _ledger(name: str, owner: str, at: str, *columns: Columns) -> Table:
+    """One of an owner's movements, partitioned by the moment `at`."""
+    return table(
+        name,
+        Column("id", BigInteger, Identity(), nullable=False),
+        integers(owner, "epoch", "seq"),
+        moments(at),
+        documents("metadata?"),
+        *columns,
+        PrimaryKeyConstraint(owner, "seq", at),
     )
 
 
-token_ledger = Table(
+def _uses(name: str, *columns: Columns) -> Table:
+    """A ledger of an organization's uses, each with whom it is of."""
+    attributed = ("feature_id?", "tenant_id?", "api_key_id?", "user_id?", "content_id?", "project_id?")
+    said = (texts("feature_version?"), uuids("request_id?"))
+    return _ledger(name, "organization_id", "timestamp", integers(*attributed), *said, *columns)
+
+
+token_ledger = _ledger(
     "token_ledger",
-    metadata,
-    _row_id(),
-    Column("tenant_id", BigInteger, nullable=False),
-    line("transaction_type"),
-    integer("amount"),
-    integer("total_remaining", required=False),
-    line("direction"),
-    Column("created_at", DateTime(timezone=True), nullable=False),
-    integer("epoch"),
-    integer("seq"),
-    integer("cycle"),
-    Column("request_id", Uuid),
-    Column("control_write_id", Uuid),
-    Column("service_id", BigInteger),
-    Column("api_key_id", BigInteger),
-    Column("user_id", BigInteger),
-    document("metadata", required=False),
-    PrimaryKeyConstraint("tenant_id", "seq", "created_at"),
-    postgresql_partition_by="RANGE (created_at)",
+    "tenant_id",
+    "created_at",
+    texts("transaction_type", "direction"),
+    integers("amount", "total_remaining?", "cycle", "service_id?", "api_key_id?", "user_id?"),
+    uuids("request_id?", "control_write_id?"),
 )
 
-credit_posting = Table(
+credit_posting = _ledger(
     "credit_posting",
-    metadata,
-    _row_id(),
-    Column("organization_id", BigInteger, nullable=False),
-    line("kind"),
-    Column("credit_addition_id", BigInteger),
-    integer("amount"),
-    integer("balance_after"),
-    Column("created_at", DateTime(timezone=True), nullable=False),
-    integer("epoch"),
-    integer("seq"),
-    Column("control_write_id", Uuid),
-    document("metadata", required=False),
-    PrimaryKeyConstraint("organization_id", "seq", "created_at"),
-    postgresql_partition_by="RANGE (created_at)",
+    "organization_id",
+    "created_at",
+    texts("kind"),
+    integers("credit_addition_id?", "amount", "balance_after"),
+    uuids("control_write_id?"),
 )
 
-credit_transaction = Table(
-    "credit_transaction",
-    metadata,
-    _row_id(),
-    Column("organization_id", BigInteger, nullable=False),
-    Column("feature_id", BigInteger),
-    *_attributed(),
-    Column("timestamp", DateTime(timezone=True), nullable=False),
-    integer("credits_used"),
-    Column("feature_version", Text),
-    document("metadata", required=False),
-    Column("request_id", Uuid),
-    integer("balance_after"),
-    integer("epoch"),
-    integer("seq"),
-    PrimaryKeyConstraint("organization_id", "seq", "timestamp"),
-    postgresql_partition_by='RANGE ("timestamp")',
-)
+credit_transaction = _uses("credit_transaction", integers("credits_used", "balance_after"))
 
-feature_usage = Table(
+feature_usage = _uses(
     "feature_usage",
-    metadata,
-    _row_id(),
-    Column("organization_id", BigInteger, nullable=False),
-    Column("feature_id", BigInteger),
-    *_attributed(),
-    Column("timestamp", DateTime(timezone=True), nullable=False),
     # Units given back are those of a row that corrects another.
-    Column("usage_amount", BigInteger, nullable=False),
-    Column("feature_version", Text),
-    document("metadata", required=False),
-    Column("request_id", Uuid),
+    integers("usage_amount"),
     # What the use cost and the month's spend after it, in the counters' integer unit.
-    integer("spend"),
-    integer("spent_after"),
-    integer("epoch"),
-    integer("seq"),
-    PrimaryKeyConstraint("organization_id", "seq", "timestamp"),
-    postgresql_partition_by='RANGE ("timestamp")',
+    integers("spend", "spent_after"),
 )
 
-# Ledgers, each with the column it is partitioned by.
-LEDGERS = {
-    "token_ledger": "created_at",
-    "credit_posting": "created_at",
-    "credit_transaction": "timestamp",
-    "feature_usage": "timestamp",
-}
-
-usage_daily = Table(
+usage_daily = table(
     "usage_daily",
-    metadata,
-    Column("day", Date, nullable=False),
-    Column("organization_id", BigInteger, nullable=False),
-    Column("tenant_id", BigInteger, nullable=False),
-    Column("service_id", BigInteger, nullable=False),
-    integer("requests"),
-    integer("tokens"),
-    integer("credits"),
-    integer("usage_amount"),
+    days("day"),
+    integers("organization_id", "tenant_id", "service_id"),
+    integers("requests", "tokens", "credits", "usage_amount"),
     # What invoices have billed of the amounts above: the rest is billed by the next one.
-    integer("billed_credits"),
-    integer("billed_usage_amount"),
+    integers("billed_credits", "billed_usage_amount"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id"),
 )
 
 # A day's Pay-Per-Use units by what they cost; `first_unit` is the first one's place in its month.
-usage_tier = Table(
+usage_tier = table(
     "usage_tier",
-    metadata,
-    Column("tenant_id", BigInteger, nullable=False),
-    Column("day", Date, nullable=False),
-    Column("service_id", BigInteger, nullable=False),
-    Column("unit_price", Numeric(28, 12), nullable=False),
-    Column("organization_id", BigInteger, nullable=False),
-    Column("first_unit", BigInteger, nullable=False),
-    integer("quantity"),
-    integer("billed_quantity"),
+    days("day"),
+    integers("tenant_id", "service_id", "organization_id"),
+    prices("unit_price"),
+    integers("first_unit", "quantity", "billed_quantity"),
     PrimaryKeyConstraint("tenant_id", "day", "service_id", "unit_price"),
 )
 
-credit_addition = Table(
+credit_addition = table(
     "credit_addition",
-    metadata,
-    Column("id", BigInteger, Identity(), primary_key=True),
-    refers("organization_id", "organization", required=True),
-    Column("credits_added", BigInteger, nullable=False),
-    refers("added_by_id", "app_user"),
-    Column("remark", Text),
-    line("category"),
-    Column("priority", BigInteger, nullable=False),
-    moment("expires_at"),
-    money("unit_cost"),
-    moment("timestamp", required=True),
-    Column("control_write_id", Uuid, unique=True),
+    identity(),
+    refers("organization_id", "organization"),
+    integers("credits_added", "priority"),
+    refers("added_by_id?", "app_user"),
+    texts("remark?", "category"),
+    amounts("unit_cost?"),
+    moments("expires_at?", "timestamp"),
+    uuids("control_write_id?"),
     # Credits of it that are allocated to uses.
-    integer("spent"),
+    integers("spent"),
     # The control write that takes what is left at its expiry.
-    Column("expiry_write_id", Uuid, unique=True),
+    uuids("expiry_write_id?"),
+    UniqueConstraint("control_write_id"),
+    UniqueConstraint("expiry_write_id"),
 )
 
-credit_allocation = Table(
+credit_allocation = table(
     "credit_allocation",
-    metadata,
-    Column("id", BigInteger, Identity(), primary_key=True),
-    refers("organization_id", "organization", required=True),
+    identity(),
+    refers("organization_id", "organization"),
     # The use, by its place in the organization's credit account; null: taken by no addition (debt).
-    integer("seq"),
-    refers("credit_addition_id", "credit_addition"),
-    integer("amount"),
-    moment("created_at", required=True),
+    integers("seq"),
+    refers("credit_addition_id?", "credit_addition"),
+    integers("amount"),
+    moments("created_at"),
 )
 
-service_activation = Table(
+service_activation = table(
     "service_activation",
-    metadata,
-    Column("organization_id", BigInteger, nullable=False),
-    Column("service_id", BigInteger, nullable=False),
-    Column("request_id", Uuid),
-    moment("activated_at", required=True),
+    integers("organization_id", "service_id"),
+    uuids("request_id?"),
+    moments("activated_at"),
     PrimaryKeyConstraint("organization_id", "service_id"),
 )

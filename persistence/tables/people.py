@@ -4,157 +4,124 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
-    Date,
     ForeignKey,
     Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
-    Table,
-    Text,
     UniqueConstraint,
 )
 
 from gateway.core.accounts.plan_terms import TERMS
-from persistence.tables.columns import document, identity, integer, line, metadata, moment, money, refers
+from persistence.tables.columns import (
+    amounts,
+    days,
+    documents,
+    flags,
+    identity,
+    integers,
+    moments,
+    refers,
+    table,
+    texts,
+)
 
-organization = Table(
+organization = table(
     "organization",
-    metadata,
     identity(),
-    line("name"),
-    Column("currency", Text, nullable=False),
-    integer("credit_balance"),
-    integer("credit_limit"),
-    money("spend_cap"),
-    document("limits"),
+    texts("name", "currency"),
+    integers("credit_balance", "credit_limit"),
+    amounts("spend_cap?"),
+    documents("limits"),
     Column("tax_rate", Numeric(7, 6), nullable=False),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.
-    integer("credit_epoch"),
-    integer("credit_last_seq"),
-    integer("spend_epoch"),
-    integer("spend_last_seq"),
-    integer("spent"),
-    Column("spend_month", Date),
+    integers("credit_epoch", "credit_last_seq", "spend_epoch", "spend_last_seq", "spent"),
+    days("spend_month?"),
     # Movements of the credit account up to here are in credit_allocation.
-    integer("allocated_seq"),
-    moment("created_at", required=True),
-    moment("updated_at", required=True),
-    moment("deleted_at"),
+    integers("allocated_seq"),
+    moments("created_at", "updated_at", "deleted_at?"),
 )
 
-tenant = Table(
+tenant = table(
     "tenant",
-    metadata,
-    identity(),
-    refers("organization_id", "organization", required=True),
-    line("name"),
-    # Its own token plan; where it has none, the one its organization's subscription gives it.
-    refers("plan_id", "token_plan"),
-    refers("inherited_plan_id", "token_plan"),
-    document("limits"),
-    document("user_limits"),
-    moment("created_at", required=True),
-    moment("updated_at", required=True),
-    moment("deleted_at"),
-)
-
-app_user = Table(
-    "app_user",
-    metadata,
     identity(),
     refers("organization_id", "organization"),
-    Column("external_id", Text, nullable=False),
-    Column("name", Text),
-    document("limits"),
+    texts("name"),
+    # Its own token plan; where it has none, the one its organization's subscription gives it.
+    refers("plan_id?", "token_plan"),
+    refers("inherited_plan_id?", "token_plan"),
+    documents("limits", "user_limits"),
+    moments("created_at", "updated_at", "deleted_at?"),
+)
+
+app_user = table(
+    "app_user",
+    identity(),
+    refers("organization_id?", "organization"),
+    texts("external_id", "name?"),
+    documents("limits"),
     # True where a request's attribution made the row, not a person.
-    Column("first_sight", Boolean, nullable=False),
-    moment("created_at", required=True),
-    moment("updated_at", required=True),
-    moment("deleted_at"),
+    flags("first_sight"),
+    moments("created_at", "updated_at", "deleted_at?"),
     UniqueConstraint("organization_id", "external_id", postgresql_nulls_not_distinct=True),
 )
 
-admin_token = Table(
+admin_token = table(
     "admin_token",
-    metadata,
     identity(),
-    line("name"),
-    line("role"),
-    refers("user_id", "app_user"),
-    Column("digest", Text, nullable=False, unique=True),
-    line("prefix"),
-    moment("expires_at"),
-    moment("revoked_at"),
-    moment("created_at", required=True),
+    texts("name", "role", "digest", "prefix"),
+    refers("user_id?", "app_user"),
+    moments("expires_at?", "revoked_at?", "created_at"),
+    UniqueConstraint("digest"),
 )
 
-api_key = Table(
+api_key = table(
     "api_key",
-    metadata,
     identity(),
-    refers("tenant_id", "tenant", required=True),
-    line("name"),
+    refers("tenant_id", "tenant"),
+    texts("name"),
     # The tenant's own user id that requests of this key act for.
-    Column("user", Text),
-    document("limits"),
-    document("models", required=False),
+    texts("user?"),
+    documents("limits", "models?"),
     # Hex HMAC-SHA-256 of the key under the pepper; the key itself is stored nowhere.
-    Column("digest", Text, nullable=False, unique=True),
-    line("prefix"),
-    moment("expires_at"),
-    moment("revoked_at"),
-    moment("created_at", required=True),
-    moment("updated_at", required=True),
+    texts("digest", "prefix"),
+    moments("expires_at?", "revoked_at?", "created_at", "updated_at"),
     # What a request of this key may say of its user.
-    line("user_header"),
+    texts("user_header"),
+    UniqueConstraint("digest"),
 )
 
-token_plan = Table(
+token_plan = table(
     "token_plan",
-    metadata,
     identity(),
-    line("name"),
-    Column("description", Text),
-    *(line(one.name) if one.choices else integer(one.name, required=not one.nullable) for one in TERMS),
-    money("overage_unit_price"),
-    moment("created_at", required=True),
-    moment("updated_at", required=True),
-    moment("deleted_at"),
+    texts("name", "description?", *(term.name for term in TERMS if term.choices)),
+    integers(*(f"{term.name}?" if term.nullable else term.name for term in TERMS if not term.choices)),
+    amounts("overage_unit_price?"),
+    moments("created_at", "updated_at", "deleted_at?"),
 )
 
 # What tokens beyond a plan cost since when, kept by a trigger.
-token_plan_price = Table(
+token_plan_price = table(
     "token_plan_price",
-    metadata,
-    Column("plan_id", BigInteger, nullable=False),
-    moment("since", required=True),
-    Column("overage_policy", Text, nullable=False),
-    money("unit_price"),
+    integers("plan_id"),
+    moments("since"),
+    texts("overage_policy"),
+    amounts("unit_price?"),
     PrimaryKeyConstraint("plan_id", "since"),
 )
 
 # The token account as of the last flushed event, and all a rebuild of Redis needs.
-tenant_quota = Table(
+tenant_quota = table(
     "tenant_quota",
-    metadata,
     Column("tenant_id", BigInteger, ForeignKey("tenant.id"), primary_key=True, autoincrement=False),
-    refers("plan_id", "token_plan"),
-    integer("total", required=False),
-    integer("tokens_used"),
-    integer("tokens_remaining", required=False),
+    refers("plan_id?", "token_plan"),
+    integers("total?", "tokens_used", "tokens_remaining?"),
     # While the plan is unlimited: what was granted beyond it, which counts again under one with a total.
-    integer("tokens_granted"),
-    Column("is_blocked", Boolean, nullable=False),
-    Column("manual_block", Boolean, nullable=False),
-    moment("last_reset"),
-    moment("next_reset_at"),
-    integer("cycle"),
+    integers("tokens_granted"),
+    flags("is_blocked", "manual_block"),
+    moments("last_reset?", "next_reset_at?", "updated_at"),
+    integers("cycle", "epoch", "last_seq"),
     Column("anchor", SmallInteger, nullable=False),
-    integer("epoch"),
-    integer("last_seq"),
     # What webhooks were last told of `is_blocked`.
-    Column("noticed_blocked", Boolean, nullable=False),
-    moment("updated_at", required=True),
+    flags("noticed_blocked"),
 )

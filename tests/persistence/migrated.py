@@ -17,6 +17,8 @@ from persistence.schema import migrate
 from persistence.tables import metadata
 
 ALWAYS_THERE = ("business_model", "service")
+# What is only added to, by month.
+LEDGERS = ("token_ledger", "credit_posting", "credit_transaction", "feature_usage")
 
 _numbers = itertools.count(1)
 

@@ -11,7 +11,8 @@ from psycopg import errors
 
 from persistence.ledger.writer import Writer
 from persistence.schema import grants, migrate
-from persistence.tables import LEDGERS, metadata
+from persistence.tables import metadata
+from tests.persistence.migrated import LEDGERS
 from tests.persistence.scenario import Account, batch_of, broken, busy, rows_of, settle_in
 
 APPEND_ONLY = (*LEDGERS, "audit_log")

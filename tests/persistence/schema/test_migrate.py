@@ -14,7 +14,8 @@ from sqlalchemy import create_engine
 
 from persistence import engine
 from persistence.schema import migrate, partitions
-from persistence.tables import LEDGERS, metadata
+from persistence.tables import metadata
+from tests.persistence.migrated import LEDGERS
 from tests.persistence.scenario import one, rows_of, settle_in
 
 TOKEN_ROW = (
