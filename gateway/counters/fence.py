@@ -17,7 +17,7 @@ Of generation 0, as all data is until it is exchanged once, the history is named
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from secrets import token_hex
@@ -87,16 +87,21 @@ class Fence:
                 await self.look()
             await asyncio.sleep(LOOK_S)
 
-    async def look(self) -> None:
+    async def look(self, *commands: bytes) -> None:
         """Make sure that all that was read on this connection until now is of the history `run_id` names.
 
-        CountersUnavailable where that cannot be known. Who has read before compares `run_id` afterwards.
+        If it is, `commands` run all together. An EXEC ends the watch, so no other transaction may run here.
+        CountersUnavailable where that cannot be known, or the data is not the one that commands were given
+        for; CountersRefused where the server refuses one. Who has read before compares `run_id` afterwards.
         """
         async with self._looking:
-            name, trouble = await self._looked()
+            name, trouble, refused = await self._looked(commands)
             self._trouble = self._trouble or trouble
             if self._trouble or name != self._name:
                 await self._another(self._ask, name)
+                refused = CountersUnavailable("Redis has other data since it was looked at")
+            if commands and refused is not None:
+                raise refused
 
     async def announce(self, trouble: str) -> None:
         """Somebody knows that this data is older than it was, without having seen it exchanged."""
@@ -104,37 +109,41 @@ class Fence:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
 
-    async def _looked(self) -> tuple[bytes, str]:
-        """The name as it stands, and what is wrong with the data; empty: nothing.
+    async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
+        """The name as it stands, what is wrong with the data (empty: nothing), and why commands did not run.
 
         Only data that was not exchanged since the last look takes the next pulse.
         """
         beat = self._next_beat()
         beats = [] if self._full else [encode(b"ZADD", _PULSES, b"GT", b"%d" % beat, self._pulse)]
         waits = self._wire.send_together(
-            encode(b"ZSCORE", _PULSES, self._pulse), encode(b"MULTI"), *beats, encode(b"EXEC"),
+            encode(b"ZSCORE", _PULSES, self._pulse), encode(b"MULTI"), *beats, *commands, encode(b"EXEC"),
             encode(b"WATCH", _NAME), encode(b"GET", _NAME),
         )  # fmt: skip
         floor = self._floor
         if not self._full:
             self._floor = beat  # what was sent on this connection comes before whatever is sent next
         score = _number(await in_task(waits[0]))
+        refused: CountersUnavailable | None = None
         try:
             for wait in waits[1:-3]:
                 await in_task(wait)
-            unbroken = await in_task(waits[-3]) is not None
-        except CountersRefused:  # a full server takes no pulse
-            self._floor, self._full, unbroken = floor, True, True
+            done = cast("list[object] | None", await in_task(waits[-3]))
+            unbroken = done is not None
+            failed = [str(one) for one in done or () if isinstance(one, Exception)]
+            refused = CountersRefused(f"Redis refused: {failed[0][:200]}") if failed else None
+        except CountersRefused as error:  # a full server takes no pulse
+            self._floor, self._full, unbroken, refused = floor, True, True, error
         else:
             self._full = False
         await in_task(waits[-2])
         name = _text(await in_task(waits[-1]))
         if not unbroken:
-            return name, "its keys were replaced"
+            return name, "its keys were replaced", refused
         if score < floor:
-            return name, "it is older than what this process left in it"
+            return name, "it is older than what this process left in it", refused
         self._known = self._floor
-        return name, ""
+        return name, "", refused
 
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
         """The history behind a new connection, before anybody uses it."""

@@ -100,7 +100,8 @@ class Keeper:
         self._outbox = Outbox(self._counters, self._log, look=self._fence.look)
         self._writer = Writer(settings.database_url)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
-        rewinds = Rewinds(self._fence, self._counters, StrayReader(self._counters), self._quarantines)
+        streams = StrayReader(self._counters, self._fence.look)
+        rewinds = Rewinds(self._fence, self._counters, streams, self._quarantines)
         self._rollbacks = Rollbacks(
             self._outbox, self._counters, accounts, self._quarantines, first=rewinds.look,
             partition_of=partition_of, observe=self._went_back,

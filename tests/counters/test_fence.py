@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,13 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.core.integrity.strays import Strays
 from gateway.core.layout import LAYOUT
 from gateway.counters.fence import NOBODY, Fence, _watched, generation, history
+from gateway.counters.keeper.client import Client
+from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
-from gateway.counters.redis.wire import Wire
-from gateway.errors import CountersUnavailable
+from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersRefused, CountersUnavailable
 from tests.conftest import ValkeyServer, free_port
 from tests.counters.conftest import WITHIN_S, eventually
 
@@ -100,6 +104,10 @@ async def looked(fence: Fence) -> None:
                 return await fence.look()
             except CountersUnavailable:
                 await asyncio.sleep(0.01)
+
+
+def stray_reader(wire: Wire, fence: Fence) -> StrayReader:
+    return StrayReader(Client(wire), fence.look)
 
 
 @asynccontextmanager
@@ -338,3 +346,49 @@ async def test_a_name_that_is_given_between_watch_and_look_breaks_no_watch(data:
     await ask(b"MULTI")
     assert await ask(b"EXEC") == []
     mine.close()
+
+
+async def test_an_exchange_behind_a_drop_of_strays_is_noticed(data: Data) -> None:
+    """An EXEC ends every watch of its connection: whoever runs a transaction has the name watched again."""
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.look()
+        data.client.save()
+        begins = await stray_reader(wire, fence).drop(Strays(0, b"5-0"))
+        assert begins == b"5-1"
+        reloaded(data)
+        await fence.look()
+        assert fence.noticed == 1
+
+
+async def test_strays_are_not_dropped_in_data_that_was_exchanged(data: Data) -> None:
+    """What was read before says nothing of this data: the transaction does nothing, and says so."""
+    async with guarded(data.server.url) as (wire, fence):
+        await fence.look()
+        data.client.save()
+        reloaded(data)
+        with pytest.raises(CountersUnavailable):
+            await stray_reader(wire, fence).drop(Strays(0, b"5-0"))
+        assert data.client.exists(keys.outbox(0)) == 0
+        assert fence.noticed == 1
+
+
+async def test_strays_are_not_said_to_be_dropped_where_the_stream_went_on(data: Data) -> None:
+    """Entries came since it was looked at, behind where it was to begin."""
+    async with guarded(data.server.url) as (wire, fence):
+        reader = stray_reader(wire, fence)
+        await fence.look()
+        data.client.xadd(keys.outbox(0), {"e": ""}, id="9-0")
+        with pytest.raises(CountersRefused):
+            await fence.look(encode(b"XADD", keys.outbox(0).encode(), b"5-1", b"e", b""))
+        assert await reader.drop(Strays(0, b"5-0")) == b"9-1"
+        assert fence.noticed == 0
+
+
+def test_nobody_but_the_fence_runs_transactions() -> None:
+    """The other one asks for rights, on a connection that it closes then."""
+    found = {
+        one.name
+        for one in Path("gateway").rglob("*.py")
+        if re.search(r"b?\"(MULTI|EXEC|WATCH)\"", one.read_text())
+    }
+    assert found == {"fence.py", "rights.py"}

@@ -63,11 +63,6 @@ class Client:
         answers = await each([self.send(*command) for command in commands])
         return [None if isinstance(one, CountersRefused) else one for one in answers]
 
-    async def ask_together(self, *commands: Sequence[bytes]) -> None:
-        """Send plain commands between which nothing else of this connection comes."""
-        for wait in self.wire.send_together(*(encode(*command) for command in commands)):
-            await in_task(wait)
-
     async def marker(self, partition: int) -> bytes:
         """The partition's marker as it stands; empty where there is none."""
         raw = await self.ask(b"GET", keys.marker(partition).encode())

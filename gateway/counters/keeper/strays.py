@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.core.integrity.strays import Strays
 from gateway.counters.keeper.client import Client, entries_behind, entry_of, fields_of
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply
+from gateway.counters.redis.wire import Reply, encode
 
 READ_ENTRIES = 1_000
 
 
 class StrayReader:
-    """Reads and drops them, over the keeper's connection."""
+    """Reads and drops them, over the keeper's connection. Its fence's `look` runs what must run together."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, look: Callable[..., Awaitable[None]]) -> None:
+        self._client, self._look = client, look
 
     async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
         """The partitions whose stream never had this entry: the data is older than what was stored of it."""
@@ -45,7 +45,10 @@ class StrayReader:
                 return found
 
     async def drop(self, strays: Strays) -> bytes:
-        """Remove them, ids first, and have the stream begin behind what is stored; answers from where on."""
+        """Remove them, ids first, and have the stream begin behind what is stored; answers from where on.
+
+        CountersUnavailable where the data was exchanged meanwhile, or the stream went on.
+        """
         partition, control = strays.partition, keys.control(strays.partition).encode()
         for start in range(0, len(strays.ids), READ_ENTRIES):
             await self._client.ask(b"HDEL", control, *strays.ids[start : start + READ_ENTRIES])
@@ -54,12 +57,8 @@ class StrayReader:
         (said,) = await self._client.ask_each([(b"XINFO", b"STREAM", _name(partition))])
         ms, number = max(stream_place(strays.after), _fact(said, b"last-generated-id"))
         begins = b"%d-%d" % (ms, number + 1)
-        await self._client.ask_together(
-            (b"MULTI",),
-            (b"XADD", _name(partition), begins, b"e", b""),
-            (b"XDEL", _name(partition), begins),
-            (b"EXEC",),
-        )
+        name = _name(partition)
+        await self._look(encode(b"XADD", name, begins, b"e", b""), encode(b"XDEL", name, begins))
         return begins
 
 

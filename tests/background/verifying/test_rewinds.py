@@ -33,7 +33,8 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
     backend = Backend(valkey, database)
     fence = Fence(backend.wire, "keeper", time.time)
-    rewinds = Rewinds(fence, backend.counters, StrayReader(backend.counters), Quarantines(backend.engine))
+    streams = StrayReader(backend.counters, fence.look)
+    rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
     backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
         Outbox(backend.counters, look=fence.look), backend.writer, lambda _: None, look=rewinds.look
