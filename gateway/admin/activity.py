@@ -8,8 +8,8 @@ from aiohttp import web
 from pydantic import Field
 
 from gateway.admin.auth import identify
-from gateway.admin.fields import Out
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.values import Out
 from gateway.core.accounts.activity import Busy, busiest
 from gateway.errors import Unprocessable
 

@@ -9,10 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin.auth import identify
-from gateway.admin.fields import show_instant
 from gateway.admin.guard import DEADLINE
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.model import INTEGER_MAX
 from gateway.core.spreadsheet import csv

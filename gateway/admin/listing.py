@@ -16,7 +16,7 @@ from uuid import UUID
 
 from multidict import MultiMapping
 
-from gateway.admin.fields import read_instant
+from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import Query
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Unprocessable

@@ -10,11 +10,11 @@ from aiohttp import web
 from pydantic import Field
 
 from gateway.admin.auth import identify, require_write
-from gateway.admin.fields import Flag, In, Instant, Out
 from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.idempotency import KEY_PARAMETER, checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.reading import read_body
+from gateway.admin.resources.values import Flag, In, Instant, Out
 from gateway.core.accounts.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row
 
 RUN_S_MAX = 600.0

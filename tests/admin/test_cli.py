@@ -14,6 +14,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from gateway.cli.admin.client import AdminClient
 from gateway.cli.admin.program import mount
 from tests.admin.conftest import ADMIN, READONLY, Api
 
@@ -208,9 +209,48 @@ async def test_a_table_that_does_not_fit_is_told_row_by_row(run: Run, api: Api) 
     assert wide.count("user_limits") == narrow.count("user_limits") == 1
     assert max(map(len, narrow.splitlines())) <= 44
     [told] = [line for line in narrow.splitlines() if "organization_id" in line]
-    assert "name" not in told
+    assert "name" not in told.split("│")[1]
     assert "a name that is" in narrow
     assert "a name that is rather long" in wide
+
+
+async def test_beside_an_id_stands_the_name_of_what_it_is_of(run: Run, api: Api) -> None:
+    plan = await api.make("token-plans", name="Basic")
+    made = [await api.make("tenants", name=name, plan_id=plan["id"]) for name in ("web", "shop")]
+    for tenant in made:
+        await api.make("api-keys", tenant_id=tenant["id"], name="laptop")
+    tenants = (await run("tenant", "list")).stdout
+    keys = (await run("key", "list")).stdout
+    for tenant in made:
+        assert f"{tenant['organization_id']} {tenant['name']}" in tenants
+        assert f"{tenant['id']} {tenant['name']}" in keys
+    assert f"{plan['id']} Basic" in tenants
+    assert f"{plan['id']} Basic" in (await run("tenant", "show", "web")).stdout
+    listed = await from_json(run, "tenant", "list")
+    assert [(row["organization_id"], row["plan_id"]) for row in listed["items"]] == [
+        (tenant["organization_id"], plan["id"]) for tenant in made
+    ]
+
+
+async def test_names_cost_one_call_a_column_and_none_for_programs(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("web", "shop", "bank"):
+        tenant = await api.make("tenants", name=name)
+        await api.make("api-keys", tenant_id=tenant["id"])
+    asked: list[str] = []
+    get = AdminClient.get
+
+    def noted(self: AdminClient, path: str, **query: object) -> dict[str, Any]:
+        asked.append(path)
+        return get(self, path, **query)
+
+    monkeypatch.setattr(AdminClient, "get", noted)
+    assert (await run("key", "list")).exit_code == 0
+    assert asked == ["api-keys", "tenants"]
+    asked.clear()
+    await from_json(run, "key", "list")
+    assert asked == ["api-keys"]
 
 
 async def test_what_is_deleted_is_said_to_programs_too(run: Run, api: Api) -> None:

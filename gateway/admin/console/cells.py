@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.admin.console import shown
-from gateway.admin.console.fields import REFERS
 from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.resources.fields import words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import TERMS
 
@@ -58,7 +58,7 @@ class Cell:
 
 def label_of(column: str) -> str:
     """A column's heading."""
-    return LABELS.get(column) or shown.words(column)
+    return LABELS.get(column) or words(column)
 
 
 def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
@@ -77,7 +77,7 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     if column == "model":
         metadata: Any = row.get("metadata") or {}
         value = metadata.get("model") or metadata.get("reason")
-    target = target_of(screen, column)
+    target = screen.resource.target(column)
     if target and isinstance(value, int):
         known = SCREENS.get(target)
         name = names.get((target, value)) or (f"{known.one} {value}" if known else str(value))
@@ -87,18 +87,13 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     return _of_value(screen, column, value, row)
 
 
-def target_of(screen: Screen, column: str) -> str:
-    """The resource a column's ids refer to; empty if it holds none."""
-    return screen.refers.get(column) or REFERS.get(column, "")
-
-
 def references(screens_rows: Iterable[tuple[Screen, Iterable[Row]]]) -> dict[str, set[int]]:
     """Every id that rows refer to, by resource."""
     found: dict[str, set[int]] = {}
     for screen, rows in screens_rows:
         for row in rows:
             for column, value in row.items():
-                target = target_of(screen, column)
+                target = screen.resource.target(column)
                 if target and isinstance(value, int):
                     found.setdefault(target, set()).add(value)
     return found

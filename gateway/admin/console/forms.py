@@ -16,10 +16,16 @@ from uuid import uuid4
 
 from multidict import MultiMapping
 
-from gateway.admin.console.fields import EXAMPLES, Field
+from gateway.admin.resources.fields import Field
 from gateway.core.accounts.administration import Row
 
 FORMER = "was."
+# Fields that take a document; an example says more than a schema.
+EXAMPLES = {
+    "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
+    'or {"per_million": {"*": {"input": 500, "output": 1500}}}',
+    "changes": '{"amount": 120}',
+}
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+|[+-]?\d+", re.ASCII)
 _BLANKS = re.compile("[\\s_\u00a0\u2009\u202f]")

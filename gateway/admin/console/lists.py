@@ -12,7 +12,7 @@ from multidict import MultiDict
 
 from gateway.admin import live
 from gateway.admin.console import shown
-from gateway.admin.console.cells import Cell, cell, label_of, references, target_of
+from gateway.admin.console.cells import Cell, cell, label_of, references
 from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
@@ -51,7 +51,7 @@ class Line:
 
 async def show(desk: Desk, screen: Screen, request: web.Request, signed: Signed) -> web.Response:
     """`GET /<resource>`."""
-    choices = await desk.choices({target_of(screen, name) for name in screen.filters})
+    choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     errors: Mapping[str, str] = {}
     rows: Sequence[Row] = ()
     cursor = None
@@ -154,7 +154,7 @@ def controls(
     found = []
     for name in screen.filters:
         wanted: Filter = screen.resource.filters[name]
-        target = target_of(screen, name)
+        target = screen.resource.target(name)
         offered = [(each, each.replace("_", " ")) for each in wanted.choices]
         if target:
             offered = choices.get(target, [])

@@ -17,12 +17,12 @@ from gateway.admin import body
 from gateway.admin.console import forms
 from gateway.admin.console.cells import Cell, cell, label_of, references, state_of
 from gateway.admin.console.desk import Desk, Posted, see
-from gateway.admin.console.fields import Field, fields_of
 from gateway.admin.console.forms import Form
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.operations import Done
 from gateway.admin.resources import Action
+from gateway.admin.resources.fields import Field, fields_of
 from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
@@ -40,7 +40,7 @@ Extras = Callable[[Desk, web.Request, Row], Awaitable[Mapping[str, Any]]]
 
 def fields_for(screen: Screen, model: Any) -> tuple[Field, ...]:
     """The form fields of a model of a screen's resource."""
-    return fields_of(model, tuple(sorted(screen.refers.items()))) if model is not None else ()
+    return fields_of(screen.resource, model) if model is not None else ()
 
 
 async def show(

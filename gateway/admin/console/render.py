@@ -15,6 +15,7 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from gateway.admin.console import shown
+from gateway.admin.resources.fields import words
 from gateway.core.visible import visible
 
 CSP = (
@@ -83,7 +84,7 @@ class Pages:
         self._environment.globals.update(asset=assets.address, version=version)
         self._environment.filters.update(
             number=shown.number, short=shown.short, money=shown.money, moment=shown.moment, day=shown.day,
-            span=shown.span, limits=shown.limits, document=shown.document, words=shown.words, tone=shown.tone,
+            span=shown.span, limits=shown.limits, document=shown.document, words=words, tone=shown.tone,
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:

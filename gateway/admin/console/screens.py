@@ -6,8 +6,7 @@ same name. What a resource cannot do has no button here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.admin.resources import RESOURCES, Resource
 
@@ -17,7 +16,7 @@ class Screen:
     """How one resource is shown.
 
     `columns` are fields of its rows, the first one links to the row's page; `filters` are those
-    of the resource that people are offered; `refers` says what ids of this resource refer to.
+    of the resource that people are offered.
     """
 
     name: str
@@ -27,7 +26,6 @@ class Screen:
     columns: tuple[str, ...]
     empty: str = "There are none yet."
     filters: tuple[str, ...] = ()
-    refers: Mapping[str, str] = field(default_factory=dict)
     newest_first: bool = True
     has_page: bool = True
     spans_time: bool = False
@@ -55,7 +53,7 @@ SCREENS = {
             "A part of an organization with its own token quota.",
             ("name", "organization_id", "plan_id", "quota", "state"),
             empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
-            filters=("search", "organization_id", "plan_id"), refers={"plan_id": "token-plans"},
+            filters=("search", "organization_id", "plan_id"),
             newest_first=False,
         ),
         Screen(
@@ -104,8 +102,7 @@ SCREENS = {
             "organization-subscriptions", "Subscriptions", "subscription",
             "What organizations are subscribed to.",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"),
-            refers={"plan_id": "subscription-plans", "next_plan_id": "subscription-plans"}, title_field="id",
+            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"), title_field="id",
         ),
         Screen(
             "credit-additions", "Credits", "grant",

@@ -23,7 +23,6 @@ TONES: Mapping[str, str] = {
 }  # fmt: skip
 STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-PROPER = {"postgresql": "PostgreSQL", "request_id": "Request id", "url": "URL", "api_key_id": "API key"}
 LIMITS = (
     ("requests_per_minute", "requests/min"),
     ("tokens_per_minute", "tokens/min"),
@@ -106,14 +105,6 @@ def limits(value: Mapping[str, int] | None) -> str:
 def document(value: object) -> str:
     """JSON for reading."""
     return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def words(name: str) -> str:
-    """A field's name as a label."""
-    if name in PROPER:
-        return PROPER[name]
-    text = name.removesuffix("_id").removesuffix("_at").replace("_", " ").replace("-", " ").strip() or name
-    return text[:1].upper() + text[1:]
 
 
 def tone(word: Any) -> str:

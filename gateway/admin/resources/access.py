@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gateway.admin import credentials
-from gateway.admin.fields import (
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.admin.resources.values import (
     MODELS_MAX,
     ExternalId,
     Id,
@@ -19,8 +21,6 @@ from gateway.admin.fields import (
     Text,
     patch_of,
 )
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource, Secret
 
 Models = Annotated[list[Text], Field(min_length=1, max_length=MODELS_MAX)]
 

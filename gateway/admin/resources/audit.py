@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.admin.fields import Id, Instant, Out
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.values import Id, Instant, Out
 
 
 class AuditEntry(Out):

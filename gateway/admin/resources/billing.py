@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.admin.fields import (
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.values import (
     Amount,
     Day,
     Id,
@@ -18,8 +20,6 @@ from gateway.admin.fields import (
     SignedAmount,
     patch_of,
 )
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
@@ -139,6 +139,7 @@ RESOURCES = (
         patch=patch_of("OrganizationSubscriptionPatch", OrganizationSubscriptionExtend),
         patch_verb="extend",
         filters={"organization_id": Filter(), "plan_id": Filter(), "next_plan_id": Filter()},
+        refers={"plan_id": "subscription-plans"},
         actions=(
             Action("change", "Move to another plan, now or when the period ends", ChangePlan),
             Action("cancel", "End it, now or when the period ends", Cancel),

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.fields import (
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.values import (
     Amount,
     Flag,
     Id,
@@ -22,8 +24,6 @@ from gateway.admin.fields import (
     UpstreamName,
     patch_of,
 )
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Resource
 from gateway.core.calls.paths import PATHS_MAX
 
 TIERS_MAX = 100

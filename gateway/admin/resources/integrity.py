@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from gateway.admin.fields import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.core.accounts.ledger import MalformedEvent, decode
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")

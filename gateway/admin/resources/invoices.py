@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.fields import Day, Id, In, Instant, Money, Out, Paid, show_decimal
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, show_decimal
 from gateway.core.model import INTEGER_MAX
 
 STATUSES = ("draft", "finalized", "void")

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway.admin.fields import (
+from gateway.admin.listing import Filter
+from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.values import (
     Amount,
     Cap,
     Currency,
@@ -23,8 +25,6 @@ from gateway.admin.fields import (
     Text,
     patch_of,
 )
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
 
 
 class OrganizationCreate(In):

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from pydantic import Field, create_model
 
-from gateway.admin.fields import Amount, Id, In, Instant, LongText, Money, Out, Text, patch_of
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Money, Out, Text, patch_of
 from gateway.core.accounts.plan_terms import TERMS, Term
 
 KINDS = ("consume", "recharge", "reset", "adjust")

@@ -9,9 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.admin.fields import In, Out
 from gateway.admin.listing import Filter
+from gateway.admin.resources.values import In, Out
 from gateway.core.accounts.administration import Row
+
+# What an id refers to; a resource says so where its own refers to something else.
+REFERS = {
+    "organization_id": "organizations",
+    "tenant_id": "tenants",
+    "plan_id": "token-plans",
+    "token_plan_id": "token-plans",
+    "next_plan_id": "subscription-plans",
+    "service_id": "services",
+    "feature_id": "services",
+    "business_model_id": "business-models",
+    "user_id": "users",
+    "added_by_id": "users",
+    "api_key_id": "api-keys",
+    "webhook_id": "webhooks",
+    "corrects_id": "invoices",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +57,13 @@ class Secret:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Resource:
     """One collection of the Admin API; None for a model means it cannot be done.
 
     `live` names what the counters know better (`quota` of a tenant, `credits` of an organization);
     `patch_verb` is what `PATCH` does; `settle_first` names the action that must be in force before
-    a row may be deleted.
+    a row may be deleted; `refers` says what ids refer to where `REFERS` does not say it.
     """
 
     name: str
@@ -63,11 +80,16 @@ class Resource:
     actions: tuple[Action, ...] = ()
     secret: Secret | None = None
     settle_first: str | None = None
+    refers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def known(self) -> frozenset[str]:
         """Every field of the resource, sent or answered."""
         return frozenset(self.out.model_fields)
+
+    def target(self, name: str) -> str:
+        """The resource whose id a field of this one holds; empty if it holds none."""
+        return self.refers.get(name) or REFERS.get(name, "")
 
     def render(self, row: Row) -> Row:
         """Write a row as the resource's JSON."""

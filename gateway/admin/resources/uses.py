@@ -7,9 +7,9 @@ from uuid import UUID
 
 from pydantic import Field
 
-from gateway.admin.fields import Id, Instant, Out
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.values import Id, Instant, Out
 
 FILTERS = {
     "organization_id": Filter(),

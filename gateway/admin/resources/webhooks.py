@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.admin.fields import Flag, Id, In, Instant, Out, patch_of
 from gateway.admin.listing import Filter
 from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.admin.resources.values import Flag, Id, In, Instant, Out, patch_of
 from gateway.core.addresses import URL_CHARS_MAX
 from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
 

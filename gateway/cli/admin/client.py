@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from ipaddress import ip_address
@@ -15,11 +16,12 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import BaseHandler, ProxyHandler, Request, build_opener
 from uuid import uuid4
 
-from gateway.cli.admin.sections import ID_OF, NAMED_BY
+from gateway.cli.admin.sections import ID_OF, named_by
 from gateway.errors import TollkeeperError
 
 TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
+NAMES_READ_MAX = 5_000
 DATA_DIR = ".tollkeeper"
 
 Json = dict[str, Any]  # JSON as the API answers it
@@ -50,15 +52,17 @@ class AdminClient:
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
         """Read up to `limit` rows of a list, over as many pages as that takes."""
-        rows: list[Json] = []
+        return list(self._each(path, limit, **query))
+
+    def _each(self, path: str, limit: int, **query: object) -> Iterator[Json]:
         cursor: str | None = None
-        while len(rows) < limit:
-            page = self.get(path, limit=min(PAGE_ROWS_MAX, limit - len(rows)), cursor=cursor, **query)
-            rows += page["items"]
+        while limit > 0:
+            page = self.get(path, limit=min(PAGE_ROWS_MAX, limit), cursor=cursor, **query)
+            yield from page["items"]
+            limit -= len(page["items"])
             cursor = page["next_cursor"]
             if cursor is None:
-                break
-        return rows
+                return
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> Json:
         """Create or act."""
@@ -77,7 +81,7 @@ class AdminClient:
         resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit():
             return int(text)
-        by = NAMED_BY.get(resource, "name")
+        by = named_by(resource)
         value = self.named("organizations", text) if by == "organization_id" else text
         found = self.get(resource, **{by: value}, limit=2)["items"]
         one = resource.removesuffix("s")
@@ -86,6 +90,20 @@ class AdminClient:
         if len(found) > 1:
             raise CommandFailed(f"There is more than one {one} named {text!r}; give its id instead.")
         return int(found[0]["id"])
+
+    def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
+        """The names of rows by id, as far as they are among the first rows and can be read."""
+        found: dict[int, str] = {}
+        rows: Iterable[Json] = self._each(resource, rows_max if ids else 0)
+        with suppress(CommandFailed):
+            if len(ids) == 1:
+                rows = [self.get(f"{resource}/{min(ids)}")]
+            for row in rows:
+                if row["id"] in ids:
+                    found[row["id"]] = str(row.get(named_by(resource)) or "")
+                if len(found) == len(ids):
+                    break
+        return found
 
     def metrics(self) -> str:
         """Read the metrics beside the API, as Prometheus does."""

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.admin.console.fields import Field, fields_of
 from gateway.admin.console.screens import SCREENS
-from gateway.admin.fields import In
 from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources.fields import Field, fields_of
+from gateway.admin.resources.values import In
 from gateway.cli.admin import output, parameters, sections, values
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
@@ -52,31 +52,21 @@ class Command:
         """The function typer makes a command of."""
         takes: dict[str, tuple[Any, Any]] = {}
         if self.of_row:
-            takes["row"] = (
-                Annotated[str, parameters.row_argument(self.resource.name, _word(self.resource))],
-                ...,
-            )
+            word = _word(self.resource)
+            takes["row"] = (Annotated[str, parameters.row_argument(self.resource, word)], ...)
         if self.positional:
-            known = {field.name: field for field in self.fields}
-            named = [known[name] for name in self.positional]
-            shown = " ".join(f"[{values.spelled(each.name).upper()}]" for each in named)
-            completes = parameters.completion(named[0].refers)
-            takes["words"] = (
-                Annotated[
-                    list[str] | None,
-                    typer.Argument(metavar=shown, help="Or by option.", autocompletion=completes),
-                ],
-                None,
-            )
+            named = [field for name in self.positional for field in self.fields if field.name == name]
+            takes["words"] = (Annotated[list[str] | None, parameters.words_argument(named)], None)
         for field in self.fields:
-            takes[field.control.replace("-", "_")] = (parameters.option(field), None)
+            takes[field.control] = (parameters.option(field), None)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
         takes["as_json"] = (AsJson, False)
 
         def command(**typed: Any) -> None:
+            called = {field.name: f"--{values.spelled(field.name)}" for field in self.fields}
             with output.admin() as api:
-                self.run(replace(api, called=self._called()), typed)
+                self.run(replace(api, called=called), typed)
 
         signature = [
             inspect.Parameter(
@@ -101,13 +91,9 @@ class Command:
             self._list(api, typed, body)
             return
         if self.does == "create":
-            defaults = dict(sections.DEFAULTS.get(name, {}))
-            if name in sections.SAME_AS:
-                field, other = sections.SAME_AS[name]
-                defaults[field] = body.get(other)
             secret = self.resource.secret
             note = f"The {secret.field} is not shown again: keep it now." if secret else None
-            output.row(api.post(name, {**defaults, **body}), as_json=as_json, note=note)
+            output.row(api.post(name, body), as_json=as_json, note=note)
             return
         row_id = api.named(name, typed["row"])
         where = f"{name}/{row_id}"
@@ -117,6 +103,8 @@ class Command:
                 word, beside = sections.BESIDE[name]
                 more = api.get(f"{beside}/{row_id}")
                 found = {**found, word: more} if as_json else {**found, **more}
+            if not as_json:
+                [found] = values.with_names(api, self.resource, [found], tuple(found))
             output.row(found, as_json=as_json)
         elif self.does == "delete":
             api.delete(where)
@@ -124,7 +112,8 @@ class Command:
         elif self.does == "patch":
             if not body:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
-            output.row(api.patch(where, self._over(api, where, body)), as_json=as_json)
+            changes = values.with_limits(body, lambda: api.get(where))
+            output.row(api.patch(where, changes), as_json=as_json)
         else:
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json)
 
@@ -132,48 +121,30 @@ class Command:
     def _open(self) -> str:
         return sections.OPEN.get(self.resource.name, "")
 
-    def _called(self) -> dict[str, str]:
-        return {field.name: f"--{values.spelled(field.name)}" for field in self.fields}
-
     def _body(self, api: AdminClient, typed: Typed) -> Json:
         """What was given, by field; `CommandFailed` where something is missing or too much."""
         given = {
-            field.name: typed[field.control.replace("-", "_")]
+            field.name: typed[field.control]
             for field in self.fields
-            if typed[field.control.replace("-", "_")] not in (None, [])
+            if typed[field.control] not in (None, [])
         }
         left = [name for name in self.positional if name not in given]
         words = typed.get("words") or []
         if len(words) > len(left):
             raise CommandFailed(f"{words[len(left)]!r} is one word too many; --help says what is taken.")
         given |= dict(zip(left, words, strict=False))
-        known = {field.name: field for field in self.fields}
-        missing = [name for name, field in known.items() if field.required and name not in given]
-        missing = [name for name in missing if name not in sections.DEFAULTS.get(self.resource.name, {})]
-        if self.does == "create" and self.resource.name in sections.SAME_AS:
-            missing = [name for name in missing if name != sections.SAME_AS[self.resource.name][0]]
+        if self.does == "create":
+            given = sections.defaults(self.resource.name, given) | given
+        missing = [field.name for field in self.fields if field.required and field.name not in given]
         if missing:
             raise CommandFailed(f"Missing: {', '.join(f'--{values.spelled(name)}' for name in missing)}.")
         body: Json = {}
-        for name, said in given.items():
-            outer, _, inner = name.partition(".")
-            sent = values.value(api, known[name], said)
-            if inner:
-                body.setdefault(outer, {})[inner] = sent
-            else:
-                body[name] = sent
-        if self.does == "create":
-            return {name: values.limits({}, each) if _limits(name) else each for name, each in body.items()}
-        return body
-
-    def _over(self, api: AdminClient, where: str, body: Json) -> Json:
-        """Limits that were given are put over those there are."""
-        if not any(map(_limits, body)):
-            return body
-        known = api.get(where)
-        return {
-            name: values.limits(known[name], each) if _limits(name) else each for name, each in body.items()
-        }
+        for field in self.fields:
+            if field.name in given:
+                outer, _, inner = field.name.partition(".")
+                sent = values.value(api, field, given[field.name])
+                body |= {outer: {**body.get(outer, {}), inner: sent}} if inner else {outer: sent}
+        return values.with_limits(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
@@ -181,7 +152,10 @@ class Command:
             query.setdefault(self._open, "false")
         query |= {"order": "desc" if typed["newest"] else None, "from_": typed["since"], "to": typed["until"]}
         found = api.items(self.resource.name, typed["limit"], **query)
-        output.rows(found, columns(self.resource), as_json=bool(typed["as_json"]))
+        shown = columns(self.resource)
+        if not typed["as_json"]:
+            found = values.with_names(api, self.resource, found, shown)
+        output.rows(found, shown, as_json=bool(typed["as_json"]))
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, typer.Typer]:
@@ -218,18 +192,18 @@ def commands_of(resource: Resource) -> dict[str, Command]:
         )
     }
     if resource.create is not None:
-        fields = _fields(resource, resource.create)
+        fields = fields_of(resource, resource.create)
         positional = sections.POSITIONAL.get(resource.name) or _required(fields)
         summary = f"Make {_first(_doc(resource.create))}"
         made["create"] = Command(resource, "create", summary, fields, positional, of_row=False)
     made["show"] = Command(resource, "show", f"Show one {title}.")
     if resource.patch is not None:
-        fields = _fields(resource, resource.patch)
+        fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()
         summary = f"Change one {title}; what is not named stays."
         made[resource.patch_verb] = Command(resource, "patch", summary, fields, only)
     for action in resource.actions:
-        fields = _fields(resource, action.body) if action.body else ()
+        fields = fields_of(resource, action.body) if action.body else ()
         made[action.name] = Command(resource, action.name, f"{action.summary}.", fields, _required(fields))
     if resource.deletable:
         made["delete"] = Command(resource, "delete", f"Delete one {title}.")
@@ -244,29 +218,17 @@ def columns(resource: Resource) -> Sequence[str]:
     return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
 
 
-def _fields(resource: Resource, model: type[In]) -> tuple[Field, ...]:
-    refers = {"plan_id": sections.PLAN, **sections.REFERS.get(resource.name, {})}
-    return fields_of(model, tuple(refers.items()))
-
-
 def _filters(resource: Resource) -> tuple[Field, ...]:
-    refers = {"plan_id": sections.PLAN, **sections.REFERS.get(resource.name, {})}
-    known = {field.name: field for field in fields_of(resource.out, tuple(refers.items()))}
     kinds = {"id": "whole", "count": "whole", "flag": "flag"}
     return tuple(
         Field(
             name,
             "choice" if each.choices else kinds.get(each.kind, "text"),
-            name,
             choices=each.choices,
-            refers=known[name].refers if name in known else _referred(name),
+            refers=resource.target(name),
         )
         for name, each in resource.filters.items()
     )
-
-
-def _referred(name: str) -> str:
-    return {"api_key_id": "api-keys", "organization_id": "organizations", "user_id": "users"}.get(name, "")
 
 
 def _required(fields: Sequence[Field]) -> tuple[str, ...]:
@@ -275,10 +237,6 @@ def _required(fields: Sequence[Field]) -> tuple[str, ...]:
         for field in fields
         if field.required and field.kind not in {"lines", "many", "json", "flag"}
     )
-
-
-def _limits(name: str) -> bool:
-    return name.endswith("limits")
 
 
 def _word(resource: Resource) -> str:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from gateway.admin.console.fields import Field
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources.fields import Field
 from gateway.cli.admin import sections, values
 from gateway.cli.admin.client import CommandFailed, find
 
+COMPLETION_ROWS_MAX = 50
+COMPLETION_S_MAX = 2.0
 
-def row_argument(resource: str, word: str) -> Any:
+
+def row_argument(resource: Resource, word: str) -> Any:
     """A row of a resource, by its id or what it is named by."""
-    by = sections.NAMED_BY.get(resource, "name")
-    known = by in RESOURCES[resource].filters or resource in sections.ID_OF
+    by = sections.named_by(resource.name)
+    known = by in resource.filters or resource.name in sections.ID_OF
     said = f"Id or {by.removesuffix('_id')}." if known else "Its id."
-    return typer.Argument(metavar=word, help=said, autocompletion=completion(resource))
+    return typer.Argument(metavar=word, help=said, autocompletion=completion(resource.name))
+
+
+def words_argument(fields: Sequence[Field]) -> Any:
+    """Fields that are given in order, without their option's name."""
+    shown = " ".join(f"[{values.spelled(each.name).upper()}]" for each in fields)
+    return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
 
 def option(field: Field) -> Any:
@@ -65,14 +75,14 @@ def completion(resource: str) -> Callable[[str], list[str]] | None:
     if not resource:
         return None
     resource = sections.ID_OF.get(resource, resource)
-    by = sections.NAMED_BY.get(resource, "name")
+    by = sections.named_by(resource)
     if by not in RESOURCES[resource].filters or by.endswith("_id"):
         return None
 
     def complete(incomplete: str) -> list[str]:
-        try:
-            return values.names(replace(find(), timeout_s=values.COMPLETION_S_MAX), resource, by, incomplete)
-        except CommandFailed:
-            return []
+        with suppress(CommandFailed):  # no names where the Admin API does not answer
+            rows = replace(find(), timeout_s=COMPLETION_S_MAX).items(resource, COMPLETION_ROWS_MAX)
+            return [row[by] for row in rows if str(row[by] or "").startswith(incomplete)]
+        return []
 
     return complete

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # A section is its resource in the singular, but for these.
 SECTIONS: Mapping[str, str] = {
@@ -31,11 +32,6 @@ NAMED_BY: Mapping[str, str] = {
 }
 # Rows whose id is another resource's.
 ID_OF: Mapping[str, str] = {"tenant-quotas": "tenants"}
-# What ids refer to where it depends on the resource.
-REFERS: Mapping[str, Mapping[str, str]] = {
-    "organization-subscriptions": {"plan_id": "subscription-plans", "next_plan_id": "subscription-plans"},
-}
-PLAN = "token-plans"  # what a plan_id refers to elsewhere
 # Shorter words for options; the field's own name is taken as well.
 SHORT: Mapping[str, str] = {
     "organization": "org",
@@ -58,9 +54,6 @@ SHORT: Mapping[str, str] = {
 }
 # What `create` takes without the option's name, where it is not each field that must be given.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
-# What `create` sends where nothing is said: a value, or the field it is the same as.
-DEFAULTS: Mapping[str, Mapping[str, object]] = {"services": {"credits": 0, "service_type": "Pay-As-You-Go"}}
-SAME_AS: Mapping[str, tuple[str, str]] = {"services": ("name", "key")}
 # Lists that show what is open; `--all` shows the rest as well.
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
 # What is shown with a row: another resource under the same id.
@@ -116,3 +109,16 @@ ALIASES = (
 def section_of(resource: str) -> str:
     """The word people type for a resource."""
     return SECTIONS.get(resource) or resource.removesuffix("s")
+
+
+def named_by(resource: str) -> str:
+    """The field a row is named by, besides its id."""
+    return NAMED_BY.get(resource, "name")
+
+
+def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What `create` takes for given where nothing is said."""
+    if resource != "services":
+        return {}
+    key = {"name": given["key"]} if "key" in given else {}
+    return {**key, "credits": "0", "service_type": "Pay-As-You-Go"}

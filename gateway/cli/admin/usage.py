@@ -37,7 +37,7 @@ def usage(
     with admin() as api:
         tenant_id = api.named("tenants", tenant) if tenant else None
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
-        names = _names(api, tenant_id, limit)
+        names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
         for quota in quotas:
             quota["tenant"] = names.get(quota["tenant_id"], "")
         latest = _latest(api, quotas, recent)
@@ -54,12 +54,6 @@ def usage(
         ]
         movements.sort(key=lambda row: str(row["created_at"]), reverse=True)
         rows(movements[:recent], RECENT, as_json=False, title="Latest movements")
-
-
-def _names(api: AdminClient, tenant_id: int | None, limit: int) -> dict[int, str]:
-    if tenant_id is not None:
-        return {tenant_id: str(api.get(f"tenants/{tenant_id}")["name"])}
-    return {int(row["id"]): str(row["name"]) for row in api.items("tenants", limit)}
 
 
 def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list[Json]]:

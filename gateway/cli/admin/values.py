@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gateway.admin.console.fields import Field
+from gateway.admin.resources import Resource
+from gateway.admin.resources.fields import Field
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 
 NOTHING = ("none", "unlimited")
-NAMES_COMPLETED_MAX = 50
-COMPLETION_S_MAX = 2.0
 _NUMBER = re.compile(r"(-?\d[\d,_]*)([kKmMgG]?)", re.ASCII)
 _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -44,17 +43,27 @@ def spelled(name: str) -> str:
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
 
 
-def limits(known: Json, given: Mapping[str, object]) -> Json:
-    """Limits that were given over those there are; 0 takes one away."""
-    return {name: limit for name, limit in {**known, **given}.items() if limit}
+def with_limits(body: Json, known: Callable[[], Json]) -> Json:
+    """A body whose limits are put over those of the row as it is; 0 takes one away."""
+    given = [name for name in body if name.endswith("limits")]
+    row = known() if given else {}
+    merged = {name: {**row.get(name, {}), **body[name]} for name in given}
+    return body | {name: {key: most for key, most in each.items() if most} for name, each in merged.items()}
 
 
-def names(api: AdminClient, resource: str, field: str, begun: str) -> list[str]:
-    """Names of rows that begin so, for a shell; none where the Admin API does not answer."""
-    with suppress(CommandFailed):
-        found = [str(row.get(field) or "") for row in api.items(resource, NAMES_COMPLETED_MAX)]
-        return [name for name in found if name.startswith(begun)]
-    return []
+def with_names(
+    api: AdminClient, resource: Resource, rows: Sequence[Json], columns: Sequence[str]
+) -> list[Json]:
+    """Rows for people: beside an id stands the name of what it refers to."""
+    named = {
+        column: api.names(target, {row[column] for row in rows} - {None})
+        for column in columns
+        if (target := resource.target(column))
+    }
+    return [
+        row | {name: f"{row[name]} {known[row[name]]}" for name, known in named.items() if row[name] in known}
+        for row in rows
+    ]
 
 
 def _one(api: AdminClient, field: Field, said: str) -> object:

@@ -9,10 +9,10 @@ import pytest
 from multidict import MultiDict
 
 from gateway.admin.console import charts, forms, shown
-from gateway.admin.console.fields import fields_of
 from gateway.admin.console.live import Live, quantile_of
 from gateway.admin.console.screens import MENU, SCREENS
 from gateway.admin.resources import RESOURCES
+from gateway.admin.resources.fields import fields_of
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,21 @@ def test_every_resource_has_its_place_in_the_menu() -> None:
 
 
 def test_fields_come_from_the_model() -> None:
-    found = {each.name: each for each in fields_of(RESOURCES["tenants"].create)}  # type: ignore[arg-type]  # has one
+    found = {each.name: each for each in fields_of(RESOURCES["tenants"], RESOURCES["tenants"].create)}  # type: ignore[arg-type]  # has one
     assert found["organization_id"].refers == "organizations"
     assert found["limits.requests_per_minute"].kind == "whole"
     services: Any = RESOURCES["services"].create
-    kinds = {each.name: (each.kind, each.required) for each in fields_of(services)}
+    kinds = {each.name: (each.kind, each.required) for each in fields_of(RESOURCES["services"], services)}
     assert kinds["service_type"] == ("choice", True)
     assert kinds["counts_tokens"] == ("flag", False)
     assert kinds["pricing"] == ("json", False)
     plans: Any = RESOURCES["subscription-plans"].create
-    kinds = {each.name: (each.kind, each.required) for each in fields_of(plans)}
+    kinds = {
+        each.name: (each.kind, each.required) for each in fields_of(RESOURCES["subscription-plans"], plans)
+    }
     assert (kinds["monthly_cost"], kinds["feature_access"]) == (("money", True), ("lines", True))
     hooks: Any = RESOURCES["webhooks"].create
-    [events] = [each for each in fields_of(hooks) if each.name == "events"]
+    [events] = [each for each in fields_of(RESOURCES["webhooks"], hooks) if each.name == "events"]
     assert (events.kind, "quota.80" in events.choices) == ("many", True)
 
 
@@ -103,7 +105,9 @@ def test_fields_come_from_the_model() -> None:
 )  # fmt: skip
 def test_whole_numbers_are_read_only_where_they_are_sure(typed: str, sent: object) -> None:
     model: Any = RESOURCES["token-plans"].create
-    body = forms.body_of(fields_of(model), MultiDict(name="x", total_amount=typed), changes=False)
+    body = forms.body_of(
+        fields_of(RESOURCES["token-plans"], model), MultiDict(name="x", total_amount=typed), changes=False
+    )
     assert body["total_amount"] == sent
 
 
@@ -111,7 +115,7 @@ def test_a_body_holds_what_was_filled_in() -> None:
     model: Any = RESOURCES["api-keys"].create
     posted = MultiDict(tenant_id="7", name="", models="a\r\n\r\n b ", expires_at="2030-01-31T10:00")
     posted["limits.concurrency"] = "3"
-    assert forms.body_of(fields_of(model), posted, changes=False) == {
+    assert forms.body_of(fields_of(RESOURCES["api-keys"], model), posted, changes=False) == {
         "tenant_id": 7,
         "models": ["a", "b"],
         "expires_at": "2030-01-31T10:00:00Z",
@@ -127,7 +131,7 @@ def test_a_change_holds_what_differs() -> None:
     }  # fmt: skip
     same = {**former, "models": "a\r\nb", "expires_at": "2030-01-31T10:00"}
     was = {f"was.{name}": value for name, value in former.items()}
-    fields = fields_of(model)
+    fields = fields_of(RESOURCES["api-keys"], model)
     assert forms.body_of(fields, MultiDict({**same, **was}), changes=True) == {}
     other = {**same, "user": "", "limits.concurrency": "", "expires_at": ""}
     assert forms.body_of(fields, MultiDict({**other, **was}), changes=True) == {

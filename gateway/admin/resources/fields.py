@@ -1,6 +1,6 @@
-"""Form fields made of a resource's own model: what is asked, how it is labelled, what may be chosen.
+"""What people are asked, made of a resource's own model: each field, how it is labelled, what may be chosen.
 
-The model's JSON schema is the only source, so a form asks for exactly what the Admin API takes.
+The model's JSON schema is the only source: forms and commands ask for exactly what the Admin API takes.
 """
 
 from __future__ import annotations
@@ -13,31 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.admin.console import shown
+from gateway.admin.resources.resource import Resource
 
 Json = Mapping[str, Any]  # JSON schema: any shape
 
 LONG_TEXT_CHARS = 200
-# Fields that take a document; an example says more than a schema.
-EXAMPLES = {
-    "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
-    'or {"per_million": {"*": {"input": 500, "output": 1500}}}',
-    "changes": '{"amount": 120}',
-}
-# What an id refers to, where it is the same everywhere.
-REFERS = {
-    "organization_id": "organizations",
-    "tenant_id": "tenants",
-    "service_id": "services",
-    "feature_id": "services",
-    "business_model_id": "business-models",
-    "token_plan_id": "token-plans",
-    "user_id": "users",
-    "added_by_id": "users",
-    "webhook_id": "webhooks",
-    "corrects_id": "invoices",
-}
-
+# Names that are not said as they are spelled.
+PROPER = {"postgresql": "PostgreSQL", "request_id": "Request id", "url": "URL", "api_key_id": "API key"}
 
 # What a program sends as null, a person leaves empty.
 _NULL = re.compile(r"\bnull\b")
@@ -45,68 +27,72 @@ _NULL = re.compile(r"\bnull\b")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One control of a form; `name` may be `outer.inner`.
+    """One thing that is asked; `name` may be `outer.inner`.
 
     `kind` is text, long, whole, money, day, instant, flag, choice, many, lines or json.
-    `nullable` says that leaving it empty may be sent as null; fields of one `group` stand together.
+    `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of.
     """
 
     name: str
     kind: str
-    label: str
     required: bool = False
     nullable: bool = False
     hint: str = ""
     choices: tuple[str, ...] = ()
     refers: str = ""
     default: str = ""
-    group: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return words(self.name.rpartition(".")[2])
+
+    @property
+    def group(self) -> str:
+        """The heading of the fields it stands together with; empty if it stands alone."""
+        outer, _, _ = self.name.rpartition(".")
+        return f"{words(outer)} (empty: not limited)" if outer else ""
 
     @property
     def control(self) -> str:
-        """An id that a label can point to."""
-        return self.name.replace(".", "-")
+        """An identifier that a label or an option can point to."""
+        return self.name.replace(".", "_")
 
 
 @cache
-def fields_of(model: type[BaseModel], refers: tuple[tuple[str, str], ...] = ()) -> tuple[Field, ...]:
-    """The fields of a form for a model; `refers` says what ids of this resource refer to."""
+def fields_of(resource: Resource, model: type[BaseModel]) -> tuple[Field, ...]:
+    """What is asked for one of the resource's models: of a new row, a change or an action."""
     schema = model.model_json_schema()
-    known = {**REFERS, **dict(refers)}
+    required = schema.get("required", ())
     found: list[Field] = []
     for name, part in schema.get("properties", {}).items():
-        found += _fields(name, part, schema, known, required=name in schema.get("required", ()))
+        shape, nullable = _shape(part, schema)
+        if name.endswith("limits"):
+            found += [Field(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
+            continue
+        kind, choices = _kind(name, shape, schema)
+        default = part.get("default")
+        found.append(
+            Field(
+                name,
+                kind,
+                name in required,
+                nullable,
+                hint=_NULL.sub("empty", part.get("description", "")),
+                choices=choices,
+                refers=resource.target(name),
+                default="" if default is None or default == [] else _text(default),
+            )
+        )
     return tuple(found)
 
 
-def _fields(name: str, part: Json, schema: Json, known: Mapping[str, str], *, required: bool) -> list[Field]:
-    shape, nullable = _shape(part, schema)
-    if "properties" in shape and name.endswith("limits"):
-        return [
-            Field(
-                f"{name}.{inner}",
-                "whole",
-                shown.words(inner),
-                nullable=True,
-                group=f"{shown.words(name)} (empty: not limited)",
-            )
-            for inner in shape["properties"]
-        ]
-    kind, choices = _kind(name, shape, schema)
-    default = part.get("default")
-    return [
-        Field(
-            name,
-            kind,
-            shown.words(name),
-            required=required,
-            nullable=nullable,
-            hint=_NULL.sub("empty", part.get("description", "")),
-            choices=choices,
-            refers=known.get(name, ""),
-            default="" if default is None or default == [] else _text(default),
-        )
-    ]
+def words(name: str) -> str:
+    """A field's name as a label."""
+    if name in PROPER:
+        return PROPER[name]
+    text = name.removesuffix("_id").removesuffix("_at").replace("_", " ").replace("-", " ").strip() or name
+    return text[:1].upper() + text[1:]
 
 
 def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
