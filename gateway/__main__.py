@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             options = serving.plain_options(words[1:])
             if options is not None:
                 config = options.pop("config", None)
-                return serving.serve(Path(config) if config else None, **options)
+                serving.serve(Path(config) if config else None, **options)
+                return 0
         from gateway.cli.main import run  # noqa: PLC0415  # workers are spared the command line's libraries
 
         return run(words)

@@ -83,8 +83,8 @@ def restore(
     """Bring a backup into an empty PostgreSQL and check it; the keeper rebuilds the counters from it."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
-    from gateway.local.supervisor.alone import postgres_alone  # noqa: PLC0415
     from gateway.ops import backup  # noqa: PLC0415
+    from gateway.run.supervisor.alone import postgres_alone  # noqa: PLC0415
     from gateway.settings.urls import without_password  # noqa: PLC0415
 
     settings = _settings(config, database_url, data_dir)

@@ -81,18 +81,21 @@ def up(
     json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
 ) -> None:
     """Start everything on this machine: databases, demo data, gateway and keeper."""
-    from gateway.cli.starting import start_up  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.supervisor.up import up as run  # noqa: PLC0415  # each command loads what it needs
 
-    settings = {
-        "data_dir": str(data_dir) if data_dir else None,
-        "gateway_port": gateway_port,
-        "admin_port": admin_port,
-        "workers": workers,
-        "redis_url": redis_url,
-        "database_url": database_url,
-        "database_owner_url": database_url,
-    }
-    raise typer.Exit(start_up(config, settings, upstream=upstream or "", demo=demo, json=json))
+    run(
+        config,
+        upstream=upstream or "",
+        demo=demo,
+        json=json,
+        data_dir=str(data_dir) if data_dir else None,
+        gateway_port=gateway_port,
+        admin_port=admin_port,
+        workers=workers,
+        redis_url=redis_url,
+        database_url=database_url,
+        database_owner_url=database_url,
+    )
 
 
 @app.command()
@@ -107,8 +110,7 @@ def serve(
     """Run the data plane alone: needs Redis or Valkey, never PostgreSQL."""
     from gateway.run import serving  # noqa: PLC0415  # each command loads what it needs
 
-    options = {"gateway_port": gateway_port, "ops_port": ops_port, "workers": workers, "redis_url": redis_url}
-    raise typer.Exit(serving.serve(config, **options))
+    serving.serve(config, gateway_port=gateway_port, ops_port=ops_port, workers=workers, redis_url=redis_url)
 
 
 @app.command()
@@ -137,14 +139,14 @@ def migrate(
     *, config: ConfigOption = None, database_url: DatabaseOption = None, json: JsonOption = False
 ) -> None:
     """Bring the schema up to date; safe to repeat and to run twice at once."""
-    from gateway.cli import starting  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run import schema  # noqa: PLC0415  # each command loads what it needs
     from gateway.run.serving import resolved  # noqa: PLC0415
 
     settings = resolved(config, database_owner_url=database_url)
     if not settings.owner_url:
         settings.require("database_url")
-    schema = starting.migrate(settings.owner_url, lambda said: typer.echo(said, err=True))
-    typer.echo(dumps({"schema_version": schema}) if json else f"schema version {schema}")
+    version = schema.migrate(settings.owner_url, lambda said: typer.echo(said, err=True))
+    typer.echo(dumps({"schema_version": version}) if json else f"schema version {version}")
 
 
 @app.command("demo-upstream")

@@ -1,8 +1,7 @@
 """What `up` says: progress and news on standard error, the result on standard output.
 
 With JSON asked for, standard output is exactly one line; the news are JSON lines as the logs of
-the other processes are. Without it a person reads, so both are sentences. Why it cannot start is a
-sentence in either case.
+the other processes are. Without it a person reads, so both are sentences.
 """
 
 from __future__ import annotations
@@ -13,61 +12,40 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 # Where the commands look by themselves.
 DATA_DIR = ".tollkeeper"
 
 
-class Voice(Protocol):
-    """Where `up` speaks."""
-
-    def step(self, sentence: str) -> None:
-        """Say what is being done during the start."""
-
-    def say(self, sentence: str) -> None:
-        """Say what happened."""
-
-    def warn(self, sentence: str) -> None:
-        """Say what somebody should look at."""
-
-    def fail(self, sentence: str) -> None:
-        """Say, on one line, why it cannot start."""
-
-    def ready(self, facts: dict[str, Any]) -> None:
-        """Say where everything is."""
-
-
-class PlainVoice:
+class Voice:
     """Sentences for a person; steps carry the seconds since the start."""
 
-    def __init__(self, write: Callable[[str], None] | None = None) -> None:
-        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201  # its purpose
+    def __init__(self) -> None:
         self._began = time.monotonic()
 
     def step(self, sentence: str) -> None:
         """Say what is being done during the start."""
-        self._write(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
+        _news(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
 
     def say(self, sentence: str) -> None:
         """Say what happened."""
-        self._write(f"tollkeeper: {sentence}")
+        _news(f"tollkeeper: {sentence}")
 
     def warn(self, sentence: str) -> None:
         """Say what somebody should look at."""
         self.say(sentence)
 
-    def fail(self, sentence: str) -> None:
-        """Say, on one line, why it cannot start."""
-        self._write(f"tollkeeper: {' '.join(sentence.split())}")
-
     def ready(self, facts: dict[str, Any]) -> None:
         """Say where everything is."""
         self.step("ready")
-        print(_for_a_person(facts), flush=True)  # noqa: T201  # standard output is the result
+        print(self._result(facts), flush=True)  # noqa: T201  # standard output is the result
+
+    def _result(self, facts: dict[str, Any]) -> str:
+        return _for_a_person(facts)
 
 
-class JsonVoice(PlainVoice):
+class JsonVoice(Voice):
     """Lines of JSON for a program; the news go to `log`."""
 
     def __init__(self, log: Callable[..., None]) -> None:
@@ -86,10 +64,12 @@ class JsonVoice(PlainVoice):
         """Say what somebody should look at."""
         self._log(sentence, level="warning")
 
-    def ready(self, facts: dict[str, Any]) -> None:
-        """Say where everything is."""
-        self.step("ready")
-        print(json.dumps(facts, separators=(",", ":")), flush=True)  # noqa: T201  # the result
+    def _result(self, facts: dict[str, Any]) -> str:
+        return json.dumps(facts, separators=(",", ":"))
+
+
+def _news(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  # standard error is where news go
 
 
 def _for_a_person(facts: dict[str, Any]) -> str:

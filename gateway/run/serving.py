@@ -1,32 +1,39 @@
-"""`tollkeeper serve`, composed: the supervisor of gateway workers.
+"""`tollkeeper serve`: gateway workers on one port, watched, and their operations port.
 
 It stands beside a service all day, so it is started without what only people at a terminal need: those
-libraries would be a third of its memory.
+libraries would be a third of its memory. SIGHUP has the settings read anew, unless a person started it in
+a terminal: then it means that the terminal is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gateway.errors import SettingError
-from gateway.local.announce import JsonVoice, PlainVoice
-from gateway.local.supervisor.ops import Ops
-from gateway.local.supervisor.serve import Serving, run_serve
+from gateway.errors import SettingError, StartError, TollkeeperError
+from gateway.local import ports
+from gateway.local.announce import JsonVoice, Voice
+from gateway.local.child import Child, Program
 from gateway.run.readiness import of_gateway
 from gateway.run.reload import Renewal
-from gateway.settings import settings as settings_module
-from gateway.settings.settings import PREFIX, Settings, load
+from gateway.run.stopping import stop_signal, until_stopped
+from gateway.run.supervisor.ops import Ops, listen
+from gateway.settings.settings import PREFIX, Settings, load, to_json
 from gateway.telemetry import logs
 from gateway.telemetry import snapshot_files as tallies
 
 HOME = str(Path(__file__).resolve().parents[2])
 NUMBERS = frozenset({"gateway_port", "ops_port", "workers"})
 OPTIONS = NUMBERS | {"config", "redis_url"}
+# A worker loads its code and waits for Redis, its own bound, before it listens.
+LOADING_S_MAX = 30.0
+# Behind its grace it breaks calls off and settles what came of them.
+SETTLING_S_MAX = 6.0
 
 
 def plain_options(words: list[str]) -> dict[str, str] | None:
@@ -43,29 +50,15 @@ def plain_options(words: list[str]) -> dict[str, str] | None:
     return found if len(rest) % 2 == 0 else None
 
 
-def serve(config: Path | None, **options: str | int | None) -> int:
-    """Run the gateway until it is told to end; its exit status. `SettingError` where a setting is wrong."""
+def serve(config: Path | None, **options: str | int | None) -> None:
+    """Run the gateway until it is told to end. `SettingError` where a setting is wrong."""
     find_home()
     read = partial(_of_a_gateway, config, **options)
     settings = read()
     settings.require("redis_url", "key_pepper")
-    now = Renewal(settings, read)
-    serving = Serving(
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        ops_host=settings.ops_host,
-        ops_port=settings.ops_port,
-        workers=settings.workers,
-        grace_s=settings.shutdown_grace_s,
-        start_wait_s=settings.start_wait_s,
-        worker=command("serve", "--worker"),
-        settings_line=lambda port: settings_module.to_json(now.running.with_values(gateway_port=port)),
-        ops=lambda port: Ops(partial(of_gateway, settings, port), partial(_metrics, settings)),
-        renew=now.renew,
-    )
     logs.configure(settings.log_level)
-    voice = PlainVoice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
-    return run_serve(serving, voice)
+    voice = Voice() if sys.stderr.isatty() else JsonVoice(logs.logger("tollkeeper.serve"))
+    asyncio.run(_serve(Renewal(settings, read), voice))
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
@@ -80,6 +73,79 @@ def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
             known = aside.submit(lambda: asyncio.run(catalogue_of(settings))).result()
         settings.table.check_services(known)
     return settings
+
+
+async def _serve(now: Renewal, voice: Voice) -> None:
+    stop, renew, settings = stop_signal(), asyncio.Event(), now.running
+    hung_up = stop.set if sys.stdin.isatty() else renew.set
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+    with ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)") as socket:
+        port: int = socket.getsockname()[1]
+        operations = await _operations(settings, port)
+        ops_port = operations.sockets[0].getsockname()[1]
+        at_work = settings.with_values(gateway_port=port)
+        ready_s_max = settings.start_wait_s + LOADING_S_MAX
+        programs = [
+            gateway_worker(command("serve", "--worker"), at_work, number, ready_s_max)
+            for number in range(settings.workers)
+        ]
+        children = [Child(program, voice.say, lambda: None) for program in programs]
+        renewing = asyncio.create_task(_renewing(now, renew, children, port, voice))
+
+        async def start() -> None:
+            await asyncio.gather(*(child.start() for child in children))
+            listening = f"serving on {settings.gateway_host}:{port}"
+            voice.say(f"{listening}, health and metrics on {settings.ops_host}:{ops_port}")
+
+        try:
+            await until_stopped(start(), stop)
+        finally:
+            renewing.cancel()
+            voice.say("stopping: calls are finished first")
+            await asyncio.gather(*(child.stop() for child in children))
+            operations.close()
+
+
+async def _operations(settings: Settings, port: int) -> asyncio.Server:
+    ops = Ops(partial(of_gateway, settings, port), partial(_metrics, settings))
+    try:
+        return await listen(ops, settings.ops_host, settings.ops_port)
+    except OSError as error:
+        where = f"{settings.ops_host}:{settings.ops_port} (--ops-port)"
+        raise StartError(f"cannot listen on {where}: {error.strerror}") from error
+
+
+async def _renewing(
+    now: Renewal, renew: asyncio.Event, children: list[Child], port: int, voice: Voice
+) -> None:
+    """Hand settings that were read anew to the workers; with anything wrong in them the old ones stay."""
+    while True:
+        await renew.wait()
+        renew.clear()
+        try:
+            done = now.renew()
+        except TollkeeperError as error:
+            voice.warn(f"settings are kept as they were: {error.message}")
+            continue
+        line = to_json(now.running.with_values(gateway_port=port))
+        await asyncio.gather(*(child.tell(line) for child in children))
+        voice.say(f"settings read anew: {done}")
+
+
+def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready_s_max: float) -> Program:
+    """One of the workers that share the gateway's port."""
+
+    async def ready(pid: int) -> bool:
+        return ports.listens(pid, settings.gateway_port)
+
+    return Program(
+        f"gateway worker {number + 1}",
+        argv,
+        ready,
+        ready_s_max,
+        stdin=to_json(settings),
+        stop_max_s=settings.shutdown_grace_s + SETTLING_S_MAX,
+    )
 
 
 def find_home() -> None:

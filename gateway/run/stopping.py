@@ -22,6 +22,21 @@ def stop_signal() -> asyncio.Event:
     return stop
 
 
+async def until_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Start, then wait to be told to stop; a start that is under way by then is ended, and waited for."""
+    starting = asyncio.create_task(start)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping
+    finally:
+        stopping.cancel()
+        starting.cancel()
+        await asyncio.wait({starting})
+
+
 async def forever(
     name: str,
     run: Callable[[], Awaitable[None]],

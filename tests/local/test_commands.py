@@ -18,7 +18,7 @@ import redis
 
 from gateway.local.announce import usage_line
 from persistence.schema.version import NEEDED
-from tests.local.conftest import ROOT, STEP_MAX_S, until
+from tests.run.supervisor.conftest import ROOT, STEP_MAX_S, until
 
 
 def environment(**settings: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ import redis
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres
-from tests.local.conftest import ROOT, STEP_MAX_S, until
+from tests.run.supervisor.conftest import ROOT, STEP_MAX_S, until
 
 WORKER_BYTES_MAX = 50_000_000
 TWINS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Starter
+from tests.run.supervisor.conftest import Starter
 
 
 def test_a_data_directory_in_use(start: Starter) -> None:

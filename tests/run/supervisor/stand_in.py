@@ -2,7 +2,7 @@
 
 The supervisor knows neither by name, so its own behaviour is tested with these; what the real
 ones do is tested with the real ones. Run as `stand_in.py gateway|keeper`; settings come as
-JSON on standard input: {"port": n, "log": path}. Starts and stops are appended to the log.
+JSON on standard input, as those get them. Starts and stops are appended to a log.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ async def serve(role: str) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=parent_pipe, daemon=True).start()
-    server = await asyncio.start_server(
-        answer, "127.0.0.1", settings[f"{role}_port"], reuse_port=role == "gateway"
-    )
-    for name in settings["told"]:
-        note(settings["log"] + ".told", f"{role} {name}")
-    note(settings["log"], f"{role} started")
+    log, port = settings["data_dir"] + "/stand_in.log", "gateway_port" if role == "gateway" else "admin_port"
+    server = await asyncio.start_server(answer, "127.0.0.1", settings[port], reuse_port=role == "gateway")
+    for name in ("database_url", "admin_token"):
+        if settings[name]:
+            note(log + ".told", f"{role} {name}")
+    note(log, f"{role} started")
     await stop.wait()
     server.close()
-    note(settings["log"], f"{role} stopped")
+    note(log, f"{role} stopped")
     os._exit(0)
 
 

@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway.local.announce import PlainVoice
+from gateway.local.announce import Voice
 from gateway.local.data_directory import opened
-from gateway.local.supervisor.servers import start_postgres
-from gateway.local.supervisor.supervisor import Supervisor
+from gateway.run.supervisor.servers import start_postgres
+from gateway.run.supervisor.supervisor import Supervisor
 
 
 @asynccontextmanager
 async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
     """Start it, lend its URL, stop it."""
     with opened(data_dir) as data:
-        supervisor = Supervisor(data, PlainVoice())
+        supervisor = Supervisor(data, Voice())
         try:
             yield await start_postgres(supervisor, data.secrets()["database_password"])
         finally:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent.parent.parent
 STEP_MAX_S = 120.0
 
 

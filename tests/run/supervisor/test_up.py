@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.local.conftest import Starter, Up, at_work_in, runs, until
+from tests.run.supervisor.conftest import Starter, Up, at_work_in, runs, until
 
 
 def events(up: Up) -> list[str]:

@@ -9,8 +9,8 @@ from gateway.errors import StartError
 from gateway.local import ports
 from gateway.local.child import Program
 from gateway.local.embedded import postgres, valkey
-from gateway.local.supervisor.parts import Options, Parts
-from gateway.local.supervisor.supervisor import Supervisor
+from gateway.run.supervisor.options import Options
+from gateway.run.supervisor.supervisor import Supervisor
 
 EXTERNAL_WAIT_S = 5.0
 SHARED_MEMORY_TRIES = 20
@@ -19,26 +19,28 @@ DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 
 
 
 async def start_servers(
-    supervisor: Supervisor, options: Options, parts: Parts, secrets: dict[str, str]
+    supervisor: Supervisor, options: Options, secrets: dict[str, str]
 ) -> tuple[str, str, str, str | None]:
     """Redis, PostgreSQL and the demo upstream side by side; their URLs.
 
     Redis has two: the one to tell, and the one for the gateway's own processes.
     """
-    data = supervisor.data
+    data, settings = supervisor.data, options.settings
     async with asyncio.TaskGroup() as group:
-        redis = group.create_task(_redis(supervisor, options, secrets["redis_password"]))
-        database = group.create_task(_postgres(supervisor, options, secrets["database_password"]))
-        upstream = group.create_task(_upstream(supervisor, options, parts))
+        redis = group.create_task(_redis(supervisor, settings.redis_url, secrets["redis_password"]))
+        database = group.create_task(
+            _postgres(supervisor, settings.database_url, secrets["database_password"])
+        )
+        upstream = group.create_task(_upstream(supervisor, options))
     supervisor.voice.step(f"databases are up in {data.path}")
     told, near = redis.result()
     return told, near, database.result(), upstream.result()
 
 
-async def _redis(supervisor: Supervisor, options: Options, password: str) -> tuple[str, str]:
-    if options.redis_url:
-        await _reachable(options.redis_url, "Redis", "--redis-url")
-        return options.redis_url, options.redis_url
+async def _redis(supervisor: Supervisor, theirs: str, password: str) -> tuple[str, str]:
+    if theirs:
+        await _reachable(theirs, "Redis", "--redis-url")
+        return theirs, theirs
     data = supervisor.data
     supervisor.voice.step("starting Valkey")
     port = ports.free(int(data.read("ports.json").get("redis", 0)))
@@ -49,10 +51,10 @@ async def _redis(supervisor: Supervisor, options: Options, password: str) -> tup
     return told, valkey.socket_url(path, password) if path else told
 
 
-async def _postgres(supervisor: Supervisor, options: Options, password: str) -> str:
-    if options.database_url:
-        await _reachable(options.database_url, "PostgreSQL", "--database-url")
-        return options.database_url
+async def _postgres(supervisor: Supervisor, theirs: str, password: str) -> str:
+    if theirs:
+        await _reachable(theirs, "PostgreSQL", "--database-url")
+        return theirs
     return await start_postgres(supervisor, password)
 
 
@@ -78,7 +80,7 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
     return postgres.url(port, password)
 
 
-async def _upstream(supervisor: Supervisor, options: Options, parts: Parts) -> str | None:
+async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
     port = ports.free(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
@@ -86,7 +88,7 @@ async def _upstream(supervisor: Supervisor, options: Options, parts: Parts) -> s
     async def ready(_pid: int) -> bool:
         return await ports.answers("127.0.0.1", port, 1.0)
 
-    argv = tuple(parts.demo_upstream(port))
+    argv = options.command("demo-upstream", str(port), "--worker")
     await supervisor.run("demo upstream", Program("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0))
     return f"http://127.0.0.1:{port}"
 

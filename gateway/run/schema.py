@@ -1,0 +1,25 @@
+"""The schema and its users, as `migrate` and `up` bring them up to date: PostgreSQL's libraries come late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.errors import SchemaUnavailable, StartError
+from gateway.ops import hints
+
+
+def migrate(url: str, told: Callable[[str], object] = lambda _: None) -> str:
+    """Bring the schema up to date; its version."""
+    from persistence.schema.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
+
+    try:
+        return upgrade(url, told)
+    except SchemaUnavailable as error:
+        raise StartError(f"{error.message}; {hints.postgresql(error.message)}") from error
+
+
+def admit_writer(url: str, password: str) -> str:
+    """Give the keeper's user of our own PostgreSQL a password; the database's URL for it."""
+    from persistence.schema import roles  # noqa: PLC0415  # heavy, and one command needs it
+
+    return roles.admit_writer(url, password)

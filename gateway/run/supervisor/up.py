@@ -1,0 +1,205 @@
+"""`tollkeeper up`: everything on one machine, started, watched and stopped in order.
+
+Databases first and side by side, then the schema, the keeper, the demo data through its Admin
+API, the gateway last. Stopping goes the other way: gateways finish their calls and settle, the
+keeper flushes, the databases close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import StartError, TollkeeperError
+from gateway.local import leftovers, ports
+from gateway.local.announce import JsonVoice, Voice
+from gateway.local.child import Program
+from gateway.local.data_directory import opened
+from gateway.local.demo import seed as demo
+from gateway.run.serving import find_home, gateway_worker, resolved
+from gateway.run.stopping import until_stopped
+from gateway.run.supervisor.options import Options
+from gateway.run.supervisor.servers import start_servers
+from gateway.run.supervisor.supervisor import Supervisor
+from gateway.settings.config_file import default_table
+from gateway.settings.settings import Settings, to_json
+from gateway.telemetry import logs
+
+READY_S_MAX = 90.0
+# What `up.json` says to the commands run beside this data directory.
+NOTED = (
+    "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
+)  # fmt: skip
+SERVING_TRIES_MAX = 200
+PROBES_PER_WORKER = 6
+NO_SUCH_SERVICE = "/services/no-such-service/"
+USAGE_PATH = "/.tollkeeper/usage"
+UNKNOWN_KEY = f"tk_{'0' * 32}"
+
+
+def up(
+    config: Path | None, *, upstream: str, demo: bool, json: bool, **settings_given: str | int | None
+) -> None:
+    """Run everything on this machine until it is stopped."""
+    find_home()
+    settings = resolved(config, **settings_given)
+    configured = settings.table != default_table(os.environ)
+    if upstream:
+        settings = settings.with_upstream(upstream)
+    settings.table.check_services({})
+    logs.configure(settings.log_level)
+    voice = JsonVoice(logs.logger("tollkeeper.up")) if json else Voice()
+    run_up(Options(settings, upstream, demo=demo, demo_upstream=demo and not configured), voice)
+
+
+def run_up(options: Options, voice: Voice) -> None:
+    """Run everything until SIGINT or SIGTERM; `StartError`, on one line, if it cannot start."""
+    try:
+        asyncio.run(_up(options, voice))
+    except BaseExceptionGroup as group:
+        found = group.subgroup(StartError)
+        if found is None:
+            raise
+        first: BaseException = found
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+
+
+async def _up(options: Options, voice: Voice) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked_to_stop() -> None:
+        voice.say("still stopping, in order" if stop.is_set() else "stopping: calls first, databases last")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked_to_stop)
+    with ExitStack() as locks:
+        data = locks.enter_context(opened(Path(options.settings.data_dir)))
+        supervisor = Supervisor(data, voice)
+        try:
+            await until_stopped(_start(supervisor, options, locks), stop)
+        finally:
+            await supervisor.stop()
+            if stop.is_set():
+                voice.say("stopped")
+
+
+async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> None:
+    data, voice, settings = supervisor.data, supervisor.voice, options.settings
+    reserved = ports.reserved(settings.gateway_host, settings.gateway_port, "gateway (--gateway-port)")
+    gateway_port: int = locks.enter_context(reserved).getsockname()[1]
+    with ports.reserved(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as socket:
+        admin_port: int = socket.getsockname()[1]
+    if data.read("processes.json"):
+        await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
+    secrets = data.secrets()
+    warming = asyncio.create_task(asyncio.to_thread(import_module, "persistence.schema.migrate"))
+    redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, secrets)
+    await warming
+    voice.step("bringing the schema up to date")
+    keeper_url = await _migrate(options, database_url, secrets["writer_password"])
+    if upstream_url:
+        settings = settings.with_upstream(upstream_url)
+    settings = settings.with_values(
+        redis_url=near_url,
+        database_url=keeper_url,
+        database_owner_url="",
+        admin_token=settings.admin_token or secrets["admin_token"],
+        key_pepper=settings.key_pepper or secrets["key_pepper"],
+        gateway_port=gateway_port,
+        admin_port=admin_port,
+        data_dir=str(data.path),
+    )
+    await _start_ours(supervisor, options, settings)
+    gateway_url, admin_url = _url(settings.gateway_host, gateway_port), _url(settings.admin_host, admin_port)
+    key = ""
+    if options.demo:
+        voice.step("looking after the demo organization")
+        database = options.settings.database_url or "embedded"
+        key = await asyncio.to_thread(demo.seed, data, admin_url, settings.admin_token, database)
+        if not key:
+            voice.say("the demo tenant is gone, and with it the demo key")
+    await _until_serving(gateway_url, key, settings.workers)
+    facts: dict[str, Any] = {
+        "gateway_url": gateway_url,
+        "admin_url": admin_url,
+        "admin_token": settings.admin_token,
+        "api_key": key or None,
+        "redis_url": redis_url,
+        "database_url": database_url,
+        "upstream_url": upstream_url,
+        "data_dir": str(data.path),
+        "pids": supervisor.pids(),
+    }
+    data.write("up.json", {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url})
+    voice.ready(facts)
+
+
+async def _migrate(options: Options, database_url: str, password: str) -> str:
+    """Bring the schema up to date as its owner; the URL the keeper has, who owns nothing of ours."""
+    theirs = options.settings.database_url
+    try:
+        await asyncio.to_thread(options.migrate, options.settings.database_owner_url or database_url)
+        return theirs or await asyncio.to_thread(options.admit_writer, database_url, password)
+    except TollkeeperError as error:
+        raise StartError(error.message) from error
+    except Exception as error:  # whatever else the driver raises is told on one line
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
+
+
+async def _start_ours(supervisor: Supervisor, options: Options, settings: Settings) -> None:
+    """Start the keeper and the gateways side by side. What a gateway does not know, nobody gets from it."""
+    workers = settings.workers
+    supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
+    url = _url(settings.admin_host, settings.admin_port)
+
+    async def ready(_pid: int) -> bool:
+        return await asyncio.to_thread(demo.status_of, f"{url}/readyz") == 200
+
+    keeper = options.command("keeper", "--worker")
+    known = settings.with_values(database_url="", admin_token="", readonly_token="")
+    async with asyncio.TaskGroup() as group:
+        program = Program("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
+        group.create_task(supervisor.run("keeper", program))
+        for number in range(workers):
+            program = gateway_worker(options.command("serve", "--worker"), known, number, READY_S_MAX)
+            group.create_task(supervisor.run("gateway", program))
+
+
+async def _until_serving(gateway_url: str, key: str, workers: int) -> None:
+    """Wait until calls are really decided: services known, and who has a key and who has none.
+
+    A service that does not exist is asked for: it costs nothing, and only a worker that knows
+    the services can say so. That a key is unknown is said only once everything is verified.
+    """
+    await _until_answers(f"{gateway_url}{NO_SUCH_SERVICE}", {}, 404, workers)
+    headers = {"Authorization": f"Bearer {key or UNKNOWN_KEY}"}
+    await _until_answers(f"{gateway_url}{USAGE_PATH}", headers, 200 if key else 401, workers)
+
+
+async def _until_answers(url: str, headers: dict[str, str], wanted: int, workers: int) -> None:
+    """Each attempt is a new connection, which the kernel gives to any worker: a run stands for all."""
+    in_a_row, status = 0, None
+    for _ in range(SERVING_TRIES_MAX):
+        status = await asyncio.to_thread(demo.status_of, url, headers)
+        in_a_row = in_a_row + 1 if status == wanted else 0
+        if in_a_row == PROBES_PER_WORKER * workers:
+            return
+        if status != wanted:
+            await asyncio.sleep(0.2)
+    hint = " to the demo key; was TOLLKEEPER_KEY_PEPPER changed?" if (wanted, status) == (200, 401) else ""
+    raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
+
+
+def _url(host: str, port: int) -> str:
+    host = ports.reachable_host(host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
