@@ -1,61 +1,64 @@
-"""The verbs create, change and delete for rows that only have to be kept and defined anew."""
+"""The verbs create, change and delete for rows that only have to be kept and defined anew; and revoke."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from sqlalchemy import Select, Table, delete
+from sqlalchemy import delete as delete_from
+from sqlalchemy import func
 
 from gateway.core.accounts.administration import Row
-from persistence.subject import Change, Subject, Verb, add, alter, fetch, lock, refuse_while, remove, require
-
-Define = Callable[[Change, Row], None]
-References = Callable[[int], Select[Any]]
+from persistence.subject import Change, add, alter, lock, refuse_while_referenced, require
 
 
-def verbs(
-    subject: Callable[[], Subject],
-    table: Table,
-    *,
-    refers: Mapping[str, Table] | None = None,
-    referenced: Mapping[str, References] | None = None,
-    define: Define | None = None,
-    defining: frozenset[str] = frozenset(),
-) -> dict[str, Verb]:
-    """Make the verbs of a table.
+def create(change: Change) -> Row:
+    """Make a row."""
+    subject = change.subject
+    subject.check_values(change)
+    require(change)
+    row = change.fetch(add(change))
+    subject.define(change, row)
+    subject.check_row(change, row)
+    return row
 
-    `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by
-    the sentence that says so; `define` writes the control writes, on a change only where one of
-    the `defining` fields is in it.
-    """
 
-    def create(change: Change) -> Row:
-        require(change, refers or {})
-        row = fetch(change.connection, subject(), add(change, table))
-        if define is not None:
-            define(change, row)
-        return row
+def change_row(change: Change) -> Row:
+    """Change a row."""
+    subject = change.subject
+    subject.check_values(change)
+    lock(change)
+    require(change)
+    alter(change, change.command.values)
+    row = change.fetch()
+    if subject.defining & change.command.values.keys():
+        subject.define(change, row)
+    subject.check_row(change, row)
+    return row
 
-    def alter_row(change: Change) -> Row:
-        lock(change, subject(), table)
-        require(change, refers or {})
-        alter(change, table, change.command.values)
-        row = fetch(change.connection, subject(), change.row_id)
-        if define is not None and defining & change.command.values.keys():
-            define(change, row)
-        return row
 
-    def delete_row(change: Change) -> Row:
-        row = lock(change, subject(), table)
-        for sentence, references in (referenced or {}).items():
-            refuse_while(change, references(change.row_id), sentence)
-        if "deleted_at" in table.c:
-            remove(change, table)
-        else:
-            change.connection.execute(delete(table).where(table.c.id == change.row_id))
-        if define is not None:
-            define(change, row)
-        return row
+def forget(change: Change) -> Row:
+    """Delete a row that nothing refers to, or mark it as deleted where ledgers may still speak of it."""
+    row, table = lock(change), change.subject.table
+    refuse_while_referenced(change)
+    if "deleted_at" in table.c:
+        alter(change, {"deleted_at": func.now()})
+    else:
+        change.connection.execute(delete_from(table).where(table.c.id == change.row_id))
+    return row
 
-    return {"create": create, "change": alter_row, "delete": delete_row}
+
+def delete(change: Change) -> Row:
+    """Delete a row, and have what it defined forgotten."""
+    row = forget(change)
+    change.subject.define(change, row)
+    return row
+
+
+def revoke(change: Change) -> Row:
+    """Refuse a credential for ever; revoking again keeps the first time."""
+    lock(change)
+    alter(change, {"revoked_at": func.coalesce(change.subject.table.c.revoked_at, func.now())})
+    row = change.fetch()
+    change.subject.define(change, row)
+    return row
+
+
+VERBS = {"create": create, "change": change_row, "delete": delete}

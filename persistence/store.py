@@ -44,14 +44,13 @@ from persistence.resources import (
     dead_letters,
     idempotency,
     keys,
+    ledgers,
     offers,
     organizations,
     quarantine,
     reconciliation_results,
     services,
     tenants,
-    token_ledger,
-    uses,
     webhooks,
 )
 from persistence.subject import Change, Subject
@@ -69,7 +68,7 @@ SUBJECTS: dict[str, Subject] = {
     "admin-tokens": admin_tokens.SUBJECT,
     "token-plans": plans.SUBJECT,
     "tenant-quotas": quotas.SUBJECT,
-    "token-ledger": token_ledger.SUBJECT,
+    "token-ledger": ledgers.TOKEN_LEDGER,
     "business-models": services.BUSINESS_MODELS,
     "services": services.SERVICES,
     "organization-services": offers.ORGANIZATION_SERVICES,
@@ -80,10 +79,10 @@ SUBJECTS: dict[str, Subject] = {
     "invoice-heads": invoice_source.HEADS,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,
-    "quarantine": quarantine.QUARANTINE,
-    "dead-letters": dead_letters.DEAD_LETTERS,
-    "credit-transactions": uses.CREDIT_TRANSACTIONS,
-    "feature-usage": uses.FEATURE_USAGE,
+    "quarantine": quarantine.SUBJECT,
+    "dead-letters": dead_letters.SUBJECT,
+    "credit-transactions": ledgers.CREDIT_TRANSACTIONS,
+    "feature-usage": ledgers.FEATURE_USAGE,
     "audit-log": audit.SUBJECT,
     "console-sessions": console_sessions.SUBJECT,
     "reconciliation": reconciliation_results.SUBJECT,
@@ -153,10 +152,12 @@ class Store:
             first = idempotency.claim(connection, command.claim)
             if first is not None:
                 return first
+        found = SUBJECTS[command.resource]
         change = Change(
-            connection, command, self._partition_of, self._clock(), private_addresses=self._private_addresses
-        )
-        row = SUBJECTS[command.resource].verbs[command.verb](change)
+            connection, command, found, self._partition_of, self._clock(),
+            private_addresses=self._private_addresses,
+        )  # fmt: skip
+        row = found.verbs[command.verb](change)
         audit.record(change, row)
         if command.claim is not None:
             idempotency.keep(connection, command.claim, command.render(row))
@@ -167,7 +168,7 @@ class Store:
     def _placed(self, resource: str, row: Row) -> Row:
         if not SUBJECTS[resource].partitioned:
             return row
-        return {**row, "partition": self._partition_of(int(str(row["organization_id"])))}
+        return {**row, "partition": self._partition_of(subject.id_in(row, "organization_id"))}
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         return await answered(self._tried(work), partial(engines.alive, self._engine))

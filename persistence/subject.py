@@ -13,7 +13,21 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, literal, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from gateway.core.accounts.administration import Command, Intent, Page, Query, Row
 from gateway.core.model import INTEGER_MAX
@@ -28,6 +42,9 @@ WORDS_MAX = 12
 
 _BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
+# The flusher's lock of a partition.
+_LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
+
 Condition = Callable[[Any], ColumnElement[bool]]
 
 
@@ -37,6 +54,7 @@ class Change:
 
     connection: Connection
     command: Command
+    subject: Subject
     partition_of: Callable[[int], int]
     now: datetime
     private_addresses: bool = False
@@ -53,6 +71,10 @@ class Change:
         """The row the command names."""
         assert self.command.id is not None
         return self.command.id
+
+    def fetch(self, row_id: int | None = None) -> Row:
+        """Read a row of the subject as it stands, the command's where none is named."""
+        return fetch(self.connection, self.subject, self.row_id if row_id is None else row_id)
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
@@ -75,30 +97,79 @@ class Change:
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in rows[:room]]
         return [UUID(str(row["id"])) for row in rows]
 
+    def define(self, account: str, organization_id: object) -> None:
+        """Have an account of an organization loaded anew."""
+        self.intend([account], "define", {}, organization_id=int(str(organization_id)))
+
+    def hold_flushes(self, partition: object) -> None:
+        """Let no flush of a partition be under way until the end of the transaction."""
+        self.connection.execute(_LOCK_FLUSH, {"partition": partition})
+
 
 Verb = Callable[[Change], Row]
 
 
+# The row a command names, in what refers to it.
+THIS: BindParameter[int] = bindparam("this")
+
+
+def _nothing(*_: object) -> None:
+    """What most rows need besides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kind of row: `source` selects it, labelled with its public field names.
+    """A kind of row: those of `table` that are not deleted, or what `source` selects by public field names.
 
-    `order` are labels of integer columns that together name a row; `filters` make conditions
-    of values; `partitioned` rows carry their organization's partition.
+    `time` is a column of the table, and so are those of `order`: integers that together name a row. A
+    filter is the column of its name, unless `conditions` make something else of the value. `partitioned`
+    rows carry their organization's partition.
+
+    `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by the
+    sentence that says so. `check_values` runs before a row is written and `check_row` behind it; `define`
+    writes the control writes, on a change only where one of the `defining` fields is in it.
     """
 
-    source: Select[Any]
-    id: ColumnElement[int]
-    time: ColumnElement[Any]
-    order: tuple[tuple[str, ColumnElement[int]], ...]
-    filters: Mapping[str, Condition] = field(default_factory=dict)
+    table: Table
+    source: Select[Any] | None = None
+    time: str = "created_at"
+    order: tuple[str, ...] = ("id",)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
     verbs: Mapping[str, Verb] = field(default_factory=dict)
     partitioned: bool = False
+    refers: Mapping[str, Table] = field(default_factory=dict)
+    referenced: Mapping[str, Select[Any]] = field(default_factory=dict)
+    check_values: Callable[[Change], None] = _nothing
+    check_row: Callable[[Change, Row], None] = _nothing
+    define: Callable[[Change, Row], None] = _nothing
+    defining: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> Select[Any]:
+        """All rows there are."""
+        return live(self.table, self.table) if self.source is None else self.source
+
+    def condition(self, name: str, value: object) -> ColumnElement[bool]:
+        """What a filter wants of a row."""
+        return self.conditions[name](value) if name in self.conditions else self.table.c[name] == value
 
 
-def equals(column: ColumnElement[Any]) -> Condition:
-    """Filter rows whose column is the value."""
-    return lambda value: column == value
+def live(table: Table, *selected: Any) -> Select[Any]:
+    """Rows of a table that are not deleted: what is selected, else their ids."""
+    found = select(*selected or (table.c.id,))
+    return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
+
+
+def id_in(values: Row, name: str) -> int:
+    """The id a row or a command's values have under a name."""
+    return int(str(values[name]))
+
+
+def day_in(values: Row, name: str) -> date:
+    """The day they have."""
+    day = values[name]
+    assert isinstance(day, date)
+    return day
 
 
 def named(table: Table) -> Condition:
@@ -122,7 +193,7 @@ def _words(wanted: str) -> str:
 
 def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
     """Read one row; `NotFound` if there is none."""
-    row = connection.execute(subject.source.where(subject.id == row_id)).mappings().first()
+    row = connection.execute(subject.rows.where(subject.table.c.id == row_id)).mappings().first()
     if row is None:
         raise NotFound
     return dict(row)
@@ -130,12 +201,12 @@ def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
 
 def page(connection: Connection, subject: Subject, query: Query) -> Page:
     """Read the rows after a cursor, in order."""
-    found = subject.source.where(*(subject.filters[name](value) for name, value in query.filters.items()))
+    found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     if query.since is not None:
-        found = found.where(subject.time >= query.since)
+        found = found.where(subject.table.c[subject.time] >= query.since)
     if query.until is not None:
-        found = found.where(subject.time < query.until)
-    columns = [column for _, column in subject.order]
+        found = found.where(subject.table.c[subject.time] < query.until)
+    columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
         if len(query.after) != len(columns):
             raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
@@ -147,62 +218,59 @@ def page(connection: Connection, subject: Subject, query: Query) -> Page:
     found = found.order_by(*(column.desc() if query.descending else column for column in columns))
     rows = [dict(row) for row in connection.execute(found.limit(query.limit + 1)).mappings()]
     more, rows = len(rows) > query.limit, rows[: query.limit]
-    last = tuple(int(rows[-1][label]) for label, _ in subject.order) if more else None
+    last = tuple(id_in(rows[-1], name) for name in subject.order) if more else None
     return Page(tuple(rows), last)
 
 
-def lock(change: Change, subject: Subject, table: Table) -> Row:
+def lock(change: Change) -> Row:
     """Hold the command's row until the end of the transaction and remember it as it was."""
     # The bare row first: a source with outer joins cannot be locked.
-    change.connection.execute(select(table.c.id).where(table.c.id == change.row_id).with_for_update())
-    change.before = fetch(change.connection, subject, change.row_id)
+    here = change.subject.table.c.id
+    change.connection.execute(select(here).where(here == change.row_id).with_for_update())
+    change.before = change.fetch()
     return change.before
 
 
-def require(change: Change, refers: Mapping[str, Table]) -> None:
+def require(change: Change) -> None:
     """Check that what the values refer to is there, and hold it there; `Unprocessable` names the field."""
     missing = []
-    for name, table in refers.items():
+    for name, table in change.subject.refers.items():
         wanted = change.command.values.get(name)
         if wanted is None:
             continue
-        found = select(table.c.id).where(table.c.id == wanted)
-        if "deleted_at" in table.c:
-            found = found.where(table.c.deleted_at.is_(None))
+        found = live(table).where(table.c.id == wanted)
         if change.connection.execute(found.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
     if missing:
         raise Unprocessable(errors=tuple(missing))
 
 
-def refuse_while(change: Change, references: Select[Any], message: str) -> None:
-    """Raise `Conflict` while any row refers to this one."""
-    if change.connection.execute(references.limit(1)).first() is not None:
-        raise Conflict(message)
+def refuse_while_referenced(change: Change) -> None:
+    """Raise `Conflict` while any row refers to the command's."""
+    for sentence, references in change.subject.referenced.items():
+        if change.connection.execute(references.limit(1), {THIS.key: change.row_id}).first() is not None:
+            raise Conflict(sentence)
 
 
-def add(change: Change, table: Table, **more: object) -> int:
+def add(change: Change, **more: object) -> int:
     """Insert the command's values and answer the new id."""
-    values = _columns(table, {**change.command.values, **more})
+    table = change.subject.table
+    values = fitted(table, {**change.command.values, **more})
     return int(change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one())
 
 
-def alter(change: Change, table: Table, values: Row) -> None:
+def alter(change: Change, values: Row) -> None:
     """Update the command's row; nothing to change is nothing done."""
     if not values:
         return
+    table = change.subject.table
     touched = {"updated_at": func.now()} if "updated_at" in table.c else {}
     change.connection.execute(
-        update(table).where(table.c.id == change.row_id).values({**_columns(table, values), **touched})
+        update(table).where(table.c.id == change.row_id).values({**fitted(table, values), **touched})
     )
 
 
-def remove(change: Change, table: Table) -> None:
-    """Mark the command's row as deleted: ledgers may still speak of it."""
-    alter(change, table, {"deleted_at": func.now()})
-
-
-def _columns(table: Table, values: Row) -> dict[str, Any]:
+def fitted(table: Table, values: Row) -> dict[str, Any]:
     """Fit values to columns: null for a column that is always there means its empty value."""
     fitted: dict[str, Any] = {}
     for name, value in values.items():

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, text
 from gateway.core.billing.calendar import midnight
 from gateway.core.billing.invoice import Facts, Fee, Overage, Purchase, Use
 from gateway.core.billing.pricing import Portion
-from gateway.core.billing.subscription import Segment, covered
+from gateway.core.billing.subscription import covered
+from persistence.billing.subscriptions import segment_of
 
 _ORGANIZATION = text("SELECT currency, tax_rate, name FROM organization WHERE id = :organization")
 # Everything since the first day ever invoiced belongs to some invoice: what earlier ones missed to this one.
@@ -122,17 +123,12 @@ def read(connection: Connection, organization_id: int, start: date, end: date) -
     return facts, organization.name
 
 
-def _segment(row: Any) -> Segment:
-    span = (row.anchor_date, row.start_date, row.end_date)
-    return Segment(row.plan_id, row.billing_interval, row.cost, *span, row.id)
-
-
 def _fees(connection: Connection, here: Mapping[str, Any]) -> list[Fee]:
     billed: dict[int, list[tuple[date, date, int]]] = {}
     for row in connection.execute(_BILLED_DAYS, here):
         billed.setdefault(row.segment_id, []).append((row.start_date, row.end_date, row.sign))
     return [
-        Fee(_segment(row), row.name, covered(billed.get(row.id, ())))
+        Fee(segment_of(row), row.name, covered(billed.get(row.id, ())))
         for row in connection.execute(_SEGMENTS, here)
     ]
 

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Text, bindparam, case, cast, func, literal
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from persistence.subject import Subject, equals
+from persistence.subject import Subject
 from persistence.tables.billing import invoice, invoice_line
 
 _digits = case(dict(MINOR_DIGITS), value=invoice.c.currency, else_=MINOR_DIGITS_USUAL)
@@ -62,22 +62,5 @@ LINES = (
     .limit(bindparam("rows"))
 )
 
-# All of the subject but its verbs.
-SUBJECT_PARTS: dict[str, Any] = {
-    "source": SOURCE,
-    "id": invoice.c.id,
-    "time": invoice.c.created_at,
-    "order": (("id", invoice.c.id),),
-    "filters": {
-        "organization_id": equals(invoice.c.organization_id),
-        "status": equals(invoice.c.status),
-        "kind": equals(invoice.c.kind),
-        "corrects_id": equals(invoice.c.corrects_id),
-        "number": equals(invoice.c.number),
-    },
-}
-
 # Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
-HEADS = Subject(
-    **{**SUBJECT_PARTS, "source": _HEAD.add_columns(literal_column("'[]'::jsonb").label("lines"))}
-)
+HEADS = Subject(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))

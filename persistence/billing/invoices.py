@@ -21,18 +21,17 @@ from gateway.core.billing.credit_note import partial_note, whole_note
 from gateway.core.billing.invoice import Bill, Line, bill
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import invoice_facts
-from persistence.billing.invoice_source import SUBJECT_PARTS
+from persistence.billing.invoice_source import SOURCE
 from persistence.keeper.notices import tell_invoice
-from persistence.subject import Change, Subject, fetch, lock, require
+from persistence.subject import Change, Subject, day_in, id_in, lock, require
 from persistence.tables.billing import invoice, invoice_basis, invoice_line, invoice_sequence
 from persistence.tables.people import organization
 
 NUMBER_DIGITS = 6
 PERIOD_DAYS_MAX = 1_100
 
-# Advisory lock class 7803: invoices of one organization. 7800: a partition's flush.
+# Advisory lock class 7803: invoices of one organization.
 _LOCK = text("SELECT pg_advisory_xact_lock(7803, hashint8(:organization))")
-_LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
 _BILL_DAYS = text("""
 WITH billed AS (
     SELECT tenant_id, day, service_id, credits - billed_credits AS credits FROM usage_daily
@@ -85,15 +84,9 @@ SELECT jsonb_build_object('since', cast(:since AS text), 'credits', o.credit_las
 
 def create(change: Change) -> Row:
     """Make a draft of a period that no other invoice of the organization overlaps."""
-    require(change, {"organization_id": organization})
-    values = change.command.values
-    organization_id, start, end = (
-        int(str(values["organization_id"])),
-        values["period_start"],
-        values["period_end"],
-    )
-    assert isinstance(start, date)
-    assert isinstance(end, date)
+    require(change)
+    organization_id = id_in(change.command.values, "organization_id")
+    start, end = _period(change.command.values)
     if not 0 < (end - start).days <= PERIOD_DAYS_MAX:
         wanted = f"must be after period_start, by at most {PERIOD_DAYS_MAX} days"
         raise Unprocessable(errors=(("period_end", wanted),))
@@ -114,7 +107,7 @@ def create(change: Change) -> Row:
     )
     invoice_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
     _compute(change, invoice_id, organization_id, (start, end))
-    return fetch(change.connection, SUBJECT, invoice_id)
+    return change.fetch(invoice_id)
 
 
 def recompute(change: Change) -> Row:
@@ -122,18 +115,17 @@ def recompute(change: Change) -> Row:
     row = _draft(change)
     if row["kind"] == "credit_note":
         raise Conflict("A credit note has the lines of the invoice it gives back.")
-    _compute(change, change.row_id, int(str(row["organization_id"])), _period(row))
-    return fetch(change.connection, SUBJECT, change.row_id)
+    _compute(change, change.row_id, id_in(row, "organization_id"), _period(row))
+    return change.fetch()
 
 
 def finalize(change: Change) -> Row:
     """Give a draft its number and its final lines: from now on nothing changes it."""
     row = _draft(change)
-    organization_id = int(str(row["organization_id"]))
+    organization_id = id_in(row, "organization_id")
     covers = None
     if row["kind"] == "invoice":
-        partition = change.partition_of(organization_id)
-        change.connection.execute(_LOCK_FLUSH, {"partition": partition})
+        change.hold_flushes(change.partition_of(organization_id))
         made, since = _compute(change, change.row_id, organization_id, _period(row))
         _keep_basis(change, organization_id, made, since, _period(row)[1])
         here = {"organization": organization_id, "since": since.isoformat()}
@@ -144,7 +136,7 @@ def finalize(change: Change) -> Row:
         .values(status="finalized", number=_number(change), finalized_at=change.now, covers=covers)
     )
     tell_invoice(change.connection, change.row_id)
-    return fetch(change.connection, SUBJECT, change.row_id)
+    return change.fetch()
 
 
 def void(change: Change) -> Row:
@@ -158,7 +150,7 @@ def void(change: Change) -> Row:
         update(invoice).where(invoice.c.id == change.row_id).values(status="void", voided_at=change.now)
     )
     change.connection.execute(_UNBILL_DAYS, {"invoice": change.row_id})
-    return fetch(change.connection, SUBJECT, change.row_id)
+    return change.fetch()
 
 
 def give_back(change: Change) -> Row:
@@ -191,7 +183,7 @@ def give_back(change: Change) -> Row:
     )
     note_id = int(change.connection.execute(made.returning(invoice.c.id)).scalar_one())
     _keep_lines(change, note_id, list(note.values()), list(note))
-    return fetch(change.connection, SUBJECT, note_id)
+    return change.fetch(note_id)
 
 
 def remove(change: Change) -> Row:
@@ -203,7 +195,7 @@ def remove(change: Change) -> Row:
 
 
 def _locked(change: Change) -> Row:
-    row = lock(change, SUBJECT, invoice)
+    row = lock(change)
     change.connection.execute(_LOCK, {"organization": row["organization_id"]})
     return row
 
@@ -216,10 +208,7 @@ def _draft(change: Change) -> Row:
 
 
 def _period(row: Row) -> tuple[date, date]:
-    start, end = row["period_start"], row["period_end"]
-    assert isinstance(start, date)
-    assert isinstance(end, date)
-    return start, end
+    return day_in(row, "period_start"), day_in(row, "period_end")
 
 
 def _compute(
@@ -285,8 +274,9 @@ def _refuse_while_credited(change: Change, status: str, message: str) -> None:
         raise Conflict(message)
 
 
-SUBJECT: Subject = Subject(
-    **SUBJECT_PARTS,
+SUBJECT = Subject(
+    invoice,
+    source=SOURCE,
     verbs={
         "create": create,
         "recompute": recompute,
@@ -295,4 +285,5 @@ SUBJECT: Subject = Subject(
         "credit-note": give_back,
         "delete": remove,
     },
+    refers={"organization_id": organization},
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from sqlalchemy import func, select
+from sqlalchemy import func
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import TERMS
 from persistence import crud
-from persistence.subject import Change, Subject, equals
+from persistence.subject import THIS, Change, Subject, live
 from persistence.tables.billing import subscription_plan
 from persistence.tables.people import tenant, token_plan
 
@@ -20,8 +20,8 @@ plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 def define(change: Change, row: Row) -> None:
     """Have the plan loaded anew for its tenants; nobody else needs to know of it."""
     tenants = change.connection.execute(
-        select(tenant.c.id, tenant.c.organization_id)
-        .where(plan_in_force == row["id"], tenant.c.deleted_at.is_(None))
+        live(tenant, tenant.c.id, tenant.c.organization_id)
+        .where(plan_in_force == row["id"])
         .order_by(tenant.c.id)
     )
     by_organization: dict[int, list[str]] = defaultdict(list)
@@ -31,24 +31,15 @@ def define(change: Change, row: Row) -> None:
         change.intend(accounts, "define", {}, organization_id=organization_id)
 
 
-SUBJECT: Subject = Subject(
-    source=select(token_plan).where(token_plan.c.deleted_at.is_(None)),
-    id=token_plan.c.id,
-    time=token_plan.c.created_at,
-    order=(("id", token_plan.c.id),),
-    filters={"name": equals(token_plan.c.name)},
-    verbs=crud.verbs(
-        lambda: SUBJECT,
-        token_plan,
-        referenced={
-            "Tenants still follow this plan; move them first.": lambda row_id: select(tenant.c.id).where(
-                plan_in_force == row_id, tenant.c.deleted_at.is_(None)
-            ),
-            "Subscription plans still name this plan.": lambda row_id: select(subscription_plan.c.id).where(
-                subscription_plan.c.token_plan_id == row_id, subscription_plan.c.deleted_at.is_(None)
-            ),
-        },
-        define=define,
-        defining=frozenset(one.name for one in TERMS),
-    ),
+SUBJECT = Subject(
+    token_plan,
+    verbs=crud.VERBS,
+    referenced={
+        "Tenants still follow this plan; move them first.": live(tenant).where(plan_in_force == THIS),
+        "Subscription plans still name this plan.": live(subscription_plan).where(
+            subscription_plan.c.token_plan_id == THIS
+        ),
+    },
+    define=define,
+    defining=frozenset(one.name for one in TERMS),
 )

@@ -7,7 +7,7 @@ from sqlalchemy import case, func, insert, literal, select, update
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import plan_payload
 from persistence.billing.plans import plan_in_force
-from persistence.subject import Change, Subject, equals, fetch, lock, require
+from persistence.subject import Change, Subject, id_in, lock, require
 from persistence.tables.people import tenant, tenant_quota, token_plan
 
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
@@ -53,21 +53,22 @@ def open_account(change: Change, tenant_id: int) -> None:
 
 def change_plan(change: Change) -> Row:
     """`PATCH /tenant-quotas/{id}`."""
-    before = lock(change, SUBJECT, tenant)
-    require(change, {"plan_id": token_plan})
+    before = lock(change)
+    require(change)
     values = change.command.values
     if "plan_id" in values and values["plan_id"] != before["plan_id"]:
         plan_id = values["plan_id"]
         set_plan(
             change,
             change.row_id,
-            int(str(before["organization_id"])),
+            id_in(before, "organization_id"),
             None if plan_id is None else int(str(plan_id)),
         )
-    return fetch(change.connection, SUBJECT, change.row_id)
+    return change.fetch()
 
 
-SUBJECT: Subject = Subject(
+SUBJECT = Subject(
+    tenant,
     source=(
         select(
             tenant.c.id,
@@ -89,14 +90,11 @@ SUBJECT: Subject = Subject(
         .outerjoin(token_plan, token_plan.c.id == plan_in_force)
         .where(tenant.c.deleted_at.is_(None))
     ),
-    id=tenant.c.id,
-    time=tenant.c.created_at,
-    order=(("id", tenant.c.id),),
-    filters={
-        "tenant_id": equals(tenant.c.id),
-        "plan_id": equals(plan_in_force),
-        "organization_id": equals(tenant.c.organization_id),
+    conditions={
+        "tenant_id": lambda wanted: tenant.c.id == wanted,
+        "plan_id": lambda wanted: plan_in_force == wanted,
     },
     verbs={"change": change_plan},
     partitioned=True,
+    refers={"plan_id": token_plan},
 )

@@ -6,8 +6,10 @@ tenants get from it; the gateways are told by the organization's definition.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import ColumnElement, Text, cast, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
@@ -17,7 +19,7 @@ from gateway.core.billing import subscription as rules
 from gateway.core.billing.subscription import Segment, Subscription
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import quotas
-from persistence.subject import Change, Subject, add, equals, fetch, lock, require
+from persistence.subject import Change, Subject, add, day_in, id_in, lock, require
 from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
 from persistence.tables.people import organization, tenant
 
@@ -27,14 +29,13 @@ COSTS = {"monthly": "monthly_cost", "annual": "annual_cost"}
 def create(change: Change) -> Row:
     """Subscribe an organization; one whose subscription is over gets a new one in its place."""
     values = change.command.values
-    organization_id, start, end = _id(values["organization_id"]), values["start_date"], values["end_date"]
-    assert isinstance(start, date)
-    assert isinstance(end, date)
+    organization_id, plan_id = id_in(values, "organization_id"), id_in(values, "plan_id")
+    start, end = day_in(values, "start_date"), day_in(values, "end_date")
     _hold_organization(change, organization_id)
-    require(change, {"organization_id": organization, "plan_id": subscription_plan})
+    require(change)
     if end <= start:
         raise Unprocessable(errors=(("end_date", "must be after start_date"),))
-    interval, plan_id = str(values.get("billing_interval") or "monthly"), _id(values["plan_id"])
+    interval = str(values.get("billing_interval") or "monthly")
     begun = rules.begin(plan_id, interval, _cost(change, plan_id, interval), start, end)
     old = change.connection.execute(
         select(organization_subscription).where(
@@ -42,7 +43,7 @@ def create(change: Change) -> Row:
         )
     ).first()
     if old is None:
-        row_id = add(change, organization_subscription, billing_interval=interval)
+        row_id = add(change, billing_interval=interval)
     else:
         begun_once = old.end_date > old.start_date
         if begun_once and old.end_date > change.today:
@@ -50,15 +51,14 @@ def create(change: Change) -> Row:
         if begun_once and start < old.end_date:
             raise Unprocessable(errors=(("start_date", f"the last subscription ended on {old.end_date}"),))
         row_id = int(old.id)
-    _keep(change, row_id, organization_id, begun)
-    return fetch(change.connection, SUBJECT, row_id)
+    return _keep(change, row_id, organization_id, begun)
 
 
 def change_plan(change: Change) -> Row:
     """`/change`: to another plan now, or when the running period ends."""
     row = _held(change)
-    require(change, {"plan_id": subscription_plan})
-    plan_id = _id(change.command.values["plan_id"])
+    require(change)
+    plan_id = id_in(change.command.values, "plan_id")
     subscription = _subscription(change, row)
     if plan_id == subscription.current.plan_id:
         raise Conflict("The subscription is on this plan already.")
@@ -80,8 +80,7 @@ def cancel(change: Change) -> Row:
 def extend(change: Change) -> Row:
     """Move the end; the only field that may be set by hand."""
     row = _held(change)
-    end = change.command.values.get("end_date", row["end_date"])
-    assert isinstance(end, date)
+    end = day_in({**row, **change.command.values}, "end_date")
     if end == row["end_date"] and row["cancel_at"] is None:
         return row
     return _kept(change, row, rules.extend(_subscription(change, row), end, change.today))
@@ -123,13 +122,12 @@ def give_plans(change: Change, organization_id: int, tenant_id: int | None = Non
         quotas.inherit(change, one, organization_id, plan_id, anchor)
 
 
-def tell(change: Change, plan_id: int) -> None:
+def tell(change: Change, plan: Row) -> None:
     """Have everybody on a plan follow what it is now: tenants its token plan, gateways its features."""
     here = organization_subscription
-    subscribed = select(here.c.organization_id).where(here.c.plan_id == plan_id, here.c.status != "over")
+    subscribed = select(here.c.organization_id).where(here.c.plan_id == plan["id"], here.c.status != "over")
     for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
         _define(change, organization_id)
-        give_plans(change, organization_id)
 
 
 def due(today: date) -> ColumnElement[bool]:
@@ -150,17 +148,15 @@ def _hold_organization(change: Change, organization_id: int) -> None:
 
 def _held(change: Change) -> Row:
     """The command's row and its organization, held: a tenant made meanwhile is there, or comes after."""
-    found = fetch(change.connection, SUBJECT, change.row_id)
-    _hold_organization(change, _id(found["organization_id"]))
-    return lock(change, SUBJECT, organization_subscription)
+    _hold_organization(change, id_in(change.fetch(), "organization_id"))
+    return lock(change)
 
 
 def _kept(change: Change, row: Row, subscription: Subscription) -> Row:
-    _keep(change, change.row_id, _id(row["organization_id"]), subscription)
-    return fetch(change.connection, SUBJECT, change.row_id)
+    return _keep(change, change.row_id, id_in(row, "organization_id"), subscription)
 
 
-def _keep(change: Change, row_id: int, organization_id: int, subscription: Subscription) -> None:
+def _keep(change: Change, row_id: int, organization_id: int, subscription: Subscription) -> Row:
     """Store the subscription and its segments, and bring it into force."""
     current = subscription.current
     start = min(segment.start for segment in subscription.segments)
@@ -180,6 +176,11 @@ def _keep(change: Change, row_id: int, organization_id: int, subscription: Subsc
     for segment in subscription.segments:
         _keep_segment(change, organization_id, segment)
     _define(change, organization_id)
+    return change.fetch(row_id)
+
+
+def _define(change: Change, organization_id: int) -> None:
+    change.define(f"organization:{organization_id}", organization_id)
     give_plans(change, organization_id)
 
 
@@ -202,7 +203,7 @@ def _keep_segment(change: Change, organization_id: int, segment: Segment) -> Non
     )
 
 
-def _subscription(change: Change, row: Row) -> Subscription:
+def _subscription(change: Change, row: Mapping[str, Any]) -> Subscription:
     """The subscription as the rules see it, with the segments of its present term."""
     here = subscription_segment
     rows = change.connection.execute(
@@ -210,38 +211,20 @@ def _subscription(change: Change, row: Row) -> Subscription:
         .where(here.c.organization_id == row["organization_id"], here.c.anchor_date == row["start_date"])
         .order_by(here.c.start_date, here.c.id)
     ).all()
-    segments = tuple(
-        Segment(
-            each.plan_id,
-            each.billing_interval,
-            each.cost,
-            each.anchor_date,
-            each.start_date,
-            each.end_date,
-            each.id,
-        )
-        for each in rows
-    )
-    waits = row["next_plan_id"], row["change_at"], row["cancel_at"]
-    next_plan_id, change_at, cancel_at = waits
-    assert next_plan_id is None or isinstance(next_plan_id, int)
-    assert change_at is None or isinstance(change_at, date)
-    assert cancel_at is None or isinstance(cancel_at, date)
-    return Subscription(segments, next_plan_id, change_at, cancel_at)
+    segments = tuple(segment_of(each) for each in rows)
+    return Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
+
+
+def segment_of(row: Any) -> Segment:
+    """A row of `subscription_segment` as the rules see it."""
+    span = (row.anchor_date, row.start_date, row.end_date)
+    return Segment(row.plan_id, row.billing_interval, row.cost, *span, row.id)
 
 
 def _cost(change: Change, plan_id: int, interval: str) -> Decimal:
     column = subscription_plan.c[COSTS[interval]]
     found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
     return Decimal(found.scalar_one())
-
-
-def _define(change: Change, organization_id: int) -> None:
-    change.intend([f"organization:{organization_id}"], "define", {}, organization_id=organization_id)
-
-
-def _id(value: object) -> int:
-    return int(str(value))
 
 
 _segment = func.jsonb_build_object(
@@ -257,16 +240,9 @@ _segments = (
     .scalar_subquery()
 )
 
-SUBJECT: Subject = Subject(
+SUBJECT = Subject(
+    organization_subscription,
     source=select(organization_subscription, _segments.label("segments")),
-    id=organization_subscription.c.id,
-    time=organization_subscription.c.created_at,
-    order=(("id", organization_subscription.c.id),),
-    filters={
-        "organization_id": equals(organization_subscription.c.organization_id),
-        "plan_id": equals(organization_subscription.c.plan_id),
-        "next_plan_id": equals(organization_subscription.c.next_plan_id),
-    },
     verbs={
         "create": create,
         "change": change_plan,
@@ -274,4 +250,5 @@ SUBJECT: Subject = Subject(
         "extend": extend,
         "advance": advance,
     },
+    refers={"organization_id": organization, "plan_id": subscription_plan},
 )

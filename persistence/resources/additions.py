@@ -10,7 +10,7 @@ from sqlalchemy import case, exists, func, select
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence.resources.app_users import acting
-from persistence.subject import Change, Subject, add, equals, fetch, require
+from persistence.subject import Change, Subject, add, id_in, require
 from persistence.tables.ledgers import credit_addition
 from persistence.tables.operations import control_write
 from persistence.tables.people import app_user, organization
@@ -18,9 +18,9 @@ from persistence.tables.people import app_user, organization
 
 def create(change: Change) -> Row:
     """Give credits, or take them back where the number is negative."""
-    require(change, {"organization_id": organization, "added_by_id": app_user})
+    require(change)
     values = change.command.values
-    organization_id, amount = int(str(values["organization_id"])), int(str(values["credits_added"]))
+    organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     _check_giver(change, organization_id)
     _check_times(change, amount)
     [write_id] = change.intend(
@@ -32,8 +32,7 @@ def create(change: Change) -> Row:
         "category": "paid" if amount > 0 else "correction",
         "timestamp": change.now,
     }
-    row_id = add(change, credit_addition, **{**defaults, **given, "control_write_id": write_id})
-    return fetch(change.connection, SUBJECT, row_id)
+    return change.fetch(add(change, **{**defaults, **given, "control_write_id": write_id}))
 
 
 def _check_giver(change: Change, organization_id: int) -> None:
@@ -70,15 +69,10 @@ _remaining = case(
     else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
 )
 
-SUBJECT: Subject = Subject(
+SUBJECT = Subject(
+    credit_addition,
     source=select(credit_addition, _remaining.label("credits_remaining")).where(~_refused),
-    id=credit_addition.c.id,
-    time=credit_addition.c.timestamp,
-    order=(("id", credit_addition.c.id),),
-    filters={
-        "organization_id": equals(credit_addition.c.organization_id),
-        "added_by_id": equals(credit_addition.c.added_by_id),
-        "category": equals(credit_addition.c.category),
-    },
+    time="timestamp",
     verbs={"create": create},
+    refers={"organization_id": organization, "added_by_id": app_user},
 )

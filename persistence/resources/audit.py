@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.failures import Told
-from persistence.subject import Change, Subject, equals
+from persistence.subject import Change, Subject
 from persistence.tables.operations import audit_log
 
 PLAIN = (int, float, str, bool, type(None))
@@ -65,16 +65,4 @@ def _json(value: object) -> object:
     return value if isinstance(value, PLAIN) else str(value)
 
 
-SUBJECT: Subject = Subject(
-    source=select(audit_log),
-    id=audit_log.c.id,
-    time=audit_log.c.created_at,
-    order=(("id", audit_log.c.id),),
-    filters={
-        "actor": equals(audit_log.c.actor),
-        "resource": equals(audit_log.c.resource),
-        "resource_id": equals(audit_log.c.resource_id),
-        "action": equals(audit_log.c.action),
-        "admin_token_id": equals(audit_log.c.admin_token_id),
-    },
-)
+SUBJECT = Subject(audit_log)

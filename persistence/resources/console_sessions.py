@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete, func, select
 
 from gateway.core.accounts.administration import ConsoleSession, Row
-from persistence.subject import Change, Subject, add, fetch
+from persistence.subject import Change, Subject, add
 from persistence.tables.operations import console_session
 
 SESSIONS_MAX = 1_000
@@ -26,7 +26,7 @@ def find(connection: Connection, digest: str) -> ConsoleSession | None:
 
 def create(change: Change) -> Row:
     """Begin a session; those that are over go, and the oldest where there are too many."""
-    row = fetch(change.connection, SUBJECT, add(change, console_session))
+    row = change.fetch(add(change))
     surplus = select(console_session.c.id).order_by(console_session.c.id.desc()).offset(SESSIONS_MAX)
     change.connection.execute(
         delete(console_session).where(
@@ -42,10 +42,4 @@ def end(change: Change) -> Row:
     return {"id": change.row_id}
 
 
-SUBJECT: Subject = Subject(
-    source=select(console_session),
-    id=console_session.c.id,
-    time=console_session.c.created_at,
-    order=(("id", console_session.c.id),),
-    verbs={"create": create, "end": end},
-)
+SUBJECT = Subject(console_session, verbs={"create": create, "end": end})

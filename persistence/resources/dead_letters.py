@@ -6,22 +6,19 @@ file with its reason; driving it again fills the place, once.
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict
 from persistence.ledger.redrive import finish_control_write, redrive
-from persistence.subject import Change, Subject, alter, equals, fetch, lock
+from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.operations import dead_letter
-
-# The flusher's lock of a partition: while it is held here, no flush is under way there.
-_LOCK = text("SELECT pg_advisory_xact_lock(7800, :partition)")
 
 
 def drive_again(change: Change) -> Row:
     """`/redrive`: store it where it belongs, with the corrections sent."""
     letter = _open(change)
-    change.connection.execute(_LOCK, {"partition": letter["partition"]})
+    change.hold_flushes(letter["partition"])
     redrive(change.connection, letter, change.command.values, change.partition_of)
     return _close(change, "redriven", change.command.values.get("reason"))
 
@@ -34,7 +31,7 @@ def resolve(change: Change) -> Row:
 
 
 def _open(change: Change) -> Row:
-    letter = lock(change, DEAD_LETTERS, dead_letter)
+    letter = lock(change)
     if letter["resolved_at"] is not None:
         raise Conflict(f"It was {letter['resolution']} at {letter['resolved_at']}.")
     return letter
@@ -43,7 +40,6 @@ def _open(change: Change) -> Row:
 def _close(change: Change, resolution: str, reason: object) -> Row:
     alter(
         change,
-        dead_letter,
         {
             "resolved_at": func.now(),
             "resolution": resolution,
@@ -51,21 +47,13 @@ def _close(change: Change, resolution: str, reason: object) -> Row:
             "resolved_reason": reason,
         },
     )
-    return fetch(change.connection, DEAD_LETTERS, change.row_id)
+    return change.fetch()
 
 
-_c = dead_letter.c
+_resolved = dead_letter.c.resolved_at.is_not(None)
 
-DEAD_LETTERS: Subject = Subject(
-    source=select(dead_letter),
-    id=_c.id,
-    time=_c.created_at,
-    order=(("id", _c.id),),
-    filters={
-        "organization_id": equals(_c.organization_id),
-        "tenant_id": equals(_c.tenant_id),
-        "partition": equals(_c.partition),
-        "resolved": lambda value: _c.resolved_at.is_not(None) if value else _c.resolved_at.is_(None),
-    },
+SUBJECT = Subject(
+    dead_letter,
+    conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
     verbs={"redrive": drive_again, "resolve": resolve},
 )

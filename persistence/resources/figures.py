@@ -17,6 +17,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import StoreUnavailable
 from persistence.billing import quotas
 from persistence.billing.invoice_source import LINES
+from persistence.subject import id_in
 from persistence.tables.billing import business_model, service, subscription_plan
 from persistence.tables.people import app_user, organization, tenant, token_plan
 
@@ -76,19 +77,19 @@ class Figures:
         if not ids:
             return {}
         rows = await self._rows(select(table.c.id, table.c[column].label("name")).where(table.c.id.in_(ids)))
-        return {int(str(row["id"])): str(row["name"]) for row in rows}
+        return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:
         """Quotas of tenants as last flushed, each with its partition."""
         if not tenant_ids:
             return []
-        rows = await self._rows(quotas.SUBJECT.source.where(tenant.c.id.in_(tenant_ids)))
-        return [{**row, "partition": self._partition_of(int(str(row["organization_id"])))} for row in rows]
+        rows = await self._rows(quotas.SUBJECT.rows.where(tenant.c.id.in_(tenant_ids)))
+        return [{**row, "partition": self._partition_of(id_in(row, "organization_id"))} for row in rows]
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
         """How many tenants an organization has, `most` where there are more."""
         [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
-        return int(str(row["count"]))
+        return id_in(row, "count")
 
     async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """A tenant's use by day and service, oldest first."""

@@ -6,47 +6,38 @@ from sqlalchemy import select
 
 from gateway.core.accounts.administration import Row
 from persistence import crud
-from persistence.subject import Change, Subject, equals, named
+from persistence.subject import THIS, Change, Subject, live, named
 from persistence.tables.billing import invoice, organization_subscription
 from persistence.tables.people import app_user, organization, tenant
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the organization's limits, credit limit and cap loaded anew."""
-    row_id = int(str(row["id"]))
-    change.intend([f"organization:{row_id}"], "define", {}, organization_id=row_id)
+    """Have the organization of a row loaded anew: its limits, credit limit, cap and prices."""
+    change.define(f"organization:{row['organization_id']}", row["organization_id"])
 
 
-SUBJECT: Subject = Subject(
-    source=select(organization, organization.c.id.label("organization_id")).where(
-        organization.c.deleted_at.is_(None)
-    ),
-    id=organization.c.id,
-    time=organization.c.created_at,
-    order=(("id", organization.c.id),),
-    filters={"name": equals(organization.c.name), "search": named(organization)},
-    verbs=crud.verbs(
-        lambda: SUBJECT,
-        organization,
-        referenced={
-            "The organization still has tenants; delete them first.": lambda row_id: select(
-                tenant.c.id
-            ).where(tenant.c.organization_id == row_id, tenant.c.deleted_at.is_(None)),
-            "The organization still has users; delete them first.": lambda row_id: select(
-                app_user.c.id
-            ).where(app_user.c.organization_id == row_id, app_user.c.deleted_at.is_(None)),
-            "The organization's subscription is not over; cancel it first.": lambda row_id: select(
-                organization_subscription.c.id
-            ).where(
-                organization_subscription.c.organization_id == row_id,
-                organization_subscription.c.status != "over",
-            ),
-            "The organization has invoices that are not finalized.": lambda row_id: select(
-                invoice.c.id
-            ).where(invoice.c.organization_id == row_id, invoice.c.status == "draft"),
-        },
-        define=define,
-        defining=frozenset({"limits", "credit_limit", "spend_cap"}),
-    ),
+SUBJECT = Subject(
+    organization,
+    source=live(organization, organization, organization.c.id.label("organization_id")),
+    conditions={"search": named(organization)},
+    verbs=crud.VERBS,
     partitioned=True,
+    referenced={
+        "The organization still has tenants; delete them first.": live(tenant).where(
+            tenant.c.organization_id == THIS
+        ),
+        "The organization still has users; delete them first.": live(app_user).where(
+            app_user.c.organization_id == THIS
+        ),
+        "The organization's subscription is not over; cancel it first.": select(
+            organization_subscription.c.id
+        ).where(
+            organization_subscription.c.organization_id == THIS, organization_subscription.c.status != "over"
+        ),
+        "The organization has invoices that are not finalized.": select(invoice.c.id).where(
+            invoice.c.organization_id == THIS, invoice.c.status == "draft"
+        ),
+    },
+    define=define,
+    defining=frozenset({"limits", "credit_limit", "spend_cap"}),
 )

@@ -6,7 +6,7 @@ organizations that follow the service or go another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
@@ -15,58 +15,34 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.calls.tariff import PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
-from persistence.subject import Change, Verb
+from persistence.subject import Change
 from persistence.tables.billing import business_model, organization_service, service
 
+# A change of others does not decide what a call costs.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter"})
 _own = business_model.alias("own")
 _chosen = business_model.alias("chosen")
 
 
-def of_service(verb: Verb) -> Verb:
-    """Check a service behind the verb, and what organizations negotiated for it."""
-    return _behind(verb, _check_service)
-
-
-def of_negotiated(verb: Verb) -> Verb:
-    """Check what an organization negotiated behind the verb."""
-    return _behind(verb, _check_negotiated)
-
-
-def of_model(verb: Verb) -> Verb:
-    """Check every service that follows a business model behind the verb."""
-    return _behind(verb, _check_model)
-
-
-def _behind(verb: Verb, check: Callable[[Change, object], None]) -> Verb:
-    """The verb, and then the check of its row where the change decides what a call costs."""
-
-    def checked(change: Change) -> Row:
-        row = verb(change)
-        if _DECIDING & change.command.values.keys():
-            check(change, row["id"])
-        return row
-
-    return checked
-
-
-def _check_service(change: Change, row_id: object) -> None:
-    for found in _services(change, service.c.id == row_id):
+def check_service(change: Change, row: Row) -> None:
+    """A service, and what organizations negotiated for it."""
+    for found in _services(change, service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
-    _refuse_negotiated(change, organization_service.c.service_id == row_id)
+    _refuse_negotiated(change, organization_service.c.service_id == row["id"])
 
 
-def _check_negotiated(change: Change, row_id: object) -> None:
-    for _, found in _negotiated(change, organization_service.c.id == row_id):
+def check_negotiated(change: Change, row: Row) -> None:
+    """What an organization negotiated."""
+    for _, found in _negotiated(change, organization_service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
 
 
-def _check_model(change: Change, row_id: object) -> None:
-    for _, why in _services(change, service.c.business_model_id == row_id):
+def check_model(change: Change, row: Row) -> None:
+    """Every service that follows a business model."""
+    for _, why in _services(change, service.c.business_model_id == row["id"]):
         raise Conflict(f"A service of this business model could not use its pricing: {why}.")
-    _refuse_negotiated(
-        change, (organization_service.c.business_model_id == row_id) | (service.c.business_model_id == row_id)
-    )
+    follows = service.c.business_model_id == row["id"]
+    _refuse_negotiated(change, (organization_service.c.business_model_id == row["id"]) | follows)
 
 
 def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:
@@ -78,6 +54,8 @@ def _refuse_negotiated(change: Change, which: ColumnElement[bool]) -> None:
 
 def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
     """The field and what is right in its place, of each service that cannot use its price."""
+    if not _DECIDING & change.command.values.keys():
+        return
     query = (
         select(service.c.service_type, service.c.pricing, _own.c.meter)
         .join(_own, _own.c.id == service.c.business_model_id)
@@ -90,6 +68,9 @@ def _services(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[str,
 
 
 def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """The same of what organizations negotiated, each with its id."""
+    if not _DECIDING & change.command.values.keys():
+        return
     query = (
         select(
             organization_service.c.id,

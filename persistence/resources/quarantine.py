@@ -19,7 +19,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Rollback
 from gateway.errors import Conflict
 from persistence.ledger import statements
-from persistence.subject import Change, Subject, equals, fetch, lock
+from persistence.subject import Change, Subject, lock
 from persistence.tables.ledgers import credit_posting, feature_usage, token_ledger, usage_daily
 from persistence.tables.operations import lost_event, partition_state, quarantine
 from persistence.tables.people import organization, tenant, tenant_quota
@@ -28,8 +28,6 @@ ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
 
 _c = quarantine.c
 _OPEN = _c.released_at.is_(None)
-# The flusher's lock of a partition: while it is held here, no flush is under way there.
-_LOCK = text("SELECT pg_advisory_xact_lock(7800, :partition)")
 _BLOCKED = text("""
 UPDATE tenant_quota AS q SET is_blocked = q.manual_block
        OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
@@ -116,7 +114,7 @@ class Quarantines:
 
 def release(change: Change) -> Row:
     """`/release`: let an account, and those that wait for it, go on; `accept` says how, with the reason."""
-    row = lock(change, QUARANTINE, quarantine)
+    row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {row['released_at']}.")
     connection, values = change.connection, change.command.values
@@ -125,7 +123,7 @@ def release(change: Change) -> Row:
         raise Conflict(f"It waits for {row['behind']}: release that.")
     whose = and_(_OPEN, or_(_c.account == account, _c.behind == account))
     for partition in sorted(connection.scalars(select(_c.partition).where(whose).distinct())):
-        connection.execute(_LOCK, {"partition": partition})
+        change.hold_flushes(partition)
     reason, by = str(values["reason"]), change.command.actor.scope
     if accept and row["kind"] == "gap":
         _accept_gap(connection, dict(row), reason, by)
@@ -137,7 +135,7 @@ def release(change: Change) -> Row:
             resolution="accepted" if accept else "judged",
         )
     )  # fmt: skip
-    return fetch(connection, QUARANTINE, change.row_id)
+    return change.fetch()
 
 
 def _stop(rollback: Rollback) -> dict[str, Any]:
@@ -237,17 +235,8 @@ def _stands(connection: Connection, kind: str, owner: int) -> tuple[int, int | N
     return seq, balance, epoch, cycle
 
 
-QUARANTINE: Subject = Subject(
-    source=select(quarantine),
-    id=_c.id,
-    time=_c.created_at,
-    order=(("id", _c.id),),
-    filters={
-        "account": equals(_c.account),
-        "organization_id": equals(_c.organization_id),
-        "tenant_id": equals(_c.tenant_id),
-        "kind": equals(_c.kind),
-        "released": lambda value: _c.released_at.is_not(None) if value else _OPEN,
-    },
+SUBJECT = Subject(
+    quarantine,
+    conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
     verbs={"release": release},
 )

@@ -135,10 +135,4 @@ def _asked(_: Change) -> Row:
     return {"id": "now"}
 
 
-SUBJECT: Subject = Subject(
-    source=select(reconciliation),
-    id=reconciliation.c.id,
-    time=reconciliation.c.started_at,
-    order=(("id", reconciliation.c.id),),
-    verbs={"run": _asked},
-)
+SUBJECT = Subject(reconciliation, time="started_at", verbs={"run": _asked})

@@ -11,28 +11,22 @@ from gateway.core.accounts.administration import Row
 from gateway.core.webhook import TEST_EVENT
 from gateway.errors import Unprocessable
 from persistence import crud
-from persistence.subject import Change, Subject, Verb, equals, lock
+from persistence.subject import Change, Subject, live, lock
 from persistence.tables.operations import webhook, webhook_delivery
 from persistence.tables.people import organization
 
 
-def with_an_allowed_url(verb: Verb) -> Verb:
-    """Check that the URL may be called before the verb runs."""
-
-    def checked(change: Change) -> Row:
-        url = change.command.values.get("url")
-        if url is not None:
-            refused = addresses.refusal(str(url), private=change.private_addresses)
-            if refused is not None:
-                raise Unprocessable(errors=(("url", refused),))
-        return verb(change)
-
-    return checked
+def check_url(change: Change) -> None:
+    """`Unprocessable` where the URL may not be called."""
+    url = change.command.values.get("url")
+    refused = addresses.refusal(str(url), private=change.private_addresses) if url is not None else None
+    if refused is not None:
+        raise Unprocessable(errors=(("url", refused),))
 
 
 def send_test(change: Change) -> Row:
     """`/test`: have something sent now."""
-    row = lock(change, WEBHOOKS, webhook)
+    row = lock(change)
     change.connection.execute(
         insert(webhook_delivery).values(
             webhook_id=change.row_id, event=TEST_EVENT, payload={"webhook_id": change.row_id},
@@ -60,30 +54,13 @@ _last = (
     .limit(1)
     .scalar_subquery()
 )  # fmt: skip
-_verbs = crud.verbs(lambda: WEBHOOKS, webhook, refers={"organization_id": organization})
 
-WEBHOOKS: Subject = Subject(
-    source=select(webhook, _last.label("last_delivery")).where(webhook.c.deleted_at.is_(None)),
-    id=webhook.c.id,
-    time=webhook.c.created_at,
-    order=(("id", webhook.c.id),),
-    filters={"organization_id": equals(webhook.c.organization_id)},
-    verbs={
-        "create": with_an_allowed_url(_verbs["create"]),
-        "change": with_an_allowed_url(_verbs["change"]),
-        "delete": _verbs["delete"],
-        "test": send_test,
-    },
+WEBHOOKS = Subject(
+    webhook,
+    source=live(webhook, webhook, _last.label("last_delivery")),
+    verbs={**crud.VERBS, "test": send_test},
+    refers={"organization_id": organization},
+    check_values=check_url,
 )
 
-WEBHOOK_DELIVERIES: Subject = Subject(
-    source=select(webhook_delivery),
-    id=_delivery.id,
-    time=_delivery.created_at,
-    order=(("id", _delivery.id),),
-    filters={
-        "webhook_id": equals(_delivery.webhook_id),
-        "event": equals(_delivery.event),
-        "state": equals(_delivery.state),
-    },
-)
+WEBHOOK_DELIVERIES = Subject(webhook_delivery)

@@ -1,13 +1,11 @@
-"""The token ledger, read: a tenant's rows in the order of their seq."""
+"""The ledgers of uses, read: an account's rows in the order of their seq."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import ColumnElement, and_, func, select
 
-from persistence.subject import Condition, Subject, equals
-from persistence.tables.ledgers import token_ledger
+from persistence.subject import Condition, Subject
+from persistence.tables.ledgers import credit_transaction, feature_usage, token_ledger
 from persistence.tables.people import tenant
 
 
@@ -18,31 +16,26 @@ def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition
     function it believes that a third passes, and reads them in order until the page is full.
     """
 
-    def condition(value: Any) -> ColumnElement[bool]:
+    def condition(value: str) -> ColumnElement[bool]:
         if value not in among_turns:
-            return equals(column)(value)
+            return column == value
         return and_(func.texteq(column, value), token_ledger.c.transaction_type != "consume")
 
     return condition
 
 
-SUBJECT: Subject = Subject(
-    source=select(token_ledger),
-    id=token_ledger.c.id,
-    time=token_ledger.c.created_at,
-    order=(("tenant_id", token_ledger.c.tenant_id), ("seq", token_ledger.c.seq)),
-    filters={
-        "tenant_id": equals(token_ledger.c.tenant_id),
+TOKEN_LEDGER = Subject(
+    token_ledger,
+    order=("tenant_id", "seq"),
+    conditions={
         "organization_id": lambda value: token_ledger.c.tenant_id.in_(
             select(tenant.c.id).where(tenant.c.organization_id == value)
         ),
-        "service_id": equals(token_ledger.c.service_id),
-        "user_id": equals(token_ledger.c.user_id),
-        "api_key_id": equals(token_ledger.c.api_key_id),
-        "request_id": equals(token_ledger.c.request_id),
         "transaction_type": _where(
             token_ledger.c.transaction_type, frozenset({"recharge", "reset", "adjust"})
         ),
         "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
     },
 )
+CREDIT_TRANSACTIONS = Subject(credit_transaction, time="timestamp", order=("organization_id", "seq"))
+FEATURE_USAGE = Subject(feature_usage, time="timestamp", order=("organization_id", "seq"))
