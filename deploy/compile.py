@@ -22,45 +22,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/core": (
-        "awake", "wait", "model", "blobs", "http_limits",
-    ),
-    "gateway/core/accounts": (
-        "limits",
-    ),
-    "gateway/core/calls": (
-        "call", "claim", "document", "estimate", "reading", "tariff", "trace",
-    ),
-    "gateway/core/families": (
-        "controlled",
-    ),
-    "gateway/core/families/anthropic": (
-        "calls",
-    ),
-    "gateway/core/families/gemini": (
-        "array", "calls",
-    ),
-    "gateway/core/families/openai": (
-        "calls", "chat",
-    ),
-    "gateway/core/metering": (
-        "encoded", "generic", "making", "meter", "sse", "stream", "tail", "whole",
-    ),
-    "gateway/counters/admission": (
-        "quota", "directory", "terms",
-    ),
-    "gateway/counters/layouts": (
-        "frame", "packing", "flags",
-    ),
-    "gateway/counters/leases": (
-        "allowance",
-    ),
-    "gateway/counters/redis": (
-        "wire",
-    ),
-    "gateway/counters/settlement_log": (
-        "bounds", "log", "segment",
-    ),
+    "gateway/core": ("awake", "wait", "model", "blobs", "http_limits"),
+    "gateway/core/accounts": ("limits",),
+    "gateway/core/calls": ("call", "claim", "document", "estimate", "reading", "tariff", "trace"),
+    "gateway/core/families": ("controlled",),
+    "gateway/core/families/anthropic": ("calls",),
+    "gateway/core/families/gemini": ("array", "calls"),
+    "gateway/core/families/openai": ("calls", "chat"),
+    "gateway/core/metering": ("encoded", "generic", "making", "meter", "sse", "stream", "tail", "whole"),
+    "gateway/counters/admission": ("quota", "directory", "terms"),
+    "gateway/counters/layouts": ("frame", "packing", "flags"),
+    "gateway/counters/leases": ("allowance",),
+    "gateway/counters/redis": ("wire",),
+    "gateway/counters/settlement_log": ("bounds", "log", "segment"),
     "gateway/http": (
         "admission", "budget", "charge", "clock", "ports", "proxy", "relay", "reply", "tally",
         "turns", "worker",
@@ -69,16 +43,12 @@ MODULES = {
         "answer", "client_side", "framing", "headers", "remembered", "request", "request_ids",
         "states", "upstream_side",
     ),
-    "gateway/http/routing": (
-        "routed_head",
-    ),
+    "gateway/http/routing": ("routed_head",),
     "gateway/http/server": (
         "buffers", "connection", "exchange", "kept", "outgoing", "reading", "request_body",
         "server", "request_driver", "traced",
     ),
-    "gateway/http/upstream": (
-        "connection", "pool",
-    ),
+    "gateway/http/upstream": ("connection", "pool"),
 }  # fmt: skip
 _CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
 _PLAIN = "dataclass(slots=True)"

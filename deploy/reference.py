@@ -93,10 +93,7 @@ def commands() -> list[str]:
     program = typer.Typer(add_completion=False)
     cli_admin.mount(program)
     groups = {**typer.main.get_group(cli.app).commands, **typer.main.get_group(program).commands}
-    lines = [
-        *COMMANDS.splitlines(),
-        "",
-    ]
+    lines = [*COMMANDS.splitlines(), ""]
     for name, command in groups.items():
         lines += [f"## tollkeeper {name}", "", _sentence(command.help), ""]
         inner = getattr(command, "commands", None)
@@ -210,10 +207,7 @@ def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.Tollkeepe
 def endpoints() -> list[str]:
     """Every endpoint of the Admin API with what it takes, from the document it serves itself."""
     described = document(RESOURCES, version="", more=MORE)
-    lines = [
-        *ENDPOINTS.format(api=API).splitlines(),
-        "",
-    ]
+    lines = [*ENDPOINTS.format(api=API).splitlines(), ""]
     for tag in described["tags"]:
         lines += [f"## {tag['name']}", "", _cell(tag["description"]), "", "| Endpoint | |", "|---|---|"]
         operations = list(_operations(described, tag["name"]))

@@ -35,7 +35,7 @@ from gateway.http.server.server import DataPlane
 from gateway.http.tally import Histogram, Tally
 from gateway.run import allocator, tokenizer
 from gateway.run.parent_pipe import ParentPipe
-from gateway.run.starting import ASK_INTERVAL_S, reached
+from gateway.run.starting import redis_reached
 from gateway.run.stopping import cancel, ended, forever, stop_signal
 from gateway.run.worker_slot import take_worker_slot
 from gateway.settings.settings import Settings, from_json
@@ -60,7 +60,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     stop = stop_signal()
     address = parse_url(settings.redis_url, settings.redis_files)
     wire, fence = start_wire(address, settings.redis_wait_s, log)
-    if not await _redis_reached(settings, wire, stop, log):
+    if not await redis_reached(wire, settings.start_wait_s, stop, log):
         await wire.close()
         return
     wire.refuse_eviction()
@@ -165,18 +165,6 @@ def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementL
         wall=time.time,
         say=log,
     )
-
-
-async def _redis_reached(
-    settings: Settings, wire: Wire, stop: asyncio.Event, log: Callable[..., None]
-) -> bool:
-    """Wait for Redis; False where the worker is to stop meanwhile, StartError where it does not come."""
-
-    async def trouble() -> str:
-        there = await wire.connected_within(ASK_INTERVAL_S)
-        return "" if there else wire.trouble or "no connection"
-
-    return await reached("Redis", trouble, wait_s=settings.start_wait_s, stop=stop, log=log)
 
 
 async def _listen(

@@ -24,12 +24,6 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file with se
 Database = Annotated[str | None, typer.Option("--database-url", help="The PostgreSQL in question.")]
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the commands to the program's."""
-    app.command()(backup)
-    app.command()(restore)
-
-
 def backup(
     *,
     to: Annotated[Path, typer.Option(help="The file to write, or a directory to put it in.")],

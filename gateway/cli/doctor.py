@@ -21,11 +21,6 @@ class Role(StrEnum):
     ALL = "all"
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the command to the program's."""
-    app.command()(doctor)
-
-
 def doctor(
     *,
     config: Annotated[

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import backup as cli_backup
-from gateway.cli import doctor as cli_doctor
+from gateway.cli.backup import backup, restore
+from gateway.cli.doctor import doctor
 
 app = typer.Typer(
     name="tollkeeper",
@@ -22,8 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-cli_backup.mount(app)
-cli_doctor.mount(app)
+for command in (backup, restore, doctor):
+    app.command()(command)
 
 
 def _version(wanted: bool) -> None:  # typer's way of an eager option

@@ -53,7 +53,6 @@ class Child:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._stopping = False
 
     async def start(self) -> None:
         """Start it and wait until it answers; `StartError`, on one line, if it does not."""
@@ -62,7 +61,6 @@ class Child:
         try:
             await self._until_ready(process, log_from)
         except BaseException:
-            self._stopping = True
             await asyncio.shield(self._end(process, 2.0))
             raise
         self._keeper = asyncio.create_task(self._keep(process))
@@ -70,15 +68,11 @@ class Child:
     async def tell(self, line: bytes) -> None:
         """Say another line on its standard input, and to whatever is started in its place later."""
         self.program = replace(self.program, stdin=line)
-        process = self._process
-        if process is not None and process.returncode is None and process.stdin is not None:
-            with contextlib.suppress(ConnectionError):
-                process.stdin.write(line + b"\n")
-                await process.stdin.drain()
+        if self._process is not None and self._process.returncode is None:
+            await self._say_settings(self._process)
 
     async def stop(self) -> None:
         """Ask it to stop, wait its time, then kill it."""
-        self._stopping = True
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -108,13 +102,13 @@ class Child:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         program = self.program
-        log = _opened(program.log) if program.log else None
+        said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
         try:
             process = await asyncio.create_subprocess_exec(
                 *program.argv,
                 stdin=asyncio.subprocess.PIPE if program.stdin is not None else asyncio.subprocess.DEVNULL,
-                stdout=log if log is not None else sys.stderr.fileno(),
-                stderr=log if log is not None else sys.stderr.fileno(),
+                stdout=said,
+                stderr=said,
                 cwd=program.cwd,
                 env=os.environ | program.environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
@@ -124,17 +118,19 @@ class Child:
                 f"{program.name} cannot be started: {error.strerror} ({program.argv[0]})"
             ) from error
         finally:
-            if log is not None:
-                os.close(log)
+            os.close(said)
         self._process = process
         self.pid = process.pid
         self._changed()
-        line = self.program.stdin  # another than above, where it was told one meanwhile
+        await self._say_settings(process)
+        return process
+
+    async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
+        line = self.program.stdin  # the latest: it may be told another one while it is being started
         if line is not None and process.stdin is not None:
             with contextlib.suppress(ConnectionError):
                 process.stdin.write(line + b"\n")
                 await process.stdin.drain()
-        return process
 
     async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
         exited = asyncio.create_task(process.wait())
@@ -155,11 +151,7 @@ class Child:
     def _why(self, code: int | None, log_from: int) -> str:
         """One line on why the program ended before it answered."""
         said = self._log_since(log_from)
-        missing = re.search(r"error while loading shared libraries: ([^:\s]+)", said) or re.search(
-            r"Library not loaded: (\S+)", said
-        )
-        if missing:
-            library = f"the shared library {missing[1]} is missing on this machine"
+        if library := missing_library(said):
             return f"{self.program.name} cannot start: {library}"
         reason = self.program.reason(said)
         if reason is None:
@@ -198,6 +190,12 @@ class Child:
     def _gone(self) -> None:
         self.pid = None
         self._changed()
+
+
+def missing_library(said: str) -> str:
+    """What a program said of a shared library it needs, in a sentence; empty where it said nothing of one."""
+    found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
+    return f"the shared library {found[1]} is missing on this machine" if found else ""
 
 
 def _opened(log: Path) -> int:

@@ -44,11 +44,6 @@ class DataDirectory:
         return self.path / "postgres"
 
     @property
-    def metrics(self) -> Path:
-        """Where gateway workers leave their tallies."""
-        return self.path / "metrics"
-
-    @property
     def logs(self) -> Path:
         """What the databases say."""
         return self.path / "logs"

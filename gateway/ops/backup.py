@@ -116,8 +116,11 @@ def restore(url: str, source: Path, *, ids_ahead: int) -> tuple[Manifest, list[s
         _refuse_damaged(source, member, manifest)
         member.seek(0)
         arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
-        with _started(url, "pg_restore", [*arguments, "--dbname="]) as running:
-            running.feed(member)
+        with (
+            _started(url, "pg_restore", [*arguments, "--dbname="]) as (stdin, _),
+            suppress(BrokenPipeError),  # one that has ended before says why by itself
+        ):
+            shutil.copyfileobj(member, stdin, CHUNK_BYTES)
     backups.compare(url, manifest.rows)
     backups.move_ids_ahead(url, ids_ahead)
     wrong = asyncio.run(backups.contradictions(url)) if manifest.schema_version == schema.NEEDED else []
@@ -129,8 +132,8 @@ def _dump(url: str, snapshot: str, file: IO[bytes]) -> tuple[int, str]:
     start = file.tell()
     file.write(bytes(tarfile.BLOCKSIZE))
     digest, size = hashlib.sha256(), 0
-    with _started(url, "pg_dump", ["--format=custom", f"--snapshot={snapshot}"]) as running:
-        while chunk := running.read():
+    with _started(url, "pg_dump", ["--format=custom", f"--snapshot={snapshot}"]) as (_, stdout):
+        while chunk := stdout.read(CHUNK_BYTES):
             digest.update(chunk)
             size += file.write(chunk)
     file.write(bytes(-size % tarfile.BLOCKSIZE))
@@ -161,27 +164,12 @@ def _refuse_damaged(source: Path, member: IO[bytes], manifest: Manifest) -> None
         raise BackupFailed(f"{source} is damaged: its dump is not the one that was written")
 
 
-class _Running:
-    """A program of PostgreSQL's that is running: what goes in, what comes out."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def read(self) -> bytes:
-        """What it printed next; empty at its end."""
-        assert self._process.stdout is not None
-        return self._process.stdout.read(CHUNK_BYTES)
-
-    def feed(self, source: IO[bytes]) -> None:
-        """Send it everything; one that has ended before says why by itself."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            shutil.copyfileobj(source, self._process.stdin, CHUNK_BYTES)
-
-
 @contextmanager
-def _started(url: str, program: str, arguments: list[str]) -> Iterator[_Running]:
-    """Run a program against a database, to its end; `BackupFailed` with what it said where it failed."""
+def _started(url: str, program: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Run a program of PostgreSQL's to its end, lending what goes in and what comes out.
+
+    `BackupFailed` with what it said where it failed.
+    """
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(  # noqa: S603  # our own arguments
@@ -191,7 +179,9 @@ def _started(url: str, program: str, arguments: list[str]) -> Iterator[_Running]
         except OSError as error:
             raise BackupFailed(f"{program} cannot be started: {error.strerror}") from error
         try:
-            yield _Running(process)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            yield process.stdin, process.stdout
         except BaseException:
             process.kill()
             process.communicate()

@@ -28,10 +28,11 @@ async def of_redis(address: Address, role: str, answer_max_s: float) -> Seen:
     try:
         await wire.open()
         if role == "serve":
-            return _of_gateway(user, *await _asked(wire, rights.BOTH, (rights.KEEPERS_ALONE, rights.NOBODYS)))
+            beyond: tuple[str, ...] = (rights.KEEPERS_ALONE, rights.NOBODYS)
+            return _seen(user, "gateway", *await _asked(wire, rights.BOTH, beyond))
         # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
         beyond = (rights.NOBODYS,) if user == "default" else ()
-        return _of_keeper(user, *await _asked(wire, rights.BOTH + rights.KEEPER, beyond))
+        return _seen(user, "keeper", *await _asked(wire, rights.BOTH + rights.KEEPER, beyond))
     except (TollkeeperError, OSError) as error:
         return False, _REDIS, f"{user}: {error}; {hints.redis(str(error))}"
     finally:
@@ -48,28 +49,18 @@ async def _asked(wire: Wire, needed: tuple[str, ...], beyond: tuple[str, ...]) -
     return lacking, more
 
 
-def _of_gateway(user: str, lacking: list[str], more: list[str]) -> Seen:
-    ours = "tollkeeper-gateway of deploy/users.acl"
+def _seen(user: str, role: str, lacking: list[str], more: list[str]) -> Seen:
+    ours = f"tollkeeper-{role} of deploy/users.acl"
     if lacking:
-        return False, _REDIS, f"{_lacks(user, lacking, 'gateway')}: use {ours}"
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        said = f"{user} may not do what a {role} does ({lacking[0]}{others})"
+        return False, _REDIS, f"{said}: use {ours}"
     if rights.NOBODYS in more:
-        return True, _REDIS, f"{user} may do anything; {ours} may do what a gateway does"
+        return True, _REDIS, f"{user} may do anything; {ours} may do what a {role} does"
     if more:
-        return (
-            False,
-            _REDIS,
-            f"{user} may write who has which key and what it costs, as a keeper does: use {ours}",
-        )
-    return True, _REDIS, f"{user} may do what a gateway does"
-
-
-def _of_keeper(user: str, lacking: list[str], more: list[str]) -> Seen:
-    ours = "tollkeeper-keeper of deploy/users.acl"
-    if lacking:
-        return False, _REDIS, f"{_lacks(user, lacking, 'keeper')}: use {ours}"
-    if more:
-        return True, _REDIS, f"{user} may do anything; {ours} may do what a keeper does"
-    return True, _REDIS, f"{user} may do what a keeper does"
+        said = f"{user} may write who has which key and what it costs, as a keeper does"
+        return False, _REDIS, f"{said}: use {ours}"
+    return True, _REDIS, f"{user} may do what a {role} does"
 
 
 def of_postgresql(url: str, owner_url: str) -> list[Seen]:
@@ -98,8 +89,3 @@ def of_postgresql(url: str, owner_url: str) -> list[Seen]:
         return [*seen, (True, _OWNER, f"{owner.user} owns the tables")]
     said = f"{owner.user} does not own the tables: TOLLKEEPER_DATABASE_OWNER_URL must be of who migrates"
     return [*seen, (False, _OWNER, said)]
-
-
-def _lacks(user: str, lacking: list[str], role: str) -> str:
-    others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    return f"{user} may not do what a {role} does ({lacking[0]}{others})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -55,7 +55,7 @@ from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
 from gateway.run import invoice_letterhead as letterhead
 from gateway.run.readiness import Probe
-from gateway.run.starting import ASK_INTERVAL_S, reached
+from gateway.run.starting import reached, redis_reached
 from gateway.run.stopping import cancel, forever
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
@@ -151,10 +151,12 @@ class Keeper:
         StartError where a database does not answer in time, or is not fit for this program.
         """
         self._wire.start()
-        if not await self._reached("Redis", self._redis_trouble, stop):
+        wait_s, log = self._settings.start_wait_s, self._log
+        if not await redis_reached(self._wire, wait_s, stop, log):
             return False
         self._wire.refuse_eviction()
-        if not await self._reached("PostgreSQL", partial(engines.trouble, self._engine), stop):
+        trouble = partial(engines.trouble, self._engine)
+        if not await reached("PostgreSQL", trouble, wait_s=wait_s, stop=stop, log=log):
             return False
         await roles.refuse_unfit(self._engine)
         self._flushing = asyncio.create_task(self._flusher.run())
@@ -179,14 +181,6 @@ class Keeper:
         self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
         self._log("keeper started", port=self._listening.port)
         return True
-
-    async def _reached(self, name: str, trouble: Callable[[], Awaitable[str]], stop: asyncio.Event) -> bool:
-        wait_s = self._settings.start_wait_s
-        return await reached(name, trouble, wait_s=wait_s, stop=stop, log=self._log)
-
-    async def _redis_trouble(self) -> str:
-        there = await self._wire.connected_within(ASK_INTERVAL_S)
-        return "" if there else self._wire.trouble or "no connection"
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""

@@ -57,6 +57,16 @@ async def reached(
             await asyncio.wait_for(stop.wait(), ASK_INTERVAL_S)
 
 
+async def redis_reached(wire: Wire, wait_s: float, stop: asyncio.Event, log: Callable[..., None]) -> bool:
+    """Wait until a wire is connected to Redis, as `reached` does."""
+
+    async def trouble() -> str:
+        there = await wire.connected_within(ASK_INTERVAL_S)
+        return "" if there else wire.trouble or "no connection"
+
+    return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log)
+
+
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
     """The services as Redis has them; empty where it does not say."""
     wire = Wire(parse_url(settings.redis_url, settings.redis_files), time.monotonic, call_s=ASK_S_MAX)

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from gateway.core.accounts.holds import ChargedUse, ExpiredHold, ReclaimPolicy
+from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 1.0
@@ -25,7 +25,7 @@ class Holds(Protocol):
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
         """Holds past their deadline."""
 
-    async def reclaim(self, hold: ExpiredHold, charge: ChargedUse) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
         """End one, charging so much; False where it was settled meanwhile."""
 
 

@@ -18,12 +18,13 @@ class ReclaimPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ChargedUse:
-    """What a call is charged: all zero is nothing."""
+class Charged:
+    """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen."""
 
     tokens: int = 0
     credits: int = 0
     units: int = 0
+    reclaimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,15 @@ class ExpiredHold:
     lease: bool = False
     held_credits: int = 0
 
-    def charge(self, policy: ReclaimPolicy) -> ChargedUse:
+    def charge(self, policy: ReclaimPolicy) -> Charged:
         """What the call is charged when its hold is taken back."""
         if self.lease or not self.service.id:
-            return ChargedUse()
+            return Charged()
         if policy == ReclaimPolicy.CHARGE_HOLD:
-            return ChargedUse(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
+            return Charged(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
         if policy == ReclaimPolicy.RELEASE or not self.observed:
-            return ChargedUse()
-        return ChargedUse(self.observed, self.credits, self.units)
+            return Charged()
+        return Charged(self.observed, self.credits, self.units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,6 @@ class LateSettlement:
     metadata: bytes
     charged: int
     acknowledged: tuple[Movement, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Charged:
-    """What of a call is charged, corrections included. `reclaimed`: by what was seen of it."""
-
-    tokens: int = 0
-    credits: int = 0
-    units: int = 0
-    reclaimed: bool = False
 
 
 class Verb(StrEnum):

@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.accounts.holds import Charged, ChargedUse, Ending, ExpiredHold, LateSettlement, Verb
+from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
@@ -50,7 +50,7 @@ class Keeping:
                     found.append(hold)
         return found
 
-    async def reclaim(self, hold: ExpiredHold, charge: ChargedUse) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.
 
         A lease is only given back, if nobody renewed it meanwhile.
@@ -58,17 +58,7 @@ class Keeping:
         if hold.lease:
             call = lease(self._client.run_id, hold.caller, hold.request_id, IF_OVER)
             return packing.code_of(await self._client.run("lease", call)) == NONE
-        settlement = Settlement(
-            caller=hold.caller,
-            request_id=hold.request_id,
-            user=hold.user,
-            service=hold.service,
-            charge=True,
-            tokens=charge.tokens,
-            credits=charge.credits,
-            units=charge.units,
-            metadata=b'{"estimated":true,"reclaimed":true}',
-        )
+        settlement = _settlement(hold, charge, "", b'{"estimated":true,"reclaimed":true}')
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
         code = packing.code_of(await self._client.run("settle", call))
         if code == UNVERIFIED:
@@ -114,7 +104,7 @@ class Keeping:
             own = msgspec.json.decode(metadata) if metadata else {}
             more = {**own, "corrects": late.request_id, "reason": CORRECTED}
             mode, metadata = packing.MODE_CORRECT, msgspec.json.encode(more)
-        settlement = _settlement(late, ending.used, metadata)
+        settlement = _settlement(late, ending.used, late.attribution, metadata)
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
         return self._client.send_script("settle", call)
 
@@ -162,17 +152,19 @@ class Keeping:
         )
 
 
-def _settlement(late: LateSettlement, used: Charged, metadata: bytes) -> Settlement:
-    """Charge a late call with this much."""
+def _settlement(
+    call: ExpiredHold | LateSettlement, used: Charged, attribution: str, metadata: bytes
+) -> Settlement:
+    """Charge a call with this much."""
     return Settlement(
-        caller=late.caller,
-        request_id=late.request_id,
-        user=late.user,
-        service=late.service,
+        caller=call.caller,
+        request_id=call.request_id,
+        user=call.user,
+        service=call.service,
         charge=True,
         tokens=used.tokens,
         credits=used.credits,
         units=used.units,
-        attribution=late.attribution,
+        attribution=attribution,
         metadata=metadata,
     )

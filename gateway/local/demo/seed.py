@@ -79,14 +79,14 @@ def _key_again(data: DataDirectory, admin: _Admin) -> str:
     kept = data.secrets()
     if not kept.get("demo_key_id") or _works(admin.one("api-keys", kept["demo_key_id"])):
         return kept["demo_api_key"]
-    if admin.one("tenants", kept["demo_tenant_id"]) is None:
+    if not admin.one("tenants", kept["demo_tenant_id"]):
         return ""
     asked = {"tenant_id": int(kept["demo_tenant_id"]), "name": "Demo"}
     return _keep(data, admin.make("api-keys", asked, again=True))
 
 
-def _works(key: dict[str, Any] | None) -> bool:
-    if key is None or key.get("revoked_at"):
+def _works(key: dict[str, Any]) -> bool:
+    if not key or key.get("revoked_at"):
         return False
     until = key.get("expires_at")
     return until is None or datetime.fromisoformat(until) > datetime.now(UTC)
@@ -104,8 +104,6 @@ def _make_services(admin: _Admin) -> None:
     """The services of the default routes, unless the schema brought them."""
     present = {service["key"] for service in admin.all("services")}
     models = {model["name"]: model["id"] for model in admin.all("business-models")}
-    if "Subscription" not in models:
-        return
     for key, description in SERVICES.items():
         if key not in present:
             admin.make(
@@ -148,44 +146,35 @@ class _Admin:
     ) -> dict[str, Any]:
         """Create one; the answer. 202 (Redis is away) answers with the resource as well."""
         key = str(uuid4()) if again else f"demo-{self._run}-{resource}-{step}"
-        _, answer = self._call("POST", resource, body, {"Idempotency-Key": key})
-        return answer
+        return self._call("POST", resource, json.dumps(body).encode(), key)
 
-    def one(self, resource: str, row_id: str) -> dict[str, Any] | None:
-        """A row, None if it is gone."""
-        status, row = self._call("GET", f"{resource}/{row_id}", None, {}, accept=(404,))
-        return row if status == 200 else None
+    def one(self, resource: str, row_id: str) -> dict[str, Any]:
+        """A row, empty if it is gone."""
+        return self._call("GET", f"{resource}/{row_id}")
 
     def all(self, resource: str) -> list[dict[str, Any]]:
-        """The first page of a resource; empty if this Admin API has no such resource."""
-        status, answer = self._call("GET", f"{resource}?limit=100", None, {}, accept=(404,))
-        items: list[dict[str, Any]] = answer.get("items", []) if status == 200 else []
+        """The first page of a resource."""
+        items: list[dict[str, Any]] = self._call("GET", f"{resource}?limit=100")["items"]
         return items
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        headers: dict[str, str],
-        accept: tuple[int, ...] = (),
-    ) -> tuple[int, dict[str, Any]]:
+    def _call(self, method: str, path: str, body: bytes | None = None, key: str = "") -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310  # our own http URL
             f"{self._root}/{path}",
             method=method,
-            data=None if body is None else json.dumps(body).encode(),
+            data=body,
             headers={
                 "Authorization": f"Bearer {self._token}",
                 "Content-Type": "application/json",
-                **headers,
+                **({"Idempotency-Key": key} if key else {}),
             },
         )
         try:
             with _admission_gate.open(request, timeout=CALL_MAX_S) as answer:
-                return int(answer.status), json.loads(answer.read())
+                found: dict[str, Any] = json.loads(answer.read())
+                return found
         except urllib.error.HTTPError as error:
-            if error.code in accept:
-                return error.code, {}
+            if (method, error.code) == ("GET", 404):
+                return {}
             said = error.read(2000).decode(errors="replace")
             raise StartError(
                 f"the demo data cannot be made: {method} {path} answered {error.code} {said}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
-from gateway.local.child import Program
+from gateway.local.child import Program, missing_library
 from gateway.local.embedded.unprivileged import Borrowed, borrow
 
 DATABASE = "tollkeeper"
@@ -171,13 +171,10 @@ def _run(user: Borrowed | None, command: list[str], stdin: str = "") -> None:
     if done.returncode == 0:
         return
     said = done.stderr + done.stdout
-    missing = re.search(r"error while loading shared libraries: ([^:\s]+)", said)
-    if missing:
-        raise StartError(
-            f"PostgreSQL cannot start: the shared library {missing[1]} is missing on this machine"
-        )
-    line = _reason(said) or said.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-    raise StartError(f"PostgreSQL cannot be set up: {line if isinstance(line, str) else line[0]}")
+    if library := missing_library(said):
+        raise StartError(f"PostgreSQL cannot start: {library}")
+    *_, last = ["", *said.strip().splitlines()]
+    raise StartError(f"PostgreSQL cannot be set up: {_reason(said) or last or f'status {done.returncode}'}")
 
 
 def _is_ready(cluster: Path, pid: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.background.timed.reclaimer import Reclaimer
-from gateway.core.accounts.holds import ChargedUse, ExpiredHold, ReclaimPolicy
+from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.ledger import EventNote
 from gateway.core.billing.pricing import TokenRate
 from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Verdict
@@ -37,7 +37,7 @@ class Holds:
     async def expired(self, count: int) -> list[ExpiredHold]:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
-    async def reclaim(self, hold: ExpiredHold, charge: ChargedUse) -> bool:
+    async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
         if hold.request_id in self.refused:
             raise CountersUnavailable
         self.reclaimed.append(hold.request_id)
@@ -217,17 +217,15 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 20, ChargedUse(20, 4, 3)),
-        (OBSERVED, 0, ChargedUse()),
-        (RELEASE, 20, ChargedUse()),
-        (HOLD, 20, ChargedUse(50, 4, 3)),
-        (HOLD, 70, ChargedUse(70, 4, 3)),
-        (HOLD, 0, ChargedUse(50, 4, 3)),
+        (OBSERVED, 20, Charged(20, 4, 3)),
+        (OBSERVED, 0, Charged()),
+        (RELEASE, 20, Charged()),
+        (HOLD, 20, Charged(50, 4, 3)),
+        (HOLD, 70, Charged(70, 4, 3)),
+        (HOLD, 0, Charged(50, 4, 3)),
     ],
 )
-def test_what_a_hold_costs_under_each_policy(
-    policy: ReclaimPolicy, observed: int, charged: ChargedUse
-) -> None:
+def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charged) -> None:
     hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, 0, held=50)
     assert hold.charge(policy) == charged
 

@@ -41,7 +41,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     elif head.split()[1].startswith("/.tollkeeper/"):
         status, body = (200 if "tk_stand_in" in fields.get("authorization", "") else 401), {}
     else:
-        status, body = 200, {"items": []}
+        status, body = 200, {"items": [{"id": 1, "name": "Subscription", "key": "echo"}]}
     data = json.dumps(body).encode()
     writer.write(
         b"HTTP/1.1 %d OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (status, len(data)) + data
