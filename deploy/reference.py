@@ -19,11 +19,10 @@ sys.path.insert(0, str(ROOT))
 import typer  # noqa: E402  # found once the checkout is on the path
 
 from gateway import errors  # noqa: E402
-from gateway.admin.api import MORE  # noqa: E402
 from gateway.admin.api import ROOT as API  # noqa: E402
 from gateway.admin.openapi import document  # noqa: E402
 from gateway.admin.pages import type_of  # noqa: E402
-from gateway.admin.resources import RESOURCES  # noqa: E402
+from gateway.admin.resources import REPORTS, RESOURCES  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
 
@@ -206,7 +205,7 @@ def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.Tollkeepe
 
 def endpoints() -> list[str]:
     """Every endpoint of the Admin API with what it takes, from the document it serves itself."""
-    described = document(RESOURCES, version="", more=MORE)
+    described = document(RESOURCES, REPORTS, version="")
     lines = [*ENDPOINTS.format(api=API).splitlines(), ""]
     for tag in described["tags"]:
         lines += [f"## {tag['name']}", "", _cell(tag["description"]), "", "| Endpoint | |", "|---|---|"]

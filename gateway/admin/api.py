@@ -13,23 +13,13 @@ from aiohttp import web
 from gateway.admin import activity, documents, reconciliation
 from gateway.admin.console.console import mount_console
 from gateway.admin.guard import guard
-from gateway.admin.openapi import More, document
+from gateway.admin.openapi import document
 from gateway.admin.pages import mount_docs
 from gateway.admin.ports import AdminPorts, Health
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources import REPORTS, RESOURCES
 from gateway.admin.views import Views, answer
 
 ROOT = "/admin/v1"
-MORE = (
-    More(partial(documents.paths, ROOT)),
-    More(
-        partial(reconciliation.paths, ROOT),
-        reconciliation.MODELS,
-        "reconciliation",
-        "Whether counters and ledger say the same.",
-    ),
-    More(partial(activity.paths, ROOT), activity.MODELS, "activity", "Who is busy now."),
-)
 
 
 def build(ports: AdminPorts) -> web.Application:
@@ -59,7 +49,7 @@ def build(ports: AdminPorts) -> web.Application:
 
 
 def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
-    described = document(RESOURCES, version=ports.version, more=MORE)
+    described = document(RESOURCES, REPORTS, version=ports.version)
     written = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
 
     async def openapi(_: web.Request) -> web.Response:  # anybody may ask, so it costs nothing to answer

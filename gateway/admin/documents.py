@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -26,12 +25,6 @@ USAGE_COLUMNS = (
     "kind", "timestamp", "tenant_id", "service", "quantity", "seq", "request_id", "user", "content_id",
     "project_id", "feature_version", "model",
 )  # fmt: skip
-DOCUMENTS = (
-    (".pdf", "application/pdf", "An invoice on paper"),
-    (".csv", "text/csv", "The lines of an invoice"),
-    ("/usage.csv", "text/csv", "Every use behind an invoice, with its request id"),
-)
-
 # Each has a connection to PostgreSQL for as long as its reader takes, the console's as many again.
 EXPORTS_MAX = 4
 
@@ -93,27 +86,6 @@ def mount_invoices(
     app.router.add_get(f"{one}.pdf", pdf)
     app.router.add_get(f"{one}.csv", lines)
     app.router.add_get(f"{one}/usage.csv", usage)
-
-
-def paths(root: str, refusals: dict[str, Any]) -> dict[str, Any]:
-    """Describe the routes as OpenAPI does; `refusals` are the responses every route may give."""
-    row = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
-    found = {}
-    for suffix, media, summary in DOCUMENTS:
-        binary = {"type": "string", "format": "binary"} if media == "application/pdf" else {"type": "string"}
-        found[f"{root}/invoices/{{id}}{suffix}"] = {
-            "parameters": [row],
-            "get": {
-                "operationId": f"invoices.{suffix.strip('./')}",
-                "tags": ["invoices"],
-                "summary": summary,
-                "responses": {
-                    "200": {"description": "The document.", "content": {media: {"schema": binary}}},
-                    **refusals,
-                },
-            },
-        }
-    return found
 
 
 def _use(row: Row) -> dict[str, object]:

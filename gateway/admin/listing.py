@@ -10,12 +10,12 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
 
 from multidict import MultiMapping
 
+from gateway.admin.resources.resource import Filter, Whole
 from gateway.admin.resources.values import read_instant
 from gateway.core.accounts.administration import Query
 from gateway.core.model import INTEGER_MAX
@@ -25,14 +25,6 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
 CURSOR_CHARS_MAX = 400
 FILTER_CHARS_MAX = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a filter's value must be: `kind` is id, count, text, uuid or flag; `choices` narrow a text."""
-
-    kind: str = "id"
-    choices: tuple[str, ...] = ()
 
 
 def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
@@ -62,6 +54,17 @@ def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[
         limit=limit if isinstance(limit, int) else LIMIT_DEFAULT,
         descending=descending,
     )
+
+
+def read_numbers(numbers: Mapping[str, Whole], sent: MultiMapping[str]) -> dict[str, int]:
+    """The numbers a report is asked with; `Unprocessable` names one that is wrong."""
+    found = {}
+    for name, wanted in numbers.items():
+        try:
+            found[name] = _whole(sent.get(name, str(wanted.default)), wanted.least, wanted.most)
+        except ValueError as error:
+            raise Unprocessable("Some query parameters are wrong.", ((name, str(error)),)) from error
+    return found
 
 
 def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:

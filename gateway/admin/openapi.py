@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.admin.idempotency import KEY_PARAMETER
-from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX, Filter
-from gateway.admin.resources import Action, Resource
+from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX
+from gateway.admin.resources.resource import Action, Answered, Filter, Report, Resource
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -60,21 +59,11 @@ _FILTER_SCHEMAS: Mapping[str, Json] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class More:
-    """Routes beside the resources: `paths` describes them, given the responses every route may give."""
-
-    paths: Callable[[Json], Json]
-    models: tuple[tuple[type[BaseModel], Any], ...] = ()
-    tag: str = ""
-    description: str = ""
-
-
-def document(resources: Mapping[str, Resource], *, version: str, more: Sequence[More] = ()) -> Json:
-    """Describe every resource, and what there is besides; the answer is JSON, ready to be sent."""
+def document(resources: Mapping[str, Resource], reports: Mapping[str, Report], *, version: str) -> Json:
+    """Describe every resource and every report; the answer is JSON, ready to be sent."""
     paths: Json = {}
-    for part in more:
-        paths |= part.paths({code: {"$ref": f"#/components/responses/{code}"} for code in READ_REFUSALS})
+    for report in reports.values():
+        paths |= _report_paths(report)
     for resource in resources.values():
         paths |= _paths(resource, resources)
     return {
@@ -87,13 +76,13 @@ def document(resources: Mapping[str, Resource], *, version: str, more: Sequence[
         },
         "security": [{"token": []}],
         "tags": [
-            *({"name": item.name, "description": item.description} for item in resources.values()),
-            *({"name": part.tag, "description": part.description} for part in more if part.tag),
+            {"name": each.name, "description": each.description}
+            for each in (*resources.values(), *reports.values())
         ],
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(resources, [model for part in more for model in part.models]),
+            "schemas": _schemas(resources, reports),
             "responses": {
                 code: {
                     "description": text,
@@ -105,7 +94,12 @@ def document(resources: Mapping[str, Resource], *, version: str, more: Sequence[
     }
 
 
-def _schemas(resources: Mapping[str, Resource], models: list[tuple[type[BaseModel], Any]]) -> Json:
+def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -> Json:
+    models: list[tuple[type[BaseModel], Any]] = []
+    for report in reports.values():
+        models.append((report.out, "serialization"))
+        if report.run is not None and report.run.body is not None:
+            models.append((report.run.body, "validation"))
     for resource in resources.values():
         models.append((resource.out, "serialization"))
         bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))
@@ -126,6 +120,24 @@ def _schemas(resources: Mapping[str, Resource], models: list[tuple[type[BaseMode
                 ]
             }
     return schemas
+
+
+def _report_paths(report: Report) -> Json:
+    methods = {"get": _operation(report, "show", report.summary, refusals=READ_REFUSALS)}
+    if report.numbers:
+        methods["get"]["parameters"] = [
+            _parameter(
+                name,
+                {"type": "integer", "minimum": each.least, "maximum": each.most, "default": each.default},
+                each.hint,
+            )
+            for name, each in report.numbers.items()
+        ]
+    if report.run is not None:
+        run = methods["post"] = _operation(report, report.run.name, report.run.summary, body=report.run.body)
+        run["requestBody"]["required"] = False
+        run["parameters"] = [KEY_PARAMETER]
+    return {f"/admin/v1/{report.name}": methods}
 
 
 def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
@@ -151,6 +163,12 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
             "parameters": [row],
             "post": _act(resource, action, resources),
         }
+    for file in resource.documents:
+        binary = {} if file.media.startswith("text/") else {"format": "binary"}
+        content = {file.media: {"schema": {"type": "string", **binary}}}
+        read = _operation(resource, file.suffix.strip("./"), file.summary, refusals=READ_REFUSALS)
+        read["responses"]["200"] = {"description": "The document.", "content": content}
+        paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": read}
     return paths
 
 
@@ -197,7 +215,7 @@ def _act(resource: Resource, action: Action, resources: Mapping[str, Resource]) 
 
 
 def _operation(
-    resource: Resource,
+    resource: Answered,
     verb: str,
     summary: str,
     *,

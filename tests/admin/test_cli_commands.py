@@ -12,9 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.admin.api import MORE
 from gateway.admin.openapi import document
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources import REPORTS, RESOURCES
 from gateway.cli.admin import values
 from gateway.cli.admin.program import mount
 from gateway.cli.admin.sections import ALIASES, defaults, section_of
@@ -32,14 +31,11 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-# Operations beside the resources, and the command of each. None is no command; the reason stands beside it.
+# Operations that are not called as their command is.
 BESIDE = {
-    "reconciliation.show": None,  # the findings of the last run, for the console; `reconcile` makes them anew
-    "reconciliation.run": ("reconcile",),
     "invoices.pdf": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),
     "invoices.usage.csv": ("invoice", "show"),
-    "activity.show": None,  # what the console's charts draw
 }
 
 
@@ -72,7 +68,7 @@ def test_what_the_api_can_do_the_command_line_can(name: str) -> None:
 
 
 def test_every_operation_of_the_api_has_a_command() -> None:
-    described = document(RESOURCES, version="1", more=MORE)
+    described = document(RESOURCES, REPORTS, version="1")
     operations = {
         operation["operationId"]
         for methods in described["paths"].values()
@@ -85,7 +81,7 @@ def test_every_operation_of_the_api_has_a_command() -> None:
     }
     known = {(name, verb) for name, each in SECTIONS.items() for verb in each}
     known |= {(name,) for name in typer.main.get_group(program).commands}
-    assert {operation for operation, words in wanted.items() if words and words not in known} == set()
+    assert {operation for operation, words in wanted.items() if words not in known} == set()
     assert set(BESIDE) <= operations
 
 
@@ -204,6 +200,21 @@ async def test_what_is_wrong_is_said_by_option(run: Run, words: tuple[str, ...],
     said = await run(*words)
     assert said.exit_code != 0
     assert expected in said.stderr
+
+
+async def test_reports_are_shown_by_their_own_names(run: Run, api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    api.counters.busy = [((tenant["id"], "requests"), 7), ((tenant["id"], "rate_limited"), 2)]
+    busy = await from_json(run, "activity", "show", "--window", "30", "--limit", "1")
+    assert busy == (await api.get("activity?window=30&limit=1")).json
+    for_people = (await run("activity", "show")).stdout
+    assert "web" in for_people
+    assert "rate_limited 2" in for_people
+    assert (await run("activity", "show", "--window", "61")).exit_code != 0
+    assert (await from_json(run, "reconciliation", "show"))["finished_at"] is None
+    assert (await run("reconciliation", "run")).exit_code == 0
+    assert (await from_json(run, "reconciliation", "show"))["finished_at"]
+    assert "drift_tokens" in (await run("reconciliation", "show")).stdout
 
 
 async def test_names_are_completed(run: Run, api: Api) -> None:

@@ -9,12 +9,12 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from gateway.admin.openapi import document
-from gateway.admin.resources import RESOURCES
+from gateway.admin.resources import REPORTS, RESOURCES
 from tests.admin.conftest import Api
 
 
 def test_the_openapi_document_is_valid() -> None:
-    described = document(RESOURCES, version="1")
+    described = document(RESOURCES, REPORTS, version="1")
     OpenAPIV31SpecValidator(described).validate()
 
 

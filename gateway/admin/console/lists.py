@@ -16,7 +16,7 @@ from gateway.admin.console.cells import Cell, cell, label_of, references
 from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
-from gateway.admin.listing import FILTER_CHARS_MAX, Filter, read_query
+from gateway.admin.listing import FILTER_CHARS_MAX, read_query
 from gateway.core.accounts.administration import Query, Row
 from gateway.errors import Unprocessable
 
@@ -153,7 +153,7 @@ def controls(
     """The filters a list offers, with what is in them."""
     found = []
     for name in screen.filters:
-        wanted: Filter = screen.resource.filters[name]
+        wanted = screen.resource.filters[name]
         target = screen.resource.target(name)
         offered = [(each, each.replace("_", " ")) for each in wanted.choices]
         if target:

@@ -1,4 +1,4 @@
-"""Every resource of the Admin API, by name."""
+"""Every resource of the Admin API, and every report, by name."""
 
 from gateway.admin.resources import (
     access,
@@ -12,7 +12,8 @@ from gateway.admin.resources import (
     uses,
     webhooks,
 )
-from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.admin.resources.reports import REPORTS
+from gateway.admin.resources.resource import Action, Report, Resource, Secret
 
 RESOURCES = {
     resource.name: resource
@@ -20,4 +21,4 @@ RESOURCES = {
     for resource in part.RESOURCES
 }
 
-__all__ = ["RESOURCES", "Action", "Resource", "Secret"]
+__all__ = ["REPORTS", "RESOURCES", "Action", "Report", "Resource", "Secret"]

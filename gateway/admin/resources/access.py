@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gateway.admin import credentials
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.admin.resources.resource import Action, Filter, Resource, Secret
 from gateway.admin.resources.values import (
     MODELS_MAX,
     ExternalId,
@@ -82,7 +81,6 @@ class AdminToken(Out):
 RESOURCES = (
     Resource(
         name="api-keys",
-        title="ApiKey",
         description="Credentials for the data plane.",
         out=ApiKey,
         create=ApiKeyCreate,
@@ -95,7 +93,6 @@ RESOURCES = (
     ),
     Resource(
         name="admin-tokens",
-        title="AdminToken",
         description="Credentials for this API.",
         out=AdminToken,
         create=AdminTokenCreate,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Out
 
 
@@ -27,7 +26,6 @@ class AuditEntry(Out):
 RESOURCES = (
     Resource(
         name="audit-log",
-        title="AuditEntry",
         description="Who changed what, and when. Append-only.",
         out=AuditEntry,
         filters={

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Day,
@@ -120,7 +119,6 @@ class OrganizationSubscription(Out):
 RESOURCES = (
     Resource(
         name="credit-additions",
-        title="CreditAddition",
         description="Credits given to organizations and taken back.",
         out=CreditAddition,
         create=CreditAdditionCreate,
@@ -132,7 +130,6 @@ RESOURCES = (
     ),
     Resource(
         name="organization-subscriptions",
-        title="OrganizationSubscription",
         description="Subscriptions of organizations.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,

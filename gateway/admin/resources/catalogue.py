@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Flag,
@@ -179,7 +178,6 @@ class SubscriptionPlan(Out):
 RESOURCES = (
     Resource(
         name="business-models",
-        title="BusinessModel",
         description="How services are paid for.",
         out=BusinessModel,
         create=BusinessModelCreate,
@@ -189,7 +187,6 @@ RESOURCES = (
     ),
     Resource(
         name="services",
-        title="Service",
         description="What can be used and is metered.",
         out=Service,
         create=ServiceCreate,
@@ -199,7 +196,6 @@ RESOURCES = (
     ),
     Resource(
         name="organization-services",
-        title="OrganizationService",
         description="Prices negotiated by an organization.",
         out=OrganizationService,
         create=OrganizationServiceCreate,
@@ -211,7 +207,6 @@ RESOURCES = (
     ),
     Resource(
         name="subscription-plans",
-        title="SubscriptionPlan",
         description="Subscriptions on offer.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,

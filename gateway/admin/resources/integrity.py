@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
 from gateway.core.accounts.ledger import MalformedEvent, decode
 
@@ -155,7 +154,6 @@ def _said(raw: bytes) -> dict[str, Any] | None:
 RESOURCES = (
     Resource(
         name="quarantine",
-        title="Quarantined",
         description="Accounts whose movements contradict the ledger: they wait for a person.",
         out=Quarantined,
         filters={
@@ -169,7 +167,6 @@ RESOURCES = (
     ),
     Resource(
         name="dead-letters",
-        title="DeadLetter",
         description="Entries that could not become rows: listed gaps, for a person to decide.",
         out=DeadLetter,
         filters={

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.resource import Action, Document, Filter, Resource
 from gateway.admin.resources.values import Day, Id, In, Instant, Money, Out, Paid, show_decimal
 from gateway.core.model import INTEGER_MAX
 
@@ -90,7 +89,6 @@ class Invoice(Out):
 RESOURCES = (
     Resource(
         name="invoices",
-        title="Invoice",
         description="Invoices and credit notes.",
         out=Invoice,
         create=InvoiceCreate,
@@ -111,6 +109,11 @@ RESOURCES = (
                 "Make a draft that gives a finalized one back, or part of it; answers with the draft",
                 CreditNote,
             ),
+        ),
+        documents=(
+            Document(".pdf", "application/pdf", "An invoice on paper"),
+            Document(".csv", "text/csv", "The lines of an invoice"),
+            Document("/usage.csv", "text/csv", "Every use behind an invoice, with its request id"),
         ),
     ),
 )

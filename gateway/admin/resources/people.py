@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource
+from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Cap,
@@ -111,7 +110,6 @@ class User(Out):
 RESOURCES = (
     Resource(
         name="organizations",
-        title="Organization",
         description="Who is billed.",
         out=Organization,
         create=OrganizationCreate,
@@ -122,7 +120,6 @@ RESOURCES = (
     ),
     Resource(
         name="tenants",
-        title="Tenant",
         description="Holders of a token quota; actions answer with the quota.",
         out=Tenant,
         create=TenantCreate,
@@ -144,7 +141,6 @@ RESOURCES = (
     ),
     Resource(
         name="users",
-        title="User",
         description="Users of organizations, and staff.",
         out=User,
         create=UserCreate,

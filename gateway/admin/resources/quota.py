@@ -7,8 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, create_model
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Money, Out, Text, patch_of
 from gateway.core.accounts.plan_terms import TERMS, Term
 
@@ -97,7 +96,6 @@ class TokenLedgerRow(Out):
 RESOURCES = (
     Resource(
         name="token-plans",
-        title="TokenPlan",
         description="Plans that tenants' quotas follow.",
         out=TokenPlan,
         create=TokenPlanCreate,
@@ -107,7 +105,6 @@ RESOURCES = (
     ),
     Resource(
         name="tenant-quotas",
-        title="TenantQuota",
         description="Live token accounts; the id is the tenant's.",
         out=TenantQuota,
         patch=TenantQuotaPatch,
@@ -116,7 +113,6 @@ RESOURCES = (
     ),
     Resource(
         name="token-ledger",
-        title="TokenLedgerRow",
         description="Every movement of every tenant's tokens. Append-only.",
         out=TokenLedgerRow,
         order="by tenant_id, then seq, ascending",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.admin.listing import Filter
 from gateway.admin.resources.values import In, Out
 from gateway.core.accounts.administration import Row
 
@@ -29,6 +28,24 @@ REFERS = {
     "webhook_id": "webhooks",
     "corrects_id": "invoices",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a filter's value must be: `kind` is id, count, text, uuid or flag; `choices` narrow a text."""
+
+    kind: str = "id"
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number that a report is asked with."""
+
+    hint: str
+    default: int
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +74,56 @@ class Secret:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Resource:
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`GET …/{id}<suffix>`: a file made of a row."""
+
+    suffix: str
+    media: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Answered:
+    """What is answered under a name; `refers` says what its ids refer to where `REFERS` does not say it."""
+
+    name: str
+    description: str
+    out: type[Out]
+    refers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What one of its answers is called in the OpenAPI document."""
+        return self.out.__name__
+
+    def target(self, name: str) -> str:
+        """The resource whose id a field of this one holds; empty if it holds none."""
+        return self.refers.get(name) or REFERS.get(name, "")
+
+    def render(self, row: Row) -> Row:
+        """Write a row as JSON."""
+        return self.out.model_validate(row).model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Report(Answered):
+    """One answer about everything: `GET /<name>`, with `numbers` as its query; `POST` does `run`."""
+
+    summary: str
+    numbers: Mapping[str, Whole] = field(default_factory=dict)
+    run: Action | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Resource(Answered):
     """One collection of the Admin API; None for a model means it cannot be done.
 
     `live` names what the counters know better (`quota` of a tenant, `credits` of an organization);
     `patch_verb` is what `PATCH` does; `settle_first` names the action that must be in force before
-    a row may be deleted; `refers` says what ids refer to where `REFERS` does not say it.
+    a row may be deleted.
     """
 
-    name: str
-    title: str
-    description: str
-    out: type[Out]
     create: type[In] | None = None
     patch: type[In] | None = None
     deletable: bool = False
@@ -78,19 +132,11 @@ class Resource:
     filters: Mapping[str, Filter] = field(default_factory=dict)
     order: str = "by id ascending"
     actions: tuple[Action, ...] = ()
+    documents: tuple[Document, ...] = ()
     secret: Secret | None = None
     settle_first: str | None = None
-    refers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def known(self) -> frozenset[str]:
         """Every field of the resource, sent or answered."""
         return frozenset(self.out.model_fields)
-
-    def target(self, name: str) -> str:
-        """The resource whose id a field of this one holds; empty if it holds none."""
-        return self.refers.get(name) or REFERS.get(name, "")
-
-    def render(self, row: Row) -> Row:
-        """Write a row as the resource's JSON."""
-        return self.out.model_validate(row).model_dump(mode="json")

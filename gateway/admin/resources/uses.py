@@ -7,8 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Id, Instant, Out
 
 FILTERS = {
@@ -59,7 +58,6 @@ class FeatureUsage(Out):
 RESOURCES = (
     Resource(
         name="credit-transactions",
-        title="CreditTransaction",
         description="Uses paid with credits. Append-only.",
         out=CreditTransaction,
         order="by organization_id, then seq, ascending",
@@ -67,7 +65,6 @@ RESOURCES = (
     ),
     Resource(
         name="feature-usage",
-        title="FeatureUsage",
         description="Uses that invoices bill. Append-only.",
         out=FeatureUsage,
         order="by organization_id, then seq, ascending",

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.admin.listing import Filter
-from gateway.admin.resources.resource import Action, Resource, Secret
+from gateway.admin.resources.resource import Action, Filter, Resource, Secret
 from gateway.admin.resources.values import Flag, Id, In, Instant, Out, patch_of
 from gateway.core.addresses import URL_CHARS_MAX
 from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
@@ -79,7 +78,6 @@ class WebhookDelivery(Out):
 RESOURCES = (
     Resource(
         name="webhooks",
-        title="Webhook",
         description="Addresses that are told what happens.",
         out=Webhook,
         create=WebhookCreate,
@@ -91,7 +89,6 @@ RESOURCES = (
     ),
     Resource(
         name="webhook-deliveries",
-        title="WebhookDelivery",
         description="Messages to webhooks, kept 30 days.",
         out=WebhookDelivery,
         filters={

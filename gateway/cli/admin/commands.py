@@ -8,14 +8,14 @@ option, in order.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
 from gateway.admin.console.screens import SCREENS
-from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources import REPORTS, RESOURCES, Report, Resource
 from gateway.admin.resources.fields import Field, fields_of
 from gateway.admin.resources.values import In
 from gateway.cli.admin import output, parameters, sections, values
@@ -68,19 +68,7 @@ class Command:
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
-        signature = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if default is ... else default,
-                annotation=kind,
-            )
-            for name, (kind, default) in takes.items()
-        ]
-        command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]  # typer reads it
-        command.__annotations__ = {name: kind for name, (kind, _) in takes.items()}
-        command.__doc__ = self.summary
-        return command
+        return _with_signature(command, self.summary, takes)
 
     def run(self, api: AdminClient, typed: Typed) -> None:
         """Do it and print what came of it."""
@@ -170,6 +158,10 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         app.add_typer(section, name=name)
         for verb, command in commands_of(resource).items() if asked is None or name in asked else ():
             section.command(verb)(command.function())
+    for report in REPORTS.values():
+        section = made[report.name] = typer.Typer(no_args_is_help=True, help=report.description)
+        app.add_typer(section, name=report.name)
+        section.command("show")(_shows(report))
     for alias in sections.ALIASES:
         if asked is not None and alias.section not in asked:
             continue
@@ -210,12 +202,47 @@ def commands_of(resource: Resource) -> dict[str, Command]:
     return made
 
 
+def _shows(report: Report) -> Callable[..., None]:
+    """The command that prints a report."""
+
+    def show(as_json: bool, **numbers: int) -> None:
+        with output.admin() as api:
+            output.report(api.get(report.name, **numbers), report.name.capitalize(), as_json=as_json)
+
+    takes: dict[str, tuple[Any, Any]] = {}
+    for name, each in report.numbers.items():
+        option = typer.Option(help=each.hint, min=each.least, max=each.most)
+        takes[name] = (Annotated[int, option], each.default)
+    takes["as_json"] = (AsJson, False)
+    return _with_signature(show, f"{report.summary}.", takes)
+
+
 def columns(resource: Resource) -> Sequence[str]:
     """What a table of it shows: the console's columns as far as they are fields, its id first."""
     if resource.name in sections.COLUMNS:
         return sections.COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
     return list(dict.fromkeys(("id", *(name for name in shown if name in resource.out.model_fields))))
+
+
+def _with_signature(
+    command: Callable[..., None], summary: str, takes: Mapping[str, tuple[Any, Any]]
+) -> Callable[..., None]:
+    """The command with what typer reads: each parameter's kind and its default, ... where it has none."""
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is ... else default,
+                annotation=kind,
+            )
+            for name, (kind, default) in takes.items()
+        ]
+    )
+    command.__annotations__ = {name: kind for name, (kind, _) in takes.items()}
+    command.__doc__ = summary
+    return command
 
 
 def _filters(resource: Resource) -> tuple[Field, ...]:

@@ -11,7 +11,7 @@ import typer
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import admin, row, rows, say, steps
+from gateway.cli.admin.output import admin, report, rows, say, steps
 
 COLUMNS = (
     "id", "number", "kind", "status", "organization_id", "customer", "period_start", "period_end", "currency",
@@ -38,7 +38,8 @@ def create(
         if (start is None) != (end is None) or (start and month):
             raise CommandFailed("Give --month, or --from and --to together.")
         period = (start, end) if start and end else _month(month)
-        _print(_create(api, api.named("organizations", organization), period), as_json=as_json)
+        made = _create(api, api.named("organizations", organization), period)
+        report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
 
 
 def show(
@@ -51,7 +52,7 @@ def show(
 ) -> None:
     """Show an invoice, or write its documents."""
     with admin() as api:
-        _print(api.get(f"invoices/{invoice}"), as_json=as_json)
+        report(api.get(f"invoices/{invoice}"), "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
         for path, suffix in ((pdf, ".pdf"), (csv, ".csv"), (usage, "/usage.csv")):
             if path is not None:
                 path.write_bytes(api.download(f"invoices/{invoice}{suffix}"))
@@ -114,15 +115,6 @@ def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft:
 def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
     start, end = period
     return api.post("invoices", {"organization_id": owner, "period_start": start, "period_end": end})
-
-
-def _print(invoice: Json, *, as_json: bool) -> None:
-    if as_json:
-        row(invoice, as_json=True)
-        return
-    lines = invoice.pop("lines")
-    rows(lines, LINE_COLUMNS, as_json=False, title="Lines")
-    row(invoice, as_json=False)
 
 
 def _month(text: str | None) -> tuple[str, str]:

@@ -123,6 +123,17 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
         say("Stored; it takes effect as soon as Redis is back.")
 
 
+def report(
+    found: Json, title: str, columns: Sequence[str] = (), *, inner: str = "items", as_json: bool
+) -> None:
+    """Print an answer with rows in it: those as a table, then everything else."""
+    if not as_json:
+        lines = found[inner]
+        found = {name: value for name, value in found.items() if name != inner}
+        rows(lines, columns or tuple(lines[0] if lines else ()), as_json=False, title=title)
+    row(found, as_json=as_json)
+
+
 def deleted(row_id: int, *, as_json: bool) -> None:
     """Say that a row is gone."""
     if as_json:

@@ -14,6 +14,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     made = commands.mount(app, asked)
     for function in (invoices.create, invoices.show, invoices.run):
         made["invoice"].command(function.__name__)(function)
+    made["reconciliation"].command("run")(reconcile.reconcile)
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.admin.options import AsJson
-from gateway.cli.admin.output import admin, row, rows, waiting
-
-COLUMNS = ("account", "kind", "difference", "seq", "detail")
+from gateway.cli.admin.output import admin, report, waiting
 
 
 def reconcile(
@@ -21,10 +19,6 @@ def reconcile(
     with admin() as api:
         with waiting("Comparing every account"):
             found = api.post("reconciliation", {"repair": repair})
-        if as_json:
-            row(dict(found), as_json=True)
-        else:
-            rows(found["items"], COLUMNS, as_json=False, title="Accounts that differ")
-            row({name: value for name, value in found.items() if name != "items"}, as_json=False)
+        report(found, "Accounts that differ", as_json=as_json)
         if any(item["kind"] != "lag" for item in found["items"]):
             raise typer.Exit(1)
