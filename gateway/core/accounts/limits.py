@@ -49,33 +49,18 @@ def limit_lines(decision: Decision) -> bytes:
         return _all_lines(decision, requests, tokens, remaining)
     items: list[str] = []
     lines: list[str] = []
-    if requests is not None:
-        left, ms = str(_left(requests.limit, requests.used)), requests.reset_ms
-        items.append(f'"requests";r={left};t={_seconds(ms)}')
-        lines.append(
-            f"x-ratelimit-limit-requests: {requests.limit}\r\n"
-            f"x-ratelimit-remaining-requests: {left}\r\n"
-            f"x-ratelimit-reset-requests: {duration(ms)}"
-        )
-    if tokens is not None:
-        left, ms = str(_left(tokens.limit, tokens.used)), tokens.reset_ms
-        items.append(f'"tokens";r={left};t={_seconds(ms)}')
-        lines.append(
-            f"x-ratelimit-limit-tokens: {tokens.limit}\r\n"
-            f"x-ratelimit-remaining-tokens: {left}\r\n"
-            f"x-ratelimit-reset-tokens: {duration(ms)}"
-        )
+    for name, window in (("requests", requests), ("tokens", tokens)):
+        if window is not None:
+            left, ms = _left(window.limit, window.used), window.reset_ms
+            items.append(f'"{name}";r={left};t={_seconds(ms)}')
+            lines.append(_counted(name, window.limit, left, ms))
     if remaining is not None:
-        left, ms = str(remaining), decision.until_ms - decision.now_ms
         if quota:
-            items.append(f'"quota";r={left};t={_seconds(ms)}' if ms > 0 else f'"quota";r={left}')
+            ms = decision.until_ms - decision.now_ms
+            items.append(f'"quota";r={remaining}' + (f";t={_seconds(ms)}" if ms > 0 else ""))
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                lines.append(
-                    f"x-ratelimit-limit-tokens: {quota}\r\n"
-                    f"x-ratelimit-remaining-tokens: {left}\r\n"
-                    f"x-ratelimit-reset-tokens: {duration(ms)}"
-                )
-        lines.append(f"x-tollkeeper-tokens-remaining: {left}")
+                lines.append(_counted("tokens", quota, remaining, ms))
+        lines.append(f"x-tollkeeper-tokens-remaining: {remaining}")
     if decision.credits_remaining is not None:
         lines.append(f"x-tollkeeper-credits-remaining: {decision.credits_remaining}")
     fields = "\r\n".join(lines)
@@ -85,6 +70,14 @@ def limit_lines(decision: Decision) -> bytes:
         )
         fields = f"ratelimit-policy: {policy}\r\nratelimit: {', '.join(items)}\r\n{fields}"
     return fields.encode("ascii")
+
+
+def _counted(name: str, limit: int, left: int, ms: int) -> str:
+    """A limit as OpenAI writes it."""
+    return (
+        f"x-ratelimit-limit-{name}: {limit}\r\nx-ratelimit-remaining-{name}: {left}\r\n"
+        f"x-ratelimit-reset-{name}: {duration(ms)}"
+    )
 
 
 def _all_lines(decision: Decision, requests: Window, tokens: Window, remaining: int) -> bytes:

@@ -6,6 +6,8 @@ depends on it. It has one spelling and one type; whatever is not named here pass
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gateway.errors import InvalidRequest
 
 Document = dict[str, object]
@@ -58,27 +60,14 @@ class Names:
 STREAM_OPTIONS = Names("include_usage")
 
 
-def integer(document: Document, name: str, path: str = "") -> int | None:
-    """A whole number, None where it is absent or null."""
-    value = document.get(name)
-    if value is not None and type(value) is not int:
-        raise _mistyped(path + name, "a whole number")
-    return value
-
-
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
     """A stated maximum of tokens, None where none is."""
-    stated = integer(document, name, path)
-    if stated is not None and not 0 <= stated <= most:
-        raise InvalidRequest(f"{path}{name} must be between 0 and {most}.", param=path + name)
-    return stated
+    return _integer(document, name, 0, most, path)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
     """How many answers are asked for."""
-    stated = integer(document, name, path)
-    if stated is not None and not 1 <= stated <= most:
-        raise InvalidRequest(f"{path}{name} must be between 1 and {most}.", param=path + name)
+    stated = _integer(document, name, 1, most, path)
     return 1 if stated is None else stated
 
 
@@ -131,8 +120,8 @@ def models_beside(document: Document) -> tuple[str, ...]:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     found: list[str] = []
     for name in MODEL_LISTS:
-        if name in document:
-            _gather(document[name], name, found)
+        if document.get(name) is not None:
+            found += [model_name(one, name) for one in _named(document[name], name)]
             if len(found) > MODELS_MAX:
                 raise InvalidRequest(f"{name} must name at most {MODELS_MAX} models.", param=name)
     return tuple(found)
@@ -145,33 +134,36 @@ def stated_user(value: object) -> str:
     return ""
 
 
-def _gather(value: object, param: str, found: list[str]) -> None:
-    """Read a name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused."""
-    if value is None:
-        return
-    if isinstance(value, str):
-        found.append(model_name(value, param))
-        return
-    if not isinstance(value, list):
+def _named(value: object, param: str) -> Iterator[object]:
+    """A name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list):
         raise _mistyped(param, "a list of names of models")
-    for item in value[: MODELS_MAX + 1]:
+    for item in items[: MODELS_MAX + 1]:
         if isinstance(item, str):
-            found.append(model_name(item, param))
-        elif isinstance(item, dict):
-            _gather_object(item, param, found)
+            yield item
+        elif not isinstance(item, dict):
+            raise _mistyped(param, "a list of names of models")
+        elif "model" in item:
+            yield item["model"]
         else:
-            raise _mistyped(param, "a list of names of models")
+            for name, others in item.items():
+                yield name
+                if not isinstance(others, list):
+                    raise _mistyped(param, "a list of names of models")
+                yield from others[: MODELS_MAX + 1]
 
 
-def _gather_object(item: Document, param: str, found: list[str]) -> None:
-    if "model" in item:
-        found.append(model_name(item["model"], param))
-        return
-    for name, others in item.items():
-        found.append(model_name(name, param))
-        if not isinstance(others, list):
-            raise _mistyped(param, "a list of names of models")
-        found.extend(model_name(other, param) for other in others[: MODELS_MAX + 1])
+def _integer(document: Document, name: str, least: int, most: int, path: str) -> int | None:
+    """A whole number within bounds, None where it is absent or null."""
+    value = document.get(name)
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise _mistyped(path + name, "a whole number")
+    if not least <= value <= most:
+        raise _mistyped(path + name, f"between {least} and {most}")
+    return value
 
 
 def _mistyped(param: str, right: str) -> InvalidRequest:

@@ -5,15 +5,35 @@ from __future__ import annotations
 from gateway.core.calls.route import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.objects import OBJECTS
-from gateway.core.families.anthropic.refusals import refusal_of
 from gateway.core.families.family import ApiFamily, Shape, target
 from gateway.core.model import Family
+from gateway.errors import Refusal
 
 NAME = Family("anthropic")
 
+_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as Anthropic's clients expect it."""
+    other = "invalid_request_error" if refusal.status < 500 else "api_error"
+    kind = _TYPES.get(refusal.status, other)
+    message = f"{refusal.param}: {refusal.message}" if refusal.param else refusal.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
 FAMILY = ApiFamily(
     NAME,
-    refusal_of,
+    _refusal,
     shapes={
         "anthropic_messages": Shape(
             calls.read_messages, messages.DIALECT, "max_tokens",

@@ -10,10 +10,23 @@ from gateway.core.families.family import ApiFamily, Shape, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.objects import OBJECTS
-from gateway.core.families.gemini.refusals import refusal_of
 from gateway.core.model import Family
+from gateway.errors import Refusal
 
 NAME = Family("gemini")
+
+_STATUSES = {
+    401: "UNAUTHENTICATED",
+    402: "FAILED_PRECONDITION",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 
 
 def _shape(*, streamed: bool) -> Shape:
@@ -36,9 +49,29 @@ def _routes() -> Iterator[Route]:
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
 
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as Gemini's clients expect it."""
+    info: dict[str, object] = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": refusal.reason.upper(),
+        "domain": "tollkeeper",
+        "metadata": {"request_id": request_id},
+    }
+    details = [info]
+    if refusal.param:
+        violation = {"field": refusal.param, "description": refusal.message}
+        details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
+    if refusal.retry_after_s is not None:
+        delay = f"{refusal.retry_after_s}s"
+        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
+    status = _STATUSES.get(refusal.status, "INVALID_ARGUMENT")
+    error = {"code": refusal.status, "message": refusal.message, "status": status, "details": details}
+    return {"error": error}
+
+
 FAMILY = ApiFamily(
     NAME,
-    refusal_of,
+    _refusal,
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),

@@ -8,10 +8,17 @@ from gateway.core.calls.route import Route
 from gateway.core.families.family import ApiFamily, Shape, target
 from gateway.core.families.openai import calls, chat, responses
 from gateway.core.families.openai.objects import OBJECTS, keeps_chat
-from gateway.core.families.openai.refusals import refusal_of
 from gateway.core.model import Family
+from gateway.errors import Refusal
 
 NAME = Family("openai")
+
+_TYPES = {402: "billing_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {
+    "quota_exceeded": "insufficient_quota",
+    "rate_limited": "rate_limit_exceeded",
+    "concurrency_limited": "rate_limit_exceeded",
+}
 
 _SHAPES = {
     "openai_chat": Shape(
@@ -34,9 +41,19 @@ def _routes() -> Iterator[Route]:
         yield Route(("GET",), f"/v1/{path}", NAME, family=NAME)
 
 
+def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """The body of a refusal as OpenAI's clients expect it."""
+    other = "invalid_request_error" if refusal.status < 500 else "server_error"
+    kind = _TYPES.get(refusal.status, other)
+    code = _CODES.get(refusal.reason, refusal.reason)
+    if code == "insufficient_quota":
+        kind = code
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}}
+
+
 FAMILY = ApiFamily(
     NAME,
-    refusal_of,
+    _refusal,
     shapes=_SHAPES,
     routes=tuple(_routes()),
     target=target(NAME, "https://api.openai.com", "OPENAI_API_KEY", "authorization", "Bearer "),
