@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind, Moved, moved
 from gateway.core.accounts.outbox import Batch
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger import statements
@@ -21,8 +21,17 @@ from persistence.ledger.rows import request_of
 _UNLIMITED, _IN = int(EventFlag.UNLIMITED), int(EventFlag.IN)
 _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
 
-# Account id and seq to what identifies a movement: source, amount, balance.
-Stored = dict[tuple[int, int], tuple[str | None, int, int | None]]
+# What stands at places of the accounts, and how one moves on over a place that stays empty.
+_STORED = {
+    TOKENS: statements.STORED_TOKENS,
+    CREDITS: statements.STORED_CREDITS,
+    USAGE: statements.STORED_USAGE,
+}
+_SKIP = {TOKENS: statements.SKIP_QUOTAS, CREDITS: statements.SKIP_CREDITS, USAGE: statements.SKIP_SPENDS}
+
+# What identifies a movement at its place, which is an owner's id and a seq: source, amount, balance.
+Content = tuple[str | None, int, int | None]
+Stored = dict[tuple[int, int], Content]
 
 
 def stand(connection: Connection[Any], batch: Batch) -> Heads:
@@ -53,51 +62,31 @@ def contradictions(
 ) -> list[Fault]:
     """Entries that claim a stored place with other content; `fresh` is about to be stored."""
     faults = []
-    for part, prefix, sql in (
-        (TOKENS, "tenant", statements.STORED_TOKENS),
-        (CREDITS, "credits", statements.STORED_CREDITS),
-        (USAGE, "spend", statements.STORED_USAGE),
-    ):
-        claims = [(placed, *_claim(placed[1][2], part)) for placed in repeats if _carries(placed, part)]
+    for part in _STORED:
+        claims = _claims(repeats, part)
         if not claims:
             continue
-        keys = [key for _, key, _ in claims]
-        stored: Stored = {
-            (id_, seq): (source, amount, balance)
-            for id_, seq, source, amount, balance in connection.execute(
-                sql, {"ids": [id_ for id_, _ in keys], "seqs": [seq for _, seq in keys]}
-            )
-        }
-        wanted = set(keys)
-        stored |= {
-            key: content
-            for key, content in (_claim(placed[1][2], part) for placed in fresh if _carries(placed, part))
-            if key in wanted
-        }
+        found = _stored(connection, part, [one for _, one, _ in claims])
+        wanted = {one.place for _, one, _ in claims}
+        found |= {one.place: content for _, one, content in _claims(fresh, part) if one.place in wanted}
+        wrong = [claim for claim in claims if found.get(claim[1].place) != claim[2]]
         # One stored otherwise may be a letter that was corrected: it is recognised by its own bytes.
-        buried = _buried(
-            connection, [placed for placed, key, content in claims if stored.get(key) != content]
-        )
-        for placed, key, content in claims:
-            found = stored.get(key)
-            if found != content and placed[1][1] not in buried:
-                faults.append(_conflict(placed, f"{prefix}:{key[0]}", key[1], found, content))
+        buried = _buried(connection, [placed for placed, _, _ in wrong])
+        faults += [
+            _conflict(placed, one, found.get(one.place), content)
+            for placed, one, content in wrong
+            if placed[1][1] not in buried
+        ]
     return faults
 
 
-def stored(connection: Connection[Any], placed: Placed) -> int:
+def count_stored(connection: Connection[Any], placed: Placed) -> int:
     """How many of an entry's movements are rows already, exactly as it says."""
-    found = 0
-    for part, sql in (
-        (TOKENS, statements.STORED_TOKENS),
-        (CREDITS, statements.STORED_CREDITS),
-        (USAGE, statements.STORED_USAGE),
-    ):
-        if _carries(placed, part):
-            (id_, seq), content = _claim(placed[1][2], part)
-            rows = connection.execute(sql, {"ids": [id_], "seqs": [seq]})
-            found += sum((source, amount, balance) == content for _, _, source, amount, balance in rows)
-    return found
+    return sum(
+        _stored(connection, part, [one]).get(one.place) == content
+        for part in _STORED
+        for _, one, content in _claims([placed], part)
+    )
 
 
 def neighbours(
@@ -123,27 +112,20 @@ def month_of(seconds: float) -> int:
 
 def move(connection: Connection[Any], moves: Moves) -> None:
     """Bring accounts and roll-ups to where the fresh entries leave them."""
-    if moves.quotas:
-        rows = [
-            _quota(tenant_id, event, moves.resets.get(tenant_id))
-            for tenant_id, event in sorted(moves.quotas.items())
-        ]
-        connection.execute(statements.MOVE_QUOTAS, _columns(rows))
-    if moves.credits:
-        rows = [(id_, e.balance, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
-        connection.execute(statements.MOVE_CREDITS, _columns(rows))
-    if moves.spends:
-        rows = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
-        connection.execute(statements.MOVE_SPENDS, _columns(rows))
-    if moves.daily:
-        rows = [(*bucket, *sums) for bucket, sums in sorted(moves.daily.items())]
-        connection.execute(statements.ROLL_UP, _columns(rows))
-    if moves.priced:
-        rows = [(*bucket, *sums) for bucket, sums in sorted(moves.priced.items())]
-        connection.execute(statements.ROLL_UP_TIERS, _columns(rows))
-    if moves.activations:
-        rows = [(e.organization_id, e.service_id, e.source, e.at_ms) for e in moves.activations]
-        connection.execute(statements.ACTIVATE, _columns(sorted(rows)))
+    quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
+    paid = [(id_, e.balance, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
+    spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
+    activated = sorted((e.organization_id, e.service_id, e.source, e.at_ms) for e in moves.activations)
+    for statement, rows in (
+        (statements.MOVE_QUOTAS, quotas),
+        (statements.MOVE_CREDITS, paid),
+        (statements.MOVE_SPENDS, spends),
+        (statements.ROLL_UP, [(*bucket, *sums) for bucket, sums in sorted(moves.daily.items())]),
+        (statements.ROLL_UP_TIERS, [(*bucket, *sums) for bucket, sums in sorted(moves.priced.items())]),
+        (statements.ACTIVATE, activated),
+    ):
+        if rows:
+            connection.execute(statement, columns_of(rows))
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:
@@ -156,7 +138,9 @@ def set_status(connection: Connection[Any], status_changes: Iterable[Placed], mo
             continue
         last[event.tenant_id] = (bool(event.flags & _BLOCKED), bool(event.flags & _MANUAL))
     if last:
-        connection.execute(statements.STAND, _columns([(id_, *flags) for id_, flags in sorted(last.items())]))
+        connection.execute(
+            statements.STAND, columns_of([(id_, *flags) for id_, flags in sorted(last.items())])
+        )
 
 
 def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Iterable[int]) -> None:
@@ -175,37 +159,22 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
 
     What was set `aside` had no place of its own: it names whose it is, and leaves no gap.
     """
-    tokens: dict[int, tuple[int, int]] = {}
-    paid: dict[int, tuple[int, int]] = {}
-    spends: dict[int, tuple[int, int]] = {}
+    skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
     for (partition, (entry_id, packed, event)), reason in dead:
         named: tuple[int | None, ...] = (None,) * 6
         if event is not None:
-            epoch = event.epoch if event.epoch <= INTEGER_MAX else 0
-            seqs = (
-                event.seq if event.flags & TOKENS else None,
-                event.credit_seq if event.flags & CREDITS else None,
-                event.spend_seq if event.flags & USAGE else None,
-            )
-            if (partition, entry_id) in aside:
-                epoch, seqs = 0, (None, None, None)
-            named = (event.organization_id, event.tenant_id or None, epoch, *seqs)
-            for skipped, id_, seq in zip(
-                (tokens, paid, spends),
-                (event.tenant_id, event.organization_id, event.organization_id),
-                seqs,
-                strict=True,
-            ):
-                if seq is not None:
-                    skipped[id_] = (epoch, seq)
+            epoch, seqs = 0, dict[int, int | None].fromkeys(_SKIP)
+            if (partition, entry_id) not in aside:
+                epoch = event.epoch if event.epoch <= INTEGER_MAX else 0
+                for part, one in moved(event).items():
+                    seqs[part] = one.seq
+                    skipped[part][one.owner_id] = (epoch, one.seq)
+            named = (event.organization_id, event.tenant_id or None, epoch, *seqs.values())
         connection.execute(statements.BURY, (partition, entry_id.decode(), packed, reason, *named))
-    for skipped, sql in (
-        (tokens, statements.SKIP_QUOTAS),
-        (paid, statements.SKIP_CREDITS),
-        (spends, statements.SKIP_SPENDS),
-    ):
-        if skipped:
-            connection.execute(sql, _columns([(id_, *at) for id_, at in sorted(skipped.items())]))
+    for part, statement in _SKIP.items():
+        if skipped[part]:
+            rows = [(id_, *at) for id_, at in sorted(skipped[part].items())]
+            connection.execute(statement, columns_of(rows))
 
 
 def set_aside(
@@ -230,41 +199,38 @@ def _quota(tenant_id: int, event: Event, reset_ms: int | None) -> tuple[Any, ...
     )  # fmt: skip
 
 
-def _bounded(number: int) -> int:
-    return max(0, min(number, INTEGER_MAX))
+def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, Moved, Content]]:
+    """The movements of one part, each with what identifies it."""
+    claims = []
+    for placed in entries:
+        event = placed[1][2]
+        if event is not None and event.flags & part:
+            adjusts = part != TOKENS and event.kind == EventKind.ADJUST
+            source = (request_of(event) if adjusts else event.source).lower() or None
+            one = moved(event)[part]
+            claims.append((placed, one, (source, one.amount, one.balance)))
+    return claims
 
 
-def _carries(placed: Placed, part: int) -> bool:
-    event = placed[1][2]
-    return event is not None and bool(event.flags & part)
-
-
-def _claim(event: Event | None, part: int) -> tuple[tuple[int, int], tuple[str | None, int, int | None]]:
-    assert event is not None
-    source = event.source.lower() or None
-    if part != TOKENS and event.kind == EventKind.ADJUST:
-        source = request_of(event).lower() or None
-    if part == TOKENS:
-        balance = None if event.flags & _UNLIMITED else event.remaining
-        return (event.tenant_id, event.seq), (source, event.amount, balance)
-    if part == CREDITS:
-        return (event.organization_id, event.credit_seq), (source, event.credits, event.balance)
-    return (event.organization_id, event.spend_seq), (source, event.units, event.spent)
+def _stored(connection: Connection[Any], part: int, places: Sequence[Moved]) -> Stored:
+    wanted = {"ids": [one.owner_id for one in places], "seqs": [one.seq for one in places]}
+    return {(id_, seq): tuple(content) for id_, seq, *content in connection.execute(_STORED[part], wanted)}
 
 
 def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes]:
     if not missing:
         return set()
     rows = [(partition, entry_id.decode()) for partition, (entry_id, _, _) in missing]
-    return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, _columns(rows))}
+    return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, columns_of(rows))}
 
 
-def _conflict(placed: Placed, account: str, seq: int, found: object, content: object) -> Fault:
+def _conflict(placed: Placed, one: Moved, found: object, content: object) -> Fault:
     partition, (entry_id, _, event) = placed
     assert event is not None
-    reason = f"movement {seq} is stored as {found}, the outbox says {content}"
-    return Fault("conflict", account, partition, entry_id, event, seq, seq, reason)
+    reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
+    return Fault("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as the arrays a statement takes."""
     return [list(column) for column in zip(*rows, strict=True)]

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import errors
 
+from gateway.core.accounts.ledger import moved
 from gateway.core.accounts.outbox import Batch
 from persistence.complaint import complaint
 from persistence.ledger.copying import Copies, Place, event_of
-from persistence.ledger.guard import CREDITS, TOKENS, Fault, Placed, storable
+from persistence.ledger.guard import Fault, Placed, storable
 
 SET_ASIDE = b'{"unreadable":true}'
 
@@ -87,10 +88,5 @@ def _readable(metadata: bytes) -> bool:
 def _clash(placed: Placed, part: int, reason: str) -> Fault:
     partition, (entry_id, _, _) = placed
     event = event_of(placed)
-    if part == TOKENS:
-        account, seq = f"tenant:{event.tenant_id}", event.seq
-    elif part == CREDITS:
-        account, seq = f"credits:{event.organization_id}", event.credit_seq
-    else:
-        account, seq = f"spend:{event.organization_id}", event.spend_seq
-    return Fault("conflict", account, partition, entry_id, event, seq - 1, seq, reason)
+    one = moved(event)[part]
+    return Fault("conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason)

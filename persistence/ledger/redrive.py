@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind, MalformedEvent, decode
+from gateway.core.accounts.ledger import Event, EventKind, MalformedEvent, decode, moved
 from gateway.core.accounts.outbox import control_id
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing.allocations import allocate_late
@@ -27,11 +27,10 @@ from persistence.ledger import accounts, rows, statements
 from persistence.ledger.attribution import Users
 from persistence.ledger.blocking import blocking
 from persistence.ledger.copying import Copies, Unstorable
-from persistence.ledger.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Placed, movements, storable
+from persistence.ledger.guard import CREDITS, UNKNOWN, USAGE, Placed, movements, storable
 from persistence.ledger.refill import Movement, misfit
 from persistence.ledger.rollup import Moves, add_up
 
-KINDS = ((TOKENS, "tenant"), (CREDITS, "credits"), (USAGE, "spend"))
 SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
@@ -58,8 +57,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
             raise Conflict(f"There is no {head.account.replace(':', ' ')}.")
         if head.organization_id != event.organization_id:
             raise Conflict(f"{head.account} belongs to organization {head.organization_id}.")
-    stored = accounts.stored(plain, placed)
-    if stored == len(parts):
+    if accounts.count_stored(plain, placed) == len(parts):
         return False
     own = {head.account: letter[SEQS[head.account.partition(":")[0]]] for head, _ in parts}
     for (head, seq), movement in zip(parts, _movements(event), strict=True):
@@ -117,22 +115,11 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 def _movements(event: Event) -> list[Movement]:
     """The movements an entry makes, in the order of `guard.movements`."""
-    inward = bool(event.flags & EventFlag.IN)
-    month = event.at_ms // 1000
-    found = []
-    if event.flags & TOKENS:
-        delta = event.amount if inward else -event.amount
-        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining
-        found.append(Movement(f"tenant:{event.tenant_id}", event.seq, event.epoch, delta, balance))
-    if event.flags & CREDITS:
-        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
-        account = f"credits:{event.organization_id}"
-        found.append(Movement(account, event.credit_seq, event.epoch, delta, event.balance))
-    if event.flags & USAGE:
-        account = f"spend:{event.organization_id}"
-        at = accounts.month_of(month)
-        found.append(Movement(account, event.spend_seq, event.epoch, event.spend, event.spent, at))
-    return found
+    month = accounts.month_of(event.at_ms // 1000)
+    return [
+        Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)
+        for part, one in moved(event).items()
+    ]
 
 
 def _refuse_twice(connection: psycopg.Connection[Any], event: Event) -> None:

@@ -13,11 +13,10 @@ from functools import lru_cache
 from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
 from gateway.core.billing.pricing import MICRO, Tier, spread
 from gateway.core.billing.tiers import DECIMALS, read_tiers
-from persistence.ledger.guard import Placed
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 
 DAY_MS = 86_400_000
 PRICES_MAX = 1_024
-TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)
 ACTIVATES, CONSUME, RESET = int(EventFlag.ACTIVATES), int(EventKind.CONSUME), int(EventKind.RESET)
 ADJUST = int(EventKind.ADJUST)
 

@@ -165,28 +165,59 @@ class Place:
     cycle: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How an entry moves one account: by `delta`, to `balance` (None where it is unlimited).
+
+    `amount` is what the movement's row has.
+    """
+
+    account: str
+    owner_id: int
+    seq: int
+    amount: int
+    delta: int
+    balance: int | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its row is among those of its part."""
+        return self.owner_id, self.seq
+
+
+def moved(event: Event) -> dict[int, Moved]:
+    """The accounts an entry moves, by its parts: a tenant's tokens, its organization's credits and spend."""
+    found = {}
+    owner_id, inward = event.organization_id, bool(event.flags & EventFlag.IN)
+    if event.flags & EventFlag.TOKENS:
+        at = (f"tenant:{event.tenant_id}", event.tenant_id, event.seq)
+        delta = event.amount if inward else -event.amount
+        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining
+        found[int(EventFlag.TOKENS)] = Moved(*at, event.amount, delta, balance)
+    if event.flags & EventFlag.CREDITS:
+        at = (f"credits:{owner_id}", owner_id, event.credit_seq)
+        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
+        found[int(EventFlag.CREDITS)] = Moved(*at, event.credits, delta, event.balance)
+    if event.flags & EventFlag.USAGE:
+        at = (f"spend:{owner_id}", owner_id, event.spend_seq)
+        found[int(EventFlag.USAGE)] = Moved(*at, event.units, event.spend, event.spent)
+    return found
+
+
 def places_before(event: Event) -> list[Place]:
     """Where each account an entry moves stood just before it, as far as the entry itself says so.
 
     What stood in an account whose month or plan began with the entry is not in it: the balance is
     then what the entry left less what it moved.
     """
-    found = []
-    inward = bool(event.flags & EventFlag.IN)
-    if event.flags & EventFlag.TOKENS:
-        delta = event.amount if inward else -event.amount
-        balance = None if event.flags & EventFlag.UNLIMITED else event.remaining - delta
-        account, cycle = f"tenant:{event.tenant_id}", event.cycle - (event.kind == EventKind.RESET)
-        found.append(Place(account, event.seq - 1, balance, event.at_ms, event.epoch, max(0, cycle)))
-    if event.flags & EventFlag.CREDITS:
-        delta = event.credits if event.kind == EventKind.CREDIT and inward else -event.credits
-        account = f"credits:{event.organization_id}"
-        found.append(Place(account, event.credit_seq - 1, event.balance - delta, event.at_ms, event.epoch))
-    if event.flags & EventFlag.USAGE:
-        account = f"spend:{event.organization_id}"
-        balance = event.spent - event.spend
-        found.append(Place(account, event.spend_seq - 1, balance, event.at_ms, event.epoch))
-    return found
+    cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
+    return [
+        Place(
+            one.account, one.seq - 1, None if one.balance is None else one.balance - one.delta,
+            event.at_ms, event.epoch, cycle if part == EventFlag.TOKENS else 0,
+        )
+        for part, one in moved(event).items()
+    ]  # fmt: skip
 
 
 def _is_priced(flags: int, length: int) -> bool:
