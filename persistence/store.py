@@ -7,16 +7,18 @@ refusal it is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import TypeVar
+from uuid import UUID, uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import (
+    Actor,
     Claim,
     Command,
     Committed,
@@ -40,7 +42,6 @@ from persistence.resources import (
     app_users,
     audit,
     console_sessions,
-    control_writes,
     dead_letters,
     idempotency,
     keys,
@@ -54,9 +55,11 @@ from persistence.resources import (
     webhooks,
 )
 from persistence.subject import Change, Subject
+from persistence.tables.operations import control_write
 
 T = TypeVar("T")
 
+KEEPER = Actor("keeper", "admin")
 TRIES_MAX = 4
 TRY_AGAIN = frozenset({"40001", "40P01"})
 
@@ -133,7 +136,16 @@ class Store:
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
-        return await self._run(lambda connection: control_writes.refusal(connection, intents))
+        return await self._run(lambda connection: _refusal(connection, intents))
+
+    async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
+        """Subscriptions that begin, change or end today or should have before."""
+        return await self._run(lambda connection: subscriptions.due(connection, today, count))
+
+    async def advance_subscription(self, subscription_id: int) -> None:
+        """Bring one to where it stands today."""
+        wanted = ("organization-subscriptions", "advance", KEEPER, str(uuid4()))
+        await self.write(Command(*wanted, lambda row: row, subscription_id))
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use behind an invoice, in batches; `NotFound` if there is no such invoice."""
@@ -182,6 +194,19 @@ class Store:
                 if attempt == TRIES_MAX or _sqlstate(error) not in TRY_AGAIN:
                     raise _translated(error) from error
         raise AssertionError
+
+
+def _refusal(connection: Connection, intents: Sequence[str]) -> str | None:
+    row = connection.execute(
+        select(control_write.c.verb, control_write.c.result)
+        .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")
+        .order_by(control_write.c.position)
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    reason = str(row.result.get("reason") or "") if isinstance(row.result, dict) else ""
+    return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."
 
 
 def _sqlstate(error: BaseException) -> str:

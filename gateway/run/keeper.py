@@ -24,13 +24,13 @@ from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.losses import LossCounter
 from gateway.background.flushing.rollbacks import Rollbacks
+from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
 from gateway.background.timed.failures import FailureTeller
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
-from gateway.background.timed.terms import Calendar
 from gateway.background.timed.webhooks import WebhookDeliveries
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.gauges import Gauges
@@ -76,7 +76,6 @@ from persistence.resources.quarantine import Quarantines
 from persistence.resources.reconciliation_results import Results
 from persistence.schema import partitions, roles
 from persistence.store import Store
-from persistence.terms import Terms
 
 REDIS_CALL_S = 10.0
 PARTITIONS_AHEAD_S = 3600.0
@@ -131,7 +130,7 @@ class Keeper:
         now = partial(datetime.now, UTC)
         self._reconciler = Reconciler(self._counters, accounts, results, partition_of, now)
         self._account_closing = AccountClosing(self._counters, accounts, self._reconciler, partition_of)
-        self._calendar = Calendar(Terms(self._engine, self._store), now)
+        self._calendar = Calendar(self._store, now)
         self._losses = LossCounter(Losses(self._engine), (self._counters.moved,), self._log)
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(

@@ -6,12 +6,12 @@ tenants get from it; the gateways are told by the organization's definition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, cast, func, insert, or_, select, update
+from sqlalchemy import Connection, Text, cast, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.accounts.administration import Row
@@ -130,14 +130,17 @@ def tell(change: Change, plan: Row) -> None:
         _define(change, organization_id)
 
 
-def due(today: date) -> ColumnElement[bool]:
-    """Subscriptions the calendar has something for: one that begins, changes or ends."""
+def due(connection: Connection, today: date, count: int) -> Sequence[int]:
+    """Subscriptions that begin, change or end today or should have before."""
     here = organization_subscription.c
-    return or_(
-        here.change_at <= today,
-        (here.status == "future") & (here.start_date <= today),
-        (here.status != "over") & (here.end_date <= today),
+    wanted = select(here.id).where(
+        or_(
+            here.change_at <= today,
+            (here.status == "future") & (here.start_date <= today),
+            (here.status != "over") & (here.end_date <= today),
+        )
     )
+    return connection.execute(wanted.order_by(here.id).limit(count)).scalars().all()
 
 
 def _hold_organization(change: Change, organization_id: int) -> None:

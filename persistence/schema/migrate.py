@@ -14,7 +14,6 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,6 +29,7 @@ from persistence.schema import grants, partitions
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses.
 SCHEMA_LOCK = (7801, 1)
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
@@ -43,7 +43,8 @@ def upgrade(url: str, told: Callable[[str], object] = lambda _: None) -> str:
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
         )
-        config = _config()
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.execute(partitions.ENSURE, {"months_ahead": partitions.MONTHS_AHEAD})
@@ -56,6 +57,10 @@ def schema_version(url: str) -> str | None:
     """Version of the database at `url`; None where nothing was migrated yet."""
     with _connected(url) as connection:
         return _version(connection)
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 @contextmanager
@@ -84,24 +89,3 @@ def _ended(said: str, url: str) -> str:
             if end is not None and end < time.time():
                 return f" (it ended on {datetime.fromtimestamp(end, UTC):%Y-%m-%d})"
     return ""
-
-
-def newest_version() -> str:
-    """The version this program was written for."""
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
-
-
-def versions() -> list[str]:
-    """Every version this program has, oldest first."""
-    found = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
-    return found[::-1]
-
-
-def _version(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config

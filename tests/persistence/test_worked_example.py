@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.background.timed.terms import Calendar
+from gateway.background.timed.calendar import Calendar
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.billing.pricing import Tier
@@ -25,7 +25,6 @@ from persistence import engine
 from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
 from persistence.store import Store
-from persistence.terms import Terms
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.scenario import Account, batch_of, broken, rows_of
 
@@ -94,7 +93,7 @@ async def april(migrated: str) -> AsyncIterator[April]:
     rows_of(migrated, "DELETE FROM service WHERE key = ANY(%s) RETURNING id", [list(OWN_SERVICES)])
     pool = engine.create(migrated)
     store = Store(pool, partition_of, lambda: made.now)
-    calendar = Calendar(Terms(pool, store), lambda: made.now)
+    calendar = Calendar(store, lambda: made.now)
     made = April(migrated, store, calendar, Allocations(pool), at(3, 25), Account(0, 0))
     yield made
     await pool.dispose()

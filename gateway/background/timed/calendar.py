@@ -11,28 +11,28 @@ INTERVAL_S = 1.0
 SUBSCRIPTIONS_MAX = 500
 
 
-class Terms(Protocol):
+class Subscriptions(Protocol):
     """PostgreSQL."""
 
-    async def due(self, today: date, count: int) -> Sequence[int]:
+    async def subscriptions_due(self, today: date, count: int) -> Sequence[int]:
         """Subscriptions the calendar has something for."""
 
-    async def advance(self, subscription_id: int) -> None:
+    async def advance_subscription(self, subscription_id: int) -> None:
         """Bring one to where it stands today."""
 
 
 class Calendar:
     """The clock's side of subscriptions; `clock` answers the time in UTC."""
 
-    def __init__(self, terms: Terms, clock: Callable[[], datetime]) -> None:
-        self._terms = terms
+    def __init__(self, subscriptions: Subscriptions, clock: Callable[[], datetime]) -> None:
+        self._subscriptions = subscriptions
         self._clock = clock
 
     async def turn(self) -> int:
         """Carry out what is due; answers how many."""
-        due = await self._terms.due(self._clock().date(), SUBSCRIPTIONS_MAX)
+        due = await self._subscriptions.subscriptions_due(self._clock().date(), SUBSCRIPTIONS_MAX)
         for subscription_id in due:
-            await self._terms.advance(subscription_id)
+            await self._subscriptions.advance_subscription(subscription_id)
         return len(due)
 
     async def run(self) -> None:

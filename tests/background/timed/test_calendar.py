@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from gateway.background.timed.terms import Calendar
+from gateway.background.timed.calendar import Calendar
 from gateway.core.accounts.administration import Actor, Command, Committed
 from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.store import Store
-from persistence.terms import Terms
 from tests.persistence.scenario import rows_of
 
 ACTOR = Actor("builtin:admin", "admin")
@@ -52,9 +51,7 @@ class ClockedStore:
 async def clocked(migrated: str) -> AsyncIterator[ClockedStore]:
     pool = engine.create(migrated)
     store = Store(pool, partition_of, lambda: made.now)
-    made = ClockedStore(
-        migrated, store, Calendar(Terms(pool, store), lambda: made.now), datetime(2026, 3, 20, tzinfo=UTC)
-    )
+    made = ClockedStore(migrated, store, Calendar(store, lambda: made.now), datetime(2026, 3, 20, tzinfo=UTC))
     yield made
     await pool.dispose()
 
