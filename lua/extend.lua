@@ -19,25 +19,25 @@ if not epoch then return CODE.pack{code = 0} end
 local now = clock(NO_BATCH)
 local deadline, events, renewals = now + tonumber(ARGV[2]), {}, {}
 local writes, answer = {}, {CODE.pack{code = now}}
-local tenant, tenants = account_opener(TENANT_FORM)
-local organization, organizations = account_opener(ORGANIZATION_FORM)
+local tenant_at, tenants = account_opener(TENANT_FORM)
+local organization_at, organizations = account_opener(ORGANIZATION_FORM)
 
 for at = 4, #KEYS, 3 do
   local observed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
   local known = #tenants
-  local h, t, o = raw[at] and HOLD.opened(raw[at]), tenant(KEYS[at + 1], raw[at + 1]), nil
-  if #tenants > known then events[#events + 1] = due(t, now, epoch) end
-  if not h or not t or has(h[H_FLAGS], HOLD_RECLAIMED) then
+  local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
+  if #tenants > known then events[#events + 1] = due(tenant, now, epoch) end
+  if not hold or not tenant or has(hold.flags, HOLD_RECLAIMED) then
     answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0}
   else
-    if worth > 0 then o = organization(KEYS[at + 2], raw[at + 2]) end
-    local exhausted = cover(h, t, o, wanted, worth)
-    h[H_OBSERVED], h[H_SEEN], h[H_DEADLINE] = max(observed, h[H_OBSERVED]), max(seen, h[H_SEEN]), deadline
+    if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
+    local exhausted = cover(hold, tenant, organization, wanted, worth)
+    hold.observed, hold.seen, hold.deadline = max(observed, hold.observed), max(seen, hold.seen), deadline
     renewals[#renewals + 1] = format('%.0f', deadline)
     renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]
-    writes[#writes + 1] = HOLD.written(h) .. HOLD.behind(raw[at])
-    answer[#answer + 1] = EXTENDED.pack{tokens = h[H_TOKENS], credits = h[H_CREDITS], exhausted = exhausted}
+    writes[#writes + 1] = HOLD.written(hold) .. HOLD.behind(raw[at])
+    answer[#answer + 1] = EXTENDED.pack{tokens = hold.tokens, credits = hold.credits, exhausted = exhausted}
   end
 end
 call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
@@ -46,11 +46,11 @@ if err then return err end
 if #renewals > 0 then call('ZADD', KEYS[2], 'XX', values(renewals)) end
 for _, name in ipairs(tenants) do
   writes[#writes + 1] = name
-  writes[#writes + 1] = TENANT.written(tenant(name))
+  writes[#writes + 1] = TENANT.written(tenant_at(name))
 end
 for _, name in ipairs(organizations) do
   writes[#writes + 1] = name
-  writes[#writes + 1] = ORGANIZATION.written(organization(name))
+  writes[#writes + 1] = ORGANIZATION.written(organization_at(name))
 end
 if #writes > 0 then call('MSET', values(writes)) end
 return table.concat(answer)

@@ -16,30 +16,31 @@ local run_id, verb, amount, id = GRANT.read(ARGV[1])
 local raw = stored({KEYS[1], KEYS[4], KEYS[5]}, 1, any_size)
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
-if not raw[3] or (not raw[2] and verb ~= CREDITS_VERB) then return CODE.pack{code = -2} end
+if not raw[3] or (not raw[2] and verb ~= VERB_CREDITS) then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local t, o = raw[2] and TENANT.opened(raw[2]), ORGANIZATION.opened(raw[3])
-local seq, credit_seq = t and t[T_SEQ] or 0, o[O_CREDIT_SEQ]
+local tenant, organization = raw[2] and TENANT.opened(raw[2]), ORGANIZATION.opened(raw[3])
+local seq, credit_seq = tenant and tenant.seq or 0, organization.credit_seq
 local function answer(code)
-  local remaining = (not t or t[T_TOTAL] < 0) and -1 or t[T_REMAINING]
+  local remaining = (not tenant or tenant.total < 0) and -1 or tenant.remaining
   return GRANTED.pack{
-    code = code, now = now, seq = t and t[T_SEQ] or o[O_CREDIT_SEQ], remaining = remaining, balance = o[O_BALANCE],
-    epoch = epoch, moved = t and t[T_SEQ] - seq or 0, credit_seq = o[O_CREDIT_SEQ] > credit_seq and o[O_CREDIT_SEQ] or 0,
+    code = code, now = now, seq = tenant and tenant.seq or organization.credit_seq, remaining = remaining,
+    balance = organization.balance, epoch = epoch, moved = tenant and tenant.seq - seq or 0,
+    credit_seq = organization.credit_seq > credit_seq and organization.credit_seq or 0,
   }
 end
-if verb ~= SWEEP and call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
+if verb ~= VERB_SWEEP and call('HEXISTS', KEYS[2], id) == 1 then return answer(2) end
 
-local events, before = {t and due(t, now, epoch) or nil}, t and t[T_REMAINING] or 0
-local f = {source = id, metadata = ARGV[2]}
-if verb == CREDITS_VERB then events[#events + 1] = credit(o, now, epoch, amount, f)
-elseif verb ~= SWEEP then events[#events + 1] = tenant_grant(t, now, epoch, verb, amount, ARGV[3], f) end
+local events, before = {tenant and due(tenant, now, epoch) or nil}, tenant and tenant.remaining or 0
+local facts = {source = id, metadata = ARGV[2]}
+if verb == VERB_CREDITS then events[#events + 1] = credit(organization, now, epoch, amount, facts)
+elseif verb ~= VERB_SWEEP then events[#events + 1] = tenant_grant(tenant, now, epoch, verb, amount, ARGV[3], facts) end
 if #events == 0 then return answer(2) end
-if out_of_range(t, before, o) then return CODE.pack{code = -3} end
+if out_of_range(tenant, before, organization) then return CODE.pack{code = -3} end
 
 local err = append(KEYS[3], events)
 if err then return err end
-if verb ~= SWEEP then call('HSET', KEYS[2], id, '1') end
-local writes = {KEYS[5], ORGANIZATION.written(o)}
-if t then writes[3], writes[4] = KEYS[4], TENANT.written(t) end
+if verb ~= VERB_SWEEP then call('HSET', KEYS[2], id, '1') end
+local writes = {KEYS[5], ORGANIZATION.written(organization)}
+if tenant then writes[3], writes[4] = KEYS[4], TENANT.written(tenant) end
 call('MSET', values(writes))
 return answer(1)

@@ -1,5 +1,5 @@
 -- lease: set a share of what is free aside for one gateway, for while it cannot reach Redis.
--- needs: state batch event cycle append lease
+-- needs: state batch bucket event cycle take admit append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late lane  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
@@ -19,41 +19,45 @@ local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
 if not (raw[3] and raw[4]) then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local t, o, h = TENANT.opened(raw[3]), ORGANIZATION.opened(raw[4]), raw[2] and HOLD.opened(raw[2])
+local tenant, organization, hold = TENANT.opened(raw[3]), ORGANIZATION.opened(raw[4]), raw[2] and HOLD.opened(raw[2])
 local ends = ttl <= 0
-if ttl < 0 and h and now < h[H_DEADLINE] then return NO_LEASE.pack{code = 3, now = now} end
-if (ends and not h) or (not ends and (t[T_ON_STORE_FAILURE] ~= STORE_ALLOW or has(t[FLAGS], MANUAL_BLOCK))) then
+if ttl < 0 and hold and now < hold.deadline then return NO_LEASE.pack{code = 3, now = now} end
+if (ends and not hold) or (not ends and (tenant.on_store_failure ~= STORE_ALLOW or has(tenant.flags, MANUAL_BLOCK))) then
   return NO_LEASE.pack{code = 2, now = now}
 end
 
-local events = {due(t, now, epoch)}
+local events = {due(tenant, now, epoch)}
 local charged = handed + credits_handed > 0 and call('XLEN', KEYS[3]) == 0
-if charged then kept, spent, credits_kept, credits_spent = kept - handed, spent - handed, credits_kept - credits_handed, credits_spent - credits_handed end
-local others, c_others = max(0, t[T_HELD] - (h and h[H_TOKENS] or 0)), max(0, o[O_CREDITS_HELD] - (h and h[H_CREDITS] or 0))
-local tokens, c_tokens, held, c_held = -1, 0, 0, 0
-if not ends then
-  if not unlimited(t) then tokens, held = portion(t[T_REMAINING] - others, share, kept, spent) end
-  c_tokens, c_held = portion(o[O_BALANCE] + o[O_CREDIT_LIMIT] - c_others, share, credits_kept, credits_spent)
+if charged then
+  kept, spent = kept - handed, spent - handed
+  credits_kept, credits_spent = credits_kept - credits_handed, credits_spent - credits_handed
 end
-t[T_HELD], o[O_CREDITS_HELD] = others + held, c_others + c_held
+if hold then put_back(hold, tenant, organization) end
+local tokens, credits, held, credits_held = -1, 0, 0, 0
+if not ends then
+  if not unlimited(tenant) then tokens, held = portion(tenant.remaining - tenant.held, share, kept, spent) end
+  local free = organization.balance + organization.credit_limit - organization.credits_held
+  credits, credits_held = portion(free, share, credits_kept, credits_spent)
+end
+tenant.held, organization.credits_held = tenant.held + held, organization.credits_held + credits_held
 
 if ends then call('ZREM', KEYS[1], lease_id) else call('ZADD', KEYS[1], format('%.0f', now + ttl), lease_id) end
 local err = append(KEYS[2], events)
 if err then
-  if h then call('ZADD', KEYS[1], format('%.0f', h[H_DEADLINE]), lease_id) else call('ZREM', KEYS[1], lease_id) end
+  if hold then call('ZADD', KEYS[1], format('%.0f', hold.deadline), lease_id) else call('ZREM', KEYS[1], lease_id) end
   return err
 end
-local writes = {KEYS[6], TENANT.written(t), KEYS[7], ORGANIZATION.written(o), nil, nil}
+local writes = {KEYS[6], TENANT.written(tenant), KEYS[7], ORGANIZATION.written(organization), nil, nil}
 if ends then call('DEL', KEYS[5])
 else
   writes[5], writes[6] = KEYS[5], HOLD.pack{
-    flags = HOLD_LEASE, tokens = held, credits = c_held, deadline = now + ttl,
-    organization_id = o[O_ORGANIZATION_ID], tenant_id = t[T_TENANT_ID], created = h and h[H_CREATED] or now,
+    flags = HOLD_LEASE, tokens = held, credits = credits_held, deadline = now + ttl,
+    organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = hold and hold.created or now,
   }
 end
 call('MSET', values(writes))
 if ends then return NO_LEASE.pack{code = 2, now = now} end
 return LEASED.pack{
-  code = 1, now = now, tokens = tokens, credits = c_tokens, strict = t[T_ADMISSION], cuts = t[T_ON_EXHAUSTED],
-  capped = o[O_CAP] < 0 and 0 or 1, charged = charged and 1 or 0,
+  code = 1, now = now, tokens = tokens, credits = credits, strict = tenant.admission, cuts = tenant.on_exhausted,
+  capped = organization.cap < 0 and 0 or 1, charged = charged and 1 or 0,
 }

@@ -25,18 +25,17 @@ if verb == FORGET then
   call('DEL', KEYS[2])
   return CODE.pack{code = 1}
 end
-local form, size = form_of(kind)
 if not raw[2] and create == 0 then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
-local a = open(form, raw[2] and today(raw[2], KEYS[2]) or blank(kind, now))
-if raw[2] and a[VERSION] >= version then return CODE.pack{code = 2} end
+local account = raw[2] and open(forms[kind], today(raw[2], KEYS[2])) or blank(kind)
+if raw[2] and account.version >= version then return CODE.pack{code = 2} end
 if kind == KIND_TENANT then
-  local reset = due(a, now, epoch)
+  local reset = due(account, now, epoch)
   if reset then call('XADD', KEYS[3], '*', 'e', reset) end
 end
-drain(a, now)
-a[VERSION] = version
-define(a, kind, ARGV[2], now)
-local packed = write(form, size, a)
+drain(account, now)
+account.version = version
+define(account, kind, ARGV[2], now)
+local packed = write(forms[kind], sizes[kind], account)
 if kind ~= KIND_USER or keep_user(KEYS[2], packed) then call('MSET', KEYS[2], packed) end
 return CODE.pack{code = 1}

@@ -12,7 +12,8 @@
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
 -- Returns packed: verdict, now, then
 --   admitted (1; 2 where a strict plan makes the hold the call's limit): tokens held, the cycle's total,
---     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset}, tokens {scope, limit, used, reset} (scope 0: none), credits held
+--     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset},
+--     tokens {scope, limit, used, reset} (scope 0: none), credits held
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
@@ -25,56 +26,57 @@ local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG
 if #KEYS ~= 7 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
 end
+local hold_key, deadlines, outbox, _, tenant_key, organization_key, api_key, user_key = values(KEYS)
+local activation_key, user_id, tiers = KEYS[with_user and 9 or 8], ARGV[2], ARGV[3]
 local raw = stored(KEYS, 4, reserved_sizes)
+local packed_tenant, packed_organization, packed_key = raw[2], raw[3], raw[4]
 local epoch, version = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = VERDICT_UNVERIFIED} end
 if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
-if not (raw[2] and raw[3] and raw[4]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
-local now, t, o = clock(batch), TENANT.account(raw[2]), ORGANIZATION.account(raw[3])
-local u = with_user and user_state(raw[5], raw[2], now)
+if not (packed_tenant and packed_organization and packed_key) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
+local now, tenant, organization = clock(batch), TENANT.account(packed_tenant), ORGANIZATION.account(packed_organization)
+local packed_user = with_user and user_state(raw[5], packed_tenant, now)
+local activation = (one_time or uses) and activation_of(raw[with_user and 6 or 5])
 
-local expires, key_id = KEY.read(raw[4])
-if has(KEY.field(raw[4], 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY, 0, 0, 0, 0) end
-local reset = due(t, now, epoch)
-if has(t[FLAGS], MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT, 0, 0, 0, 0) end
-local was = raises and raised(KEYS[1]) or nil
-local other = was and was[H_SERVICE_ID] ~= 0 and was[H_SERVICE_ID] ~= service_id
-if other then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
-local heads, takes, scope, rate, used, scope2, rate2, used2 = take_all({raw[4], u, raw[2], raw[3]}, now, need, was)
-if not heads and scope ~= KIND_TOKENS then return takes end
-if has(flags, FLAG_SUBSCRIPTION) and not has(t[FLAGS], HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION, 0, 0, 0, 0) end
-if not heads then return takes end
-if was then put_back(was, t, o) end
-local tokens, verdict, bounds = quota_hold(t, counts, need, ceiling, least)
-if verdict then return refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, t[T_USED], t[T_TOTAL], t[T_NEXT_RESET]) end
-local a = (one_time or uses) and activation(raw[with_user and 6 or 5])
-if one_time then credits, flags = join(a, credits, flags, was) end
-if credits > 0 then
-  credits, verdict = credit_hold(o, credits, credits_least)
-  if verdict then return refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, o[O_CREDITS_HELD], o[O_BALANCE] + o[O_CREDIT_LIMIT], 0) end
-end
-if uses then
-  credits = 0 -- what units hold is kept with their service
-  spend_back(a, was)
-  local over, spent, till = spend_hold(o, a, ARGV[3], units, now)
-  if over then return refused(over, now, SCOPE_ORGANIZATION, KIND_SPEND, spent, o[O_CAP], till) end
-end
+local expires, key_id = KEY.read(packed_key)
+if has(KEY.field(packed_key, 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
+local reset = due(tenant, now, epoch)
+if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
+local raised_hold, had, unlike = raised(raises and hold_key, service_id)
+if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
+local heads, takes, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
+  take_all({packed_key, packed_user, packed_tenant, packed_organization}, now, need, had)
+local lacking, lacks = not heads and takes, requests_scope -- what stands in their place then
+if lacking and lacks ~= KIND_TOKENS then return lacking end
+if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION) end
+if lacking then return lacking end
+if raised_hold then put_back(raised_hold, tenant, organization) end
+local tokens, short, bounds = quota_hold(tenant, now, counts, need, ceiling, least)
+if short then return short end
+if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
+if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
+-- what units hold is kept with their service
+if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
+if short then return short end
 
-t[T_HELD], o[O_CREDITS_HELD] = t[T_HELD] + tokens, o[O_CREDITS_HELD] + credits
+tenant.held, organization.credits_held = tenant.held + tokens, organization.credits_held + credits
 -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
-local kept = flags - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not u and 1 or 0)
+local kept = flags - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not packed_user and 1 or 0)
 local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
   organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
-  organization_id = o[O_ORGANIZATION_ID], tenant_id = t[T_TENANT_ID], created = now} .. ARGV[2] .. (uses and '\0' .. ARGV[3] or '')
-call('ZADD', KEYS[2], now + ttl, request_id)
-local err = reset and append(KEYS[3], {reset})
+  organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = now} .. user_id .. (uses and '\0' .. tiers or '')
+call('ZADD', deadlines, now + ttl, request_id)
+local err = reset and append(outbox, {reset})
 if err then
-  if was then call('ZADD', KEYS[2], was[H_DEADLINE], request_id) else call('ZREM', KEYS[2], request_id) end
+  if raised_hold then call('ZADD', deadlines, raised_hold.deadline, request_id) else call('ZREM', deadlines, request_id) end
   return err
 end
-local tenant = reset and TENANT.renewed(raw[2], heads[3], 'ledger_at', t) or TENANT.renewed(raw[2], heads[3], 'held', t)
-local organization = (uses and ORGANIZATION.renewed(raw[3], heads[4], 'spend_held', o))
-  or ((credits > 0 or was) and ORGANIZATION.renewed(raw[3], heads[4], 'credits_held', o)) or heads[4] .. ACCOUNT.behind(raw[3])
-call('MSET', KEYS[5], tenant, KEYS[6], organization, KEYS[7], heads[1] .. ACCOUNT.behind(raw[4]), KEYS[1], hold,
-  some(KEYS[8], keep_user(KEYS[8], u and heads[2]), KEYS[with_user and 9 or 8], a and ACTIVATION.written(a)))
-return admitted(now, tokens, t, o, credits, scope, rate, used, scope2, rate2, used2, bounds)
+local new_tenant = reset and TENANT.renewed(packed_tenant, heads[3], 'ledger_at', tenant)
+  or TENANT.renewed(packed_tenant, heads[3], 'held', tenant)
+local new_organization = (uses and ORGANIZATION.renewed(packed_organization, heads[4], 'spend_held', organization))
+  or ((credits > 0 or raised_hold) and ORGANIZATION.renewed(packed_organization, heads[4], 'credits_held', organization))
+  or heads[4] .. ACCOUNT.behind(packed_organization)
+call('MSET', tenant_key, new_tenant, organization_key, new_organization, api_key, heads[1] .. ACCOUNT.behind(packed_key), hold_key, hold,
+  some(user_key, keep_user(user_key, packed_user and heads[2]), activation_key, activation and ACTIVATION.written(activation)))
+return admitted(now, tokens, tenant, organization, credits, bounds,
+  requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)

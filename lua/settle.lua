@@ -1,5 +1,5 @@
 -- settle: replace a hold by what was really used, once; or make good what a reclaim charged.
--- needs: state batch bucket event cycle admit spend append settlement charge
+-- needs: state batch bucket event cycle take admit spend append settlement charge
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
@@ -20,65 +20,66 @@
 --   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
-local s, batch, run_id, with_user, kept, arguments = settlement_of(ARGV)
-if #KEYS ~= 9 + (with_user and 1 or 0) + ((s[S_ONE_TIME] or s[S_USES]) and 1 or 0) or #ARGV ~= arguments then
+local settlement = SETTLEMENT.opened(ARGV[1])
+local mode, flags, service_id, request_id = settlement.mode, settlement.flags, settlement.service_id, settlement.request_id
+local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
+if #KEYS ~= 9 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 5 or 4) + (mode >= MODE_POST and 1 or 0) then
   return redis.error_reply('ERR settle takes a key and an argument for each flag')
 end
+local deadlines, outbox, lane, control, _, hold_key, tenant_key, organization_key, api_key, user_key = values(KEYS)
+local activation_key = KEYS[with_user and 11 or 10]
 local raw = stored(KEYS, 5, settled_sizes)
-local epoch = verified(raw[1], run_id)
+local packed_hold, packed_tenant, packed_organization, packed_key = raw[2], raw[3], raw[4], raw[5]
+local epoch = verified(raw[1], settlement.run_id)
 if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
-local now = clock(batch)
-local taken = s[S_ENTRY] and dealt_with(KEYS[3], s[S_ENTRY], KEYS[4], s[S_SOURCE])
-if taken then return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch} end
-local h = raw[2] and HOLD.opened(raw[2], 'credits')
-local gone = (not h and not s[S_ENTRY] and SETTLED_UNKNOWN) or (h and has(h[H_FLAGS], HOLD_RECLAIMED) and not s[S_ENTRY] and SETTLED_RECLAIMED)
-  or (not (raw[3] and raw[4]) and SETTLED_UNKNOWN) or (h and s[S_SERVICE] == 0 and HOLD.field(raw[2], 'service_id') ~= 0 and SETTLED_UNKNOWN)
+local now = clock(settlement.batch)
+local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and ARGV[#ARGV]
+local source = mode == MODE_CORRECT and correction_of(request_id) or request_id
+if entry_id and dealt_with(lane, entry_id, control, source) then return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch} end
+local hold = packed_hold and HOLD.opened(packed_hold, 'credits')
+local reclaimed = hold and has(hold.flags, HOLD_RECLAIMED)
+local gone = why_gone(entry_id, packed_hold, reclaimed, packed_tenant and packed_organization, service_id)
 if gone then
-  if s[S_MODE] == CHARGE or s[S_MODE] == RECOVER then late(KEYS[3], s, gone == SETTLED_RECLAIMED and HOLD.field(raw[2], 'charged') or 0) end
+  if mode == MODE_CHARGE or mode == MODE_RECOVER then late(lane, settlement, ARGV, reclaimed and packed_hold) end
   return GONE.pack{code = gone, now = now, epoch = epoch}
 end
-local slots = (h and not has(h[H_FLAGS], HOLD_RECLAIMED)) and 1 or 0
-if slots == 0 then h = HOLD.fresh('credits') end
-local t, o = TENANT.account(raw[3]), ORGANIZATION.account(raw[4])
-local u = with_user and has(h[H_FLAGS], HOLD_USER) and raw[6]
-local a_key = KEYS[with_user and 11 or 10]
-local a = (s[S_ONE_TIME] or s[S_USES]) and activation(raw[with_user and 7 or 6])
+local slots = (hold and not reclaimed) and 1 or 0
+if slots == 0 then hold = HOLD.fresh('credits') end
+local tenant, organization = TENANT.account(packed_tenant), ORGANIZATION.account(packed_organization)
+local packed_user = with_user and has(hold.flags, HOLD_USER) and raw[6]
+local activation = (one_time or uses) and activation_of(raw[with_user and 7 or 6])
 
-local seq, reset = t[T_SEQ], due(t, now, epoch)
-t[T_HELD] = t[T_HELD] - h[H_TOKENS]
-if t[T_HELD] < 0 then t[T_HELD] = 0 end
-local account_held = s[S_USES] and O_SPEND_HELD or O_CREDITS_HELD
-if not s[S_ONE_TIME] then o[account_held] = max(0, o[account_held] - h[H_CREDITS]) end
-local activates = s[S_ONE_TIME] and s[S_MODE] ~= CORRECT and leave(a, o, s, has(h[H_FLAGS], HOLD_ONE_TIME) and slots or 0)
-local entry, f
-if s[S_USES] then spend_back(a, h, raw[2]) end
-if not s[S_FREE] then entry, f = charge(s, t, o, a, now, epoch, activates) end
-if s[S_USES] then spend_keep(o, a, s[S_TIERS], now) end
+local seq, reset, tokens = tenant.seq, due(tenant, now, epoch), settlement.tokens
+put_back(hold, tenant, organization)
+-- a call that is taken back for nothing leaves no row
+local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.credits == 0 and settlement.units == 0)
+local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
+local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
+local entry, facts = nil, no_facts
+if uses then spend_back(activation, hold, packed_hold) end
+if not free then entry, facts = charge(settlement, ARGV, source, tenant, organization, activation, now, epoch, activates) end
+if uses then spend_keep(organization, activation, ARGV[5], now) end
 
-local tombstone = s[S_MODE] == RECLAIM and slots == 1 and HOLD.replaced(raw[2], {flags = h[H_FLAGS] + HOLD_RECLAIMED, charged = s[S_TOKENS]})
-local used, tenant = s[S_TOKENS], TENANT.renewed(raw[3], give(raw[3], now, slots, h[H_TENANT_TPM], s[S_TOKENS]), 'ledger_at', t)
-local head = give(raw[4], now, slots, h[H_ORGANIZATION_TPM], used)
+local tombstone = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold.flags + HOLD_RECLAIMED, charged = tokens})
+local new_tenant = TENANT.renewed(packed_tenant, give(packed_tenant, now, slots, hold.tenant_tpm, tokens), 'ledger_at', tenant)
+local head = give(packed_organization, now, slots, hold.organization_tpm, tokens)
 -- how far the organization's account is written: its spend, its credits, or neither
-local organization = (s[S_USES] and ORGANIZATION.renewed(raw[4], head, 'spend_at', o))
-  or ((s[S_PAYS] or s[S_ONE_TIME] or h[H_CREDITS] > 0) and ORGANIZATION.renewed(raw[4], head, 'credit_at', o))
-  or head .. ACCOUNT.behind(raw[4])
-local key = raw[5] and give(raw[5], now, slots, h[H_KEY_TPM], used) .. ACCOUNT.behind(raw[5])
-u = u and give(u, now, slots, h[H_USER_TPM], used)
-a = a and ACTIVATION.written(a)
+local new_organization = (uses and ORGANIZATION.renewed(packed_organization, head, 'spend_at', organization))
+  or ((one_time or has(flags, FLAG_PAYS) or hold.credits > 0) and ORGANIZATION.renewed(packed_organization, head, 'credit_at', organization))
+  or head .. ACCOUNT.behind(packed_organization)
+local new_key = packed_key and give(packed_key, now, slots, hold.key_tpm, tokens) .. ACCOUNT.behind(packed_key)
+local new_user = packed_user and give(packed_user, now, slots, hold.user_tpm, tokens)
 
-local told, removed = s[S_MODE] == RECOVER and late(KEYS[3], s, 0), call('ZREM', KEYS[1], s[S_REQUEST])
-local err = append(KEYS[2], reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry
+local told, removed = mode == MODE_RECOVER and late(lane, settlement, ARGV), call('ZREM', deadlines, request_id)
+local err = append(outbox, reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry
 if err then
-  if told then call('XDEL', KEYS[3], told) end
-  if removed == 1 then call('ZADD', KEYS[1], slots == 1 and HOLD.field(raw[2], 'deadline') or 0, s[S_REQUEST]) end
+  if told then call('XDEL', lane, told) end
+  if removed == 1 then call('ZADD', deadlines, slots == 1 and HOLD.field(packed_hold, 'deadline') or 0, request_id) end
   return err
 end
-if s[S_ENTRY] then call('HSET', KEYS[4], s[S_SOURCE], '1') call('XDEL', KEYS[3], s[S_ENTRY]) end
-if tombstone then
-  call('SET', KEYS[6], tombstone, 'PX', kept)
-else
-  call('DEL', KEYS[6])
-end
-call('MSET', KEYS[7], tenant, KEYS[8], organization, some(KEYS[9], key, KEYS[10], keep_user(KEYS[10], u), a_key, a))
-return SETTLED.pack{code = SETTLED_DONE, now = now, seq = t[T_SEQ], remaining = t[T_TOTAL] < 0 and -1 or t[T_REMAINING], epoch = epoch,
-  moved = t[T_SEQ] - seq, credits = f and f.credits or 0, credit_seq = f and f.credit_seq or 0, spend_seq = f and f.spend_seq or 0}
+if entry_id then call('HSET', control, source, '1') call('XDEL', lane, entry_id) end
+if tombstone then call('SET', hold_key, tombstone, 'PX', settlement.tombstone) else call('DEL', hold_key) end
+call('MSET', tenant_key, new_tenant, organization_key, new_organization,
+  some(api_key, new_key, user_key, keep_user(user_key, new_user), activation_key, activation and ACTIVATION.written(activation)))
+return SETTLED.pack{code = SETTLED_DONE, now = now, seq = tenant.seq, remaining = tenant.total < 0 and -1 or tenant.remaining,
+  epoch = epoch, moved = tenant.seq - seq, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0, spend_seq = facts.spend_seq or 0}

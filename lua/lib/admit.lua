@@ -1,72 +1,70 @@
 -- admit: what reserve decides, limit by limit. Needs state, take.
-local PENDING, ACTIVE = 1, 2
+local PENDING = 1
 
 -- tokens to hold, or nil and the refusal: -8 quota exceeded, -9 all that remains is held; true last where the hold is
 -- the call's limit: under a strict plan it is all the call could use, cut to what is free, to no less than `least`, where
 -- the call states no maximum (`least` 0: it does)
-local function quota_hold(t, counts, need, ceiling, least)
+local function quota_hold(tenant, now, counts, need, ceiling, least)
   if not counts or ceiling == 0 then return 0 end -- what needs nothing is covered, whatever is left
-  if t[T_TOTAL] < 0 or t[T_OVERAGE_POLICY] == POLICY_BILL then return need end
-  local remaining = t[T_REMAINING]
-  if remaining <= 0 then return nil, VERDICT_QUOTA_EXCEEDED end
-  local free = remaining - t[T_HELD]
-  if free <= 0 then return nil, VERDICT_QUOTA_HELD end
-  if t[T_ADMISSION] == STRICT then
-    local wanted = least > 0 and least or ceiling
-    if wanted > free then return nil, wanted > remaining and VERDICT_QUOTA_EXCEEDED or VERDICT_QUOTA_HELD end
-    return ceiling < free and ceiling or free, nil, true
+  if tenant.total < 0 or tenant.overage_policy == POLICY_BILL then return need end
+  local strict, remaining = tenant.admission == STRICT, tenant.remaining
+  local free = remaining - tenant.held
+  local wanted = strict and (least > 0 and least or ceiling) or 1
+  if wanted > free then
+    local verdict = (free > 0 and wanted or 1) > remaining and VERDICT_QUOTA_EXCEEDED or VERDICT_QUOTA_HELD
+    return nil, refused(verdict, now, SCOPE_TENANT, KIND_QUOTA, tenant.used, tenant.total, tenant.next_reset)
   end
-  if free < ceiling then return free end
-  return need
+  if free < ceiling then return free, nil, strict end
+  return strict and ceiling or need, nil, strict
 end
 
 -- credits to hold, or nil and the refusal: -10 too few, -9 enough but held by calls in flight. All of them, or where
 -- tokens set the price and the call states no maximum (`least` is not 0) what is free: to that it is bound
-local function credit_hold(o, credits, least)
-  local there = o[O_BALANCE] + o[O_CREDIT_LIMIT]
-  local free = there - o[O_CREDITS_HELD]
-  if credits <= free then return credits end
-  if least > 0 and least <= free then return free end
-  return nil, (least > 0 and least or credits) > there and VERDICT_INSUFFICIENT_CREDITS or VERDICT_QUOTA_HELD
+local function credit_hold(organization, now, credits, least)
+  local there, held = organization.balance + organization.credit_limit, organization.credits_held
+  if credits <= there - held then return credits end
+  if least > 0 and least <= there - held then return there - held end
+  local verdict = (least > 0 and least or credits) > there and VERDICT_INSUFFICIENT_CREDITS or VERDICT_QUOTA_HELD
+  return nil, refused(verdict, now, SCOPE_ORGANIZATION, KIND_CREDITS, held, there, 0)
 end
 
 -- what is kept of an organization's service; before units were held it ended with the month's quantity
-local function activation(raw)
+local function activation_of(raw)
   if not raw then return ACTIVATION.fresh() end
   return ACTIVATION.opened(#raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
--- One-Time: the first call in holds the price, the others ride free while it is pending
-
--- The price to hold, and the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
-local function join(a, price, flags, was)
-  if was and has(was[H_FLAGS], HOLD_ONE_TIME) then return 0, flags end
+-- One-Time: the first call in holds the price, the others ride free while it is pending. Answers the price to hold, and
+-- the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
+local function join(activation, price, flags, raised_hold)
+  if raised_hold and has(raised_hold.flags, HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end
-  if a[A_FLAGS] == ACTIVE then return 0, flags end
-  a[A_WAITING] = a[A_WAITING] + 1
-  if a[A_FLAGS] == PENDING then return 0, flags end
-  a[A_FLAGS], a[A_PRICE] = PENDING, price
+  if activation.flags == ACTIVE then return 0, flags end
+  activation.waiting = activation.waiting + 1
+  if activation.flags == PENDING then return 0, flags end
+  activation.flags, activation.price = PENDING, price
   return price, flags
 end
 
--- gives back what a hold that is raised took of the accounts: they are asked for all of it anew
-local function put_back(was, t, o)
-  t[T_HELD] = max(0, t[T_HELD] - was[H_TOKENS])
-  if has(was[H_FLAGS], HOLD_ONE_TIME) then return end
-  local account_held = has(was[H_FLAGS], HOLD_USES) and O_SPEND_HELD or O_CREDITS_HELD
-  o[account_held] = max(0, o[account_held] - was[H_CREDITS])
+-- gives back what a hold took of the accounts
+local function put_back(hold, tenant, organization)
+  tenant.held = max(0, tenant.held - hold.tokens)
+  if has(hold.flags, HOLD_ONE_TIME) then return end
+  if has(hold.flags, HOLD_USES) then organization.spend_held = max(0, organization.spend_held - hold.credits)
+  else organization.credits_held = max(0, organization.credits_held - hold.credits) end
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b
-local function admitted(now, tokens, t, o, credits, scope, most, used, scope2, most2, used2, bounds)
-  local free = t[T_REMAINING] - t[T_HELD]
-  if t[T_TOTAL] < 0 then free = -1 elseif free < 0 then free = 0 end
+local function admitted(now, tokens, tenant, organization, credits, bounds,
+  requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)
+  local free = tenant.remaining - tenant.held
+  if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
   return ADMITTED.pack{
-    verdict = bounds and 2 or VERDICT_ADMITTED, now = now, tokens = tokens, total = t[T_TOTAL], tokens_free = free,
-    next_reset = t[T_NEXT_RESET], credits_free = o[O_BALANCE] + o[O_CREDIT_LIMIT] - o[O_CREDITS_HELD],
-    requests_scope = scope, requests_limit = most, requests_used = (used + -used % UNIT) / UNIT,
-    requests_reset = most > 0 and (used + -used % most) / most or 0,
-    tokens_scope = scope2, tokens_limit = most2, tokens_used = (used2 + -used2 % UNIT) / UNIT,
-    tokens_reset = most2 > 0 and (used2 + -used2 % most2) / most2 or 0, credits = credits,
+    verdict = bounds and BOUNDED or VERDICT_ADMITTED, now = now, tokens = tokens, total = tenant.total, tokens_free = free,
+    next_reset = tenant.next_reset, credits_free = organization.balance + organization.credit_limit - organization.credits_held,
+    requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
+    requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
+    tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,
+    tokens_reset = tokens_limit > 0 and (tokens_used + -tokens_used % tokens_limit) / tokens_limit or 0, credits = credits,
   }
 end

@@ -20,10 +20,10 @@ local function keep_user(name, raw)
 end
 
 -- sets limits; where one changes, what was used before fills the new one at most
-local function set_limits(a, rpm, tpm, concurrency)
-  if rpm ~= a[RPM] then a[REQUESTS_USED] = min(a[REQUESTS_USED], rpm * UNIT) end
-  if tpm ~= a[TPM] then a[TOKENS_USED] = min(a[TOKENS_USED], tpm * UNIT) end
-  a[RPM], a[TPM], a[CONCURRENCY] = rpm, tpm, concurrency
+local function set_limits(account, rpm, tpm, concurrency)
+  if rpm ~= account.rpm then account.requests_used = min(account.requests_used, rpm * UNIT) end
+  if tpm ~= account.tpm then account.tokens_used = min(account.tokens_used, tpm * UNIT) end
+  account.rpm, account.tpm, account.concurrency = rpm, tpm, concurrency
 end
 
 -- both levels and their time once they have drained till now; a time far ahead was another clock's
@@ -37,8 +37,9 @@ local function drained(requests_used, tokens_used, at, rpm, tpm, now)
   return requests_used, tokens_used, now
 end
 
-local function drain(a, now)
-  a[REQUESTS_USED], a[TOKENS_USED], a[AT] = drained(a[REQUESTS_USED], a[TOKENS_USED], a[AT], a[RPM], a[TPM], now)
+local function drain(account, now)
+  account.requests_used, account.tokens_used, account.at =
+    drained(account.requests_used, account.tokens_used, account.at, account.rpm, account.tpm, now)
 end
 
 -- the head of a packed state with the slots held given back (1, or 0 where there is no hold) and the tokens taken

@@ -3,9 +3,9 @@
 local DAY_MS = 86400000
 
 local function civil(days)
-  local z = days + 719468
-  local era = floor(z / 146097)
-  local doe = z - era * 146097
+  local shifted = days + 719468
+  local era = floor(shifted / 146097)
+  local doe = shifted - era * 146097
   local yoe = floor((doe - floor(doe / 1460) + floor(doe / 36524) - floor(doe / 146096)) / 365)
   local doy = doe - (365 * yoe + floor(yoe / 4) - floor(yoe / 100))
   local mp = floor((5 * doy + 2) / 153)
@@ -48,29 +48,29 @@ end
 
 -- What the ledger goes by: 0 while unlimited. What remains is then what was granted beyond the plan, by recharges,
 -- adjusts and what was carried over: it waits there for a plan with a total.
-local function balance_of(t) return t[T_TOTAL] < 0 and 0 or t[T_REMAINING] end
+local function balance_of(tenant) return tenant.total < 0 and 0 or tenant.remaining end
 
 -- starts a new cycle under the plan in force; answers the event
-local function renew(t, now, epoch, passed, next_reset, f)
-  local before, left = balance_of(t), t[T_REMAINING]
+local function renew(tenant, now, epoch, passed, next_reset, facts)
+  local before, left = balance_of(tenant), tenant.remaining
   local carried = 0
-  if left > 0 then carried = min(left, t[T_ROLLOVER_MAX], INTEGER_MAX - max(0, t[T_TOTAL_AMOUNT]))
-  elseif t[T_OVERAGE_POLICY] == POLICY_CARRY then carried = left end
-  t[T_TOTAL] = t[T_TOTAL_AMOUNT]
-  t[T_REMAINING] = max(0, t[T_TOTAL]) + carried
-  t[T_USED], t[T_CYCLE], t[T_NEXT_RESET] = 0, t[T_CYCLE] + passed, next_reset
-  local packed = movement(t, now, epoch, RESET, balance_of(t) - before, f)
-  t[T_LAST_RESET] = t[T_LEDGER_AT]
+  if left > 0 then carried = min(left, tenant.rollover_max, INTEGER_MAX - max(0, tenant.total_amount))
+  elseif tenant.overage_policy == POLICY_CARRY then carried = left end
+  tenant.total = tenant.total_amount
+  tenant.remaining = max(0, tenant.total) + carried
+  tenant.used, tenant.cycle, tenant.next_reset = 0, tenant.cycle + passed, next_reset
+  local packed = movement(tenant, now, epoch, EVENT_RESET, balance_of(tenant) - before, facts)
+  tenant.last_reset = tenant.ledger_at
   return packed
 end
 
 -- the reset event that is due now, or nil; several missed cycles are one event
-local function due(t, now, epoch)
-  local at = t[T_NEXT_RESET]
+local function due(tenant, now, epoch)
+  local at = tenant.next_reset
   if at <= 0 or now < at then return nil end
-  local next_reset = boundary(t[T_RESET_INTERVAL], t[T_ANCHOR], now)
-  local passed = next_reset > 0 and max(1, cycles_between(t[T_RESET_INTERVAL], at, next_reset)) or 1
-  local f = {}
-  if passed > 1 then f.metadata = format('{"cycles":%.0f}', passed) end
-  return renew(t, now, epoch, passed, next_reset, f)
+  local next_reset = boundary(tenant.reset_interval, tenant.anchor, now)
+  local passed = next_reset > 0 and max(1, cycles_between(tenant.reset_interval, at, next_reset)) or 1
+  local facts = {}
+  if passed > 1 then facts.metadata = format('{"cycles":%.0f}', passed) end
+  return renew(tenant, now, epoch, passed, next_reset, facts)
 end

@@ -1,54 +1,52 @@
 -- grant: what each control verb does to an account. Needs state, event, cycle.
-local VERB_RECHARGE, VERB_RESET, VERB_ADJUST, VERB_BLOCK, VERB_UNBLOCK, VERB_PLAN, CREDITS_VERB, SWEEP = 1, 2, 3, 4, 5, 6, 7, 8
 
-local function credit(o, now, epoch, amount, f)
-  o[O_BALANCE], o[O_CREDIT_SEQ] = o[O_BALANCE] + amount, o[O_CREDIT_SEQ] + 1
-  o[O_CREDIT_AT] = max(now, o[O_CREDIT_AT])
-  f.kind, f.flags, f.at, f.epoch = CREDIT, CREDITS + (amount >= 0 and INWARD or 0), o[O_CREDIT_AT], epoch
-  f.credit_seq, f.credits, f.balance = o[O_CREDIT_SEQ], abs(amount), o[O_BALANCE]
-  return event(nil, o[O_ORGANIZATION_ID], f)
+local function credit(organization, now, epoch, amount, facts)
+  facts.kind, facts.flags, facts.epoch = EVENT_CREDIT, amount >= 0 and ENTRY_IN or 0, epoch
+  move_credits(organization, now, amount, facts)
+  facts.at = organization.credit_at
+  return event(nil, organization.organization_id, facts)
 end
 
-local function mark(t, now, epoch, kind, f)
-  local blocked = has(t[FLAGS], MANUAL_BLOCK)
-  if kind == BLOCK and not blocked then t[FLAGS] = t[FLAGS] + MANUAL_BLOCK end
-  if kind == UNBLOCK and blocked then t[FLAGS] = t[FLAGS] - MANUAL_BLOCK end
-  t[T_LEDGER_AT] = max(now, t[T_LEDGER_AT])
-  f.kind, f.flags, f.at, f.epoch = kind, status_flag(t), t[T_LEDGER_AT], epoch
-  return event(t, t[T_ORGANIZATION_ID], f)
+local function mark(tenant, now, epoch, kind, facts)
+  local blocked = has(tenant.flags, MANUAL_BLOCK)
+  if kind == EVENT_BLOCK and not blocked then tenant.flags = tenant.flags + MANUAL_BLOCK end
+  if kind == EVENT_UNBLOCK and blocked then tenant.flags = tenant.flags - MANUAL_BLOCK end
+  tenant.ledger_at = max(now, tenant.ledger_at)
+  facts.kind, facts.flags, facts.at, facts.epoch = kind, status_flag(tenant), tenant.ledger_at, epoch
+  return event(tenant, tenant.organization_id, facts)
 end
 
 -- moves a tenant to another plan now: the difference is an adjust; a first plan is a reset
-local function change_plan(t, now, epoch, packed, f)
-  local had, total, remaining = has(t[FLAGS], HAS_PLAN), t[T_TOTAL], t[T_REMAINING]
-  local interval, anchor = t[T_RESET_INTERVAL], t[T_ANCHOR]
-  PLAN.into(t, packed)
-  if had ~= (t[T_PLAN_ID] > 0) then t[FLAGS] = t[FLAGS] + (had and -HAS_PLAN or HAS_PLAN) end
-  if t[T_NEXT_RESET] == 0 or interval ~= t[T_RESET_INTERVAL] or anchor ~= t[T_ANCHOR] then
-    t[T_NEXT_RESET] = boundary(t[T_RESET_INTERVAL], t[T_ANCHOR], now)
+local function change_plan(tenant, now, epoch, packed, facts)
+  local had, total, remaining = has(tenant.flags, HAS_PLAN), tenant.total, tenant.remaining
+  local interval, anchor = tenant.reset_interval, tenant.anchor
+  PLAN.into(tenant, packed)
+  if had ~= (tenant.plan_id > 0) then tenant.flags = tenant.flags + (had and -HAS_PLAN or HAS_PLAN) end
+  if tenant.next_reset == 0 or interval ~= tenant.reset_interval or anchor ~= tenant.anchor then
+    tenant.next_reset = boundary(tenant.reset_interval, tenant.anchor, now)
   end
-  if t[T_SEQ] == 0 then return renew(t, now, epoch, t[T_CYCLE] == 0 and 1 or 0, t[T_NEXT_RESET], f) end
+  if tenant.seq == 0 then return renew(tenant, now, epoch, tenant.cycle == 0 and 1 or 0, tenant.next_reset, facts) end
   local before = total < 0 and 0 or remaining
-  local beyond = total < 0 and remaining or remaining - total + t[T_USED]
-  t[T_TOTAL] = t[T_TOTAL_AMOUNT]
-  t[T_REMAINING] = t[T_TOTAL] < 0 and beyond or t[T_TOTAL] + beyond - t[T_USED]
-  return movement(t, now, epoch, ADJUST, balance_of(t) - before, f)
+  local beyond = total < 0 and remaining or remaining - total + tenant.used
+  tenant.total = tenant.total_amount
+  tenant.remaining = tenant.total < 0 and beyond or tenant.total + beyond - tenant.used
+  return movement(tenant, now, epoch, EVENT_ADJUST, balance_of(tenant) - before, facts)
 end
 
-local function tenant_grant(t, now, epoch, verb, amount, plan, f)
-  if verb == VERB_PLAN then return change_plan(t, now, epoch, plan, f) end
-  if verb == VERB_BLOCK then return mark(t, now, epoch, BLOCK, f) end
-  if verb == VERB_UNBLOCK then return mark(t, now, epoch, UNBLOCK, f) end
+local function tenant_grant(tenant, now, epoch, verb, amount, plan, facts)
+  if verb == VERB_PLAN then return change_plan(tenant, now, epoch, plan, facts) end
+  if verb == VERB_BLOCK then return mark(tenant, now, epoch, EVENT_BLOCK, facts) end
+  if verb == VERB_UNBLOCK then return mark(tenant, now, epoch, EVENT_UNBLOCK, facts) end
   if verb == VERB_RESET then
-    return renew(t, now, epoch, 1, boundary(t[T_RESET_INTERVAL], t[T_ANCHOR], now), f)
+    return renew(tenant, now, epoch, 1, boundary(tenant.reset_interval, tenant.anchor, now), facts)
   end
-  t[T_REMAINING] = t[T_REMAINING] + amount
-  return movement(t, now, epoch, verb == VERB_RECHARGE and RECHARGE or ADJUST, amount, f)
+  tenant.remaining = tenant.remaining + amount
+  return movement(tenant, now, epoch, verb == VERB_RECHARGE and EVENT_RECHARGE or EVENT_ADJUST, amount, facts)
 end
 
 -- numbers past 2^53 - 1 would no longer be exact
-local function out_of_range(t, before, o)
-  local largest = abs(o[O_BALANCE])
-  if t then largest = max(largest, abs(t[T_REMAINING]), abs(t[T_REMAINING] - before)) end
+local function out_of_range(tenant, before, organization)
+  local largest = abs(organization.balance)
+  if tenant then largest = max(largest, abs(tenant.remaining), abs(tenant.remaining - before)) end
   return largest > INTEGER_MAX
 end

@@ -2,7 +2,7 @@
 local STORE_ALLOW, WHOLE = 1, 1000000
 
 -- tokens are counted and not limited: nothing has to be set aside
-local function unlimited(t) return t[T_TOTAL] < 0 or t[T_OVERAGE_POLICY] == POLICY_BILL end
+local function unlimited(tenant) return tenant.total < 0 or tenant.overage_policy == POLICY_BILL end
 
 -- what the gateway may count on from now on, and what is held for it: at least what it counts on still
 local function portion(free, share, kept, spent)

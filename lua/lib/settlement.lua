@@ -1,8 +1,5 @@
--- settlement: what is to be settled, and what becomes of it without a charge. Needs state, admit.
-local CHARGE, RELEASE, RECLAIM, POST, RECOVER, CORRECT = 1, 2, 3, 4, 5, 6
-local S_MODE, S_TOKENS, S_CREDITS, S_UNITS, S_SERVICE, S_KEY, S_REQUEST, S_ARGV, S_TIERS = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local S_ENTRY, S_SOURCE, S_ONE_TIME, S_COUNTS, S_USES, S_PAYS, S_FREE = 10, 11, 12, 13, 14, 15, 16
-
+-- settlement: what becomes of a call that is to be settled without a charge. Needs state, admit.
+-- `settlement` is the packed argument, opened; `argv` are all arguments.
 local settled_sizes = {0, 0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
 
 -- the id of a request's one correction: its own with the version nibble set to 8
@@ -16,35 +13,31 @@ local function dealt_with(lane, entry, control, id)
   return call('HEXISTS', control, id) == 1 or #call('XRANGE', lane, entry, entry) == 0
 end
 
--- the packed argument: what is charged; then what only the script itself asks for, how many arguments there have to be last
-local function settlement_of(argv)
-  local batch, run_id, mode, tokens, credits, units, service_id, key_id, flags, tombstone, request_id =
-    SETTLE.read(argv[1])
-  local one_time, uses, recovers = has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), mode == RECOVER
-  return {mode, tokens, credits, units, service_id, key_id, request_id, argv, uses and argv[5] or '',
-    mode >= POST and not recovers and argv[#argv], mode == CORRECT and correction_of(request_id) or request_id,
-    one_time, has(flags, FLAG_COUNTS), uses, has(flags, FLAG_PAYS),
-    -- a call that is taken back for nothing leaves no row
-    mode == RELEASE or (mode == RECLAIM and tokens == 0 and credits == 0 and units == 0),
-  }, batch, run_id, has(flags, FLAG_USER), tombstone, (uses and 5 or 4) + (mode >= POST and 1 or 0)
+-- why there is nothing to settle here, or nil
+local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
+  if not entry_id and not packed_hold then return SETTLED_UNKNOWN end
+  if not entry_id and reclaimed then return SETTLED_RECLAIMED end
+  if not accounts then return SETTLED_UNKNOWN end
+  if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_UNKNOWN end
 end
 
--- leaves a call to the keeper, who knows the ledger; the batch means nothing any more
-local function late(lane, s, charged)
-  local argv = s[S_ARGV]
-  return call('XADD', lane, '*', 'a', SETTLE.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4], 't', s[S_TIERS],
-    'charged', format('%.0f', charged), 'acknowledged', s[S_MODE] == RECOVER and argv[#argv] or '')
+-- leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
+local function late(lane, settlement, argv, reclaimed_hold)
+  return call('XADD', lane, '*', 'a', SETTLEMENT.since(argv[1], 'layout'), 'u', argv[2], 'c', argv[3], 'm', argv[4],
+    't', has(settlement.flags, FLAG_USES) and argv[5] or '',
+    'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
+    'acknowledged', settlement.mode == MODE_RECOVER and argv[#argv] or '')
 end
 
--- One-Time: the first success charges and activates, the last failure releases
-local function leave(a, o, s, slots)
-  a[A_WAITING] = max(0, a[A_WAITING] - slots)
-  if a[A_FLAGS] == ACTIVE or (s[S_FREE] and a[A_WAITING] > 0) then return false end
-  if a[A_FLAGS] == PENDING then
-    o[O_CREDITS_HELD] = max(0, o[O_CREDITS_HELD] - a[A_PRICE])
-    s[S_CREDITS] = a[A_PRICE]
+-- One-Time: the first success charges and activates, the last failure (`free`) releases
+local function leave(activation, organization, settlement, free, slots)
+  activation.waiting = max(0, activation.waiting - slots)
+  if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false end
+  if activation.flags == PENDING then
+    organization.credits_held = max(0, organization.credits_held - activation.price)
+    settlement.credits = activation.price
   end
-  a[A_FLAGS] = s[S_FREE] and 0 or ACTIVE
-  a[A_PRICE] = s[S_FREE] and 0 or s[S_CREDITS]
-  return not s[S_FREE]
+  activation.flags = free and 0 or ACTIVE
+  activation.price = free and 0 or settlement.credits
+  return not free
 end

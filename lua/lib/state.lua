@@ -1,12 +1,11 @@
--- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the names of fields in
--- capitals, forms, sizes and what is asked of a layout (`HOLD.field(raw, 'created')`) are written out when the library
+-- state: packed states and holds. Where their fields are is said in gateway/counters/layouts/; the fields of opened
+-- ones (`hold.tokens`), forms, sizes and what is asked of a layout (`HOLD.field(raw, 'created')`) are written out when the library
 -- is assembled (gateway/counters/layouts/lua.py). Shared by every script.
 -- A state is one string: the number of its layout, a flags byte, then doubles holding integers below 2^53.
 -- Limits of 0 are "none"; a total of -1 is unlimited; bucket levels count UNITs of debt.
-local REVOKED, OVERRIDE, MANUAL_BLOCK, HAS_PLAN = 1, 1, 1, 2
+local REVOKED, OVERRIDE = 1, 1
 local INTEGER_MAX, GARBAGE_PERCENT = 9007199254740991, 1000
-local POLICY_CARRY, POLICY_BILL, STRICT = 1, 2, 1
-local HOLD_USER, HOLD_ONE_TIME, HOLD_COUNTS, HOLD_RECLAIMED, HOLD_USES, HOLD_PAYS, HOLD_BY_TOKEN, HOLD_LEASE = 1, 2, 4, 8, 16, 32, 64, 128
+local POLICY_CARRY, STRICT = 1, 1
 
 -- What Lua and Redis lend. A global of a library is looked up in two tables every time it is named; these are found
 -- once, on the first call: while the library is loaded there are none.
@@ -58,7 +57,7 @@ end
 -- the assembly writes it out where `flags` is a name or a field
 local function has(flags, flag) return flags % (flag * 2) >= flag end
 
-local function write(form, size, a) return pack(form, values(a, 1, size)) end
+local function write(form, size, account) return pack(form, values(account, 1, size)) end
 
 -- the names and values of those there are, for MSET: a table would cost its making
 local function some(name, value, name2, value2, name3, value3)

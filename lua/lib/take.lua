@@ -8,10 +8,10 @@ local function user_state(raw, tenant, now)
   if raw and ACCOUNT.bytes(raw, 'rpm', 'concurrency') == limits then return raw end
   local user_rpm, user_tpm, user_concurrency = TENANT.read(tenant)
   if not raw then return USER.pack{rpm = user_rpm, tpm = user_tpm, concurrency = user_concurrency, at = now} end
-  local u = USER.opened(raw)
-  if has(u[FLAGS], OVERRIDE) then return raw end
-  set_limits(u, user_rpm, user_tpm, user_concurrency)
-  return USER.written(u)
+  local user = USER.opened(raw)
+  if has(user.flags, OVERRIDE) then return raw end
+  set_limits(user, user_rpm, user_tpm, user_concurrency)
+  return USER.written(user)
 end
 
 -- What one request and up to `need` tokens make of a state, packed as it stands: its head packed, the tokens
@@ -44,6 +44,6 @@ end
 
 local function refused(verdict, now, scope, kind, used, most, till)
   return REFUSED.pack{
-    verdict = verdict, now = now, scope = scope, kind = kind, used = used, limit = most, till = till,
+    verdict = verdict, now = now, scope = scope, kind = kind or 0, used = used or 0, limit = most or 0, till = till or 0,
   }
 end

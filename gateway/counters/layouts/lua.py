@@ -2,21 +2,22 @@
 
 A script names a layout in capitals, then what it does with one, by the names of its fields:
 
-    local mode, tokens = SETTLE.read(raw)           these fields, each into a local of its name
+    local mode, tokens = SETTLEMENT.read(raw)       these fields, each into a local of its name
     HOLD.field(raw, 'created')                      one field
     HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
-    SETTLE.since(raw, 'layout')                     from one field to the end of the string
+    SETTLEMENT.since(raw, 'layout')                 from one field to the end of the string
     HOLD.behind(raw)                                what follows all of it
     HOLD.opened(raw, 'credits')                     the fields up to this one as a table; or all
+    hold.tokens, raised_hold.tokens                 a field of such a table, whose name ends in its layout's
     HOLD.fresh('credits')                           the same of defaults
-    HOLD.written(h)                                 packed as they stand in a table
+    HOLD.written(hold)                              packed as they stand in a table
     HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
     HOLD.today(raw, number)                         as it is packed today, what has an older number
-    PLAN.into(t, raw)                               into the fields of these names of an opened state
+    PLAN.into(tenant, raw)                          into the fields of these names of an opened state
     TENANT.account(raw)                             opened, with 0 for what all begin with, but for the flags
-    TENANT.renewed(raw, head, 'held', t)            another beginning, the account's fields up to this one
-                                                    as they stand in `t`, the rest as it is packed
+    TENANT.renewed(raw, head, 'held', tenant)       another beginning, the account's fields up to this one
+                                                    as they stand in `tenant`, the rest as it is packed
 
 None of this is there when a script runs: what is, are `struct.unpack`, `string.sub` and numbers.
 """
@@ -25,43 +26,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum, IntFlag
 from itertools import groupby
 
+from gateway.core.accounts.ledger import EventFlag, EventKind, EventNote
 from gateway.core.layout import FIRST, LAYOUT, Field, Layout
 from gateway.core.model import LimitKind, Scope, Settled, Verdict
-from gateway.counters.layouts import flags, states
+from gateway.counters.layouts import flags, packing, states
 
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"local (?P<names>\w+(?:,\s*\w+)*) =\s*$")
+_FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
+# What has fields and is no opened layout.
+_TABLES = frozenset({"facts", "math", "redis", "string", "struct", "table"})
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # So many fields of 0 in a row are one string of zeros.
 _ZEROS_MIN = 4
+_NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
+    "VERDICT": Verdict, "SETTLED": Settled, "KIND": LimitKind, "SCOPE": Scope,
+    "EVENT": EventKind, "ENTRY": EventFlag, "NOTE": EventNote,
+}  # fmt: skip
 
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
-    """Where each field stands in an opened state, by its name in capitals; forms, sizes, codes and flags."""
-    found = {"TODAY": str(LAYOUT)}
-    found |= {name: str(number) for name, number in vars(flags).items() if name.startswith("FLAG_")}
-    for prefix, numbers in (
-        ("VERDICT", Verdict),
-        ("SETTLED", Settled),
-        ("KIND", LimitKind),
-        ("SCOPE", Scope),
-    ):
-        found |= {f"{prefix}_{one.name}": str(one.value) for one in numbers}
-    found |= {f"{one.name}_BYTES": str(one.size) for one in layouts}
-    names = {one.name for one in states.LAYOUTS}
-    for one in layouts:
-        if one.name not in names:
-            continue
-        found[f"{one.name}_FORM"], found[f"{one.name}_SIZE"] = f"'{_form(one.fields)}'", str(len(one.fields))
-        for at, field in enumerate(one.fields):
-            found[("" if at < one.shared else f"{one.name[0]}_") + field.name.upper()] = str(at + 1)
-    return found
+    """What the scripts name in capitals: flags, modes, codes, the sizes of layouts, the forms of states."""
+    found = {"TODAY": LAYOUT} | {
+        name: number
+        for module in (flags, packing, states)
+        for name, number in vars(module).items()
+        if name.isupper() and isinstance(number, int)
+    }
+    for prefix, numbers in _NUMBERS.items():
+        found |= {f"{prefix}_{one.name}": one.value for one in numbers}
+    found |= {f"VERB_{name.upper()}": number for name, number in packing.VERBS.items()}
+    found |= {f"{one.name}_BYTES": one.size for one in layouts}
+    found |= {f"{one.name}_SIZE": len(one.fields) for one in layouts}
+    forms = {f"{one.name}_FORM": f"'{_form(one.fields)}'" for one in layouts}
+    return {name: str(number) for name, number in found.items()} | forms
 
 
 def expanded(text: str, layouts: Sequence[Layout]) -> str:
-    """A script with what it does with layouts written out; ValueError where it names what is not there."""
+    """A script with what it does with layouts written out; KeyError or ValueError where that is not there."""
     by_name = {one.name: one for one in layouts}
     # The last first: what stands inside another's arguments is written out before it.
     for match in reversed(list(_CALL.finditer(text))):
@@ -75,7 +80,13 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
                 raise ValueError(f"{match[0]} has no locals to read into")
             begin, arguments = names.start(), [names["names"], *arguments]
         text = text[:begin] + write(layout, *arguments) + text[end:]
-    return text
+
+    def place(match: re.Match[str]) -> str:
+        if match["record"] in _TABLES:
+            return match[0]
+        return f"{match['record']}[{by_name[match['layout'].upper()].index(match['field']) + 1}]"
+
+    return _FIELD.sub(place, text)
 
 
 # --- one function a verb: what is written in its place ----------------------------------------
@@ -170,7 +181,7 @@ def _today(layout: Layout, packed: str, number: str) -> str:
 
 
 def _into(layout: Layout, state: str, packed: str) -> str:
-    places = ", ".join(f"{state}[{_TENANT}{one.name.upper()}]" for one in layout.fields)
+    places = ", ".join(f"{state}.{one.name}" for one in layout.fields)
     return f"{places} = {_parse(layout, layout.fields, packed)}"
 
 
@@ -193,7 +204,6 @@ _WRITERS: dict[str, Callable[..., str]] = {
     "fresh": _fresh, "written": _written, "pack": _pack, "replaced": _replaced, "today": _today,
     "into": _into, "account": _account, "renewed": _renewed,
 }  # fmt: skip
-_TENANT = "T_"
 
 
 # --- bytes and names --------------------------------------------------------------------------

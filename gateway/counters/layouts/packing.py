@@ -37,12 +37,12 @@ CLOSED = INTEGER_MAX
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 reserve_packed = table.RESERVE.pack  # see `reserve_argument` for the order
-settle_used = table.SETTLE.part("batch", "units").pack
-_settle_who = table.SETTLE.part("service_id", "tombstone").pack
+settle_used = table.SETTLEMENT.part("batch", "units").pack
+_settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late lane keep.
-BATCH_BYTES = table.SETTLE.offset("layout")
+BATCH_BYTES = table.SETTLEMENT.offset("layout")
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
-_BOUNDED = 2
+BOUNDED = 2
 
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
@@ -150,7 +150,7 @@ def decision(answer: bytes, service: Service) -> Decision:
             Window(requests_scope, requests_limit, requests_used, requests_reset) if requests_scope else None,
             Window(tokens_scope, tokens_limit, tokens_used, tokens_reset) if tokens_scope else None,
             credits_ if pays else 0,
-            verdict == _BOUNDED,
+            verdict == BOUNDED,
         )  # fmt: skip
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until = _REFUSED.unpack(answer)

@@ -1,7 +1,7 @@
 """States and holds: their fields in the order in which they are packed, read and written whole.
 
 This is the table of both: `lua.py` makes of these classes what the scripts know of them. A field is put
-where it belongs, with a default; in capitals, behind its class' first letter, it is the scripts' name. One
+where it belongs, with a default; the scripts have it by the same name (`tenant.remaining`). One
 that comes with a new number says so: `field(default=0, metadata={"since": 130})`.
 """
 

@@ -38,7 +38,7 @@ _KEPT = (
     " u8 flags, f64 tombstone, s36 request_id"
 )
 KEPT = Layout("KEPT", _KEPT)
-SETTLE = Layout("SETTLE", f"f64 batch, {_KEPT}")
+SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
 SETTLED = Layout("SETTLED", "f64 code now seq=0 remaining=0 credits=0 epoch moved=0 credit_seq=0 spend_seq=0")
 GONE = Layout("GONE", "f64 code now epoch")
 # What `settle` answered once, as `settle` takes it to recover it.
@@ -61,7 +61,7 @@ LOAD = Layout("LOAD", "s40 run_id, u8 verb kind, f64 version, u8 create")
 _LIMITS = "f64 rpm tpm concurrency"
 _PLAN = f"f64 {' '.join(one.name for one in fields(PlanTerms))}"
 PLAN = Layout("PLAN", _PLAN)
-DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} revoked expires key_id")
+DEFINE_KEY = Layout("DEFINE_KEY", f"{_LIMITS} flags expires key_id")
 DEFINE_USER = Layout("DEFINE_USER", _LIMITS)
 DEFINE_TENANT = Layout(
     "DEFINE_TENANT", f"{_LIMITS} user_rpm user_tpm user_concurrency tenant_id organization_id, {_PLAN}"
@@ -74,7 +74,7 @@ STREAM_ID = Layout("STREAM_ID", "f64 ms number")
 
 LAYOUTS = (
     *states.LAYOUTS, ENTRY, PRICED, TIER, CODE, MARKER,
-    RESERVE, ADMITTED, REFUSED, KEPT, SETTLE, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
+    RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
 )  # fmt: skip

@@ -40,7 +40,7 @@ STORED = {
     "m": "MARKER",
 }  # fmt: skip
 ARGUMENTS = {
-    ("reserve", 0): "RESERVE", ("reserve", 2): "TIER", ("settle", 0): "SETTLE", ("settle", 4): "TIER",
+    ("reserve", 0): "RESERVE", ("reserve", 2): "TIER", ("settle", 0): "SETTLEMENT", ("settle", 4): "TIER",
     ("grant", 0): "GRANT", ("grant", 2): "PLAN", ("lease", 0): "LEASE", ("load", 0): "LOAD",
 }  # fmt: skip
 DEFINITIONS = {1: "DEFINE_KEY", 2: "DEFINE_USER", 3: "DEFINE_TENANT", 4: "DEFINE_ORGANIZATION"}
