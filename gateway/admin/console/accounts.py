@@ -18,13 +18,15 @@ from gateway.admin.console.sessions import Signed
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
-from gateway.errors import Unprocessable
 
 DAYS = 30
 DAY_ROWS_MAX = 5_000
 # So many of a tenant's latest movements are looked at to say which models it used.
 MODEL_ROWS_MAX = 5_000
 PREVIEW_ROWS = 10
+LEDGER_ROWS = 25
+# What an organization's page shows the first rows of.
+PREVIEWS = ("tenants", "credit-additions", "organization-subscriptions", "invoices", "organization-services")
 # Tenants times days whose use is added up for one chart: of 20,000 tenants, the last 10 days.
 TENANT_DAYS_MAX = 200_000
 LINES_A_PAGE = 100
@@ -34,7 +36,8 @@ _POSITION = re.compile(r"[0-9]{1,9}", re.ASCII)
 LEDGER = Screen(
     "token-ledger", "Ledger", "movement", "Every movement of the tenant's tokens. Append-only.",
     ("created_at", "transaction_type", "change", "total_remaining", "service_id", "model", "request_id"),
-    filters=("transaction_type", "direction", "request_id"), has_page=False, spans_time=True,
+    empty="No movement yet.", filters=("transaction_type", "direction", "request_id"), has_page=False,
+    spans_time=True,
 )  # fmt: skip
 
 
@@ -45,17 +48,17 @@ async def of_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, 
     [with_quota], keys, ledger, usage = await asyncio.gather(
         lists.with_quotas(desk, [row]),
         _preview(desk, "api-keys", tenant_id=tenant_id),
-        _ledger(desk, request, tenant_id),
+        lists.page_of(desk, LEDGER, request, rows_max=LEDGER_ROWS, tenant_id=str(tenant_id)),
         _tenant_use(desk, tenant_id, by_model=by_model),
     )
-    names = await desk.names({"organizations": {int(str(row["organization_id"]))}})
     quota: Any = with_quota["quota"]
-    plan = quota["plan_id"] if quota else None
-    plans = await desk.names({"token-plans": {plan} if plan else set()})
+    owner: Any = row["organization_id"]
+    plan: Any = quota["plan_id"] if quota else None
+    names = await desk.names({"organizations": {owner}, "token-plans": {plan} - {None}})
     return {
         "quota": quota,
-        "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
-        "plan": plans.get(("token-plans", plan), "") if plan else "",
+        "organization": names.get(("organizations", owner), ""),
+        "plan": names.get(("token-plans", plan), ""),
         "keys": keys,
         "ledger": ledger,
         "chart": usage,
@@ -74,19 +77,11 @@ async def of_organization(desk: Desk, request: web.Request, row: Row) -> Mapping
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
-    tenants, grants, subscriptions, invoices, prices, usage = await asyncio.gather(
-        _preview(desk, "tenants", organization_id=organization_id),
-        _preview(desk, "credit-additions", organization_id=organization_id),
-        _preview(desk, "organization-subscriptions", organization_id=organization_id),
-        _preview(desk, "invoices", organization_id=organization_id),
-        _preview(desk, "organization-services", organization_id=organization_id),
+    usage, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
+        *(_preview(desk, name, organization_id=organization_id) for name in PREVIEWS),
     )
-    return {
-        "previews": [tenants, grants, subscriptions, invoices, prices],
-        "chart": usage,
-        "of": measure,
-    }
+    return {"previews": previews, "chart": usage, "of": measure}
 
 
 async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
@@ -104,28 +99,6 @@ async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
         "lines": lines,
         "all": f"/{name}?{owner}={owner_id}" if more else "",
         "new": f"/{name}/new?{owner}={owner_id}",
-    }
-
-
-async def _ledger(desk: Desk, request: web.Request, tenant_id: int) -> dict[str, Any]:
-    errors: Mapping[str, str] = {}
-    rows: Sequence[Row] = ()
-    cursor = None
-    try:
-        wanted = lists.read(LEDGER, request, rows_max=25, tenant_id=str(tenant_id))
-        rows, cursor = await desk.operations[LEDGER.name].list(wanted)
-    except Unprocessable as wrong:
-        errors = dict(wrong.errors)
-    return {
-        "screen": LEDGER,
-        "labels": [label_of(name) for name in LEDGER.columns],
-        "lines": await lists.lines_of(desk, LEDGER, rows),
-        "controls": lists.controls(LEDGER, request, {}, errors),
-        "errors": errors,
-        "next": lists.address(request, cursor) if cursor else "",
-        "is_first": "cursor" not in request.query,
-        "first": lists.address(request, None),
-        "is_filtered": any(request.query.get(name) for name in (*LEDGER.filters, "from", "to")),
     }
 
 

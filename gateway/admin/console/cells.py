@@ -87,15 +87,14 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     return _of_value(screen, column, value, row)
 
 
-def references(screens_rows: Iterable[tuple[Screen, Iterable[Row]]]) -> dict[str, set[int]]:
+def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
     """Every id that rows refer to, by resource."""
     found: dict[str, set[int]] = {}
-    for screen, rows in screens_rows:
-        for row in rows:
-            for column, value in row.items():
-                target = screen.resource.target(column)
-                if target and isinstance(value, int):
-                    found.setdefault(target, set()).add(value)
+    for row in rows:
+        for column, value in row.items():
+            target = screen.resource.target(column)
+            if target and isinstance(value, int):
+                found.setdefault(target, set()).add(value)
     return found
 
 

@@ -11,11 +11,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin import documents
-from gateway.admin.console import accounts, lists, reconciling, records
+from gateway.admin.console import accounts, lists, reconciling
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
-from gateway.admin.console.records import Extras
+from gateway.admin.console.records import CHANGE, DELETE, Extras, Records, address_of
 from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Sessions
@@ -52,9 +52,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 
-    router.add_get("/reconciliation", desk.reading(reconciling.show_with(desk)))
-    router.add_post("/reconciliation", desk.writing(reconciling.run_with(desk, repair=False)))
-    router.add_post("/reconciliation/repair", desk.writing(reconciling.run_with(desk, repair=True)))
+    router.add_get("/reconciliation", desk.reading(partial(reconciling.show, desk)))
+    for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
+        router.add_post(address, desk.writing(partial(reconciling.run, desk, repair=repair)))
     router.add_get("/find/{resource}", desk.reading(partial(lists.find, desk)))
 
     async def signed_in(_: AdminPorts, request: web.Request) -> object:
@@ -70,22 +70,20 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 def _mount_screen(app: web.Application, desk: Desk, screen: Screen) -> None:
     router, resource = app.router, screen.resource
     collection, one = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
-    extras = EXTRAS.get(screen.name)
+    records = Records(desk, screen, EXTRAS.get(screen.name))
     router.add_get(collection, desk.reading(partial(lists.show, desk, screen)))
     if resource.create is not None:
-        router.add_get(f"{collection}/new", desk.reading(partial(records.new, desk, screen)))
-        router.add_post(collection, desk.writing(partial(records.create, desk, screen)))
+        router.add_get(f"{collection}/new", desk.reading(records.new))
+        router.add_post(collection, desk.writing(records.create))
     if screen.has_page:
-        router.add_get(one, desk.reading(partial(records.show, desk, screen, extras=extras)))
+        router.add_get(one, desk.reading(records.show))
     if resource.patch is not None:
-        change = partial(records.change, desk, screen, extras=extras)
-        router.add_post(f"{one}/{records.CHANGE}", desk.writing(change))
+        router.add_post(f"{one}/{CHANGE}", desk.writing(records.change))
     if resource.deletable:
-        delete = partial(records.delete, desk, screen, extras=extras)
-        router.add_post(f"{one}/{records.DELETE}", desk.writing(delete))
+        router.add_post(f"{one}/{DELETE}", desk.writing(records.delete))
     for action in resource.actions:
-        act = partial(records.act, desk, screen, action=action, extras=extras)
-        router.add_post(f"{one}/{records.address_of(action)}", desk.writing(act))
+        act = partial(records.act, action=action)
+        router.add_post(f"{one}/{address_of(action)}", desk.writing(act))
 
 
 def _not_found_as_page(desk: Desk) -> Middleware:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 from multidict import MultiMapping
 
+from gateway.admin import body
 from gateway.admin.auth import ADMIN, require_write
 from gateway.admin.console.render import Pages
 from gateway.admin.console.screens import menu
@@ -119,12 +120,15 @@ class Desk:
             response.headers["Retry-After"] = "1"
         return response
 
-    def asked(self, request: web.Request, signed: Signed, posted: Posted, digest: str) -> Asked:
-        """Who asks for a write; a form that is sent twice is done once."""
+    def asked(
+        self, request: web.Request, signed: Signed, posted: Posted, sent: body.Body | None = None
+    ) -> Asked:
+        """Who asks for a write; a form with a body is done once, however often it is sent."""
         once = posted.get("once")
         claim = None
-        if isinstance(once, str) and once.isalnum() and len(once) == 32:
-            claim = Claim(signed.actor.scope, f"console:{once}", request.method, request.path, digest)
+        if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
+            key, digest = f"console:{once}", body.digest(sent)
+            claim = Claim(signed.actor.scope, key, request.method, request.path, digest)
         return Asked(signed.actor, request[REQUEST_ID], claim)
 
     async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,7 @@ from multidict import MultiMapping
 
 from gateway.admin.resources.fields import Field
 from gateway.core.accounts.administration import Row
+from gateway.errors import AdminRefusal
 
 FORMER = "was."
 # Fields that take a document; an example says more than a schema.
@@ -53,7 +54,6 @@ class Form:
     is_open: bool = False
     is_dangerous: bool = False
     once: str = field(default_factory=lambda: uuid4().hex)
-    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[tuple[str, list[Field]]]:
@@ -83,9 +83,12 @@ def defaults(fields: Sequence[Field]) -> dict[str, Any]:
     return {each.name: [] if each.kind == "many" else each.default for each in fields}
 
 
-def posted_values(fields: Sequence[Field], posted: MultiMapping[Any]) -> dict[str, Any]:
-    """What was typed, to be shown again."""
-    return {each.name: _typed(each, each.name, posted) for each in fields}
+def came_back(form: Form, posted: MultiMapping[Any], error: AdminRefusal) -> Form:
+    """A refused form as it was typed, with what is wrong beside its fields."""
+    values = {each.name: _typed(each, each.name, posted) for each in form.fields}
+    beside, others = _by_field(form.fields, error.errors)
+    message = "; ".join(others) if error.errors else error.message
+    return replace(form, values=values, errors=beside, message=message, is_open=True)
 
 
 def former_values(fields: Sequence[Field], posted: MultiMapping[Any]) -> dict[str, Any]:
@@ -121,9 +124,7 @@ def body_of(fields: Sequence[Field], posted: MultiMapping[Any], *, changes: bool
     return body
 
 
-def errors_by_field(
-    fields: Sequence[Field], errors: Sequence[tuple[str, str]]
-) -> tuple[dict[str, str], list[str]]:
+def _by_field(fields: Sequence[Field], errors: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
     """Messages beside their fields, and those that belong to none of them."""
     beside: dict[str, str] = {}
     others: list[str] = []

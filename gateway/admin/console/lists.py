@@ -51,32 +51,35 @@ class Line:
 
 async def show(desk: Desk, screen: Screen, request: web.Request, signed: Signed) -> web.Response:
     """`GET /<resource>`."""
+    listed = await page_of(desk, screen, request)
+    status = 422 if listed["errors"] else 200
+    return desk.answer(request, signed, "list.html", status, list=listed)
+
+
+async def page_of(
+    desk: Desk, screen: Screen, request: web.Request, *, rows_max: int = ROWS_A_PAGE, **fixed: str
+) -> dict[str, Any]:
+    """The page of a list that a query asks for, and what leads to other pages; filters in `fixed` are set."""
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     errors: Mapping[str, str] = {}
     rows: Sequence[Row] = ()
     cursor = None
     try:
-        rows, cursor = await desk.operations[screen.name].list(read(screen, request))
+        rows, cursor = await desk.operations[screen.name].list(_read(screen, request, rows_max, fixed))
     except Unprocessable as wrong:
         errors = dict(wrong.errors)
-    lines = await lines_of(desk, screen, rows)
-    resource = screen.resource
-    return desk.answer(
-        request,
-        signed,
-        "list.html",
-        422 if errors else 200,
-        screen=screen,
-        labels=[label_of(name) for name in screen.columns],
-        lines=lines,
-        controls=controls(screen, request, choices, errors),
-        errors=errors,
-        next=address(request, cursor) if cursor else "",
-        is_first="cursor" not in request.query,
-        first=address(request, None),
-        can_create=resource.create is not None,
-        is_filtered=any(request.query.get(name) for name in (*screen.filters, "from", "to")),
-    )
+    is_filtered = any(request.query.get(name) for name in (*screen.filters, "from", "to"))
+    return {
+        "screen": screen,
+        "labels": [label_of(name) for name in screen.columns],
+        "lines": await lines_of(desk, screen, rows),
+        "controls": _controls(screen, request, choices, errors),
+        "errors": errors,
+        "next": _address(request, cursor) if cursor else "",
+        "is_first": "cursor" not in request.query,
+        "first": _address(request, None),
+        "empty": "Nothing matches these filters." if is_filtered else screen.empty,
+    }
 
 
 async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
@@ -89,9 +92,10 @@ async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response
     return desk.answer(request, signed, "options.html", options=[(row["id"], row["name"]) for row in rows])
 
 
-def read(screen: Screen, request: web.Request, *, rows_max: int = ROWS_A_PAGE, **fixed: str) -> Query:
+def _read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
     """The list a page asks for: empty filters are none, days are whole UTC days."""
-    sent = MultiDict({"limit": str(rows_max), "order": "desc" if screen.newest_first else "asc"} | fixed)
+    order = "desc" if screen.newest_first else "asc"
+    sent = MultiDict({"limit": str(rows_max), "order": order, **fixed})
     for name in (*screen.filters, "cursor"):
         text = request.query.get(name, "").strip()
         if text and name not in fixed:
@@ -108,7 +112,7 @@ async def lines_of(desk: Desk, screen: Screen, rows: Sequence[Row]) -> list[Line
     """Rows with everything their cells need: names of what they refer to, quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
-    names = await desk.names(references([(screen, rows)]))
+    names = await desk.names(references(screen, rows))
     return [
         Line(
             id_ := int(str(row.get("id", 0))),
@@ -147,7 +151,7 @@ def quota_of(row: Row | None) -> Row | None:
     }
 
 
-def controls(
+def _controls(
     screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str]
 ) -> list[Control]:
     """The filters a list offers, with what is in them."""
@@ -171,7 +175,7 @@ def controls(
     return found
 
 
-def address(request: web.Request, cursor: str | None) -> str:
+def _address(request: web.Request, cursor: str | None) -> str:
     """The same list from a cursor on, or from its beginning."""
     kept = {name: text for name, text in request.query.items() if text and name not in {"cursor", "done"}}
     if cursor is not None:

@@ -7,46 +7,40 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admin import reconciliation
-from gateway.admin.console.desk import Desk, Posted, Reading, Writing, see
+from gateway.admin.auth import ADMIN
+from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.sessions import Signed
 
 ITEMS_SHOWN_MAX = 500
 
 
-def show_with(desk: Desk) -> Reading:
-    """Make the page's handler."""
-
-    async def show(request: web.Request, signed: Signed) -> web.Response:
-        last = await reconciliation.last(desk.ports)
-        items: Any = (last or {}).get("items", [])
-        return desk.answer(
-            request,
-            signed,
-            "reconciliation.html",
-            last=last,
-            items=[{**item, "href": _address(item["account"])} for item in items[:ITEMS_SHOWN_MAX]],
-            more=max(0, len(items) - ITEMS_SHOWN_MAX),
-            forms=[
-                Form("/reconciliation", "Run now", "Run now", note="Compares every account."),
-                Form(
-                    "/reconciliation/repair", "Run and repair", "Run and repair", is_dangerous=True,
-                    note="Makes each drift good by an appended adjust or correction.",
-                ),
-            ] if signed.actor.role == "admin" else [],
-        )  # fmt: skip
-
-    return show
+async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
+    """`GET /reconciliation`."""
+    last = await reconciliation.last(desk.ports)
+    items: Any = (last or {}).get("items", [])
+    again = Form("/reconciliation", "Run now", "Run now", note="Compares every account.")
+    repair = Form(
+        "/reconciliation/repair", "Run and repair", "Run and repair", is_dangerous=True,
+        note="Makes each drift good by an appended adjust or correction.",
+    )  # fmt: skip
+    return desk.answer(
+        request,
+        signed,
+        "reconciliation.html",
+        last=last,
+        items=[{**item, "href": _address(item["account"])} for item in items[:ITEMS_SHOWN_MAX]],
+        more=max(0, len(items) - ITEMS_SHOWN_MAX),
+        forms=[again, repair] if signed.actor.role == ADMIN else [],
+    )
 
 
-def run_with(desk: Desk, *, repair: bool) -> Writing:
-    """Make the handler of a run."""
-
-    async def run(request: web.Request, signed: Signed, _posted: Posted) -> web.Response:
-        await reconciliation.run(desk.ports, request, signed.actor, repair=repair)
-        return see("/reconciliation?done=reconciled")
-
-    return run
+async def run(
+    desk: Desk, request: web.Request, signed: Signed, _posted: Posted, *, repair: bool
+) -> web.Response:
+    """`POST /reconciliation` and `/reconciliation/repair`."""
+    await reconciliation.run(desk.ports, request, signed.actor, repair=repair)
+    return see("/reconciliation?done=reconciled")
 
 
 def _address(account: str) -> str:

@@ -6,26 +6,26 @@ was typed, each message beside its field; one that is taken sends the browser on
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlencode
 
 from aiohttp import web
 
-from gateway.admin import body
+from gateway.admin.auth import ADMIN
 from gateway.admin.console import forms
-from gateway.admin.console.cells import Cell, cell, label_of, references, state_of
+from gateway.admin.console.cells import cell, label_of, references, state_of
 from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.operations import Done
 from gateway.admin.resources import Action
-from gateway.admin.resources.fields import Field, fields_of
+from gateway.admin.resources.fields import fields_of
+from gateway.admin.resources.values import In
 from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
-from gateway.errors import AdminRefusal, Conflict, NotFound, Unprocessable
+from gateway.errors import Conflict, NotFound, Unprocessable
 
 CHANGE = "change"
 DELETE = "delete"
@@ -38,204 +38,166 @@ DANGEROUS = frozenset({"revoke", "void", "block", "cancel", "reset", DELETE})
 Extras = Callable[[Desk, web.Request, Row], Awaitable[Mapping[str, Any]]]
 
 
-def fields_for(screen: Screen, model: Any) -> tuple[Field, ...]:
-    """The form fields of a model of a screen's resource."""
-    return fields_of(screen.resource, model) if model is not None else ()
+class Records:
+    """The pages and forms of a screen's rows; `extras` reads what a row's page shows beyond its fields."""
 
+    def __init__(self, desk: Desk, screen: Screen, extras: Extras | None = None) -> None:
+        self._desk = desk
+        self._screen = screen
+        self._extras = extras
+        self._operations = desk.operations[screen.name]
 
-async def show(
-    desk: Desk,
-    screen: Screen,
-    request: web.Request,
-    signed: Signed,
-    *,
-    extras: Extras | None = None,
-    refused: Form | None = None,
-    status: int = 200,
-) -> web.Response:
-    """`GET /<resource>/{id}`; `refused` is a form that comes back."""
-    row = await desk.operations[screen.name].show(row_id(request))
-    more = await extras(desk, request, row) if extras is not None else {}
-    names = await desk.names(references([(screen, [row])]))
-    offered = await forms_of(desk, screen, {**row, **more}) if signed.actor.role == "admin" else []
-    if refused is not None:
-        # First, and there even if the row no longer offers it.
-        others = [each for each in offered if (each.action, each.title) != (refused.action, refused.title)]
-        offered = [refused, *others]
-    return desk.answer(
-        request,
-        signed,
-        f"{screen.name}.html" if extras is not None else "record.html",
-        status,
-        screen=screen,
-        row=row,
-        name=title_of(screen, row),
-        state=state_of(screen.name, {**row, **more}),
-        facts=facts_of(screen, row, names),
-        names=names,
-        forms=offered,
-        **more,
-    )
-
-
-def title_of(screen: Screen, row: Row) -> str:
-    """What a row's page is called."""
-    said = row.get(screen.title_field) if screen.title_field != "id" else None
-    return str(said or f"{screen.one[:1].upper()}{screen.one[1:]} {row['id']}")
-
-
-def facts_of(screen: Screen, row: Row, names: Mapping[tuple[str, int], str]) -> list[tuple[str, Cell]]:
-    """Every field of a row with its label."""
-    return [(label_of(name), cell(screen, row, name, names)) for name in row]
-
-
-async def forms_of(desk: Desk, screen: Screen, row: Row) -> list[Form]:
-    """Every form a row's page offers."""
-    resource, where = screen.resource, f"/{screen.name}/{row['id']}"
-    found = [
-        _action_form(screen, where, action) for action in resource.actions if _is_offered(screen, action, row)
-    ]
-    if resource.patch is not None:
-        fields = fields_for(screen, resource.patch)
-        values = forms.in_form(fields, row)
-        found.append(
-            Form(
-                f"{where}/{CHANGE}",
-                EDITS.get(screen.name, "Edit"),
-                "Save changes",
-                fields,
-                values,
-                former=values,
-            )
-        )
-    if resource.deletable and (screen.name != "invoices" or row["status"] == "draft"):
-        note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
-        found.append(Form(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
-    return [await with_choices(desk, each) for each in found]
-
-
-async def with_choices(desk: Desk, form: Form) -> Form:
-    """A form with the short lists its ids may be chosen from."""
-    return replace(form, choices=await desk.choices({each.refers for each in form.fields if each.refers}))
-
-
-async def blank(desk: Desk, screen: Screen, request: web.Request) -> Form:
-    """The form that makes a row; what its address says is filled in."""
-    fields = fields_for(screen, screen.resource.create)
-    values = forms.defaults(fields)
-    for each in fields:
-        if each.name in request.query and each.kind != "many":
-            values[each.name] = request.query[each.name]
-    title = f"New {screen.one}"
-    return await with_choices(desk, Form(f"/{screen.name}", title, f"Make {screen.one}", fields, values))
-
-
-async def new(desk: Desk, screen: Screen, request: web.Request, signed: Signed) -> web.Response:
-    """`GET /<resource>/new`."""
-    if screen.resource.create is None or signed.actor.role != "admin":
-        raise NotFound
-    return desk.answer(request, signed, "new.html", screen=screen, form=await blank(desk, screen, request))
-
-
-async def create(
-    desk: Desk, screen: Screen, request: web.Request, signed: Signed, posted: Posted
-) -> web.Response:
-    """`POST /<resource>`; a secret made here is shown once."""
-    resource = screen.resource
-    if resource.create is None:
-        raise NotFound
-    fields = fields_for(screen, resource.create)
-    sent = forms.body_of(fields, posted, changes=False)
-    try:
-        asked = desk.asked(request, signed, posted, body.digest(sent))
-        done = await desk.operations[screen.name].create(asked, sent)
-    except (Unprocessable, Conflict) as error:
-        form = await blank(desk, screen, request)
-        form = came_back(replace(form, values=forms.posted_values(fields, posted)), error)
-        return desk.answer(request, signed, "new.html", error.status, screen=screen, form=form)
-    if resource.secret is not None:
-        owner = done.content.get("tenant_id")
-        back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
-        shown_once = str(done.content.get(resource.secret.field, ""))
+    async def show(
+        self, request: web.Request, signed: Signed, refused: Form | None = None, status: int = 200
+    ) -> web.Response:
+        """`GET /<resource>/{id}`; `refused` is a form that comes back."""
+        desk, screen = self._desk, self._screen
+        row = await self._operations.show(row_id(request))
+        more = await self._extras(desk, request, row) if self._extras is not None else {}
+        names = await desk.names(references(screen, [row]))
+        offered = await self._forms({**row, **more}) if signed.actor.role == ADMIN else []
+        if refused is not None:
+            # First, and there even if the row no longer offers it.
+            offered = [refused, *(each for each in offered if each.action != refused.action)]
         return desk.answer(
-            request, signed, "secret.html", 201, screen=screen, row=done.content, secret=shown_once, back=back
+            request,
+            signed,
+            f"{screen.name}.html" if self._extras is not None else "record.html",
+            status,
+            screen=screen,
+            row=row,
+            name=_title_of(screen, row),
+            state=state_of(screen.name, {**row, **more}),
+            facts=[(label_of(name), cell(screen, row, name, names)) for name in row],
+            forms=offered,
+            **more,
         )
-    return see(f"/{screen.name}/{done.content['id']}?{_said('made', done)}")
 
+    async def new(self, request: web.Request, signed: Signed) -> web.Response:
+        """`GET /<resource>/new`; what the address says is filled in."""
+        if signed.actor.role != ADMIN:
+            raise NotFound
+        form = self._blank()
+        said = {
+            each.name: request.query[each.name]
+            for each in form.fields
+            if each.name in request.query and each.kind != "many"
+        }
+        return await self._form_page(request, signed, replace(form, values={**form.values, **said}))
 
-async def change(
-    desk: Desk,
-    screen: Screen,
-    request: web.Request,
-    signed: Signed,
-    posted: Posted,
-    *,
-    extras: Extras | None = None,
-) -> web.Response:
-    """`POST /<resource>/{id}/change`: only what was typed over is sent."""
-    fields = fields_for(screen, screen.resource.patch)
-    sent = forms.body_of(fields, posted, changes=True)
-    where = f"/{screen.name}/{row_id(request)}"
-    if not sent:
-        return see(f"{where}?done=nothing")
-    try:
-        asked = desk.asked(request, signed, posted, body.digest(sent))
-        done = await desk.operations[screen.name].change(replace(asked, claim=None), row_id(request), sent)
-    except (Unprocessable, Conflict) as error:
-        form = Form(
-            f"{where}/{CHANGE}", EDITS.get(screen.name, "Edit"), "Save changes", fields,
-            forms.posted_values(fields, posted), forms.former_values(fields, posted),
-        )  # fmt: skip
-        refused = came_back(await with_choices(desk, form), error)
-        return await show(desk, screen, request, signed, extras=extras, refused=refused, status=error.status)
-    return see(f"{where}?{_said('changed', done)}")
+    async def create(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+        """`POST /<resource>`; a secret made here is shown once."""
+        screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
+        sent = forms.body_of(form.fields, posted, changes=False)
+        try:
+            done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
+        except (Unprocessable, Conflict) as error:
+            return await self._form_page(request, signed, forms.came_back(form, posted, error), error.status)
+        if secret is not None:
+            owner = done.content.get("tenant_id")
+            back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
+            shown_once = str(done.content.get(secret.field, ""))
+            return self._desk.answer(
+                request, signed, "secret.html", 201, screen=screen, row=done.content, secret=shown_once,
+                back=back,
+            )  # fmt: skip
+        return _said(f"/{screen.name}/{done.content['id']}", "made", done)
 
+    async def change(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+        """`POST /<resource>/{id}/change`: only what was typed over is sent."""
+        where = self._address(row_id(request))
+        form = self._change_form(where)
+        form = replace(form, former=forms.former_values(form.fields, posted))
+        sent = forms.body_of(form.fields, posted, changes=True)
+        if not sent:
+            return see(f"{where}?done=nothing")
+        doing = self._operations.change(self._desk.asked(request, signed, posted), row_id(request), sent)
+        done = await self._done(request, signed, posted, form, doing)
+        return _said(where, "changed", done) if isinstance(done, Done) else done
 
-async def delete(
-    desk: Desk,
-    screen: Screen,
-    request: web.Request,
-    signed: Signed,
-    posted: Posted,
-    *,
-    extras: Extras | None = None,
-) -> web.Response:
-    """`POST /<resource>/{id}/delete`."""
-    where = f"/{screen.name}/{row_id(request)}"
-    try:
-        asked = replace(desk.asked(request, signed, posted, ""), claim=None)
-        await desk.operations[screen.name].delete(asked, row_id(request))
-    except (Unprocessable, Conflict) as error:
-        form = Form(f"{where}/{DELETE}", "Delete", "Delete", is_dangerous=True)
-        refused = came_back(form, error)
-        return await show(desk, screen, request, signed, extras=extras, refused=refused, status=error.status)
-    return see(f"/{screen.name}?done=deleted")
+    async def delete(self, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
+        """`POST /<resource>/{id}/delete`."""
+        form = Form(f"{self._address(row_id(request))}/{DELETE}", "Delete", "Delete", is_dangerous=True)
+        doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
+        done = await self._done(request, signed, posted, form, doing)
+        return see(f"/{self._screen.name}?done=deleted") if isinstance(done, Done) else done
 
+    async def act(
+        self, request: web.Request, signed: Signed, posted: Posted, *, action: Action
+    ) -> web.Response:
+        """`POST /<resource>/{id}/<action>`."""
+        acted = row_id(request)
+        form = self._action_form(self._address(acted), action)
+        sent = forms.body_of(form.fields, posted, changes=False)
+        doing = self._operations.act(action, self._desk.asked(request, signed, posted, sent), acted, sent)
+        done = await self._done(request, signed, posted, form, doing)
+        if not isinstance(done, Done):
+            return done
+        answered = acted if action.quota else done.content.get("id", acted)
+        return _said(self._address(answered), action.name, done)
 
-async def act(
-    desk: Desk,
-    screen: Screen,
-    request: web.Request,
-    signed: Signed,
-    posted: Posted,
-    *,
-    action: Action,
-    extras: Extras | None = None,
-) -> web.Response:
-    """`POST /<resource>/{id}/<action>`."""
-    fields = fields_for(screen, action.body)
-    sent = forms.body_of(fields, posted, changes=False)
-    where = f"/{screen.name}/{row_id(request)}"
-    try:
-        asked = desk.asked(request, signed, posted, body.digest(sent))
-        done = await desk.operations[screen.name].act(action, asked, row_id(request), sent)
-    except (Unprocessable, Conflict) as error:
-        form = replace(_action_form(screen, where, action), values=forms.posted_values(fields, posted))
-        refused = came_back(await with_choices(desk, form), error)
-        return await show(desk, screen, request, signed, extras=extras, refused=refused, status=error.status)
-    if not action.quota and done.content.get("id") not in {None, row_id(request)}:
-        where = f"/{screen.name}/{done.content['id']}"
-    return see(f"{where}?{_said(action.name, done)}")
+    async def _done(
+        self,
+        request: web.Request,
+        signed: Signed,
+        posted: Posted,
+        form: Form,
+        doing: Coroutine[Any, Any, Done],
+    ) -> Done | web.Response:
+        """What came of a write; where it is refused, the row's page with the form as it was typed."""
+        try:
+            return await doing
+        except (Unprocessable, Conflict) as error:
+            refused = await self._with_choices(forms.came_back(form, posted, error))
+            return await self.show(request, signed, refused, error.status)
+
+    async def _form_page(
+        self, request: web.Request, signed: Signed, form: Form, status: int = 200
+    ) -> web.Response:
+        form = await self._with_choices(form)
+        return self._desk.answer(request, signed, "new.html", status, screen=self._screen, form=form)
+
+    async def _with_choices(self, form: Form) -> Form:
+        """A form with the short lists its ids may be chosen from."""
+        targets = {each.refers for each in form.fields if each.refers}
+        return replace(form, choices=await self._desk.choices(targets))
+
+    async def _forms(self, row: Row) -> list[Form]:
+        """Every form a row's page offers."""
+        screen, resource, where = self._screen, self._screen.resource, self._address(row["id"])
+        found = [
+            self._action_form(where, action)
+            for action in resource.actions
+            if _is_offered(screen, action, row)
+        ]
+        if resource.patch is not None:
+            form = self._change_form(where)
+            values = forms.in_form(form.fields, row)
+            found.append(replace(form, values=values, former=values))
+        if resource.deletable and (screen.name != "invoices" or row["status"] == "draft"):
+            note = f"Deletes this {screen.one}. What was recorded of it stays in the ledgers."
+            found.append(Form(f"{where}/{DELETE}", "Delete", "Delete", note=note, is_dangerous=True))
+        return [await self._with_choices(each) for each in found]
+
+    def _blank(self) -> Form:
+        one = self._screen.one
+        return self._form(f"/{self._screen.name}", f"New {one}", f"Make {one}", self._screen.resource.create)
+
+    def _change_form(self, where: str) -> Form:
+        title = EDITS.get(self._screen.name, "Edit")
+        return self._form(f"{where}/{CHANGE}", title, "Save changes", self._screen.resource.patch)
+
+    def _action_form(self, where: str, action: Action) -> Form:
+        title = action.name.replace("-", " ").capitalize()
+        form = self._form(f"{where}/{address_of(action)}", title, title, action.body)
+        return replace(form, note=f"{action.summary}.", is_dangerous=action.name in DANGEROUS)
+
+    def _form(self, action: str, title: str, submit: str, model: type[In] | None) -> Form:
+        fields = fields_of(self._screen.resource, model) if model is not None else ()
+        return Form(action, title, submit, fields, forms.defaults(fields))
+
+    def _address(self, row: object) -> str:
+        return f"/{self._screen.name}/{row}"
 
 
 def address_of(action: Action) -> str:
@@ -243,20 +205,10 @@ def address_of(action: Action) -> str:
     return action.name if action.name != CHANGE else f"{CHANGE}-plan"
 
 
-def came_back(form: Form, error: AdminRefusal) -> Form:
-    """A refused form with what is wrong beside its fields."""
-    beside, others = forms.errors_by_field(form.fields, error.errors)
-    message = "; ".join(others) if error.errors else error.message
-    return replace(form, errors=beside, message=message, is_open=True)
-
-
-def _action_form(screen: Screen, where: str, action: Action) -> Form:
-    title = action.name.replace("-", " ").capitalize()
-    fields = fields_for(screen, action.body)
-    return Form(
-        f"{where}/{address_of(action)}", title, title, fields, forms.defaults(fields),
-        note=f"{action.summary}.", is_dangerous=action.name in DANGEROUS,
-    )  # fmt: skip
+def _title_of(screen: Screen, row: Row) -> str:
+    """What a row's page is called."""
+    said = row.get(screen.title_field) if screen.title_field != "id" else None
+    return str(said or f"{screen.one[:1].upper()}{screen.one[1:]} {row['id']}")
 
 
 def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
@@ -279,5 +231,6 @@ def _is_offered(screen: Screen, action: Action, row: Row) -> bool:
     return all(rule() for name, verb, rule in rules if (name, verb) == (screen.name, action.name))
 
 
-def _said(what: str, done: Done) -> str:
-    return urlencode({"done": what} | ({"later": "1"} if done.status == 202 else {}))
+def _said(where: str, what: str, done: Done) -> web.Response:
+    """Send the browser on to a page that says what was done, and whether it is applied later."""
+    return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
