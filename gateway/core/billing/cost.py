@@ -1,0 +1,141 @@
+"""What one call costs: its counts times the prices of its admission, in whole numbers.
+
+Money is counted in nano-units of a currency (a billionth). A price is whole nano-units a million tokens,
+so everything is an exact integer up to the one rounding of a call, half up. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from gateway.core.billing.pricing import EXACT
+
+# The kinds of tokens, in the order of every vector. The first five add up to a call's tokens; audio and
+# image input are parts of `input`, the other three are parts of `output`.
+KINDS: Final = (
+    "input", "cache_read", "cache_write", "cache_write_1h", "output",
+    "reasoning", "audio_input", "audio_output", "image_input", "image_output",
+)  # fmt: skip
+# What a kind without a price of its own costs: what this kind costs.
+FALLBACK: Final[Mapping[str, str]] = {
+    "cache_read": "input", "cache_write": "input", "cache_write_1h": "cache_write",
+    "audio_input": "input", "image_input": "input",
+    "reasoning": "output", "audio_output": "output", "image_output": "output",
+}  # fmt: skip
+NANO: Final = 1_000_000_000
+NANO_DIGITS: Final = 9
+TOKENS_A_PRICE: Final = 1_000_000
+USES_A_PRICE: Final = 1_000
+_TOOL_SCALE: Final = TOKENS_A_PRICE // USES_A_PRICE
+_ONE: Final = (1, 1)
+NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class Vector(NamedTuple):
+    """One price as a gateway carries it; as JSON an array.
+
+    `prices` are nano-units a million tokens by `KINDS`, each filled in by its fallback; `request` nano-units
+    a call, `tools` nano-units a thousand uses by name. The last of `context_tiers` (above, prices), in
+    ascending order, that a call has read more than has its prices. `service_tiers` are exact fractions
+    (numerator, denominator) of what tokens and the call cost.
+    """
+
+    price_id: int
+    currency: str
+    prices: tuple[int, ...]
+    request: int = 0
+    tools: Mapping[str, int] = NOTHING
+    context_tiers: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    service_tiers: Mapping[str, tuple[int, int]] = NOTHING
+
+
+class Line(NamedTuple):
+    """One part of a call's cost, exact: `amount` is `quantity` × `unit_price` / `per`.
+
+    `kind` is one of `KINDS`, `request`, or `tools.` and a tool's name; the price has its service tier in it.
+    """
+
+    kind: str
+    quantity: int
+    unit_price: Decimal
+    per: int
+    amount: Decimal
+
+
+def cost_nano(
+    vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = NOTHING, tier: str = ""
+) -> int:
+    """What a call costs in nano-units, rounded half up once.
+
+    `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tool
+    or a tier that the price does not name costs nothing more.
+    """
+    prices = vector.prices
+    if vector.context_tiers:
+        prices = _prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
+    parts = _apart(counts)
+    whole = vector.request * TOKENS_A_PRICE
+    for count, price in zip(parts, prices, strict=True):
+        if count:
+            whole += count * price
+    numerator, denominator = vector.service_tiers.get(tier, _ONE)
+    whole *= numerator
+    for name, uses in tools.items():
+        whole += uses * vector.tools.get(name, 0) * _TOOL_SCALE * denominator
+    scale = TOKENS_A_PRICE * denominator
+    return (2 * whole + scale) // (2 * scale)
+
+
+def lines(
+    vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = NOTHING, tier: str = ""
+) -> list[Line]:
+    """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
+    prices = _prices_at(vector, sum(counts[:4]))
+    factor = vector.service_tiers.get(tier, _ONE)
+    made = [
+        _line(kind, count, price, TOKENS_A_PRICE, factor)
+        for kind, count, price in zip(KINDS, _apart(counts), prices, strict=True)
+        if count
+    ]
+    if vector.request:
+        made.append(_line("request", 1, vector.request, 1, factor))
+    made += [
+        _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, _ONE)
+        for name, uses in tools.items()
+        if uses and name in vector.tools
+    ]
+    return made
+
+
+def money(nano: int) -> Decimal:
+    """Nano-units as an amount of the currency."""
+    return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
+
+
+def _apart(counts: Sequence[int]) -> tuple[int, ...]:
+    """Counts of which none is part of another. What parts have beyond their whole is theirs all the same."""
+    read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
+    if audio or image:
+        read = max(0, read - audio - image)
+    if reasoning or audio_output or image_output:
+        output = max(0, output - reasoning - audio_output - image_output)
+    return (
+        read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output
+    )  # fmt: skip
+
+
+def _prices_at(vector: Vector, read: int) -> tuple[int, ...]:
+    prices = vector.prices
+    for above, dearer in vector.context_tiers:
+        if read > above:
+            prices = dearer
+    return prices
+
+
+def _line(kind: str, quantity: int, nano: int, per: int, factor: tuple[int, int]) -> Line:
+    numerator, denominator = factor
+    unit_price = EXACT.divide(money(nano * numerator), Decimal(denominator))
+    amount = EXACT.divide(EXACT.multiply(unit_price, Decimal(quantity)), Decimal(per))
+    return Line(kind, quantity, unit_price, per, amount)

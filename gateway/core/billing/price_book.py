@@ -1,0 +1,173 @@
+"""Which price a call has: by provider, model, currency and time, of all that were ever set.
+
+A price is never changed: one with a later `effective_from` takes its place. What the operator set stands
+above the bundled list, whatever it matches; then an exact name above the longest prefix; then the
+provider; then the newest that is not after the time. Names are compared without regard to case. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final, NamedTuple
+
+from gateway.core.billing.cost import FALLBACK, KINDS, NANO, Vector
+
+EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
+BUNDLED, OPERATOR = SOURCES = ("bundled", "operator")
+# Whose models are known by their names alone, in the order in which a name is looked for. What others of
+# the bundled list sell is a price only where they are named: a name there says nothing of who answers.
+MAKERS: Final = (
+    "anthropic", "cohere", "deepseek", "google", "meta", "minimax", "mistral", "moonshotai", "openai",
+    "voyageai", "x-ai", "zhipuai",
+)  # fmt: skip
+_MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))}
+MODELS_REMEMBERED_MAX: Final = 4_096
+MODEL_CHARS_MAX: Final = 200
+
+
+class Price(NamedTuple):
+    """One price and what it is for; `model` is a whole name or, where `is_prefix`, its beginning.
+
+    `provider` is empty where it is any. In force from `effective_ms` on, until a later one of the same.
+    """
+
+    model: str
+    is_prefix: bool
+    provider: str
+    is_bundled: bool
+    effective_ms: int
+    vector: Vector
+
+
+def read_price(row: Mapping[str, Any]) -> Price:
+    """Read a row of the table, or of the bundled list; its money is exact decimals, or their strings."""
+    return Price(
+        str(row["model"]).lower(),
+        row["match"] == PREFIX,
+        (row["provider"] or "").lower(),
+        row["source"] == BUNDLED,
+        round(row["effective_from"].timestamp() * 1000),
+        _vector(row),
+    )
+
+
+def choose(
+    prices: Iterable[Price], model: str, currency: str, at_ms: int, provider: str = ""
+) -> Price | None:
+    """The price in force of a model at a time, None where there is none.
+
+    Where a provider is named, its own prices and those of any provider count; only where there are none,
+    the model's are found as if nobody were named.
+    """
+    name = model.lower()
+    now = [
+        price
+        for price in prices
+        if price.effective_ms <= at_ms and price.vector.currency == currency and _matches(price, name)
+    ]
+    if provider:
+        own = [price for price in now if price.provider in {"", provider.lower()}]
+        now = own or now
+    return min((price for price in now if is_known_by_name(price, provider)), key=_rank, default=None)
+
+
+def is_known_by_name(price: Price, provider: str = "") -> bool:
+    """Whether a price counts where this provider is asked for, or where none is."""
+    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == provider.lower()
+
+
+class PriceBook:
+    """Prices as a gateway looks them up, remembered for up to `models_max` models."""
+
+    __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes")
+
+    def __init__(self, prices: Iterable[Price] = (), *, models_max: int = MODELS_REMEMBERED_MAX) -> None:
+        self._exact: dict[str, list[Price]] = {}
+        self._prefixes: dict[str, list[Price]] = {}
+        for price in prices:
+            if is_known_by_name(price):
+                into = self._prefixes if price.is_prefix else self._exact
+                into.setdefault(price.model, []).append(price)
+        self._lengths = sorted({len(prefix) for prefix in self._prefixes})
+        self._found: dict[str, tuple[Price, ...]] = {}
+        self._models_max = models_max
+
+    def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
+        """The price in force of a model at a time, None where there is none."""
+        found = self._found.get(model)
+        if found is None:
+            found = self._look(model)
+        for price in found:
+            vector = price.vector
+            if price.effective_ms <= at_ms and vector.currency == currency:
+                return vector
+        return None
+
+    def _look(self, model: str) -> tuple[Price, ...]:
+        """Every price a model may have, the one that counts most first."""
+        name = model.lower()
+        found = list(self._exact.get(name, ()))
+        for length in self._lengths:
+            found += self._prefixes.get(name[:length], ()) if length <= len(name) else ()
+        ranked = tuple(sorted(found, key=_rank))
+        if len(model) <= MODEL_CHARS_MAX:
+            if len(self._found) >= self._models_max:
+                self._found.clear()
+            self._found[model] = ranked
+        return ranked
+
+    def __len__(self) -> int:
+        return sum(map(len, (*self._exact.values(), *self._prefixes.values())))
+
+
+def _matches(price: Price, name: str) -> bool:
+    return name.startswith(price.model) if price.is_prefix else name == price.model
+
+
+def _rank(price: Price) -> tuple[object, ...]:
+    """Of two prices of a model the lesser counts; of one provider's the newest, those of any time."""
+    return (
+        price.is_bundled,
+        price.is_prefix,
+        -len(price.model),
+        _MAKER_ORDER.get(price.provider, len(_MAKER_ORDER)),
+        price.provider,
+        -price.effective_ms,
+    )
+
+
+def _vector(row: Mapping[str, Any]) -> Vector:
+    own = {kind: row.get(kind) for kind in KINDS}
+    return Vector(
+        int(row["id"]),
+        str(row["currency"]),
+        _filled(own),
+        _nano(row["request"]),
+        {name: _nano(price) for name, price in (row["tools"] or {}).items()},
+        tuple((int(tier["above"]), _filled({**own, **tier})) for tier in row["context_tiers"] or ()),
+        {name: _fraction(factor) for name, factor in (row["service_tiers"] or {}).items()},
+    )
+
+
+def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
+    """A price for each kind: its own, else that of what it falls back to, at last nothing."""
+
+    def price(kind: str) -> int:
+        if own[kind] is not None or kind not in FALLBACK:
+            return _nano(own[kind])
+        return price(FALLBACK[kind])
+
+    return tuple(map(price, KINDS))
+
+
+def _nano(price: Decimal | str | None) -> int:
+    nano = Decimal(price or 0) * NANO
+    assert nano == int(nano), price
+    return int(nano)
+
+
+def _fraction(factor: Decimal | str) -> tuple[int, int]:
+    exact = Fraction(factor)
+    return exact.numerator, exact.denominator

@@ -1,0 +1,163 @@
+"""What a call costs, to the nano-unit: by hand, and against a second calculation that shares nothing."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+from fractions import Fraction
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.billing.cost import KINDS, NANO, Vector, cost_nano, lines, money
+from gateway.core.billing.price_book import Price, read_price
+from tests.core.billing.prices import price_row
+
+OPUS = price_row(
+    input="5", cache_read="0.5", cache_write="6.25", cache_write_1h="10", output="25",
+    tools={"web_search": "10"}, service_tiers={"batch": "0.5", "fast": "2"},
+)  # fmt: skip
+
+
+def counts(**of: int) -> tuple[int, ...]:
+    return tuple(of.get(kind, 0) for kind in KINDS)
+
+
+def vector(row: dict[str, Any]) -> Vector:
+    return read_price(row).vector
+
+
+def test_a_call_that_wrote_and_read_a_cache_and_searched_is_charged_for_each() -> None:
+    used = counts(input=3, cache_read=180_000, cache_write=5_000, cache_write_1h=15_000, output=500)
+    assert cost_nano(vector(OPUS), used, {"web_search": 7}, "priority") == 353_765_000
+
+
+def test_a_service_tier_is_a_factor_on_tokens_and_the_call_but_not_on_tools() -> None:
+    row = {**OPUS, "request": Decimal("0.01")}
+    used = counts(input=1_000_000, output=200_000)
+    assert cost_nano(vector(row), used, {"web_search": 100}) == (5 + 5 + 1) * NANO + NANO // 100
+    assert cost_nano(vector(row), used, {"web_search": 100}, "batch") == (5 + 1) * NANO + NANO // 200
+
+
+@pytest.mark.parametrize(
+    ("read", "nano"), [(200_000, 600_000_000), (200_001, 1_200_006_000), (500_001, 6_000_012_000)]
+)
+def test_above_a_context_tier_the_whole_call_has_its_prices(read: int, nano: int) -> None:
+    row = price_row(
+        input="3", output="15",
+        context_tiers=[{"above": 200_000, "input": "6"}, {"above": 500_000, "input": "12", "output": "30"}],
+    )  # fmt: skip
+    assert cost_nano(vector(row), counts(input=1, cache_read=read - 1)) == nano
+
+
+def test_a_kind_that_a_context_tier_does_not_name_keeps_the_base_price() -> None:
+    tiers = [{"above": 10, "input": "6"}, {"above": 20, "output": "30"}]
+    made = vector(price_row(input="3", output="15", context_tiers=tiers))
+    assert [prices[0] // NANO for _, prices in made.context_tiers] == [6, 3]
+    assert [prices[4] // NANO for _, prices in made.context_tiers] == [15, 30]
+
+
+@pytest.mark.parametrize(
+    ("kind", "falls_back_to"),
+    [
+        ("cache_read", "input"), ("cache_write", "input"), ("cache_write_1h", "cache_write"),
+        ("audio_input", "input"), ("image_input", "input"), ("reasoning", "output"),
+        ("audio_output", "output"), ("image_output", "output"),
+    ],
+)  # fmt: skip
+def test_a_kind_without_a_price_costs_what_it_falls_back_to(kind: str, falls_back_to: str) -> None:
+    own = {"input": "1", "cache_write": "2", "output": "3"}
+    own.pop(kind, None)
+    prices = vector(price_row(**own)).prices
+    assert prices[KINDS.index(kind)] == int(own[falls_back_to]) * NANO
+
+
+def test_parts_are_not_charged_twice_and_more_parts_than_their_whole_are_all_charged() -> None:
+    row = price_row(input="1", output="10", audio_input="100", reasoning="20")
+    assert cost_nano(vector(row), counts(input=5, audio_input=2, output=4, reasoning=4)) == 283_000
+    assert cost_nano(vector(row), counts(input=1, audio_input=2)) == 200_000
+
+
+@pytest.mark.parametrize(("tokens", "nano"), [(1, 0), (2, 1), (3, 1), (499, 125), (500, 125), (502, 126)])
+def test_a_call_is_rounded_half_up_once(tokens: int, nano: int) -> None:
+    assert cost_nano(vector(price_row(input="0.00025")), counts(input=tokens)) == nano
+
+
+def test_what_a_price_does_not_name_costs_nothing_more() -> None:
+    assert cost_nano(vector(OPUS), counts(), {"code_execution": 9}, "flex") == 0
+    assert lines(vector(OPUS), counts(), {"code_execution": 9}, "flex") == []
+
+
+def test_a_price_survives_its_way_to_the_gateway() -> None:
+    price = read_price({**OPUS, "context_tiers": [{"above": 9, "input": "1"}]})
+    assert msgspec.json.decode(msgspec.json.encode(price), type=Price) == price
+
+
+# --- against a second calculation -------------------------------------------------------
+
+money_text = st.decimals(0, 10**6, places=9).map(str)
+some_counts = st.lists(st.integers(0, 10**8), min_size=10, max_size=10).map(tuple)
+rows = st.fixed_dictionaries(
+    {"input": money_text},
+    optional={
+        **dict.fromkeys((*KINDS[1:], "request"), money_text),
+        "tools": st.dictionaries(st.sampled_from(["web_search", "file_search"]), money_text),
+        "service_tiers": st.dictionaries(st.sampled_from(["batch", "flex"]), money_text),
+        "context_tiers": st.lists(
+            st.fixed_dictionaries(
+                {"above": st.integers(0, 10**8)}, optional=dict.fromkeys(KINDS, money_text)
+            ),
+            max_size=3,
+            unique_by=lambda tier: tier["above"],
+        ).map(lambda tiers: sorted(tiers, key=lambda tier: tier["above"])),
+    },
+)
+
+
+def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str) -> Fraction:
+    """The same from the words of the contract, kind by kind, in fractions."""
+    of = dict(zip(KINDS, used, strict=True))
+    price = dict(row)
+    for step in row.get("context_tiers", ()):
+        if of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"] > step["above"]:
+            price = {**row, **step}
+
+    def rate(*chain: str) -> Fraction:
+        return Fraction(next((price[kind] for kind in chain if kind in price), "0")) / 10**6
+
+    inputs = {"audio_input": rate("audio_input", "input"), "image_input": rate("image_input", "input")}
+    outputs = {kind: rate(kind, "output") for kind in ("reasoning", "audio_output", "image_output")}
+    total = Fraction(row.get("request", "0"))
+    total += of["cache_read"] * rate("cache_read", "input")
+    total += of["cache_write"] * rate("cache_write", "input")
+    total += of["cache_write_1h"] * rate("cache_write_1h", "cache_write", "input")
+    for whole, parts in (("input", inputs), ("output", outputs)):
+        total += max(0, of[whole] - sum(of[part] for part in parts)) * rate(whole)
+        total += sum(of[part] * each for part, each in parts.items())
+    total *= Fraction(row.get("service_tiers", {}).get(tier, "1"))
+    return total + sum(
+        uses * Fraction(row.get("tools", {}).get(name, "0")) / 1000 for name, uses in tools.items()
+    )
+
+
+@given(
+    row=rows, used=some_counts, tier=st.sampled_from(["", "batch", "flex"]),
+    tools=st.dictionaries(st.sampled_from(["web_search", "other"]), st.integers(0, 10**4)),
+)  # fmt: skip
+def test_costs_and_their_lines_agree_with_fractions(
+    row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str
+) -> None:
+    exact = by_hand(row, used, tools, tier)
+    made = vector(price_row(**row))
+    with localcontext() as context:
+        context.prec = 120
+        nano = Decimal(exact.numerator * NANO) / Decimal(exact.denominator)
+        cost = cost_nano(made, used, tools, tier)
+        assert cost == int(nano.quantize(Decimal(1), ROUND_HALF_UP))
+        shown = lines(made, used, tools, tier)
+        assert sum(Fraction(line.amount) for line in shown) == exact
+        assert money(cost) == Decimal(cost).scaleb(-9)
+        for line in shown:
+            assert line.amount == line.quantity * line.unit_price / line.per

@@ -1,0 +1,106 @@
+"""Which of many prices a call has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.billing.price_book import MAKERS, Price, PriceBook, choose, read_price
+from tests.core.billing.prices import price_row
+
+NOON_MS = 1_768_392_000_000
+
+
+def price(number: int, model: str = "gpt-4o", **over: Any) -> Price:
+    over.setdefault("source", "bundled")
+    return read_price(price_row(id=number, model=model, input="1", **over))
+
+
+def found(prices: list[Price], model: str = "gpt-4o", provider: str = "", at_ms: int = NOON_MS) -> int | None:
+    chosen = choose(prices, model, "USD", at_ms, provider)
+    if not provider:
+        vector = PriceBook(prices).vector(model, "USD", at_ms)
+        assert vector == (chosen and chosen.vector)
+    return chosen.vector.price_id if chosen else None
+
+
+def test_an_exact_name_stands_above_the_longest_prefix() -> None:
+    prices = [price(1, "gpt", match="prefix"), price(2), price(3, "gpt-4o", match="prefix")]
+    assert found(prices) == 2
+    assert found(prices, "gpt-4o-mini") == 3
+    assert found(prices, "gpt-5") == 1
+    assert found(prices, "claude") is None
+
+
+def test_whatever_the_operator_set_stands_above_the_bundled_list() -> None:
+    assert found([price(1), price(2, "gpt", match="prefix", source="operator")]) == 2
+
+
+def test_the_newest_that_is_not_after_the_time_is_in_force() -> None:
+    prices = [
+        price(number, effective_from=datetime.fromtimestamp(at_ms / 1000, UTC))
+        for number, at_ms in ((1, 0), (3, NOON_MS), (2, NOON_MS - 1))
+    ]
+    assert [found(prices, at_ms=NOON_MS + late) for late in (-2, -1, 0, 9**12)] == [1, 2, 3, 3]
+
+
+def test_one_that_is_not_yet_in_force_hides_nothing_below_it() -> None:
+    later = datetime.fromtimestamp(NOON_MS / 1000 + 1, UTC)
+    prices = [price(1, "gpt", match="prefix"), price(2, source="operator", effective_from=later)]
+    assert found(prices) == 1
+    assert found(prices, at_ms=NOON_MS + 1000) == 2
+
+
+def test_a_name_is_its_makers_where_nobody_is_named() -> None:
+    prices = [price(1, provider="azure"), price(2, provider="openai"), price(3, provider="groq")]
+    assert found(prices) == 2
+    assert found(prices, provider="Azure") == 1
+    assert found(prices, provider="nobody") == 2
+    assert found(prices[:1]) is None, "what somebody sells under a name is no price of the name"
+
+
+def test_an_operators_price_of_any_provider_counts_for_all_and_of_one_where_nobody_is_named() -> None:
+    mine = price(1, provider="house", source="operator")
+    assert found([mine, price(2, provider="openai")]) == 1
+    assert found([mine, price(2, provider="openai")], provider="openai") == 2
+    assert found([price(1, source="operator"), price(2, provider="openai")], provider="openai") == 1
+
+
+def test_another_currency_is_another_price() -> None:
+    assert found([price(1, currency="EUR")]) is None
+    assert choose([price(1, currency="EUR")], "gpt-4o", "EUR", NOON_MS) is not None
+
+
+def test_names_are_compared_without_regard_to_case() -> None:
+    assert found([price(1, "GPT-4o"), price(2, "Mini", match="prefix")], "gpt-4O") == 1
+    assert found([price(2, "Mini", match="prefix")], "miniMAX-m2") == 2
+
+
+def test_no_more_models_are_remembered_than_the_bound() -> None:
+    book = PriceBook([price(1, "gpt", match="prefix")], models_max=3)
+    for number in range(10):
+        assert book.vector(f"gpt-{number}", "USD", NOON_MS) is not None
+        assert book.vector("x" * 1000 + str(number), "USD", NOON_MS) is None
+    assert len(book._found) <= 3
+
+
+names = st.text("ab", max_size=4)
+some = st.builds(
+    price, st.integers(1, 10**6), names, match=st.sampled_from(["exact", "prefix"]),
+    source=st.sampled_from(["bundled", "operator"]), provider=st.sampled_from(["", "groq", *MAKERS[:2]]),
+    effective_from=st.integers(0, 3).map(lambda at: datetime.fromtimestamp(at, UTC)),
+)  # fmt: skip
+
+
+@given(st.lists(some, max_size=12, unique_by=lambda price: price[:5]), names, st.integers(0, 4000))
+def test_a_gateway_finds_what_a_quote_says(prices: list[Price], model: str, at_ms: int) -> None:
+    found(prices, model, at_ms=at_ms)
+
+
+@pytest.mark.parametrize("model", ["", "gpt-4o" * 100])
+def test_any_name_may_be_asked_for(model: str) -> None:
+    assert found([price(1)], model) is None
