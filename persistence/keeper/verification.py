@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.definitions import (
-    CatalogueDefinition,
-    Definition,
     KeyDefinition,
-    OrganizationAccount,
-    TenantAccount,
+    OrganizationDefinition,
+    TenantDefinition,
     UserDefinition,
 )
+from gateway.core.integrity.verified import Truth
 from persistence.keeper import definitions
 from persistence.ledger.rows import is_uuid
+
+T = TypeVar("T")
 
 _APPLIED = text(
     "SELECT id, partition FROM control_write WHERE state = 'applied' AND partition = ANY(:partitions)"
@@ -49,18 +51,6 @@ ON CONFLICT (partition) DO UPDATE SET run_id = excluded.run_id,
        verified_at = excluded.verified_at, updated_at = excluded.updated_at""")
 
 
-@dataclass(slots=True)
-class Known:
-    """Accounts, definitions and open control writes by partition (the verifier's `Truth`)."""
-
-    organizations: dict[int, list[OrganizationAccount]] = field(default_factory=dict)
-    tenants: dict[int, list[TenantAccount]] = field(default_factory=dict)
-    definitions: dict[int, list[Definition]] = field(default_factory=dict)
-    applied: dict[int, list[str]] = field(default_factory=dict)
-    catalogue: CatalogueDefinition = field(default_factory=lambda: CatalogueDefinition(()))
-    version: int = 0
-
-
 class Truths:
     """Where the verifier reads."""
 
@@ -68,34 +58,30 @@ class Truths:
         self._engine = engine
         self._partition_of = partition_of
 
-    async def truth(self, partitions: Sequence[int]) -> Known:
+    async def truth(self, partitions: Sequence[int]) -> Truth:
         """All there is of these partitions, as of one moment."""
-        wanted, known = set(partitions), Known()
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
-            known.version = int((await connection.execute(_VERSION)).scalar_one())
-            known.catalogue = await definitions.catalogue(connection)
-            for organization in await definitions.organizations(connection, "true", {}):
-                partition = self._partition_of(organization.definition.organization_id)
-                if partition in wanted:
-                    known.organizations.setdefault(partition, []).append(organization)
-                    known.definitions.setdefault(partition, []).append(organization.definition)
-            for tenant in await definitions.tenants(connection, "true", {}):
-                partition = self._partition_of(tenant.definition.organization_id)
-                if partition in wanted:
-                    known.tenants.setdefault(partition, []).append(tenant)
-                    known.definitions.setdefault(partition, []).append(tenant.definition)
-            others: list[KeyDefinition | UserDefinition] = []
-            others += await definitions.keys(connection, "true", {})
-            others += await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {})
-            for one in others:
-                partition = self._partition_of(one.organization_id)
-                if partition in wanted:
-                    known.definitions.setdefault(partition, []).append(one)
-            listed = {"partitions": list(wanted)}
-            for row in await connection.execute(_APPLIED, listed):
-                known.applied.setdefault(row.partition, []).append(str(row.id))
-        return known
+            version = int((await connection.execute(_VERSION)).scalar_one())
+            catalogue = await definitions.catalogue(connection)
+            organizations = await definitions.organizations(connection, "true", {})
+            tenants = await definitions.tenants(connection, "true", {})
+            defined: list[OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition] = [
+                *(one.definition for one in organizations),
+                *(one.definition for one in tenants),
+                *await definitions.keys(connection, "true", {}),
+                *await definitions.users(connection, "u.deleted_at IS NULL AND u.limits <> '{}'", {}),
+            ]
+            applied = await connection.execute(_APPLIED, {"partitions": list(partitions)})
+        place = self._partition_of
+        return Truth(
+            _by_partition((place(one.definition.organization_id), one) for one in organizations),
+            _by_partition((place(one.definition.organization_id), one) for one in tenants),
+            [one for one in defined if place(one.organization_id) in partitions],
+            _by_partition((row.partition, str(row.id)) for row in applied),
+            catalogue,
+            version,
+        )
 
     async def settled(self, request_ids: Sequence[str]) -> list[str]:
         """Which of these requests have a row."""
@@ -137,3 +123,10 @@ class Truths:
         async with self._engine.begin() as connection:
             await connection.execute(_BARRIER, {"partitions": sorted(epochs)})
             await connection.execute(_NOTE, values)
+
+
+def _by_partition(placed: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
+    found: dict[int, list[T]] = defaultdict(list)
+    for partition, one in placed:
+        found[partition].append(one)
+    return found

@@ -38,10 +38,8 @@ class Outbox(Protocol):
 class Counters(Protocol):
     """Where accounts stand now."""
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of (partition, id) pairs stand, by name."""
+    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
+        """Where the accounts of these organizations and tenants stand, by name."""
 
     async def now_ms(self) -> int:
         """The counters' own clock."""
@@ -150,10 +148,7 @@ class Rollbacks:
     ) -> list[Rollback] | None:
         """In this order: what was deleted before the outbox was looked at is stored when the ledger is."""
         now_ms = await self._counters.now_ms()
-        account_heads = await self._counters.account_heads(
-            [(partition, tenant_id) for one in owners for tenant_id in one.tenant_ids],
-            [(partition, one.organization_id) for one in owners],
-        )
+        account_heads = await self._counters.account_heads(owners)
         waiting = await self._outbox.waiting(partition)
         if waiting is None:
             return None

@@ -7,7 +7,7 @@ Reconciled: counters and ledger say the same, and every movement is there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.integrity.reconciliation import LedgerAccount, Owner, Reconciled
@@ -25,10 +25,8 @@ class Counters(Protocol):
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
         """Run a tenant's reset if it is due."""
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of (partition, id) pairs stand, by name."""
+    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
+        """Where the accounts of these organizations and tenants stand, by name."""
 
 
 class Ledger(Protocol):
@@ -57,13 +55,10 @@ class Check(Protocol):
 class AccountClosing:
     """Closes accounts; raises what keeps them open."""
 
-    def __init__(
-        self, counters: Counters, ledger: Ledger, check: Check, partition_of: Callable[[int], int]
-    ) -> None:
+    def __init__(self, counters: Counters, ledger: Ledger, check: Check) -> None:
         self._counters = counters
         self._ledger = ledger
         self._check = check
-        self._partition_of = partition_of
 
     async def close(self, organization_id: int) -> None:
         """Wait until everything that has happened is stored and agrees; `Conflict` says what does not."""
@@ -82,10 +77,7 @@ class AccountClosing:
             raise Conflict(f"The accounts do not agree: {said}. See reconciliation.")
 
     async def _drain(self, owner: Owner) -> None:
-        partition = self._partition_of(owner.organization_id)
-        account_heads = await self._counters.account_heads(
-            [(partition, one) for one in owner.tenant_ids], [(partition, owner.organization_id)]
-        )
+        account_heads = await self._counters.account_heads([owner])
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):
             stored = await self._ledger.accounts(seqs, deep=False)

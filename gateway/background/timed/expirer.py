@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.errors import CountersUnavailable
 
@@ -42,10 +43,8 @@ class Counters(Protocol):
     async def now_ms(self) -> int:
         """The counters' own clock."""
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of (partition, id) pairs stand, by name."""
+    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
+        """Where the accounts of these organizations and tenants stand, by name."""
 
 
 class Expirer:
@@ -68,12 +67,9 @@ class Expirer:
         taken = 0
         for expired in await self._ledger.expired(now_ms, EXPIRED_MAX):
             organization_id = expired.organization_id
-            partition = self._partition_of(organization_id)
-            head = (await self._counters.account_heads([], [(partition, organization_id)]))[
-                f"credits:{organization_id}"
-            ]
-            if head is not None:
-                taken += await self._ledger.expire(expired, partition, head.seq)
+            heads = await self._counters.account_heads([Owner(organization_id, ())])
+            if (head := heads[f"credits:{organization_id}"]) is not None:
+                taken += await self._ledger.expire(expired, self._partition_of(organization_id), head.seq)
         return taken
 
     async def run(self) -> None:

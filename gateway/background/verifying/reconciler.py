@@ -35,10 +35,8 @@ LOOK_AGAIN_S = 0.3
 class Counters(Protocol):
     """Where accounts stand now."""
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, AccountHead | None]:
-        """Where the accounts of (partition, id) pairs stand, by name."""
+    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
+        """Where the accounts of these organizations and tenants stand, by name."""
 
 
 class Ledger(Protocol):
@@ -75,7 +73,6 @@ class Reconciler:
         counters: Counters,
         ledger: Ledger,
         results: Results,
-        partition_of: Callable[[int], int],
         clock: Callable[[], datetime],
         *,
         look_again_s: float = LOOK_AGAIN_S,
@@ -83,7 +80,6 @@ class Reconciler:
         self._counters = counters
         self._ledger = ledger
         self._results = results
-        self._partition_of = partition_of
         self._clock = clock
         self._look_again_s = look_again_s
         self.latest = Reconciled(0, 0, ())
@@ -130,21 +126,12 @@ class Reconciler:
             await asyncio.sleep(INTERVAL_S)
 
     async def _look(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
-        before = await self._account_heads(owners)
+        before = await self._counters.account_heads(owners)
         seqs = {name: head.seq if head else 0 for name, head in before.items()}
         ledger = await self._ledger.accounts(seqs, deep=deep)
-        after = await self._account_heads(owners)
+        after = await self._counters.account_heads(owners)
         items = [compare(before[name], account, after.get(name)) for name, account in ledger.items()]
         return reconcile(items)
-
-    async def _account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
-        organizations = [(self._partition_of(one.organization_id), one.organization_id) for one in owners]
-        tenants = [
-            (partition, tenant_id)
-            for (partition, _), owner in zip(organizations, owners, strict=True)
-            for tenant_id in owner.tenant_ids
-        ]
-        return await self._counters.account_heads(tenants, organizations)
 
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:

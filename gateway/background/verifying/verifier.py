@@ -27,23 +27,13 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.integrity.strays import Strays
+from gateway.core.integrity.verified import Truth
 from gateway.core.model import PARTITIONS
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.2
 TOGETHER_MAX = 16
 WATCH_S = 1.0
-
-
-class Truth(Protocol):
-    """What PostgreSQL knows of some partitions: accounts by partition, definitions, open writes."""
-
-    organizations: dict[int, list[OrganizationAccount]]
-    tenants: dict[int, list[TenantAccount]]
-    definitions: dict[int, list[Definition]]
-    applied: dict[int, list[str]]
-    catalogue: CatalogueDefinition
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +198,8 @@ class Verifier:
                     raise verified
                 if verified is not None:
                     done.append(verified)
-        for definitions in truth.definitions.values():
-            for definition in definitions:
-                await self._target.define(definition, truth.version)
+        for definition in truth.definitions:
+            await self._target.define(definition, truth.version)
         if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
             await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)

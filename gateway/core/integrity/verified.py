@@ -1,8 +1,16 @@
-"""Where an account stands: its last movement and the balance after it."""
+"""What counters and PostgreSQL are compared by: where an account stands, and all that PostgreSQL knows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from gateway.core.accounts.definitions import (
+    CatalogueDefinition,
+    Definition,
+    OrganizationAccount,
+    TenantAccount,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,3 +19,18 @@ class AccountHead:
 
     seq: int
     balance: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What PostgreSQL knows: the accounts and open control writes by partition, the definitions.
+
+    `applied` are the ids of control writes the counters had and no row shows yet.
+    """
+
+    organizations: Mapping[int, Sequence[OrganizationAccount]]
+    tenants: Mapping[int, Sequence[TenantAccount]]
+    definitions: Sequence[Definition]
+    applied: Mapping[int, Sequence[str]]
+    catalogue: CatalogueDefinition
+    version: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 from gateway.core.model import PARTITIONS, LiveQuota
 from gateway.counters.keeper.client import Client
@@ -31,16 +32,20 @@ class AccountHeads(Client):
             for id_, packed in found.items()
         }
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> dict[str, AccountHead | None]:
+    async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
 
-        Pairs are (partition, id); None where the counters have no such account. CountersUnavailable
-        where a partition is not verified: what is not there may only not be there yet.
+        None where the counters have no such account. CountersUnavailable where a partition is not
+        verified: what is not there may only not be there yet.
         """
         run_id = self.run_id
-        for partition in {partition for partition, _ in (*tenants, *organizations)}:
+        organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
+        tenants = [
+            (keys.partition_of(one.organization_id), tenant_id)
+            for one in owners
+            for tenant_id in one.tenant_ids
+        ]
+        for partition in {partition for partition, _ in organizations}:
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
         found: dict[str, AccountHead | None] = {}

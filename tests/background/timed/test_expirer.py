@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.background.timed.expirer import Expirer
 from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
 
 
@@ -47,9 +48,7 @@ class FakeCounters:
     async def now_ms(self) -> int:
         return self.at_ms
 
-    async def account_heads(
-        self, tenants: Sequence[tuple[int, int]], organizations: Sequence[tuple[int, int]]
-    ) -> Mapping[str, AccountHead | None]:
+    async def account_heads(self, owners: Sequence[Owner]) -> Mapping[str, AccountHead | None]:
         return {"credits:1": self.head, "spend:1": None}
 
 

@@ -40,7 +40,7 @@ class LookedAt(Accounts):
 
 def reconciler_of(backend: Backend) -> Reconciler:
     return Reconciler(
-        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of), partition_of,
+        backend.counters, Accounts(backend.engine), Results(backend.engine, partition_of),
         lambda: datetime.now(UTC), look_again_s=0.01,
     )  # fmt: skip
 
@@ -188,7 +188,7 @@ async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
         assert len(backend.rows("select 1 from dead_letter")) == 1
         reconciler = reconciler_of(backend)
         assert (await reconciler.run_now())["items"] == []
-        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler, partition_of)
+        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler)
         with pytest.raises(Conflict, match="could not be stored"):
             await account_closing.close(world.caller.organization_id)
         [letter] = backend.rows("select id from dead_letter")
@@ -259,7 +259,7 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, mi
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
         accounts = LookedAt(backend.engine)
-        account_closing = AccountClosing(backend.counters, accounts, reconciler_of(backend), partition_of)
+        account_closing = AccountClosing(backend.counters, accounts, reconciler_of(backend))
         owner = world.caller.organization_id
         await account_closing.close(owner)
 
@@ -281,9 +281,7 @@ async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
 ) -> None:
     async with backend_at(valkey, migrated) as backend:
         world, other = await busy(backend), await busy(backend)
-        account_closing = AccountClosing(
-            backend.counters, Accounts(backend.engine), reconciler_of(backend), partition_of
-        )
+        account_closing = AccountClosing(backend.counters, Accounts(backend.engine), reconciler_of(backend))
         with psycopg.connect(migrated) as connection:
             connection.execute(
                 "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
