@@ -27,7 +27,7 @@ from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
-MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it anew. -->"
+MADE = "<!-- Made from the code by deploy/reference.py: `make docs` writes it again. -->"
 
 COMMANDS = """# Commands
 
@@ -47,9 +47,16 @@ REFUSALS = """# Refusals
 
 ## Of the gateway
 
-A refused request never reached its upstream and cost nothing. The reason stands in `x-tollkeeper-reason`,
-is the label `reason` of `tollkeeper_requests_total`, and is the same for every API; the body has the
-API's own shape.
+The gateway itself answers these requests. Before an upstream was asked, a refusal costs at most one of the
+sender's requests a minute. With 502 and 504, what came of an answer that broke off is charged. So may be a
+call whose settlement could not be kept (503 `counters_unavailable`), and the units of a call whose body
+broke off while it was passed on (400, 408, 413). [Which refusal comes
+first](../internals/request.md#refusals) has the whole order, with files.
+
+The reason is in `x-tollkeeper-reason`, is the label `reason` of `tollkeeper_requests_total`, and is the
+same for every API; the body has the API's own shape. Each 429, 503 and 529 also says in
+`x-tollkeeper-refused-by` who refused: `upstream`, the scope of the limit (`key`, `user`, `tenant`,
+`organization`), or `gateway`.
 """
 ADMIN_REFUSALS = """Bytes that are not acceptable HTTP are `invalid_request` with the nearer status where
 HTTP has one: 408, 414, 417, 431, 501 or 505. What broke off an answer that had begun is in the metric

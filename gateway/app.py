@@ -1,7 +1,7 @@
 """The composition root: introduces every door to the others, starts them in order, stops them in order.
 
-Nothing is decided here. A gateway worker holds http and counters; a keeper holds counters,
-background, persistence and admin. Only this file knows them all.
+Nothing is decided here. A gateway worker, composed here, holds http and counters; a keeper, composed
+in `run/keeper.py`, holds counters, background, persistence and admin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every error Tollkeeper raises: one root, each class with its reason and HTTP status.
 
 The docstring of a class is its message. Which JSON shape a client sees is decided in
-`core/refusal.py`; nothing here knows an API family.
+`core/families/refusal.py`; nothing here knows an API family.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StartError(TollkeeperError):
 
 
 class Refusal(TollkeeperError):
-    """A request that never reaches the upstream and charges nothing.
+    """A request that the gateway answers itself. What it costs: docs/internals/request.md, Refusals.
 
     `retry_after_s` is None where no time is known; `retry_helps` is the answer to
     "does waiting under a minute help?" (None: the field is not sent). `param` names the
@@ -136,7 +136,7 @@ class MethodNotAllowed(Refusal):
 
 
 class InvalidRequest(Refusal):
-    """The request can be read in more than one way."""
+    """The request is not valid."""
 
     reason = "invalid_request"
     status = 400

@@ -1,6 +1,6 @@
 -- reserve: take a hold on every limit of one request, or on none.
--- A call known by its head alone holds a request and slots; once its body is read the hold is raised: what it took
--- already is not taken again. A hold that is gone is taken anew; a raise that is refused leaves the hold as it was.
+-- A call of which only the head is known holds a request and slots; once its body is read the hold is topped up: what it
+-- took already is not taken again. A hold that is gone is taken again; a top-up that is refused leaves it as it was.
 -- needs: state batch bucket event cycle take take_all admit spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
@@ -16,6 +16,8 @@
 --     tokens {scope, limit, used, reset} (scope 0: none), credits held
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
+-- Verdicts of a refusal: -3 key revoked or expired, -4 tenant blocked, -5 not included, -6 rate limited, -7 too many at once,
+--   -8 quota exceeded, -9 held by calls in flight, -10 too few credits, -11 spend cap reached
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
 local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service_id, flags, request_id =

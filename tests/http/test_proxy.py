@@ -221,6 +221,15 @@ async def test_a_whole_answer_that_breaks_off_is_a_clean_502() -> None:
         assert len(stage.counters.settlements) == 1
 
 
+async def test_a_whole_answer_that_stalls_is_a_504_and_charges_what_came() -> None:
+    async with staged(upstream_idle_s=0.1) as stage:
+        stage.upstream.scripts.append([answer()[:-20], 30.0])
+        got = await stage.ask(post(CHAT))
+        assert (got.status, got.reason, got.complete) == (504, "upstream_timeout", True)
+        (charge,) = stage.counters.charges
+        assert charge.tokens > 0
+
+
 async def test_an_upstreams_own_error_passes_and_charges_nothing() -> None:
     async with staged() as stage:
         body = b'{"error":{"message":"no"}}'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -156,6 +158,28 @@ async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None
     worker.counters._came_late(request, None)
     await eventually(lambda: worker.counters.releases_owed == 0)
     assert (world.tenant.used, world.tenant.held, world.late()) == (10, 0, [])
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_settlement_that_no_log_has_room_for_is_charged_if_redis_runs_it_after_all(
+    server: ValkeyServer, world: World, hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told 503: nobody knows by then, and nobody may take it back."""
+    world.plan(1000)
+    worker = await hire(world, call_s=0.3, stall_s=30)
+    request = worker.request(10)
+    await worker.reserve(request)
+    monkeypatch.setattr(os, "pwrite", full)
+    freeze(server)
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(request, 7)
+    thaw(server)
+    await eventually(lambda: worker.wire.available)
+    await eventually(lambda: nothing_is_held(world))
+    assert (world.tenant.used, worker.counters.releases_owed) == (7, 0)
 
 
 async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
