@@ -1,12 +1,12 @@
 -- lease: set a share of what is free aside for one gateway, for while it cannot reach Redis.
 -- needs: state batch bucket event cycle take admit append lease
 -- allows: oom
--- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late lane  KEYS[4] m
+-- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
 -- ARGV[1] packed: run id (40), ttl ms (0: give it back, -1: the same, if its deadline passed),
 --         share in millionths, tokens kept, spent, handed, credits kept, spent, handed, lease id (36)
 --         kept: what the gateway still counts on; spent: what it used of that and is not charged yet;
---         handed: what of that has come into the late lane, and is charged once the lane is empty
+--         handed: what of that has come into the late queue, and is charged once the queue is empty
 -- The hold is never less than what is kept: it shrinks only once the gateway counts on less.
 -- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if what was handed is charged
 --   2 no lease: given back, or there is none (plan denies, blocked by hand)  3 renewed meanwhile

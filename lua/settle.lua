@@ -1,7 +1,7 @@
 -- settle: replace a hold by what was really used, once; or make good what a reclaim charged.
 -- needs: state batch bucket event cycle take admit spend append settlement charge
 -- allows: oom
--- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late lane  KEYS[4] g control ids
+-- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late queue  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k
 -- KEYS[10] u, where flags has USER  KEYS[10 or 11] a, where flags has ONE_TIME or 16
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
@@ -11,13 +11,13 @@
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer
---   with post and correct: the late lane's entry. It is the token: deleted with the charge
+--   with post and correct: the late queue's entry. It is the token: deleted with the charge
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, how far seq moved, credit seq,
 --     spend seq (0: not moved)
 --   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
 --   -2 too where the hold of a call known by its head alone (service 0) is to be given back and was raised meanwhile.
---   -1 and -2 append the call to the late lane, where the keeper looks it up; recover always does.
---   1 too where the late lane's entry is gone, or its request was dealt with and is not in PostgreSQL yet
+--   -1 and -2 append the call to the late queue, where the keeper looks it up; recover always does.
+--   1 too where the late queue's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
 local settlement = SETTLEMENT.opened(ARGV[1])

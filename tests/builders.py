@@ -140,7 +140,7 @@ class Call:
         return self.settle(tokens, mode=packing.MODE_RECLAIM, **used)
 
     def post(self, tokens: int = 0, **used: Any) -> Settled:
-        """Charge through the late lane's door: no hold needed, but an entry there."""
+        """Charge through the late queue's door: no hold needed, but an entry there."""
         return self.settle(tokens, mode=packing.MODE_POST, **used)
 
     def correct(self, tokens: int = 0, **used: Any) -> Settled:
@@ -385,7 +385,7 @@ class World:
         return [decode(fields[b"e"]) for _, fields in self.entries(keys.outbox(self.p))]
 
     def late(self) -> list[dict[bytes, bytes]]:
-        """The late lane's entries."""
+        """The late queue's entries."""
         return [fields for _, fields in self.entries(keys.late(self.p))]
 
     def entries(self, stream: str) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -8,7 +8,7 @@ local function correction_of(request)
   return sub(request, 1, VERSION_AT - 1) .. '8' .. sub(request, VERSION_AT + 1)
 end
 
--- whether somebody took an entry of the late lane, or its request is on its way to PostgreSQL
+-- whether somebody took an entry of the late queue, or its request is on its way to PostgreSQL
 local function dealt_with(lane, entry, control, id)
   return call('HEXISTS', control, id) == 1 or #call('XRANGE', lane, entry, entry) == 0
 end

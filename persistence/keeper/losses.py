@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.losses import Loss, Movement
 
-# How long evidence has to be quiet before a loss is counted: the late lane has had its time.
+# How long evidence has to be quiet before a loss is counted: the late queue has had its time.
 QUIET_S = 10
 KEPT_DAYS = 7
 MOVEMENTS_MAX = 5_000

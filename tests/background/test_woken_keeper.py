@@ -103,7 +103,7 @@ async def test_a_keeper_that_slept_through_a_rollback_stops_no_account(
 async def test_a_keeper_that_slept_through_a_rollback_posts_nothing_a_second_time(
     own_valkey: START, migrated: str
 ) -> None:
-    """The lane has its entry again, and the id of what was posted is forgotten once it is a row."""
+    """The queue has its entry again, and the id of what was posted is forgotten once it is a row."""
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
     async with backend_at(server.url, migrated) as keeper, backend_at(server.url, migrated) as other:
         world = await keeper.settle_in(1000)

@@ -183,7 +183,7 @@ async def flusher_crashes_stopped(scene: Scene) -> Figures:
 
 @row("The keeper is killed at each crash point of any of its loops", only_long=True, limit_s=3600)
 async def keeper_crashes(scene: Scene) -> Figures:
-    """Self-SIGKILL at every await of verifier, pusher, reclaimer, late lane and the rest."""
+    """Self-SIGKILL at every await of verifier, pusher, reclaimer, late queue and the rest."""
     return await _crashes(scene, scene.world.keepers[:1], ("gateway/", "persistence/"), 100)
 
 

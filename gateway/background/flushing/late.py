@@ -3,7 +3,7 @@
 Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or
 may never have reached Redis. Once everything that happened before it is in the ledger, the
 ledger knows: a request id found there is dropped or corrected, one not found is posted. The
-lane's entry is the token: posting and correcting delete it in the same step.
+queue's entry is the token: posting and correcting delete it in the same step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENTRIES_MAX = 1_000
 
 
 class Lane(Protocol):
-    """The counters' late lane."""
+    """The counters' late queue."""
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
         """Late settlements that can be decided: what came before them is on its way no more."""
@@ -46,7 +46,7 @@ class Ledger(Protocol):
 
 
 class LateSettlements:
-    """Empties the late lane."""
+    """Empties the late queue."""
 
     def __init__(self, lane: Lane, ledger: Ledger) -> None:
         self._lane = lane

@@ -1,7 +1,7 @@
 """Opens partitions that were verified after a loss: once everybody has sent again what was forgotten.
 
 A closed partition runs everything but admission. It is opened as soon as each worker known to be
-alive reports that all of its log was sent again, and the late lane has charged it: nobody is let
+alive reports that all of its log was sent again, and the late queue has charged it: nobody is let
 in twice on what was used up before. A worker that died holds the door no longer than a bound. Any
 keeper may open what another one closed, since all of them look at the same reports.
 """
@@ -45,7 +45,7 @@ class Target(Protocol):
         """The partitions as their markers stand."""
 
     async def late_waiting(self) -> frozenset[int]:
-        """Partitions with settlements in their late lane."""
+        """Partitions with settlements in their late queue."""
 
     async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
         """Open a partition that was closed under this run id and epoch; False where the marker moved on."""

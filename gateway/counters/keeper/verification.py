@@ -62,7 +62,7 @@ class Verification(Control):
         return await self.mark(run_id, partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
-        """Partitions with settlements in their late lane, or whose lane does not say."""
+        """Partitions with settlements in their late queue, or whose queue does not say."""
         lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
         return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
 

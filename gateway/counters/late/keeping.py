@@ -1,4 +1,4 @@
-"""Expired holds and the late lane, as reclaimer and poster use them."""
+"""Expired holds and the late queue, as reclaimer and poster use them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Keeping:
         return self._client.send_script("settle", call)
 
     def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
-        """Send the removal of entries that are charged already: one command a lane."""
+        """Send the removal of entries that are charged already: one command a queue."""
         by_lane: dict[int, list[bytes]] = {}
         for one in late:
             by_lane.setdefault(one.partition, []).append(one.entry_id)

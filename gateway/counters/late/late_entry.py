@@ -1,4 +1,4 @@
-"""One entry of the late lane: where it stands, whose it is, what was used. Of the outbox, place and owner."""
+"""One entry of the late queue: where it stands, whose it is, what was used. Of the outbox, place and owner."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gateway.counters.settlement_log.settlement_record import service_of
 START: StreamPlace = (0, 0)
 # Whose an outbox entry is.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
-# What every entry of the lane has; see `late` in lua/lib/settlement.lua.
+# What every entry of the queue has; see `late` in lua/lib/settlement.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
 
 @dataclass(frozen=True, slots=True)
 class LateEntry:
-    """One entry of the lane, read as far as it takes to know whose it is."""
+    """One entry of the queue, read as far as it takes to know whose it is."""
 
     place: StreamPlace
     entry_id: bytes
@@ -62,7 +62,7 @@ def owner_of(entry: Reply) -> int:
 
 
 def read_entry(raw: Reply) -> LateEntry | None:
-    """One of the lane; None of one that no script has written."""
+    """One of the queue; None of one that no script has written."""
     assert isinstance(raw, list)
     flat = cast("list[bytes]", raw[1])
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -77,7 +77,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 
 
 def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
-    """What an entry of a partition's lane says was used, by whom and of what."""
+    """What an entry of a partition's queue says was used, by whom and of what."""
     fields = entry.fields
     kept = KEPT.read(KEPT.today(fields[b"a"]))
     tenant_id, organization_id = kept["tenant_id"], entry.organization_id

@@ -1,4 +1,4 @@
-"""Which settlements of the late lane can be decided: nothing of their organization waits from before them.
+"""Which settlements of the late queue can be decided: nothing of their organization waits from before them.
 
 Before and behind are places in streams, never times: within one stream ids only rise, whatever the
 clock does, and of two streams only who was read first says which entry was there first. Reads alone.
@@ -44,9 +44,9 @@ ORGANIZATIONS_MAX = 10_000
 class _Known:
     """What was seen of one partition.
 
-    `marks`: lane entries up to the first place came behind outbox entries up to the second, at most.
+    `marks`: queue entries up to the first place came behind outbox entries up to the second, at most.
     `clear`: by organization, the place before which the outbox has nothing of it.
-    `left`: by organization, its oldest lane entry that was there when it was last looked at.
+    `left`: by organization, its oldest queue entry that was there when it was last looked at.
     """
 
     under: tuple[bytes, bytes, int] | None = None
@@ -56,15 +56,15 @@ class _Known:
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _Known:
-        """What is still worth knowing once the lane is empty."""
+        """What is still worth knowing once the queue is empty."""
         return _Known(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
-        """The newest outbox entry that may have been there before this one of the lane."""
+        """The newest outbox entry that may have been there before this one of the queue."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
 
     def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
-        """Note that lane entries up to a place are there, and the outbox's newest entry now."""
+        """Note that queue entries up to a place are there, and the outbox's newest entry now."""
         if not self.marks or self.marks[-1][0] < lane:
             self.marks.append((lane, outbox))
         oldest = min(self.left.values(), default=lane)
@@ -72,12 +72,12 @@ class _Known:
             del self.marks[0]
 
     def ready(self, organization_id: int, lane: StreamPlace) -> bool:
-        """Whether nothing of an organization is in the outbox that was there before this lane entry."""
+        """Whether nothing of an organization is in the outbox that was there before this entry."""
         return self.clear.get(organization_id, START) > self.behind(lane)
 
 
 class LateLane:
-    """The late lanes of all partitions, looked through for what can be decided."""
+    """The late queues of all partitions, looked through for what can be decided."""
 
     def __init__(
         self, client: Client, *, look_entries_min: int = LOOK_ENTRIES_MIN, lane_look_max: int = LANE_LOOK_MAX
@@ -87,7 +87,7 @@ class LateLane:
         self._known: dict[int, _Known] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
-        """Up to `count` late settlements, shared between partitions, in the order of each lane.
+        """Up to `count` late settlements, shared between partitions, in the order of each queue.
 
         Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
         knows what to do with another one. A partition whose streams are broken keeps no other waiting.
@@ -109,7 +109,7 @@ class LateLane:
         return decidable[:count]
 
     async def _look(self, partition: int, count: int) -> list[LateSettlement]:
-        """One pass over one lane, from the first entry that may have become decidable."""
+        """One pass over one queue, from the first entry that may have become decidable."""
         known = self._known.setdefault(partition, _Known())
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
@@ -145,7 +145,7 @@ class LateLane:
     async def _page(
         self, partition: int, known: _Known, start: StreamPlace, size: int
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
-        """Entries of a lane from a place on, the last one's place, and whether there may be more.
+        """Entries of a queue from a place on, the last one's place, and whether there may be more.
 
         The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
         where that cannot be said: a stream is broken, or its Redis was rebuilt.
@@ -163,7 +163,7 @@ class LateLane:
             del self._known[partition]
             raise CountersRefused("Redis is another server, or was rebuilt: its streams are not the same")
         if not isinstance(page, list) or not isinstance(newest, list):
-            raise CountersRefused("the lane or the outbox is no stream")
+            raise CountersRefused("the queue or the outbox is no stream")
         known.under = under
         if not page:
             return [], None, False

@@ -39,7 +39,7 @@ MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT =
 reserve_packed = table.RESERVE.pack  # see `reserve_argument` for the order
 settle_used = table.SETTLEMENT.part("batch", "units").pack
 _settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
-# What comes before that which log and late lane keep.
+# What comes before that which log and late queue keep.
 BATCH_BYTES = table.SETTLEMENT.offset("layout")
 _ADMITTED, _REFUSED, _CODE = table.ADMITTED.struct, table.REFUSED.struct, table.CODE.struct
 BOUNDED = 2
@@ -89,7 +89,7 @@ def settle(
     *,
     batch: int = NO_BATCH,
 ) -> Call:
-    """Keys and arguments of `settle`; `late` is the late lane's entry that is dealt with."""
+    """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with."""
     caller = settlement.caller
     p, user = caller.partition, settlement.user
     flags = service_flags(settlement)

@@ -32,7 +32,7 @@ ADMITTED = Layout(
 )
 REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till")
 
-# What is kept of a settlement, on disk and in the late lane, is all but the batch.
+# What is kept of a settlement, on disk and in the late queue, is all but the batch.
 _KEPT = (
     "number, s40 run_id, u8 mode, f64 tokens credits units service_id tenant_id organization_id key_id,"
     " u8 flags, f64 tombstone, s36 request_id"

@@ -2,7 +2,7 @@
 
 Pure. `Share` is one account's part, in tokens or credits: `kept` is what the gateway still counts
 on, `spent` what it used of that and nobody has charged yet, `handed` what of that has come into
-the late lane.
+the late queue.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ RENEW_S = 5.0
 DENIED_S = 60.0
 ACTIVE_S = 60.0
 BATCH_MAX = 50
-# Somebody else's settlement may wait in the same late lane for long: nothing is held that long for it.
+# Somebody else's settlement may wait in the same late queue for long: nothing is held that long for it.
 CHARGED_S_MAX = 600.0
 
 _Asked = tuple[Allowance, Share, Share, float, Wait[Reply]]

@@ -1,4 +1,4 @@
-"""The late lane: a settlement whose hold is gone is posted, dropped or corrected, once."""
+"""The late queue: a settlement whose hold is gone is posted, dropped or corrected, once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATE = LateSettlement(0, b"1-0", str(uuid.UUID(int=1)), Caller(1, 7, 3, 0), "", 
 
 @dataclass
 class Lane:
-    """A lane in memory, and what was done with its entries."""
+    """A queue in memory, and what was done with its entries."""
 
     entries: list[LateSettlement]
     done: list[tuple[object, ...]] = field(default_factory=list)
@@ -111,7 +111,7 @@ def test_a_correction_has_an_id_of_its_own_that_is_a_uuid() -> None:
 
 
 async def drained(backend: Backend) -> None:
-    """Flush, drain the lane, flush what came of it, until the lane is empty."""
+    """Flush, drain the queue, flush what came of it, until the queue is empty."""
     for _ in range(3):
         await backend.flush()
         await backend.late_settlements.drain()

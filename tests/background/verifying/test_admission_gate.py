@@ -95,7 +95,7 @@ class Scene:
     async def verifying(
         self, verifier: Verifier | None = None
     ) -> AsyncIterator[asyncio.Task[list[Verified]]]:
-        """In the block everything is verified and closed; the late lane is emptied all the while."""
+        """In the block everything is verified and closed; the late queue is emptied all the while."""
         task = asyncio.create_task((verifier or self.verifier).verify())
         posting = asyncio.create_task(self._post())
         try:

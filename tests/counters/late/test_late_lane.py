@@ -174,7 +174,7 @@ async def test_a_clock_that_was_set_back_doubles_nothing(world: World, keeping: 
 
 
 async def test_a_clock_that_was_set_back_keeps_nothing_waiting(world: World, keeping: Keeping) -> None:
-    """The lane goes on an hour ahead: whatever the outbox has from now on looks older."""
+    """The queue goes on an hour ahead: whatever the outbox has from now on looks older."""
     ahead(world, keys.late(world.p))
     before = world.moved(1)
     call = late_call(world)

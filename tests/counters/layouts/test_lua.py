@@ -199,7 +199,7 @@ def everything(world: Changed) -> list[Any]:
     raised = reserve()
     reserve(30, request_id=raised.id, raises=True)
     said.append(raised.reclaim(tokens=11))
-    said.append(raised.settle(tokens=12))  # reclaimed before: into the late lane
+    said.append(raised.settle(tokens=12))  # reclaimed before: into the late queue
     share = lease.lease(world.run_id, world.caller, next(ids), 30_000, fraction=0.1)
     said.append(lease.leased(world.run("lease", share)))
     said.append(world.grant("adjust", -7000, write_id=next(ids)))

@@ -150,7 +150,7 @@ async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, emp
     await worker.renew()
     assert allowing.tenant.remaining == 950
     assert allowing.tenant.held == 10 + (950 - 10) // 10
-    # A call that began meanwhile and ends now finds no hold: it is charged by the late lane too.
+    # A call that began meanwhile and ends now finds no hold: it is charged by the late queue too.
     assert await worker.settle(flying, 10) is Settled.UNKNOWN
     post_late(allowing)
     await worker.renew()
@@ -287,7 +287,7 @@ async def hand_in(workers: list[Worker]) -> None:
 
 
 def post_late(world: World) -> None:
-    """What the keeper does with the late lane once everything before it is in the ledger."""
+    """What the keeper does with the late queue once everything before it is in the ledger."""
     for entry_id, fields in world.entries(keys.late(world.p)):
         kept = KEPT.read(fields[b"a"])
         caller = world.caller
