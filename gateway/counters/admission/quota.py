@@ -251,7 +251,7 @@ class Counters:
         )  # fmt: skip
 
     async def _spool(self, settlement: Settlement, arguments: bytes) -> Settled:
-        """Keep a settlement the counters did not acknowledge; one kept nowhere is charged only if they ran it."""
+        """Keep a settlement the counters did not acknowledge; one kept nowhere is charged if they ran it."""
         try:
             await self._log.spool(arguments)
         except CountersUnavailable:

@@ -1,4 +1,4 @@
-"""One entry of the late queue: where it stands, whose it is, what was used. Of the outbox, place and owner."""
+"""One entry of the late queue: where it is, whose it is, what was used. Of the outbox, place and owner."""
 
 from __future__ import annotations
 
