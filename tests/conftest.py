@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -26,8 +25,8 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from gateway.local.embedded.unprivileged import borrow
+from tests.waiting import wait_until
 
-START_S_MAX = 60.0
 STOP_S_MAX = 30.0
 # Below what Linux gives out by itself: a port from here is taken by nobody between its choice and its use.
 PORTS = range(12_000, 32_000)
@@ -116,14 +115,6 @@ class ValkeyServer:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(how)
             self.process.wait(STOP_S_MAX)
-
-
-def wait_until(done: Callable[[], bool], seconds: float = START_S_MAX, step: float = 0.02) -> None:
-    """Poll until `done`; an AssertionError after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {done}"
-        time.sleep(step)
 
 
 @pytest.fixture(scope="session")

@@ -44,11 +44,19 @@ LONGER_SCRIPTS: dict[str, tuple[int, str]] = {
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}
 
-# Tests wait for what should happen. Here it is the time itself that is wanted.
+# Tests wait for what should happen, by the one helper. Elsewhere it is the time itself that is wanted.
 FIXED_WAITS: dict[str, str] = {
+    "tests/waiting.py": "the helper: it looks again after a moment",
     "tests/bench/": "a measurement lasts for a while",
     "tests/faults/": "how long a fault lasts is drawn, or stated by its row",
+    "tests/background/verifying/test_admission_gate.py": "a keeper posts again and again, with pauses",
+    "tests/core/test_wait.py": "a loop stands still",
+    "tests/counters/redis/test_wire.py": "a loop stands still, and a clock is ahead of the next look at it",
     "tests/deploy/rolling.py": "a list of upstreams is heard late, a load goes on before and behind",
+    "tests/deploy/test_scrape.py": "calls are spread over several scrapes",
+    "tests/http/stage.py": "an upstream takes its time",
+    "tests/http/test_connections.py": "that nothing more comes, only time tells",
+    "tests/http/test_hostility.py": "a client hangs up after a drawn while",
     "tests/journey/apis.py": "a client hangs up after a while",
     "tests/journey/parallel.py": "an upstream takes its time",
     "tests/model/system.py": "a process dies after a drawn while",
@@ -184,28 +192,25 @@ def test_silenced_rules_say_why() -> None:
 
 
 def test_tests_wait_for_no_fixed_time() -> None:
-    """A sleep stands in the loop that looks whether it is time to go on, or gives others their turn."""
+    """Nor look again by a sleep of their own: a sleep of no time gives others their turn."""
 
     def found() -> Iterator[str]:
         needed = set[str]()
-        for name, line in ((name, line) for name, tree in trees().items() for line in _lone_sleeps(tree)):
+        for name, line in ((name, line) for name, tree in trees().items() for line in _sleeps(tree)):
             place = next((place for place in FIXED_WAITS if name.startswith(place)), "")
             needed.add(place)
             if name.startswith("tests/") and not place:
-                yield f"{name}:{line} sleeps for a fixed while: wait for what should happen"
+                yield f"{name}:{line} sleeps: wait for what should happen, as tests/waiting.py does"
         yield from (f"{place} needs no exception" for place in FIXED_WAITS.keys() - needed)
 
     offenders(found())
 
 
-def _lone_sleeps(node: ast.AST, *, in_loop: bool = False) -> Iterator[int]:
-    for child in ast.iter_child_nodes(node):
-        sleeps = isinstance(child, ast.Call) and ast.unparse(child.func) in {"asyncio.sleep", "time.sleep"}
-        if sleeps and not in_loop and ast.unparse(child.args[0]) != "0":
-            yield child.lineno
-        loops = isinstance(child, ast.While | ast.For | ast.AsyncFor)
-        begins = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        yield from _lone_sleeps(child, in_loop=(in_loop or loops) and not begins)
+def _sleeps(tree: ast.AST) -> Iterator[int]:
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        sleeps = ast.unparse(call.func) in {"asyncio.sleep", "time.sleep", "sleep"}
+        if sleeps and ast.unparse(call.args[0]) != "0":
+            yield call.lineno
 
 
 def test_tests_set_no_constant() -> None:

@@ -30,6 +30,7 @@ from persistence import engine as engines
 from persistence.resources.figures import Figures
 from persistence.schema import migrate
 from persistence.store import Store
+from tests.waiting import eventually
 
 
 def pytest_asyncio_loop_factories(
@@ -213,8 +214,7 @@ class Api:
             "select count(*) from pg_stat_activity"
             " where datname = current_database() and wait_event_type = 'Lock'"
         )
-        while self.rows(waiting) == [(0,)]:  # PostgreSQL does not tell
-            await asyncio.sleep(0.01)
+        await eventually(lambda: self.rows(waiting) != [(0,)])  # PostgreSQL does not tell
 
     def acting_as(self, token: str | None) -> Api:
         return replace(self, token=token)

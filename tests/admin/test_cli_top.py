@@ -88,18 +88,11 @@ class Terminal:
 
     async def quit(self) -> int:
         os.write(self.master, b"q")
-        reading = asyncio.create_task(self._drain())
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.master, os.read, self.master, 65536)  # what it still says is let go
         status = await asyncio.to_thread(self.process.wait, 60)
-        reading.cancel()
+        loop.remove_reader(self.master)
         return status
-
-    async def _drain(self) -> None:
-        os.set_blocking(self.master, False)
-        while True:
-            try:
-                os.read(self.master, 65536)
-            except BlockingIOError:
-                await asyncio.sleep(0.01)
 
     def close(self) -> None:
         self.process.kill()

@@ -23,6 +23,7 @@ from persistence.keeper.pushes import Pushes
 from persistence.keeper.verification import Truths
 from persistence.store import Store
 from tests.admin.conftest import MemoryCounters
+from tests.waiting import eventually
 
 ACTOR = Actor("builtin:admin", "admin")
 
@@ -64,8 +65,7 @@ async def door(request: pytest.FixtureRequest, admin_database: str) -> AsyncIter
         counters = KeeperCounters(wire)
         verifier = Verifier(Truths(engine, partition_of), counters)
         verifying = asyncio.create_task(verifier.run())
-        while not verifier.ready:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: verifier.ready)
         yield Door(store, RealPusher(Pushes(engine), counters), counters)
         verifying.cancel()
         await wire.close()

@@ -165,7 +165,7 @@ async def test_a_head_that_does_not_end_is_closed() -> None:
         gone = asyncio.create_task(closed(dripping))
         while not gone.done():
             dripping[1].write(b"x")
-            await asyncio.sleep(0.01)  # drips until it is closed
+            await asyncio.wait({gone}, timeout=0.01)  # drips until it is closed
         await gone
 
 

@@ -5,7 +5,6 @@ People write through the Admin API's own store; `push`, `verify`, `flush` and th
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -38,24 +37,20 @@ from persistence.keeper.verification import Truths
 from persistence.ledger.writer import Writer
 from persistence.store import Store
 from tests.builders import World
+from tests.waiting import eventually
 
 STAFF = Actor("builtin:admin", "admin")
 DIGEST = "d" * 64
-WITHIN_S = 60.0
 
 
 async def parted(*wires: Wire) -> None:
     """Wait until all of them have noticed that their server is gone."""
-    async with asyncio.timeout(WITHIN_S):
-        while any(wire.connected for wire in wires):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not any(wire.connected for wire in wires))
 
 
 async def rejoined(*wires: Wire) -> None:
     """Wait until all of them are connected."""
-    async with asyncio.timeout(WITHIN_S):
-        while not all(wire.connected for wire in wires):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: all(wire.connected for wire in wires))
 
 
 def _rendered(row: Row) -> Row:

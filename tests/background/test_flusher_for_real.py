@@ -23,9 +23,9 @@ from gateway.counters.redis.wire import Wire
 from persistence import engine
 from persistence.ledger.writer import Writer
 from persistence.resources.quarantine import Quarantines
-from tests.background.backend import WITHIN_S
 from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
+from tests.waiting import eventually
 
 STEPS = ("read", "parked", "read_parked", "acknowledge", "park", "acknowledge_parked")
 
@@ -109,12 +109,6 @@ def seqs(database: str, account: Account) -> object:
     return found
 
 
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not done():
-            await asyncio.sleep(0.01)
-
-
 async def test_streams_become_rows_and_are_emptied(valkey: str, migrated: str) -> None:
     accounts = settle_in(migrated, 10_000, 10_000, None)
     for account in accounts:
@@ -152,8 +146,8 @@ async def test_two_flushers_at_once_store_each_entry_once(valkey: str, migrated:
                 for _ in range(20):
                     account.consume(1, credits_=1)
             append(valkey, *accounts)
-            await asyncio.sleep(0.02)
-        await until(lambda: waiting(valkey, *accounts) == 0)
+            await eventually(lambda: waiting(valkey, *accounts) < 8 * 20)  # they are at it meanwhile
+        await eventually(lambda: waiting(valkey, *accounts) == 0)
         one.stop()
         other.stop()
         await asyncio.gather(*runs)
@@ -183,7 +177,7 @@ async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, 
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                         )
-                await until(lambda: waiting(valkey, *accounts) == 0)
+                await eventually(lambda: waiting(valkey, *accounts) == 0)
             flusher.stop()
             await running
     reports: list[FlushReport] = [fact.report for fact in seen if isinstance(fact, Flushed)]
@@ -298,11 +292,11 @@ async def test_two_flushers_at_once_move_aside_and_back_what_waits(valkey: str, 
                     one.consume(1)
             append(valkey, account, other)
             if turn % 2:
-                await until(lambda: waiting(valkey, account) == 0)
+                await eventually(lambda: waiting(valkey, account) == 0)
             if turn == 5:
                 assert parked(valkey, account) == 6 * 21
                 await release(migrated, name)
-        await until(lambda: not parked(valkey, account) and not waiting(valkey, account))
+        await eventually(lambda: not parked(valkey, account) and not waiting(valkey, account))
         first.stop()
         second.stop()
         await asyncio.gather(*runs)

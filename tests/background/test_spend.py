@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from dataclasses import replace
 from decimal import Decimal
@@ -41,7 +40,6 @@ async def test_a_call_that_died_costs_the_tiers_it_was_admitted_at(valkey: str, 
         call.extend(observed=3)
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
         for _ in range(2):
-            await asyncio.sleep(0.01)
             await backend.reclaimer.sweep()
         assert (world.organization.spent, kept(world, UNITS).quantity) == (10 * 1000 + 2 * 800, 12)
         assert world.events()[-1].user == "ann"

@@ -38,8 +38,9 @@ from persistence import engine
 from persistence.ledger import invariants
 from persistence.ledger.writer import Writer
 from persistence.schema import migrate
-from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
+from tests.conftest import ValkeyServer, free_port, postgres_bin
 from tests.persistence.scenario import Account, settle_in
+from tests.waiting import wait_until
 
 ORGANIZATIONS = 20
 USERS = 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,6 @@ from tests.counters.lease_stage import LEASE_S, Clock, Employ, Worker, silent
 
 WITHIN_S = 30.0
 Connect = Callable[..., Awaitable[Wire]]
-
-
-async def eventually(done: Callable[[], Any]) -> None:
-    """Wait until it is so."""
-    async with asyncio.timeout(WITHIN_S):
-        while not done():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

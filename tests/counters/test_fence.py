@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersRefused, CountersUnavailable
 from tests.conftest import ValkeyServer, free_port
-from tests.counters.conftest import WITHIN_S, eventually
+from tests.waiting import eventually, wait_until
 
 DEBUGGED = ("--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0")
 Exchange = Callable[["Data"], None]
@@ -62,10 +62,7 @@ def command(data: Data, *words: str | float) -> None:
 
 def follow(client: redis.Redis, server: ValkeyServer) -> None:
     client.replicaof("127.0.0.1", str(server.port))
-    end = time.monotonic() + WITHIN_S
-    while client.info("replication").get("master_link_status") != "up":
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: client.info("replication").get("master_link_status") == "up")
 
 
 @pytest.fixture
@@ -98,12 +95,14 @@ async def guarded(url: str, pulse: str = "1") -> AsyncIterator[tuple[Wire, Fence
 
 async def looked(fence: Fence) -> None:
     """Look until an answer comes: a connection may have to be made anew for it."""
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            try:
-                return await fence.look()
-            except CountersUnavailable:
-                await asyncio.sleep(0.01)
+
+    async def answered() -> bool:
+        with suppress(CountersUnavailable):
+            await fence.look()
+            return True
+        return False
+
+    await eventually(answered)
 
 
 def stray_reader(wire: Wire, fence: Fence) -> StrayReader:

@@ -16,9 +16,9 @@ from gateway.counters.leases.leaser import ACTIVE_S
 from tests.builders import CHAT, World, driven
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_releasing import freeze, thaw
-from tests.counters.conftest import eventually
 from tests.counters.lease_stage import Employ, Worker
 from tests.counters.leases.test_leaser import post_late
+from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
 THERE, AWAY = True, False

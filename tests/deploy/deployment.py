@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.conftest import free_port
 from tests.deploy.processes import READY_S_MAX, Admin, Process, get
-from tests.journey.stack import eventually
+from tests.waiting import wait_until
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 CONFIG = """
@@ -34,7 +34,7 @@ class Deployment:
         admin_port = free_port()
         self.start("keeper", "--admin-port", str(admin_port))
         self.start("demo-upstream", "--port", str(self.upstream_port))
-        eventually(lambda: answers(admin_port), READY_S_MAX)
+        wait_until(lambda: answers(admin_port), READY_S_MAX)
         self.admin = Admin(admin_port, ADMIN_TOKEN)
 
     def start(self, *arguments: str, **environ: str) -> Process:
@@ -49,7 +49,7 @@ class Deployment:
         """A gateway, once it is ready."""
         where = ("--gateway-port", str(port), "--ops-port", str(ops_port))
         made = self.start("serve", "--config", str(self.config), *where, TOLLKEEPER_OPS_HOST="127.0.0.1")
-        eventually(lambda: answers(ops_port), READY_S_MAX)
+        wait_until(lambda: answers(ops_port), READY_S_MAX)
         return made
 
     def stop(self) -> None:

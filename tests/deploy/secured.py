@@ -17,9 +17,10 @@ import redis
 import trustme
 
 from gateway.local.embedded.unprivileged import borrow
-from tests.conftest import STOP_S_MAX, free_port, wait_until
+from tests.conftest import STOP_S_MAX, free_port
 from tests.deploy.programs import program, run
 from tests.tree import ROOT
+from tests.waiting import wait_until
 
 PASSWORD = "correct-horse"
 ACL = re.compile(r"^user .*$", re.MULTILINE)

@@ -22,8 +22,8 @@ from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import answers
 from tests.deploy.processes import READY_S_MAX, Process, get
-from tests.journey.stack import eventually
 from tests.tree import ROOT
+from tests.waiting import wait_until
 
 # The environment alone, compressed as a registry keeps it; the base image is some 47 MB more.
 COMPRESSED_MB_MAX = 90
@@ -171,8 +171,8 @@ def test_it_runs_as_nobody_from_files_it_cannot_change(
     keeper = Process(tmp_path, "keeper", ["keeper"], environ, program=program)
     serve = Process(tmp_path, "serve", ["serve"], environ, program=program)
     try:
-        eventually(lambda: answers(ports["admin"]), READY_S_MAX)
-        eventually(lambda: answers(ports["ops"]), READY_S_MAX)
+        wait_until(lambda: answers(ports["admin"]), READY_S_MAX)
+        wait_until(lambda: answers(ports["ops"]), READY_S_MAX)
         status, said = get(ports["gateway"], "/v1/models")
         assert (status, "error" in said) == (401, True)
         if borrowed is not None:

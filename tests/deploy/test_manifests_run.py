@@ -18,7 +18,7 @@ from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.manifests import KUBERNETES, one, pod, started
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
-from tests.journey.stack import eventually
+from tests.waiting import wait_until
 
 IDLE_MIB_MAX = 60.0
 ADMIN_TOKEN = "an-admin-token-of-tests"
@@ -103,11 +103,11 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
 
     keeping = place.start("keeper", keeper)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        eventually(lambda probe=probe: answers(keeper, probe, place.ports), READY_S_MAX)
+        wait_until(lambda probe=probe: answers(keeper, probe, place.ports), READY_S_MAX)
 
     serving = place.start("sidecar", sidecar)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        eventually(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
+        wait_until(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
     place.start("sidecar", service)
     assert get(place.ports["ops"], "/metrics")[0] == 200
     assert memory_mib(serving.popen.pid) < IDLE_MIB_MAX
@@ -123,7 +123,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
                 url, json=body, headers={"authorization": f"Bearer {key}", "x-demo-usage": "30,12"}
             )
 
-        answer = eventually(lambda: (found := called()).status_code == 200 and found, READY_S_MAX)
+        answer = wait_until(lambda: (found := called()).status_code == 200 and found, READY_S_MAX)
         used = answer.json()["usage"]["total_tokens"]
         assert used == 42
         assert client.get(f"http://127.0.0.1:{place.ports['http']}/metrics").status_code == 404
@@ -131,7 +131,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Pod) -> None:
         hook = sidecar["lifecycle"]["preStop"]["exec"]["command"]
         subprocess.run(here(hook, serving.popen.pid), check=True)
         assert serving.ended() == 0, serving.said
-    eventually(lambda: admin.used(tenant) >= used)
+    wait_until(lambda: admin.used(tenant) >= used)
     assert admin.used(tenant) % used == 0
     scraped = get(place.ports["admin"], "/metrics")[1]
     assert "tollkeeper_build_info" in scraped
@@ -145,7 +145,7 @@ def alone(place: Pod, key: str) -> None:
     (gateway,) = pod(one("gateway", "Deployment"))["containers"]
     serving = place.start("gateway", gateway)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        eventually(lambda probe=probe: answers(gateway, probe, place.ports), READY_S_MAX)
+        wait_until(lambda probe=probe: answers(gateway, probe, place.ports), READY_S_MAX)
     url = f"http://127.0.0.1:{place.ports['http']}/.tollkeeper/usage"
     answer = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=30)
     assert answer.json()["tokens_used"] >= 42
@@ -171,11 +171,11 @@ def test_a_gateway_that_cannot_reach_redis_is_never_started(place: Pod) -> None:
     url = place._secrets["tollkeeper-gateway/redis-url"]
     place._secrets["tollkeeper-gateway/redis-url"] = url.replace("redis://", "redis://nobody:wrong@")
     serving = place.start("sidecar", sidecar)
-    eventually(lambda: answers(sidecar, "livenessProbe", place.ports), READY_S_MAX)
+    wait_until(lambda: answers(sidecar, "livenessProbe", place.ports), READY_S_MAX)
     status, said = get(place.ports["ops"], "/readyz")
     assert status == 503
     assert json.loads(said)["dependencies"]["redis"] is False
     assert not answers(sidecar, "startupProbe", place.ports)
     assert not answers(sidecar, "readinessProbe", place.ports)
-    eventually(lambda: "WRONGPASS" in serving.said, READY_S_MAX)
+    wait_until(lambda: "WRONGPASS" in serving.said, READY_S_MAX)
     assert serving.stop() == 0

@@ -18,9 +18,10 @@ from psycopg.conninfo import conninfo_to_dict
 from gateway.ops import doctor_users
 from gateway.settings import settings
 from persistence.schema import migrate
-from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary, wait_until
+from tests.conftest import STOP_S_MAX, free_port, postgres_bin, valkey_binary
 from tests.deploy.programs import run
 from tests.tree import ROOT
+from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
 PASSWORD = "correct-horse-battery"

@@ -15,7 +15,7 @@ from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.deployment import Deployment
 from tests.deploy.processes import Process
-from tests.journey.stack import eventually
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def hung_up(serve: Process) -> str:
     """SIGHUP, and what it says of it."""
     before = len(serve.said)
     serve.popen.send_signal(signal.SIGHUP)
-    found = eventually(lambda: [line for line in serve.said[before:].splitlines() if "settings" in line], 30)
+    found = wait_until(lambda: [line for line in serve.said[before:].splitlines() if "settings" in line], 30)
     return str(found[0])
 
 
@@ -60,7 +60,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment
         assert "routes" in said
         assert "body_bytes_max" in said
         assert "a restart is needed for TOLLKEEPER_WORKERS" in said
-        eventually(lambda: status("/v1/models") == 200)
+        wait_until(lambda: status("/v1/models") == 200)
         assert status("/v1/chat/completions") == 200
 
         for wrong, named in (
@@ -81,7 +81,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment
 
         deployment.config.write_text(good)
         assert "read anew" in hung_up(serve)
-        eventually(lambda: status("/v1/models") == 404)
+        wait_until(lambda: status("/v1/models") == 404)
         assert status("/v1/chat/completions") == 200
     assert serve.stop() == 0
 

@@ -15,7 +15,7 @@ import psycopg
 from tests.conftest import ValkeyServer
 from tests.deploy.deployment import Deployment
 from tests.deploy.rolling import USED, Gateways, roll
-from tests.journey.stack import eventually
+from tests.waiting import wait_until
 
 RATE, CLIENTS, ROUNDS = (int(word) for word in os.environ.get("ROLLING", "100 24 1").split())
 
@@ -46,7 +46,7 @@ async def test_a_rolling_restart_fails_no_request_and_charges_each_once(
             assert found is not None
             return int(found[0]), int(found[1]), int(found[2] or 0)
 
-        eventually(lambda: stored()[0] >= outcome.statuses[200])
+        wait_until(lambda: stored()[0] >= outcome.statuses[200])
         count, distinct, amount = stored()
         assert count == distinct
         assert amount == count * USED

@@ -18,8 +18,8 @@ from gateway.counters.redis.keys import partition_of
 from tests.conftest import free_port
 from tests.deploy.processes import READY_S_MAX, Admin, Process, get
 from tests.deploy.secured import PASSWORD, Authority, SecuredPostgres, SecuredRedis
-from tests.journey.stack import eventually
 from tests.persistence.scenario import stop
+from tests.waiting import wait_until
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 
@@ -99,26 +99,26 @@ def test_everything_works_over_tls_as_users_with_few_rights(deployment: Deployme
     with psycopg.connect(deployment.postgres.url) as owner:
         owner.execute(f"CREATE ROLE keeper LOGIN PASSWORD '{PASSWORD}' IN ROLE postgres_writer")
     keeper = deployment.start("keeper")
-    eventually(lambda: answers(deployment.ports["admin"]), READY_S_MAX)
+    wait_until(lambda: answers(deployment.ports["admin"]), READY_S_MAX)
     config = str(deployment.folder / "config.yaml")
     serve = deployment.start("serve", "--config", config, TOLLKEEPER_REDIS_URL=deployment.redis.gateway_url)
-    eventually(lambda: answers(deployment.ports["ops"]), READY_S_MAX)
+    wait_until(lambda: answers(deployment.ports["ops"]), READY_S_MAX)
 
     admin = Admin(deployment.ports["admin"], ADMIN_TOKEN)
     tenant, key = admin.customer(1000)
     admin.ask("POST", f"/tenants/{tenant}/recharge", amount=500)
     chat(deployment, key)
-    eventually(lambda: admin.used(tenant) == 42)
+    wait_until(lambda: admin.used(tenant) == 42)
     owner = admin.ask("GET", f"/tenants/{tenant}")["organization_id"]
     stop(deployment.postgres.url, partition_of(owner), owner, tenant)
     chat(deployment, key)
     with deployment.redis.client() as client:
-        eventually(lambda: client.hlen(keys.parked(partition_of(owner))) == 1)
+        wait_until(lambda: client.hlen(keys.parked(partition_of(owner))) == 1)
     [stopped] = admin.ask("GET", f"/quarantine?tenant_id={tenant}")["items"]
     admin.ask("POST", f"/quarantine/{stopped['id']}/release", reason="a test")
-    eventually(lambda: admin.used(tenant) == 2 * 42)
+    wait_until(lambda: admin.used(tenant) == 2 * 42)
     assert admin.ask("POST", "/reconciliation")["drift_tokens"] == 0
-    eventually(lambda: admin.ask("GET", "/activity")["requests"] == 2)
+    wait_until(lambda: admin.ask("GET", "/activity")["requests"] == 2)
 
     status, found = deployment.doctor()
     assert status == 0, found
@@ -180,7 +180,7 @@ def test_an_expired_certificate_is_named(deployment: Deployment) -> None:
     serve = deployment.start("serve", "--config", str(deployment.folder / "config.yaml"))
     keeper = deployment.start("keeper")
     for process in (serve, keeper):
-        eventually(lambda process=process: "certificate has expired" in process.said, READY_S_MAX)
+        wait_until(lambda process=process: "certificate has expired" in process.said, READY_S_MAX)
     serve.stop()
     keeper.stop()
 

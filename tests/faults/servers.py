@@ -16,7 +16,8 @@ import psycopg
 from gateway.local.embedded.unprivileged import borrow
 from gateway.settings import settings as settings_module
 from gateway.settings.settings import Settings
-from tests.conftest import ValkeyServer, free_port, postgres_bin, wait_until
+from tests.conftest import ValkeyServer, free_port, postgres_bin
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command", "yes")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 
 from tests.faults.proxy import Proxy, Trap, Way
+from tests.waiting import eventually
 
 WITHIN_S = 30.0
 
@@ -58,12 +59,6 @@ async def proxy(echo: Echo) -> AsyncIterator[Proxy]:
 
 async def connected(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", proxy.port)
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not check():
-            await asyncio.sleep(0.005)
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
@@ -117,7 +112,7 @@ async def test_black_hole_holds_everything_until_it_is_lifted(proxy: Proxy, echo
     assert echo.got == b"one"
     proxy.black_hole = False
     assert await late_reader.readexactly(5) == b"three"
-    await until(lambda: echo.got in (b"onetwothree", b"onethreetwo"))
+    await eventually(lambda: echo.got in (b"onetwothree", b"onethreetwo"))
 
 
 async def test_reset_reaches_both_sides(proxy: Proxy, echo: Echo) -> None:
@@ -127,7 +122,7 @@ async def test_reset_reaches_both_sides(proxy: Proxy, echo: Echo) -> None:
     proxy.reset()
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(reader.read(1), WITHIN_S)
-    await until(lambda: echo.resets == 1)
+    await eventually(lambda: echo.resets == 1)
 
 
 async def test_refusing_resets_new_connections_only(proxy: Proxy) -> None:
@@ -147,7 +142,7 @@ async def test_cut_lets_exactly_so_many_bytes_pass(proxy: Proxy, echo: Echo, aft
     reader, writer = await connected(proxy)
     writer.write(b"y" * 100)
     await ended(reader)
-    await until(lambda: echo.ended == 1)
+    await eventually(lambda: echo.ended == 1)
     assert echo.got == b"y" * after
     assert trap.sprung.is_set()
 
@@ -159,11 +154,11 @@ async def test_pattern_cuts_before_or_after_itself(
     trap = proxy.set_trap(Trap(Way.TO_SERVER, b"COMMIT", passes=passes))
     reader, writer = await connected(proxy)
     writer.write(b"begin ")
-    await until(lambda: echo.got == b"begin ")
+    await eventually(lambda: echo.got == b"begin ")
     writer.write(b"COMMIT")
     await asyncio.wait_for(trap.sprung.wait(), WITHIN_S)
     await ended(reader)
-    await until(lambda: echo.ended == 1)
+    await eventually(lambda: echo.ended == 1)
     assert echo.got == arrives
 
 

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import h11
 
-from tests.http.stage import Stage, eventually
+from tests.http.stage import Stage
+from tests.waiting import eventually
 
 SENT = b"0123456789"
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"

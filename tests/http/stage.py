@@ -28,6 +28,7 @@ from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally
 from tests.http.fakes import PEPPER, ROUTES, USAGE_BODY, FakeCounters, FakeDirectory, FakeObjects, answer
+from tests.waiting import eventually
 
 WITHIN_S = 30.0
 
@@ -329,14 +330,6 @@ class Stage:
         over = [*self.counters.let_go, *(one for one in self.counters.holds if one.raises)]
         assert {one.request_id for one in self.counters.heads} <= {one.request_id for one in over}
         assert self.plane.buffers.used == self.plane.buffers.heads == 0
-
-
-async def eventually(done: Callable[[], object], seconds: float = WITHIN_S) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not come true"
-        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,8 @@ import pytest
 from gateway.core.model import Settlement
 from tests.http.fakes import AUTH, CHAT, CHAT_STREAM, answer, post
 from tests.http.leaving import BODIES, CHUNKED, NEVER_RELEASED, SENT, is_told, leave, requests_of
-from tests.http.stage import Client, Stage, eventually, staged
+from tests.http.stage import Client, Stage, staged
+from tests.waiting import eventually
 
 HONEST = b"honest"
 LEFT = b"POST /services/search/left HTTP/1.1\r\nhost: x\r\n" + AUTH

@@ -10,7 +10,8 @@ import pytest
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
-from tests.http.stage import Client, Stage, eventually, staged
+from tests.http.stage import Client, Stage, staged
+from tests.waiting import eventually
 
 BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
 BUSY = Decision(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)

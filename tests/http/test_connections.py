@@ -9,7 +9,8 @@ import pytest
 from gateway.core.model import Decision, HoldRequest, Settled
 from gateway.core.wait import Wait
 from tests.http.fakes import ANSWER, AUTH, CHAT, CHAT_STREAM, EVENT, STREAM_HEAD, answer, chunks, get, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import staged
+from tests.waiting import eventually
 
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n" + AUTH + b"\r\n"
 
@@ -172,10 +173,12 @@ async def test_broken_chunks_are_refused(body: bytes) -> None:
 async def test_a_head_that_drips_is_answered_and_closed() -> None:
     async with staged(head_s=0.3) as stage:
         client = await stage.client()
-        for _ in range(40):
-            client.writer.write(b"G" if _ == 0 else b"a")
-            await asyncio.sleep(0.02)
-        assert (await client.answer()).status == 408
+        client.writer.write(b"G")
+        answered = asyncio.create_task(client.answer())
+        while not answered.done():
+            client.writer.write(b"a")
+            await asyncio.wait({answered}, timeout=0.02)
+        assert (await answered).status == 408
         assert await client.is_closed()
 
 
@@ -193,10 +196,11 @@ async def test_a_body_that_drips_is_answered_and_closed() -> None:
         for path in (b"/v1/chat/completions", b"/services/search/x"):
             client = await stage.client()
             await client.send(post(CHAT, path)[:-30])
-            for _ in range(25):
+            answered = asyncio.create_task(client.answer())
+            while not answered.done():
                 client.writer.write(b" ")
-                await asyncio.sleep(0.02)
-            assert (await client.answer()).status == 408
+                await asyncio.wait({answered}, timeout=0.02)
+            assert (await answered).status == 408
             assert await client.is_closed()
         assert len(stage.counters.releases) == 1
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from tests.http.fakes import CHAT, CHAT_STREAM, get, post
-from tests.http.stage import Stage, eventually, staged
+from tests.http.stage import Stage, staged
+from tests.waiting import eventually
 
 PIECE = b" " * 65_536
 # What kernels and buffers between the two ends take beyond what is read.

@@ -20,7 +20,8 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Stage, eventually, staged
+from tests.http.stage import Stage, staged
+from tests.waiting import eventually
 
 LONG = [STREAM_HEAD + chunks(*[EVENT] * 30, end=False), 0.02, chunks(EVENT, USAGE_EVENT, DONE_EVENT)]
 MESSAGES = b'{"model":"m","max_tokens":10,"stream":true,"messages":[]}'
@@ -160,5 +161,5 @@ async def test_a_streamed_body_that_drips_is_given_up() -> None:
         while not answer.done():
             with contextlib.suppress(ConnectionError):  # it may be closed just now
                 await client.send(b"x")
-            await asyncio.sleep(0.01)
+            await asyncio.wait({answer}, timeout=0.01)
         assert (await answer).status == 408

@@ -30,7 +30,8 @@ from tests.http.fakes import (
     get,
     post,
 )  # fmt: skip
-from tests.http.stage import Close, Stage, Step, eventually, staged
+from tests.http.stage import Close, Stage, Step, staged
+from tests.waiting import eventually
 
 OURS = (ClientConnection, Exchange, Link, RoutedHead)
 STREAM = STREAM_HEAD + chunks(EVENT, end=False)

@@ -22,7 +22,8 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Close, Stage, eventually, staged
+from tests.http.stage import Close, Stage, staged
+from tests.waiting import eventually
 
 NOISE = (
     b"",

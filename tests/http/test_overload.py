@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.http.fakes import AUTH, CALLER, CHAT, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import staged
+from tests.waiting import eventually
 
 LARGE = CHAT[:-1] + b" " * 80_000 + b"}"
 SMALL = {"body_bytes_max": 100_000, "buffered_bytes_max": 400_000}

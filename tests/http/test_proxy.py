@@ -26,7 +26,8 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Close, eventually, staged
+from tests.http.stage import Close, staged
+from tests.waiting import eventually
 
 
 async def test_an_answer_passes_byte_for_byte_and_is_charged_as_reported() -> None:

@@ -9,7 +9,8 @@ import pytest
 from gateway.core.calls.route import UpstreamTarget
 from gateway.errors import StartError
 from tests.http.fakes import CHAT, CHAT_STREAM, EVENT, ROUTES, STREAM_HEAD, chunks, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import staged
+from tests.waiting import eventually
 
 
 async def test_what_was_renewed_is_in_force_for_the_next_request_and_what_runs_ends_as_it_began() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.http.tally import SECONDS, Histogram, Tally, bucket
 from tests.http.fakes import CALLER, CHAT, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import staged
+from tests.waiting import eventually
 
 
 def test_what_tenants_did_is_taken_once() -> None:

@@ -9,7 +9,8 @@ from typing import cast
 
 from gateway.http.turns import AT_ONCE_BYTES_MAX, TURN_S_MAX, Turns
 from tests.http.fakes import CHAT_STREAM, DONE_EVENT, EVENT, USAGE_EVENT, chunks, get, post
-from tests.http.stage import eventually, staged
+from tests.http.stage import staged
+from tests.waiting import eventually
 
 
 class Loop:

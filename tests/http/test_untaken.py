@@ -20,7 +20,8 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Client, Stage, eventually, staged
+from tests.http.stage import Client, Stage, staged
+from tests.waiting import eventually
 
 LONG_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 4000)
 SMALL = {"body_bytes_max": 4096, "buffered_bytes_max": 16_384}

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from gateway.core.failures import FREE_MAX
 from gateway.core.model import Decision, Verdict
 from tests.http.fakes import CHAT, post
-from tests.http.stage import Client, Stage, eventually, staged
+from tests.http.stage import Client, Stage, staged
+from tests.waiting import eventually
 
 NO_KEY = post(CHAT).replace(b"authorization: Bearer tk_0123456789abcdef\r\n", b"")
 

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2 as httpx
 
 from tests.journey.apis import DOCUMENTS, STREAMS, Api, Heard, call
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 AT_ONCE = 16
 WARMING = 20  # calls that teach both workers what this upstream's tokens are like
@@ -112,8 +113,8 @@ class Comparison:
             quota = self.stack.quota(self.tenant)
             return quota["tokens_held"] == 0 and sum(self._charged().values()) == quota["tokens_used"]
 
-        eventually(lambda: all(one["over"] for one in self.noted()), ANSWER_S_MAX)
-        eventually(is_settled, ANSWER_S_MAX)
+        wait_until(lambda: all(one["over"] for one in self.noted()), ANSWER_S_MAX)
+        wait_until(is_settled, ANSWER_S_MAX)
 
     def _charged(self) -> dict[str, int]:
         query = (

@@ -19,7 +19,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.journey.apis import DOCUMENTS
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 CALLS = 500
 
@@ -75,7 +76,7 @@ def _crowd(stack: Stack, tenant: int, key: str, funds: int, calls: int) -> Crowd
     demo = {"usage": f"{SIZE - 40},40", "delay_s": "2"}
     request = CHAT.request(key, "demo-small", demo).replace(b'"max_tokens": 64', b'"max_tokens": 30')
     outcomes = asyncio.run(_at_once(stack.gateway_url, request, calls))
-    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0)
+    wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
     return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
 
 
@@ -83,7 +84,7 @@ def against_strict(stack: Stack, funds: int = 100_000, calls: int = CALLS) -> Cr
     """A tenant with a strict plan; calls that state no maximum and would write `LONG` tokens each."""
     tenant, key = stack.tenant(funds, admission="strict")
     outcomes = _rounds(stack, _chat(key), calls)
-    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0)
+    wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
     return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
 
 
@@ -105,13 +106,13 @@ def against_credits(stack: Stack, funds: int = 5_000, calls: int = CALLS) -> Cro
     def balance() -> int:
         return int(stack.admin("GET", f"/organizations/{owner}")[1]["credit_balance"])
 
-    eventually(lambda: balance() == funds)
+    wait_until(lambda: balance() == funds)
     one = _chat(key, b',"max_tokens":1')
-    eventually(lambda: asyncio.run(_at_once(stack.gateway_url, one, 1)).keys() == {(200, "")})
+    wait_until(lambda: asyncio.run(_at_once(stack.gateway_url, one, 1)).keys() == {(200, "")})
     outcomes = _rounds(stack, _chat(key), calls)
     rows = sum(count for (status, _), count in outcomes.items() if status == 200) + 1
     written = f"select count(*) from credit_transaction where organization_id = {owner}"
-    eventually(lambda: stack.rows(written) == [(rows,)])
+    wait_until(lambda: stack.rows(written) == [(rows,)])
     return Crowd(dict(outcomes), funds - balance(), funds)
 
 

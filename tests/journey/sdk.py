@@ -10,7 +10,8 @@ import openai
 from google import genai
 from google.genai import types
 
-from tests.journey.stack import Body, Stack, eventually
+from tests.journey.stack import Body, Stack
+from tests.waiting import wait_until
 
 HELLO: Any = [{"role": "user", "content": "hello there"}]
 
@@ -45,7 +46,7 @@ class Account:
 
     def charges(self, count: int) -> list[Body]:
         """The consume rows once there are so many; no more come."""
-        found: list[Body] = eventually(lambda: len(rows := self.consumed()) >= count and rows)
+        found: list[Body] = wait_until(lambda: len(rows := self.consumed()) >= count and rows)
         assert len(found) == count, found
         return found
 

@@ -11,12 +11,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import psycopg
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 120.0
@@ -24,17 +25,6 @@ STOP_S_MAX = 120.0
 WITHIN_S = 30.0  # for whatever takes a second where nothing else runs
 ANSWER_S_MAX = 60.0
 Body = dict[str, Any]
-
-
-def eventually(check: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
-    """What `check` answers once it is true; an AssertionError where it never is in time."""
-    end = time.monotonic() + within_s
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < end, f"not within {within_s} s; last answer: {found!r}"
-        time.sleep(0.02)
 
 
 class Stack:
@@ -125,7 +115,7 @@ class Stack:
 
     def settled(self, tenant_id: int, rows: int, within_s: float = WITHIN_S) -> list[Body]:
         """The ledger once it has so many rows."""
-        found: list[Body] = eventually(lambda: len(r := self.ledger(tenant_id)) >= rows and r, within_s)
+        found: list[Body] = wait_until(lambda: len(r := self.ledger(tenant_id)) >= rows and r, within_s)
         return found
 
     def tenant(self, total: int | None = 1000, **plan: Any) -> tuple[int, str]:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.journey.stack import ROOT, Stack, eventually
+from tests.journey.stack import ROOT, Stack
+from tests.waiting import wait_until
 
 
 def test_calls_and_refusals_of_a_tenant_are_seen_within_seconds(stack: Stack) -> None:
@@ -23,7 +24,7 @@ def test_calls_and_refusals_of_a_tenant_are_seen_within_seconds(stack: Stack) ->
         found = [item for item in report["items"] if item["tenant_id"] == tenant]
         return found if found and found[0]["requests"] == 2 and found[0]["refused"] else None
 
-    [item] = eventually(mine)
+    [item] = wait_until(mine)
     assert (item["tokens"], item["refused"]) == (60, {"quota_exceeded": 1})
     looked = subprocess.run(
         [sys.executable, "-m", "gateway", "top", "--once", "--json", "--window", "60", "--limit", "100"],

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.journey.stack import ROOT, Stack, eventually
+from tests.journey.stack import ROOT, Stack
 from tests.persistence.scenario import broken
+from tests.waiting import wait_until
 
 PEPPER = {"TOLLKEEPER_KEY_PEPPER": "a-pepper-kept-elsewhere"}
 
@@ -64,9 +65,9 @@ async def test_a_backup_under_load_serves_its_balances_elsewhere(
     newest = f"{rows} order by seq desc limit 1"
     assert again.rows(newest)[0][1] == left
     assert 0 < left <= 99_980
-    answer = eventually(lambda: (a := again.chat(key, "3,4")).status_code == 200 and a, 60)
+    answer = wait_until(lambda: (a := again.chat(key, "3,4")).status_code == 200 and a, 60)
     assert answer.headers["x-tollkeeper-tokens-remaining"]
-    eventually(lambda: again.rows(newest)[0][0] == 7)
+    wait_until(lambda: again.rows(newest)[0][0] == 7)
     assert again.quota(tenant)["tokens_remaining"] == left - 7
     assert {row[0] for row in again.rows("SELECT epoch FROM partition_state")} == {2}
     assert await broken(again.database_url) == []

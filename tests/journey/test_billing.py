@@ -9,7 +9,8 @@ import redis
 
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
-from tests.journey.stack import Body, Stack, eventually
+from tests.journey.stack import Body, Stack
+from tests.waiting import wait_until
 
 DRIFT = 12_345
 
@@ -55,7 +56,7 @@ def test_what_was_used_is_invoiced_and_drift_is_not(stack: Stack) -> None:
     assert stack.chat(key, "1200000,300000").status_code == 200
     stack.make("credit-additions", organization_id=organization["id"], credits_added=8_000, unit_cost="0.01")
     posted = f"select count(*) from credit_posting where organization_id = {organization['id']}"
-    eventually(lambda: stack.rows(posted) == [(1,)])
+    wait_until(lambda: stack.rows(posted) == [(1,)])
     draft = stack.make("invoices", organization_id=organization["id"], **month)
 
     # Somebody changes a balance by hand: no invoice until that is made good.
@@ -90,10 +91,10 @@ def test_credits_expire_within_seconds_of_their_moment(stack: Stack) -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()  # it has to be made by then
     stack.make("credit-additions", organization_id=organization["id"], credits_added=100, expires_at=soon)
     assert stack.admin("GET", where)[1]["credit_balance"] in {7, 107}
-    eventually(lambda: stack.admin("GET", where)[1]["credit_balance"] == 7)
+    wait_until(lambda: stack.admin("GET", where)[1]["credit_balance"] == 7)
     kinds = (
         "select kind, amount, balance_after from credit_posting"
         f" where organization_id = {organization['id']} order by seq"
     )
-    eventually(lambda: len(stack.rows(kinds)) == 3)
+    wait_until(lambda: len(stack.rows(kinds)) == 3)
     assert stack.rows(kinds) == [("addition", 7, 7), ("addition", 100, 107), ("expiry", -100, 7)]

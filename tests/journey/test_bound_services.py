@@ -14,7 +14,8 @@ import httpx2 as httpx
 import pytest
 
 from tests.conftest import free_port
-from tests.journey.stack import ROOT, STOP_S_MAX, Stack, eventually
+from tests.journey.stack import ROOT, STOP_S_MAX, Stack
+from tests.waiting import wait_until
 
 METERED = (
     "/v1/chat/completions", "/v1/Chat/Completions/", "/v1/ch%61t/completions", "/v1/messages",
@@ -106,7 +107,7 @@ def lone(stack: Stack) -> Iterator[tuple[Lone, str]]:
 def test_up_takes_any_service_anywhere_but_where_tokens_are_metered(stack: Stack, buyer: str) -> None:
     for key in (service(stack, 10), service(stack, 0), service(stack, 1, upstream="services")):
         path = f"/services/{key}"
-        eventually(
+        wait_until(
             lambda path=path: (
                 [asked(stack.gateway_url, buyer, f"{path}/any/thing")[0] for _ in "1234"] == [200] * 4
             )
@@ -118,7 +119,7 @@ def test_up_takes_any_service_anywhere_but_where_tokens_are_metered(stack: Stack
 def test_a_lone_gateway_serves_only_what_is_bound(stack: Stack, buyer: str, lone: tuple[Lone, str]) -> None:
     gateway, sms = lone
     unbound, bound = service(stack, 0), service(stack, 0, upstream="mine", paths=["/free/*"])
-    eventually(lambda: asked(gateway.url, buyer, f"/services/{bound}/free/x") == (200, ""))
+    wait_until(lambda: asked(gateway.url, buyer, f"/services/{bound}/free/x") == (200, ""))
     assert asked(gateway.url, buyer, f"/services/{sms}/sms/send") == (200, "")
     for path in (
         f"{unbound}/sms/send",
@@ -135,7 +136,7 @@ def test_prices_that_could_be_undercut_are_refused_until_paths_are_apart(
     gateway, sms = lone
     cheap = service(stack, 0, upstream="mine", paths=["/sms/*"])
     for key in (cheap, sms):
-        eventually(
+        wait_until(
             lambda key=key: asked(gateway.url, buyer, f"/services/{key}/sms/x") == (404, "unknown_route")
         )
     status, said = gateway.doctor()
@@ -144,7 +145,7 @@ def test_prices_that_could_be_undercut_are_refused_until_paths_are_apart(
     row = stack.admin("GET", f"/services?key={cheap}")[1]["items"][0]["id"]
     assert stack.admin("PATCH", f"/services/{row}", {"paths": ["/mail/*"]})[0] == 200
     for path in (f"/services/{cheap}/mail/x", f"/services/{sms}/sms/x"):
-        eventually(lambda path=path: asked(gateway.url, buyer, path) == (200, ""))
+        wait_until(lambda path=path: asked(gateway.url, buyer, path) == (200, ""))
 
 
 def test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_same(
@@ -161,7 +162,7 @@ def test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_s
     started = Lone(stack, tmp_path, upstreams + line.format(dear, same))
     try:
         for key in (dear, same):
-            eventually(lambda key=key: asked(started.url, buyer, f"/services/{key}/x") == (200, ""))
+            wait_until(lambda key=key: asked(started.url, buyer, f"/services/{key}/x") == (200, ""))
     finally:
         started.process.terminate()
         assert started.process.wait(STOP_S_MAX) == 0
@@ -172,6 +173,6 @@ def test_what_a_family_meters_is_found_behind_any_prefix(
 ) -> None:
     gateway, _ = lone
     deeper = service(stack, 0, upstream="deeper", paths=["/chat/*", "/own/*"])
-    eventually(lambda: asked(gateway.url, buyer, f"/services/{deeper}/own/x") == (200, ""))
+    wait_until(lambda: asked(gateway.url, buyer, f"/services/{deeper}/own/x") == (200, ""))
     for path in ("/chat/completions", "/chat/completions/", "/chat/%63ompletions"):
         assert asked(gateway.url, buyer, f"/services/{deeper}{path}") == (404, "unknown_route"), path

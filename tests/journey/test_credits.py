@@ -10,7 +10,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.journey.stack import Body, Stack, eventually
+from tests.journey.stack import Body, Stack
+from tests.waiting import wait_until
 
 PARALLEL = 100
 
@@ -45,7 +46,7 @@ class Buyer:
                 for _ in range(16)
             )
 
-        eventually(known)
+        wait_until(known)
         return made
 
     def give(self, credits_added: int) -> None:
@@ -59,7 +60,7 @@ class Buyer:
     def rows(self, resource: str, count: int) -> list[Body]:
         """The organization's rows, oldest first, once there are so many."""
         path = f"/{resource}?organization_id={self.id}&limit=1000"
-        found: list[Body] = eventually(
+        found: list[Body] = wait_until(
             lambda: len(r := self.stack.admin("GET", path)[1]["items"]) >= count and r
         )
         assert len(found) == count
@@ -101,11 +102,11 @@ def test_a_negotiated_price_comes_into_force(buyer: Buyer) -> None:
     override = buyer.stack.make(
         "organization-services", organization_id=buyer.id, service_id=service["id"], negotiated_credits=6
     )
-    eventually(lambda: cost() == 6)
+    wait_until(lambda: cost() == 6)
     buyer.stack.admin("PATCH", f"/organization-services/{override['id']}", {"negotiated_credits": 0})
-    eventually(lambda: cost() == 0)
+    wait_until(lambda: cost() == 0)
     path = f"/credit-transactions?organization_id={buyer.id}&limit=1000"
-    rows: list[Body] = eventually(
+    rows: list[Body] = wait_until(
         lambda: (r := buyer.stack.admin("GET", path)[1]["items"]) and r[-1]["credits_used"] == 0 and r
     )
     assert {row["credits_used"] for row in rows} == {8, 6, 0}
@@ -140,7 +141,7 @@ def test_tokens_are_priced_by_model_and_kind(buyer: Buyer) -> None:
     )  # fmt: skip
     buyer.give(500)  # what the call could cost at most is held
     key = buyer.headers["authorization"].removeprefix("Bearer ")
-    answer = eventually(lambda: (r := buyer.stack.chat(key, usage="10,20")).status_code == 200 and r)
+    answer = wait_until(lambda: (r := buyer.stack.chat(key, usage="10,20")).status_code == 200 and r)
     used = answer.json()["usage"]
     (paid,) = buyer.rows("credit-transactions", 1)
     assert paid["credits_used"] == used["prompt_tokens"] + 3 * used["completion_tokens"]
@@ -157,10 +158,10 @@ def test_subscription_services_need_a_plan_or_a_subscription_in_force(buyer: Buy
         "organization-subscriptions", organization_id=buyer.id, plan_id=plan["id"],
         start_date=time.strftime("%Y-%m-%d", time.gmtime()), end_date="2199-01-01",
     )  # fmt: skip
-    eventually(lambda: buyer.call(service).status_code == 200)
+    wait_until(lambda: buyer.call(service).status_code == 200)
     status, _ = buyer.stack.admin("PATCH", f"/subscription-plans/{plan['id']}", {"feature_access": []})
     assert status == 200
-    eventually(lambda: refusal(buyer.call(service)) == (403, "service_not_included"))
+    wait_until(lambda: refusal(buyer.call(service)) == (403, "service_not_included"))
     buyer.stack.admin("POST", f"/organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})
 
 
@@ -177,7 +178,7 @@ def test_units_climb_the_tiers_until_the_cap_is_reached(stack: Stack) -> None:
     )
     assert spent == [(6000, 6000), (5600, 11_600)]
     assert stack.admin("PATCH", f"/organizations/{buyer.id}", {"spend_cap": "1"})[0] == 200
-    eventually(lambda: buyer.call(service).status_code == 200)
+    wait_until(lambda: buyer.call(service).status_code == 200)
 
 
 def test_an_organization_that_was_given_services_uses_those(buyer: Buyer) -> None:
@@ -188,7 +189,7 @@ def test_an_organization_that_was_given_services_uses_those(buyer: Buyer) -> Non
     row = buyer.stack.make(
         "organization-services", organization_id=buyer.id, service_id=given["id"], negotiated_credits=1
     )
-    eventually(lambda: [refusal(buyer.call(other)) for _ in range(8)] == [(403, "service_not_included")] * 8)
+    wait_until(lambda: [refusal(buyer.call(other)) for _ in range(8)] == [(403, "service_not_included")] * 8)
     assert {buyer.call(service).status_code for service in (given, billed)} == {200}
     assert buyer.stack.admin("DELETE", f"/organization-services/{row['id']}")[0] == 204
-    eventually(lambda: buyer.call(other).status_code == 200)
+    wait_until(lambda: buyer.call(other).status_code == 200)

@@ -11,7 +11,8 @@ import httpx2 as httpx
 import pytest
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
-from tests.journey.stack import ANSWER_S_MAX, ROOT, Stack, eventually
+from tests.journey.stack import ANSWER_S_MAX, ROOT, Stack
+from tests.waiting import wait_until
 
 
 def client(stack: Stack, key: str) -> OpenAI:
@@ -28,7 +29,7 @@ def test_sdk_chat_is_soon_in_the_ledger(stack: Stack) -> None:
     )
     assert answer.usage is not None
     assert answer.usage.total_tokens == 42
-    rows = eventually(lambda: [r for r in stack.ledger(tenant) if r["transaction_type"] == "consume"])
+    rows = wait_until(lambda: [r for r in stack.ledger(tenant) if r["transaction_type"] == "consume"])
     assert [(r["amount"], r["direction"], r["total_remaining"]) for r in rows] == [(42, "OUT", 958)]
     assert rows[0]["metadata"]["model"] == "demo-small"
     assert (rows[0]["metadata"]["input"], rows[0]["metadata"]["output"]) == (17, 25)
@@ -152,7 +153,7 @@ def test_no_key_wrong_key_and_revoked_key_are_401(stack: Stack) -> None:
     key = stack.make("api-keys", tenant_id=tenant["id"], name="k")
     assert stack.chat(key["key"], "1,1").status_code == 200
     assert stack.admin("POST", f"/api-keys/{key['id']}/revoke")[0] == 200
-    refused = eventually(lambda: (r := stack.chat(key["key"], "1,1")).status_code != 200 and r)
+    refused = wait_until(lambda: (r := stack.chat(key["key"], "1,1")).status_code != 200 and r)
     assert refused.status_code == 401
     assert refused.headers["x-tollkeeper-reason"] == "invalid_api_key"
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import httpx2 as httpx
 
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 CALLERS, SLOTS, FROZEN_S = 8, 10, 1.6
 
@@ -22,7 +23,7 @@ def test_a_frozen_redis_leaves_no_slot_taken_and_no_refusal_charged(own_stack: C
     tenant, key = stack.tenant(None)
     status, _ = stack.admin("PATCH", f"/tenants/{tenant}", {"limits": {"concurrency": SLOTS}})
     assert status == 200
-    eventually(lambda: stack.chat(key, "5,5").status_code == 200)
+    wait_until(lambda: stack.chat(key, "5,5").status_code == 200)
     outcomes: Counter[tuple[int, str]] = Counter()
     over = threading.Event()
 
@@ -36,19 +37,19 @@ def test_a_frozen_redis_leaves_no_slot_taken_and_no_refusal_charged(own_stack: C
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
     for one in callers:
         one.start()
-    eventually(lambda: outcomes[200, ""] >= CALLERS)
+    wait_until(lambda: outcomes[200, ""] >= CALLERS)
     redis = stack.pids["redis"]
     os.kill(redis, signal.SIGSTOP)
     end = time.monotonic() + FROZEN_S
-    eventually(lambda: time.monotonic() > end)
+    wait_until(lambda: time.monotonic() > end)
     os.kill(redis, signal.SIGCONT)
     served = outcomes[200, ""]
-    eventually(lambda: outcomes[200, ""] > served + 5 * CALLERS)
+    wait_until(lambda: outcomes[200, ""] > served + 5 * CALLERS)
     over.set()
     for one in callers:
         one.join()
     assert outcomes[503, "counters_unavailable"] > 0
     assert outcomes.keys() <= {(200, ""), (503, "counters_unavailable")}
-    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0)
+    wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
     # 10 of the first call; what a reclaim charged would come after the holds' life.
     assert stack.quota(tenant)["tokens_used"] == 10 * (outcomes[200, ""] + 1)

@@ -23,7 +23,8 @@ from gateway.cli import main as cli
 from gateway.cli.admin import program as cli_admin
 from gateway.settings.config_file import read_config, table_of
 from tests.journey.at_hand import write_client
-from tests.journey.stack import ROOT, Stack, eventually
+from tests.journey.stack import ROOT, Stack
+from tests.waiting import wait_until
 
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "index.md", DOCS / "business-models.md", *sorted((DOCS / "howto").glob("*.md"))]
@@ -54,7 +55,7 @@ def at_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("bin")
     place = directory / "socket"
     kept = subprocess.Popen([sys.executable, "-m", "tests.journey.at_hand", str(place)], cwd=ROOT)
-    eventually(place.exists, 60)
+    wait_until(place.exists, 60)
     write_client(directory / "tollkeeper", place)
     yield directory
     kept.kill()

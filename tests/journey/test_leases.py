@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 Start = Callable[..., Stack]
 REASON = "x-tollkeeper-reason"
@@ -31,7 +32,7 @@ def leased(stack: Stack, tenant: int, key: str, least: int) -> int:
         found: int = stack.quota(tenant)["tokens_held"]
         return found
 
-    eventually(lambda: held() >= least)
+    wait_until(lambda: held() >= least)
     found: int = stack.quota(tenant)["tokens_held"]
     return found
 
@@ -59,7 +60,7 @@ def test_calls_go_on_within_their_lease_while_redis_is_away_and_are_charged_once
     # Since that look a lease may have been renewed: a tenth of the quota for each worker at most.
     assert 0 < 10 * len(done) <= max(held, 2 * 100)
     assert all("x-tollkeeper-tokens-remaining" in one.headers for one in done)
-    assert eventually(lambda: stack.chat(denied, "1,1").status_code == 200, 60)
+    assert wait_until(lambda: stack.chat(denied, "1,1").status_code == 200, 60)
 
     leased(stack, large, large_key, 15_000)
     with ThreadPoolExecutor(4) as pool:
@@ -70,10 +71,10 @@ def test_calls_go_on_within_their_lease_while_redis_is_away_and_are_charged_once
         assert set(statuses) == {200}
 
     for tenant, total, count in ((small, 1000, len(done)), (large, 100_000, 80)):
-        eventually(lambda tenant=tenant, count=count: consumed(stack, tenant).count(10) == count, 60)
+        wait_until(lambda tenant=tenant, count=count: consumed(stack, tenant).count(10) == count, 60)
         plan = stack.quota(tenant)["plan_id"]
         assert stack.admin("PATCH", f"/token-plans/{plan}", {"on_store_failure": "deny"})[0] == 200
-        eventually(lambda tenant=tenant: stack.quota(tenant)["tokens_held"] == 0, 60)
+        wait_until(lambda tenant=tenant: stack.quota(tenant)["tokens_held"] == 0, 60)
         amounts = consumed(stack, tenant)
         assert set(amounts) == {2, 10}
         assert stack.quota(tenant)["tokens_remaining"] == total - sum(amounts)

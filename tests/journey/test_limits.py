@@ -10,7 +10,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.journey.stack import ANSWER_S_MAX, Body, Stack, eventually
+from tests.journey.stack import ANSWER_S_MAX, Body, Stack
+from tests.waiting import wait_until
 
 USER = "käthe o'hara / 7"
 SCOPES = ("this API key", "this user", "this tenant", "this organization")
@@ -67,7 +68,7 @@ class Caller:
 
 def in_flight(caller: Caller, calls: int) -> None:
     """Wait until so many calls hold their slots, by looking only: a call would take one itself."""
-    eventually(
+    wait_until(
         lambda: (
             [
                 limit["used"]
@@ -138,16 +139,16 @@ def test_a_changed_limit_counts_up_and_down_with_calls_in_flight(stack: Stack, s
         in_flight(caller, 3)
         assert caller.call().status_code == 429
         caller.limit(scope, concurrency=4)
-        assert eventually(lambda: caller.call().status_code == 200)
+        assert wait_until(lambda: caller.call().status_code == 200)
         caller.limit(scope, concurrency=1)
-        answer = eventually(lambda: (got := caller.call()).status_code == 429 and got)
+        answer = wait_until(lambda: (got := caller.call()).status_code == 429 and got)
         assert f"Concurrency limit of {scope}: 3 of 1 requests at once" in refused(answer)[2]
         assert [each.result().status_code for each in slow] == [200] * 3
     assert caller.call().status_code == 200
     caller.limit(scope, requests_per_minute=1)
-    assert eventually(lambda: caller.call().status_code == 429)
+    assert wait_until(lambda: caller.call().status_code == 429)
     caller.limit(scope)
-    assert eventually(lambda: caller.call().status_code == 200)
+    assert wait_until(lambda: caller.call().status_code == 200)
 
 
 def test_users_have_limits_each_and_their_own_stand_above_the_tenants(stack: Stack) -> None:
@@ -160,9 +161,9 @@ def test_users_have_limits_each_and_their_own_stand_above_the_tenants(stack: Sta
         users = stack.admin("GET", f"/users?organization_id={caller.organization}")[1]["items"]
         return {user["external_id"]: user["id"] for user in users if user["external_id"] in ("ann", "bob")}
 
-    users = eventually(lambda: len(found := met()) == 2 and found)  # made on first sight
+    users = wait_until(lambda: len(found := met()) == 2 and found)  # made on first sight
     assert stack.admin("PATCH", f"/users/{users['ann']}", {"limits": {"requests_per_minute": 5}})[0] == 200
-    assert eventually(lambda: caller.call(user="ann").status_code == 200)
+    assert wait_until(lambda: caller.call(user="ann").status_code == 200)
     assert caller.call(user="bob").status_code == 429
     limits = {limit["scope"]: limit for limit in caller.usage("ann")["limits"]}
     assert limits["user"]["limit"] == 5
@@ -189,12 +190,12 @@ def test_a_key_says_what_a_request_may_say_of_its_user(stack: Stack) -> None:
         found = stack.admin("GET", f"/users?organization_id={caller.organization}")[1]["items"]
         return {user["external_id"] for user in found}
 
-    eventually(lambda: {"ann", "bob"} <= users())
+    wait_until(lambda: {"ann", "bob"} <= users())
     status, key = stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"user_header": "ignore"})
     assert (status, key["user_header"]) == (200, "ignore")
-    eventually(lambda: all(caller.call(user="").status_code == 200 for _ in range(16)))
+    wait_until(lambda: all(caller.call(user="").status_code == 200 for _ in range(16)))
     caller.call(user="eve", body={"user": "eve"})
-    eventually(lambda: stack.ledger(caller.tenant)[-1]["user_id"] is None)
+    wait_until(lambda: stack.ledger(caller.tenant)[-1]["user_id"] is None)
     assert "eve" not in users()
 
 
@@ -214,8 +215,8 @@ def test_model_lists(stack: Stack) -> None:
         httpx.post(gemini % "demo-huge", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code == 403
     )
     assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"models": ["demo-huge"]})[0] == 200
-    assert eventually(lambda: caller.call(body={"model": "demo-huge"}).status_code == 200)
-    assert eventually(lambda: caller.call().status_code == 403)  # of the other worker
+    assert wait_until(lambda: caller.call(body={"model": "demo-huge"}).status_code == 200)
+    assert wait_until(lambda: caller.call().status_code == 403)  # of the other worker
 
 
 def test_keys_expire(stack: Stack) -> None:
@@ -223,7 +224,7 @@ def test_keys_expire(stack: Stack) -> None:
     assert caller.call().status_code == 200
     ends = datetime.now(UTC) + timedelta(seconds=1.5)
     assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"expires_at": ends.isoformat()})[0] == 200
-    answer = eventually(lambda: (got := caller.call()).status_code != 200 and got)
+    answer = wait_until(lambda: (got := caller.call()).status_code != 200 and got)
     assert refused(answer)[:2] == (401, "invalid_api_key")
     assert datetime.now(UTC) >= ends
 

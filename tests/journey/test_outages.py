@@ -14,7 +14,8 @@ from redis import Redis
 from tests.conftest import free_port
 from tests.journey.apis import STREAMS, call
 from tests.journey.exactness import Comparison, as_counted
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 Start = Callable[..., Stack]
 
@@ -78,11 +79,11 @@ def test_a_keeper_stops_although_postgresql_is_frozen_and_loses_nothing(own_stac
     try:
         assert [stack.chat(key, "3,4").status_code for _ in range(3)] == [200] * 3
         os.kill(keeper, signal.SIGTERM)
-        eventually(lambda: _pids(stack)["keeper"] != keeper, 60)
+        wait_until(lambda: _pids(stack)["keeper"] != keeper, 60)
     finally:
         for pid in children:
             os.kill(pid, signal.SIGCONT)
-    eventually(lambda: stack.admin("GET", "/organizations")[0] == 200, 60)
+    wait_until(lambda: stack.admin("GET", "/organizations")[0] == 200, 60)
     assert [row["amount"] for row in stack.settled(tenant, 4)] == [1000, 7, 7, 7]
 
 
@@ -97,18 +98,18 @@ def test_frozen_redis_is_503_and_killed_redis_comes_back_verified(own_stack: Sta
         assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (503, "counters_unavailable")
     finally:
         os.kill(redis, signal.SIGCONT)
-    eventually(lambda: stack.chat(key, "1,1").status_code == 200, 60)
+    wait_until(lambda: stack.chat(key, "1,1").status_code == 200, 60)
     with Redis.from_url(stack.redis_url, single_connection_client=True) as client:
         client.set("written", "last")
         client.execute_command("WAITAOF", 1, 0, 30_000)  # what came before is safe too
     os.kill(redis, signal.SIGKILL)
-    eventually(lambda: stack.chat(key, "1,1").status_code == 200, 60)
+    wait_until(lambda: stack.chat(key, "1,1").status_code == 200, 60)
 
     def caught_up() -> list[dict[str, object]]:
         rows, quota = stack.ledger(tenant), stack.quota(tenant)
         return rows if rows[-1]["total_remaining"] == quota["tokens_remaining"] else []
 
-    rows = eventually(caught_up)
+    rows = wait_until(caught_up)
     assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
 
 
@@ -128,7 +129,7 @@ def test_killed_workers_and_keeper_are_restarted_and_lose_nothing(own_stack: Sta
 
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(call, range(200))
-        eventually(lambda: len(answered) > 10)
+        wait_until(lambda: len(answered) > 10)
         os.kill(stack.pids["gateway"][0], signal.SIGKILL)
         os.kill(stack.pids["keeper"], signal.SIGKILL)
         complete = sum(status == 200 for status in results)
@@ -137,9 +138,9 @@ def test_killed_workers_and_keeper_are_restarted_and_lose_nothing(own_stack: Sta
     def consumed() -> list[int]:
         return [row["amount"] for row in stack.ledger(tenant) if row["transaction_type"] == "consume"]
 
-    eventually(lambda: stack.admin("GET", f"/tenant-quotas/{tenant}")[0] == 200, 60)
-    eventually(lambda: stack.quota(tenant)["tokens_held"] == 0, 60)
-    amounts = eventually(lambda: sum(a := consumed()) == stack.quota(tenant)["tokens_used"] and a, 60)
+    wait_until(lambda: stack.admin("GET", f"/tenant-quotas/{tenant}")[0] == 200, 60)
+    wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0, 60)
+    amounts = wait_until(lambda: sum(a := consumed()) == stack.quota(tenant)["tokens_used"] and a, 60)
     assert len(amounts) >= complete
     assert 1_000_000 - stack.quota(tenant)["tokens_remaining"] == sum(amounts)
 
@@ -152,18 +153,18 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(own_stack:
     request = STREAMS[0].request(comparison.key, comparison.model, {"words": "40", "pause_s": "0.05"})
     for done, workers_die in ((0, False), (4, True)):
         pids = json.loads((Path(stack.data_dir) / "pids.json").read_text())
-        eventually(lambda: stack.chat(other, "1,1").status_code == 200, 60)  # it is open again
+        wait_until(lambda: stack.chat(other, "1,1").status_code == 200, 60)  # it is open again
         with ThreadPoolExecutor(4) as pool:
             streams = [pool.submit(call, stack.gateway_url, request) for _ in range(4)]
-            eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] > 0)
+            wait_until(lambda: stack.quota(comparison.tenant)["tokens_held"] > 0)
             os.kill(pids["redis"], signal.SIGSTOP)
             assert all(stream.result().complete for stream in streams)
         if workers_die:
             os.kill(pids["gateway"][0], signal.SIGKILL)
         os.kill(pids["redis"], signal.SIGKILL)
-        eventually(lambda: stack.admin("GET", f"/tenant-quotas/{comparison.tenant}")[0] == 200, 60)
+        wait_until(lambda: stack.admin("GET", f"/tenant-quotas/{comparison.tenant}")[0] == 200, 60)
         stack.settled(comparison.tenant, done + 5, 60)
-        eventually(lambda: stack.quota(comparison.tenant)["tokens_held"] == 0, 60)
+        wait_until(lambda: stack.quota(comparison.tenant)["tokens_held"] == 0, 60)
     compared = comparison.compare(as_counted)
     assert (compared.calls, compared.wrong) == (8, ())
 

@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import anthropic
@@ -20,8 +19,9 @@ from google.genai import errors
 from tests.journey.apis import STREAMS, Api, Heard, call
 from tests.journey.exactness import Comparison, as_counted
 from tests.journey.sdk import HELLO, account
-from tests.journey.stack import Body, Stack, eventually
+from tests.journey.stack import Body, Stack
 from tests.journey.test_services import Client
+from tests.waiting import wait_until
 
 CHAT = STREAMS[0]
 ROUTE = "  - {{path: {}, upstream: {}, service: {}, family: {}, meter: {}, on_disconnect: abort}}\n"
@@ -110,10 +110,10 @@ def test_a_long_stream_keeps_its_hold_and_grows_it(other_stack: Stack) -> None:
     request = _unstated(CHAT).request(key, "demo-small", {"words": "3000", "pause_s": "0.0016"})
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(call, other_stack.gateway_url, request)
-        held = [eventually(lambda: other_stack.quota(tenant)["tokens_held"])]
+        held = [wait_until(lambda: other_stack.quota(tenant)["tokens_held"])]
         while not running.done():
             held.append(other_stack.quota(tenant)["tokens_held"])
-            time.sleep(0.05)
+            wait({running}, timeout=0.05)
         assert running.result().complete
     assert max(held) > 2 * held[0]  # it outgrew what was held at first, and lived longer than a hold
     rows = other_stack.settled(tenant, 2)
@@ -135,15 +135,15 @@ def test_slots_and_tokens_of_a_killed_worker_come_back(other_stack: Stack) -> No
             started.append(pool.submit(call, other_stack.gateway_url, request))
             return False
 
-        eventually(is_full)
+        wait_until(is_full)
         (worker,) = _workers(other_stack)
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: _answers(other_stack, key), 60)
-    eventually(lambda: other_stack.quota(tenant)["tokens_held"] == 0, 60)
+        wait_until(lambda: _answers(other_stack, key), 60)
+    wait_until(lambda: other_stack.quota(tenant)["tokens_held"] == 0, 60)
     answers = [other_stack.chat(key, "1,1").status_code for _ in range(3)]
     assert answers == [200] * 3
     quota = other_stack.quota(tenant)
-    eventually(lambda: sum(row["amount"] for row in other_stack.ledger(tenant)[1:]) == quota["tokens_used"])
+    wait_until(lambda: sum(row["amount"] for row in other_stack.ledger(tenant)[1:]) == quota["tokens_used"])
     rows = [row for row in other_stack.ledger(tenant) if row["transaction_type"] == "consume"]
     heard = [one.result() for one in started if one.exception() is None]
     admitted = sum(one.raw.startswith(b"HTTP/1.1 200") for one in heard)
@@ -178,7 +178,7 @@ def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack
             return error.status_code == 402 and error.type == "billing_error"
         return False
 
-    eventually(lambda: refused() and all(costs(path, body) for path, body in calls.items()))
+    wait_until(lambda: refused() and all(costs(path, body) for path, body in calls.items()))
     used = other_stack.quota(a.tenant)["tokens_used"]
     with pytest.raises(anthropic.APIStatusError) as billing:
         a.anthropic().messages.create(model="demo-small", max_tokens=9, messages=HELLO)
@@ -203,14 +203,14 @@ def test_sigterm_finishes_what_ends_in_the_grace_and_settles_the_rest(other_stac
     ]
     with ThreadPoolExecutor(8) as pool:
         quick, slow = ([pool.submit(call, url, request) for _ in range(4)] for request in requests)
-        eventually(lambda: len(comparison.noted()) == before + 8)
+        wait_until(lambda: len(comparison.noted()) == before + 8)
         os.kill(worker, signal.SIGTERM)
         assert all(each.result().complete for each in quick)
         assert not any(each.result().complete for each in slow)
     compared = comparison.compare(as_counted)
     assert compared.calls == 8
     assert all(0 < charged <= counted and counted - charged <= 3 for _, charged, counted in compared.wrong)
-    assert eventually(lambda: _answers(other_stack, comparison.key), 60)  # a new worker took its place
+    assert wait_until(lambda: _answers(other_stack, comparison.key), 60)  # a new worker took its place
 
 
 def _workers(stack: Stack) -> list[int]:

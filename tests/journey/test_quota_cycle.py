@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.journey.stack import Body, Stack, eventually
+from tests.journey.stack import Body, Stack
+from tests.waiting import wait_until
 
 
 def brief(rows: list[Body]) -> list[tuple[Any, ...]]:
@@ -43,10 +44,10 @@ def test_recharge_and_reset_open_the_gateway(stack: Stack) -> None:
     assert stack.chat(key, "5,5").status_code == 200
     assert stack.chat(key, "5,5").status_code == 429
     stack.act(tenant, "recharge", amount=10)
-    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200)
+    assert wait_until(lambda: stack.chat(key, "5,5").status_code == 200)
     assert stack.chat(key, "5,5").status_code == 429
     stack.act(tenant, "reset")
-    assert eventually(lambda: stack.chat(key, "5,5").status_code == 200)
+    assert wait_until(lambda: stack.chat(key, "5,5").status_code == 200)
 
 
 def test_block_and_unblock_by_hand(stack: Stack) -> None:
@@ -59,7 +60,7 @@ def test_block_and_unblock_by_hand(stack: Stack) -> None:
     assert (quota["is_blocked"], quota["manual_block"]) == (False, False)
     assert stack.chat(key, "1,1").status_code == 200
     stored = f"select is_blocked, manual_block, tokens_used from tenant_quota where tenant_id = {tenant}"
-    assert eventually(lambda: stack.rows(stored) == [(False, False, 2)])
+    assert wait_until(lambda: stack.rows(stored) == [(False, False, 2)])
 
 
 def test_unlimited_plans_count_and_never_refuse(stack: Stack) -> None:
@@ -141,4 +142,4 @@ def test_invariant_views_are_empty(stack: Stack) -> None:
     views = [row[0] for row in stack.rows("select viewname from pg_views where viewname like 'invariant%'")]
     assert views
     for view in views:
-        assert eventually(lambda view=view: stack.rows(f"select * from {view} limit 5") == []), view
+        assert wait_until(lambda view=view: stack.rows(f"select * from {view} limit 5") == []), view

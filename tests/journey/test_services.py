@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY")
 LARGE_BYTES = 48 << 20  # more than BODY_BYTES_MAX
@@ -38,7 +39,7 @@ class Client:
         )  # fmt: skip
         self.url = f"{stack.gateway_url}/services/{made['key']}"
         # Each worker learns of it by itself; a connection of its own reaches any of them.
-        eventually(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)))
+        wait_until(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)))
 
     def call(self, method: str, path: str, content: Any = b"", **fields: str) -> httpx.Response:
         headers = self.headers | {name.replace("_", "-"): value for name, value in fields.items()}
@@ -55,7 +56,7 @@ class Client:
             wanted = answer.headers["x-request-id"]
             return [one for one in body["items"] if one["request_id"] == wanted]
 
-        (found,) = eventually(row)
+        (found,) = wait_until(row)
         return int(found["usage_amount"])
 
 

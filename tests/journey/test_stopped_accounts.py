@@ -10,8 +10,9 @@ import httpx2 as httpx
 import redis
 
 from gateway.counters.redis.keys import partition_of
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
 from tests.persistence.scenario import stop
+from tests.waiting import wait_until
 
 MAX = 5
 
@@ -29,7 +30,7 @@ def release(stack: Stack, tenant_id: int) -> None:
             for one in found["items"]
         )
 
-    eventually(released)
+    wait_until(released)
 
 
 def charged(stack: Stack, tenant_id: int) -> int:
@@ -57,24 +58,24 @@ def test_calls_are_refused_where_too_much_waits_and_none_is_lost(own_stack: Call
         answers.append(stack.chat(key))
         return answers[-1].status_code != 200
 
-    eventually(refused)
+    wait_until(refused)
     assert (answers[-1].status_code, answers[-1].headers["x-tollkeeper-reason"]) == (403, "tenant_blocked")
     served = len(answers) - 1
     assert served > MAX
-    eventually(lambda: waiting(stack) >= served)
+    wait_until(lambda: waiting(stack) >= served)
     assert '"too much waits, calls refused"' in stack.log.read_text()
     # Nobody else notices, nor does it end with the keeper.
     assert stack.chat(other_key).status_code == 200
     stack.settled(other, 2)
     os.kill(stack.pids["keeper"], signal.SIGKILL)
-    eventually(lambda: waiting(stack) >= served)
+    wait_until(lambda: waiting(stack) >= served)
     assert stack.chat(key).headers["x-tollkeeper-reason"] == "tenant_blocked"
     assert charged(stack, tenant) == 0
     release(stack, tenant)
-    eventually(lambda: charged(stack, tenant) == served)
+    wait_until(lambda: charged(stack, tenant) == served)
     stack.act(tenant, "unblock")
-    eventually(lambda: stack.chat(key).status_code == 200)
-    eventually(lambda: charged(stack, tenant) == served + 1)
+    wait_until(lambda: stack.chat(key).status_code == 200)
+    wait_until(lambda: charged(stack, tenant) == served + 1)
     assert waiting(stack) == 0
 
 
@@ -86,12 +87,12 @@ def test_what_waited_in_a_redis_that_is_emptied_comes_back(own_stack: Callable[.
     stopped(stack, tenant)
     for _ in range(20):
         assert stack.chat(key).status_code == 200
-    eventually(lambda: waiting(stack) == 20)
+    wait_until(lambda: waiting(stack) == 20)
     with redis.Redis.from_url(stack.redis_url) as client:
         client.flushall()
-    eventually(lambda: stack.chat(key).status_code == 200, within_s=60)
+    wait_until(lambda: stack.chat(key).status_code == 200, within_s=60)
     release(stack, tenant)
-    eventually(lambda: charged(stack, tenant) == 21, within_s=60)
+    wait_until(lambda: charged(stack, tenant) == 21, within_s=60)
     assert waiting(stack) == 0
     assert stack.quota(tenant)["tokens_used"] == sum(
         row["amount"] for row in stack.ledger(tenant) if row["transaction_type"] == "consume"

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import httpx2 as httpx
 import pytest
 
-from tests.journey.stack import ROOT, Stack, eventually
+from tests.journey.stack import ROOT, Stack
 from tests.traces.collector import Collector, attributes, collecting
+from tests.waiting import wait_until
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -48,7 +49,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: C
         },
     )
     assert answer.status_code == 200
-    eventually(lambda: sum(span.trace_id.hex() == TRACE_ID for span in collector.spans()) == 4)
+    wait_until(lambda: sum(span.trace_id.hex() == TRACE_ID for span in collector.spans()) == 4)
     spans = {span.name: span for span in collector.spans() if span.trace_id.hex() == TRACE_ID}
     request = spans["POST /v1/chat/completions"]
     assert request.parent_span_id.hex() == SPAN_ID
@@ -60,7 +61,7 @@ def test_a_call_is_one_trace_from_caller_to_upstream(traced: Stack, collector: C
     started = [spans[name].start_time_unix_nano for name in ("reserve", "upstream", "settle")]
     assert request.start_time_unix_nano <= started[0] < started[1] < started[2] <= request.end_time_unix_nano
     sent = 'tollkeeper_spans_total{outcome="sent"}'
-    eventually(lambda: sent in httpx.get(f"{traced.admin_url}/metrics", timeout=60).text)
+    wait_until(lambda: sent in httpx.get(f"{traced.admin_url}/metrics", timeout=60).text)
 
 
 def test_a_worker_without_traces_loads_nothing_of_them() -> None:

@@ -15,7 +15,8 @@ import httpx2 as httpx
 import pytest
 import redis
 
-from tests.journey.stack import Stack, eventually
+from tests.journey.stack import Stack
+from tests.waiting import wait_until
 
 README = Path(__file__).parents[2] / "lua" / "README.md"
 CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, 20
@@ -121,9 +122,9 @@ def test_calls_that_say_something_else_each_time_leave_what_the_table_says(
     status, _ = stack.admin("PATCH", f"/tenants/{limited}", {"user_limits": {"tokens_per_minute": 1}})
     assert status == 200
     for one, its in ((tenant, key), (limited, limited_key)):
-        eventually(lambda its=its: stack.chat(its).status_code == 200)
+        wait_until(lambda its=its: stack.chat(its).status_code == 200)
         stack.settled(one, 1)
-    eventually(lambda: at_rest(stack))
+    wait_until(lambda: at_rest(stack))
     before = held(stack)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -135,7 +136,7 @@ def test_calls_that_say_something_else_each_time_leave_what_the_table_says(
     for one in (key, limited_key):
         url, headers = f"{stack.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {one}"}
         assert httpx.get(url, headers=headers, timeout=60).status_code == 200
-    eventually(lambda: at_rest(stack), within_s=60)
+    wait_until(lambda: at_rest(stack), within_s=60)
 
     now, known = held(stack), families()
     added = now.keys() - before.keys()

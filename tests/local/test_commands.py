@@ -18,7 +18,8 @@ import redis
 
 from gateway.local.announce import usage_line
 from persistence.schema.version import NEEDED
-from tests.run.supervisor.conftest import ROOT, STEP_MAX_S, until
+from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
+from tests.waiting import wait_until
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -198,8 +199,8 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         # What a keeper says once it has compared this very server.
         with redis.Redis.from_url(valkey) as client:
             client.set("tk:verified", client.info("server")["run_id"])
-        until(lambda: get(f"http://{ops.strip()}/readyz")[0] == 200)
-        until(lambda: 'status="401"' in get(f"http://{ops.strip()}/metrics")[1])
+        wait_until(lambda: get(f"http://{ops.strip()}/readyz")[0] == 200)
+        wait_until(lambda: 'status="401"' in get(f"http://{ops.strip()}/metrics")[1])
         assert get(f"http://{ops.strip()}/other")[0] == 404
         assert allowed(f"http://{ops.strip()}/livez") == (405, "GET, HEAD")
     finally:

@@ -25,7 +25,8 @@ import redis
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres
-from tests.run.supervisor.conftest import ROOT, STEP_MAX_S, until
+from tests.run.supervisor.conftest import ROOT, STEP_MAX_S
+from tests.waiting import wait_until
 
 WORKER_BYTES_MAX = 50_000_000
 TWINS = (
@@ -212,7 +213,7 @@ def test_health_and_metrics_of_all_workers(running: tuple[dict[str, Any], Path])
             text = answer.read().decode()
         return 'tollkeeper_tokens_total{kind="total",service="chat"}' in text and "flush_rows_total{" in text
 
-    until(scraped)
+    wait_until(scraped)
 
 
 @pytest.mark.parametrize("role", ["gateway", "keeper"])
@@ -220,9 +221,9 @@ def test_a_killed_process_is_replaced_and_serves(running: tuple[dict[str, Any], 
     facts, stderr = running
     old = pids(facts)
     os.kill(old["gateway"][0] if role == "gateway" else old[role], signal.SIGKILL)
-    until(lambda: len(pids(facts)["gateway"]) == 2 and pids(facts)["keeper"] and pids(facts) != old)
-    until(lambda: all(chats(facts) == 200 for _ in range(6)))
-    until(lambda: call(f"{facts['admin_url']}/readyz", "")[0] == 200)
+    wait_until(lambda: len(pids(facts)["gateway"]) == 2 and pids(facts)["keeper"] and pids(facts) != old)
+    wait_until(lambda: all(chats(facts) == 200 for _ in range(6)))
+    wait_until(lambda: call(f"{facts['admin_url']}/readyz", "")[0] == 200)
     assert "started again" in stderr.read_text()
 
 

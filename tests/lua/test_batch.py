@@ -7,13 +7,13 @@ import time
 from gateway.core.model import HoldRequest, Settlement
 from gateway.counters.layouts import packing
 from tests.builders import CHAT, TTL_MS, World, new_id
+from tests.waiting import wait_until
 
 
 def later() -> None:
     """Let the clock of the scripts, which is this machine's, go on."""
     began = time.time_ns() // 1_000_000
-    while time.time_ns() // 1_000_000 <= began:
-        time.sleep(0.0005)
+    wait_until(lambda: time.time_ns() // 1_000_000 > began)
 
 
 def reserved_at(world: World, batch: int) -> int:

@@ -20,7 +20,8 @@ from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
 from gateway.counters.redis import keys, scripts
 from tests.builders import NO_LIMITS, ONE_TIME, TOMBSTONE_MS, TTL_MS, World, new_id
-from tests.conftest import ValkeyServer, free_port, wait_until
+from tests.conftest import ValkeyServer, free_port
+from tests.waiting import wait_until
 
 LUA = Path(__file__).parents[2] / "lua"
 VERBS = list(scripts.VERBS)

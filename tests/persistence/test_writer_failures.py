@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -21,6 +19,7 @@ from tests.persistence.scenario import (
     rows_of,
     settle_in,
 )
+from tests.waiting import eventually, wait_until
 
 
 async def test_a_partition_another_flusher_holds_is_left(migrated: str, writer: Writer) -> None:
@@ -46,8 +45,7 @@ async def test_two_writers_at_once_write_each_row_once(migrated: str) -> None:
 
     def insist(which: int) -> None:
         for batch in batches if which else reversed(batches):
-            while writers[which].write_now(batch).left_over:
-                time.sleep(0.01)
+            wait_until(lambda batch=batch: not writers[which].write_now(batch).left_over)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(insist, (0, 1)))
@@ -90,11 +88,11 @@ async def test_a_connection_killed_before_the_commit_leaves_nothing(migrated: st
         thread = threading.Thread(target=attempt)
         thread.start()
         with psycopg.connect(migrated, autocommit=True) as admin:
-            while not admin.execute(
+            sql = (
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ).fetchall():
-                await asyncio.sleep(0.01)
+            )
+            await eventually(lambda: admin.execute(sql).fetchall())
         thread.join(60)
     assert len(failed) == 1
     assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(0,)]
@@ -111,11 +109,11 @@ async def test_a_deadlock_is_retried(migrated: str, writer: Writer) -> None:
         rival.execute("UPDATE organization SET name = 'x'")
         writing = pool.submit(writer.write_now, batch)
         with psycopg.connect(migrated, autocommit=True) as admin:
-            while not admin.execute(
+            sql = (
                 "SELECT 1 FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ).fetchall():
-                await asyncio.sleep(0.01)
+            )
+            await eventually(lambda: admin.execute(sql).fetchall())
         rival.execute("UPDATE tenant_quota SET anchor = 1")  # waits for the writer, which waits for us
         rival.commit()
         report = writing.result(60)

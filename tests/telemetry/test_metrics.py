@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
 from gateway.telemetry import snapshot_files as tallies
+from tests.waiting import eventually
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -86,8 +87,7 @@ def test_nothing_measured_yet_is_a_valid_scrape() -> None:
 async def test_a_worker_leaves_its_snapshot_and_a_last_one_when_it_ends(tmp_path: Path) -> None:
     counted = {"settlements_estimated": 1}
     task = asyncio.create_task(tallies.publish(tmp_path / "metrics", lambda: counted))
-    while not tallies.collect(tmp_path / "metrics"):
-        await asyncio.sleep(0.01)
+    await eventually(lambda: tallies.collect(tmp_path / "metrics"))
     counted["settlements_estimated"] = 5
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Collector:
 
     def until(self, count: int) -> list[Span]:
         """Wait for so many spans."""
-        eventually(lambda: len(self.spans()) >= count)
+        wait_until(lambda: len(self.spans()) >= count)
         return self.spans()
 
 
@@ -107,11 +108,3 @@ def attributes(pairs: Iterable[KeyValue]) -> dict[str, object]:
     for pair in pairs:
         found[pair.key] = getattr(pair.value, pair.value.WhichOneof("value") or "string_value")
     return found
-
-
-def eventually(done: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.005)

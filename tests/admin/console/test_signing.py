@@ -10,6 +10,7 @@ from gateway.admin import credentials
 from gateway.core.failures import FREE_MAX
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
+from tests.waiting import eventually
 
 
 async def test_the_cookie_names_a_session_and_nothing_else(nobody: Person, api: Api) -> None:
@@ -85,8 +86,7 @@ async def test_wrong_tokens_wait_and_a_right_one_never_does(nobody: Person, api:
     api.failures.free_max = FREE_MAX
     wrong = credentials.mint(credentials.ADMIN_TOKEN).secret
     slow = [asyncio.create_task(nobody.sign_in(wrong)) for _ in range(20)]
-    while api.failures.delayed < 3:
-        await asyncio.sleep(0.001)
+    await eventually(lambda: api.failures.delayed >= 3)
     assert (await nobody.sign_in(ADMIN)).status == 303
     assert {answer.status for answer in await asyncio.gather(*slow)} == {401}
     assert sum(api.failures.counts.values()) == api.failures.counts["unknown"] == 20

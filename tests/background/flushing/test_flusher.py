@@ -19,6 +19,7 @@ from gateway.background.flushing.flusher import (
 )
 from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner
 from gateway.errors import CountersUnavailable, LedgerUnavailable
+from tests.waiting import eventually
 
 
 class Streams:
@@ -182,9 +183,7 @@ def waiting(size: int) -> tuple[Streams, Store]:
 
 
 async def emptied(outbox: Streams) -> None:
-    async with asyncio.timeout(30):
-        while outbox.left():
-            await asyncio.sleep(0.005)
+    await eventually(lambda: not outbox.left())
 
 
 async def test_a_pass_stores_everything_in_order_and_deletes_it() -> None:

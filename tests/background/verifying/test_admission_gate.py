@@ -24,9 +24,10 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from persistence.keeper.verification import Truths
-from tests.background.backend import WITHIN_S, Backend, backend_at, parted, rejoined
+from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import World
 from tests.conftest import ValkeyServer
+from tests.waiting import eventually
 from tests.worker import Worker, worker_at
 
 POSTS_MIN = 6
@@ -99,13 +100,14 @@ class Scene:
         task = asyncio.create_task((verifier or self.verifier).verify())
         posting = asyncio.create_task(self._post())
         try:
-            async with asyncio.timeout(WITHIN_S):
-                while len((await self.backend.counters.markers()).closed) < PARTITIONS:
-                    await asyncio.sleep(0.01)
+            await eventually(self._all_closed)
             yield task
         finally:
             posting.cancel()
             task.cancel()
+
+    async def _all_closed(self) -> bool:
+        return len((await self.backend.counters.markers()).closed) == PARTITIONS
 
     async def _post(self) -> None:
         while True:
@@ -118,9 +120,7 @@ class Scene:
     async def closed(self) -> bool:
         """Whether that stays so however often the keeper posts what there is."""
         posted = self.posted
-        async with asyncio.timeout(WITHIN_S):
-            while self.posted < posted + POSTS_MIN:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: self.posted >= posted + POSTS_MIN)
         return self.world.reserve(need=1).verdict is Verdict.STALE
 
 

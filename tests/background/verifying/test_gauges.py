@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.background.verifying.gauges import Gauges
+from tests.waiting import eventually
 
 
 class Sight:
@@ -46,11 +47,8 @@ async def test_it_goes_on_looking() -> None:
     one = Sight(used=1)
     gauges = Gauges((one,), interval_s=0.001)
     task = asyncio.create_task(gauges.run())
-    async with asyncio.timeout(10):
-        while gauges.latest != {"used": 1}:
-            await asyncio.sleep(0.001)
-        one.facts = {"used": 2}
-        while gauges.latest != {"used": 2}:
-            await asyncio.sleep(0.001)
+    await eventually(lambda: gauges.latest == {"used": 1})
+    one.facts = {"used": 2}
+    await eventually(lambda: gauges.latest == {"used": 2})
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -24,8 +24,8 @@ from persistence.keeper.reconciliations import Accounts
 from persistence.resources.reconciliation_results import Results
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, CREDITS, UNITS, World
-from tests.counters.conftest import eventually
 from tests.persistence.scenario import broken
+from tests.waiting import eventually
 
 
 class LookedAt(Accounts):

@@ -21,10 +21,10 @@ from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import encode
 from gateway.errors import CountersUnavailable, InvalidApiKey
-from tests.background.backend import WITHIN_S, Backend, backend_at, parted, rejoined
+from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, driven, new_id
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import eventually
+from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
 
@@ -69,9 +69,7 @@ async def test_what_was_verified_is_told_once(valkey: str, migrated: str) -> Non
         told: list[list[Verified]] = []
         verifier = Verifier(backend.verifier._source, backend.verifier._target, told.append)
         running = asyncio.create_task(verifier.run())
-        async with asyncio.timeout(WITHIN_S):
-            while not verifier.ready:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: verifier.ready)
         running.cancel()
         assert [len(done) for done in told] == [PARTITIONS]
 

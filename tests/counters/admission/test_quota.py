@@ -49,8 +49,9 @@ from tests.builders import (
     settlement_log,
 )
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import WITHIN_S, Connect, eventually
+from tests.counters.conftest import WITHIN_S, Connect
 from tests.counters.fake_redis import bulk, fake_redis
+from tests.waiting import eventually
 
 
 @dataclass(slots=True)

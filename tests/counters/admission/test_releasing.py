@@ -18,7 +18,7 @@ from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, UNITS, World, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_quota import Hire, Worker, hire
-from tests.counters.conftest import eventually
+from tests.waiting import eventually
 
 __all__ = ["hire"]
 Own = Callable[..., ValkeyServer]

@@ -14,7 +14,8 @@ from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 from tests.builders import World
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import Connect, eventually
+from tests.counters.conftest import Connect
+from tests.waiting import eventually
 
 
 def keyed(words: list[str], world: World) -> bool:

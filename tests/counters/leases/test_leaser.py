@@ -25,8 +25,8 @@ from tests.builders import (
     World,
 )
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import eventually
 from tests.counters.lease_stage import Employ, Worker
+from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
 

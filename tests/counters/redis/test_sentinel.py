@@ -13,8 +13,9 @@ import redis
 from gateway.core.wait import in_task
 from gateway.counters.redis.wire import encode
 from gateway.errors import CountersUnavailable
-from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary, wait_until
-from tests.counters.conftest import Connect, eventually
+from tests.conftest import STOP_S_MAX, ValkeyServer, free_port, valkey_binary
+from tests.counters.conftest import Connect
+from tests.waiting import eventually, wait_until
 
 NAME = "main"
 SECRET = "known to sentinels"

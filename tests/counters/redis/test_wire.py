@@ -22,8 +22,9 @@ from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Reply, Wire, encod
 from gateway.errors import CountersUnavailable, SettingError, StartError
 from tests.builders import World
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import Connect, eventually
+from tests.counters.conftest import Connect
 from tests.counters.fake_redis import bulk, fake_redis
+from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
 

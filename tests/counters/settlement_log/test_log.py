@@ -24,9 +24,9 @@ from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.segment import SUFFIX
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
-from tests.counters.conftest import eventually
 from tests.counters.segments import answered, contents_of
 from tests.tree import ROOT
+from tests.waiting import eventually
 
 ANSWER = b"a" * 24
 HANGS_S = 60.0

@@ -26,7 +26,7 @@ from gateway.counters.settlement_log.segment import HEADER_BYTES, MAGIC, PIECE_B
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, World
 from tests.conftest import ValkeyServer
-from tests.counters.conftest import eventually
+from tests.waiting import eventually
 from tests.worker import Worker
 from tests.worker import worker_at as at_work
 

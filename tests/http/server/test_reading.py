@@ -12,7 +12,8 @@ import pytest
 
 from gateway.http.server.reading import SLOW_UPSTREAM, SUCCESSOR, UNWANTED, Reading
 from tests.http.fakes import answer, chunks, post
-from tests.http.stage import Client, Stage, eventually, staged
+from tests.http.stage import Client, Stage, staged
+from tests.waiting import eventually
 
 PIECE = b"x" * 64 * 1024
 PATH = b"/services/search/upload"

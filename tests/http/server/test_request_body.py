@@ -11,7 +11,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.request_body import RequestBody
 from tests.http.fakes import CALLER
-from tests.http.stage import eventually
+from tests.waiting import eventually
 
 LIMITS = HttpLimits(buffered_bytes_max=1280, body_bytes_max=100)
 

@@ -20,7 +20,8 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Close, eventually, staged
+from tests.http.stage import Close, staged
+from tests.waiting import eventually
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE_ID}-{SPAN_ID}-01".encode()

@@ -24,7 +24,8 @@ from tests.http.fakes import (
     get,
     post,
 )  # fmt: skip
-from tests.http.stage import Close, eventually, staged
+from tests.http.stage import Close, staged
+from tests.waiting import eventually
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

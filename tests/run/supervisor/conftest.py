@@ -8,8 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,6 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent.parent
 STEP_MAX_S = 120.0
-
-
-def until(true: Callable[[], Any], within_s: float = STEP_MAX_S) -> Any:
-    """Wait for a condition; what it answered."""
-    end = time.monotonic() + within_s
-    while not (found := true()):
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
-    return found
 
 
 def runs(pid: int) -> bool:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 import redis
 
-from tests.run.supervisor.conftest import Starter, Up, at_work_in, runs, until
+from tests.run.supervisor.conftest import Starter, Up, at_work_in, runs
+from tests.waiting import wait_until
 
 
 def events(up: Up) -> list[str]:
@@ -108,13 +109,13 @@ def test_a_killed_child_is_started_again_and_said_so(start: Starter, role: str) 
             else of(up.pids()) not in {old, None}
         )
 
-    until(replaced)
-    until(lambda: "started again" in up.said())
+    wait_until(replaced)
+    wait_until(lambda: "started again" in up.said())
     assert f"(process {old}) was killed by SIGKILL" in up.said()
     if role == "redis":
-        until(lambda: _answers(facts["redis_url"]))
+        wait_until(lambda: _answers(facts["redis_url"]))
     if role == "postgres":
-        until(lambda: _connects(facts["database_url"]))
+        wait_until(lambda: _connects(facts["database_url"]))
     assert up.stop() == 0
 
 
@@ -172,13 +173,13 @@ def test_children_of_ours_end_when_up_is_killed(start: Starter) -> None:
     up.ready()
     pids = up.pids()
     up.process.kill()
-    until(lambda: not any(map(runs, [*pids["gateway"], pids["keeper"]])))
+    wait_until(lambda: not any(map(runs, [*pids["gateway"], pids["keeper"]])))
     assert sorted(events(up)[3:]) == ["gateway stopped", "gateway stopped", "keeper stopped"]
 
 
 def test_a_stop_during_the_start_leaves_nothing_running(start: Starter) -> None:
     up = start()
-    until((up.data_dir / "redis" / "valkey.pid").exists)
+    wait_until((up.data_dir / "redis" / "valkey.pid").exists)
     assert up.stop(signal.SIGTERM) == 0
     assert not at_work_in(up.data_dir)
     start().ready()

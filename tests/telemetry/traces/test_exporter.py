@@ -17,7 +17,8 @@ from gateway.core.otel import Tracing
 from gateway.errors import StartError
 from gateway.telemetry.traces.exporter import Exporter
 from gateway.telemetry.traces.otlp import encoded_span
-from tests.traces.collector import Collector, collecting, eventually
+from tests.traces.collector import Collector, collecting
+from tests.waiting import wait_until
 
 SPAN = encoded_span(bytes(15) + b"t", Span("s", Kind.INTERNAL, b"12345678", b"", 1.0, 2.0), 0.0)
 
@@ -57,7 +58,7 @@ def test_spans_arrive_with_headers_and_resource(is_compressed: bool) -> None:
     ):
         exporter.offer([SPAN, SPAN])
         spans = collector.until(2)
-        eventually(lambda: exporter.sent == 2)
+        wait_until(lambda: exporter.sent == 2)
         post = collector.posts[0]
         assert [span.name for span in spans] == ["s", "s"]
         assert post.path == "/v1/traces"
@@ -90,7 +91,7 @@ def test_a_full_queue_drops_and_counts() -> None:
         collector.hold.clear()
         with exporting(collector, queue_spans_max=4, batch_spans_max=2) as (exporter, _):
             exporter.offer([SPAN] * 2)
-            eventually(lambda: not exporter._waiting)  # in the hands of the collector that holds it
+            wait_until(lambda: not exporter._waiting)  # in the hands of the collector that holds it
             for _ in range(5):
                 exporter.offer([SPAN] * 2)
             assert exporter.dropped == 6
@@ -105,7 +106,7 @@ def test_a_collector_that_is_busy_is_asked_again(status: int) -> None:
         collector.statuses = [status, status]
         exporter.offer([SPAN])
         collector.until(1)
-        eventually(lambda: told.events == ["traces are not collected", "traces are collected again"])
+        wait_until(lambda: told.events == ["traces are not collected", "traces are collected again"])
         assert exporter.dropped == 0
 
 
@@ -113,9 +114,9 @@ def test_what_a_collector_refuses_is_dropped_at_once() -> None:
     with collecting() as collector, exporting(collector) as (exporter, told):
         collector.statuses = [400]
         exporter.offer([SPAN])
-        eventually(lambda: exporter.dropped == 1)
+        wait_until(lambda: exporter.dropped == 1)
         exporter.offer([SPAN])
-        eventually(lambda: exporter.sent == 1)
+        wait_until(lambda: exporter.sent == 1)
         assert told.events == ["traces are not collected", "traces are collected again"]
 
 
@@ -125,19 +126,19 @@ def test_a_collector_that_is_away_is_said_once_and_costs_the_batch() -> None:
     with exporting(f"http://127.0.0.1:{port}/v1/traces", timeout_s=0.05) as (exporter, told):
         for dropped in (1, 2):
             exporter.offer([SPAN])
-            eventually(lambda wanted=dropped: exporter.dropped == wanted)  # type: ignore[misc]  # a default binds the loop's value
+            wait_until(lambda wanted=dropped: exporter.dropped == wanted)  # type: ignore[misc]  # a default binds the loop's value
         assert told.events == ["traces are not collected"]
 
 
 def test_a_kept_connection_that_was_closed_is_opened_anew() -> None:
     with collecting() as collector, exporting(collector) as (exporter, told):
         exporter.offer([SPAN])
-        eventually(lambda: exporter.sent == 1)
+        wait_until(lambda: exporter.sent == 1)
         assert exporter._connection is not None
         assert exporter._connection.sock is not None
         exporter._connection.sock.shutdown(socket.SHUT_RDWR)
         exporter.offer([SPAN])
-        eventually(lambda: exporter.sent == 2)
+        wait_until(lambda: exporter.sent == 2)
         assert told.events == []
 
 
@@ -153,7 +154,7 @@ def test_a_collector_over_tls_is_verified(tmp_path: Path) -> None:
             collector.until(1)
         with exporting(url, timeout_s=0.05) as (stranger, told):
             stranger.offer([SPAN])
-            eventually(lambda: stranger.dropped == 1)
+            wait_until(lambda: stranger.dropped == 1)
         assert told.events == ["traces are not collected"]
         assert len(collector.spans()) == 1
 
