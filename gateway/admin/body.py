@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NoReturn
 
+from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from gateway.errors import AdminRefusal, Unprocessable
+from gateway.errors import AdminRefusal, Unprocessable, UnsupportedEncoding
 
 ERRORS_MAX = 50
 
 Body = dict[str, object]
+
+
+async def read_body(request: web.Request) -> Body:
+    """Read the JSON object that was sent plain; nothing at all is `{}`."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedEncoding
+    return parse(await request.read())
 
 
 def parse(raw: bytes) -> Body:

@@ -12,10 +12,10 @@ from gateway.admin.guard import DEADLINE
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES, Resource
 from gateway.admin.resources.values import show_instant
+from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
-from gateway.core.model import INTEGER_MAX
 from gateway.core.spreadsheet import csv
-from gateway.errors import NotFound, Overloaded
+from gateway.errors import Overloaded
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price", "amount",
@@ -43,7 +43,7 @@ def mount_invoices(
 
     async def read(request: web.Request) -> Row:
         await identified(ports, request)
-        return resource.render(await ports.store.get("invoices", _row_id(request)))
+        return resource.render(await ports.store.get("invoices", row_id(request)))
 
     async def pdf(request: web.Request) -> web.Response:
         invoice = await read(request)
@@ -71,7 +71,7 @@ def mount_invoices(
         whole = False
         try:
             await response.write(csv(USAGE_COLUMNS, (), head=True))
-            async for batch in ports.store.usage(_row_id(request)):
+            async for batch in ports.store.usage(row_id(request)):
                 await response.write(csv(USAGE_COLUMNS, map(_use, batch)))
                 request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
             await response.write_eof()
@@ -95,10 +95,3 @@ def _use(row: Row) -> dict[str, object]:
 def _named(invoice: Mapping[str, object], suffix: str, kind: str) -> dict[str, str]:
     name = f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")
     return {"Content-Type": kind, "Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def _row_id(request: web.Request) -> int:
-    digits = request.match_info["id"]
-    if len(digits) > 16 or not 0 < int(digits) <= INTEGER_MAX:
-        raise NotFound
-    return int(digits)

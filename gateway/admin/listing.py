@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from uuid import UUID
 
@@ -25,6 +27,8 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
 CURSOR_CHARS_MAX = 400
 FILTER_CHARS_MAX = 200
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
@@ -79,23 +83,19 @@ def encode_cursor(after: tuple[int, ...], mark: str) -> str:
 
 def decode_cursor(text: str, mark: str) -> tuple[int, ...]:
     """Read a cursor of this list back; `Unprocessable` if it is not one."""
-    try:
+    with suppress(binascii.Error, ValueError, RecursionError):
         padded = text + "=" * (-len(text) % 4)
         read = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, RecursionError) as error:
-        raise _bad_cursor() from error
-    if not isinstance(read, list) or len(read) < 2 or read[0] != mark:
-        raise _bad_cursor()
-    if not all(type(part) is int and abs(part) <= 2**63 - 1 for part in read[1:]):
-        raise _bad_cursor()
-    return tuple(read[1:])
-
-
-def _bad_cursor() -> Unprocessable:
-    return Unprocessable(
+        if isinstance(read, list) and len(read) > 1 and read[0] == mark and all(map(_is_key, read[1:])):
+            return tuple(read[1:])
+    raise Unprocessable(
         "Some query parameters are wrong.",
         (("cursor", "is not a next_cursor of this list with these filters"),),
     )
+
+
+def _is_key(part: object) -> bool:
+    return type(part) is int and abs(part) <= 2**63 - 1
 
 
 def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
@@ -118,10 +118,8 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
 
 
 def _read_filter(wanted: Filter, text: str) -> object:
-    if wanted.kind == "id":
-        return _whole(text, 1, INTEGER_MAX)
-    if wanted.kind == "count":
-        return _whole(text, 0, INTEGER_MAX)
+    if wanted.kind in {"id", "count"}:
+        return _whole(text, int(wanted.kind == "id"), INTEGER_MAX)
     if wanted.kind == "uuid":
         return UUID(text)
     if wanted.kind == "flag":
@@ -130,13 +128,9 @@ def _read_filter(wanted: Filter, text: str) -> object:
         return text == "true"
     if wanted.choices and text not in wanted.choices:
         raise ValueError(f"must be one of {', '.join(wanted.choices)}")
-    if not 0 < len(text) <= FILTER_CHARS_MAX or "\x00" in text or not _encodable(text):
+    if not 0 < len(text) <= FILTER_CHARS_MAX or _UNSTORABLE.search(text):
         raise ValueError(f"must be 1 to {FILTER_CHARS_MAX} characters")
     return text
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _whole(text: str, least: int, most: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.admin.idempotency import KEY_PARAMETER
 from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX
-from gateway.admin.resources.resource import Action, Answered, Filter, Report, Resource
+from gateway.admin.resources.resource import Answered, Filter, Report, Resource
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -123,46 +123,42 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -
 
 
 def _report_paths(report: Report) -> Json:
-    methods = {"get": _operation(report, "show", report.summary, refusals=READ_REFUSALS)}
+    read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
-        methods["get"]["parameters"] = [
-            _parameter(
-                name,
-                {"type": "integer", "minimum": each.least, "maximum": each.most, "default": each.default},
-                each.hint,
-            )
+        read["parameters"] = [
+            _parameter(name, {**_whole(each.least, each.most), "default": each.default}, each.hint)
             for name, each in report.numbers.items()
         ]
+    methods = {"get": read}
     if report.run is not None:
-        run = methods["post"] = _operation(report, report.run.name, report.run.summary, body=report.run.body)
+        run = methods["post"] = _operation(report, report.run.name, report.run.summary, report.run.body)
         run["requestBody"]["required"] = False
         run["parameters"] = [KEY_PARAMETER]
     return {f"/admin/v1/{report.name}": methods}
 
 
 def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
-    root = f"/admin/v1/{resource.name}"
+    name, root = resource.name, f"/admin/v1/{resource.name}"
     row = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
     collection: Json = {"get": _list(resource)}
     if resource.create is not None:
         collection["post"] = _create(resource)
-    read = _operation(resource, "get", f"Read one of {resource.name}", refusals=READ_REFUSALS)
+    read = _operation(resource, "get", f"Read one of {name}", refusals=READ_REFUSALS)
     one: Json = {"parameters": [row], "get": read}
     if resource.patch is not None:
         one["patch"] = _operation(
-            resource, resource.patch_verb, f"Change one of {resource.name}", body=resource.patch, later=True
+            resource, resource.patch_verb, f"Change one of {name}", resource.patch, later=True
         )
     if resource.deletable:
-        one["delete"] = _operation(resource, "delete", f"Delete one of {resource.name}")
-        one["delete"]["responses"] = {"204": {"description": "Deleted."}} | {
-            code: ref for code, ref in one["delete"]["responses"].items() if code != "200"
-        }
+        delete = one["delete"] = _operation(resource, "delete", f"Delete one of {name}")
+        del delete["responses"]["200"]
+        delete["responses"]["204"] = {"description": "Deleted."}
     paths: Json = {root: collection, root + "/{id}": one}
     for action in resource.actions:
-        paths[f"{root}/{{id}}/{action.name}"] = {
-            "parameters": [row],
-            "post": _act(resource, action, resources),
-        }
+        title = resources["tenant-quotas"].title if action.quota else resource.title
+        act = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
+        act["parameters"] = [KEY_PARAMETER]
+        paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
     for file in resource.documents:
         binary = {} if file.media.startswith("text/") else {"format": "binary"}
         content = {file.media: {"schema": {"type": "string", **binary}}}
@@ -177,14 +173,12 @@ def _list(resource: Resource) -> Json:
         resource, "list", f"List {resource.name}, {resource.order}", refusals=READ_REFUSALS
     )
     operation["parameters"] = [
-        _parameter(
-            "limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
-        ),
+        _parameter("limit", {**_whole(1, LIMIT_MAX), "default": LIMIT_DEFAULT}),
         _parameter("cursor", {"type": "string"}, "`next_cursor` of the page before, with the same filters."),
         _parameter("order", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
         _parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
         _parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
-        *(_parameter(name, _filter_schema(wanted)) for name, wanted in resource.filters.items()),
+        *(_parameter(name, _filter_schema(each)) for name, each in resource.filters.items()),
     ]
     operation["responses"]["200"]["content"]["application/json"]["schema"] = {
         "type": "object",
@@ -200,40 +194,32 @@ def _list(resource: Resource) -> Json:
 def _create(resource: Resource) -> Json:
     title = f"{resource.title}Created" if resource.secret else resource.title
     operation = _operation(
-        resource, "create", f"Make one of {resource.name}", body=resource.create, title=title, later=True
+        resource, "create", f"Make one of {resource.name}", resource.create, title=title, later=True
     )
     operation["responses"]["201"] = operation["responses"].pop("200")
     operation["parameters"] = [KEY_PARAMETER]
     return operation
 
 
-def _act(resource: Resource, action: Action, resources: Mapping[str, Resource]) -> Json:
-    title = resources["tenant-quotas"].title if action.quota else resource.title
-    operation = _operation(resource, action.name, action.summary, body=action.body, title=title, later=True)
-    operation["parameters"] = [KEY_PARAMETER]
-    return operation
-
-
 def _operation(
-    resource: Answered,
+    answered: Answered,
     verb: str,
     summary: str,
-    *,
     body: type[BaseModel] | None = None,
-    title: str | None = None,
+    *,
+    title: str = "",
     later: bool = False,
-    refusals: tuple[str, ...] = tuple(REFUSALS),
+    refusals: Iterable[str] = REFUSALS,
 ) -> Json:
-    content = {"application/json": {"schema": {"$ref": _REF + (title or resource.title)}}}
+    content = {"application/json": {"schema": {"$ref": _REF + (title or answered.title)}}}
     responses: Json = {"200": {"description": "Done.", "content": content}}
     if later:
         responses["202"] = {"description": "Stored; applied once Redis is back.", "content": content}
-    responses |= {code: {"$ref": f"#/components/responses/{code}"} for code in refusals}
     operation: Json = {
-        "operationId": f"{resource.name}.{verb}",
-        "tags": [resource.name],
+        "operationId": f"{answered.name}.{verb}",
+        "tags": [answered.name],
         "summary": summary,
-        "responses": responses,
+        "responses": responses | {code: {"$ref": f"#/components/responses/{code}"} for code in refusals},
     }
     if body is not None:
         schema = {"$ref": _REF + body.__name__}
@@ -241,15 +227,15 @@ def _operation(
     return operation
 
 
-def _parameter(name: str, schema: Json, description: str | None = None) -> Json:
-    parameter: Json = {"name": name, "in": "query", "schema": schema}
-    if description:
-        parameter["description"] = description
-    return parameter
+def _parameter(name: str, schema: Json, description: str = "") -> Json:
+    parameter = {"name": name, "in": "query", "schema": schema}
+    return {**parameter, "description": description} if description else parameter
+
+
+def _whole(least: int, most: int) -> Json:
+    return {"type": "integer", "minimum": least, "maximum": most}
 
 
 def _filter_schema(wanted: Filter) -> Json:
-    schema = dict(_FILTER_SCHEMAS[wanted.kind])
-    if wanted.choices:
-        schema["enum"] = list(wanted.choices)
-    return schema
+    choices = {"enum": list(wanted.choices)} if wanted.choices else {}
+    return {**_FILTER_SCHEMAS[wanted.kind], **choices}

@@ -8,10 +8,10 @@ from dataclasses import replace
 from aiohttp import web
 
 from gateway.admin.auth import identify, require_write
+from gateway.admin.body import read_body
 from gateway.admin.guard import DEADLINE, REQUEST_ID
 from gateway.admin.idempotency import checked, claim_of
 from gateway.admin.ports import AdminPorts
-from gateway.admin.reading import read_body
 from gateway.admin.resources import REPORTS
 from gateway.admin.resources.reports import ReconciliationRun
 from gateway.core.accounts.administration import REQUEST_S_MAX, Actor, Claim, Command, Replay, Row

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
 from gateway.admin.auth import identify, require_write
+from gateway.admin.body import Body, read_body
 from gateway.admin.guard import REQUEST_ID
 from gateway.admin.idempotency import claim_of
 from gateway.admin.listing import read_query
 from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
-from gateway.admin.reading import read_body
-from gateway.admin.resources import RESOURCES, Action, Resource
-from gateway.core.accounts.administration import Actor
+from gateway.admin.resources import Action, Resource
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 
@@ -50,44 +49,37 @@ class Views:
 
     async def create(self, request: web.Request) -> web.Response:
         """`POST /<resource>`; a secret made here is in this answer only."""
-        actor = await self._writer(request)
-        sent = await read_body(request)
-        asked = Asked(actor, request[REQUEST_ID], claim_of(request, actor, sent))
-        return self._answer(await self._operations.create(asked, sent), self._resource)
+        return await self._write(request, self._operations.create)
 
     async def change(self, request: web.Request) -> web.Response:
         """`PATCH /<resource>/{id}`: the fields sent change, the others stay."""
-        asked = Asked(await self._writer(request), request[REQUEST_ID])
-        done = await self._operations.change(asked, row_id(request), await read_body(request))
-        return self._answer(done, self._resource)
+        change = self._operations.change
+        return await self._write(request, lambda asked, sent: change(asked, row_id(request), sent))
 
     async def delete(self, request: web.Request) -> web.Response:
         """`DELETE /<resource>/{id}`."""
-        asked = Asked(await self._writer(request), request[REQUEST_ID])
-        return self._answer(await self._operations.delete(asked, row_id(request)), self._resource)
+        delete = self._operations.delete
+        return await self._write(request, lambda asked, _: delete(asked, row_id(request)))
 
     async def act(self, request: web.Request, action: Action) -> web.Response:
         """`POST /<resource>/{id}/<action>`."""
-        actor = await self._writer(request)
-        sent = await read_body(request)
-        asked = Asked(actor, request[REQUEST_ID], claim_of(request, actor, sent))
-        done = await self._operations.act(action, asked, row_id(request), sent)
-        return self._answer(done, RESOURCES["tenant-quotas"] if action.quota else self._resource)
+        act = self._operations.act
+        return await self._write(request, lambda asked, sent: act(action, asked, row_id(request), sent))
 
-    async def _writer(self, request: web.Request) -> Actor:
-        # A reader is told so before anything it sent is looked at.
+    async def _write(
+        self, request: web.Request, write: Callable[[Asked, Body], Awaitable[Done]]
+    ) -> web.Response:
         actor = await identify(self._ports, request)
+        # A reader is told so before anything it sent is looked at.
         require_write(actor)
-        return actor
-
-    def _answer(self, done: Done, answers: Resource) -> web.Response:
+        sent = {} if request.method == "DELETE" else await read_body(request)
+        claim = claim_of(request, actor, sent) if request.method == "POST" else None
+        done = await write(Asked(actor, request[REQUEST_ID], claim), sent)
         if done.status == 204:
             return web.Response(status=204)
-        headers = {}
-        if done.replayed:
-            headers["Idempotent-Replayed"] = "true"
+        headers = {"Idempotent-Replayed": "true"} if done.replayed else {}
         if done.made:
-            headers["Location"] = f"/admin/v1/{answers.name}/{done.content['id']}"
+            headers["Location"] = f"/admin/v1/{self._resource.name}/{done.content['id']}"
         return answer(done.status, done.content, headers)
 
 

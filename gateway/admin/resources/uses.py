@@ -21,38 +21,33 @@ FILTERS = {
 }
 
 
-class CreditTransaction(Out):
+class Use(Out):
+    """One use, whatever pays for it."""
+
+    id: int
+    organization_id: Id
+    feature_id: int | None = Field(description="A service.")
+    user_id: int | None
+    timestamp: Instant
+    content_id: int | None
+    project_id: int | None
+    metadata: dict[str, Any] | None
+    request_id: UUID | None
+    seq: int
+
+
+class CreditTransaction(Use):
     """One use paid with an organization's credits."""
 
-    id: int
-    organization_id: Id
-    feature_id: int | None = Field(description="A service.")
-    user_id: int | None
-    timestamp: Instant
     credits_used: int
-    content_id: int | None
     feature_version: str | None
-    project_id: int | None
-    metadata: dict[str, Any] | None
-    request_id: UUID | None
     balance_after: int
-    seq: int
 
 
-class FeatureUsage(Out):
+class FeatureUsage(Use):
     """One use that the next invoice bills."""
 
-    id: int
-    organization_id: Id
-    feature_id: int | None = Field(description="A service.")
-    content_id: int | None
-    user_id: int | None
-    timestamp: Instant
     usage_amount: int
-    project_id: int | None
-    metadata: dict[str, Any] | None
-    request_id: UUID | None
-    seq: int
 
 
 RESOURCES = (

@@ -11,16 +11,7 @@ from gateway.admin.resources.values import Flag, Id, In, Instant, Out, patch_of
 from gateway.core.addresses import URL_CHARS_MAX
 from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
 
-Event = Literal[
-    "quota.50",
-    "quota.80",
-    "quota.100",
-    "credits.low",
-    "tenant.blocked",
-    "tenant.unblocked",
-    "invoice.finalized",
-    "subscription.ending",
-]
+Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")
 
 
