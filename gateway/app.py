@@ -78,7 +78,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     snapshots: list[Callable[[], tallies.Snapshot]] = [
-        lambda: _snapshot(tally, counters.live, scripts, plane.certificate_ends, not wire.available),
+        lambda: _snapshot(tally, scripts, plane.certificate_ends, not wire.available),
         lambda: _log_snapshot(settlements, resubmitter),
         lambda: {"buffered_bytes": plane.buffers.used + plane.buffers.heads, "shed": plane.buffers.shed},
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
@@ -185,7 +185,7 @@ def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
         settings.routes,
         settings.upstreams,
         settings.http,
-        settings.table.service_rules,
+        settings.services,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     logs.configure(settings.log_level)
@@ -235,7 +235,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         settings.upstreams,
         settings.http,
         settings.key_pepper.encode(),
-        settings.table.service_rules,
+        settings.services,
         bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
     )
     return plane, exporter
@@ -243,14 +243,12 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
 
 def _snapshot(
     tally: Tally,
-    streams: int,
     scripts: dict[str, Histogram],
     certificate_ends: list[tuple[str, float]],
     breaker_open: bool,
 ) -> tallies.Snapshot:
     return {
         **tally.snapshot(),
-        "streams": streams,
         "counters_breaker_open": int(breaker_open),
         "script_seconds": {verb: histogram.snapshot() for verb, histogram in scripts.items()},
         "certificate_expiry_timestamp_seconds": certificate_ends,

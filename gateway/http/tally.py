@@ -1,6 +1,6 @@
 """The worker's numbers: plain integers that the hot path adds to and a scrape reads.
 
-Names and labels are given to them in `gateway/telemetry/metrics.py`; nothing here knows Prometheus.
+Names and labels are given to them in `gateway/telemetry/facts.py`; nothing here knows Prometheus.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
         settings.table.check_services(services)
     except SettingError as error:
         yield Finding(False, "settings", error.message)
-    bound = Bindings(settings.routes, targets, settings.table.service_rules, services)
+    bound = Bindings(settings.routes, targets, settings.services, services)
     for key, name in bound.strays():
         yield Finding(
             False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"

@@ -9,7 +9,7 @@ from gateway.settings.settings import PREFIX, Settings
 
 # Routes and upstreams, and what the data plane asks anew for each connection or call.
 RENEWABLE = frozenset({
-    "routes", "upstreams", "service_upstreams", "service_paths", "log_level", "usage_tokens_max", *SETTABLE
+    "routes", "upstreams", "services", "log_level", "usage_tokens_max", *SETTABLE
 })  # fmt: skip
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -43,32 +43,20 @@ Query = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
-@dataclass(frozen=True, slots=True)
-class RouteTable:
-    """What may pass and where it goes.
-
-    `service_upstreams` maps a service key to the name of its upstream, `service_paths` to what its calls
-    must be within; `shared_upstream` is where services without an upstream go, empty for nowhere.
-    """
+class RouteTable(NamedTuple):
+    """What may pass and where it goes; `services` says where calls of services go."""
 
     routes: tuple[Route, ...]
     upstreams: tuple[UpstreamTarget, ...]
-    service_upstreams: tuple[tuple[str, str], ...] = ()
-    service_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    shared_upstream: str = ""
-
-    @property
-    def service_rules(self) -> ServiceRules:
-        """Where calls of services go."""
-        return ServiceRules(self.service_upstreams, self.service_paths, self.shared_upstream)
+    services: ServiceRules = ServiceRules()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
         """`SettingError` where two services get to the same paths, unless one upstream serves all.
 
         Those that the catalogue knows to cost the same may; what is not known may cost anything.
         """
-        targets, paths = {target.name: target for target in self.upstreams}, dict(self.service_paths)
-        bound = () if self.shared_upstream else sorted(self.service_upstreams)
+        targets, paths = {target.name: target for target in self.upstreams}, dict(self.services.paths)
+        bound = () if self.services.shared else sorted(self.services.upstreams)
         reaches = [reach_of(key, targets[name], name, paths.get(key, ())) for key, name in bound]
         for one, other in combinations(reaches, 2):
             mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
@@ -85,10 +73,8 @@ class RouteTable:
         """The same table with every upstream, and the services', at one base URL."""
         upstreams = {target.name: replace(target, base_url=base_url) for target in self.upstreams}
         upstreams.setdefault("services", UpstreamTarget("services", base_url))
-        routes = self.routes
-        if not any("{service_key}" in route.path for route in routes):
-            routes = (*routes, SERVICES_ROUTE)
-        return replace(self, upstreams=tuple(upstreams.values()), routes=routes, shared_upstream="services")
+        services = replace(self.services, shared="services")
+        return RouteTable(_with_services(self.routes), tuple(upstreams.values()), services)
 
 
 # Its upstream is the service's.
@@ -174,8 +160,8 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
     else:
         routes = tuple(_route(written) for written in config.routes)
         routes += DEFAULT_ROUTES if config.include_default_routes else ()
-    if config.services and not any("{service_key}" in route.path for route in routes):
-        routes = (*routes, SERVICES_ROUTE)
+    if config.services:
+        routes = _with_services(routes)
     services = tuple((key, service.upstream) for key, service in config.services.items())
     used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
     for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
@@ -183,7 +169,13 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteTable:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
     _check_patterns(dict(paths))
-    return RouteTable(routes, tuple(upstreams.values()), services, paths)
+    return RouteTable(routes, tuple(upstreams.values()), ServiceRules(services, paths))
+
+
+def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """The routes with one for services, unless there is one."""
+    there = any("{service_key}" in route.path for route in routes)
+    return routes if there else (*routes, SERVICES_ROUTE)
 
 
 def _check_patterns(paths: Mapping[str, tuple[str, ...]]) -> None:

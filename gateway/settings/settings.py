@@ -17,14 +17,13 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from gateway.core.calls.call import DEFAULT_BOUNDS
-from gateway.core.calls.route import Route, UpstreamTarget
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing
 from gateway.core.otel import read as read_tracing
 from gateway.errors import SettingError
 from gateway.settings.config_file import (
-    ConfigFile,
     RouteTable,
     base_url_of,
     default_table,
@@ -95,9 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     routes: tuple[Route, ...] = ()
     upstreams: tuple[UpstreamTarget, ...] = ()
-    service_upstreams: tuple[tuple[str, str], ...] = ()
-    service_paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    shared_upstream: str = ""
+    services: ServiceRules = ServiceRules()
 
     tracing: Tracing | None = None
 
@@ -141,20 +138,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def table(self) -> RouteTable:
         """Routes and upstreams together."""
-        return RouteTable(
-            self.routes, self.upstreams, self.service_upstreams, self.service_paths, self.shared_upstream
-        )
+        return RouteTable(self.routes, self.upstreams, self.services)
 
     def with_table(self, table: RouteTable) -> Settings:
         """The same settings with these routes and upstreams."""
-        return msgspec.structs.replace(
-            self,
-            routes=table.routes,
-            upstreams=table.upstreams,
-            service_upstreams=table.service_upstreams,
-            service_paths=table.service_paths,
-            shared_upstream=table.shared_upstream,
-        )
+        return msgspec.structs.replace(self, **table._asdict())
 
     def with_upstream(self, base_url: str) -> Settings:
         """The same settings with every upstream replaced by one base URL."""
@@ -167,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What the file's routes and the standard OTEL_* variables say has no name of ours.
-_ELSEWHERE = {*RouteTable.__dataclass_fields__, "tracing", "http"}
+_ELSEWHERE = {*RouteTable._fields, "tracing", "http"}
 NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
 
 
@@ -198,7 +186,7 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
             f"{PREFIX}READONLY_TOKEN=(hidden) is not valid: expected another one than {PREFIX}ADMIN_TOKEN"
         )
     settings = Settings(tracing=read_tracing(environ)).with_values(**values)
-    return settings.with_table(_table(written, environ))
+    return settings.with_table(table_of(written, environ) if written else default_table(environ))
 
 
 def to_json(settings: Settings) -> bytes:
@@ -209,10 +197,6 @@ def to_json(settings: Settings) -> bytes:
 def from_json(data: bytes) -> Settings:
     """Settings as `to_json` wrote them."""
     return msgspec.json.decode(data, type=Settings)
-
-
-def _table(written: ConfigFile | None, environ: Mapping[str, str]) -> RouteTable:
-    return table_of(written, environ) if written else default_table(environ)
 
 
 _TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE

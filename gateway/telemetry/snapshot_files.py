@@ -19,19 +19,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.telemetry.facts import GAUGES
+
 PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 FILES_MAX = 1_000
-# Facts about now, not sums since the start: they end with their worker.
-GAUGES = frozenset(
-    {
-        "buffered_bytes", "certificate_expiry_timestamp_seconds", "connections", "counters_breaker_open",
-        "counters_unverified", "credential_expiry_timestamp_seconds", "dead_letters", "drift_credits",
-        "drift_tokens", "holds", "leases", "outbox_entries", "outbox_oldest_seconds",
-        "outbox_streams_broken", "waiting_entries", "quarantined_accounts", "redis_memory_max_bytes",
-        "redis_memory_used_bytes", "settlement_log_bytes", "spool_entries", "streams",
-    }
-)  # fmt: skip
 # Several may tell of the same thing: the earliest counts.
 EARLIEST = frozenset({"certificate_expiry_timestamp_seconds"})
 

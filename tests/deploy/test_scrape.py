@@ -18,7 +18,8 @@ import httpx2 as httpx
 import pytest
 import yaml
 
-from gateway.telemetry.metrics import FACTS, PREFIX
+from gateway.telemetry.facts import FACTS
+from gateway.telemetry.metrics import PREFIX
 from tests.conftest import free_port
 from tests.deploy.programs import program
 from tests.deploy.secured import Authority, SecuredRedis

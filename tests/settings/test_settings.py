@@ -208,7 +208,7 @@ def test_a_route_may_take_more_of_a_query_and_say_whether_its_use_is_always_told
 def test_services_have_upstreams_of_their_own(tmp_path: Path) -> None:
     text = "upstreams: {s: {base_url: https://s.example}}\nservices: {search: {upstream: s}}\n"
     settings = load({}, config(tmp_path, text))
-    assert settings.service_upstreams == (("search", "s"),)
+    assert settings.services.upstreams == (("search", "s"),)
     assert "/services/{service_key}/{path…}" in routes_of(settings)
 
 
@@ -220,10 +220,10 @@ SHARED = (
 def test_services_may_share_an_upstream_on_paths_of_their_own(tmp_path: Path) -> None:
     text = "  sms: {upstream: s, paths: [/sms/*]}\n  mail: {upstream: t, paths: [/v1/mail/*, /v2/*]}\n"
     settings = load({}, config(tmp_path, SHARED + text))
-    assert settings.service_paths == (("sms", ("/sms/*",)), ("mail", ("/v1/mail/*", "/v2/*")))
+    assert settings.services.paths == (("sms", ("/sms/*",)), ("mail", ("/v1/mail/*", "/v2/*")))
     settings.table.check_services({})
-    assert load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n")).service_paths == ()
-    assert from_json(to_json(settings)).table.service_rules == settings.table.service_rules
+    assert load({}, config(tmp_path, SHARED + "  sms: {upstream: s}\n")).services.paths == ()
+    assert from_json(to_json(settings)).services == settings.services
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
 from gateway.telemetry import snapshot_files as tallies
+from gateway.telemetry.facts import FACTS
 from tests.waiting import eventually
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
@@ -28,7 +29,7 @@ def tally() -> Any:
     one.request_seconds.observe(400.0)
     one.used("chat", 3, 4, 7)
     one.upstream_connections = 2
-    return json.loads(json.dumps({**one.snapshot(), "streams": 5}))
+    return json.loads(json.dumps({**one.snapshot(), "leases": 5}))
 
 
 def samples(body: bytes) -> dict[tuple[str, ...], float]:
@@ -72,7 +73,7 @@ def test_both_formats_are_served_by_accept_and_parse() -> None:
 
 
 def test_every_metric_of_the_contract_has_a_fact() -> None:
-    names = {fact.name for fact in metrics.FACTS}
+    names = {fact.name for fact in FACTS}
     assert {
         "requests", "request_seconds", "overhead_seconds", "tokens", "credits", "script_seconds", "holds",
         "outbox_entries", "outbox_oldest_seconds", "flush_rows", "flush_seconds", "settlements_estimated",
@@ -98,7 +99,7 @@ def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:
     (tmp_path / "999999999-1.json").write_text(json.dumps(tally()))
     first = tallies.collect(tmp_path)
     assert first["tokens"] == tally()["tokens"]
-    assert "streams" not in first
+    assert "leases" not in first
     assert not (tmp_path / "999999999-1.json").exists()
     (tmp_path / "999999999-2.json").write_text(json.dumps(tally()))
     second = tallies.collect(tmp_path)
@@ -106,14 +107,16 @@ def test_a_dead_worker_stays_counted_but_not_its_gauges(tmp_path: Path) -> None:
     assert second["request_seconds"]["sum"] == 2 * first["request_seconds"]["sum"]
 
 
-def test_every_gauge_ends_with_its_worker() -> None:
-    assert {fact.key for fact in metrics.FACTS if fact.kind == "gauge"} <= tallies.GAUGES
+def test_every_gauge_ends_with_its_worker(tmp_path: Path) -> None:
+    facts = {fact.name: [[*fact.labels, 1]] if fact.labels else 1 for fact in FACTS}
+    (tmp_path / "999999999-1.json").write_text(json.dumps(facts))
+    assert tallies.collect(tmp_path).keys() == {fact.name for fact in FACTS if fact.kind != "gauge"}
 
 
 def test_a_reused_process_id_is_another_worker(tmp_path: Path) -> None:
     (tmp_path / f"{os.getpid()}-0.json").write_text(json.dumps(tally()))
     assert tallies.collect(tmp_path)["upstream_connections"] == 2
-    assert "streams" not in tallies.collect(tmp_path)
+    assert "leases" not in tallies.collect(tmp_path)
 
 
 def test_a_torn_file_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Every metric: its name in a snapshot and, behind a prefix, in a scrape; its kind, help and labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fact(NamedTuple):
+    """One metric: a counter, a gauge or a histogram."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FACTS = (
+    Fact("requests", "counter", "Requests answered, refusals included.", ("route", "status", "reason")),
+    Fact("request_seconds", "histogram", "Time from the request's first byte to the answer's last."),
+    Fact("overhead_seconds", "histogram", "Time the gateway itself added to a request."),
+    Fact("upstream_seconds", "histogram", "Time from sending a request upstream to the answer's end."),
+    Fact("tokens", "counter", "Tokens of settled calls.", ("service", "kind")),
+    Fact("units", "counter", "Units of settled calls.", ("service",)),
+    Fact("credits", "counter", "Credits of settled calls.", ("service",)),
+    Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
+    Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
+    Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),
+    Fact("upstream_connections", "counter", "Connections made to upstreams."),
+    Fact("client_disconnects", "counter", "Clients that hung up before their answer was complete."),
+    Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
+    Fact("buffered_bytes", "gauge", "Bytes of requests and answers kept for slow ends."),
+    Fact("shed", "counter", "Calls and bodies refused because too much is kept already."),
+    Fact("auth_failures", "counter", "Wrong credentials.", ("port", "reason")),
+    Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", ("outcome",)),
+    Fact("script_seconds", "histogram", "Time from sending a script to its answer.", ("script",)),
+    Fact("counters_unverified", "gauge", "Workers whose Redis no keeper has verified since its last start."),
+    Fact("counters_exchanged", "counter", "Times Redis was found with older data under the same process."),
+    Fact("counters_breaker_open", "gauge", "Workers that ask Redis nothing: it is away or stalls."),
+    Fact("leases", "gauge", "Tenants that have a lease for while Redis is away."),
+    Fact("admitted_locally", "counter", "Calls admitted on a lease while Redis was away."),
+    Fact("spool_entries", "gauge", "Settlements waiting in the local log for the counters."),
+    Fact("settlement_log_bytes", "gauge", "Bytes of the workers' settlement logs."),
+    Fact("settlements_spooled", "counter", "Settlements the local log keeps for the counters."),
+    Fact("settlements_resubmitted", "counter", "Spooled settlements that the counters have by now."),
+    Fact("settlements_recovered", "counter", "Acknowledged settlements sent again after a loss."),
+    Fact("settlements_refused", "counter", "Settlements kept nowhere: their answers were cut."),
+    Fact("settlements_unlogged", "counter", "Acknowledged settlements the local log had no room for."),
+    Fact("settlements_dropped_early", "counter", "Acknowledged settlements a full local log kept too short."),
+    Fact("lost_events", "counter", "Movements Redis acknowledged, forgot, and nobody brought back."),
+    Fact("holds", "gauge", "Holds of calls in flight."),
+    Fact("outbox_entries", "gauge", "Movements not yet in PostgreSQL."),
+    Fact("outbox_oldest_seconds", "gauge", "Age of the oldest movement not yet in PostgreSQL."),
+    Fact("waiting_entries", "gauge", "Movements that wait behind stopped accounts, apart from the outbox."),
+    Fact("outbox_streams_broken", "gauge", "Partitions whose outbox cannot be read; the others go on."),
+    Fact("flush_rows", "counter", "Rows written by the flusher.", ("table",)),
+    Fact("flush_seconds", "histogram", "Time of one flush, from read to acknowledge."),
+    Fact("reclaimed_holds", "counter", "Holds ended by their deadline."),
+    Fact("drift_tokens", "gauge", "Sum of absolute differences in tokens at the last reconciliation."),
+    Fact("drift_credits", "gauge", "Sum of absolute differences in credits at the last reconciliation."),
+    Fact("quarantined_accounts", "gauge", "Accounts stopped until a person releases them."),
+    Fact("dead_letters", "gauge", "Entries of the outbox that could not be read or stored."),
+    Fact("redis_memory_used_bytes", "gauge", "Memory Redis uses."),
+    Fact("redis_memory_max_bytes", "gauge", "Memory Redis may use; 0 is no limit."),
+    Fact("certificate_expiry_timestamp_seconds", "gauge", "Until when a certificate is valid.", ("peer",)),
+    Fact("credential_expiry_timestamp_seconds", "gauge", "When the next credential ends.", ("kind",)),
+)
+
+# Facts about now, not sums since the start: they end with their worker.
+GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge")
