@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
-    "gateway/core": ("awake", "wait", "model", "blobs", "http_limits"),
+    "gateway/core": ("wait", "model", "blobs", "http_limits"),
     "gateway/core/accounts": ("limits",),
     "gateway/core/calls": ("call", "claim", "document", "estimate", "reading", "tariff", "trace"),
     "gateway/core/families": ("controlled",),

@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Generic, TypeVar
-
-from gateway.core.awake import LOOKS_MIN
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+LOOKS_MIN: Final = 4  # into how many looks a wait is cut at least
 
 
 class Wait(Generic[T]):
@@ -33,8 +32,9 @@ class Wait(Generic[T]):
     def set(self, value: T) -> None:
         """Deliver the value; a second delivery is ignored (a timeout may have won) but by who gave it up."""
         if self.done:
-            if self._late is not None:
-                self._tell(value)
+            late, self._late = self._late, None
+            if late is not None:
+                late(value)
             return
         self.done = True
         self._value = value
@@ -43,24 +43,14 @@ class Wait(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         """Deliver a failure; ignored once done, but by who gave it up."""
-        if self.done:
-            if self._late is not None:
-                self._tell(None)
-            return
-        self.done = True
-        self._error = error
-        if self._callback is not None:
-            self._callback()
+        if not self.done:
+            self._error = error
+        self.set(None)  # type: ignore[arg-type]  # no value, which whoever awaits it never sees
 
     def give_up(self, late: Callable[[T | None], None]) -> None:
         """Wait no more: `late` is told the value that comes all the same, or None once none will."""
         self.done = True
         self._callback, self._late = None, late
-
-    def _tell(self, value: T | None) -> None:
-        late, self._late = self._late, None
-        if late is not None:
-            late(value)
 
     def then(self, callback: Callable[[], None]) -> None:
         """Call back once done; at once if it is done already."""
@@ -100,7 +90,7 @@ class Within:
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
-        self._arm()
+        self._look()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -109,12 +99,35 @@ class Within:
             self._timer.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _arm(self) -> None:
-        self._timer = self._loop.call_later(self._part_s, self._look)
-
     def _look(self) -> None:
-        self._left -= 1
         if self._left:
-            self._arm()
+            self._left -= 1
+            self._timer = self._loop.call_later(self._part_s, self._look)
         else:
             self._timeout.reschedule(self._loop.time())
+
+
+class Awake:
+    """A clock that advances by at most `gap_s_max` between two looks at the loop.
+
+    While one thing keeps the loop busy, answers that came are not read: what stood still here is not blamed
+    on whoever is waited for. Whoever waits a while is judged after several looks, with what arrived read in
+    between.
+    """
+
+    __slots__ = ("_gap_s_max", "_looked_at", "_now")
+
+    def __init__(self, now: float, gap_s_max: float) -> None:
+        self._gap_s_max = gap_s_max
+        self._looked_at = now
+        self._now = now
+
+    def at(self, now: float) -> float:
+        """The time awake at a moment behind the last look."""
+        return self._now + min(now - self._looked_at, self._gap_s_max)
+
+    def look(self, now: float) -> float:
+        """The loop is here: the time awake as of now."""
+        self._now = self.at(now)
+        self._looked_at = now
+        return self._now

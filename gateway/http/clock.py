@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from gateway.core.awake import Awake
+from gateway.core.wait import Awake
 
 NEVER = float("inf")
 # What passes between two ticks at most: longer than a pooled connection is taken for open unlooked at.

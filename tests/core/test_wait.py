@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from gateway.core.awake import LOOKS_MIN
-from gateway.core.wait import Within
+from gateway.core.wait import LOOKS_MIN, Awake, Within
 
 
 async def test_a_stall_is_a_part_of_a_wait() -> None:
@@ -26,3 +25,18 @@ async def test_what_does_not_come_is_given_up() -> None:
     with pytest.raises(TimeoutError):
         async with Within(0.01):
             await asyncio.get_running_loop().create_future()
+
+
+def test_time_passes_as_it_does_where_the_loop_looks_often() -> None:
+    awake = Awake(100.0, 1.0)
+    for now in (100.5, 101.5, 101.75):
+        assert awake.look(now) == now
+        assert awake.at(now + 0.25) == now + 0.25
+
+
+def test_a_stall_counts_as_one_gap() -> None:
+    awake = Awake(100.0, 1.0)
+    assert awake.at(500.0) == 101.0
+    assert awake.look(500.0) == 101.0
+    assert awake.look(500.5) == 101.5
+    assert awake.at(900.0) == 102.5

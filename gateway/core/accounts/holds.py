@@ -42,7 +42,6 @@ class ExpiredHold:
     observed: int
     credits: int
     units: int
-    created_ms: int
     held: int = 0
     lease: bool = False
     held_credits: int = 0

@@ -122,21 +122,6 @@ class Bill:
     lines: tuple[Line, ...]
     basis: tuple[Basis, ...]
 
-    @property
-    def subtotal(self) -> Decimal:
-        """The sum of the lines before tax."""
-        return sum((line.amount for line in self.lines if line.kind != "tax"), Decimal(0))
-
-    @property
-    def tax(self) -> Decimal:
-        """The sum of the tax lines."""
-        return sum((line.amount for line in self.lines if line.kind == "tax"), Decimal(0))
-
-    @property
-    def total(self) -> Decimal:
-        """What is to be paid."""
-        return sum((line.amount for line in self.lines), Decimal(0))
-
 
 def bill(facts: Facts) -> Bill:
     """Make an invoice's lines: subscription, overage, credits bought and used, units by tier, tax."""

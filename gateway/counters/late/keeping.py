@@ -145,7 +145,6 @@ class Keeping:
             state.observed,
             credits_,
             state.units,
-            state.created,
             state.tokens,
             bool(state.flags & states.HOLD_LEASE),
             held,

@@ -19,9 +19,8 @@ from typing import cast
 
 import hiredis
 
-from gateway.core.awake import LOOKS_MIN, Awake
 from gateway.core.certificate import end_of
-from gateway.core.wait import Wait, Within, in_task
+from gateway.core.wait import LOOKS_MIN, Awake, Wait, Within, in_task
 from gateway.counters.redis.address import Address, why_not
 from gateway.counters.redis.greeting import Ask, Server, greet
 from gateway.counters.redis.scripts import library

@@ -22,7 +22,7 @@ from tests.persistence.scenario import broken
 
 
 def expired(request_id: str) -> ExpiredHold:
-    return ExpiredHold(request_id, Caller(1, 7, 3, 0), "", CHAT, 5, 0, 1, 0)
+    return ExpiredHold(request_id, Caller(1, 7, 3, 0), "", CHAT, 5, 0, 1)
 
 
 @dataclass
@@ -226,7 +226,7 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
     ],
 )
 def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charged) -> None:
-    hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, 0, held=50)
+    hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, held=50)
     assert hold.charge(policy) == charged
 
 

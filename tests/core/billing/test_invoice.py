@@ -21,6 +21,12 @@ def amounts(made: Bill) -> list[str]:
     return [str(line.amount) for line in made.lines]
 
 
+def totals(made: Bill) -> tuple[Decimal, Decimal]:
+    """What the lines come to before tax, and the tax."""
+    tax = sum((line.amount for line in made.lines if line.kind == "tax"), Decimal(0))
+    return sum((line.amount for line in made.lines), Decimal(0)) - tax, tax
+
+
 def use(units: int, billed: int = 0) -> Use:
     """So many units of April, some of them billed before."""
     return Use(3, "rerank", APRIL, billed, tuple(spread(TIERS, billed, units - billed)))
@@ -52,7 +58,7 @@ def test_the_worked_example() -> None:
         "tax",
     ]  # fmt: skip
     assert [line.quantity for line in made.lines] == [15, 15, 2_345_678, 8_000, 9_500, 10_000, 31_250, 1]
-    assert (made.subtotal, made.tax, made.total) == (Decimal("186.04"), Decimal("37.21"), Decimal("223.25"))
+    assert totals(made) == (Decimal("186.04"), Decimal("37.21"))
     assert [line.description for line in made.lines] == [
         "Starter, 1 to 15 April 2026 (15 of 30 days)",
         "Pro, 16 to 30 April 2026 (15 of 30 days)",
@@ -144,9 +150,9 @@ def test_totals_are_sums_of_rounded_lines(
             ],
         )
     )  # fmt: skip
-    assert made.total == made.subtotal + made.tax
     assert all(line.amount == rounded(line.amount, currency) for line in made.lines)
-    assert made.tax == (rounded(made.subtotal * rate, currency) if rate else 0)
+    subtotal, tax = totals(made)
+    assert tax == (rounded(subtotal * rate, currency) if rate else 0)
 
 
 @given(

@@ -14,8 +14,7 @@ import pytest
 import redis
 import trustme
 
-from gateway.core.awake import LOOKS_MIN
-from gateway.core.wait import Wait, in_task
+from gateway.core.wait import LOOKS_MIN, Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import PENDING_MAX, SWEEP_S, Reply, Wire, encode, encode_script
