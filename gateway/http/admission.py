@@ -34,10 +34,9 @@ _READER = ThreadPoolExecutor(1, "bodies")
 _UNREAD = Call("none", GENERIC, b"")
 
 
-def by_head(exchange: Exchange, worker: Worker, caller: Caller) -> Charge:
+def by_head(exchange: Exchange, caller: Caller) -> Charge:
     """A claim on one request and one slot of every scope, and nothing else."""
-    charge = exchange.charge = Charge(exchange, worker, caller, NO_SERVICE, _UNREAD)
-    return charge
+    return Charge(exchange, caller, NO_SERVICE, _UNREAD)
 
 
 def shed(worker: Worker, caller: Caller) -> None:
@@ -54,7 +53,7 @@ async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+def read(exchange: Exchange, body: bytes) -> Call | Refusal:
     """What is asked for, or why that cannot be known: 413 or 400."""
     routed = exchange.routed
     refusal = exchange.body_failure or routed.field_refusal
@@ -62,7 +61,7 @@ def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
         return refusal
     assert routed.route is not None
     try:
-        call = read_call(routed.route, routed.params, body, worker.bounds)
+        call = read_call(routed.route, routed.params, body, exchange.worker.bounds)
         owned = routed.owned
         if owned is not None:
             if owned.bare and (exchange.body_length or routed.chunked):
@@ -73,30 +72,23 @@ def read(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
         return unreadable
 
 
-async def read_beside(exchange: Exchange, worker: Worker, body: bytes) -> Call | Refusal:
+async def read_beside(exchange: Exchange, body: bytes) -> Call | Refusal:
     """The same in a thread: a large body must not hold up the loop."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_READER, read, exchange, worker, body)
+    return await loop.run_in_executor(_READER, read, exchange, body)
 
 
 def claimed(
-    exchange: Exchange, worker: Worker, caller: Caller, found: Call | Refusal, held: Charge | None
+    exchange: Exchange, caller: Caller, found: Call | Refusal, held: Charge | None
 ) -> Charge | Refusal:
     """A claim on all the call asks for, which raises what is held already; or why it may not be made."""
     try:
         call = _allowed(caller, found, exchange.routed)
-        service = _service(exchange, worker, caller)
+        service = _service(exchange, caller)
         check_priced(service, call.model, call.models_beside)
     except Refusal as refusal:
         return refusal
-    return Charge(exchange, worker, caller, service, call, held)
-
-
-async def turn_down(charge: Charge, refusal: Refusal) -> None:
-    """Refuse a call by what it asks for, once its head is admitted."""
-    if not charge.due:
-        await charge.reserve()
-    raise refusal
+    return Charge(exchange, caller, service, call, held)
 
 
 def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
@@ -116,9 +108,9 @@ def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
     return found
 
 
-def _service(exchange: Exchange, worker: Worker, caller: Caller) -> Service:
+def _service(exchange: Exchange, caller: Caller) -> Service:
     """The service at its price for this caller, which nothing changes any more for this call."""
-    routed = exchange.routed
+    routed, worker = exchange.routed, exchange.worker
     if not routed.metered:
         return NO_SERVICE
     service = worker.ports.directory.resolve(caller, routed.service_key)

@@ -1,7 +1,7 @@
 """The hold of one call and what becomes of it: charged once, or released.
 
 Everything a settlement says is put together here. Whoever holds a `Charge` ends it with
-exactly one `settle` or `release`; neither is ever interrupted, both are bounded in time.
+exactly one `settle`; neither that nor `reserve` is ever interrupted, both are bounded in time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
 from gateway.http.protocol.remembered import Remembered
 from gateway.http.server.exchange import Exchange
-from gateway.http.worker import Worker
 
 QUOTED_BYTES_MAX = 256 * 1024
 QUOTED_NAME_BYTES_MAX = 128
@@ -65,17 +64,16 @@ class Charge:
     decision: Decision
     _rate: TokenRate | None
 
-    def __init__(  # noqa: PLR0917  # what a call is, part by part
+    def __init__(
         self,
         exchange: Exchange,
-        worker: Worker,
         caller: Caller,
         service: Service,
         call: Call,
         raises: Charge | None = None,
     ) -> None:
         self._exchange = exchange
-        self._worker = worker
+        self._worker = exchange.worker
         self._caller = caller
         self._service = service
         self.call = call
@@ -113,6 +111,7 @@ class Charge:
         if decision.verdict is not _ADMITTED:
             raise from_decision(decision)
         self.decision, self._rate, self.due = decision, rate, True
+        exchange.charge = self
         if self._raises is not None:
             self._raises.over()
             self._raises = None
@@ -150,13 +149,6 @@ class Charge:
         if used:
             self._count(usage, settlement.credits, complete)
         return True
-
-    async def release(self) -> None:
-        """Give back whatever is held: nothing came of the call."""
-        if self.due:
-            await self.settle(0, False)
-        elif self._raises is not None and self._raises.due:
-            await self._raises.settle(0, False)
 
     def over(self) -> None:
         """Nothing is held any more, or another holds it."""

@@ -24,10 +24,6 @@ from gateway.http.upstream.connection import Link
 from gateway.http.worker import Worker
 
 
-class AnswerCut(Exception):
-    """The answer cannot be completed and its beginning is sent: the connection must break."""
-
-
 class Drain:
     """How far the answer of a client that left is read on: to its end, within bytes and tokens.
 
@@ -97,14 +93,14 @@ class Outlet:
 
 
 async def relay_body(  # noqa: PLR0917  # everything an answer passes through
-    exchange: Exchange, worker: Worker, caller: Caller, link: Link, call: Call, charge: Charge,
-    meter: AnswerMeter, outlet: Outlet,
-) -> bytes:  # fmt: skip
+    exchange: Exchange, caller: Caller, link: Link, charge: Charge, meter: AnswerMeter, outlet: Outlet
+) -> bytes:
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
 
     A stream that has used up its hold has it extended; where nothing is left and the plan says
     so, the stream is ended here and the rest of the upstream's is not read.
     """
+    worker, call = exchange.worker, charge.call
     limits = worker.limits
     held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max

@@ -9,7 +9,6 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from gateway.core.accounts.limits import limit_lines
-from gateway.core.failures import Failures
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision
@@ -73,8 +72,9 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     own_answer(exchange, rendered.status, fields, rendered.body)
 
 
-async def refuse_wrong(exchange: Exchange, failures: Failures, wrong: InvalidApiKey) -> None:
+async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     """Refuse a wrong credential, later where its sender has sent many."""
+    failures = exchange.worker.ports.failures
     delay_s = failures.count(exchange.connection.address, wrong.failure)
     if not delay_s:
         refuse(exchange, wrong)

@@ -115,7 +115,7 @@ class HeadRouter:
         try:
             read = read_request_head(head, self._limits)
         except (MalformedRequest, Refusal) as refusal:
-            return RoutedHead(family_of_head(head), refusal=_bare(refusal), fatal=True)
+            return RoutedHead(family_of_head(head), refusal=bare(refusal), fatal=True)
         routed = self._routed(read)
         routed.source = head if routed.bound else b""
         if (
@@ -184,7 +184,7 @@ class HeadRouter:
         try:
             routed.digest = credential_digest(head, self._pepper)
         except Refusal as refusal:
-            routed.identity_refusal = _bare(refusal)
+            routed.identity_refusal = bare(refusal)
         try:
             routed.owned = owned_by(head, route)
             routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
@@ -194,7 +194,7 @@ class HeadRouter:
             if routed.buffered:
                 check_content_type(head)
         except Refusal as refusal:
-            routed.field_refusal = _bare(refusal)
+            routed.field_refusal = bare(refusal)
         if upstream in self._targets:
             routed.opening = self._opening(head, self._targets[upstream], path, route)
             if routed.buffered and head.all(b"accept-encoding"):
@@ -259,9 +259,3 @@ def family_of_head(head: bytes) -> Family:
     """The family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
-
-
-def _bare(refusal: Refusal) -> Refusal:
-    """The refusal as it is kept: it may be raised again."""
-    bare(refusal)
-    return refusal

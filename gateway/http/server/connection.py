@@ -122,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._kept.keep_untaken(None, 0)
         self._host.closed(self)
         if self.exchange is not None:
-            self.exchange.client_gone(self._host.clock, self._limits)
+            self.exchange.client_gone()
         write_wait, self._write_wait = self._write_wait, None
         if write_wait is not None:
             write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on

@@ -5,18 +5,19 @@ An exchange outlives its client where the route says that what was begun is drai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from gateway.core.calls.trace import Trace
-from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
-from gateway.http.clock import NEVER, Clock
+from gateway.http.clock import NEVER
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.request_driver import RequestDriver
 from gateway.http.upstream.connection import Link
+from gateway.http.upstream.pool import Upstream
+from gateway.http.worker import Worker
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -89,12 +90,16 @@ class Hold(Protocol):
     def keep_alive(self) -> None:
         """The call lives long: have its hold renewed until it settles."""
 
+    def settle(self, status: int, complete: bool, abandoned: bool) -> Awaitable[bool]:
+        """Replace the hold by what was used; whether that is acknowledged."""
+
 
 class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
-    `caller` is set once it is known, `charge` by admission. `forwarded` says that an upstream heard
+    `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
+    admission, `upstream` and `link` while a connection is its own. `forwarded` says that an upstream heard
     of the request, `opened` that a head was sent, `broken` that what was begun cannot be completed.
     `trace` is there where requests are traced.
     """
@@ -114,6 +119,7 @@ class Exchange(RequestDriver):
         "gone",
         "invited",
         "keep_alive",
+        "link",
         "opened",
         "reason",
         "request_id",
@@ -122,14 +128,17 @@ class Exchange(RequestDriver):
         "status",
         "trace",
         "until_close",
+        "upstream",
+        "worker",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
         self,
         connection: Client,
         routed: RoutedHead,
         request_id: str,
         started: float,
+        worker: Worker,
         on_end: Callable[[Exchange, BaseException | None], None],
     ) -> None:
         super().__init__()
@@ -137,6 +146,7 @@ class Exchange(RequestDriver):
         self.routed = routed
         self.request_id = request_id
         self.started = started
+        self.worker = worker
         self._on_end = on_end
         self.began_upstream = self.ended_upstream = 0.0
         self.deadline = NEVER
@@ -148,6 +158,8 @@ class Exchange(RequestDriver):
         self.body_failure: Refusal | None = None
         self.caller: Caller | None = None
         self.charge: Hold | None = None
+        self.upstream: Upstream | None = None
+        self.link: Link | None = None
         self.trace: Trace | None = None
 
     def ended(self, error: BaseException | None) -> None:
@@ -179,6 +191,15 @@ class Exchange(RequestDriver):
             self.invited = True
             self.connection.transport.write(CONTINUE)
 
+    # the upstream
+
+    def leave_upstream(self) -> None:
+        """The upstream's part is over: give its connection back."""
+        upstream, link, caller = self.upstream, self.link, self.caller
+        self.upstream = self.link = None
+        if upstream is not None and caller is not None:
+            upstream.release(caller.organization_id, link)
+
     # the answer
 
     def decide_keep_alive(self) -> bool:
@@ -203,7 +224,7 @@ class Exchange(RequestDriver):
         if self.began_upstream:
             self.interrupt(refusal)
 
-    def client_gone(self, clock: Clock, limits: HttpLimits) -> None:
+    def client_gone(self) -> None:
         """The client is gone: drain what an upstream works on and is charged, and end the rest.
 
         What it left in the middle of its request can come to nothing; a route may say abort.
@@ -215,7 +236,7 @@ class Exchange(RequestDriver):
         due = charge is not None and charge.due and charge.charges
         drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
         if drains and self.connection.body_complete:
-            self.deadline = clock.now + limits.drain_s
+            self.deadline = self.worker.clock.now + self.worker.limits.drain_s
         else:
             self.interrupt(ClientGone())
 

@@ -1,5 +1,8 @@
 """The driver of one request's coroutine: it resumes it when what it waits for arrives.
 
+One that ends by an error is followed by another, told of that error: nothing is awaited while an
+error is on its way, which compiled coroutines cannot do.
+
 There is no task and no event loop involved in a step: whoever sets a `Wait` runs the handler on,
 up to its next `Wait`. A rare path may await an asyncio future too.
 """
@@ -7,13 +10,16 @@ up to its next `Wait`. A rare path may await an asyncio future too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from gateway.core.wait import Wait
 
+_E = TypeVar("_E", bound=BaseException)
+_Handling = Coroutine[Any, None, None]
 
-def bare(error: BaseException) -> BaseException:
+
+def bare(error: _E) -> _E:
     """The error without the frames it came through, and those it came from without theirs.
 
     A frame that keeps its error is kept by it, with all that was read, until the collector comes.
@@ -26,32 +32,28 @@ def bare(error: BaseException) -> BaseException:
 
 
 class RequestDriver:
-    """Run a coroutine that awaits `Wait`s; `ended` is called once, with the error or None.
+    """Run a coroutine that awaits `Wait`s; `ended` is called once, with the last error or None.
 
     `interrupt` throws into the coroutine where it waits, unless it is `shielded`: what is
     being charged is never interrupted, it only waits for a bounded time (`expire_wait`).
     """
 
-    __slots__ = ("_coroutine", "_future", "_pending", "_running", "_wait", "over", "shielded")
+    __slots__ = ("_coroutine", "_future", "_given_up", "_pending", "_running", "_wait", "over", "shielded")
 
-    _coroutine: Coroutine[Any, None, None]
-
-    _wait: Wait[Any] | None
-    _future: asyncio.Future[Any] | None
-    _pending: BaseException | None
-    _running: bool
-    over: bool
-    shielded: bool
+    _coroutine: _Handling
+    _given_up: Callable[[Any, BaseException], _Handling] | None
 
     def __init__(self) -> None:
         self.shielded = self.over = self._running = False
-        self._wait = None
-        self._future = None
-        self._pending = None
+        self._wait: Wait[Any] | None = None
+        self._future: asyncio.Future[Any] | None = None
+        self._pending: BaseException | None = None
 
-    def tell(self, coroutine: Coroutine[Any, None, None]) -> None:
-        """Begin, and run up to the first wait."""
-        self._coroutine = coroutine
+    def tell(
+        self, coroutine: _Handling, given_up: Callable[[Any, BaseException], _Handling] | None = None
+    ) -> None:
+        """Begin, and run up to the first wait; `given_up` handles what an error of the first one leaves."""
+        self._coroutine, self._given_up = coroutine, given_up
         self._step(None)
 
     def interrupt(self, error: BaseException) -> None:
@@ -82,7 +84,7 @@ class RequestDriver:
             awaited = self._coroutine.send(None)
         except StopIteration:
             self._end(None)
-        except Exception as failure:  # noqa: BLE001  # whatever it is, its client is told
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # its client is told of any
             self._end(failure)
         else:
             if self._pending is None and type(awaited) is Wait:
@@ -103,7 +105,7 @@ class RequestDriver:
             awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
             self._end(None)
-        except Exception as failure:  # noqa: BLE001  # whatever it is, its client is told
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # its client is told of any
             self._end(failure)
         else:
             self._wait_for(awaited)
@@ -123,6 +125,11 @@ class RequestDriver:
             awaited.add_done_callback(self._resume_after)
 
     def _end(self, error: BaseException | None) -> None:
+        given_up = self._given_up
+        if error is not None and given_up is not None:
+            self._coroutine, self._given_up = given_up(self, error), None
+            self._step(None)
+            return
         self._running = False
         self.over = True
         self.ended(error)

@@ -16,7 +16,7 @@ from gateway.http.clock import Clock
 from gateway.http.faults import FaultLog
 from gateway.http.ports import Ports
 from gateway.http.protocol.request_ids import RequestIds
-from gateway.http.proxy import proxy
+from gateway.http.proxy import given_up, proxy
 from gateway.http.reply import refuse
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
@@ -229,11 +229,13 @@ class DataPlane:
 
     def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
-        return Exchange(connection, routed, self._ids.next(), self._ports.seconds(), self._ended)
+        return Exchange(
+            connection, routed, self._ids.next(), self._ports.seconds(), self._worker, self._ended
+        )
 
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
-        exchange.tell(proxy(exchange, self._worker))
+        exchange.tell(proxy(exchange), given_up)
 
     def _protocol(self) -> ClientConnection:
         return ClientConnection(self)

@@ -38,3 +38,46 @@ async def test_a_wait_that_was_given_up_resumes_nobody_who_awaits_a_future_since
     future.set_result("told")
     await asyncio.sleep(0)
     assert (heard, driver.ends) == (["given up", "told"], [None])
+
+
+async def test_an_error_is_handled_by_the_coroutine_behind_it_which_may_wait() -> None:
+    failed, released = ValueError("lost"), Wait[None]()
+    heard: list[BaseException] = []
+
+    async def failing() -> None:
+        raise failed
+
+    async def given_up(_: Told, error: BaseException) -> None:
+        heard.append(error)
+        await released
+
+    driver = Told()
+    driver.tell(failing(), given_up)
+    assert (heard, driver.over, driver.ends) == ([failed], False, [])
+    released.set(None)
+    assert (heard, driver.over, driver.ends) == ([failed], True, [None])
+
+
+async def test_an_error_of_whoever_handles_one_is_the_last() -> None:
+    async def failing() -> None:
+        raise ValueError
+
+    async def given_up(_: Told, error: BaseException) -> None:
+        raise KeyError from error
+
+    driver = Told()
+    driver.tell(failing(), given_up)
+    assert [type(end) for end in driver.ends] == [KeyError]
+
+
+async def test_a_future_that_was_cancelled_ends_its_handler() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def waiting() -> None:
+        await future
+
+    driver = Told()
+    driver.tell(waiting())
+    future.cancel()
+    await asyncio.sleep(0)
+    assert [type(end) for end in driver.ends] == [asyncio.CancelledError]
