@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import psutil
@@ -32,14 +33,14 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
     """Stop what is still running of an earlier `up`, gateways and keeper before the databases."""
     processes = data.read("processes.json")
     ours = [found for note in processes.get("programs", []) if (found := _same(note))]
-    _stop(ours, say, interrupt=False)
+    _stop(ours, say)
     valkey = _named(data.redis / "valkey.pid")
     if valkey is not None and _works_on(valkey, "valkey-server", data.redis):
-        _stop([valkey], say, interrupt=False)
+        _stop([valkey], say)
     lock = data.postgres / "postmaster.pid"
     postmaster = _named(lock)
     if postmaster is not None and _works_on(postmaster, "postgres", data.postgres):
-        _stop([postmaster], say, interrupt=True)
+        _stop([postmaster], say, SIGINT)
     elif postmaster is not None and _works_on(postmaster, "", data.postgres) is False:
         # Somebody else has the process id by now, and PostgreSQL would take him for one of its own.
         with contextlib.suppress(OSError):
@@ -81,14 +82,11 @@ def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | Non
         return None
 
 
-def _stop(processes: list[psutil.Process], say: Callable[[str], None], *, interrupt: bool) -> None:
+def _stop(processes: list[psutil.Process], say: Callable[[str], None], how: int = SIGTERM) -> None:
     for process in processes:
         say(f"stopping process {process.pid}, left over from a start that was killed")
         with contextlib.suppress(psutil.Error):
-            if interrupt:
-                process.send_signal(2)
-            else:
-                process.terminate()
+            process.send_signal(how)
     _, alive = psutil.wait_procs(processes, timeout=STOP_MAX_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):

@@ -138,16 +138,10 @@ def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
 
 
 def _output_max(body: dict[str, Any]) -> int | None:
-    generation = body.get("generationConfig") or {}
-    for source, name in (
-        (body, "max_completion_tokens"),
-        (body, "max_output_tokens"),
-        (body, "max_tokens"),
-        (generation, "maxOutputTokens"),
-    ):
-        if isinstance(source, dict) and isinstance(source.get(name), int) and source[name] > 0:
-            return int(source[name])
-    return None
+    generation = body.get("generationConfig")
+    stated = [body.get(name) for name in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
+    stated += [generation.get("maxOutputTokens")] if isinstance(generation, dict) else []
+    return next((int(each) for each in stated if isinstance(each, int) and each > 0), None)
 
 
 def _last_text(value: Any) -> str:
