@@ -151,7 +151,7 @@ def begun_plainly(text: str) -> str:
             continue
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
         if any(one.value is not None and isinstance(one.value, ast.Call) for one in fields):
-            continue  # made anew each time
+            continue  # made again each time
         stated = [ast.unparse(one) for one in fields]
         names = [ast.unparse(one.target) for one in fields]
         lines[fields[-1].end_lineno : fields[-1].end_lineno] = [

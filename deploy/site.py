@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What MkDocs needs beside `docs/`: pages that stand elsewhere in the repository, and links between all.
+"""What MkDocs needs besides `docs/`: pages that are elsewhere in the repository, and links between all.
 
 A link is written so that it works where the file stands, in a checkout; here it is turned to the
 page it became. A link to a file that is no page keeps its words and loses its address.

@@ -1,11 +1,11 @@
 -- extend: keep many live calls of one partition: renew deadlines, note what was observed,
--- and take more where a stream outgrew its hold.
+-- and take more where a stream used up its hold.
 -- needs: state batch event cycle append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization (t and o may come again)
 -- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, tokens wanted,
 --   credits observed (-1) and credits wanted (0) where tokens do not set the price, request id (36)
--- A hold is raised until it covers what is wanted, as far as the accounts have it free.
+-- A hold is topped up until it covers what is wanted, as far as the accounts have it free.
 -- Returns one packed string: now, then per call its hold in tokens (-1: gone), in credits, exhausted
 --   (0 no, 1 yes: the plan lets the call finish, 2 yes: the plan cuts it);
 --   only 0 where the partition is unverified

@@ -1,4 +1,4 @@
--- park: move entries that wait behind a stopped account out of the outbox, into the stream of their organization.
+-- park: move entries that wait behind an account in quarantine out of the outbox, into the stream of their organization.
 -- needs: state batch
 -- allows: oom (what is written was there before)
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] w how much waits, by organization (hash)  KEYS[4] w:<organization> (stream)

@@ -15,7 +15,7 @@
 -- Returns packed: 1 done, now, seq, remaining (-1 unlimited), credits charged, epoch, how far seq moved, credit seq,
 --     spend seq (0: not moved)
 --   | 0 unverified | -1 reclaimed before or -2 unknown, now, epoch
---   -2 too where the hold of a call known by its head alone (service 0) is to be given back and was raised meanwhile.
+--   -2 too where a hold of a call's head (service 0) is to be given back and was topped up meanwhile.
 --   -1 and -2 append the call to the late queue, where the keeper looks it up; recover always does.
 --   1 too where the late queue's entry is gone, or its request was dealt with and is not in PostgreSQL yet
 -- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry

@@ -1,4 +1,4 @@
--- throttle: take one of a bucket that stands apart from every account, or tell how long it has none left.
+-- throttle: take one of a bucket that belongs to no account, or tell how long it has none left.
 -- needs: state batch
 -- allows: oom (one short string a key, gone within a minute)
 -- KEYS[1] q string: the ms at which the bucket has drained; gone by then (PX), written here alone

@@ -27,7 +27,7 @@ async def answered(
     silent_s_max: float = SILENT_S_MAX,
     probe_s_max: float = PROBE_S_MAX,
 ) -> T:
-    """What the work answers, however long it takes, as long as PostgreSQL answers beside it.
+    """What the work answers, however long it takes, as long as PostgreSQL answers others meanwhile.
 
     `StoreUnavailable` where it does not; a write may have been done all the same.
     """

@@ -1,4 +1,4 @@
-"""The verbs create, change and delete for rows that only have to be kept and defined anew; and revoke."""
+"""The verbs create, change and delete for rows that only have to be kept and defined again; and revoke."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Change:
         return [UUID(str(row["id"])) for row in rows]
 
     def define(self, account: str, organization_id: object) -> None:
-        """Have an account of an organization loaded anew."""
+        """Have an account of an organization loaded again."""
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
 
     def hold_flushes(self, partition: object) -> None:

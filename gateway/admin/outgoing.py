@@ -1,6 +1,6 @@
 """Calls the product makes on somebody's behalf: to public addresses only, once, bounded.
 
-A name is resolved here and the connection made to the very address that was judged, so that a
+A name is resolved here and the connection made to the very address that was checked, so that a
 name which changes its mind between the two reaches nothing private. Redirects are not followed.
 """
 

@@ -1,7 +1,7 @@
 """Which addresses the product may call on somebody's behalf: public ones, unless private ones are allowed.
 
-Pure. A name is judged when it is resolved, by the addresses it stands for; what is written as an
-address is judged here and then. Other spellings of an address (`127.1`, `0x7f.1`, `2130706433`) are
+Pure. A name is checked when it is resolved, by the addresses it stands for; what is written as an
+address is checked here and then. Other spellings of an address (`127.1`, `0x7f.1`, `2130706433`) are
 neither: programs differ in what they read there. Sources: IANA's special-purpose address registries;
 RFC 6052 and 3056 for IPv4 addresses carried in IPv6 ones.
 """

@@ -200,9 +200,9 @@ class HoldRequest:
     `need` is the estimate in tokens, `ceiling` what the call could use at most. Under a strict plan the
     ceiling is held, and of `credits` all: cut to what is free, but never below `least` and `credits_least`,
     where the call states no maximum; both are 0 where it does, or cannot be bound.
-    With `raises` the same request holds something already, taken by its head alone (all of it 0, best by
+    With `raises` the same request holds something already, taken before its body (all of it 0, best by
     NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
-    that hold is gone, all is taken anew.
+    that hold is gone, all is taken again.
     """
 
     caller: Caller

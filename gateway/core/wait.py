@@ -111,7 +111,7 @@ class Awake:
     """A clock that advances by at most `gap_s_max` between two looks at the loop.
 
     While one thing keeps the loop busy, answers that came are not read: what stood still here is not blamed
-    on whoever is waited for. Whoever waits a while is judged after several looks, with what arrived read in
+    on whoever is waited for. Whoever waits a while is given up after several looks, with what arrived read in
     between.
     """
 

@@ -2,7 +2,7 @@
 
 The data carries the name of its history (`tk:history`): a generation, and a nonce. Whoever notices that the
 data is not a continuation of what it knew begins the next generation; markers are of another history then, so
-nobody is served before a keeper has verified anew. It is noticed by what the data itself says:
+nobody is served before a keeper has verified again. It is noticed by what the data itself says:
 
 - the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
   FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;

@@ -1,4 +1,4 @@
-"""What a call asks for, and whether it may: read from its body, judged for its caller.
+"""What a call asks for, and whether it may: read from its body, checked for its caller.
 
 Whatever refuses a call by its body waits until its head was admitted: who is blocked or over a
 limit of requests is told of that first, and a refused request is one of its sender's all the same.
@@ -28,9 +28,9 @@ from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
 from gateway.http.worker import Worker
 
-# A large body is read beside the loop, one at a time: all of its memory is bounded where it is read in.
+# A large body is read in a thread, one at a time: all of its memory is bounded where it is read in.
 _READER = ThreadPoolExecutor(1, "bodies")
-# What is known of a call by its head alone.
+# What is known of a call before its body.
 _UNREAD = Call("none", GENERIC, b"")
 
 

@@ -2,7 +2,7 @@
 
 A timer for each request would cost more than the request. Whoever has deadlines registers a
 check; all checks run every `tick_s`. Time in which the loop stood still does not pass: what others
-sent meanwhile is read before they are judged.
+sent meanwhile is read before they are checked.
 """
 
 from __future__ import annotations

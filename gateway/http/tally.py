@@ -79,7 +79,7 @@ class Histogram:
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
-    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) begin anew
+    `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) begin again
     whenever they are taken.
     """
 

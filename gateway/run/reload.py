@@ -1,4 +1,4 @@
-"""Settings read anew while gateways run: what may change does, all of it or nothing."""
+"""Settings read again while gateways run: what may change does, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.core.http_limits import SETTABLE
 from gateway.settings.settings import PREFIX, Settings
 
-# Routes and upstreams, and what the data plane asks anew for each connection or call.
+# Routes and upstreams, and what the data plane asks again for each connection or call.
 RENEWABLE = frozenset({
     "routes", "upstreams", "services", "log_level", "usage_tokens_max", *SETTABLE
 })  # fmt: skip

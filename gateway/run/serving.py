@@ -1,7 +1,7 @@
 """`tollkeeper serve`: gateway workers on one port, watched, and their operations port.
 
 It stands beside a service all day, so it is started without what only people at a terminal need: those
-libraries would be a third of its memory. SIGHUP has the settings read anew, unless a person started it in
+libraries would be a third of its memory. SIGHUP has the settings read again, unless a person started it in
 a terminal: then it means that the terminal is gone.
 """
 
@@ -118,7 +118,7 @@ async def _operations(settings: Settings, port: int) -> asyncio.Server:
 async def _renewing(
     now: Renewal, renew: asyncio.Event, children: list[Child], port: int, voice: Voice
 ) -> None:
-    """Hand settings that were read anew to the workers; with anything wrong in them the old ones stay."""
+    """Hand settings that were read again to the workers; with anything wrong in them the old ones stay."""
     while True:
         await renew.wait()
         renew.clear()

@@ -140,7 +140,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
         raise SettingError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
     document = parsed(text, str(path))
     if document is None:
-        # As it is for a moment while an editor writes it anew: every built-in route would be open.
+        # As it is for a moment while an editor writes it again: every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
     document = substituted(document, environ, str(path))
     try:

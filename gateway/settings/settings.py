@@ -34,7 +34,7 @@ from gateway.settings.urls import SCHEMES, fault, wanted, without_password
 
 PREFIX = "TOLLKEEPER_"
 CONFIG_NAME = f"{PREFIX}CONFIG"
-# Said in the environment beside the settings: where the file is, and where commands find the Admin API.
+# In the environment besides the settings: where the file is, and where commands find the Admin API.
 CLIENT_NAMES = frozenset({"admin_url", "config"})
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
@@ -106,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def owner_url(self) -> str:
-        """Who may change the schema: the owner where there is one beside the keeper's user."""
+        """Who may change the schema: the owner where there is one as well as the keeper's user."""
         return self.database_owner_url or self.database_url
 
     @property
@@ -247,7 +247,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _is_service_link(variable: str, text: str) -> bool:
-    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like beside a pod; those are nobody's settings."""
+    """Kubernetes puts `<SERVICE>_PORT=tcp://…` and the like into a pod; those are nobody's settings."""
     return bool(
         re.search(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)", variable)
         or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text))

@@ -34,7 +34,7 @@ local function activation_of(raw)
   return ACTIVATION.opened(#raw < ACTIVATION_BYTES and raw .. ZERO .. ZERO or raw)
 end
 
--- One-Time: the first call in holds the price, the others ride free while it is pending. Answers the price to hold, and
+-- One-Time: the first call in holds the price, the others are not charged while it is pending. Answers the price to hold, and
 -- the flags of the hold: ONE_TIME says that the call waits there. What has no price yet waits for nothing
 local function join(activation, price, flags, raised_hold)
   if raised_hold and has(raised_hold.flags, HOLD_ONE_TIME) then return 0, flags end

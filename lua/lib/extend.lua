@@ -1,6 +1,6 @@
 -- extend: what renewing one call does to its hold and accounts. Needs state.
 
--- raises a hold until it covers what is wanted, as far as tokens and credits are free; answers exhausted:
+-- tops up a hold until it covers what is wanted, as far as tokens and credits are free; answers exhausted:
 -- 0 no, 1 yes and the plan lets the call finish, 2 yes and the plan cuts it
 local function cover(hold, tenant, organization, tokens, credits)
   local short, more = false, tokens - hold.tokens

@@ -3,8 +3,8 @@ local HUGE = 9007199254740992
 local reserved_sizes = {0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
 local had_nothing = {}
 
--- the hold that is raised, opened, the tokens it took by scope, and whether it is another service's; nil and nothing where
--- it is gone, or none is to be raised: then all is taken anew
+-- the hold that is topped up, opened, the tokens it took by scope, and whether it is another service's; nil and nothing where
+-- it is gone, or none is to be topped up: then all is taken again
 local function raised(name, service_id)
   local packed = name and call('GET', name)
   local hold = packed and HOLD.opened(today(packed, name))
@@ -29,7 +29,7 @@ end
 
 -- takes from every scope or refuses; answers the heads, in place of the states, and the tokens taken by scope, then of the
 -- tightest bucket of requests and that of tokens: scope (0: none), limit, used; or nil, the refusal and its kind.
--- Of scopes that a hold which is raised has already, only the tokens are taken, in place of those it `had`
+-- Of scopes that a hold which is topped up has already, only the tokens are taken, in place of those it `had`
 local function take_all(states, now, need, had)
   local takes = {0, 0, 0, 0}
   local requests_left, requests_scope, requests_limit, requests_used = HUGE, 0, 0, 0

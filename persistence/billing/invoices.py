@@ -111,7 +111,7 @@ def create(change: Change) -> Row:
 
 
 def recompute(change: Change) -> Row:
-    """Make a draft's lines anew from the facts as they are now."""
+    """Make a draft's lines again from the facts as they are now."""
     row = _draft(change)
     if row["kind"] == "credit_note":
         raise Conflict("A credit note has the lines of the invoice it gives back.")

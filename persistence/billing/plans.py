@@ -1,4 +1,4 @@
-"""Token plans: a change is loaded anew for every tenant that follows the plan."""
+"""Token plans: a change is loaded again for every tenant that follows the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the plan loaded anew for its tenants; nobody else needs to know of it."""
+    """Have the plan loaded again for its tenants; nobody else needs to know of it."""
     tenants = change.connection.execute(
         live(tenant, tenant.c.id, tenant.c.organization_id)
         .where(plan_in_force == row["id"])

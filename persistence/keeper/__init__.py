@@ -1,1 +1,1 @@
-"""What the keeper's loops read and write beside the ledger."""
+"""What the keeper's loops read and write in addition to the ledger."""

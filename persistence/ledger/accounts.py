@@ -70,7 +70,7 @@ def contradictions(
         wanted = {one.place for _, one, _ in claims}
         found |= {one.place: content for _, one, content in _claims(fresh, part) if one.place in wanted}
         wrong = [claim for claim in claims if found.get(claim[1].place) != claim[2]]
-        # One stored otherwise may be a letter that was corrected: it is recognised by its own bytes.
+        # One stored otherwise may be a dead letter that was corrected: it is recognised by its own bytes.
         buried = _buried(connection, [placed for placed, _, _ in wrong])
         faults += [
             _conflict(placed, one, found.get(one.place), content)
@@ -92,7 +92,7 @@ def count_stored(connection: Connection[Any], placed: Placed) -> int:
 def neighbours(
     connection: Connection[Any], account: str, seq: int
 ) -> tuple[dict[int, Movement], dict[int, int]]:
-    """The movements stored at a place and beside it, and the drifts on file there, by seq."""
+    """The movements stored at a place and next to it, and the drifts stored there, by seq."""
     kind, _, number = account.partition(":")
     here = {"id": int(number), "from": seq - 1, "to": seq + 1, "account": account}
     rows = {

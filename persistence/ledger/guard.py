@@ -38,7 +38,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why an account is stopped from now on; `behind` names the account it waits for."""
+    """Why an account is in quarantine from now on; `behind` names the account it waits for."""
 
     kind: str
     account: str

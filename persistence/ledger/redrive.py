@@ -1,7 +1,7 @@
-"""A dead letter put back where it belongs: judged like any entry, stored by the same code, once.
+"""A dead letter put back where it belongs: checked like any entry, stored by the same code, once.
 
-It runs inside the transaction that resolves the letter, behind the flusher's lock of the
-partition, so either the row is there and the letter is closed, or neither.
+It runs inside the transaction that resolves the dead letter, under the flusher's lock of the
+partition, so either the row is there and the dead letter is closed, or neither.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
 def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callable[[int], int]) -> bool:
-    """Store what a letter says, as corrected; False where it was stored already.
+    """Store what a dead letter says, as corrected; False where it was stored already.
 
     `Conflict` where it does not fit its account any more, `Unprocessable` where it still cannot
     be a row. The flusher's lock of the partition must be held.
@@ -73,7 +73,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
 
 
 def corrected(letter: Row, sent: Row) -> Event:
-    """What a letter says with the corrections sent: a whole entry, or some of its fields."""
+    """What a dead letter says with the corrections sent: a whole entry, or some of its fields."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     if sent.get("raw") is not None:
@@ -102,7 +102,7 @@ def corrected(letter: Row, sent: Row) -> Event:
 
 
 def finish_control_write(connection: Connection, letter: Row) -> None:
-    """Let the control write a letter comes from be done: it is in force, and not to be applied again."""
+    """Let the control write a dead letter comes from be done: it is in force, and not to be applied again."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     try:

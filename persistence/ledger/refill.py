@@ -29,7 +29,7 @@ def misfit(
 ) -> str | None:
     """Say why a movement cannot take its place; None where it fits.
 
-    `rows` are those stored at the places around it, `drifts` the changes on file just behind a
+    `rows` are those stored at the places around it, `drifts` the changes stored just after a
     seq, `listed` whether this very entry is why its place is empty.
     """
     account, seq = movement.account, movement.seq

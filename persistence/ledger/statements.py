@@ -17,7 +17,7 @@ SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transactio
 HISTORIES = """
 SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
 
-# Under what entries are judged: a person who lets an account go on holds the lock of its partition.
+# Under what entries are checked: a person who lets an account go on holds the lock of its partition.
 JUDGED = """
 SELECT p, coalesce(s.epoch, 0), count(q.id) FILTER (WHERE q.released_at IS NULL),
        count(q.id) FILTER (WHERE q.released_at IS NOT NULL)
@@ -30,7 +30,7 @@ SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)
   FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE t.id = ANY(%s)"""
 ORGANIZATIONS = """
 SELECT id, credit_epoch, credit_last_seq, spend_epoch, spend_last_seq FROM organization WHERE id = ANY(%s)"""
-# Accounts whose contradictions a person accepted, and until which moment: what came later is judged anew.
+# Accounts whose contradictions a person accepted, and until which moment: what came later is checked again.
 ACCEPTED = """
 SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason) FROM quarantine
  WHERE resolution = 'accepted' AND kind IN ('conflict', 'unknown_account') AND partition = ANY(%s)
@@ -61,7 +61,7 @@ STORED_DEAD = """
 SELECT d.raw FROM unnest(%s::smallint[], %s::text[]) AS k (partition, entry_id)
   JOIN dead_letter AS d ON d.partition = k.partition AND d.entry_id = k.entry_id"""
 
-# What stands at a place of an account and beside it.
+# What stands at a place of an account and next to it.
 AROUND = {
     "tenant": """
 SELECT seq, epoch, CASE direction WHEN 'IN' THEN amount ELSE -amount END, total_remaining, created_at

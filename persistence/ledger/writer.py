@@ -2,7 +2,7 @@
 
 Entries become rows only where they continue their account exactly (see `guard`), so rows are
 copied straight into the ledgers: the primary key is a proof, not a filter, and a roll-up
-counts what was copied. What was read before its partition was verified anew is left alone: those
+counts what was copied. What was read before its partition was verified again is left alone: those
 entries may be of a history that Redis has forgotten. Nothing here knows how entries are deleted.
 """
 
@@ -64,7 +64,7 @@ class Writer:
         return await asyncio.to_thread(self._epochs_now)
 
     async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
-        """Under what entries of these partitions would be judged now."""
+        """Under what entries of these partitions would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
     def _epochs_now(self) -> dict[int, int]:
@@ -135,7 +135,7 @@ class Writer:
     ) -> tuple[Sorted, list[Fault]]:
         """Take the batch apart, again without what turns out to contradict what is stored.
 
-        Its account is stopped, or, where a person accepted it, it is set aside.
+        Its account is in quarantine, or, where a person accepted it, it is set aside.
         """
         faults = dict(refused.stops)
         quarantined = stops.stopped(connection, sorted(batch))
@@ -215,7 +215,7 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
 
 
 def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
-    """The partitions where what waits before this batch has to be judged first, since it may go on now."""
+    """The partitions where what waits before this batch has to be checked first, since it may go on now."""
     behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
     now = _judged(connection, behind) if behind else {}
     return frozenset(p for p, judged in behind.items() if now.get(p) != judged)

@@ -25,7 +25,7 @@ def acting(actor: Actor) -> int | ScalarSelect[int] | None:
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the user's limits loaded anew, in each tenant of the organization."""
+    """Have the user's limits loaded again, in each tenant of the organization."""
     if row["organization_id"] is None:
         return
     organization_id = id_in(row, "organization_id")

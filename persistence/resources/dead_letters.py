@@ -1,6 +1,6 @@
-"""Entries that could not become rows: listed, driven again, or resolved with a reason.
+"""Entries that could not become rows: listed, retried, or resolved with a reason.
 
-A letter keeps its raw bytes for ever. Resolving one leaves its place a listed gap, which is on
+A dead letter keeps its raw bytes for ever. Resolving one leaves its place a listed gap, which is on
 file with its reason; driving it again fills the place, once.
 """
 

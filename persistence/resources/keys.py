@@ -32,7 +32,7 @@ def delete(change: Change) -> Row:
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the key loaded anew."""
+    """Have the key loaded again."""
     change.define(f"key:{row['id']}", row["organization_id"])
 
 

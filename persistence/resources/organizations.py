@@ -12,7 +12,7 @@ from persistence.tables.people import app_user, organization, tenant
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the organization of a row loaded anew: its limits, credit limit, cap and prices."""
+    """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
 
 

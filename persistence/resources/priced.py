@@ -1,6 +1,6 @@
 """No price is stored that the business model of its service cannot use: a call could not be charged by it.
 
-Judged is what holds behind a change, in its own transaction: the service's price, and the prices of
+Checked is what holds behind a change, in its own transaction: the service's price, and the prices of
 organizations that follow the service or go another way.
 """
 

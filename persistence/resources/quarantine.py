@@ -1,7 +1,7 @@
 """Accounts whose events contradict what is stored: how they are stopped, and how a person lets them go on.
 
-Releasing alone has the same entries judged again. Accepting a gap lists the missing movements as
-lost, counted exactly, and puts the difference they made on file as a row; accepting a
+Releasing alone has the same entries checked again. Accepting a gap lists the missing movements as
+lost, counted exactly, and stores the difference they made as a row; accepting a
 contradiction sets the entries aside as dead letters. Nothing else ever skips one.
 """
 
@@ -64,7 +64,7 @@ class Quarantines:
             return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
 
     async def fell_back(self, partitions: Sequence[int]) -> None:
-        """Put on file that PostgreSQL is older than it was in these partitions."""
+        """Store that PostgreSQL is older than it was in these partitions."""
         rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
         noted = upsert(partition_state).values(rows)
         async with self._engine.begin() as connection:
@@ -154,7 +154,7 @@ def _stop(rollback: Rollback) -> dict[str, Any]:
 
 
 def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: str) -> None:
-    """List the missing movements as lost, and put what they changed on file in the last one's place."""
+    """List the missing movements as lost, and store what they changed in the last one's place."""
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
     stored, before, epoch, cycle = _stands(connection, kind, owner)

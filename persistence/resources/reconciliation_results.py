@@ -1,4 +1,4 @@
-"""What comparing found, kept; and repairs: a drift put on file and an intent that makes it good."""
+"""What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from persistence.tables.people import tenant
 
 ITEMS_KEPT_MAX = 1_000
 
-# Rows whose balance is not what the row before and their own amount make, drifts on file apart.
+# Rows whose balance is not what the row before and their own amount make, but for stored drifts.
 _BREAKS = text("""
 SELECT seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
     SELECT m.seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
@@ -63,12 +63,12 @@ class Results:
         return dict(row) if row is not None else None
 
     async def repair(self, item: Item) -> str | None:
-        """Put a drift on file and write the intent that undoes it; answers its account, None for none.
+        """Store a drift and write the intent that undoes it; answers its account, None for none.
 
         The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
         or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
         account is wrong, the row is of 0 and brings the note with it. A month's spend is a measure,
-        billed by nobody: its drift is put on file and stays.
+        billed by nobody: its drift is stored and stays.
         """
         kind, _, number = item.account.partition(":")
         async with self._engine.begin() as connection:

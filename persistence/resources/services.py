@@ -16,12 +16,12 @@ ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})
 
 
 def define(change: Change, _: Row) -> None:
-    """Have the catalogue loaded anew."""
+    """Have the catalogue loaded again."""
     change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
 
 
 def define_model(change: Change, row: Row) -> None:
-    """Have the catalogue loaded anew, and whoever negotiated this business model for a service."""
+    """Have the catalogue loaded again, and whoever negotiated this business model for a service."""
     define(change, row)
     here = organization_service.c
     told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()

@@ -43,7 +43,7 @@ def change_tenant(change: Change) -> Row:
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the tenant loaded anew."""
+    """Have the tenant loaded again."""
     change.define(f"tenant:{row['id']}", row["organization_id"])
 
 

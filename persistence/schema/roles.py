@@ -1,4 +1,4 @@
-"""Users of a database of ours: what one may do, beside what a keeper does, and a login for the writer."""
+"""Users of a database of ours: what one may do besides a keeper's work, and a login for the writer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Forms: the fields of a model with what is in them, and what was posted as the JSON body it stands for.
 
-Nothing is judged here: what cannot be read as what a field wants is passed on as it was typed,
+Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed,
 so that the resource's own model says what is wrong with it.
 """
 

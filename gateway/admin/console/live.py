@@ -121,7 +121,7 @@ class Live:
                 _log.warning("no sample", exc_info=True)
                 return
             if self._samples and sample.requests < self._samples[-1].requests:
-                self._samples.clear()  # counted anew: what was before says nothing of it
+                self._samples.clear()  # counted again: what was before says nothing of it
             self._samples.append(sample)
 
     def _since(self, seconds: float) -> Sample:

@@ -1,7 +1,7 @@
 """From the outbox to the ledger, for ever: read, fan out, write one transaction, acknowledge.
 
 Entries are deleted only after the commit that stored them, so a flusher may die anywhere:
-what it stored is recognised when it is delivered again. What waits behind a stopped account is
+what it stored is recognised when it is delivered again. What waits behind an account in quarantine is
 moved aside and read again only where it may go on. Knows neither Redis nor PostgreSQL.
 """
 
@@ -52,7 +52,7 @@ class Outbox(Protocol):
         ...
 
     async def parked(self, partitions: Iterable[int]) -> Mapping[Owner, int]:
-        """How many entries wait apart, of whom; asked behind a `read` it tells of all moved before that."""
+        """How many entries are set aside, of whom; asked after a `read` it counts all moved before that."""
         ...
 
     async def read_parked(self, after: Mapping[Owner, bytes], count: int) -> Mapping[Owner, Entries]:
@@ -82,7 +82,7 @@ class Writer(Protocol):
         ...
 
     async def judged(self, partitions: Iterable[int]) -> Mapping[int, Judged]:
-        """Under what entries of these partitions would be judged now."""
+        """Under what entries of these partitions would be checked now."""
         ...
 
 
@@ -122,7 +122,7 @@ class Flusher:
 
     `look` is awaited before the first pass and before the one behind a failure: a ledger that was
     away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
-    partition, of tenants whose organization has too much waiting behind a stopped account.
+    partition, of tenants whose organization has too much waiting behind an account in quarantine.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Flusher:
     async def flush(self) -> int:
         """Pass once over the outbox; answers how many entries were stored and deleted.
 
-        What the ledger knows as outdated is left alone and read anew, in a second pass: a Redis that was
+        What the ledger knows as outdated is left alone and read again, in a second pass: a Redis that was
         rolled back since has another history.
         """
         stored = await self._pass()

@@ -2,10 +2,10 @@
 
 Each flush notes, in its own transaction, the newest entry it stored of each partition. An entry
 that was deleted from the outbox although PostgreSQL does not know of it was stored in rows that
-are gone. That is put on file, and every account of that partition is compared: one whose movements
+are gone. That is stored, and every account of that partition is compared: one whose movements
 are neither in the ledger nor in the outbox is quarantined, nothing of it is guessed, nothing
 dropped. The flusher has it look before it stores again, since the next flush notes a newer entry;
-what is on file outlives that, and the keeper that noticed.
+what is stored outlives that, and the keeper that noticed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Marks(Protocol):
         """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
 
     async def fell_back(self, partitions: Sequence[int]) -> None:
-        """Put on file that PostgreSQL is older than it was in these partitions."""
+        """Store that PostgreSQL is older than it was in these partitions."""
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
         """Note that a partition was compared up to an entry, and is older no more."""
@@ -75,7 +75,7 @@ class Marks(Protocol):
 
 
 class Rollbacks:
-    """Looks every second. `quarantined` is how many accounts are stopped, None before the first look.
+    """Looks every second. `quarantined` is how many accounts are in quarantine, None before the first look.
 
     `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
     """

@@ -1,10 +1,10 @@
-"""What waits behind stopped accounts, apart from the outbox: judged once, and bounded.
+"""What waits behind accounts in quarantine, apart from the outbox: checked once, and bounded.
 
 An organization's entries there come before any of it in the outbox, so a partition's outbox is read only
-where all that waits of it was judged. It is judged again where it would be otherwise by now: an account was
-released or stopped, or the partition was verified. That is told by what the writer judged under, so a
+where all that waits of it was checked. It is checked again where it would be otherwise by now: an account was
+released or stopped, or the partition was verified. That is told by what the writer checked under, so a
 release between a read and its transaction is seen there. Nothing here outlives the process: what waits is
-judged once by each.
+checked once by each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.core.accounts.outbox import FlushReport, Judged, Owner
 
 @dataclass(slots=True)
 class _Waiting:
-    """Of one partition: under what it was judged, and by organization up to which entry; None: all."""
+    """Of one partition: under what it was checked, and by organization up to which entry; None: all."""
 
     judged: Judged
     after: dict[int, bytes | None] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class WaitingEntries:
         self._found: dict[int, _Waiting] = {}
 
     def look(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
-        """Take up who has entries waiting, and what would be judged otherwise now."""
+        """Take up who has entries waiting, and what would be checked otherwise now."""
         for partition in self._found.keys() - {partition for partition, _ in there}:
             del self._found[partition]
         for partition, organization_id in there:
@@ -40,7 +40,7 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Whose entries are to be judged before anything newer, and behind which one."""
+        """Whose entries are to be checked before anything newer, and behind which one."""
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()
@@ -49,7 +49,7 @@ class WaitingEntries:
         }
 
     def unknown(self, there: Collection[Owner]) -> frozenset[int]:
-        """The partitions of which something waits that was not judged, of those that have any."""
+        """The partitions of which something waits that was not checked, of those that have any."""
         return frozenset(
             partition
             for partition, organization_id in there
@@ -58,11 +58,11 @@ class WaitingEntries:
         )
 
     def judged(self) -> dict[int, Judged]:
-        """Under what that is judged which waits, by partition."""
+        """Under what that is checked which waits, by partition."""
         return {partition: one.judged for partition, one in self._found.items()}
 
     def read(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
-        """Note up to where what waits was judged again; None is to its end."""
+        """Note up to where what waits was checked again; None is to its end."""
         for (partition, organization_id), after in behind.items():
             if partition not in report.left_over:
                 one = self._found[partition]
@@ -70,7 +70,7 @@ class WaitingEntries:
                 one.judged = report.judged.get(partition, one.judged)
 
     def add(self, report: FlushReport) -> None:
-        """Note what was judged to wait from now on."""
+        """Note what was checked to wait from now on."""
         for partition, organization_id in report.parked:
             judged = report.judged[partition]
             one = self._found.setdefault(partition, _Waiting(judged))

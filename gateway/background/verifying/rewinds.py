@@ -24,7 +24,7 @@ class Streams(Protocol):
         """The partitions whose stream never had this entry."""
 
     async def read(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
-        """What went on behind an entry where the stream never had that, but for stopped accounts; None
+        """What went on behind an entry where the stream never had that, but for accounts in quarantine; None
         where it had.
         """
 

@@ -7,7 +7,7 @@ older data went on with is dropped; holds of calls that are in the ledger alread
 that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
 may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
 The marker is compared before each write, so of several keepers one does it. Definitions and identities are
-written anew behind the markers, and only then is it said that whatever is not there does not exist.
+written again behind the markers, and only then is it said that whatever is not there does not exist.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Target(Protocol):
 
 
 class Verifier:
-    """Compares, rebuilds and vouches. `observe` is told what was done, where anything was.
+    """Compares, rebuilds and confirms. `observe` is told what was done, where anything was.
 
     Without an `admission_gate` whoever is verified is served at once; with one, not before the workers have
     sent again what may be forgotten. A partition that was never verified has nothing to forget.
@@ -203,14 +203,14 @@ class Verifier:
         if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
             await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
-        await self._look()  # what was exchanged meanwhile is verified anew
+        await self._look()  # what was exchanged meanwhile is verified again
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
         return done
 
     async def run(self) -> None:
-        """Look for a new run id, and whether what was vouched for is still there, until cancelled."""
+        """Look for a new run id, and whether what was confirmed is still there, until cancelled."""
         while True:
             try:
                 if done := await self.verify():
@@ -240,7 +240,7 @@ class Verifier:
         return {one: epoch for one, (_, epoch) in noted.items()}
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
-        """Whether there may be workers of which nothing is on file: nobody watched, and Redis is empty."""
+        """Whether there may be workers of which nothing is stored: nobody watched, and Redis is empty."""
         assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))

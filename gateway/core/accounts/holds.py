@@ -32,7 +32,7 @@ class ExpiredHold:
     """A hold whose deadline passed, `held` in tokens and `held_credits`.
 
     `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's; a hold without a
-    service is of a free route, or of a call known by its head alone: both are charged nothing.
+    service is of a free route, or of a call of which only the head is known: both are charged nothing.
     """
 
     request_id: str

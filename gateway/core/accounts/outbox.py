@@ -16,11 +16,11 @@ Entry = tuple[bytes, bytes, Event | None]
 Batch = dict[int, list[Entry]]
 # Where an entry stands in its stream, comparable: the milliseconds and the number of its id.
 StreamPlace = tuple[int, int]
-# What decides which entries of a partition wait: its epoch, how many accounts are stopped, how many went on.
+# What decides which entries of a partition wait: its epoch, how many accounts are in quarantine and went on.
 Judged = tuple[int, int, int]
 # Partition, organization, tenant.
 Waiter = tuple[int, int, int]
-# Partition, organization: whose entries wait apart.
+# Partition, organization: whose entries are set aside.
 Owner = tuple[int, int]
 
 
@@ -28,7 +28,7 @@ Owner = tuple[int, int]
 class History:
     """Of which history a batch is: the run of the counters it was read from, and what the ledger
     knew as the epoch of each partition before it was read. `judged` has the partitions of which
-    entries wait that come before these, with what those were judged under.
+    entries wait that come before these, with what those were checked under.
     """
 
     run_id: bytes
@@ -44,8 +44,8 @@ class FlushReport:
     `control_ids` the control writes (and late posts) whose movement is now stored.
     `held` counts entries that wait behind `quarantined` accounts (new ones named), `waiting` by whose
     they are, `parked` has their ids, and `judged` says of their partitions under what;
-    `left_over` are partitions another flusher has at the moment, whose waiting entries are to be judged
-    again first, or that are `outdated`: verified anew since they were read, so that what was read may
+    `left_over` are partitions another flusher has at the moment, whose waiting entries are to be checked
+    again first, or that are `outdated`: verified again since they were read, so that what was read may
     be no history any more.
     """
 

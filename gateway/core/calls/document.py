@@ -1,4 +1,4 @@
-"""The JSON document of a metered call: read once, decided on, and written anew for its upstream.
+"""The JSON document of a metered call: read once, decided on, and written again for its upstream.
 
 Parsers disagree about names that come twice, numbers no double holds and bytes that are not
 UTF-8: those are refused. All else is sent as it was understood here, so that nobody behind can

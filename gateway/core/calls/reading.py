@@ -1,4 +1,4 @@
-"""From a body to a call: read into a document, decided on, and sent written anew.
+"""From a body to a call: read into a document, decided on, and sent written again.
 
 What is decided here, such as `stream_options.include_usage` or a maximum, is a field of the document.
 """

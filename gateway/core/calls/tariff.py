@@ -55,7 +55,7 @@ def is_by_token(service: Service) -> bool:
 def price_of(service: Service, model: str, models_beside: tuple[str, ...] = ()) -> TokenPrice | None:
     """What a model's tokens cost; None where tokens do not set the price, or the model has none.
 
-    Where others may answer instead, whoever asks chooses which one cannot: each kind is the dearest.
+    Where others may answer instead, whoever asks chooses which one cannot: each kind is the most expensive.
     """
     if not is_by_token(service) or service.pricing.per_million is None:
         return None

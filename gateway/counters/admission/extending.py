@@ -17,7 +17,7 @@ def extended(answer: bytes) -> list[tuple[int, int, int]]:
 
 
 def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed, int]]) -> Call:
-    """Keys and arguments of `extend`; `live` is each call and the tokens it may need besides those seen."""
+    """Keys and arguments of `extend`; `live` is each call and the tokens it may need on top of those seen."""
     names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
     arguments = [run_id, str(ttl_ms).encode()]
     for one, margin in live:

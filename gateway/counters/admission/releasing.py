@@ -37,7 +37,7 @@ class _Owed:
 
 
 class Releases:
-    """Releases this worker owes. `command` makes one of a settlement, under the run id of now."""
+    """Releases this worker has yet to send. `command` makes one of a settlement, under the run id of now."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Releases:
         """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
-            return  # whatever the hold was raised to, its release ends it; that of its head does not
+            return  # whatever the hold was topped up to, its release ends it; that of its head does not
         one = _Owed(settlement, self._clock() + self._ttl_s)
         if at_once:
             one.sent = self._wire.send(self._command(settlement), at_once=True)

@@ -1,6 +1,6 @@
 """The keeper's connection to Redis: how anything is asked and read over it, whatever it is about.
 
-The keeper speaks over one `Wire` too, so that the run id it vouches for is the run id of the
+The keeper speaks over one `Wire` too, so that the run id it confirms is the run id of the
 connection it writes on. Every method may raise CountersUnavailable.
 """
 

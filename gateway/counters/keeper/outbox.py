@@ -1,6 +1,6 @@
 """The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
 
-What waits behind stopped accounts stands apart (`parked.py`), and is read and acknowledged likewise.
+What waits behind accounts in quarantine is set aside (`parked.py`), and is read and acknowledged likewise.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Outbox:
     async def read_parked(
         self, after: Mapping[Owner, bytes], count: int
     ) -> dict[Owner, list[tuple[bytes, bytes]]]:
-        """Up to `count` entries that wait apart, by owner; nothing of one that cannot be read now."""
+        """Up to `count` entries that are set aside, by owner; nothing of one that cannot be read now."""
         owners = {(p, keys.parked_entries(p, one)): (p, one) for p, one in after}
         found = await self._read({stream: after[owner] for stream, owner in owners.items()}, count)
         return {owners[stream]: entries for stream, entries in found.items() if isinstance(entries, list)}
 
     async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """How many entries wait apart, by owner. Asked behind a `read` it tells of all moved before that."""
+        """How many entries are set aside, by owner. Asked after a `read` it counts all moved before that."""
         return await self._parked.counts(partitions)
 
     async def _read(

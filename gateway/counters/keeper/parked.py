@@ -1,4 +1,4 @@
-"""Entries that wait behind stopped accounts, apart from the outbox: a stream for each organization.
+"""Entries that wait behind accounts in quarantine, apart from the outbox: a stream for each organization.
 
 An organization's entries there are older than any of it in the outbox. Only `park` writes here.
 """

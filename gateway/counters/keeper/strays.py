@@ -1,4 +1,4 @@
-"""Finds and drops entries of the outbox that went on beside what PostgreSQL has stored (`core/strays.py`)."""
+"""Finds and drops entries of older data in the outbox: those that PostgreSQL's rows do not lead to."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
 # Entries of one partition that a pass looks at; the next pass goes on from there.
 LANE_LOOK_MAX = 10_000
 OUTBOX_LOOK_MAX = 100_000
-# Remembered of one partition: what is forgotten is looked at anew, or waits a little longer.
+# Remembered of one partition: what is forgotten is looked at again, or waits a little longer.
 MARKS_MAX = 1_000
 ORGANIZATIONS_MAX = 10_000
 

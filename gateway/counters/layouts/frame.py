@@ -1,7 +1,7 @@
 """The wire bytes that all calls of one caller share, made once: the hot path fills in what changes.
 
 Whoever has a key may name any user, and each has bytes of its own: about 1 KB, kept for the callers that
-came last, so that a key with many users makes no other's anew that comes now and then.
+came last, so that a key with many users does not push out another's that comes now and then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Frames:
         return len(self._known)
 
     def of(self, caller: Caller, user: str, service: Service) -> Frame:
-        """The frame of these calls: a service that was resolved anew has another one."""
+        """The frame of these calls: a service that was resolved again has another one."""
         key = caller.key_id, user, service.id
         frame = self._known.get(key)
         if frame is not None and frame.service is service:

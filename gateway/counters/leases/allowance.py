@@ -2,7 +2,7 @@
 
 Nothing here asks Redis or waits: `Leaser` brings what is leased, `Counters` takes calls in on it.
 A call counts with its hold while it lives and with its use afterwards, until Redis has charged
-it; so what is leased anew is never what was used already.
+it; so what is leased again is never what was used already.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Allowances:
         credits_ = _credits_for(one, request)
         one.tokens.spent += tokens
         one.credits.spent += credits_
-        head = self.calls.get(request.request_id)  # a raise takes over what its head had: nothing of this
+        head = self.calls.get(request.request_id)  # a top-up takes over what its head had: nothing of this
         alone = not request.raises if head is None else head.alone
         self.calls[request.request_id] = _Taken(one, tokens, credits_, alone)
         self.admitted += head is None

@@ -80,7 +80,7 @@ def _by_sentinels(parts: SplitResult, tls: ssl.SSLContext | None) -> Address:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    """Certificate and name are always verified; who may vouch for them can be said."""
+    """Certificate and name are always verified; who may sign them can be said."""
     try:
         context = ssl.create_default_context(cafile=files.authority or None)
     except (OSError, ssl.SSLError) as error:

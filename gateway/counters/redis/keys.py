@@ -84,12 +84,12 @@ def outbox(partition: int) -> str:
 
 
 def parked(partition: int) -> str:
-    """Hash of how many movements wait behind stopped accounts, by organization."""
+    """Hash of how many movements wait behind accounts in quarantine, by organization."""
     return f"tk:{{p{partition:02d}}}:w"
 
 
 def parked_entries(partition: int, organization_id: int) -> str:
-    """Stream of an organization's movements that wait behind its stopped accounts."""
+    """Stream of an organization's movements that wait behind its accounts in quarantine."""
     return f"tk:{{p{partition:02d}}}:w:{organization_id}"
 
 

@@ -1,6 +1,6 @@
 """The Lua scripts as Redis gets them: one library of functions, one function a verb.
 
-A library is made once and kept by Redis; the text of a script would run anew on every call and
+A library is made once and kept by Redis; the text of a script would run again on every call and
 make each of its functions again (measured: 5 µs of a call). Names end in the text's digest, so two versions
 of this program share a server. Each script names what it needs (`-- needs: state bucket`) and
 what it may do when memory is full (`-- allows: oom`); nothing else knows how they are put together.

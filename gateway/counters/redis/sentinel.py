@@ -1,4 +1,4 @@
-"""Which Redis is the primary, as its sentinels say; asked anew for every connection."""
+"""Which Redis is the primary, as its sentinels say; asked again for every connection."""
 
 from __future__ import annotations
 

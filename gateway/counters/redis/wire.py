@@ -3,7 +3,7 @@
 Everything asked for in one tick of the event loop leaves in one write, and answers come back in
 order. A call waits a bounded time, by the time its loop is awake: an answer that came while it stood
 still was not late. Once the oldest has waited that long the breaker opens: calls fail at once until
-answers come again. A connection that stalls longer is closed and opened anew; while there is none,
+answers come again. A connection that stalls longer is closed and opened again; while there is none,
 calls fail at once too. It knows RESP and nothing of limits or ledgers.
 """
 
@@ -182,7 +182,7 @@ class Wire(asyncio.Protocol):
             self.available = not pending or self._awake.at(self.answered_at) - pending[0][2] <= self._call_s
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what waits and connect anew."""
+        """Fail what waits and connect again."""
         self._transport = None
         self.connected = self.available = False
         self._fail_pending()

@@ -1,4 +1,4 @@
-"""One answer's head as its upstream sent it: judged, framed, and stripped of what ends here.
+"""One answer's head as its upstream sent it: checked, framed, and stripped of what ends here.
 
 A hostile upstream is expected: what cannot be read in one way only is `Malformed`, and its
 connection is dropped. Pure functions on bytes.
@@ -39,7 +39,7 @@ _statuses: Remembered[bytes, tuple[int, int, bytes]] = Remembered(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )
 _status_lines = _statuses.known
-# What field lines seen before are: their kind and their value, judged by llhttp.
+# What field lines seen before are: their kind and their value, checked by llhttp.
 _lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
 _read = _lines.known
 
@@ -106,9 +106,9 @@ def read_answer_head(head: bytes) -> AnswerHead:
 
 
 def _judge(head: bytes) -> None:
-    """Have llhttp judge a head; its fields need no judging again, since each stands for itself.
+    """Have llhttp check a head; its fields need no checking again, since each stands for itself.
 
-    What depends on several fields at once (a length stated twice, or beside a coding) is read,
+    What depends on several fields at once (a length stated twice, or together with a coding) is read,
     and refused, by `read_answer_head`.
     """
     parser: Any = httptools.HttpResponseParser(_SILENT)
@@ -119,7 +119,7 @@ def _judge(head: bytes) -> None:
 
 
 def _read_line(line: bytes) -> tuple[int, bytes]:
-    """What a line of a judged head is; lines are remembered, within bounds."""
+    """What a line of a checked head is; lines are remembered, within bounds."""
     name, _, value = line.partition(b":")
     kind = known_kinds.get(name)
     read = (kind_of(name) if kind is None else kind, value.strip(b" \t"))
@@ -128,7 +128,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 
 class _Silent:
-    """A protocol without callbacks: llhttp only judges."""
+    """A protocol without callbacks: llhttp only checks."""
 
 
 _SILENT = _Silent()

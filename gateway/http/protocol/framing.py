@@ -1,6 +1,6 @@
 """Where a message ends: the blank line after a head, the bytes of a length, the last chunk.
 
-llhttp judges the syntax of every head; the extent of bodies is decided here, because llhttp
+llhttp checks the syntax of every head; the extent of bodies is decided here, because llhttp
 gives no position of a message's end and stops at the head of an `Upgrade` request. Nothing
 here knows routes, callers or meters.
 """

@@ -1,6 +1,6 @@
-"""One request head, judged on its bytes alone: what it asks for and how its body is framed.
+"""One request head, checked on its bytes alone: what it asks for and how its body is framed.
 
-llhttp judges the syntax; what llhttp lets pass and RFC 9110 or 9112 does not is refused here.
+llhttp checks the syntax; what llhttp lets pass and RFC 9110 or 9112 does not is refused here.
 Ambiguous means refused, never repaired. Pure functions: no route, no caller, no socket.
 """
 

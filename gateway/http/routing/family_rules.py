@@ -1,4 +1,4 @@
-"""What may stand beside the body of a call to an API family: its content type, its query, its fields.
+"""What may come with the body of a call to an API family: its content type, its query, its fields.
 
 What an API's own infrastructure reads there can leave the use out of an answer, shape it so that
 no meter reads it, or make another call of it. So the query of a metered call is an allow-list,
@@ -40,7 +40,7 @@ _PASSED = frozenset(one.spoken_by for one in ALL)
 _OVERRIDES = frozenset(
     {b"x-http-method", b"x-http-method-override", b"x-method-override", b"http-method-override"}
 )
-# Parts of an answer instead of it, another form of it, or the digest of a body that is written anew.
+# Parts of an answer instead of it, another form of it, or the digest of a body that is written again.
 _WITHHELD = _OVERRIDES | frozenset(
     b"range if-range if-match if-none-match if-modified-since if-unmodified-since prefer a-im content-type "
     b"content-encoding content-md5 digest content-digest repr-digest want-digest want-content-digest".split()

@@ -1,7 +1,7 @@
 """Bytes a worker holds for ends that are slow: bodies not all here, answers not all taken.
 
 What may be refused is asked for (`take`), what cannot be is only counted (`add`); while a worker, an
-organization or a key has used its budget up, new calls are shed and what has begun goes on.
+organization or a key has used its budget up, new calls are refused and what has begun goes on.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def keep_untaken(self, size: int) -> bool:
-        """So much of the answer is kept, beside what is written; whether there is room for more."""
+        """So much of the answer is kept, in addition to what is written; whether there is room for more."""
         exchange = self.exchange
         if self.blocked and not self.gone:
             size += self.transport.get_write_buffer_size()

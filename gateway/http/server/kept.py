@@ -1,4 +1,4 @@
-"""What is kept for one connection beside the body in progress, counted in its worker's budgets.
+"""What is kept for one connection in addition to the body in progress, counted in its worker's budgets.
 
 Requests that wait unread are nobody's yet and count as heads. Answers that their client does not
 take count for whoever asked: they are there already, so they are never refused, only counted.
