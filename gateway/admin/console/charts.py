@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from gateway.core.accounts.administration import Row
-
 SERIES_MAX = 6
 REST = "everything else"
 EARLIER = "earlier, not by model"
 HEIGHT = 100.0
+
+Use = Mapping[str, Any]  # a row of figures: a day, and what was used
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,61 +61,50 @@ def stacked(
     amounts: Sequence[tuple[date, str, int]], requests: Mapping[date, int], *, since: date, until: date
 ) -> Chart:
     """Stack amounts of (day, series) into a chart of every day from `since` to `until`."""
-    sums: dict[str, int] = {}
+    sums = Counter[str]()
     for _, name, amount in amounts:
-        sums[name] = sums.get(name, 0) + amount
-    ranked = sorted((name for name in sums if name != EARLIER), key=lambda name: (-sums[name], name))
+        sums[name] += amount
+    ranked = sorted(sums.keys() - {EARLIER}, key=lambda name: (-sums[name], name))
     series = ranked if len(ranked) <= SERIES_MAX else [*ranked[: SERIES_MAX - 1], REST]
-    if sums.get(EARLIER):
+    if sums[EARLIER]:
         series = [*series, EARLIER]
-    by_day: dict[date, dict[str, int]] = {}
+    by_day = defaultdict[date, Counter[str]](Counter)
     for day, name, amount in amounts:
-        kept = name if name in series else REST
-        parts = by_day.setdefault(day, {})
-        parts[kept] = parts.get(kept, 0) + amount
-    top = max((sum(parts.values()) for parts in by_day.values()), default=0)
+        by_day[day][name if name in series else REST] += amount
+    top = max((parts.total() for parts in by_day.values()), default=0)
     days = [since + timedelta(days=n) for n in range((until - since).days + 1)]
-    return Chart(
-        tuple(_column(day, by_day.get(day, {}), series, top, requests.get(day, 0)) for day in days),
-        tuple(series),
-        top,
-        sum(sums.values()),
-    )
+    columns = tuple(_column(day, by_day[day], series, top, requests.get(day, 0)) for day in days)
+    return Chart(columns, tuple(series), top, sums.total())
 
 
-def by_service(days: Sequence[Row], names: Mapping[int, str], measure: str) -> list[tuple[date, str, int]]:
+def by_service(days: Sequence[Use], names: Mapping[int, str], measure: str) -> list[tuple[date, str, int]]:
     """Roll-ups as (day, service, amount)."""
-    found: list[tuple[date, str, int]] = []
-    for row in days:
-        values: Any = row
-        amount = int(values[measure])
-        if amount:
-            service = int(values["service_id"])
-            found.append((values["day"], names.get(service, f"service {service}"), amount))
-    return found
+    return [
+        (use["day"], names.get(use["service_id"], f"service {use['service_id']}"), int(use[measure]))
+        for use in days
+        if use[measure]
+    ]
 
 
-def by_model(days: Sequence[Row], models: Sequence[Row]) -> list[tuple[date, str, int]]:
+def by_model(days: Sequence[Use], models: Sequence[Use]) -> list[tuple[date, str, int]]:
     """Latest uses as (day, model, tokens), with what the roll-ups know beyond them."""
-    left: dict[date, int] = {}
-    values: Any
-    for values in days:
-        left[values["day"]] = left.get(values["day"], 0) + int(values["tokens"])
+    left = Counter[date]()
+    for use in days:
+        left[use["day"]] += int(use["tokens"])
     found: list[tuple[date, str, int]] = []
-    for values in models:
-        amount = min(int(values["tokens"]), left.get(values["day"], 0))
-        left[values["day"]] = left.get(values["day"], 0) - amount
+    for use in models:
+        amount = min(int(use["tokens"]), left[use["day"]])
+        left[use["day"]] -= amount
         if amount:
-            found.append((values["day"], str(values["model"] or "no model named"), amount))
+            found.append((use["day"], str(use["model"] or "no model named"), amount))
     return found + [(day, EARLIER, amount) for day, amount in left.items() if amount > 0]
 
 
-def requests_by_day(days: Sequence[Row]) -> dict[date, int]:
+def requests_by_day(days: Sequence[Use]) -> Mapping[date, int]:
     """Requests of each day."""
-    found: dict[date, int] = {}
-    values: Any
-    for values in days:
-        found[values["day"]] = found.get(values["day"], 0) + int(values["requests"])
+    found = Counter[date]()
+    for use in days:
+        found[use["day"]] += int(use["requests"])
     return found
 
 
@@ -123,20 +113,12 @@ def colour_of(index: int, name: str) -> int:
     return SERIES_MAX if name == EARLIER else index
 
 
-def _column(day: date, parts: Mapping[str, int], series: Sequence[str], top: int, requests: int) -> Column:
+def _column(day: date, parts: Counter[str], series: Sequence[str], top: int, requests: int) -> Column:
     bars, base = [], 0.0
     for index, name in enumerate(series):
-        amount = parts.get(name, 0)
-        if amount:
-            height = HEIGHT * amount / top
-            bars.append(
-                Bar(
-                    colour_of(index, name),
-                    name,
-                    amount,
-                    round(HEIGHT - base - height, 3),
-                    round(max(height, 0.4), 3),
-                )
-            )
+        if parts[name]:
+            height = HEIGHT * parts[name] / top
+            y, shown = round(HEIGHT - base - height, 3), round(max(height, 0.4), 3)
+            bars.append(Bar(colour_of(index, name), name, parts[name], y, shown))
             base += height
-    return Column(day, sum(parts.values()), requests, tuple(bars))
+    return Column(day, parts.total(), requests, tuple(bars))

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
+
+from gateway.core.quantile import quantile_of
 
 Snapshot = Mapping[str, Any]
 
@@ -24,6 +27,7 @@ RATE_S = 10.0
 SMOOTHED_S = 4.0
 MINUTE_S = 60.0
 REASONS_MAX = 12
+FACTS = ("holds", "outbox_entries", "outbox_oldest_seconds", "drift_tokens", "drift_credits")
 
 _log = logging.getLogger("tollkeeper.console")
 
@@ -34,15 +38,17 @@ class Sample:
 
     at: float
     requests: int
-    refused: int
-    failed: int
     tokens: int
-    credits: int
     reasons: Mapping[str, int]
     request_buckets: Sequence[int]
     overhead_buckets: Sequence[int]
     bounds: Sequence[float]
     facts: Mapping[str, float]
+
+    @property
+    def refused(self) -> int:
+        """Requests that were refused."""
+        return sum(self.reasons.values())
 
 
 class Live:
@@ -127,80 +133,50 @@ class Live:
     def _since(self, seconds: float) -> Sample:
         """The last sample that is at least so old, else the oldest."""
         edge = self._samples[-1].at - seconds
-        found = self._samples[0]
-        for sample in self._samples:
-            if sample.at > edge:
-                break
-            found = sample
-        return found
+        return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
 
 
 def sample_of(snapshot: Snapshot, at: float) -> Sample:
     """Add up a snapshot of all workers."""
-    reasons: dict[str, int] = {}
-    requests = failed = 0
-    for _, status, reason, count in snapshot.get("requests", ()):
-        requests += count
-        if reason:
-            reasons[reason] = reasons.get(reason, 0) + count
-        failed += count if int(status) >= 500 else 0
-    facts = {
-        name: snapshot[name]
-        for name in ("holds", "outbox_entries", "outbox_oldest_seconds", "drift_tokens", "drift_credits",
-                     "spool_entries", "reclaimed_holds")
-        if name in snapshot
-    }  # fmt: skip
+    reasons = Counter[str]()
+    for _, _, reason, count in snapshot.get("requests", ()):
+        reasons[reason] += count
+    requests = reasons.total()
+    del reasons[""]
     return Sample(
         at,
         requests,
-        sum(reasons.values()),
-        failed,
         sum(count for _, kind, count in snapshot.get("tokens", ()) if kind == "total"),
-        sum(count for _, count in snapshot.get("credits", ())),
         reasons,
         snapshot.get("request_seconds", {}).get("buckets", ()),
         snapshot.get("overhead_seconds", {}).get("buckets", ()),
         snapshot.get("bounds", ()),
-        facts,
+        {name: snapshot[name] for name in FACTS if name in snapshot},
     )
 
 
 def rates(before: Sample, after: Sample) -> dict[str, float]:
     """What happened a second between two samples; zeros where they are one."""
     seconds = after.at - before.at
-
-    def a_second(name: str) -> float:
-        difference = max(0, getattr(after, name) - getattr(before, name))
-        return round(difference / seconds, 3) if seconds > 0 else 0.0
-
-    return {f"{name}_s": a_second(name) for name in ("requests", "refused", "failed", "tokens", "credits")}
+    more = {
+        "requests_s": after.requests - before.requests,
+        "refused_s": after.refused - before.refused,
+        "tokens_s": after.tokens - before.tokens,
+    }
+    return {name: round(max(0, n) / seconds, 3) if seconds > 0 else 0.0 for name, n in more.items()}
 
 
 def latencies(before: Sample, after: Sample) -> dict[str, float | None]:
     """Quantiles of the requests between two samples, in seconds; None where there were none."""
     found: dict[str, float | None] = {}
-    for prefix, name in (("", "request_buckets"), ("overhead_", "overhead_buckets")):
-        new, old = list(getattr(after, name)), list(getattr(before, name))
-        counts = [max(0, n - (old[i] if i < len(old) else 0)) for i, n in enumerate(new)]
-        for quantile, label in ((0.5, "p50"), (0.99, "p99")):
-            found[prefix + label] = quantile_of(counts, after.bounds, quantile)
+    for prefix, new, old in (
+        ("", after.request_buckets, before.request_buckets),
+        ("overhead_", after.overhead_buckets, before.overhead_buckets),
+    ):
+        counts = [max(0, n - earlier) for n, earlier in zip_longest(new, old[: len(new)], fillvalue=0)]
+        for share, label in ((0.5, "p50"), (0.99, "p99")):
+            found[prefix + label] = quantile_of(counts, after.bounds, share)
     return found
-
-
-def quantile_of(counts: Sequence[int], bounds: Sequence[float], quantile: float) -> float | None:
-    """A quantile of a histogram, evenly spread within a bucket; the last bucket is its lower bound."""
-    total = sum(counts)
-    if not total or not bounds:
-        return None
-    rank, seen = quantile * total, 0
-    for index, count in enumerate(counts):
-        if count and seen + count >= rank:
-            low = bounds[index - 1] if index else 0.0
-            if index >= len(bounds):
-                return low
-            return low + (bounds[index] - low) * (rank - seen) / count
-        seen += count
-    return bounds[-1]
 
 
 def _reasons(before: Sample, after: Sample) -> list[tuple[str, int, int]]:

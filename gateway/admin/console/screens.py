@@ -22,7 +22,6 @@ class Screen:
     name: str
     title: str
     one: str
-    about: str
     columns: tuple[str, ...]
     empty: str = "There are none yet."
     filters: tuple[str, ...] = ()
@@ -43,14 +42,12 @@ SCREENS = {
     for screen in (
         Screen(
             "organizations", "Organizations", "organization",
-            "Who is billed: the owner of credits, of a spend cap and of tenants.",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Making a tenant makes one, too.",
             filters=("search",), newest_first=False,
         ),
         Screen(
             "tenants", "Tenants", "tenant",
-            "A part of an organization with its own token quota.",
             ("name", "organization_id", "plan_id", "quota", "state"),
             empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
             filters=("search", "organization_id", "plan_id"),
@@ -58,55 +55,46 @@ SCREENS = {
         ),
         Screen(
             "api-keys", "API keys", "API key",
-            "Credentials of the data plane. The key itself is shown once, when it is made.",
             ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
             empty="No key yet.", filters=("tenant_id", "organization_id", "user"),
         ),
         Screen(
             "users", "Users", "user",
-            "Whom requests act for, and staff. Met on their first request, or made here.",
             ("external_id", "name", "organization_id", "limits", "created_at"),
             filters=("organization_id", "external_id"), title_field="external_id",
         ),
         Screen(
             "token-plans", "Token plans", "token plan",
-            "How many tokens a tenant gets, how often, and what happens when they are used up.",
             ("name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "created_at"),
             empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
         ),
         Screen(
             "services", "Services", "service",
-            "What can be used and is metered, and what a unit of it costs.",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key"), newest_first=False,
         ),
         Screen(
             "organization-services", "Negotiated prices", "negotiated price",
-            "What an organization pays for a service instead of its list price.",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.", filters=("organization_id", "service_id"),
             title_field="id",
         ),
         Screen(
             "business-models", "Business models", "business model",
-            "How services are paid for: with credits, by subscription, or by use.",
             ("name", "display_name", "meter", "description"), filters=("meter",), newest_first=False,
         ),
         Screen(
             "subscription-plans", "Subscription plans", "subscription plan",
-            "What a subscription includes and costs.",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
             empty="No plan on offer yet.", filters=("name",),
         ),
         Screen(
             "organization-subscriptions", "Subscriptions", "subscription",
-            "What organizations are subscribed to.",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
             empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"), title_field="id",
         ),
         Screen(
             "credit-additions", "Credits", "grant",
-            "Credits given to organizations and taken back, with what is left of each.",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
             empty="No credits were given yet.", filters=("organization_id", "category"), title_field="id",
@@ -114,7 +102,6 @@ SCREENS = {
         ),
         Screen(
             "credit-transactions", "Credit transactions", "credit transaction",
-            "Uses paid with credits: by organization, the newest of each first. Append-only.",
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
@@ -122,53 +109,45 @@ SCREENS = {
         ),
         Screen(
             "feature-usage", "Feature usage", "use",
-            "Uses that invoices bill: by organization, the newest of each first. Append-only.",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "user_id", "request_id"),
             empty="Nothing that is billed by use was used yet.",
             filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
         ),
         Screen(
             "invoices", "Invoices", "invoice",
-            "What organizations owe for a period, and credit notes.",
             ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
             filters=("organization_id", "status", "kind", "number"), title_field="number",
         ),
         Screen(
             "webhooks", "Webhooks", "webhook",
-            "Addresses that are told what happens, signed as Standard Webhooks.",
             ("url", "events", "enabled", "last_delivery", "created_at"),
             empty="Nobody is told anything yet.", title_field="url",
         ),
         Screen(
             "webhook-deliveries", "Deliveries", "delivery",
-            "Messages to webhooks, kept 30 days.",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
             empty="No message was sent yet.", filters=("webhook_id", "event", "state"), title_field="id",
         ),
         Screen(
             "dead-letters", "Dead letters", "dead letter",
-            "Entries that could not become rows: listed gaps, for a person to decide.",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="Every entry became a row. This is how it should be.",
             filters=("organization_id", "tenant_id", "resolved"), title_field="id",
         ),
         Screen(
             "quarantine", "Quarantine", "quarantined account",
-            "Accounts whose entries contradict what is stored: they wait until a person decides.",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is held back. This is how it should be.",
             filters=("kind", "organization_id", "tenant_id", "released"), title_field="account",
         ),
         Screen(
             "admin-tokens", "Admin tokens", "admin token",
-            "Credentials of the Admin API and of this console. The token itself is shown once.",
             ("name", "role", "prefix", "state", "expires_at", "created_at"),
             empty="Only the built-in tokens of the settings are in use.", filters=("role",),
         ),
         Screen(
             "audit-log", "Audit log", "change",
-            "Who changed what, and when. Written in the transaction of the change.",
             ("created_at", "actor", "action", "resource", "resource_id", "after"),
             empty="Nothing was changed yet.", filters=("actor", "resource", "resource_id", "action"),
             has_page=False, spans_time=True,

@@ -81,7 +81,7 @@ class AdminToken(Out):
 RESOURCES = (
     Resource(
         name="api-keys",
-        description="Credentials for the data plane.",
+        description="Credentials of the data plane. The key itself is shown once, when it is made.",
         out=ApiKey,
         create=ApiKeyCreate,
         patch=patch_of("ApiKeyPatch", ApiKeyCreate, without=("tenant_id",)),
@@ -93,7 +93,7 @@ RESOURCES = (
     ),
     Resource(
         name="admin-tokens",
-        description="Credentials for this API.",
+        description="Credentials of the Admin API and of the console. The token itself is shown once.",
         out=AdminToken,
         create=AdminTokenCreate,
         patch=patch_of("AdminTokenPatch", AdminTokenCreate, without=("role",)),

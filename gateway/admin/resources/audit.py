@@ -26,7 +26,7 @@ class AuditEntry(Out):
 RESOURCES = (
     Resource(
         name="audit-log",
-        description="Who changed what, and when. Append-only.",
+        description="Who changed what, and when. Append-only, written in the transaction of the change.",
         out=AuditEntry,
         filters={
             "actor": Filter("text"),

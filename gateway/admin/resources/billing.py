@@ -119,7 +119,7 @@ class OrganizationSubscription(Out):
 RESOURCES = (
     Resource(
         name="credit-additions",
-        description="Credits given to organizations and taken back.",
+        description="Credits given to organizations and taken back, with what is left of each.",
         out=CreditAddition,
         create=CreditAdditionCreate,
         filters={
@@ -130,7 +130,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-subscriptions",
-        description="Subscriptions of organizations.",
+        description="What organizations are subscribed to.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,
         patch=patch_of("OrganizationSubscriptionPatch", OrganizationSubscriptionExtend),

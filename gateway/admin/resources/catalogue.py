@@ -178,7 +178,7 @@ class SubscriptionPlan(Out):
 RESOURCES = (
     Resource(
         name="business-models",
-        description="How services are paid for.",
+        description="How services are paid for: with credits, by subscription, or by use.",
         out=BusinessModel,
         create=BusinessModelCreate,
         patch=patch_of("BusinessModelPatch", BusinessModelCreate),
@@ -187,7 +187,7 @@ RESOURCES = (
     ),
     Resource(
         name="services",
-        description="What can be used and is metered.",
+        description="What can be used and is metered, and what a unit of it costs.",
         out=Service,
         create=ServiceCreate,
         patch=patch_of("ServicePatch", ServiceCreate, without=("key",)),
@@ -196,7 +196,7 @@ RESOURCES = (
     ),
     Resource(
         name="organization-services",
-        description="Prices negotiated by an organization.",
+        description="What an organization pays for a service instead of its list price.",
         out=OrganizationService,
         create=OrganizationServiceCreate,
         patch=patch_of(
@@ -207,7 +207,7 @@ RESOURCES = (
     ),
     Resource(
         name="subscription-plans",
-        description="Subscriptions on offer.",
+        description="What a subscription includes and costs.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,
         patch=patch_of("SubscriptionPlanPatch", SubscriptionPlanCreate),

@@ -154,7 +154,7 @@ def _said(raw: bytes) -> dict[str, Any] | None:
 RESOURCES = (
     Resource(
         name="quarantine",
-        description="Accounts whose movements contradict the ledger: they wait for a person.",
+        description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
         filters={
             "account": Filter("text"),

@@ -89,7 +89,7 @@ class Invoice(Out):
 RESOURCES = (
     Resource(
         name="invoices",
-        description="Invoices and credit notes.",
+        description="What organizations owe for a period, and credit notes.",
         out=Invoice,
         create=InvoiceCreate,
         deletable=True,

@@ -110,7 +110,7 @@ class User(Out):
 RESOURCES = (
     Resource(
         name="organizations",
-        description="Who is billed.",
+        description="Who is billed: the owner of credits, of a spend cap and of tenants.",
         out=Organization,
         create=OrganizationCreate,
         patch=patch_of("OrganizationPatch", OrganizationCreate),
@@ -120,7 +120,7 @@ RESOURCES = (
     ),
     Resource(
         name="tenants",
-        description="Holders of a token quota; actions answer with the quota.",
+        description="Parts of organizations with their own token quota.",
         out=Tenant,
         create=TenantCreate,
         patch=patch_of("TenantPatch", TenantCreate, without=("organization_id",)),
@@ -141,7 +141,7 @@ RESOURCES = (
     ),
     Resource(
         name="users",
-        description="Users of organizations, and staff.",
+        description="Whom requests act for, and staff. Met on their first request, or made here.",
         out=User,
         create=UserCreate,
         patch=patch_of("UserPatch", UserCreate, without=("organization_id", "external_id")),

@@ -96,7 +96,7 @@ class TokenLedgerRow(Out):
 RESOURCES = (
     Resource(
         name="token-plans",
-        description="Plans that tenants' quotas follow.",
+        description="How many tokens a tenant gets, how often, and what happens when they are used up.",
         out=TokenPlan,
         create=TokenPlanCreate,
         patch=patch_of("TokenPlanPatch", TokenPlanCreate),

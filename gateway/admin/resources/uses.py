@@ -53,14 +53,14 @@ class FeatureUsage(Use):
 RESOURCES = (
     Resource(
         name="credit-transactions",
-        description="Uses paid with credits. Append-only.",
+        description="Uses paid with credits, by organization. Append-only.",
         out=CreditTransaction,
         order="by organization_id, then seq, ascending",
         filters=FILTERS,
     ),
     Resource(
         name="feature-usage",
-        description="Uses that invoices bill. Append-only.",
+        description="Uses that invoices bill, by organization. Append-only.",
         out=FeatureUsage,
         order="by organization_id, then seq, ascending",
         filters=FILTERS,

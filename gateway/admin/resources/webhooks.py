@@ -69,7 +69,7 @@ class WebhookDelivery(Out):
 RESOURCES = (
     Resource(
         name="webhooks",
-        description="Addresses that are told what happens.",
+        description="Addresses that are told what happens, signed as Standard Webhooks.",
         out=Webhook,
         create=WebhookCreate,
         patch=patch_of("WebhookPatch", WebhookCreate),

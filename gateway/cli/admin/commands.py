@@ -180,7 +180,7 @@ def commands_of(resource: Resource) -> dict[str, Command]:
     title = _word(resource).lower()
     made = {
         "list": Command(
-            resource, "list", f"List: {_first(resource.description)}", _filters(resource), of_row=False
+            resource, "list", f"List {resource.name.replace('-', ' ')}.", _filters(resource), of_row=False
         )
     }
     if resource.create is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from gateway.core.quantile import quantile_of
 
 _SAMPLE = re.compile(r'^tollkeeper_(\w+?)(?:\{le="([^"]+)"\})? (\S+)$', re.MULTILINE)
 
@@ -18,26 +20,12 @@ class Scrape:
     histograms: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     def quantile(self, histogram: str, share: float, since: Scrape | None = None) -> float | None:
-        """Seconds that a share of the calls since an earlier scrape took at most; None without calls.
-
-        Between two bounds it is drawn straight, as Prometheus' `histogram_quantile` does.
-        """
+        """Seconds that a share of the calls since an earlier scrape took at most; None without calls."""
         earlier = since.histograms.get(histogram, {}) if since is not None else {}
-        bounds = sorted(
-            (bound, count - earlier.get(bound, 0.0))
-            for bound, count in self.histograms.get(histogram, {}).items()
-        )
-        if not bounds or bounds[-1][1] <= 0:
-            return None
-        wanted = share * bounds[-1][1]
-        below_bound = below_count = 0.0
-        for bound, count in bounds:
-            if count >= wanted:
-                if math.isinf(bound) or count == below_count:
-                    return below_bound
-                return below_bound + (bound - below_bound) * (wanted - below_count) / (count - below_count)
-            below_bound, below_count = bound, count
-        return below_bound
+        known = sorted(self.histograms.get(histogram, {}).items())
+        sums = [count - earlier.get(bound, 0.0) for bound, count in known]
+        counts = [most - least for least, most in pairwise([0.0, *sums])]
+        return quantile_of(counts, [bound for bound, _ in known[:-1]], share)
 
 
 def read_scrape(text: str) -> Scrape:

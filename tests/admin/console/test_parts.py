@@ -9,7 +9,7 @@ import pytest
 from multidict import MultiDict
 
 from gateway.admin.console import charts, forms, shown
-from gateway.admin.console.live import Live, quantile_of
+from gateway.admin.console.live import Live
 from gateway.admin.console.screens import MENU, SCREENS
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.fields import fields_of
@@ -169,14 +169,6 @@ def test_use_by_model_never_says_more_than_the_day_did() -> None:
     assert charts.by_model(days, models) == [
         (DAYS[1], "a", 30), (DAYS[1], "no model named", 20), (DAYS[0], charts.EARLIER, 100),
     ]  # fmt: skip
-
-
-def test_quantiles_of_buckets() -> None:
-    bounds = [0.1, 0.2, 0.4]
-    assert quantile_of([0, 0, 0, 0], bounds, 0.5) is None
-    assert quantile_of([10, 0, 0, 0], bounds, 0.5) == pytest.approx(0.05)
-    assert quantile_of([5, 5, 0, 0], bounds, 0.99) == pytest.approx(0.198)
-    assert quantile_of([0, 0, 0, 7], bounds, 0.5) == 0.4
 
 
 class Clock:
