@@ -344,19 +344,19 @@ class World:
 
     @property
     def tenant(self) -> states.TenantState:
-        return states.unpack_tenant(self.get(self.tenant_key))
+        return states.unpack(states.TenantState, self.get(self.tenant_key))
 
     @property
     def organization(self) -> states.OrganizationState:
-        return states.unpack_organization(self.get(self.organization_key))
+        return states.unpack(states.OrganizationState, self.get(self.organization_key))
 
     @property
     def key(self) -> states.KeyState:
-        return states.unpack_key(self.get(self.api_key))
+        return states.unpack(states.KeyState, self.get(self.api_key))
 
     def user(self, user: str) -> states.UserState:
         raw = self.get(self.user_key(user))
-        return states.unpack_user(raw) if raw else states.UserState()
+        return states.unpack(states.UserState, raw) if raw else states.UserState()
 
     def slots(self, user: str) -> list[int]:
         """Requests in flight on key, user, tenant and organization."""

@@ -43,9 +43,9 @@ from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
 from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
-from gateway.counters.keeper.counters import KeeperCounters
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.keeper.strays import StrayReader
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of

@@ -56,7 +56,7 @@ class Sweeps:
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, Charged]:
         """What is charged for each of these request ids, corrections included; absent: nothing."""
-        ids = list({one.request_id for one in late})
+        ids = list({one.settlement.request_id for one in late})
         values = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
         async with self._engine.connect() as connection:
             rows = await connection.execute(_CHARGED, values)
@@ -66,14 +66,15 @@ class Sweeps:
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Give credits of a request back, once by its id: an addition and its intent."""
-        organization_id = late.caller.organization_id
+        caller, request_id = late.settlement.caller, late.settlement.request_id
+        organization_id = caller.organization_id
         values = {
-            "id": refund_id(late.request_id),
-            "partition": late.partition,
+            "id": refund_id(request_id),
+            "partition": caller.partition,
             "account": f"organization:{organization_id}",
             "organization": organization_id,
             "amount": amount,
-            "remark": f"request {late.request_id} used less than was charged",
+            "remark": f"request {request_id} used less than was charged",
         }
         async with self._engine.begin() as connection:
             await connection.execute(_REFUND, values)

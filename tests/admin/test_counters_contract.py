@@ -14,7 +14,7 @@ from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.core.model import LiveQuota
-from gateway.counters.keeper.counters import KeeperCounters
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.wire import Wire

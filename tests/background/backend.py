@@ -23,8 +23,8 @@ from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
 from gateway.background.verifying.verifier import Verified, Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
-from gateway.counters.keeper.counters import KeeperCounters
 from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of

@@ -29,7 +29,7 @@ async def known(backend: Backend, service: Service) -> Service:
 
 def kept(world: World, service: Service) -> states.ActivationState:
     name = keys.activation(world.p, world.caller.organization_id, service.id)
-    return states.unpack_activation(world.get(name))
+    return states.unpack(states.ActivationState, world.get(name))
 
 
 async def test_a_call_that_died_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:

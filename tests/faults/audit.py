@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import redis
@@ -245,10 +246,10 @@ def _slots(cast: Cast, figures: Figures) -> None:
 
 
 UNPACK: dict[str, Any] = {
-    "k": states.unpack_key,
-    "u": states.unpack_user,
-    "t": states.unpack_tenant,
-    "o": states.unpack_organization,
+    "k": partial(states.unpack, states.KeyState),
+    "u": partial(states.unpack, states.UserState),
+    "t": partial(states.unpack, states.TenantState),
+    "o": partial(states.unpack, states.OrganizationState),
 }
 
 

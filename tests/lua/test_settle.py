@@ -297,7 +297,7 @@ def test_units_given_back_in_another_month_are_worth_what_the_first_ones_cost(wo
     call = world.reserve(service=replace(UNITS, pricing=tiers), units=12)
     call.reclaim(tokens=1, units=12)
     name = keys.activation(world.p, 1, UNITS.id)
-    kept = states.unpack_activation(world.get(name))
+    kept = states.unpack(states.ActivationState, world.get(name))
     world.rebuild(name, states.pack(replace(kept, month=kept.month - 1)))
     world.put_organization(month=kept.month - 1)
     call.correct(units=-3)

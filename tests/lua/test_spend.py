@@ -25,7 +25,7 @@ FLAT = tiered((None, "0.00001"))  # 10 millionths
 
 
 def kept(world: World, service: Service = UNITS) -> states.ActivationState:
-    return states.unpack_activation(world.get(keys.activation(world.p, 1, service.id)))
+    return states.unpack(states.ActivationState, world.get(keys.activation(world.p, 1, service.id)))
 
 
 def use(world: World, units: int, service: Service = TIERED) -> None:

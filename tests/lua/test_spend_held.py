@@ -29,7 +29,7 @@ RISING = tiered(4, (10, "0"), (None, "1"))
 
 
 def kept(world: World, service: Service = RISING) -> states.ActivationState:
-    return states.unpack_activation(world.get(keys.activation(world.p, 1, service.id)))
+    return states.unpack(states.ActivationState, world.get(keys.activation(world.p, 1, service.id)))
 
 
 def test_a_cap_under_rising_tiers_admits_what_it_pays_and_no_more(world: World) -> None:
@@ -154,7 +154,7 @@ def test_any_life_of_a_cap_is_the_models(
             for name in [keys.activation(world.p, 1, one.id) for one in services]:
                 packed = world.get(name)
                 if packed:
-                    state = states.unpack_activation(packed)
+                    state = states.unpack(states.ActivationState, packed)
                     world.rebuild(name, states.pack(replace(state, month=state.month - 1)))
             world.put_organization(month=world.organization.month - 1)
         elif live:

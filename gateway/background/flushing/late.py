@@ -15,6 +15,7 @@ from typing import Protocol
 
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
 from gateway.core.accounts.losses import Movement
+from gateway.core.model import Settlement
 from gateway.errors import CountersUnavailable
 
 INTERVAL_S = 0.5
@@ -65,7 +66,7 @@ class LateSettlements:
         known = await self._ledger.charged(late)
         endings = []
         for one in late:
-            ending, refund = ended(one, known.get(one.request_id))
+            ending, refund = ended(one, known.get(one.settlement.request_id))
             if refund:
                 await self._ledger.refund(one, refund)
             endings.append(ending)
@@ -86,17 +87,18 @@ def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     What settled after all stays as it is; what a reclaim charged is made good.
     """
     if charged is None:
-        return Ending(late, Verb.POST, Charged(late.tokens, late.credits, late.units)), 0
-    more = difference(late, charged) if late.charged or charged.reclaimed else Charged()
+        used = late.settlement
+        return Ending(late, Verb.POST, Charged(used.tokens, used.credits, used.units)), 0
+    more = difference(late.settlement, charged) if late.charged or charged.reclaimed else Charged()
     move = Charged(more.tokens, max(0, more.credits), more.units)
     return Ending(late, Verb.DROP if move == Charged() else Verb.CORRECT, move), max(0, -more.credits)
 
 
-def difference(late: LateSettlement, charged: Charged) -> Charged:
+def difference(used: Settlement, charged: Charged) -> Charged:
     """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
-    service = late.service
+    service = used.service
     return Charged(
-        late.tokens - charged.tokens if service.counts_tokens else 0,
-        late.credits - charged.credits if service.meter == "consumption" and not service.one_time else 0,
-        late.units - charged.units if service.meter == "pay_per_use" else 0,
+        used.tokens - charged.tokens if service.counts_tokens else 0,
+        used.credits - charged.credits if service.meter == "consumption" and not service.one_time else 0,
+        used.units - charged.units if service.meter == "pay_per_use" else 0,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.core.accounts.losses import Movement
-from gateway.core.model import Caller, Service
+from gateway.core.model import Caller, Service, Settlement
 
 
 class ReclaimPolicy(StrEnum):
@@ -59,22 +59,14 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold was gone. `charged` is not 0 where a reclaim has charged it already.
+    """A settlement whose hold was gone, by its entry of the late lane.
 
-    `acknowledged` says what it moved when a Redis that may have forgotten it acknowledged it.
+    `charged` is not 0 where a reclaim has charged it already. `acknowledged` says what it moved when a Redis
+    that may have forgotten it acknowledged it.
     """
 
-    partition: int
     entry_id: bytes
-    request_id: str
-    caller: Caller
-    user: str
-    service: Service
-    tokens: int
-    credits: int
-    units: int
-    attribution: str
-    metadata: bytes
+    settlement: Settlement
     charged: int
     acknowledged: tuple[Movement, ...] = ()
 

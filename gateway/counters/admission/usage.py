@@ -55,11 +55,11 @@ async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
         raw[scope] = cast("bytes | None", answer[0])
     if not (raw["key"] and raw["tenant"] and raw["organization"]):
         raise CountersUnavailable
-    tenant = states.unpack_tenant(raw["tenant"])
-    organization = states.unpack_organization(raw["organization"])
-    scopes: list[tuple[str, Bucket]] = [("key", states.unpack_key(raw["key"]))]
+    tenant = states.unpack(states.TenantState, raw["tenant"])
+    organization = states.unpack(states.OrganizationState, raw["organization"])
+    scopes: list[tuple[str, Bucket]] = [("key", states.unpack(states.KeyState, raw["key"]))]
     if raw["user"]:
-        scopes.append(("user", states.unpack_user(raw["user"])))
+        scopes.append(("user", states.unpack(states.UserState, raw["user"])))
     scopes += [("tenant", tenant), ("organization", organization)]
     return msgspec.json.encode(
         {

@@ -21,14 +21,15 @@ class AccountHeads(Client):
         """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded."""
         found = await self.peek(KIND_TENANT, tenants)
         return {
-            id_: _quota(states.unpack_tenant(packed)) if packed else None for id_, packed in found.items()
+            id_: _quota(states.unpack(states.TenantState, packed)) if packed else None
+            for id_, packed in found.items()
         }
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
         found = await self.peek(KIND_ORGANIZATION, organizations)
         return {
-            id_: states.unpack_organization(packed).balance if packed else None
+            id_: states.unpack(states.OrganizationState, packed).balance if packed else None
             for id_, packed in found.items()
         }
 
@@ -50,11 +51,13 @@ class AccountHeads(Client):
                 raise CountersUnavailable
         found: dict[str, AccountHead | None] = {}
         for tenant_id, packed in (await self.stored(KIND_TENANT, tenants)).items():
-            found[f"tenant:{tenant_id}"] = _tokens(states.unpack_tenant(packed)) if packed else None
+            found[f"tenant:{tenant_id}"] = (
+                _tokens(states.unpack(states.TenantState, packed)) if packed else None
+            )
         for organization_id, packed in (await self.stored(KIND_ORGANIZATION, organizations)).items():
             credits_ = spend = None
             if packed is not None:
-                organization = states.unpack_organization(packed)
+                organization = states.unpack(states.OrganizationState, packed)
                 credits_ = AccountHead(organization.credit_seq, organization.balance)
                 spend = AccountHead(organization.spend_seq, organization.spent)
             found[f"credits:{organization_id}"], found[f"spend:{organization_id}"] = credits_, spend

@@ -16,13 +16,14 @@ from gateway.core.model import PARTITIONS, Caller, Settlement
 from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.client import fields_of
 from gateway.counters.keeper.control import Control
+from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import service_of
 
 
-class Verification(Control):
-    """What verification asks and writes, besides definitions."""
+class KeeperCounters(Control, AccountHeads):
+    """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand under the present run id."""
@@ -264,9 +265,9 @@ def organization_state(account: OrganizationAccount) -> states.OrganizationState
 def _organization_behind(account: OrganizationAccount, packed: bytes | None) -> bool:
     if packed is None:
         return True
-    state = states.unpack_organization(packed)
+    state = states.unpack(states.OrganizationState, packed)
     return state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
 
 
 def _tenant_behind(account: TenantAccount, packed: bytes | None) -> bool:
-    return packed is None or states.unpack_tenant(packed).seq < account.seq
+    return packed is None or states.unpack(states.TenantState, packed).seq < account.seq

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import msgspec
@@ -22,6 +23,7 @@ from gateway.counters.settlement_log.settlement_record import service_of
 from gateway.errors import CountersRefused, CountersUnavailable
 
 CORRECTED = "settled after its hold was reclaimed"
+RECLAIMED = b'{"estimated":true,"reclaimed":true}'
 
 
 class Keeping:
@@ -58,7 +60,10 @@ class Keeping:
         if hold.lease:
             call = lease(self._client.run_id, hold.caller, hold.request_id, IF_OVER)
             return packing.code_of(await self._client.run("lease", call)) == NONE
-        settlement = _settlement(hold, charge, "", b'{"estimated":true,"reclaimed":true}')
+        settlement = Settlement(
+            hold.caller, hold.request_id, hold.user, hold.service, charge=True,
+            tokens=charge.tokens, credits=charge.credits, units=charge.units, metadata=RECLAIMED,
+        )  # fmt: skip
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
         code = packing.code_of(await self._client.run("settle", call))
         if code == UNVERIFIED:
@@ -86,7 +91,7 @@ class Keeping:
         unavailable = None
         for one, wait in zip(charges, waits, strict=True):
             try:
-                charged[one] = self._applied(one.late.caller, cast("bytes", await in_task(wait)))
+                charged[one] = self._applied(one.late.settlement.caller, cast("bytes", await in_task(wait)))
             except CountersRefused:
                 charged[one] = False
             except CountersUnavailable as error:
@@ -99,20 +104,20 @@ class Keeping:
 
     def _charge(self, ending: Ending) -> Wait[Reply]:
         """Send a post, which needs no hold, or what was used beyond what a reclaim charged."""
-        late, mode, metadata = ending.late, packing.MODE_POST, ending.late.metadata
+        late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
-            own = msgspec.json.decode(metadata) if metadata else {}
-            more = {**own, "corrects": late.request_id, "reason": CORRECTED}
-            mode, metadata = packing.MODE_CORRECT, msgspec.json.encode(more)
-        settlement = _settlement(late, ending.used, late.attribution, metadata)
-        call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, mode, late.entry_id)
+            own = msgspec.json.decode(late.metadata) if late.metadata else {}
+            more = msgspec.json.encode({**own, "corrects": late.request_id, "reason": CORRECTED})
+            late, mode = replace(late, metadata=more), packing.MODE_CORRECT
+        charge = replace(late, tokens=used.tokens, credits=used.credits, units=used.units)
+        call = packing.settle(self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id)
         return self._client.send_script("settle", call)
 
     def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
         """Send the removal of entries that are charged already: one command a queue."""
         by_lane: dict[int, list[bytes]] = {}
         for one in late:
-            by_lane.setdefault(one.partition, []).append(one.entry_id)
+            by_lane.setdefault(one.settlement.caller.partition, []).append(one.entry_id)
         return [
             self._client.send(b"XDEL", keys.late(partition).encode(), *ids)
             for partition, ids in by_lane.items()
@@ -149,21 +154,3 @@ class Keeping:
             bool(state.flags & states.HOLD_LEASE),
             held,
         )
-
-
-def _settlement(
-    call: ExpiredHold | LateSettlement, used: Charged, attribution: str, metadata: bytes
-) -> Settlement:
-    """Charge a call with this much."""
-    return Settlement(
-        caller=call.caller,
-        request_id=call.request_id,
-        user=call.user,
-        service=call.service,
-        charge=True,
-        tokens=used.tokens,
-        credits=used.credits,
-        units=used.units,
-        attribution=attribution,
-        metadata=metadata,
-    )

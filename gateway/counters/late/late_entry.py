@@ -10,11 +10,10 @@ from typing import cast
 from gateway.core.accounts.holds import LateSettlement
 from gateway.core.accounts.ledger import ENTRY, LAYOUTS
 from gateway.core.accounts.outbox import StreamPlace, stream_place
-from gateway.core.model import Caller
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.wire import Reply
 from gateway.counters.settlement_log.acknowledged import of_argument
-from gateway.counters.settlement_log.settlement_record import service_of
+from gateway.counters.settlement_log.settlement_record import settlement_of
 
 START: StreamPlace = (0, 0)
 # Whose an outbox entry is.
@@ -76,23 +75,12 @@ def read_entry(raw: Reply) -> LateEntry | None:
         return None
 
 
-def settlement_of(partition: int, entry: LateEntry) -> LateSettlement:
-    """What an entry of a partition's queue says was used, by whom and of what."""
+def late_settlement(entry: LateEntry) -> LateSettlement:
+    """What an entry says was used, by whom and of what."""
     fields = entry.fields
-    kept = KEPT.read(KEPT.today(fields[b"a"]))
-    tenant_id, organization_id = kept["tenant_id"], entry.organization_id
-    return LateSettlement(
-        partition=partition,
-        entry_id=entry.entry_id,
-        request_id=entry.request_id,
-        caller=Caller(organization_id, tenant_id, kept["key_id"], partition),
-        user=fields[b"u"].decode(),
-        service=service_of(kept["service_id"], kept["flags"], fields.get(b"t", b"")),
-        tokens=kept["tokens"],
-        credits=kept["credits"],
-        units=kept["units"],
-        attribution=fields[b"c"].decode(),
-        metadata=fields[b"m"],
-        charged=int(fields[b"charged"]),
-        acknowledged=of_argument(partition, tenant_id, organization_id, fields.get(b"acknowledged", b"")),
+    settlement = settlement_of(fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""))
+    caller = settlement.caller
+    acknowledged = of_argument(
+        caller.partition, caller.tenant_id, caller.organization_id, fields.get(b"acknowledged", b"")
     )
+    return LateSettlement(entry.entry_id, settlement, int(fields[b"charged"]), acknowledged)

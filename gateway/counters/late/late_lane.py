@@ -19,11 +19,11 @@ from gateway.counters.late.late_entry import (
     START,
     LateEntry,
     id_of,
+    late_settlement,
     next_of,
     owner_of,
     place_of,
     read_entry,
-    settlement_of,
 )
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -131,7 +131,7 @@ class LateLane:
                 # Another entry of the same call waits for this one's row.
                 if one.request_id not in taken and len(found) < count:
                     taken.add(one.request_id)
-                    found.append(settlement_of(partition, one))
+                    found.append(late_settlement(one))
             if last is None or not more:
                 break
             start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)

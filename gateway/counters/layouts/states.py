@@ -7,9 +7,8 @@ that comes with a new number says so: `field(default=0, metadata={"since": 130})
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
-from typing import cast
+from typing import TypeVar, cast
 
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
 
@@ -161,6 +160,7 @@ class ActivationState:
 
 
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
+S = TypeVar("S", KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
 
 
 def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
@@ -180,24 +180,14 @@ _LAYOUTS: dict[type[State], Layout] = {
 LAYOUTS = ACCOUNT, *_LAYOUTS.values()
 
 
-def unpack_key(packed: bytes) -> KeyState:
-    """An API key's state."""
-    return KeyState(*_numbers(KeyState, packed))
-
-
-def unpack_user(packed: bytes) -> UserState:
-    """A user's state."""
-    return UserState(*_numbers(UserState, packed))
-
-
-def unpack_tenant(packed: bytes) -> TenantState:
-    """A tenant's state."""
-    return TenantState(*_numbers(TenantState, packed))
-
-
-def unpack_organization(packed: bytes) -> OrganizationState:
-    """An organization's state."""
-    return OrganizationState(*_numbers(OrganizationState, packed))
+def unpack(kind: type[S], packed: bytes) -> S:
+    """A state as it is packed; an activation of before units were held ends with the quantity."""
+    layout = _LAYOUTS[kind]
+    whole = layout.today(packed)
+    if kind is ActivationState:
+        whole = whole.ljust(layout.size, b"\0")
+    _, *numbers = layout.struct.unpack(whole)
+    return kind(*map(int, numbers))
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
@@ -205,20 +195,9 @@ def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
     layout = _LAYOUTS[HoldState]
     whole = layout.today(packed)
     user, _, tiers = whole[layout.size :].partition(b"\0")
-    return HoldState(*_numbers(HoldState, whole[: layout.size])), user.decode(), tiers
-
-
-def unpack_activation(packed: bytes) -> ActivationState:
-    """What is kept of an organization's service; one of before units were held ends with the quantity."""
-    layout = _LAYOUTS[ActivationState]
-    return ActivationState(*_numbers(ActivationState, layout.today(packed).ljust(layout.size, b"\0")))
+    return unpack(HoldState, whole[: layout.size]), user.decode(), tiers
 
 
 def pack(state: State) -> bytes:
     """The state as the scripts read it."""
     return _LAYOUTS[type(state)].pack(LAYOUT, *astuple(state))
-
-
-def _numbers(kind: type[State], packed: bytes) -> Iterator[int]:
-    _, *numbers = _LAYOUTS[kind].struct.unpack(_LAYOUTS[kind].today(packed))
-    return map(int, numbers)

@@ -7,6 +7,7 @@ The catalogue with types, writers and lifetimes is in `lua/README.md`.
 from __future__ import annotations
 
 from binascii import crc_hqx
+from collections.abc import Callable
 from hashlib import sha256
 
 from gateway.core.model import PARTITIONS
@@ -38,19 +39,23 @@ def activity(bucket: int) -> str:
     return f"tk:busy:{bucket}"
 
 
-def marker(partition: int) -> str:
-    """Run id, epoch and catalogue version the keeper verified the partition under."""
-    return f"tk:{{p{partition:02d}}}:m"
+def _of_partition(letter: str) -> Callable[[int], str]:
+    return lambda partition: f"tk:{{p{partition:02d}}}:{letter}"
 
 
-def key_state(partition: int, key_id: int) -> str:
-    """State of an API key."""
-    return f"tk:{{p{partition:02d}}}:k:{key_id}"
+def _of_account(letter: str) -> Callable[[int, int], str]:
+    return lambda partition, id_: f"tk:{{p{partition:02d}}}:{letter}:{id_}"
 
 
-def bucket(partition: int, key_id: int) -> str:
-    """What an API key has asked of its own usage lately."""
-    return f"tk:{{p{partition:02d}}}:q:{key_id}"
+# By the partition: its marker, the holds by when they end, the outbox, how many movements wait apart by
+# organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
+marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")
+parked, late, control = _of_partition("w"), _of_partition("late"), _of_partition("g")
+# By the partition and an API key's id: its state, and what it asked of its own usage lately.
+key_state, bucket = _of_account("k"), _of_account("q")
+tenant_state = _of_account("t")
+# By the partition and an organization's id: its state, its movements that wait apart, digests of its objects.
+organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 
 
 def user_state(partition: int, tenant_id: int, user: str) -> str:
@@ -58,56 +63,11 @@ def user_state(partition: int, tenant_id: int, user: str) -> str:
     return f"tk:{{p{partition:02d}}}:u:{tenant_id}:{sha256(user.encode()).hexdigest()[:24]}"
 
 
-def tenant_state(partition: int, tenant_id: int) -> str:
-    """State of a tenant: limits and token account."""
-    return f"tk:{{p{partition:02d}}}:t:{tenant_id}"
-
-
-def organization_state(partition: int, organization_id: int) -> str:
-    """State of an organization: limits, credit account, spend account."""
-    return f"tk:{{p{partition:02d}}}:o:{organization_id}"
-
-
 def hold(partition: int, request_id: str) -> str:
     """The hold of one request."""
     return f"tk:{{p{partition:02d}}}:h:{request_id}"
 
 
-def deadlines(partition: int) -> str:
-    """Sorted set of request ids by the time their hold ends."""
-    return f"tk:{{p{partition:02d}}}:d"
-
-
-def outbox(partition: int) -> str:
-    """Stream of movements not yet in PostgreSQL."""
-    return f"tk:{{p{partition:02d}}}:x"
-
-
-def parked(partition: int) -> str:
-    """Hash of how many movements wait behind accounts in quarantine, by organization."""
-    return f"tk:{{p{partition:02d}}}:w"
-
-
-def parked_entries(partition: int, organization_id: int) -> str:
-    """Stream of an organization's movements that wait behind its accounts in quarantine."""
-    return f"tk:{{p{partition:02d}}}:w:{organization_id}"
-
-
-def late(partition: int) -> str:
-    """Stream of settlements whose hold is unknown."""
-    return f"tk:{{p{partition:02d}}}:late"
-
-
 def activation(partition: int, organization_id: int, service_id: int) -> str:
-    """One-Time state of an organization's service."""
+    """What is kept of an organization's service."""
     return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}"
-
-
-def control(partition: int) -> str:
-    """Hash of control-write ids applied here and not yet in PostgreSQL."""
-    return f"tk:{{p{partition:02d}}}:g"
-
-
-def objects(partition: int, organization_id: int) -> str:
-    """Sorted set of an organization's stored objects: digests of their ids by when they are forgotten."""
-    return f"tk:{{p{partition:02d}}}:own:{organization_id}"

@@ -59,6 +59,6 @@ def _seq(account: str, packed: object) -> int:
         return 0
     kind = account.partition(":")[0]
     if kind == "tenant":
-        return states.unpack_tenant(packed).seq
-    found = states.unpack_organization(packed)
+        return states.unpack(states.TenantState, packed).seq
+    found = states.unpack(states.OrganizationState, packed)
     return found.credit_seq if kind == "credits" else found.spend_seq

@@ -24,15 +24,21 @@ def partition_of(arguments: bytes) -> int:
 def unpack(arguments: bytes) -> Settlement:
     """The settlement of a record."""
     arguments = KEPT.today(arguments)
-    kept = KEPT.read(arguments[: KEPT.size])
     user, attribution, metadata, *tiers = _texts(arguments[KEPT.size :])
-    organization = kept["organization_id"]
-    caller = Caller(organization, kept["tenant_id"], kept["key_id"], keys.partition_of(organization))
+    return settlement_of(arguments[: KEPT.size], user, attribution, metadata, tiers[0] if tiers else b"")
+
+
+def settlement_of(
+    packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes
+) -> Settlement:
+    """What the arguments of `settle` say was used, by whom and of what."""
+    kept = KEPT.read(KEPT.today(packed))
+    organization_id = kept["organization_id"]
     return Settlement(
-        caller=caller,
+        caller=Caller(organization_id, kept["tenant_id"], kept["key_id"], keys.partition_of(organization_id)),
         request_id=kept["request_id"].decode(),
         user=user.decode(),
-        service=service_of(kept["service_id"], kept["flags"], tiers[0] if tiers else b""),
+        service=service_of(kept["service_id"], kept["flags"], tiers),
         charge=True,
         tokens=kept["tokens"],
         credits=kept["credits"],

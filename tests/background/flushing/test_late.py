@@ -14,7 +14,7 @@ import pytest
 from gateway.background.flushing.late import LateSettlements
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb, correction_id, refund_id
 from gateway.core.billing.pricing import Pricing, Tier
-from gateway.core.model import Caller, Settled
+from gateway.core.model import Caller, Settled, Settlement
 from gateway.counters.redis import keys
 from persistence.keeper.sweeps import Sweeps
 from tests.background.backend import Backend, backend_at
@@ -23,7 +23,8 @@ from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
 
-LATE = LateSettlement(0, b"1-0", str(uuid.UUID(int=1)), Caller(1, 7, 3, 0), "", CHAT, 70, 0, 1, "", b"", 0)
+USED = Settlement(Caller(1, 7, 3, 0), str(uuid.UUID(int=1)), "", CHAT, charge=True, tokens=70, units=1)
+LATE = LateSettlement(b"1-0", USED, 0)
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Lane:
     async def end(self, endings: Sequence[Ending]) -> list[bool]:
         for one in endings:
             moved = (one.used.tokens, one.used.credits, one.used.units)
-            what = moved if one.verb is Verb.CORRECT else (one.late.request_id,)
+            what = moved if one.verb is Verb.CORRECT else (one.late.settlement.request_id,)
             self.done.append((str(one.verb), *what))
         return [True] * len(endings)
 
@@ -61,29 +62,33 @@ class Ledger:
         self.refunds.append(amount)
 
 
-RECLAIMED = replace(LATE, charged=20)
-PAID = replace(RECLAIMED, service=CREDITS, tokens=0, credits=9)
-UNITS_LATE = replace(RECLAIMED, service=UNITS, tokens=0, units=3)
-ONCE = replace(RECLAIMED, service=ONE_TIME, tokens=0, credits=50)
+def reclaimed(**used: Any) -> LateSettlement:
+    return LateSettlement(LATE.entry_id, replace(USED, **used), 20)
+
+
+RECLAIMED = reclaimed()
+PAID = reclaimed(service=CREDITS, tokens=0, credits=9)
+UNITS_LATE = reclaimed(service=UNITS, tokens=0, units=3)
+ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
 
 
 @pytest.mark.parametrize(
     ("late", "charged", "done", "refunds"),
     [
-        (LATE, None, [("post", LATE.request_id)], []),
-        (LATE, Charged(70), [("drop", LATE.request_id)], []),
-        (LATE, Charged(50), [("drop", LATE.request_id)], []),  # settled after all, by another answer
+        (LATE, None, [("post", USED.request_id)], []),
+        (LATE, Charged(70), [("drop", USED.request_id)], []),
+        (LATE, Charged(50), [("drop", USED.request_id)], []),  # settled after all, by another answer
         (RECLAIMED, Charged(20), [("correct", 50, 0, 0)], []),
         (RECLAIMED, Charged(90), [("correct", -20, 0, 0)], []),
-        (RECLAIMED, Charged(70), [("drop", LATE.request_id)], []),
+        (RECLAIMED, Charged(70), [("drop", USED.request_id)], []),
         (LATE, Charged(20, reclaimed=True), [("correct", 50, 0, 0)], []),  # its tombstone is gone
         (PAID, Charged(0, 5), [("correct", 0, 4, 0)], []),
-        (PAID, Charged(0, 9), [("drop", LATE.request_id)], []),
-        (PAID, Charged(0, 30), [("drop", LATE.request_id)], [21]),
-        (replace(PAID, service=EVERYTHING, tokens=70), Charged(20, 30), [("correct", 50, 0, 0)], [21]),
+        (PAID, Charged(0, 9), [("drop", USED.request_id)], []),
+        (PAID, Charged(0, 30), [("drop", USED.request_id)], [21]),
+        (reclaimed(service=EVERYTHING, credits=9), Charged(20, 30), [("correct", 50, 0, 0)], [21]),
         (UNITS_LATE, Charged(units=5), [("correct", 0, 0, -2)], []),
         (UNITS_LATE, Charged(units=1), [("correct", 0, 0, 2)], []),
-        (ONCE, Charged(0, 0), [("drop", LATE.request_id)], []),  # somebody else paid
+        (ONCE, Charged(0, 0), [("drop", USED.request_id)], []),  # somebody else paid
     ],
     ids=[
         "never arrived", "arrived", "arrived otherwise", "more tokens", "fewer tokens", "corrected",
@@ -95,7 +100,7 @@ async def test_what_the_ledger_knows_decides(
     late: LateSettlement, charged: Charged | None, done: list[tuple[object, ...]], refunds: list[int]
 ) -> None:
     lane = Lane([late])
-    ledger = Ledger({} if charged is None else {late.request_id: charged})
+    ledger = Ledger({} if charged is None else {late.settlement.request_id: charged})
     await LateSettlements(lane, ledger).drain()
     assert (lane.done, ledger.refunds) == (done, refunds)
 
@@ -342,7 +347,7 @@ async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str
         call.settle(tokens=40)
         await backend.flush()
         (late,) = await backend.keeping.late(10)
-        used = Charged(late.tokens)
+        used = Charged(late.settlement.tokens)
         for _ in range(2):  # and a frozen one that had read the same
             assert await backend.keeping.end([Ending(late, Verb.POST, used)]) == [True]
         await backend.late_settlements.drain()
@@ -422,9 +427,9 @@ async def test_one_that_the_counters_refuse_keeps_no_other(valkey: str, migrated
         world.client.hset(keys.control(world.p), "x", "1")
         late = await backend.keeping.late(10)
         world.client.set(keys.outbox(world.p), "not a stream")
-        endings = [Ending(one, Verb.POST, Charged(one.tokens)) for one in late]
+        endings = [Ending(one, Verb.POST, Charged(one.settlement.tokens)) for one in late]
         done = await backend.keeping.end(endings)
-        assert dict(zip([one.caller.tenant_id for one in late], done, strict=True)) == {
+        assert dict(zip([one.settlement.caller.tenant_id for one in late], done, strict=True)) == {
             world.caller.tenant_id: False,
             other.caller.tenant_id: True,
         }

@@ -197,4 +197,4 @@ async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
     thaw(server)
     await eventually(lambda: worker.counters.releases_owed == 0 and nothing_is_held(world))
     packed = world.get(keys.activation(world.p, 1, UNITS.id))
-    assert not packed or states.unpack_activation(packed).held == 0
+    assert not packed or states.unpack(states.ActivationState, packed).held == 0

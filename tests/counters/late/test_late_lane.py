@@ -11,7 +11,7 @@ from gateway.core.accounts.holds import LateSettlement
 from gateway.core.accounts.ledger import HEAD, VERSION_BEFORE, decode, encode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.parked import park
-from gateway.counters.keeper.verification import Verification
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.late.late_lane import LOOK_ENTRIES, LateLane
 from gateway.counters.redis import keys
@@ -42,7 +42,7 @@ def stored(world: World, entries: list[bytes]) -> None:
 
 
 def ids(found: list[LateSettlement] | Any) -> list[str]:
-    return [one.request_id for one in found]
+    return [one.settlement.request_id for one in found]
 
 
 def dealt_with(world: World, found: Any) -> None:
@@ -221,7 +221,7 @@ async def test_a_broken_partition_keeps_no_other(world: World, keeping: Keeping,
 
 
 async def test_a_lane_that_does_not_say_is_taken_to_hold_something(world: World, connect: Connect) -> None:
-    verification = Verification(await connect(world.url))
+    verification = KeeperCounters(await connect(world.url))
     assert await verification.late_waiting() == frozenset()
     world.client.set(keys.late(world.p), "something else")
     assert await verification.late_waiting() == {world.p}

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import asdict
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,8 @@ import redis
 from gateway.core.billing.pricing import Pricing, Tier
 from gateway.core.layout import LAYOUT, UnknownLayout
 from gateway.core.model import HoldRequest, Service, Settled, Verdict
-from gateway.counters.keeper.verification import Verification
-from gateway.counters.late.late_entry import read_entry, settlement_of
+from gateway.counters.keeper.verification import KeeperCounters
+from gateway.counters.late.late_entry import late_settlement, read_entry
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
 from gateway.counters.redis import keys
@@ -38,11 +39,11 @@ TIERED = Service(
     pricing=Pricing(tiers=(Tier(10, Decimal("0.001")), Tier(None, Decimal("0.0008")))),
 )  # fmt: skip
 UNPACK: dict[str, Callable[[bytes], Any]] = {
-    "k": states.unpack_key,
-    "u": states.unpack_user,
-    "t": states.unpack_tenant,
-    "o": states.unpack_organization,
-    "a": states.unpack_activation,
+    "k": partial(states.unpack, states.KeyState),
+    "u": partial(states.unpack, states.UserState),
+    "t": partial(states.unpack, states.TenantState),
+    "o": partial(states.unpack, states.OrganizationState),
+    "a": partial(states.unpack, states.ActivationState),
     "h": lambda packed: states.unpack_hold(packed)[0],
 }
 
@@ -129,7 +130,7 @@ def test_calls_of_before_are_kept_and_raised(ours: World) -> None:
 def test_accounts_of_before_admit_are_granted_defined_and_shown(ours: World) -> None:
     ours.version = ours.tenant.version
     user_limits = ours.tenant.user_rpm, ours.tenant.user_tpm, ours.tenant.user_concurrency
-    assert states.unpack_tenant(ours.peek(3, ours.tenant_key)[0]).held == ours.tenant.held
+    assert states.unpack(states.TenantState, ours.peek(3, ours.tenant_key)[0]).held == ours.tenant.held
     assert ours.reserve(need=10, user="new").verdict is Verdict.ADMITTED
     new = ours.user("new")
     assert (new.rpm, new.tpm, new.concurrency) == user_limits
@@ -158,9 +159,10 @@ def test_what_waits_in_a_late_lane_since_before_is_read() -> None:
     ]
     entry = read_entry([b"5-0", cast("Any", fields)])
     assert entry is not None
-    late = settlement_of(50, entry)
-    assert (late.caller.organization_id, late.caller.key_id, late.tokens, late.charged) == (1, 3, 4, 0)
-    assert late.request_id == IDS["late"]
+    late = late_settlement(entry)
+    used = late.settlement
+    assert (used.caller.organization_id, used.caller.key_id, used.tokens, late.charged) == (1, 3, 4, 0)
+    assert used.request_id == IDS["late"]
 
 
 # --- whose a partition is ---------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_a_partition_of_the_version_before_is_not_served(before: World) -> None:
 
 
 async def test_a_keeper_takes_it_over_as_it_is(before: World, connect: Connect) -> None:
-    keeper = Verification(await connect(before.url))
+    keeper = KeeperCounters(await connect(before.url))
     found = await keeper.markers()
     assert (found.verified[before.p], found.closed) == (1, {})
     assert before.get(keys.marker(before.p)) == packing.marker(before.run_id, 1, 1)
@@ -187,7 +189,7 @@ async def test_a_partition_of_a_newer_version_is_left_alone(world: World, connec
     world.client.set(keys.marker(world.p), newer)
     everything = world.everything()
     assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-    keeper = Verification(await connect(world.url))
+    keeper = KeeperCounters(await connect(world.url))
     with pytest.raises(UnknownLayout, match=f"layout {LAYOUT + 1}"):
         await keeper.markers()
     assert world.everything() == everything
