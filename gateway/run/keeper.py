@@ -49,7 +49,6 @@ from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of
-from gateway.counters.redis.memory import memory
 from gateway.counters.redis.wire import Wire, encode
 from gateway.errors import CountersUnavailable
 from gateway.http.tally import SECONDS, Histogram
@@ -255,7 +254,7 @@ class Keeper:
         return await in_task(self._wire.send(encode(b"PING"))) == b"PONG"
 
     async def _memory(self) -> Mapping[str, object]:
-        used, most = await memory(self._wire)
+        used, most = await self._counters.memory()
         return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
 
     async def _books(self) -> Mapping[str, object]:

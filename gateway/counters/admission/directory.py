@@ -67,9 +67,7 @@ class Directory:
 
     def service(self, key: str) -> Service | None:
         """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
-        if not self.version:
-            raise CountersUnavailable
-        return self._services.get(key)
+        return self.catalogue().get(key)
 
     def catalogue(self) -> Mapping[str, Service]:
         """Every service by its key; CountersUnavailable before the first catalogue."""

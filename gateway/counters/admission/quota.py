@@ -158,11 +158,6 @@ class Counters:
         return await self._spool(settlement, command[frame.arguments_at :])
 
     @property
-    def releases_owed(self) -> int:
-        """How many holds wait to be released that nobody waits for any more."""
-        return self._releases.owed
-
-    @property
     def live(self) -> int:
         """How many calls are watched."""
         return len(self._live)

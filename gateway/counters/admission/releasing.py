@@ -55,11 +55,6 @@ class Releases:
         self._owed: dict[str, _Owed] = {}
         self._releasing: asyncio.Task[None] | None = None
 
-    @property
-    def owed(self) -> int:
-        """How many holds wait to be released."""
-        return len(self._owed)
-
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
         """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
         before = self._owed.get(settlement.request_id)

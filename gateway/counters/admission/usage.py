@@ -112,29 +112,17 @@ def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
         ("tokens_per_minute", state.tpm, state.tokens_used),
     ):
         if limit:
-            used = -(-level // UNIT)
-            found.append(
-                {
-                    "scope": scope,
-                    "name": name,
-                    "limit": limit,
-                    "used": used,
-                    "remaining": max(0, limit - used),
-                    "reset_at": _moment(state.at + -(-level // limit)),
-                }
-            )
+            found.append(_limit(scope, name, limit, -(-level // UNIT), state.at + -(-level // limit)))
     if state.concurrency:
-        found.append(
-            {
-                "scope": scope,
-                "name": "concurrency",
-                "limit": state.concurrency,
-                "used": state.inflight,
-                "remaining": max(0, state.concurrency - state.inflight),
-                "reset_at": None,
-            }
-        )
+        found.append(_limit(scope, "concurrency", state.concurrency, state.inflight, 0))
     return found
+
+
+def _limit(scope: str, name: str, limit: int, used: int, reset_ms: int) -> dict[str, object]:
+    return {
+        "scope": scope, "name": name, "limit": limit, "used": used, "remaining": max(0, limit - used),
+        "reset_at": _moment(reset_ms),
+    }  # fmt: skip
 
 
 def _moment(ms: int) -> str | None:

@@ -14,6 +14,7 @@ from gateway.core.accounts.losses import Movement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
+from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
 
@@ -104,6 +105,11 @@ class Client:
         assert isinstance(time, list)
         seconds, micros = (int(cast("bytes", part)) for part in time)
         return seconds * 1000 + micros // 1000
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes Redis uses, and the most it may (0: no limit)."""
+        answer = await self.ask(b"INFO", b"memory")
+        return int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)
 
     def _batches(self, of: Sequence[T]) -> Iterable[Sequence[T]]:
         return (of[start : start + self._batch_max] for start in range(0, len(of), self._batch_max))

@@ -173,15 +173,9 @@ def tenant_state(account: TenantAccount) -> states.TenantState:
     started = account.seq > 0
     total = -1 if account.total is None else account.total
     has_plan = terms.plan_id > 0 and started
-    rpm, tpm, concurrency = packing.limits(definition.limits)
-    user_rpm, user_tpm, user_concurrency = packing.limits(definition.user_limits)
     return states.TenantState(
-        rpm=rpm,
-        tpm=tpm,
-        concurrency=concurrency,
-        user_rpm=user_rpm,
-        user_tpm=user_tpm,
-        user_concurrency=user_concurrency,
+        **packing.limits(definition.limits),
+        **packing.limits(definition.user_limits, "user_"),
         flags=(states.MANUAL_BLOCK if account.manual_block else 0) | (states.HAS_PLAN if has_plan else 0),
         total=total if started else -1,
         remaining=account.granted if account.remaining is None else account.remaining,
@@ -246,11 +240,8 @@ def activation_state(use: ServiceUse) -> states.ActivationState:
 def organization_state(account: OrganizationAccount) -> states.OrganizationState:
     """An organization's whole state from its accounts."""
     definition = account.definition
-    rpm, tpm, concurrency = packing.limits(definition.limits)
     return states.OrganizationState(
-        rpm=rpm,
-        tpm=tpm,
-        concurrency=concurrency,
+        **packing.limits(definition.limits),
         balance=account.balance,
         credit_limit=definition.credit_limit,
         credit_seq=account.credit_seq,

@@ -6,6 +6,8 @@ Pure functions. A call is (keys, arguments); an answer is bytes of little-endian
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     Definition,
@@ -49,26 +51,10 @@ Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
 def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH) -> Call:
     """Keys and arguments of `reserve`."""
-    caller = request.caller
-    p, user = caller.partition, request.user
-    flags = service_flags(request)
-    names = [
-        keys.hold(p, request.request_id),
-        keys.deadlines(p),
-        keys.outbox(p),
-        keys.marker(p),
-        keys.tenant_state(p, caller.tenant_id),
-        keys.organization_state(p, caller.organization_id),
-        keys.key_state(p, caller.key_id),
-    ]
-    if user:
-        names.append(keys.user_state(p, caller.tenant_id, user))
-    arguments = [reserve_argument(run_id, batch, catalogue, ttl_ms, request), user.encode()]
-    if flags & (FLAG_ONE_TIME | FLAG_USES):
-        names.append(keys.activation(p, caller.organization_id, request.service.id))
-    if flags & FLAG_USES:
-        arguments.append(pack_tiers(request.service.pricing.tiers))
-    return tuple(names), tuple(arguments)
+    p = request.caller.partition
+    names = keys.hold(p, request.request_id), keys.deadlines(p), keys.outbox(p), keys.marker(p)
+    packed = reserve_argument(run_id, batch, catalogue, ttl_ms, request)
+    return (*names, *_accounts(request)), (packed, request.user.encode(), *_tiers(request))
 
 
 def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
@@ -90,31 +76,31 @@ def settle(
     batch: int = NO_BATCH,
 ) -> Call:
     """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with."""
-    caller = settlement.caller
-    p, user = caller.partition, settlement.user
-    flags = service_flags(settlement)
-    names = [
-        keys.deadlines(p),
-        keys.outbox(p),
-        keys.late(p),
-        keys.control(p),
-        keys.marker(p),
-        keys.hold(p, settlement.request_id),
-        keys.tenant_state(p, caller.tenant_id),
-        keys.organization_state(p, caller.organization_id),
-        keys.key_state(p, caller.key_id),
-    ]
-    if user:
-        names.append(keys.user_state(p, caller.tenant_id, user))
+    p = settlement.caller.partition
+    names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
     packed = settle_argument(run_id, batch, tombstone_ms, settlement, mode)
-    arguments = [packed, user.encode(), settlement.attribution.encode(), settlement.metadata]
+    texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
+    entry = () if late is None else (late,)
+    return (
+        (*names, keys.hold(p, settlement.request_id), *_accounts(settlement)),
+        (packed, *texts, *_tiers(settlement), *entry),
+    )
+
+
+def _accounts(call: HoldRequest | Settlement) -> Iterator[str]:
+    """The keys of what a call moves: tenant, organization and API key, its user, its service's month."""
+    caller, p, flags = call.caller, call.caller.partition, service_flags(call)
+    yield keys.tenant_state(p, caller.tenant_id)
+    yield keys.organization_state(p, caller.organization_id)
+    yield keys.key_state(p, caller.key_id)
+    if call.user:
+        yield keys.user_state(p, caller.tenant_id, call.user)
     if flags & (FLAG_ONE_TIME | FLAG_USES):
-        names.append(keys.activation(p, caller.organization_id, settlement.service.id))
-    if flags & FLAG_USES:
-        arguments.append(pack_tiers(settlement.service.pricing.tiers))
-    if late is not None:
-        arguments.append(late)
-    return tuple(names), tuple(arguments)
+        yield keys.activation(p, caller.organization_id, call.service.id)
+
+
+def _tiers(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
+    return (pack_tiers(call.service.pricing.tiers),) if service_flags(call) & FLAG_USES else ()
 
 
 def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
@@ -223,22 +209,25 @@ def define(run_id: bytes, version: int, definition: Definition, *, create: bool 
             kind, state = KIND_ORGANIZATION, keys.organization_state(p, definition.organization_id)
             cap = -1 if definition.cap is None else definition.cap
             packed = table.DEFINE_ORGANIZATION.pack(
-                *limits(definition.limits), definition.credit_limit, cap, definition.organization_id
+                *limits(definition.limits).values(), definition.credit_limit, cap, definition.organization_id
             )
         case TenantDefinition():
             kind, state = KIND_TENANT, keys.tenant_state(p, definition.tenant_id)
             packed = table.DEFINE_TENANT.pack(
-                *limits(definition.limits), *limits(definition.user_limits),
+                *limits(definition.limits).values(), *limits(definition.user_limits).values(),
                 definition.tenant_id, definition.organization_id, *plan(definition.terms).values(),
             )  # fmt: skip
         case KeyDefinition():
             kind, state = KIND_KEY, keys.key_state(p, definition.key_id)
             packed = table.DEFINE_KEY.pack(
-                *limits(definition.limits), definition.revoked, definition.expires_ms, definition.key_id
+                *limits(definition.limits).values(),
+                definition.revoked,
+                definition.expires_ms,
+                definition.key_id,
             )
         case UserDefinition():
             kind, state = KIND_USER, keys.user_state(p, definition.tenant_id, definition.user)
-            packed = table.DEFINE_USER.pack(*limits(definition.limits))
+            packed = table.DEFINE_USER.pack(*limits(definition.limits).values())
     return (
         (keys.marker(p), state, keys.outbox(p)),
         (table.LOAD.pack(run_id, DEFINE, kind, version, create), packed, b""),
@@ -258,9 +247,10 @@ def forget(run_id: bytes, partition: int, state: str) -> Call:
     return names, (table.LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
 
 
-def limits(of: Limits) -> tuple[int, int, int]:
-    """Requests and tokens a minute, and concurrency, as states hold them: 0 is none."""
-    return of.requests_per_minute or 0, of.tokens_per_minute or 0, of.concurrency or 0
+def limits(of: Limits, prefix: str = "") -> dict[str, int]:
+    """Limits as states hold them, by the names of their fields: 0 is none."""
+    numbers = {"rpm": of.requests_per_minute, "tpm": of.tokens_per_minute, "concurrency": of.concurrency}
+    return {prefix + name: number or 0 for name, number in numbers.items()}
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:

@@ -36,12 +36,12 @@ async def greet(address: Address, ask: Ask) -> Server:
         role = await ask(b"ROLE")
         if not isinstance(role, list) or role[0] != b"master":
             raise CountersUnavailable("the sentinels name a primary that is not one (yet)")
-    run_id = _said(await ask(b"INFO", b"server"), b"run_id")
+    run_id = said(await ask(b"INFO", b"server"), b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not tell its run_id")
-    policy = _said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
+    policy = said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
     replication = await ask(b"INFO", b"replication")
-    behind, offset = (_said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
+    behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
     promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
     # A full server refuses to load, but has what was loaded before.
     if not await ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()):
@@ -49,7 +49,7 @@ async def greet(address: Address, ask: Ask) -> Server:
     return Server(run_id, promoted, policy.decode())
 
 
-def _said(info: object, name: bytes) -> bytes:
+def said(info: object, name: bytes) -> bytes:
     """One line of what INFO says; empty where it is not there."""
     if not isinstance(info, bytes):
         return b""
