@@ -59,7 +59,7 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold was gone, by its entry of the late lane.
+    """A settlement whose hold was gone, by its entry of the late queue.
 
     `charged` is not 0 where a reclaim has charged it already. `acknowledged` says what it moved when a Redis
     that may have forgotten it acknowledged it.
