@@ -31,33 +31,27 @@ SELECT o.period_end, o.covers FROM invoice AS o
    AND o.covers IS NOT NULL AND o.finalized_at < coalesce(cast(:finalized_at AS timestamptz), 'infinity')""")
 _TENANTS = text("SELECT id FROM tenant WHERE organization_id = :organization ORDER BY id")
 
-_FROM = {
-    "tokens": """
+_TOKENS = """
 SELECT 'tokens' AS kind, l.created_at AS at, l.tenant_id, s.key AS service, l.amount AS quantity, l.seq,
        l.request_id, u.external_id AS user, NULL::bigint AS content_id, NULL::bigint AS project_id,
        NULL AS feature_version, l.metadata->>'model' AS model
   FROM token_ledger AS l LEFT JOIN service AS s ON s.id = l.service_id
   LEFT JOIN app_user AS u ON u.id = l.user_id
  WHERE l.tenant_id = :owner AND l.transaction_type = 'consume' AND l.created_at >= :since
-   AND l.created_at < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq""",
-    "credits": """
-SELECT 'credits' AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, l.credits_used AS quantity,
-       l.seq, l.request_id, u.external_id AS user, l.content_id, l.project_id, l.feature_version,
-       l.metadata->>'model' AS model
-  FROM credit_transaction AS l LEFT JOIN service AS s ON s.id = l.feature_id
-  LEFT JOIN app_user AS u ON u.id = l.user_id
- WHERE l.organization_id = :owner AND l."timestamp" >= :since
-   AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq""",
-    "units": """
-SELECT 'units' AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, l.usage_amount AS quantity, l.seq,
+   AND l.created_at < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
+_USES = """
+SELECT '{kind}' AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, l.{amount} AS quantity, l.seq,
        l.request_id, u.external_id AS user, l.content_id, l.project_id, l.feature_version,
        l.metadata->>'model' AS model
-  FROM feature_usage AS l LEFT JOIN service AS s ON s.id = l.feature_id
+  FROM {ledger} AS l LEFT JOIN service AS s ON s.id = l.feature_id
   LEFT JOIN app_user AS u ON u.id = l.user_id
  WHERE l.organization_id = :owner AND l."timestamp" >= :since
-   AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq""",
+   AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
+_QUERIES = {
+    "tokens": text(_TOKENS),
+    "credits": text(_USES.format(kind="credits", amount="credits_used", ledger="credit_transaction")),
+    "units": text(_USES.format(kind="units", amount="usage_amount", ledger="feature_usage")),
 }
-_QUERIES = {kind: text(query) for kind, query in _FROM.items()}
 
 # First day, day after the last, and the seq up to which an account is covered within them.
 Covered = tuple[datetime, datetime, int]

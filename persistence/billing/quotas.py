@@ -13,7 +13,7 @@ from persistence.tables.people import tenant, tenant_quota, token_plan
 _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
-def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: int | None) -> None:
+def set_plan(change: Change, tenant_id: int, organization_id: int, plan_id: object) -> None:
     """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it."""
     _move(change, tenant_id, organization_id, {"plan_id": plan_id})
 
@@ -57,13 +57,7 @@ def change_plan(change: Change) -> Row:
     require(change)
     values = change.command.values
     if "plan_id" in values and values["plan_id"] != before["plan_id"]:
-        plan_id = values["plan_id"]
-        set_plan(
-            change,
-            change.row_id,
-            id_in(before, "organization_id"),
-            None if plan_id is None else int(str(plan_id)),
-        )
+        set_plan(change, change.row_id, id_in(before, "organization_id"), values["plan_id"])
     return change.fetch()
 
 

@@ -6,8 +6,9 @@ psycopg's blocking connection that it uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, cast
 
 import psycopg
@@ -48,16 +49,11 @@ class _Copying:
         self._driver = driver
 
     @contextmanager
-    def copy(self, statement: str) -> Iterator[_Chunks]:
-        chunks: list[bytes] = []
-        yield _Chunks(chunks.append)
-        await_only(self._send(statement, b"".join(chunks)))
+    def copy(self, statement: str) -> Iterator[BytesIO]:
+        rows = BytesIO()
+        yield rows
+        await_only(self._send(statement, rows.getvalue()))
 
-    async def _send(self, statement: str, data: bytes) -> None:
+    async def _send(self, statement: str, rows: bytes) -> None:
         async with self._driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-            await copy.write(data)
-
-
-class _Chunks:
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self.write = write
+            await copy.write(rows)

@@ -61,17 +61,15 @@ class Writer:
 
     async def epochs(self) -> dict[int, int]:
         """The epoch of each partition that was ever verified, as of now."""
-        return await asyncio.to_thread(self._epochs_now)
+        every = (list(range(PARTITIONS)),)
+        found = await asyncio.to_thread(
+            self._ask, lambda connection: connection.execute(statements.HISTORIES, every).fetchall()
+        )
+        return {partition: epoch for partition, _, epoch in found}
 
     async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
         """Under what entries of these partitions would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
-
-    def _epochs_now(self) -> dict[int, int]:
-        found = self._ask(
-            lambda connection: connection.execute(statements.HISTORIES, (list(range(PARTITIONS)),)).fetchall()
-        )
-        return {partition: epoch for partition, _, epoch in found}
 
     def _ask(self, ask: Callable[[Connection[Any]], T]) -> T:
         with self._turn:

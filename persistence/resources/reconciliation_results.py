@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -121,13 +122,7 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
 
 
 def _shown(item: Item) -> dict[str, object]:
-    return {
-        "account": item.account,
-        "kind": str(item.kind),
-        "difference": item.difference,
-        "seq": item.seq,
-        "detail": item.detail,
-    }
+    return {name: value for name, value in asdict(item).items() if name != "correction"}
 
 
 def _asked(_: Change) -> Row:

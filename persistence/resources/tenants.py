@@ -21,7 +21,7 @@ def create(change: Change) -> Row:
     quotas.open_account(change, tenant_id)
     change.define(f"tenant:{tenant_id}", organization_id)
     if values.get("plan_id") is not None:
-        quotas.set_plan(change, tenant_id, organization_id, id_in(values, "plan_id"))
+        quotas.set_plan(change, tenant_id, organization_id, values["plan_id"])
     subscriptions.give_plans(change, organization_id, tenant_id)
     return change.fetch(tenant_id)
 
@@ -37,8 +37,7 @@ def change_tenant(change: Change) -> Row:
     if values.keys() & {"limits", "user_limits"}:
         define(change, before)
     if plan_id != before["plan_id"]:
-        chosen = None if plan_id is None else int(str(plan_id))
-        quotas.set_plan(change, change.row_id, organization_id, chosen)
+        quotas.set_plan(change, change.row_id, organization_id, plan_id)
     return change.fetch()
 
 

@@ -154,7 +154,7 @@ class Rollbacks:
             return None
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         ledger = await self._ledger.accounts(seqs, deep=False)
-        owner_of = {name: one for one in owners for name in _names(one)}
+        owner_of = {name: one for one in owners for name in one.accounts}
         found = []
         for name, account in ledger.items():
             head = account_heads[name]
@@ -163,8 +163,3 @@ class Rollbacks:
             if stood.seq > account.head.seq:
                 found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
         return found
-
-
-def _names(owner: Owner) -> list[str]:
-    ids = [f"tenant:{one}" for one in owner.tenant_ids]
-    return [*ids, f"credits:{owner.organization_id}", f"spend:{owner.organization_id}"]

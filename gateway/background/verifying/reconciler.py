@@ -136,10 +136,8 @@ class Reconciler:
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
     """Those of the owners whose accounts are named."""
-    kept = []
-    for owner in owners:
-        tenants = tuple(one for one in owner.tenant_ids if f"tenant:{one}" in names)
-        accounts = {f"credits:{owner.organization_id}", f"spend:{owner.organization_id}"}
-        if tenants or accounts & names:
-            kept.append(Owner(owner.organization_id, tenants))
-    return kept
+    kept = [
+        Owner(one.organization_id, tuple(id_ for id_ in one.tenant_ids if f"tenant:{id_}" in names))
+        for one in owners
+    ]
+    return [one for one in kept if names.intersection(one.accounts)]

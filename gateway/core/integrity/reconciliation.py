@@ -30,6 +30,12 @@ class Owner:
     organization_id: int
     tenant_ids: tuple[int, ...]
 
+    @property
+    def accounts(self) -> list[str]:
+        """Their names."""
+        ids = [f"tenant:{one}" for one in self.tenant_ids]
+        return [*ids, f"credits:{self.organization_id}", f"spend:{self.organization_id}"]
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerAccount:
