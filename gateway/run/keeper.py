@@ -101,13 +101,13 @@ class Keeper:
         streams = StrayReader(self._counters, self._fence.look)
         rewinds = Rewinds(self._fence, self._counters, streams, self._quarantines)
         self._rollbacks = Rollbacks(
-            self._outbox, self._counters, accounts, self._quarantines, first=rewinds.look,
+            self._outbox, self._counters, accounts, self._quarantines, first=rewinds.notice,
             partition_of=partition_of, observe=self._went_back,
         )  # fmt: skip
         self._flusher = Flusher(
             self._outbox, self._writer, self._flushed,
-            look=self._rollbacks.look, refuse=self._refuse, flush_interval_s=settings.flush_interval_s,
-            waiting_entries_max=settings.waiting_entries_max,
+            before_storing=self._rollbacks.stop_accounts, refuse=self._refuse,
+            flush_interval_s=settings.flush_interval_s, waiting_entries_max=settings.waiting_entries_max,
         )  # fmt: skip
         self._pusher = Pusher(Pushes(self._engine), self._counters)
         truths = Truths(self._engine, partition_of)
@@ -135,7 +135,7 @@ class Keeper:
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
         )
-        self._gauges = Gauges((self._memory, self._books, self._certificates, self._losses.look))
+        self._gauges = Gauges((self._memory, self._books, self._certificates, self._losses.count))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}

@@ -95,7 +95,7 @@ SELECT t.service_id, coalesce(s.name, 'service ' || t.service_id) AS name,
  ORDER BY month, t.service_id, min(t.first_unit), t.unit_price""")
 
 
-def read(connection: Connection, organization_id: int, start: date, end: date) -> tuple[Facts, str]:
+def read_facts(connection: Connection, organization_id: int, start: date, end: date) -> tuple[Facts, str]:
     """The facts of the days from `start` to `end` (not included), and the organization's name."""
     here: dict[str, Any] = {"organization": organization_id, "start": start}
     organization = connection.execute(_ORGANIZATION, here).one()

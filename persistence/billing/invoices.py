@@ -215,7 +215,7 @@ def _compute(
     change: Change, invoice_id: int, organization_id: int, period: tuple[date, date]
 ) -> tuple[Bill, date]:
     """Make the lines from the facts; answers them and the first day they reach back to."""
-    facts, name = invoice_facts.read(change.connection, organization_id, *period)
+    facts, name = invoice_facts.read_facts(change.connection, organization_id, *period)
     made = bill(facts)
     change.connection.execute(delete(invoice_line).where(invoice_line.c.invoice_id == invoice_id))
     change.connection.execute(

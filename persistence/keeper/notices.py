@@ -135,7 +135,7 @@ class Notices:
             await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
             await connection.execute(_PRUNE, {"days": KEPT_DAYS})
 
-    async def take(self, count: int) -> Sequence[Delivery]:
+    async def claim_due(self, count: int) -> Sequence[Delivery]:
         """Deliveries that are due, each for one sender; an attempt of each is counted."""
         async with self._engine.begin() as connection:
             rows = (await connection.execute(_TAKE, {"n": count, "lease": LEASE_S})).all()

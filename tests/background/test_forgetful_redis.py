@@ -237,7 +237,7 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
         said: list[dict[str, object]] = []
         keepers = [counter_of(scene, said), counter_of(scene, said)]
         for _ in range(2):
-            await asyncio.gather(*(one.look() for one in keepers))
+            await asyncio.gather(*(one.count() for one in keepers))
         # What keepers report may be added up: the one that counted it has it.
         assert sorted(one.lost for one in keepers) == [0, 3]
         loss = Loss(f"tenant:{tenant_id}", 1, first + 1, first + 6, recovered=3, lost=3, more=3)

@@ -120,7 +120,7 @@ def calm_collector() -> None:
 class Flusher:
     """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
 
-    `look` is awaited before the first pass and before the one behind a failure: a ledger that was
+    `before_storing` is awaited before the first pass and before the one behind a failure: a ledger that was
     away may be older than it was, and what is stored from then on hides that. `refuse` is told, by
     partition, of tenants whose organization has too much waiting behind an account in quarantine.
     """
@@ -131,7 +131,7 @@ class Flusher:
         writer: Writer,
         observe: Callable[[Flushed | Failed], None],
         *,
-        look: Callable[[], Awaitable[object]] | None = None,
+        before_storing: Callable[[], Awaitable[object]] | None = None,
         refuse: Callable[[Mapping[int, Sequence[int]]], Awaitable[object]] | None = None,
         flush_interval_s: float = FLUSH_INTERVAL_S,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
@@ -140,7 +140,7 @@ class Flusher:
         self._outbox = outbox
         self._writer = writer
         self._observe = observe
-        self._look = look
+        self._before_storing = before_storing
         self._refuse = refuse
         self._waiting = WaitingEntries()
         self._waiting_entries_max = waiting_entries_max
@@ -153,18 +153,18 @@ class Flusher:
         """Flush until stopped, then drain what is there within the drain timeout."""
         calm_collector()
         failures = 0
-        look = self._look
+        before_storing = self._before_storing
         while not self._stopping.is_set():
             delay_s = self._flush_interval_s
             try:
-                if look is not None:
-                    await look()
-                    look = None
+                if before_storing is not None:
+                    await before_storing()
+                    before_storing = None
                 await self.flush()
                 failures = 0
             except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
                 failures += 1
-                look = self._look
+                before_storing = self._before_storing
                 delay_s = back_off_s(failures)
                 self._observe(Failed(error, failures))
             with suppress(TimeoutError):
@@ -193,7 +193,7 @@ class Flusher:
         try:
             there = await self._outbox.parked(range(PARTITIONS))
             waiting = {partition for partition, _ in there}
-            self._waiting.look(there, await self._writer.judged(waiting) if waiting else {})
+            self._waiting.note_waiting(there, await self._writer.judged(waiting) if waiting else {})
             stored = await self._judge_again(self._epochs)
             left = self._waiting.unknown(self._waiting.unread())
             return stored + await self._read_through(Pass(self._epochs, left))
@@ -220,7 +220,7 @@ class Flusher:
         }
         await self._outbox.acknowledge_parked(gone, report.control_ids)
         behind = {one: entries[-1][0] if len(entries) == count else None for one, entries in found.items()}
-        self._waiting.read(behind, report)
+        self._waiting.note_checked(behind, report)
         return report.entries()
 
     async def _read_through(self, current: Pass) -> int:
@@ -247,7 +247,7 @@ class Flusher:
         while current.after and room > 0:
             count = max(ENTRIES_A_PARTITION_MIN, room // len(current.after))
             streams = await self._outbox.read(dict(current.after), count)
-            current.read(streams, count)
+            current.note_read(streams, count)
             if streams:  # another flusher may have moved aside what comes before these
                 current.leave(self._waiting.unknown(await self._outbox.parked(streams)))
             for partition, entries in streams.items():

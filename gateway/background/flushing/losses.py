@@ -30,7 +30,7 @@ class LossCounter:
         self._log = log
         self.lost = 0
 
-    async def look(self) -> Mapping[str, object]:
+    async def count(self) -> Mapping[str, object]:
         """Count once. What evidence that comes late takes back stays counted here; its row is right."""
         for loss in await self._losses.count([one for known in self._evidence for one in known]):
             level = "error" if loss.lost else "info"

@@ -23,7 +23,7 @@ class Pass:
         self.after = dict.fromkeys(set(range(PARTITIONS)) - left, b"")
         self.left = left
 
-    def read(self, streams: Streams, count: int) -> None:
+    def note_read(self, streams: Streams, count: int) -> None:
         """Remember how far the streams were read; one that gave less than `count` is finished."""
         for partition in list(self.after):
             entries = streams.get(partition, ())

@@ -100,7 +100,7 @@ class Rollbacks:
         self._observe = observe
         self.quarantined: int | None = None
 
-    async def look(self) -> list[str]:
+    async def stop_accounts(self) -> list[str]:
         """Compare the partitions PostgreSQL went back in; answers the accounts it stopped."""
         if self._first is not None:
             await self._first()
@@ -126,7 +126,7 @@ class Rollbacks:
         """Look until cancelled."""
         while True:
             with suppress(CountersUnavailable):
-                await self.look()
+                await self.stop_accounts()
             await asyncio.sleep(INTERVAL_S)
 
     async def _compare(self, partition: int, epoch: int) -> list[Rollback] | None:

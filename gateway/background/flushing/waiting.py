@@ -29,7 +29,7 @@ class WaitingEntries:
     def __init__(self) -> None:
         self._found: dict[int, _Waiting] = {}
 
-    def look(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
+    def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
         """Take up who has entries waiting, and what would be checked otherwise now."""
         for partition in self._found.keys() - {partition for partition, _ in there}:
             del self._found[partition]
@@ -61,7 +61,7 @@ class WaitingEntries:
         """Under what that is checked which waits, by partition."""
         return {partition: one.judged for partition, one in self._found.items()}
 
-    def read(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
+    def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
         """Note up to where what waits was checked again; None is to its end."""
         for (partition, organization_id), after in behind.items():
             if partition not in report.left_over:

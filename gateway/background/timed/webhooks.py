@@ -25,7 +25,7 @@ class News(Protocol):
     async def notice(self, since: datetime, now: datetime) -> None:
         """Write down what happened since, and what stands to be told now."""
 
-    async def take(self, count: int) -> Sequence[Delivery]:
+    async def claim_due(self, count: int) -> Sequence[Delivery]:
         """Deliveries that are due; an attempt of each is counted."""
 
     async def done(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -48,7 +48,7 @@ class WebhookDeliveries:
         self._clock = clock
         self._since = clock() - LOOK_BACK
 
-    async def look(self) -> None:
+    async def write_news(self) -> None:
         """Write down what there is to tell."""
         now = self._clock()
         await self._news.notice(self._since, now)
@@ -56,14 +56,14 @@ class WebhookDeliveries:
 
     async def deliver(self) -> int:
         """Make one attempt of what is due; answers how many."""
-        due = await self._news.take(DELIVERIES_AT_ONCE)
+        due = await self._news.claim_due(DELIVERIES_AT_ONCE)
         await asyncio.gather(*(self._attempt(delivery) for delivery in due))
         return len(due)
 
     async def run(self) -> None:
         """Look and deliver every second, until cancelled."""
         while True:
-            await self.look()
+            await self.write_news()
             while await self.deliver():
                 pass
             await asyncio.sleep(INTERVAL_S)

@@ -27,10 +27,10 @@ class Gauges:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self.look()
+            await self.refresh()
             await asyncio.sleep(self._interval_s)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Look at everything once, at all of it together."""
         found: dict[str, Any] = {}
         for one in await asyncio.gather(*(_seen(look) for look in self._looks)):

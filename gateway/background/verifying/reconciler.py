@@ -86,13 +86,13 @@ class Reconciler:
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
         """Compare the accounts of these organizations; what differs is looked at again before it counts."""
-        found = await self._look(owners, deep=deep)
+        found = await self._compare(owners, deep=deep)
         for _ in range(LOOKS_MAX - 1):
             if not found.items:
                 break
             await asyncio.sleep(self._look_again_s)
             names = {item.account for item in found.items}
-            again = await self._look(_only(owners, names), deep=deep)
+            again = await self._compare(_only(owners, names), deep=deep)
             still = tuple(item for item in again.items if item.account in names)
             found = Reconciled(found.checked, sum(item.kind == Kind.LAG for item in still), still)
         return found
@@ -125,7 +125,7 @@ class Reconciler:
                 self.latest = await self.check(await self._ledger.some_owners(SAMPLE_OWNERS_MAX), deep=False)
             await asyncio.sleep(INTERVAL_S)
 
-    async def _look(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
+    async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> Reconciled:
         before = await self._counters.account_heads(owners)
         seqs = {name: head.seq if head else 0 for name, head in before.items()}
         ledger = await self._ledger.accounts(seqs, deep=deep)

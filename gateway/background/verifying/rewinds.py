@@ -73,7 +73,7 @@ class Rewinds:
         self._fence, self._target, self._streams, self._marks = fence, target, streams, marks
         self._said: dict[int, bytes] = {}
 
-    async def look(self) -> None:
+    async def notice(self) -> None:
         """Find out whether the data is what it was; the wire goes by another history where it is not."""
         await self._fence.look()
         markers = await self._target.markers()

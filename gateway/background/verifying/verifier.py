@@ -163,7 +163,7 @@ class Verifier:
 
     async def verify(self) -> list[Verified]:
         """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
-        await self._look()
+        await self._notice_rewind()
         reports = await self._target.reports() if self._admission_gate else {}
         markers = await self._target.markers()
         run_id = markers.run_id  # whoever names another one meanwhile has all of this done again
@@ -203,7 +203,7 @@ class Verifier:
         if self._admission_gate:
             strangers = self._may_be_strange(markers, known)
             await self._admission_gate.open(run_id, reports, truth.version, strangers=strangers)
-        await self._look()  # what was exchanged meanwhile is verified again
+        await self._notice_rewind()  # what was exchanged meanwhile is verified again
         if len(done) == len(markers.unverified) and self._target.run_id == run_id:
             await self._target.all_verified(run_id)
             self._vouched = run_id
@@ -219,10 +219,10 @@ class Verifier:
                 self._vouched = b""
             await asyncio.sleep(WATCH_S if self.ready else INTERVAL_S)
 
-    async def _look(self) -> None:
+    async def _notice_rewind(self) -> None:
         """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
         if self._rewinds:
-            await self._rewinds.look()
+            await self._rewinds.notice()
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
         """Tell PostgreSQL where it knows an earlier epoch or another run; answers the epochs it knew.

@@ -381,7 +381,7 @@ async def test_a_ledger_that_was_away_is_looked_at_before_anything_is_stored_aga
         if len(stored) == 2:
             raise LedgerUnavailable
 
-    loop = Flusher(outbox, store, seen, look=look, flush_interval_s=0.001)
+    loop = Flusher(outbox, store, seen, before_storing=look, flush_interval_s=0.001)
     running = asyncio.create_task(loop.run())
     await emptied(outbox)
     outbox.entries[2] = [b"1"]

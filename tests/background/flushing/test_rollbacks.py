@@ -75,15 +75,15 @@ async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str)
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
         rollbacks = rollbacks_of(backend)
-        assert await rollbacks.look() == []
+        assert await rollbacks.stop_accounts() == []
         use(world, 3)
-        assert await rollbacks.look() == []
+        assert await rollbacks.stop_accounts() == []
         # Deleted, and stored all the same: a mark that is behind only has everything compared.
         await backend.flush()
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE partition_state SET last_entry_id = NULL")
         use(world, 1)
-        assert await rollbacks.look() == []
+        assert await rollbacks.stop_accounts() == []
         assert rollbacks.quarantined == 0
         marks = await Quarantines(backend.engine).marks()
         assert marks[partition_of(world.caller.organization_id)][0]
@@ -104,7 +104,7 @@ async def test_what_waits_apart_is_no_setback(valkey: str, migrated: str) -> Non
         for mark in ("last_entry_id", "NULL"):
             with psycopg.connect(migrated) as connection:
                 connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
-            assert await rollbacks.look() == []
+            assert await rollbacks.stop_accounts() == []
 
 
 async def test_an_older_postgresql_is_noticed_without_traffic(
@@ -119,9 +119,9 @@ async def test_an_older_postgresql_is_noticed_without_traffic(
         older = await back()
         async with backend_at(valkey, older) as backend:
             rollbacks = rollbacks_of(backend)
-            assert await rollbacks.look() == accounts_of(world)
+            assert await rollbacks.stop_accounts() == accounts_of(world)
             assert rollbacks.quarantined == 3
-            assert await rollbacks.look() == []
+            assert await rollbacks.stop_accounts() == []
             tokens = backend.rows("select * from quarantine where account like 'tenant:%%'")[0]
             assert (tokens["kind"], tokens["found_seq"] - tokens["stored_seq"] - 1) == ("gap", 4)
             assert tokens["stood"]["balance"] == world.tenant.remaining
@@ -166,11 +166,11 @@ async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: s
             looked = asyncio.Event()
 
             async def look() -> None:
-                await rollbacks.look()
+                await rollbacks.stop_accounts()
                 looked.set()
 
             use(world, 1)  # it would be stored, or not, before the second is over
-            flusher = Flusher(Outbox(backend.counters), backend.writer, lambda _: None, look=look)
+            flusher = Flusher(Outbox(backend.counters), backend.writer, lambda _: None, before_storing=look)
             running = asyncio.create_task(flusher.run())
             await looked.wait()
             flusher.stop()
@@ -193,12 +193,12 @@ async def test_a_keeper_started_again_before_it_could_compare_still_notices(
         assert other.p != world.p
         async with backend_at(valkey, older) as backend:
             use(world, 2)
-            assert await rollbacks_of(backend, look_entries_max=1).look() == []
+            assert await rollbacks_of(backend, look_entries_max=1).stop_accounts() == []
             with psycopg.connect(older) as connection:  # as a flush notes it that stores others' entries
                 connection.execute("UPDATE partition_state SET last_entry_id = '99999999999999-0'")
         async with backend_at(valkey, older) as backend:
             rollbacks = rollbacks_of(backend)
-            assert await rollbacks.look() == accounts_of(world)
+            assert await rollbacks.stop_accounts() == accounts_of(world)
             assert backend.rows("select 1 from partition_state where older") == []
 
 
@@ -210,7 +210,7 @@ async def test_an_account_at_rest_may_be_accepted_too(valkey: str, migrated: str
             use(world, 1)
             await backend.flush()
         async with backend_at(valkey, older) as backend:
-            assert await rollbacks_of(backend).look() == accounts_of(world)
+            assert await rollbacks_of(backend).stop_accounts() == accounts_of(world)
             for account in accounts_of(world):
                 await release(older, account, accept=True)
             assert await broken(older) == []
@@ -226,7 +226,7 @@ async def test_what_still_waits_beside_what_is_gone_is_kept(valkey: str, migrate
             await backend.flush()
         use(world, 2)
         async with backend_at(valkey, older) as backend:
-            assert await rollbacks_of(backend).look() == accounts_of(world)
+            assert await rollbacks_of(backend).stop_accounts() == accounts_of(world)
             [row] = backend.rows("select * from quarantine where account like 'tenant:%%'")
             assert (row["stored_seq"], row["found_seq"]) == (6, 9)
             assert row["stood"]["balance"] == 930

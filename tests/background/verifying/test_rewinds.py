@@ -37,7 +37,10 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
     backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
-        Outbox(backend.counters, look=fence.look), backend.writer, lambda _: None, look=rewinds.look
+        Outbox(backend.counters, look=fence.look),
+        backend.writer,
+        lambda _: None,
+        before_storing=rewinds.notice,
     )
     await backend.wire.open()
     try:
@@ -173,8 +176,8 @@ async def test_a_keeper_that_was_not_there_knows_by_what_is_stored(
     async with guarded(url, migrated) as backend:
         assert backend.wire.run_id == before  # nothing it sees says so, but that it lacks what is stored
         if first == "flusher":
-            assert backend.flusher._look is not None
-            await backend.flusher._look()
+            assert backend.flusher._before_storing is not None
+            await backend.flusher._before_storing()
             await backend.flush()
         await verified(backend, world)
         assert backend.wire.run_id != before

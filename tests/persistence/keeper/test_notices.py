@@ -169,7 +169,7 @@ async def test_a_message_is_tried_until_it_is_taken(migrated: str, notices: Noti
     store(migrated, account)
     receiver = Receiver()
     webhook_deliveries = WebhookDeliveries(notices, receiver, now)
-    await webhook_deliveries.look()
+    await webhook_deliveries.write_news()
     receiver.status = 503
     assert await webhook_deliveries.deliver() == 1
     assert await webhook_deliveries.deliver() == 0
@@ -192,12 +192,12 @@ async def test_a_message_nobody_takes_is_given_up(migrated: str, notices: Notice
     store(migrated, account)
     await look(notices)
     for _ in range(10):
-        [delivery] = await notices.take(10)
+        [delivery] = await notices.claim_due(10)
         assert isinstance(delivery, Delivery)
         await notices.done(delivery, Outcome(None, "no answer"))
         with psycopg.connect(migrated) as connection:
             connection.execute("UPDATE webhook_delivery SET next_attempt_at = now()")
-    assert await notices.take(10) == []
+    assert await notices.claim_due(10) == []
     assert rows_of(migrated, "SELECT state, attempts FROM webhook_delivery") == [("failed", 10)]
 
 
@@ -210,5 +210,5 @@ async def test_a_webhook_that_is_gone_is_told_nothing(migrated: str, notices: No
     await look(notices)
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook SET deleted_at = now()")
-    assert await notices.take(10) == []
+    assert await notices.claim_due(10) == []
     assert rows_of(migrated, "SELECT state FROM webhook_delivery") == [("failed",)]
