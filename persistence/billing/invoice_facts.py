@@ -14,10 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from gateway.core.billing.calendar import midnight
 from gateway.core.billing.invoice import Facts, Fee, Overage, Purchase, Use
 from gateway.core.billing.pricing import Portion
-from gateway.core.billing.subscription import covered
+from gateway.core.billing.subscription import covered, midnight
 from persistence.billing.subscriptions import segment_of
 
 _ORGANIZATION = text("SELECT currency, tax_rate, name FROM organization WHERE id = :organization")

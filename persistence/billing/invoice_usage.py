@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.calendar import midnight
+from gateway.core.billing.subscription import midnight
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import NotFound
 

@@ -9,11 +9,11 @@ import pytest
 
 from gateway.core.accounts.ledger import EventFlag, EventKind
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.calendar import cycles_between, next_reset_ms
 from gateway.core.model import INTEGER_MAX, Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.builders import World
+from tests.lua.boundaries import boundaries_between, boundary_after
 
 DAY_MS = 86_400_000
 
@@ -118,15 +118,14 @@ def test_several_missed_cycles_are_one_row_with_their_number(
     world: World, interval: str, anchor: int, days: int
 ) -> None:
     world.plan(100, reset_interval=interval, anchor=anchor)
-    missed = next_reset_ms(interval, world.now_ms() - days * DAY_MS, anchor)
-    assert missed is not None
+    missed = boundary_after(interval, world.now_ms() - days * DAY_MS, anchor)
     world.put_tenant(next_reset=missed, remaining=3, used=97)
     is_due = missed <= world.now_ms()
     world.sweep()
     tenant, events = world.tenant, world.events()
-    assert tenant.next_reset == next_reset_ms(interval, world.now_ms(), anchor)
+    assert tenant.next_reset == boundary_after(interval, world.now_ms(), anchor)
     if is_due:
-        passed = cycles_between(interval, missed, tenant.next_reset)
+        passed = boundaries_between(interval, missed, tenant.next_reset, anchor)
         assert (tenant.cycle, events[-1].cycle, len(events)) == (1 + passed, 1 + passed, 2)
         assert events[-1].metadata == (b'{"cycles":%d}' % passed if passed > 1 else b"")
     else:

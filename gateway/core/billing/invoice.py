@@ -8,7 +8,7 @@ where lines go is not known here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
@@ -154,7 +154,8 @@ def _fees(facts: Facts) -> Iterator[tuple[Line, Basis]]:
     for fee in facts.fees:
         segment = fee.segment
         for start, end in fee.billed:
-            for piece in pieces(_whole(segment, end), max(start, segment.end), end):
+            before = replace(segment, end=end)  # as it was when these days were billed
+            for piece in pieces(before, max(start, segment.end), end):
                 yield _fee(facts, fee, piece, -1)
         at = max(segment.start, facts.since)
         until = min(segment.end, facts.until)
@@ -237,13 +238,6 @@ def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:
         return []
     percent = f"{(facts.tax_rate * 100).normalize():f}"
     return [Line("tax", f"Tax {percent} %", QUANTITY_ONE, exact, rounded(exact, facts.currency))]
-
-
-def _whole(segment: Segment, end: date) -> Segment:
-    """The segment as it was when days up to `end` were billed."""
-    return Segment(
-        segment.plan_id, segment.interval, segment.cost, segment.anchor, segment.start, end, segment.id
-    )
 
 
 def _day(day: date) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from calendar import monthrange
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from gateway.errors import Conflict
@@ -76,6 +76,11 @@ class Piece:
         return (self.cycle_end - self.cycle_start).days
 
 
+def midnight(day: date) -> datetime:
+    """Return the UTC moment a day begins."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
 def boundary(anchor: date, interval: str, cycles: int) -> date:
     """Return the day the cycle after so many cycles begins: the anchor's day, clamped to the month's end."""
     months = anchor.year * 12 + anchor.month - 1 + cycles * MONTHS[interval]
@@ -113,19 +118,12 @@ def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) ->
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
     """Move to another plan today: the days from today on are the new plan's. A waiting change is dropped."""
     _in_force(subscription, today)
-    return replace(
-        subscription,
-        segments=_split(subscription.segments, plan_id, cost, max(today, subscription.current.start)),
-        next_plan_id=None,
-        change_at=None,
-    )
+    return _split(subscription, plan_id, cost, max(today, subscription.current.start))
 
 
 def change_at_period_end(subscription: Subscription, plan_id: int, today: date) -> Subscription:
     """Move to another plan when the running cycle ends; `Conflict` where the subscription ends before."""
-    _in_force(subscription, today)
-    current = subscription.current
-    _, at = cycle_of(current.anchor, current.interval, max(today, current.start))
+    at = _period_end(subscription, today)
     if at >= subscription.end:
         raise Conflict(f"The subscription ends on {subscription.end}: there is no later period to change.")
     return replace(subscription, next_plan_id=plan_id, change_at=at)
@@ -133,34 +131,21 @@ def change_at_period_end(subscription: Subscription, plan_id: int, today: date) 
 
 def cancel(subscription: Subscription, today: date, *, now: bool) -> Subscription:
     """End it today, or when the running cycle ends. A waiting change is dropped."""
-    _in_force(subscription, today)
-    current = subscription.current
-    _, at = cycle_of(current.anchor, current.interval, max(today, current.start))
-    at = max(today, current.start) if now else min(at, subscription.end)
-    return replace(
-        subscription,
-        segments=(*subscription.segments[:-1], replace(current, end=at)),
-        next_plan_id=None,
-        change_at=None,
-        cancel_at=at,
-    )
+    at = min(_period_end(subscription, today), subscription.end)
+    at = max(today, subscription.current.start) if now else at
+    return Subscription(_ended(subscription, at), cancel_at=at)
 
 
 def extend(subscription: Subscription, end: date, today: date) -> Subscription:
     """Move the end to another day that is still to come; a cancellation is taken back."""
-    current = subscription.current
     if subscription.end <= today:
         raise Conflict(f"The subscription ended on {subscription.end}; make a new one.")
-    if end <= max(today, current.start):
+    if end <= max(today, subscription.current.start):
         raise Conflict("The end must be a day to come, after the start of what is in force.")
-    waits = subscription.change_at is not None and subscription.change_at < end
-    return replace(
-        subscription,
-        segments=(*subscription.segments[:-1], replace(current, end=end)),
-        next_plan_id=subscription.next_plan_id if waits else None,
-        change_at=subscription.change_at if waits else None,
-        cancel_at=None,
-    )
+    extended, at = Subscription(_ended(subscription, end)), subscription.change_at
+    if at is None or at >= end:
+        return extended
+    return replace(extended, next_plan_id=subscription.next_plan_id, change_at=at)
 
 
 def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscription:
@@ -168,8 +153,7 @@ def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscript
     at, plan_id = subscription.change_at, subscription.next_plan_id
     if at is None or plan_id is None or at > today:
         return subscription
-    segments = _split(subscription.segments, plan_id, cost, at)
-    return replace(subscription, segments=segments, next_plan_id=None, change_at=None)
+    return _split(subscription, plan_id, cost, at)
 
 
 def covered(spans: Iterable[tuple[date, date, int]]) -> tuple[tuple[date, date], ...]:
@@ -196,10 +180,23 @@ def status(start: date, end: date, today: date) -> str:
     return "future" if today < start else "active"
 
 
-def _split(segments: tuple[Segment, ...], plan_id: int, cost: Decimal, at: date) -> tuple[Segment, ...]:
-    current = segments[-1]
-    following = replace(current, plan_id=plan_id, cost=cost, start=at, id=0)
-    return (*segments[:-1], replace(current, end=at), following)
+def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:
+    """The same with another plan from a day on, and no change that waits."""
+    following = replace(subscription.current, plan_id=plan_id, cost=cost, start=at, id=0)
+    segments = (*_ended(subscription, at), following)
+    return replace(subscription, segments=segments, next_plan_id=None, change_at=None)
+
+
+def _ended(subscription: Subscription, at: date) -> tuple[Segment, ...]:
+    """The segments, the last of which ends on this day."""
+    return (*subscription.segments[:-1], replace(subscription.current, end=at))
+
+
+def _period_end(subscription: Subscription, today: date) -> date:
+    """When the running cycle ends; `Conflict` where the subscription is over."""
+    _in_force(subscription, today)
+    current = subscription.current
+    return cycle_of(current.anchor, current.interval, max(today, current.start))[1]
 
 
 def _in_force(subscription: Subscription, today: date) -> None:
