@@ -27,7 +27,6 @@ from gateway.core.accounts.administration import (
     Query,
     Replay,
     Row,
-    StaffToken,
 )
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import engine as engines
@@ -151,7 +150,7 @@ class Store:
         """Read every use behind an invoice, in batches; `NotFound` if there is no such invoice."""
         return InvoiceUsage(self._engine).rows(invoice_id)
 
-    async def staff_token(self, digest: str) -> StaffToken | None:
+    async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
         return await self._run(lambda connection: admin_tokens.find(connection, digest))
 

@@ -23,7 +23,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.ledger import HEAD, Event, decode, encode
+from gateway.core.accounts.ledger import ENTRY, HEAD, LENGTH_1, LENGTH_2, VERSION, Event, decode
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import Pricing, TokenPrice, TokenRate
 from gateway.core.model import (
@@ -61,6 +61,16 @@ NO_LIMITS = Limits()
 # Of users: without any limit nothing is kept of them.
 COUNTED = Limits(concurrency=1_000_000)
 # An event of nobody's, of nothing.
+
+
+def encode(event: Event) -> bytes:
+    """Pack an entry of the outbox as the scripts do."""
+    numbers = [getattr(event, one.name) for one in ENTRY.fields if not one.is_text and one.name != "version"]
+    texts = [event.source.encode(), event.user.encode(), event.attribution.encode(), event.metadata]
+    packed = HEAD.pack(VERSION, *numbers) + LENGTH_1.pack(len(texts[0])) + texts[0]
+    return packed + b"".join(LENGTH_2.pack(len(text)) + text for text in texts[1:]) + event.priced
+
+
 BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)
 
 

@@ -61,13 +61,10 @@ async def of_token(ports: AdminPorts, token: str) -> Actor:
 
 async def of_digest(ports: AdminPorts, digest: str) -> Actor:
     """Name who holds the token of this digest; `Unauthorized` once nobody does any more."""
-    actor = _built_in(ports, digest)
-    if actor is not None:
-        return actor
-    token = await ports.store.staff_token(digest)
-    if token is None:
+    actor = _built_in(ports, digest) or await ports.store.staff_token(digest)
+    if actor is None:
         raise Unauthorized
-    return Actor(f"token:{token.id}", token.role, token_id=token.id, user_id=token.user_id)
+    return actor
 
 
 def require_write(actor: Actor) -> None:

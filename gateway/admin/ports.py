@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, Protocol
 
 from gateway.core.accounts.administration import (
+    Actor,
     Claim,
     Command,
     Committed,
@@ -16,7 +17,6 @@ from gateway.core.accounts.administration import (
     Query,
     Replay,
     Row,
-    StaffToken,
 )
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
@@ -54,7 +54,7 @@ class Store(Protocol):
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use behind an invoice, in batches."""
 
-    async def staff_token(self, digest: str) -> StaffToken | None:
+    async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""
 
     async def console_session(self, digest: str) -> ConsoleSession | None:

@@ -25,7 +25,6 @@ EVENTS = (
 )
 TEST_EVENT = "webhook.test"
 SECRET_PREFIX = "whsec_"  # noqa: S105  # how such a secret begins
-SECRET_BYTES = 32
 
 ATTEMPTS_MAX = 10
 RETRY_S_MIN = 10.0

@@ -8,15 +8,11 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+_OF_POSTGRES = ("postgres", "postgresql", "postgresql+psycopg")
 SCHEMES = {
     "redis_url": ("redis", "redis+sentinel", "rediss", "rediss+sentinel", "unix"),
-    "database_url": ("postgres", "postgresql", "postgresql+psycopg"),
-    "database_owner_url": ("postgres", "postgresql", "postgresql+psycopg"),
-}
-SHAPES = {
-    "redis_url": "redis://user:password@host:port/database",
-    "database_url": "postgresql://user:password@host:port/database",
-    "database_owner_url": "postgresql://user:password@host:port/database",
+    "database_url": _OF_POSTGRES,
+    "database_owner_url": _OF_POSTGRES,
 }
 PORT_MAX = 65_535
 # Parameters whose values are no secrets; one nobody knows may be `password` misspelt.
@@ -44,19 +40,20 @@ def fault(name: str, url: str) -> str:
         return wanted(name)
     if scheme.endswith("+sentinel") or scheme == "unix":
         return ""
+    shape = ("redis" if name == "redis_url" else "postgresql") + "://user:password@host:port/database"
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        return f"{SHAPES[name]}, with a port from 1 to {PORT_MAX}, and {escaped}"
+        return f"{shape}, with a port from 1 to {PORT_MAX}, and {escaped}"
     if port == 0:
         return f"a port from 1 to {PORT_MAX}"
     database = parts.path.strip("/")
     if name == "redis_url" and (not host or not (database or "0").isdecimal()):
-        return f"{SHAPES[name]}, the database being a number, {escaped}"
+        return f"{shape}, the database being a number, {escaped}"
     if name != "redis_url" and "@" in database:
-        return f"{SHAPES[name]}, {escaped}"
+        return f"{shape}, {escaped}"
     return ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, or_, select
 
-from gateway.core.accounts.administration import Row, StaffToken
+from gateway.core.accounts.administration import Actor, Row
 from persistence import crud
 from persistence.subject import Change, Subject, alter, lock
 from persistence.tables.people import admin_token, app_user
@@ -13,7 +13,7 @@ from persistence.tables.people import admin_token, app_user
 FORGOTTEN = "forgotten:"
 
 
-def find(connection: Connection, digest: str) -> StaffToken | None:
+def find(connection: Connection, digest: str) -> Actor | None:
     """Find a token that is neither expired nor revoked."""
     row = connection.execute(
         select(admin_token.c.id, admin_token.c.role, admin_token.c.user_id).where(
@@ -22,7 +22,7 @@ def find(connection: Connection, digest: str) -> StaffToken | None:
             or_(admin_token.c.expires_at.is_(None), admin_token.c.expires_at > func.now()),
         )
     ).first()
-    return StaffToken(row.id, row.role, row.user_id) if row is not None else None
+    return None if row is None else Actor(f"token:{row.id}", row.role, row.id, row.user_id)
 
 
 def delete(change: Change) -> Row:

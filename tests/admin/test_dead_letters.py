@@ -11,11 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.core.accounts.ledger import EventKind, decode, encode
+from gateway.core.accounts.ledger import EventKind, decode
 from persistence import engine as engines
 from persistence.billing.allocations import Allocations
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
+from tests.builders import encode
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
 
 

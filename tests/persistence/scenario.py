@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import psycopg
 
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind, encode
+from gateway.core.accounts.ledger import PRICED, Event, EventFlag, EventKind
 from gateway.core.accounts.outbox import Batch, fan_out
 from gateway.core.billing.pricing import Tier, spend_micro
 from gateway.core.billing.tiers import pack_tiers
@@ -19,6 +19,7 @@ from gateway.counters.redis.keys import partition_of
 from persistence import engine
 from persistence.ledger import invariants
 from persistence.store import Store
+from tests.builders import encode
 
 NOW_MS = 1_790_000_000_000
 BLANK = Event(

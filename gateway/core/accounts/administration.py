@@ -106,15 +106,6 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class StaffToken:
-    """A named admin token, found by its digest, valid at the time it was looked up."""
-
-    id: int
-    role: str
-    user_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class ConsoleSession:
     """Who is signed in to the console: the digest of the token that was shown at the door."""
 

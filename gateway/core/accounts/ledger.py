@@ -137,22 +137,6 @@ def decode(packed: bytes) -> Event:
         raise MalformedEvent(str(error)) from error
 
 
-def encode(event: Event) -> bytes:
-    """Pack an entry as the scripts do (tests and re-drives)."""
-    head = HEAD.pack(
-        VERSION, event.kind, event.flags, event.note,
-        event.at_ms, event.epoch, event.organization_id, event.tenant_id, event.key_id,
-        event.service_id, event.seq, event.cycle, event.amount, event.remaining, event.used,
-        event.next_reset_ms, event.credit_seq, event.credits, event.balance, event.spend_seq,
-        event.units, event.spend, event.spent,
-    )  # fmt: skip
-    source, user, attribution = event.source.encode(), event.user.encode(), event.attribution.encode()
-    parts = [head, LENGTH_1.pack(len(source)), source]
-    parts += [LENGTH_2.pack(len(user)), user, LENGTH_2.pack(len(attribution)), attribution]
-    parts += [LENGTH_2.pack(len(event.metadata)), event.metadata, event.priced]
-    return b"".join(parts)
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""

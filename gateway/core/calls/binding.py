@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from gateway.core.calls.paths import (
+    EVERY_PATH,
     VERSION,
     Pattern,
     Plain,
@@ -23,7 +24,6 @@ from gateway.core.calls.paths import (
     read_pattern,
     shown,
     template_expression,
-    whole,
 )
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL
@@ -64,13 +64,11 @@ class Reach:
 
     def meets(self, other: Reach) -> bool:
         """Whether calls of both could get to the same path of the same upstream."""
-        if self.host != other.host:
-            return False
-        for mine in self.groups:
-            for theirs in other.groups:
-                if _apart(mine, theirs):
-                    return False
-        return True
+        return self.host == other.host and all(
+            any(one.meets(another) for one in mine for another in theirs)
+            for mine in self.groups
+            for theirs in other.groups
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,7 +202,7 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
     """What calls of a service get to within groups of patterns; an empty group is every path."""
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
-    return Reach(key, name, host, read or ((whole().below(prefix),),))
+    return Reach(key, name, host, read or ((EVERY_PATH.below(prefix),),))
 
 
 def is_bound(route: Route) -> bool:
@@ -218,11 +216,3 @@ def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
     for text in group:
         with suppress(ValueError):
             yield read_pattern(text).below(prefix)
-
-
-def _apart(mine: tuple[Pattern, ...], theirs: tuple[Pattern, ...]) -> bool:
-    for one in mine:
-        for other in theirs:
-            if one.meets(other):
-                return False
-    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.core.blobs import named_tokens
@@ -46,25 +47,17 @@ class Estimate(NamedTuple):
 NOTHING = Estimate()
 
 
+@dataclass(slots=True)
 class _Learned:
     """What was seen of one organization's calls to one model behind one service."""
 
-    __slots__ = (
-        "answers",
-        "bytes_per_output_token",
-        "ceiling",
-        "input_mean",
-        "input_ratio",
-        "output",
-        "texts",
-    )
-
-    def __init__(self, ceiling: int) -> None:
-        self.output = float(min(OUTPUT_TOKENS_FIRST, ceiling))
-        self.input_ratio = self.input_mean = INPUT_RATIO_FIRST
-        self.answers = self.texts = 0
-        self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
-        self.ceiling = ceiling
+    ceiling: int
+    output: float
+    input_ratio: float = INPUT_RATIO_FIRST
+    input_mean: float = INPUT_RATIO_FIRST
+    answers: int = 0
+    texts: int = 0
+    bytes_per_output_token: float = BYTES_PER_OUTPUT_TOKEN_FIRST
 
 
 class Estimator:
@@ -132,7 +125,8 @@ class Estimator:
             return learned
         if len(kept) >= self._learned_max:
             kept.popitem(last=False)
-        learned = kept[name] = _Learned(self._ceiling(call.model))
+        ceiling = self._ceiling(call.model)
+        learned = kept[name] = _Learned(ceiling, float(min(OUTPUT_TOKENS_FIRST, ceiling)))
         return learned
 
     def _ceiling(self, model: str) -> int:

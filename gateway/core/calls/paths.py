@@ -43,7 +43,10 @@ class Pattern:
 
     def takes(self, path: str, plainly: Plain) -> bool:
         """Whether a path is within it, in every reading."""
-        return re.fullmatch(self.written, path) is not None and self._covers(plainly)
+        more = len(plainly) - len(self.segments)
+        if re.fullmatch(self.written, path) is None or more < 0 or (more and not self.rest):
+            return False
+        return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, plainly, strict=False))
 
     def below(self, prefix: Plain) -> Pattern:
         """The same paths where they stand behind a base URL's own path."""
@@ -57,11 +60,8 @@ class Pattern:
         more = len(self.segments) - len(other.segments)
         return more == 0 or (other.rest if more > 0 else self.rest)
 
-    def _covers(self, path: Plain) -> bool:
-        more = len(path) - len(self.segments)
-        if more < 0 or (more and not self.rest):
-            return False
-        return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, path, strict=False))
+
+EVERY_PATH = Pattern(".*", (), True)
 
 
 @lru_cache(READINGS_MAX)
@@ -83,16 +83,11 @@ def read_pattern(text: str) -> Pattern:
     return Pattern(written + "/.*" if rest else written, plainly, rest)
 
 
-def whole() -> Pattern:
-    """Every path."""
-    return Pattern(".*", (), True)
-
-
 def of_template(template: str) -> Pattern:
     """The paths of a route's template, and everything that lies below them."""
     names = [each for each in template.replace("...", "…").split("/") if each]
     if any("…" in each for each in names):
-        return whole()  # only the rest is sent on
+        return EVERY_PATH  # only the rest is sent on
     plainly = tuple(ANY if "{" in each else part for each in names for part in _plain_part(each))
     return Pattern(".*", plainly, True)
 

@@ -31,7 +31,6 @@ _SCOPES = {
     Scope.ORGANIZATION: "this organization",
 }
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
-_RATES = {LimitKind.REQUESTS: "requests", LimitKind.TOKENS: "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def _until(decision: Decision) -> str:
 
 
 def _scope(decision: Decision) -> str:
-    return _SCOPES.get(Scope(decision.scope), "this key") if decision.scope else "this API key"
+    return _SCOPES[Scope(decision.scope or Scope.KEY)]
 
 
 def _amount(decision: Decision, count: int) -> str:
@@ -94,7 +93,7 @@ def _amount(decision: Decision, count: int) -> str:
 
 def _rate_limited(decision: Decision) -> Refusal:
     wait = _wait_s(decision) or 1
-    unit = _RATES.get(LimitKind(decision.kind), "requests") if decision.kind else "requests"
+    unit = "tokens" if decision.kind == LimitKind.TOKENS else "requests"
     return errors.RateLimited(
         f"Rate limit of {_scope(decision)}: {decision.used} of {decision.limit} {unit} a minute "
         f"are used{_until(decision)}. Try again in {wait} s.",

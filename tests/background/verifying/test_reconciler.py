@@ -14,7 +14,7 @@ import pytest
 
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.verifying.reconciler import LedgerAccount, Reconciler
-from gateway.core.accounts.ledger import decode, encode
+from gateway.core.accounts.ledger import decode
 from gateway.core.integrity.reconciliation import Kind
 from gateway.core.model import Service
 from gateway.counters.redis import keys
@@ -23,7 +23,7 @@ from gateway.errors import Conflict, CountersUnavailable
 from persistence.keeper.reconciliations import Accounts
 from persistence.resources.reconciliation_results import Results
 from tests.background.backend import Backend, backend_at
-from tests.builders import CHAT, CREDITS, UNITS, World
+from tests.builders import CHAT, CREDITS, UNITS, World, encode
 from tests.persistence.scenario import broken
 from tests.waiting import eventually
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.core.accounts.ledger import HEAD, EventKind, EventNote, decode, encode
+from gateway.core.accounts.ledger import HEAD, EventKind, EventNote, decode
 from gateway.core.accounts.outbox import FlushReport, control_id, fan_out
+from tests.builders import encode
 from tests.persistence.scenario import Account, entry_id
 
 

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 import psycopg
 
-from gateway.core.accounts.ledger import EventFlag, EventKind, encode
+from gateway.core.accounts.ledger import EventFlag, EventKind
 from persistence.ledger.writer import Writer
+from tests.builders import encode
 from tests.persistence.scenario import (
     METADATA,
     batch_of,
