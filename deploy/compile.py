@@ -40,7 +40,7 @@ MODULES = {
         "turns", "worker",
     ),
     "gateway/http/protocol": (
-        "answer", "client_side", "framing", "headers", "remembered", "request", "request_ids",
+        "answer", "client_side", "framing", "remembered", "request", "request_ids",
         "states", "upstream_side",
     ),
     "gateway/http/routing": ("routed_head",),

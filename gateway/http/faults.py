@@ -19,7 +19,6 @@ class Fault(Exception):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(type(error).__name__)
-        self.kind = type(error).__name__
         self.place = _place(error)
 
 
@@ -48,7 +47,7 @@ class FaultLog:
         self._log(
             "request_failed",
             request_id=request_id,
-            error=fault.kind,
+            error=str(fault),
             place=fault.place,
             left_out=left_out,
             level="error",

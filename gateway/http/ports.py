@@ -12,6 +12,9 @@ from gateway.core.failures import Failures
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement
 from gateway.http.tally import Tally
 
+# Writes one line of an event and its facts. Never given a credential, a body or a caller's metadata.
+Log = Callable[..., None]
+
 
 class Directory(Protocol):
     """Who calls and what may be called. Bounded caches; never more than a second old."""
@@ -59,13 +62,6 @@ class Counters(Protocol):
 
     def outgrown(self, observed: Observed) -> None:
         """A watched call has used up its hold: take more for it, soon."""
-
-
-class Log(Protocol):
-    """Record one event. Never given a credential, a body or a caller's metadata."""
-
-    def __call__(self, event: str, /, **facts: object) -> None:
-        """Write one line."""
 
 
 class Tracer(Protocol):

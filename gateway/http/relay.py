@@ -122,15 +122,16 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             held, held_max = b"", 0
             if passed or not exchange.opened:
                 outlet.write(passed)
-        if call.streamed and meter.phase == OPEN:
-            end = _keep_hold(charge, meter)
-            if end:
-                return end
+        in_part = call.streamed and meter.phase == OPEN
+        if in_part and not charge.covers(meter.observed()) and (end := meter.cut()):
+            return end
         size, data, passed = len(data), b"", b""  # while it waits it has this only once: as it is written
         kept = meter.kept + len(held)
         if kept > counted_from or exchange.connection.blocked:
             counted_from = -1  # from now on
-            held_max = _count(exchange, meter, kept, held_max)
+            if not exchange.connection.keep_untaken(kept):  # memory is short
+                meter.slim()
+                held_max = 0
         if exchange.gone:
             drain = drain or Drain(limits, call, meter)
             drain.go_on(meter, size)
@@ -139,14 +140,6 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             await exchange.connection.writable()
             link.go_on()
         await link.arrival()
-
-
-def _count(exchange: Exchange, meter: AnswerMeter, kept: int, held_max: int) -> int:
-    """Count what is kept of an answer; how much may be held back, which is nothing while memory is short."""
-    if exchange.connection.keep_untaken(kept):
-        return held_max
-    meter.slim()
-    return 0
 
 
 async def _caught_up(worker: Worker, caller: Caller, link: Link, meter: AnswerMeter) -> bytes:
@@ -171,11 +164,3 @@ def take_told(meter: AnswerMeter) -> list[str]:
     told = meter.told.copy()
     meter.told.clear()
     return told
-
-
-def _keep_hold(charge: Charge, meter: AnswerMeter) -> bytes:
-    """Tell how much the stream has used; bytes that end it where its plan cuts it."""
-    tokens = meter.observed()
-    if not charge.covers(tokens):
-        return meter.cut()
-    return b""

@@ -6,7 +6,7 @@ Names and labels are given to them in `gateway/telemetry/facts.py`; nothing here
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TypedDict
+from dataclasses import dataclass, field
 
 # Upper bounds in seconds; one more bucket is everything above.
 SECONDS = (
@@ -20,32 +20,6 @@ _BOUNDS = list(SECONDS)
 _FIRST = bytes(bisect_left(_BOUNDS, step / _STEPS_A_SECOND) for step in range(_STEPS_MAX + 1))
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
-
-
-class HistogramSnapshot(TypedDict):
-    """Counts per bucket (not cumulative, the last one is everything above) and the sum in seconds."""
-
-    buckets: list[int]
-    sum: float
-
-
-class TallySnapshot(TypedDict):
-    """What one worker counted since it started; JSON-able."""
-
-    bounds: list[float]
-    requests: list[tuple[str, int, str, int]]
-    tokens: list[tuple[str, str, int]]
-    units: list[tuple[str, int]]
-    credits: list[tuple[str, int]]
-    request_seconds: HistogramSnapshot
-    overhead_seconds: HistogramSnapshot
-    upstream_seconds: HistogramSnapshot
-    settlements_estimated: int
-    settlements_failed: int
-    upstream_connections: int
-    upstream_failures: int
-    client_disconnects: int
-    connections_refused: int
 
 
 def bucket(seconds: float) -> int:
@@ -71,11 +45,12 @@ class Histogram:
         self.counts[bucket(seconds)] += 1
         self.total += seconds
 
-    def snapshot(self) -> HistogramSnapshot:
-        """A copy of the counts."""
+    def snapshot(self) -> dict[str, object]:
+        """Counts per bucket (not cumulative, the last one is everything above) and the sum in seconds."""
         return {"buckets": list(self.counts), "sum": self.total}
 
 
+@dataclass(slots=True)
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
@@ -83,42 +58,22 @@ class Tally:
     whenever they are taken.
     """
 
-    __slots__ = (
-        "busy",
-        "client_disconnects",
-        "connections_refused",
-        "credits",
-        "overhead_seconds",
-        "refusals",
-        "request_seconds",
-        "requests",
-        "settlements_estimated",
-        "settlements_failed",
-        "tenants_max",
-        "tokens",
-        "units",
-        "upstream_connections",
-        "upstream_failures",
-        "upstream_seconds",
-    )
-
-    def __init__(self, tenants_max: int = TENANTS_MAX) -> None:
-        self.tenants_max = tenants_max
-        self.requests: dict[tuple[str, int, str], int] = {}
-        self.busy: dict[int, list[int]] = {}
-        self.refusals: dict[tuple[int, str], int] = {}
-        self.tokens: dict[str, list[int]] = {}
-        self.units: dict[str, int] = {}
-        self.credits: dict[str, int] = {}
-        self.request_seconds = Histogram()
-        self.overhead_seconds = Histogram()
-        self.upstream_seconds = Histogram()
-        self.settlements_estimated = 0
-        self.settlements_failed = 0
-        self.upstream_connections = 0
-        self.upstream_failures = 0
-        self.client_disconnects = 0
-        self.connections_refused = 0
+    tenants_max: int = TENANTS_MAX
+    requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    busy: dict[int, list[int]] = field(default_factory=dict)
+    refusals: dict[tuple[int, str], int] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    credits: dict[str, int] = field(default_factory=dict)
+    request_seconds: Histogram = field(default_factory=Histogram)
+    overhead_seconds: Histogram = field(default_factory=Histogram)
+    upstream_seconds: Histogram = field(default_factory=Histogram)
+    settlements_estimated: int = 0
+    settlements_failed: int = 0
+    upstream_connections: int = 0
+    upstream_failures: int = 0
+    client_disconnects: int = 0
+    connections_refused: int = 0
 
     def request(self, route: str, status: int, reason: str) -> None:
         """Count one answered request; `reason` is empty unless it was refused."""
@@ -169,8 +124,8 @@ class Tally:
                 taken[tenant_id, "tokens"] = tokens
         return taken
 
-    def snapshot(self) -> TallySnapshot:
-        """Everything counted so far."""
+    def snapshot(self) -> dict[str, object]:
+        """Everything counted so far; JSON-able."""
         tokens = [
             (service, kind, count)
             for service, kinds in self.tokens.items()

@@ -1,32 +1,20 @@
 """One answer's head as its upstream sent it: checked, framed, and stripped of what ends here.
 
 A hostile upstream is expected: what cannot be read in one way only is `Malformed`, and its
-connection is dropped. Pure functions on bytes.
+connection is dropped. An upstream's own limits and ids never pass to a client as if they were ours.
+Names that `Connection` nominates end here. Pure functions on bytes.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
+from gateway.core.families.registry import ALL
+from gateway.http.protocol.fields import HOP_BY_HOP, OURS_PREFIX
 from gateway.http.protocol.framing import Malformed
-from gateway.http.protocol.headers import (
-    CONNECTION,
-    CONTENT_ENCODING,
-    CONTENT_TYPE,
-    DATE,
-    DROP,
-    LENGTH,
-    LIMITS,
-    PASS,
-    PLAIN_REQUEST_ID,
-    REQUEST_ID,
-    USAGE_AMOUNT,
-    kind_of,
-    known_kinds,
-)
 from gateway.http.protocol.remembered import Remembered
 
 STATUS_LINES_BYTES_MAX = 64 * 1024
@@ -42,6 +30,35 @@ _status_lines = _statuses.known
 # What field lines seen before are: their kind and their value, checked by llhttp.
 _lines: Remembered[bytes, tuple[int, bytes]] = Remembered(READ_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 320)
 _read = _lines.known
+
+_NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
+_LIMITS_PREFIXES = tuple({one.limits_prefix for one in ALL})
+
+# What an answer's field is to a gateway. Plain numbers: an enumeration costs a lookup a line.
+PASS: Final = 0
+DROP: Final = 1
+CONNECTION: Final = 2
+LENGTH: Final = 3
+CODING: Final = 4
+CONTENT_TYPE: Final = 5
+CONTENT_ENCODING: Final = 6
+REQUEST_ID: Final = 7
+PLAIN_REQUEST_ID: Final = 8
+USAGE_AMOUNT: Final = 9
+DATE: Final = 10
+LIMITS: Final = 11
+
+_KINDS = {
+    b"connection": CONNECTION,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"content-type": CONTENT_TYPE,
+    b"content-encoding": CONTENT_ENCODING,
+    b"x-request-id": REQUEST_ID,
+    b"request-id": PLAIN_REQUEST_ID,
+    b"x-usage-amount": USAGE_AMOUNT,
+    b"date": DATE,
+}
 
 
 class AnswerHead:
@@ -121,10 +138,19 @@ def _judge(head: bytes) -> None:
 def _read_line(line: bytes) -> tuple[int, bytes]:
     """What a line of a checked head is; lines are remembered, within bounds."""
     name, _, value = line.partition(b":")
-    kind = known_kinds.get(name)
-    read = (kind_of(name) if kind is None else kind, value.strip(b" \t"))
+    read = (_kind(name.lower()), value.strip(b" \t"))
     _lines.keep(line, read)
     return read
+
+
+def _kind(name: bytes) -> int:
+    """What a field of this name is, in lower case."""
+    kind = _KINDS.get(name, PASS)
+    if kind != PASS:
+        return kind
+    if name in _NOT_RETURNED or name.startswith(OURS_PREFIX):
+        return DROP
+    return LIMITS if name.startswith(_LIMITS_PREFIXES) else PASS
 
 
 class _Silent:

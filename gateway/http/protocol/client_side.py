@@ -48,11 +48,6 @@ class ClientSide:
         self.state = IDLE
 
     @property
-    def whole(self) -> bool:
-        """Whether every byte of the present request has arrived."""
-        return self.state == WHOLE
-
-    @property
     def droppable(self) -> bool:
         """Whether what is left of the present request can be read and dropped, within bounds."""
         if self.state == BODY:
@@ -97,11 +92,7 @@ class ClientSide:
                 return data[:length]
             self._left = length
         else:
-            limits = self._limits
-            self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max,
-                limits.small_chunks_max,
-            )  # fmt: skip
+            self._chunked = ChunkedBody(self._limits, self._limits.small_chunks_max)
         self.state = INCOMING[self.state][BEGUN]
         self.waiting = b""
         return self._payload(data)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from gateway.core.http_limits import HttpLimits
+
 HEAD_END = b"\r\n\r\n"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
@@ -35,10 +37,10 @@ class ChunkedBody:
 
     __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_small", "_trailer_max", "done", "rest")
 
-    def __init__(self, line_max: int, extension_max: int, trailer_max: int, small_max: int) -> None:
-        self._line_max = line_max
-        self._extension_max = extension_max
-        self._trailer_max = trailer_max
+    def __init__(self, limits: HttpLimits, small_max: int) -> None:
+        self._line_max = limits.chunk_line_bytes_max
+        self._extension_max = limits.chunk_extension_bytes_max
+        self._trailer_max = limits.trailer_bytes_max
         self._small = small_max
         self._left = _AT_SIZE
         self._pending = b""

@@ -180,10 +180,7 @@ class UpstreamSide:
             # Some upstreams send a body all the same, and it may come late: nobody may be next behind it.
             self._says_close = self._says_close or self._answers_head or answer.chunked or bool(answer.length)
         elif answer.chunked:
-            self._chunked = ChunkedBody(
-                limits.chunk_line_bytes_max, limits.chunk_extension_bytes_max, limits.trailer_bytes_max,
-                _UNCOUNTED,
-            )  # fmt: skip
+            self._chunked = ChunkedBody(limits, _UNCOUNTED)
         else:
             self._left = answer.length
         return self._body(data[at:])

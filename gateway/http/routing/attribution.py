@@ -26,46 +26,41 @@ def read_attribution(head: RequestHead) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
     if not any(name.startswith(OURS_PREFIX) for name in head.read):
         return _NOTHING, ""
-    user = _text(head, b"user", USER_CHARACTERS_MAX)
-    content_id = _integer(head, b"content-id")
-    project_id = _integer(head, b"project-id")
-    feature_version = _text(head, b"feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    user = _text(head, "user", USER_CHARACTERS_MAX)
+    content_id = _integer(head, "content-id")
+    project_id = _integer(head, "project-id")
+    feature_version = _text(head, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
     metadata = _metadata(head)
-    columns = "\t".join(("" if content_id is None else str(content_id),
-                         "" if project_id is None else str(project_id), feature_version))  # fmt: skip
-    return (
-        Attribution(user, content_id, project_id, feature_version, metadata),
-        columns if columns != "\t\t" else "",
-    )
+    said = (content_id, project_id, feature_version or None)
+    columns = "" if said == (None, None, None) else "\t".join("" if one is None else str(one) for one in said)
+    return Attribution(user, content_id, project_id, feature_version, metadata), columns
 
 
 def read_units(head: RequestHead, route: Route) -> int:
     """Units the client claims; only where the operator trusts it to set its own bill."""
-    value = _one(head, b"units")
+    name, value = _one(head, "units")
     if value is None:
         return 1
     if not route.trust_client_units:
-        raise InvalidRequest("x-tollkeeper-units is not accepted on this route.", param="x-tollkeeper-units")
+        raise InvalidRequest(f"{name} is not accepted on this route.", param=name)
     if not value.isdigit() or len(value) > 7 or not 1 <= int(value) <= UNITS_MAX:
-        raise InvalidRequest(
-            f"x-tollkeeper-units must be a whole number from 1 to {UNITS_MAX}.", param="x-tollkeeper-units"
-        )
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {UNITS_MAX}.", param=name)
     return int(value)
 
 
-def _one(head: RequestHead, suffix: bytes) -> bytes | None:
-    values = head.all(OURS_PREFIX + suffix)
+def _one(head: RequestHead, suffix: str) -> tuple[str, bytes | None]:
+    """The whole name of a field, and its value if it is there."""
+    name = f"x-tollkeeper-{suffix}"
+    values = head.all(name.encode())
     if len(values) > 1:
-        name = (OURS_PREFIX + suffix).decode()
         raise InvalidRequest(f"The field {name} appears twice.", param=name)
-    return values[0] if values else None
+    return name, values[0] if values else None
 
 
-def _text(head: RequestHead, suffix: bytes, characters_max: int) -> str:
-    value = _one(head, suffix)
+def _text(head: RequestHead, suffix: str, characters_max: int) -> str:
+    name, value = _one(head, suffix)
     if not value:
         return ""
-    name = (OURS_PREFIX + suffix).decode()
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -75,21 +70,19 @@ def _text(head: RequestHead, suffix: bytes, characters_max: int) -> str:
     return text
 
 
-def _integer(head: RequestHead, suffix: bytes) -> int | None:
-    value = _one(head, suffix)
+def _integer(head: RequestHead, suffix: str) -> int | None:
+    name, value = _one(head, suffix)
     if value is None:
         return None
-    name = (OURS_PREFIX + suffix).decode()
     if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
         raise InvalidRequest(f"{name} must be a whole number, not negative.", param=name)
     return int(value)
 
 
 def _metadata(head: RequestHead) -> bytes:
-    value = _one(head, b"metadata")
+    name, value = _one(head, "metadata")
     if value is None:
         return b""
-    name = "x-tollkeeper-metadata"
     if len(value) > METADATA_BYTES_MAX:
         raise InvalidRequest(f"{name} must be at most {METADATA_BYTES_MAX} bytes.", param=name)
     try:

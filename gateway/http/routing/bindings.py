@@ -38,7 +38,7 @@ class Bindings:
         self._catalogue: Mapping[str, Service] | None = None
         self._bindings = binding.Bindings(*self._configured, {})
         self._known: dict[tuple[str, str], Binding | None] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, ...]] = set()
 
     def of(self, key: str, route: Route) -> Binding | None:
         """The binding of a service on a route, None for none; CountersUnavailable before a catalogue."""
@@ -70,13 +70,13 @@ class Bindings:
     def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
         service = bound.service
         if not bound.upstream and service.upstream:
-            self._tell_once("service_without_upstream", service.key, service.upstream)
+            self._tell_once("service_without_upstream", service.key, upstream=service.upstream)
         for key in bound.rivals:
             if key in catalogue and not service.costs_as(catalogue[key]):
-                self._tell_once("services_share_paths", service.key, key)
+                self._tell_once("services_share_paths", service.key, shares_with=key)
 
-    def _tell_once(self, event: str, service: str, other: str) -> None:
-        if len(self._told) < TOLD_MAX and (service, other) not in self._told:
-            self._told.add((service, other))
-            name = "upstream" if event == "service_without_upstream" else "shares_with"
-            self._log(event, service=service, level="error", **{name: other})
+    def _tell_once(self, event: str, service: str, **other: str) -> None:
+        told = (event, service, *other.values())
+        if len(self._told) < TOLD_MAX and told not in self._told:
+            self._told.add(told)
+            self._log(event, service=service, level="error", **other)

@@ -20,7 +20,6 @@ from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
-from gateway.http.protocol.headers import forwarded_lines
 from gateway.http.protocol.remembered import Remembered
 from gateway.http.protocol.request import MalformedRequest, RequestHead, read_request_head
 from gateway.http.routing.attribution import read_attribution, read_units
@@ -28,7 +27,7 @@ from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, check_query, withheld
 from gateway.http.routing.identity import credential_digest
 from gateway.http.routing.objects import Owned, owned_by
-from gateway.http.routing.routes import MODELS, USAGE_PATH, Match, RouteTable, family_of
+from gateway.http.routing.routes import MODELS, Match, RouteTable, family_of
 from gateway.http.server.request_driver import bare
 
 ROUTED_HEADS_BYTES_MAX = 8 * 1024 * 1024
@@ -36,7 +35,6 @@ ROUTED_HEAD_BYTES_MAX = 4096
 _GZIP = frozenset({b"gzip", b"x-gzip", b"*"})
 _REFUSED = re.compile(rb";q=0(?:\.0*)?$")
 _SPOKEN = tuple(sorted((one for one in ALL if one.spoken_by), key=lambda one: one.spoken_by))
-_USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 
 
 @dataclass(slots=True)
@@ -146,7 +144,7 @@ class HeadRouter:
         )
         if self._traced:
             _take_parent(routed, head)
-        match = self._match(head.method.decode("ascii"), path)
+        match = self._table.match(head.method.decode("ascii"), path)
         if match is None:
             routed.refusal = UnknownRoute()
         elif match.route is None:
@@ -154,15 +152,6 @@ class HeadRouter:
         else:
             self._accept(routed, head, match, match.route, spoken)
         return routed
-
-    def _match(self, method: str, path: str) -> Match | None:
-        if path == USAGE_PATH:
-            there = method in ("GET", "HEAD")
-            return Match(_USAGE_ROUTE) if there else Match(None, allow=("GET", "HEAD"), template=USAGE_PATH)
-        match = self._table.match(method, path)
-        if match is not None and match.params.get("service_key") in self._table.reserved_services:
-            return None
-        return match
 
     def _accept(
         self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
@@ -216,7 +205,10 @@ class HeadRouter:
         """The head of the upstream's request, but for what differs from one request to the next."""
         prefix, host = self._places[target.name]
         request_line = b"%b %b%b%b HTTP/1.1" % (head.method, prefix, path, head.query)
-        lines = forwarded_lines(head, target, withheld(head, route))
+        ours = {name.lower().encode(): value.encode("latin-1") for name, value in target.headers}
+        dropped = head.nominated.union(ours, withheld(head, route))
+        lines = [line for kind, line in head.fields if kind.passes and kind.lower not in dropped]
+        lines += [b"%b: %b" % field for field in ours.items()]  # last, so that nothing can shadow them
         if route.meter not in UNREAD_METERS:
             lines.append(JSON_TYPE)
         return b"\r\n".join([request_line, host, *lines, b""])

@@ -12,6 +12,7 @@ from gateway.core.families.registry import ALL, FAMILIES
 from gateway.core.model import GENERIC, Family
 
 USAGE_PATH = "/.tollkeeper/usage"
+_USAGE_ROUTE = Route(("GET",), USAGE_PATH, "")
 # Several families have this path and those below it: the fields of a request tell whose it is.
 MODELS = "/v1/models"
 _ANY = frozenset({"ANY", "*"})
@@ -48,10 +49,11 @@ class RouteTable:
                 else:
                     self._exact[route.path] = by_pattern[pattern]
             by_pattern[pattern].append(route)
+        self._exact[USAGE_PATH] = [_USAGE_ROUTE]
         # Where each family's calls go: the first of its routes says.
         self.upstreams = {route.family: route.upstream for route in reversed(routes)}
         # A service another route meters by its answers must not be had by the request instead.
-        self.reserved_services = frozenset(
+        self._reserved = frozenset(
             route.service for route in routes if route.service and route.meter not in UNREAD_METERS
         )
 
@@ -67,7 +69,8 @@ class RouteTable:
             groups = found.groupdict()
             rest = groups.pop("rest_of_path", None)
             params = {name: unquote(value) for name, value in groups.items()}
-            return _match(routes, method, params, rest)
+            match = _match(routes, method, params, rest)
+            return None if match.params.get("service_key") in self._reserved else match
         return None
 
 

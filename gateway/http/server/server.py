@@ -131,35 +131,18 @@ class DataPlane:
         exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
         return any(one is not None and one.started <= moment for one in exchanges)
 
-    async def start(
-        self,
-        *,
-        sock: socket.socket | None = None,
-        host: str | None = None,
-        port: int = 0,
-        reuse_port: bool = False,
-    ) -> int:
-        """Begin to accept, on a listening socket or on host and port; the port that is bound."""
-        loop = asyncio.get_running_loop()
-        if sock is not None:
-            self._server = await loop.create_server(self._protocol, sock=sock, backlog=BACKLOG)
-        else:
-            self._server = await loop.create_server(
-                self._protocol, host, port, reuse_port=reuse_port, backlog=BACKLOG
-            )
+    async def start(self, *, host: str, port: int = 0, reuse_port: bool = False) -> int:
+        """Begin to accept on host and port; the port that is bound."""
+        server: Any = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
+        )
+        self._server = server
         self.clock.start()
-        self._bound_unsent()
-        server: Any = self._server
+        for (
+            one
+        ) in server.sockets:  # how much the kernel may keep for who does not read; the accepted inherit it
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max)
         return int(server.sockets[0].getsockname()[1])
-
-    def _bound_unsent(self) -> None:
-        """Say how much the kernel may keep for a client that does not read; what is accepted inherits it."""
-        server: Any = self._server  # whose sockets are a tuple in asyncio, a list in uvloop
-        for one in server.sockets:
-            if one.family != socket.AF_UNIX:
-                one.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.limits.client_unsent_bytes_max
-                )
 
     async def drain(self, grace_s: float) -> None:
         """Stop accepting, let requests in progress end within the grace, then close everything.
@@ -236,9 +219,6 @@ class DataPlane:
     def tell(self, exchange: Exchange) -> None:
         """Begin the handling of a request."""
         exchange.tell(proxy(exchange), given_up)
-
-    def _protocol(self) -> ClientConnection:
-        return ClientConnection(self)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
         """A handler is over: count it and let its connection go on."""

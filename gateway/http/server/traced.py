@@ -8,14 +8,12 @@ body, query, user or metadata is among them; a model's name is, once an upstream
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
-from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.calls.trace import Kind, Span, Trace
-from gateway.core.http_limits import HttpLimits
-from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
+from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.connection import ClientConnection
@@ -28,22 +26,11 @@ MODEL_CHARACTERS_MAX = 128
 class TracedPlane(DataPlane):
     """A `DataPlane` whose requests have spans. `ports.tracer` takes them."""
 
-    def __init__(  # noqa: PLR0917  # as the plane it is
-        self,
-        ports: Ports,
-        routes: Sequence[Route],
-        targets: Sequence[UpstreamTarget],
-        limits: HttpLimits,
-        pepper: bytes,
-        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
-        bounds: Bounds = DEFAULT_BOUNDS,
-    ) -> None:
+    def __init__(self, ports: Ports, *rules: Any, **named: Any) -> None:  # as the plane it is
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
-        super().__init__(
-            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
-        )
+        super().__init__(replace(ports, counters=self._timed), *rules, **named)
 
     def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request, and its trace."""
@@ -66,6 +53,7 @@ class TimedCounters:
 
     def __init__(self, counters: Counters, seconds: Callable[[], float]) -> None:
         self._counters = counters
+        self.watch, self.unwatch, self.outgrown = counters.watch, counters.unwatch, counters.outgrown
         self.seconds = seconds
         self.traces: dict[str, Trace] = {}
 
@@ -82,18 +70,6 @@ class TimedCounters:
         if trace is None:
             return self._counters.settle(settlement)
         return self._settle(settlement, trace)
-
-    def watch(self, observed: Observed) -> None:
-        """Keep a long call's hold alive until `unwatch`."""
-        self._counters.watch(observed)
-
-    def unwatch(self, observed: Observed) -> None:
-        """The call is about to settle."""
-        self._counters.unwatch(observed)
-
-    def outgrown(self, observed: Observed) -> None:
-        """A watched call has used up its hold."""
-        self._counters.outgrown(observed)
 
     async def _reserve(self, request: HoldRequest, trace: Trace) -> Decision:
         # A call whose body came late is admitted by its head first: one span for both.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.core.calls.route import UpstreamTarget
@@ -33,24 +34,20 @@ class Upstream:
     """
 
     __slots__ = (
-        "_clock", "_connecting", "_context", "_host", "_idle", "_left", "_limits", "_links", "_port",
-        "_shares", "_tally", "_turns", "certificate_end", "name", "target",
+        "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_place", "_shares", "_tally",
+        "_turns", "certificate_end", "name", "target",
     )  # fmt: skip
 
     def __init__(
         self, target: UpstreamTarget, clock: Clock, turns: Turns, limits: HttpLimits, tally: Tally
     ) -> None:
-        parts = urlsplit(target.base_url)
-        tls = parts.scheme == "https"
         self.name = target.name
         self.target = target
         self._left = False
         most = limits.upstream_connections_max
         self._shares = Budget(most, int(most * limits.upstream_connections_share))
         self.certificate_end: float | None = None
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if tls else 80)
-        self._context = _context(target.ca_file) if tls else None
+        self._place = _place(target)
         self._clock = clock
         self._turns = turns
         self._limits = limits
@@ -98,13 +95,7 @@ class Upstream:
         link = Link(self._clock, self._turns, self._limits, self._gone)
         try:
             async with Within(self._limits.upstream_connect_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: link,
-                    self._host,
-                    self._port,
-                    ssl=self._context,
-                    server_hostname=self._host if self._context else None,
-                )
+                await asyncio.get_running_loop().create_connection(lambda: link, **self._place)
         except TimeoutError:
             wait.fail(UpstreamTimeout(f"The upstream {self.name} did not accept a connection in time."))
             return
@@ -112,7 +103,7 @@ class Upstream:
             wait.fail(UpstreamUnreachable(_told(self.name, error)))
             return
         self._tally.upstream_connections += 1
-        if self._context is not None:
+        if self._place["ssl"] is not None:
             self.certificate_end = end_of(link.transport)
         if link.open:
             self._links.add(link)
@@ -167,26 +158,23 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
     Raises OSError or TimeoutError where a call would fail; a certificate that is not trusted is an OSError.
     """
-    parts = urlsplit(target.base_url)
-    tls = parts.scheme == "https"
     async with asyncio.timeout(within_s):
-        _, writer = await asyncio.open_connection(
-            parts.hostname,
-            parts.port or (443 if tls else 80),
-            ssl=_context(target.ca_file) if tls else None,
-            server_hostname=parts.hostname if tls else None,
-        )
+        _, writer = await asyncio.open_connection(**_place(target))
         end = end_of(writer.transport)
         writer.close()
     return end
 
 
-def _context(ca_file: str | None) -> ssl.SSLContext:
-    """Verification of certificate and name, as everywhere; only the authority may be named."""
-    context = ssl.create_default_context(cafile=ca_file)
+def _place(target: UpstreamTarget) -> dict[str, Any]:
+    """Where to connect, as asyncio takes it. Certificate and name are verified, whoever the authority."""
+    parts = urlsplit(target.base_url)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        return {"host": host, "port": parts.port or 80, "ssl": None}
+    context = ssl.create_default_context(cafile=target.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    return context
+    return {"host": host, "port": parts.port or 443, "ssl": context, "server_hostname": host}
 
 
 def _is_readable(link: Link) -> bool:

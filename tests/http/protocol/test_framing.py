@@ -16,6 +16,7 @@ from gateway.http.protocol.request import MalformedRequest, cut_length, read_req
 from gateway.http.protocol.request_ids import RequestIds
 
 LIMITS = HttpLimits()
+FEW = HttpLimits(chunk_extension_bytes_max=1024, trailer_bytes_max=1024)
 REQUEST = (
     b"POST /v1/x?y=%20 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: a, close\r\nA_b: \t c \r\n\r\n"
 )
@@ -25,7 +26,7 @@ ANSWER_HEAD = (
 
 
 def decoder() -> ChunkedBody:
-    return ChunkedBody(256, 1024, 1024, 1_000)
+    return ChunkedBody(FEW, 1_000)
 
 
 def fed(data: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
@@ -194,11 +195,11 @@ def test_request_ids_are_uuids_and_never_the_same() -> None:
 
 
 def test_too_many_small_chunks_are_refused_and_larger_ones_never() -> None:
-    small = ChunkedBody(256, 1024, 1024, 10)
+    small = ChunkedBody(FEW, 10)
     assert small.feed(b"1\r\nx\r\n" * 10) == b"x" * 10
     with pytest.raises(Malformed, match="small chunks"):
         small.feed(b"1\r\nx\r\n")
-    large = ChunkedBody(256, 1024, 1024, 10)
+    large = ChunkedBody(FEW, 10)
     for _ in range(100):
         large.feed(b"40\r\n%b\r\n" % (b"x" * SMALL_CHUNK_BYTES))
     large.feed(b"280\r\n%b\r\n" % (b"x" * 10 * SMALL_CHUNK_BYTES))
