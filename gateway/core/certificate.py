@@ -73,7 +73,7 @@ def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
             size = length & 0x7F
             length, at = int.from_bytes(der[at : at + size]), at + size
         if at + length > len(der):
-            raise ValueError("an element ends behind its end")
+            raise ValueError("an element ends after its end")
         yield kind, der[at : at + length]
         at += length
 

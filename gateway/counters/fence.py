@@ -99,7 +99,7 @@ class Fence:
             self._trouble = self._trouble or trouble
             if self._trouble or name != self._name:
                 await self._another(self._ask, name)
-                refused = CountersUnavailable("Redis has other data since it was looked at")
+                refused = CountersUnavailable("the data in Redis was replaced since it was looked at")
             if commands and refused is not None:
                 raise refused
 
@@ -188,7 +188,7 @@ class Fence:
             if await _replace(ask, keys.HISTORY, name, new):
                 name, self.noticed = new, self.noticed + 1
                 self._say(
-                    "redis has other data",
+                    "redis data was replaced",
                     why=self._trouble,
                     generation=generation(new),
                     level="error",
@@ -196,14 +196,14 @@ class Fence:
                 break
             name = _text(await ask(b"GET", _NAME))
         else:
-            raise CountersUnavailable("the data in Redis is exchanged again and again")
+            raise CountersUnavailable("the data in Redis is replaced again and again")
         self._name, self._trouble, self._known, self._floor = name, "", 0, 0
         run_id = history(self._server.run_id, name)
         if ask == self._ask:
             self._wire.run_id = run_id
         await _close(ask, run_id)
         if await _watched(ask) != name:
-            raise CountersUnavailable("the data in Redis was exchanged once more")
+            raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _ask(self, *parts: bytes) -> Reply:
         return await in_task(self._wire.send(encode(*parts)))

@@ -176,7 +176,7 @@ def _verification(vouched: bytes, here: bytes) -> Finding:
         return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
     if vouched == here:
         return Finding(True, "redis", "a keeper has verified it since its last start")
-    said = "not verified since its last start, or since it has other data, so calls are refused"
+    said = "not verified since its last start, or since its data was replaced, so calls are refused"
     return Finding(False, "redis", f"{said}: run the keeper")
 
 

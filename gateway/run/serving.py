@@ -129,7 +129,7 @@ async def _renewing(
             continue
         line = to_json(now.running.with_values(gateway_port=port))
         await asyncio.gather(*(child.tell(line) for child in children))
-        voice.say(f"settings read anew: {done}")
+        voice.say(f"settings read again: {done}")
 
 
 def gateway_worker(argv: tuple[str, ...], settings: Settings, number: int, ready_s_max: float) -> Program:

@@ -82,6 +82,6 @@ async def ended(
     stopping = asyncio.create_task(stop())
     done, _ = await asyncio.wait({stopping}, timeout=within_s)
     if not done:
-        log("stopped in the middle", after_s=within_s, level="warning")
+        log("forced to exit after the grace", after_s=within_s, level="warning")
         os._exit(0)
     stopping.result()

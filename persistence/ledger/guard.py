@@ -152,7 +152,7 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
         if head.stopped == UNKNOWN:
             _stop(out, head, placed, (UNKNOWN, seq, "no such account"))
         elif not head.stopped:
-            reason = f"moves together with {first.account}, which is stopped"
+            reason = f"moves together with {first.account}, which is in quarantine"
             _stop(out, head, placed, ("behind", seq, reason), behind=first.account)
 
 

@@ -97,7 +97,7 @@ def corrected(letter: Row, sent: Row) -> Event:
     for name in SEQS.values():
         named = letter[name]
         if named is not None and named != getattr(event, "seq" if name == "token_seq" else name):
-            raise Conflict(f"The letter's {name} is {named}: a correction cannot move it.")
+            raise Conflict(f"The dead letter's {name} is {named}: a correction cannot move it.")
     return event
 
 

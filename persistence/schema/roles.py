@@ -79,7 +79,7 @@ def privileges(url: str) -> Privileges:
     user, superuser, owns, creates, changes, leaves, is_writer = row
     beyond = (
         (superuser, "is superuser"), (owns and not superuser, "owns the tables"),
-        (creates and not owns, "may create objects beside the tables"),
+        (creates and not owns, "may create objects in addition to the tables"),
         (changes and not owns, "may change what is only to be added to"),
         (leaves and not superuser, "may reach files and programs of the server"),
     )  # fmt: skip

@@ -56,7 +56,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment
         limits = "settings: {body_bytes_max: 1024, workers: 7}\n"
         deployment.config.write_text(good + models + limits)
         said = hung_up(serve)
-        assert "read anew" in said
+        assert "read again" in said
         assert "routes" in said
         assert "body_bytes_max" in said
         assert "a restart is needed for TOLLKEEPER_WORKERS" in said
@@ -80,7 +80,7 @@ def test_a_changed_configuration_is_taken_over_and_a_wrong_one_is_not(deployment
         assert serve.running
 
         deployment.config.write_text(good)
-        assert "read anew" in hung_up(serve)
+        assert "read again" in hung_up(serve)
         wait_until(lambda: status("/v1/models") == 404)
         assert status("/v1/chat/completions") == 200
     assert serve.stop() == 0

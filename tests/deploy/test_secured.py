@@ -197,7 +197,7 @@ def test_a_certificate_of_somebody_elses_authority_is_not_trusted(deployment: De
     status, found = deployment.doctor()
     assert status == 1
     assert "WRONG" in found["redis"]
-    assert "name the authority that vouches for it in TOLLKEEPER_REDIS_CA_FILE" in found["redis"]
+    assert "name the authority that signed it in TOLLKEEPER_REDIS_CA_FILE" in found["redis"]
     assert "WRONG" in found["postgresql"]
     assert "?sslrootcert=… in TOLLKEEPER_DATABASE_URL" in found["postgresql"]
 

@@ -10,7 +10,7 @@ from tests.faults.scene import NAMED, Row, Scene
 from tests.faults.world import World
 
 LOG_TAIL = 1_500
-OTHER_DATA = '"redis has other data"'
+OTHER_DATA = '"redis data was replaced"'
 PARTS = (rows_processes, rows_redis, rows_history, rows_postgres, rows_traffic)
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {

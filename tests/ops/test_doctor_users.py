@@ -185,7 +185,7 @@ def test_one_user_for_everything_is_well_and_said(database: str) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("GRANT CREATE ON SCHEMA public TO {}", "may create objects beside the tables"),
+        ("GRANT CREATE ON SCHEMA public TO {}", "may create objects in addition to the tables"),
         ("GRANT DELETE ON audit_log TO {}", "may change what is only to be added to"),
         ("GRANT pg_execute_server_program TO {}", "may reach files and programs of the server"),
     ],

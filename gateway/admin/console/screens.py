@@ -122,7 +122,7 @@ SCREENS = {
         Screen(
             "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="Nobody is told anything yet.", title_field="url",
+            empty="There is no webhook yet.", title_field="url",
         ),
         Screen(
             "webhook-deliveries", "Deliveries", "delivery",

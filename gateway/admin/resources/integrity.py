@@ -122,7 +122,7 @@ class Quarantined(Out):
     reason: str
     created_at: Instant
     released_at: Instant | None
-    resolution: str | None = Field(description="judged (its entries were judged again) or accepted.")
+    resolution: str | None = Field(description="judged (its entries were checked again) or accepted.")
     released_by: str | None
     released_reason: str | None
 
@@ -134,7 +134,7 @@ class QuarantineRelease(In):
     accept: Flag = Field(
         default=False,
         description="A gap: list the movements as lost, the difference becomes a row. A contradiction: its "
-        "entries become dead letters. Left out, the entries are only judged again.",
+        "entries become dead letters. Left out, the entries are only checked again.",
     )
 
 

@@ -101,7 +101,7 @@ RESOURCES = (
             "number": Filter("text"),
         },
         actions=(
-            Action("recompute", "Make a draft's lines anew from what is settled now"),
+            Action("recompute", "Make a draft's lines again from what is settled now"),
             Action("finalize", "Give it its number; nothing changes it from then on", settles=True),
             Action("void", "Take a finalized one back; what it billed may be billed again"),
             Action(
@@ -113,7 +113,7 @@ RESOURCES = (
         documents=(
             Document(".pdf", "application/pdf", "An invoice on paper"),
             Document(".csv", "text/csv", "The lines of an invoice"),
-            Document("/usage.csv", "text/csv", "Every use behind an invoice, with its request id"),
+            Document("/usage.csv", "text/csv", "Every use that an invoice bills, with its request id"),
         ),
     ),
 )

@@ -21,7 +21,7 @@ class WebhookCreate(In):
     organization_id: Id | None = Field(default=None, description="Only of this one; null is of all.")
     url: Annotated[str, Field(strict=True, min_length=1, max_length=URL_CHARS_MAX)]
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
-        default=[], description="What to tell it; nothing named is everything."
+        default=[], description="Which events to send; nothing named is every event."
     )
     enabled: Flag = True
 
@@ -69,7 +69,7 @@ class WebhookDelivery(Out):
 RESOURCES = (
     Resource(
         name="webhooks",
-        description="Addresses that are told what happens, signed as Standard Webhooks.",
+        description="Addresses that get a message when something happens, signed as Standard Webhooks.",
         out=Webhook,
         create=WebhookCreate,
         patch=patch_of("WebhookPatch", WebhookCreate),

@@ -14,7 +14,7 @@ from typing import Protocol
 from gateway.core.integrity.recovery import Markers
 from gateway.core.integrity.strays import Strays
 
-TROUBLE = "PostgreSQL has stored what it never had"
+TROUBLE = "PostgreSQL has rows that this data never had"
 
 
 class Streams(Protocol):

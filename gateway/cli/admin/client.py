@@ -165,7 +165,7 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
         url, token = url or noted.get("admin_url"), token or noted.get("admin_token")
     if not url or not token:
         raise CommandFailed(
-            "I do not know where the Admin API is. Run this beside the data directory of `tollkeeper up` "
+            "I do not know where the Admin API is. Run this next to the data directory of `tollkeeper up` "
             "(or set TOLLKEEPER_DATA_DIR), or set TOLLKEEPER_ADMIN_URL and TOLLKEEPER_ADMIN_TOKEN."
         )
     if urlsplit(url).scheme not in {"http", "https"}:

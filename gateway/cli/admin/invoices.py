@@ -47,7 +47,7 @@ def show(
     *,
     pdf: Annotated[Path | None, typer.Option(help="Write the PDF here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the lines here.")] = None,
-    usage: Annotated[Path | None, typer.Option(help="Write every use behind it here.")] = None,
+    usage: Annotated[Path | None, typer.Option(help="Write every use that it bills here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show an invoice, or write its documents."""

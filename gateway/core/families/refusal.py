@@ -105,7 +105,7 @@ def _rate_limited(decision: Decision) -> Refusal:
 def _concurrency_limited(decision: Decision) -> Refusal:
     return errors.ConcurrencyLimited(
         f"Concurrency limit of {_scope(decision)}: {decision.used} of {decision.limit} requests "
-        "at once are in flight until one of them ends.",
+        "at once are in flight. Try again when one of them has ended.",
         retry_after_s=1,
         retry_helps=True,
     )
@@ -127,10 +127,10 @@ def _quota_exceeded(decision: Decision) -> Refusal:
 def _quota_held(decision: Decision) -> Refusal:
     what = _HELD.get(decision.kind, "tenant's tokens")
     counted = "held" if decision.kind == LimitKind.CREDITS else "used"
+    used, limit = _amount(decision, decision.used), _amount(decision, decision.limit)
     return errors.QuotaHeld(
-        f"All that remains of this {what} is held by calls in flight "
-        f"({_amount(decision, decision.used)} of {_amount(decision, decision.limit)} {counted}) "
-        "until they end. Try again in 1 s.",
+        f"Of this {what}, {used} of {limit} are {counted}. "
+        "Calls in flight hold what remains until they end. Try again in 1 s.",
         retry_after_s=1,
         retry_helps=True,
     )
@@ -138,8 +138,8 @@ def _quota_held(decision: Decision) -> Refusal:
 
 def _insufficient_credits(decision: Decision) -> Refusal:
     return errors.InsufficientCredits(
-        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held), "
-        "which does not cover this request, until credits are added.",
+        f"Credits of this organization: {decision.limit} remain ({decision.used} of them held). "
+        "They do not cover this request until credits are added.",
         retry_helps=False,
     )
 
@@ -147,7 +147,7 @@ def _insufficient_credits(decision: Decision) -> Refusal:
 def _spend_cap_reached(decision: Decision) -> Refusal:
     return errors.SpendCapReached(
         f"Spend cap of this organization: {_amount(decision, decision.used)} of "
-        f"{_amount(decision, decision.limit)} are spent, which leaves too little for this request"
+        f"{_amount(decision, decision.limit)} are spent. Too little is left for this request"
         f"{_until(decision)}.",
         retry_helps=False,
     )

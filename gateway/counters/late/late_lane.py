@@ -204,7 +204,7 @@ class LateLane:
         names = [b"%d" % one for one in asked]
         (counts,) = await self._client.ask_each([(b"HMGET", keys.parked(partition).encode(), *names)])
         if not isinstance(counts, list):
-            raise CountersRefused("what waits apart is no hash")
+            raise CountersRefused("the number of entries set aside is no hash")
         return {one for one, count in zip(asked, counts, strict=True) if count}
 
     async def _advance(self, partition: int, known: _Known, until: Mapping[int, StreamPlace]) -> None:

@@ -38,7 +38,7 @@ async def greet(address: Address, ask: Ask) -> Server:
             raise CountersUnavailable("the sentinels name a primary that is not one (yet)")
     run_id = said(await ask(b"INFO", b"server"), b"run_id")
     if not run_id:
-        raise CountersUnavailable("Redis does not tell its run_id")
+        raise CountersUnavailable("Redis does not say its run_id")
     policy = said(await ask(b"INFO", b"memory"), b"maxmemory_policy")
     replication = await ask(b"INFO", b"replication")
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))

@@ -116,7 +116,7 @@ def read_answer_head(head: bytes) -> AnswerHead:
         elif kind != DROP:
             _note(answer, kind, line, value, minor)
     if answer.chunked and answer.length is not None:
-        raise Malformed("it states a length beside its transfer-encoding")
+        raise Malformed("it states a length as well as a transfer-encoding")
     if nominated:
         answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
     return answer

@@ -104,9 +104,9 @@ def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
 @pytest.mark.parametrize(
     ("kind", "what", "counted"),
     [
-        (4, "tenant's tokens", "(12 of 10 used)"),
-        (5, "organization's credits", "(12 of 10 held)"),
-        (6, "spend cap", "used)"),
+        (4, "tenant's tokens", "12 of 10 are used."),
+        (5, "organization's credits", "12 of 10 are held."),
+        (6, "spend cap", "are used."),
     ],
 )
 def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str, counted: str) -> None:
