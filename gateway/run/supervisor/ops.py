@@ -82,10 +82,8 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
     first, *lines = head.decode("latin-1").split("\r\n")
     method, _, rest = first.partition(" ")
     path = rest.partition(" ")[0].partition("?")[0]
-    fields = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
-    status, body, content_type = await _content(ops, method, path, fields.get("accept", ""))
+    fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
+    status, body, content_type = await _content(ops, method, path, fields.get("accept", "").strip())
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
     said = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
@@ -102,8 +100,6 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
     if path == "/metrics":
         return 200, *ops.metrics(accept)
     found = await ops.dependencies() if path == "/readyz" else {}
-    content = {
-        "status": "ok" if all(found.values()) else "unavailable",
-        "dependencies": found,
-    }
-    return (200 if all(found.values()) else 503), json.dumps(content).encode(), "application/json"
+    well = all(found.values())
+    content = {"status": "ok" if well else "unavailable", "dependencies": found}
+    return (200 if well else 503), json.dumps(content).encode(), "application/json"
