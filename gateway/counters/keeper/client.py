@@ -7,12 +7,13 @@ connection it writes on. Every method may raise CountersUnavailable.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from gateway.core.accounts.losses import Movement
+from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
-from gateway.counters.layouts import packing
+from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.greeting import said
 from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
@@ -23,8 +24,11 @@ MOVED_MAX = 40_000
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
-T = TypeVar("T")
-_STATES = {packing.KIND_TENANT: keys.tenant_state, packing.KIND_ORGANIZATION: keys.organization_state}
+S = TypeVar("S", states.TenantState, states.OrganizationState)
+_KINDS: dict[type[states.State], tuple[int, Callable[[int, int], str]]] = {
+    states.TenantState: (packing.KIND_TENANT, keys.tenant_state),
+    states.OrganizationState: (packing.KIND_ORGANIZATION, keys.organization_state),
+}
 
 
 class Client:
@@ -59,6 +63,10 @@ class Client:
         """Run one script whose answer is packed."""
         return cast("bytes", await in_task(self.send_script(verb, call)))
 
+    async def ask_all(self, verb: bytes, key: Callable[[int], str], *rest: bytes) -> list[Reply]:
+        """Ask of each partition's key, in order; None of one that is refused."""
+        return await self.ask_each((verb, key(one).encode(), *rest) for one in range(PARTITIONS))
+
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
         """Send plain commands together; their answers in order, None of one that is refused."""
         answers = await each([self.send(*command) for command in commands])
@@ -72,31 +80,35 @@ class Client:
     async def states(self, names: Sequence[str]) -> list[bytes | None]:
         """Raw states of one partition as they are stored, in order."""
         found: list[bytes | None] = []
-        for batch in self._batches(names):
+        for start in range(0, len(names), self._batch_max):
+            batch = names[start : start + self._batch_max]
             answer = await self.ask(b"MGET", *(name.encode() for name in batch))
             assert isinstance(answer, list)
             found += [one if isinstance(one, bytes) else None for one in answer]
         return found
 
-    async def stored(self, kind: int, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
-        """Raw states of (partition, id) pairs as they are stored, by id; None of one that is not there."""
-        found: dict[int, bytes | None] = {}
+    async def stored(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
+        """Accounts of (partition, id) pairs as they are stored, by id; None of one that is not there."""
+        found: dict[int, S | None] = {}
         for partition, ids in _by_partition(pairs).items():
-            names = [_STATES[kind](partition, one) for one in ids]
-            found.update(zip(ids, await self.states(names), strict=True))
+            raw = await self.states([_KINDS[kind][1](partition, one) for one in ids])
+            found.update(zip(ids, _unpacked(kind, raw), strict=True))
         return found
 
-    async def peek(self, kind: int, pairs: Iterable[tuple[int, int]]) -> dict[int, bytes | None]:
+    async def peek(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
         """The same as they stand now, a due reset included."""
-        found: dict[int, bytes | None] = {}
+        found: dict[int, S | None] = {}
+        number, key = _KINDS[kind]
         for partition, ids in _by_partition(pairs).items():
-            for batch in self._batches(ids):
-                names = (keys.marker(partition), *(_STATES[kind](partition, one) for one in batch))
-                answer = await in_task(self.send_script("peek", (names, (self.run_id, b"%d" % kind))))
+            for start in range(0, len(ids), self._batch_max):
+                batch = ids[start : start + self._batch_max]
+                names = [keys.marker(partition)] + [key(partition, one) for one in batch]
+                call = tuple(names), (self.run_id, b"%d" % number)
+                answer = await in_task(self.send_script("peek", call))
                 assert isinstance(answer, list)
                 if answer and not isinstance(answer[0], bytes | None):
                     raise CountersUnavailable
-                found.update(zip(batch, cast("list[bytes | None]", answer), strict=True))
+                found.update(zip(batch, _unpacked(kind, cast("list[bytes | None]", answer)), strict=True))
         return found
 
     async def now_ms(self) -> int:
@@ -110,9 +122,6 @@ class Client:
         """Bytes Redis uses, and the most it may (0: no limit)."""
         answer = await self.ask(b"INFO", b"memory")
         return int(said(answer, b"used_memory") or 0), int(said(answer, b"maxmemory") or 0)
-
-    def _batches(self, of: Sequence[T]) -> Iterable[Sequence[T]]:
-        return (of[start : start + self._batch_max] for start in range(0, len(of), self._batch_max))
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
@@ -154,3 +163,7 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     for partition, id_ in pairs:
         found.setdefault(partition, []).append(id_)
     return found
+
+
+def _unpacked(kind: type[S], raw: Iterable[bytes | None]) -> list[S | None]:
+    return [states.unpack(kind, one) if one else None for one in raw]

@@ -11,6 +11,7 @@ from gateway.core.accounts.definitions import (
     KeyDefinition,
     OrganizationDefinition,
 )
+from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms, version_of
 from gateway.counters.keeper.client import (
@@ -22,8 +23,9 @@ from gateway.counters.keeper.client import (
     Client,
 )
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.frame import NO_ID
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.acknowledged import of_grant
+from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.errors import CountersUnavailable, OutOfRange
 
 
@@ -40,18 +42,10 @@ class Control(Client):
                 if not await self.define(definition, write.position):
                     return False
             return True
-        amount = _signed_amount(write)
-        call = packing.grant(
-            self.run_id,
-            write.verb,
-            amount,
-            write.id,
-            tenant_id=write.tenant_id,
-            organization_id=write.organization_id,
-            metadata=_metadata(write),
-            terms=write.terms,
-        )
-        code = await self.grant(write.tenant_id, write.organization_id, call)
+        code = await self.grant(
+            write.verb, write.tenant_id, write.organization_id,
+            amount=_signed_amount(write), write_id=write.id, metadata=_metadata(write), terms=write.terms,
+        )  # fmt: skip
         if code == UNVERIFIED:
             raise CountersUnavailable
         if code == OUT_OF_RANGE:
@@ -60,16 +54,20 @@ class Control(Client):
 
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
         """Run a tenant's reset if it is due; True where it was."""
-        call = packing.grant(
-            self.run_id, "sweep", 0, "0" * 36, tenant_id=tenant_id, organization_id=organization_id
-        )
-        return await self.grant(tenant_id, organization_id, call) == APPLIED
+        return await self.grant("sweep", tenant_id, organization_id) == APPLIED
 
-    async def grant(self, tenant_id: int, organization_id: int, call: packing.Call) -> int:
+    async def grant(
+        self, verb: str, tenant_id: int, organization_id: int, *,
+        amount: int = 0, write_id: str = NO_ID, metadata: bytes = b"", terms: PlanTerms | None = None,
+    ) -> int:  # fmt: skip
         """Run `grant` and remember what it moved; its code."""
+        call = packing.grant(
+            self.run_id, verb, amount, write_id,
+            tenant_id=tenant_id, organization_id=organization_id, metadata=metadata, terms=terms,
+        )  # fmt: skip
         answer = await self.run("grant", call)
-        partition = keys.partition_of(organization_id)
-        self.moved += of_grant(partition, tenant_id, organization_id, answer)
+        caller = Caller(organization_id, tenant_id, 0, keys.partition_of(organization_id))
+        self.moved += acknowledged(caller, answer)
         return packing.code_of(answer)
 
     async def define(self, definition: Definition, version: int) -> bool:

@@ -10,7 +10,6 @@ from contextlib import suppress
 
 from gateway.core.accounts.ledger import MalformedEvent, Place, decode, places_before
 from gateway.core.accounts.outbox import Owner, stream_place
-from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import Client, each, entries_behind, entry_of, fields_of
 from gateway.counters.keeper.parked import Parked
@@ -167,7 +166,7 @@ class Outbox:
         What is deleted is a row: https://redis.io/docs/latest/commands/xinfo-stream/,
         `max-deleted-entry-id`. A partition that has no stream is left out.
         """
-        kinds = await self._client.ask_each((b"TYPE", keys.outbox(p).encode()) for p in range(PARTITIONS))
+        kinds = await self._client.ask_all(b"TYPE", keys.outbox)
         streams = [partition for partition, kind in enumerate(kinds) if kind == b"stream"]
         facts = await self._client.ask_each((b"XINFO", b"STREAM", keys.outbox(p).encode()) for p in streams)
         newest = {
@@ -205,11 +204,8 @@ class Outbox:
 
     async def depth(self) -> tuple[int, int]:
         """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
-        names = [keys.outbox(partition).encode() for partition in range(PARTITIONS)]
-        lengths_asked = ((b"XLEN", name) for name in names)
-        firsts_asked = ((b"XRANGE", name, b"-", b"+", b"COUNT", b"1") for name in names)
-        answers = await self._client.ask_each([*lengths_asked, *firsts_asked])
-        lengths, firsts = answers[:PARTITIONS], answers[PARTITIONS:]
+        lengths = await self._client.ask_all(b"XLEN", keys.outbox)
+        firsts = await self._client.ask_all(b"XRANGE", keys.outbox, b"-", b"+", b"COUNT", b"1")
         times = [stream_place(entry_of(one[0])[0])[0] for one in firsts if isinstance(one, list) and one]
         return sum(one for one in lengths if isinstance(one, int)), min(times, default=0)
 

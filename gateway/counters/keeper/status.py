@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
-from gateway.core.model import PARTITIONS, LiveQuota
+from gateway.core.model import LiveQuota
 from gateway.counters.keeper.client import Client
 from gateway.counters.layouts import packing, states
-from gateway.counters.layouts.packing import KIND_ORGANIZATION, KIND_TENANT
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
 
@@ -19,19 +18,13 @@ class AccountHeads(Client):
 
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
         """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded."""
-        found = await self.peek(KIND_TENANT, tenants)
-        return {
-            id_: _quota(states.unpack(states.TenantState, packed)) if packed else None
-            for id_, packed in found.items()
-        }
+        found = await self.peek(states.TenantState, tenants)
+        return {id_: _quota(state) if state else None for id_, state in found.items()}
 
     async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
-        found = await self.peek(KIND_ORGANIZATION, organizations)
-        return {
-            id_: states.unpack(states.OrganizationState, packed).balance if packed else None
-            for id_, packed in found.items()
-        }
+        found = await self.peek(states.OrganizationState, organizations)
+        return {id_: state.balance if state else None for id_, state in found.items()}
 
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
         """Read where accounts stand as they are stored, no due reset included, by account name.
@@ -50,24 +43,16 @@ class AccountHeads(Client):
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
         found: dict[str, AccountHead | None] = {}
-        for tenant_id, packed in (await self.stored(KIND_TENANT, tenants)).items():
-            found[f"tenant:{tenant_id}"] = (
-                _tokens(states.unpack(states.TenantState, packed)) if packed else None
-            )
-        for organization_id, packed in (await self.stored(KIND_ORGANIZATION, organizations)).items():
-            credits_ = spend = None
-            if packed is not None:
-                organization = states.unpack(states.OrganizationState, packed)
-                credits_ = AccountHead(organization.credit_seq, organization.balance)
-                spend = AccountHead(organization.spend_seq, organization.spent)
-            found[f"credits:{organization_id}"], found[f"spend:{organization_id}"] = credits_, spend
+        for id_, tenant in (await self.stored(states.TenantState, tenants)).items():
+            found[f"tenant:{id_}"] = _tokens(tenant) if tenant else None
+        for id_, state in (await self.stored(states.OrganizationState, organizations)).items():
+            found[f"credits:{id_}"] = AccountHead(state.credit_seq, state.balance) if state else None
+            found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
         return found
 
     async def holds(self) -> int:
         """Holds of calls in flight, over all partitions."""
-        counts = await self.ask_each(
-            (b"ZCARD", keys.deadlines(partition).encode()) for partition in range(PARTITIONS)
-        )
+        counts = await self.ask_all(b"ZCARD", keys.deadlines)
         return sum(count for count in counts if isinstance(count, int))
 
 

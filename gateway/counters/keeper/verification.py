@@ -12,7 +12,7 @@ from gateway.core.billing.pricing import spend_micro
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.layout import LAYOUT
-from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.core.model import Caller, Settlement
 from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.client import fields_of
 from gateway.counters.keeper.control import Control
@@ -27,7 +27,7 @@ class KeeperCounters(Control, AccountHeads):
 
     async def markers(self) -> Markers:
         """The partitions as their markers stand under the present run id."""
-        markers = await self.ask_each((b"GET", keys.marker(one).encode()) for one in range(PARTITIONS))
+        markers = await self.ask_all(b"GET", keys.marker)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
@@ -64,7 +64,7 @@ class KeeperCounters(Control, AccountHeads):
 
     async def late_waiting(self) -> frozenset[int]:
         """Partitions with settlements in their late queue, or whose queue does not say."""
-        lengths = await self.ask_each((b"XLEN", keys.late(one).encode()) for one in range(PARTITIONS))
+        lengths = await self.ask_all(b"XLEN", keys.late)
         return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
 
     async def behind(
@@ -74,19 +74,17 @@ class KeeperCounters(Control, AccountHeads):
         tenants: Sequence[TenantAccount],
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
         """Accounts whose state is missing or whose seq is behind."""
-        names = [
-            keys.organization_state(partition, one.definition.organization_id) for one in organizations
-        ] + [keys.tenant_state(partition, one.definition.tenant_id) for one in tenants]
-        raw = await self.states(names)
+        ids = [(partition, one.definition.organization_id) for one in organizations]
+        stored = await self.stored(states.OrganizationState, ids)
+        known = await self.stored(
+            states.TenantState, [(partition, one.definition.tenant_id) for one in tenants]
+        )
         late_organizations = [
-            one for one, packed in zip(organizations, raw, strict=False) if _organization_behind(one, packed)
+            one for one in organizations if _organization_behind(one, stored[one.definition.organization_id])
         ]
-        late_tenants = [
-            one
-            for one, packed in zip(tenants, raw[len(organizations) :], strict=True)
-            if _tenant_behind(one, packed)
+        return late_organizations, [
+            one for one in tenants if _tenant_behind(one, known[one.definition.tenant_id])
         ]
-        return late_organizations, late_tenants
 
     async def restore(
         self,
@@ -253,12 +251,9 @@ def organization_state(account: OrganizationAccount) -> states.OrganizationState
     )
 
 
-def _organization_behind(account: OrganizationAccount, packed: bytes | None) -> bool:
-    if packed is None:
-        return True
-    state = states.unpack(states.OrganizationState, packed)
-    return state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
+def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:
+    return state is None or state.credit_seq < account.credit_seq or state.spend_seq < account.spend_seq
 
 
-def _tenant_behind(account: TenantAccount, packed: bytes | None) -> bool:
-    return packed is None or states.unpack(states.TenantState, packed).seq < account.seq
+def _tenant_behind(account: TenantAccount, state: states.TenantState | None) -> bool:
+    return state is None or state.seq < account.seq

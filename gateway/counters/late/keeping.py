@@ -9,7 +9,7 @@ from typing import cast
 import msgspec
 
 from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
-from gateway.core.model import PARTITIONS, Caller, Settlement
+from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
 from gateway.counters.late.late_lane import LateLane
@@ -18,7 +18,7 @@ from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.leases.lease import IF_OVER, NONE, lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Reply
-from gateway.counters.settlement_log.acknowledged import of_settle
+from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import service_of
 from gateway.errors import CountersRefused, CountersUnavailable
 
@@ -38,13 +38,8 @@ class Keeping:
         """Up to `count` holds past their deadline by Redis' own clock, over all partitions."""
         now_ms = await self._client.now_ms()
         found: list[ExpiredHold] = []
-        due = await self._client.ask_each(
-            (
-                *(b"ZRANGE", keys.deadlines(partition).encode(), b"-inf", b"%d" % now_ms),
-                *(b"BYSCORE", b"LIMIT", b"0", b"%d" % count),
-            )
-            for partition in range(PARTITIONS)
-        )
+        window = b"-inf", b"%d" % now_ms, b"BYSCORE", b"LIMIT", b"0", b"%d" % count
+        due = await self._client.ask_all(b"ZRANGE", keys.deadlines, *window)
         for partition, names in enumerate(due):
             for name in names if isinstance(names, list) else ():
                 hold = await self._hold(partition, cast("bytes", name).decode())
@@ -128,7 +123,7 @@ class Keeping:
         code = packing.code_of(answer)
         if code == UNVERIFIED:
             raise CountersUnavailable
-        self._client.moved += of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
+        self._client.moved += acknowledged(caller, answer)
         return code == APPLIED
 
     async def _hold(self, partition: int, request_id: str) -> ExpiredHold | None:

@@ -12,7 +12,7 @@ from gateway.core.accounts.ledger import ENTRY, LAYOUTS
 from gateway.core.accounts.outbox import StreamPlace, stream_place
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis.wire import Reply
-from gateway.counters.settlement_log.acknowledged import of_argument
+from gateway.counters.settlement_log.acknowledged import acknowledged
 from gateway.counters.settlement_log.settlement_record import settlement_of
 
 START: StreamPlace = (0, 0)
@@ -79,8 +79,5 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
     """What an entry says was used, by whom and of what."""
     fields = entry.fields
     settlement = settlement_of(fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""))
-    caller = settlement.caller
-    acknowledged = of_argument(
-        caller.partition, caller.tenant_id, caller.organization_id, fields.get(b"acknowledged", b"")
-    )
-    return LateSettlement(entry.entry_id, settlement, int(fields[b"charged"]), acknowledged)
+    moved = acknowledged(settlement.caller, fields.get(b"acknowledged", b""))
+    return LateSettlement(entry.entry_id, settlement, int(fields[b"charged"]), moved)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from gateway.core.accounts.holds import LateSettlement, correction_id
 from gateway.core.accounts.outbox import StreamPlace
-from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.late.late_entry import (
     START,
@@ -92,9 +91,7 @@ class LateLane:
         Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
         knows what to do with another one. A partition whose streams are broken keeps no other waiting.
         """
-        lengths = await self._client.ask_each(
-            (b"XLEN", keys.late(partition).encode()) for partition in range(PARTITIONS)
-        )
+        lengths = await self._client.ask_all(b"XLEN", keys.late)
         lanes = [partition for partition, length in enumerate(lengths) if isinstance(length, int) and length]
         for partition in self._known.keys() - set(lanes):
             self._known[partition] = self._known[partition].emptied()

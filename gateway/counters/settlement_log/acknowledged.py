@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from gateway.core.accounts.losses import Movement, movements
+from gateway.core.model import Caller
 from gateway.counters.layouts.table import ACKNOWLEDGED, GONE, GRANTED, SETTLED
+
+_SEQS = tuple(one.name for one in ACKNOWLEDGED.fields)
+# Of another size an answer acknowledges nothing; no two of these have the same one.
+_MOVING = {one.size: one for one in (SETTLED, GRANTED, ACKNOWLEDGED)}
 
 
 def epoch_of(answer: bytes) -> int:
@@ -17,27 +22,12 @@ def argument(answer: bytes) -> bytes:
     if len(answer) != SETTLED.size:
         return ACKNOWLEDGED.pack(epoch_of(answer), 0, 0, 0, 0)
     found = SETTLED.read(answer)
-    return ACKNOWLEDGED.pack(*(found[field.name] for field in ACKNOWLEDGED.fields))
+    return ACKNOWLEDGED.pack(*(found[name] for name in _SEQS))
 
 
-def of_argument(partition: int, tenant_id: int, organization_id: int, packed: bytes) -> tuple[Movement, ...]:
-    """The movements an argument names; none where there is no argument."""
-    if not packed:
-        return ()
-    return movements(partition, tenant_id, organization_id, **ACKNOWLEDGED.read(packed))
-
-
-def of_grant(partition: int, tenant_id: int, organization_id: int, answer: bytes) -> tuple[Movement, ...]:
-    """What an answer of `grant` acknowledged; none where nothing moved."""
-    if len(answer) != GRANTED.size:
-        return ()
-    found = GRANTED.read(answer)
-    moved = {name: found[name] for name in ("epoch", "seq", "moved", "credit_seq")}
-    return movements(partition, tenant_id, organization_id, **moved)
-
-
-def of_settle(partition: int, tenant_id: int, organization_id: int, answer: bytes) -> tuple[Movement, ...]:
-    """What an answer of `settle` acknowledged; none where nothing moved."""
-    if len(answer) != SETTLED.size:
-        return ()
-    return of_argument(partition, tenant_id, organization_id, argument(answer))
+def acknowledged(caller: Caller, answer: bytes) -> tuple[Movement, ...]:
+    """The movements of an answer, or of the argument made of one; none where nothing moved."""
+    layout = _MOVING.get(len(answer))
+    found = layout.read(answer) if layout else {}
+    moved = {name: found[name] for name in _SEQS if name in found}
+    return movements(caller.partition, caller.tenant_id, caller.organization_id, **moved) if moved else ()

@@ -21,7 +21,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.layouts.frame import TOMBSTONE_MS
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Reply, Wire, encode, encode_script
-from gateway.counters.settlement_log.acknowledged import argument, epoch_of, of_settle
+from gateway.counters.settlement_log.acknowledged import acknowledged, argument, epoch_of
 from gateway.counters.settlement_log.bounds import BOUNDS, Bounds
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.counters.settlement_log.positions import Positions
@@ -143,8 +143,7 @@ class Resubmitter:
             async with aclosing(_acknowledged_in(segment, self._bounds.piece_bytes)) as answered:
                 async for record in answered:
                     caller, answer = unpack(record.arguments).caller, record.answer
-                    moved = of_settle(caller.partition, caller.tenant_id, caller.organization_id, answer)
-                    positions.add(caller.partition, epoch_of(answer), moved)
+                    positions.add(caller.partition, epoch_of(answer), acknowledged(caller, answer))
             if await positions.are_ahead(self._wire):
                 if self._wire.run_id == run_id:
                     await self._announce(AHEAD)
