@@ -12,19 +12,25 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from gateway.background.timed.failures import FailureTeller
 from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
+from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.objects import Objects
+from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.usage import Usages
-from gateway.counters.door import SCRIPTS, Door, open_door, start_wire
+from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
+from gateway.counters.keeper.worker_reports import WorkerReports
+from gateway.counters.leases.allowance import Allowances
+from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.wire import Wire
 from gateway.counters.settlement_log.log import SettlementLog
@@ -49,8 +55,20 @@ if TYPE_CHECKING:
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = 5.0
 REDIS_LOOK_S = 0.2
+SCRIPTS = ("reserve", "settle", "extend", "lease")
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The parts that share one wire to Redis."""
+
+    directory: Directory
+    counters: Counters
+    allowances: Allowances
+    leaser: Leaser
+    worker_reports: WorkerReports
 
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
@@ -59,7 +77,9 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     allocator.give_back_large_blocks()
     stop = stop_signal()
     address = parse_url(settings.redis_url, settings.redis_files)
-    wire, fence = start_wire(address, settings.redis_wait_s, log)
+    wire = Wire(address, time.monotonic, call_s=settings.redis_wait_s)
+    fence = Fence(wire, str(uuid4()), time.time, log)
+    wire.start()
     if not await redis_reached(wire, settings.start_wait_s, stop, log):
         await wire.close()
         return
@@ -144,14 +164,19 @@ def _ports(
 
 def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[str, Histogram]) -> Door:
     """What the worker asks Redis through; `scripts` takes the seconds of each."""
-    return open_door(
-        wire,
-        log,
-        take_worker_slot(Path(settings.data_dir) / "worker_slots"),
-        {verb: histogram.observe for verb, histogram in scripts.items()},
-        hold_ttl_s=settings.hold_ttl_s,
-        lease_fraction=settings.lease_fraction,
-        lease_s=settings.lease_s_max,
+    clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
+    worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
+    allowances = Allowances(clock, worker_slot)
+    directory = Directory(wire, clock, allowances=allowances, stale_s=settings.lease_s_max)
+    ttl_ms = int(settings.hold_ttl_s * 1000)
+    leaser = Leaser(
+        wire, allowances, clock,
+        fraction=settings.lease_fraction, lease_s=settings.lease_s_max, took=took["lease"],
+        pending=lambda: log.waiting,
+    )  # fmt: skip
+    counters = Counters(wire, directory, ttl_ms, clock, took, log=log, allowances=allowances)
+    return Door(
+        directory, counters, allowances, leaser, WorkerReports(wire, str(worker_slot), time.time_ns())
     )
 
 

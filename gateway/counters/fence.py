@@ -38,6 +38,7 @@ LEFT_MAX = 64
 # Of a process that is silent for so long nothing is looked for any more.
 PULSE_S_MAX = 30 * 86_400
 _NAME, _PULSES = keys.HISTORY.encode(), keys.PULSES.encode()
+OLDER = "it is older than what this process left in it"
 # What stands in a marker that nobody is served under.
 NOBODY = b"." * 40
 
@@ -114,7 +115,7 @@ class Fence:
 
         Only data that was not exchanged since the last look takes the next pulse.
         """
-        beat = self._next_beat()
+        beat = self._beat = max(self._beat + 1, int(self._wall() * 1000))
         beats = [] if self._full else [encode(b"ZADD", _PULSES, b"GT", b"%d" % beat, self._pulse)]
         waits = self._wire.send_together(
             encode(b"ZSCORE", _PULSES, self._pulse), encode(b"MULTI"), *beats, *commands, encode(b"EXEC"),
@@ -141,7 +142,7 @@ class Fence:
         if not unbroken:
             return name, "its keys were replaced", refused
         if score < floor:
-            return name, "it is older than what this process left in it", refused
+            return name, OLDER, refused
         self._known = self._floor
         return name, "", refused
 
@@ -168,16 +169,12 @@ class Fence:
         self._known, returns = 0, run_id in self._left
         self._trouble = "others were served by another server since" if returns else ""
         if not name and not returns:
-            name = await self._begin(ask)
+            await _replace(ask, keys.HISTORY, b"", _fresh(0))
+            name = await _watched(ask)
         self._name = self._left.pop(run_id, name)
         while len(self._left) > LEFT_MAX:
             del self._left[next(iter(self._left))]
         return name
-
-    async def _begin(self, ask: Ask) -> bytes:
-        """Name a history that has no name yet."""
-        await _replace(ask, keys.HISTORY, b"", _fresh(0))
-        return await _watched(ask)
 
     async def _another(self, ask: Ask, name: bytes) -> None:
         """Go by another history: by the later one somebody began since, or by one that begins here."""
@@ -208,10 +205,6 @@ class Fence:
     async def _ask(self, *parts: bytes) -> Reply:
         return await in_task(self._wire.send(encode(*parts)))
 
-    def _next_beat(self) -> int:
-        self._beat = max(self._beat + 1, int(self._wall() * 1000))
-        return self._beat
-
 
 def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> str:
     """What happened to the data of one process between two connections; empty: nothing."""
@@ -219,7 +212,7 @@ def _since(before: Server, now: Server, same_name: bool, keeps_pulse: bool) -> s
         return "its server was another's replica"
     if not same_name:
         return "its name is another"
-    return "" if keeps_pulse else "it is older than what this process left in it"
+    return "" if keeps_pulse else OLDER
 
 
 async def _watched(ask: Ask) -> bytes:

@@ -39,20 +39,15 @@ class _Terms(_Versioned):
     terms: OrganizationTerms
 
 
-_IDENTITY = msgspec.json.Decoder(Identity)
-_CATALOGUE = msgspec.json.Decoder(Catalogue)
-_VERSIONED = msgspec.json.Decoder(_Versioned)
-_TERMS = msgspec.json.Decoder(_Terms)
+# What each of the three was written as.
+decode_identity = msgspec.json.Decoder(Identity).decode
+decode_catalogue = msgspec.json.Decoder(Catalogue).decode
+_decode_terms, _decode_version = msgspec.json.Decoder(_Terms).decode, msgspec.json.Decoder(_Versioned).decode
 
 
 def encode_catalogue(version: int, services: list[Service]) -> bytes:
     """The catalogue as the keeper writes it."""
     return msgspec.json.encode({"version": version, "services": {one.key: one for one in services}})
-
-
-def decode_catalogue(raw: bytes) -> Catalogue:
-    """The catalogue as it was written."""
-    return _CATALOGUE.decode(raw)
 
 
 def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
@@ -73,11 +68,6 @@ def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:
     )
 
 
-def decode_identity(raw: bytes) -> Identity:
-    """An identity as it was written."""
-    return _IDENTITY.decode(raw)
-
-
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
     """The terms as the keeper writes them."""
     return msgspec.json.encode(_Terms(version, terms))
@@ -85,9 +75,9 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
 
 def decode_terms(raw: bytes) -> OrganizationTerms:
     """An organization's terms as they were written."""
-    return _TERMS.decode(raw).terms
+    return _decode_terms(raw).terms
 
 
 def version_of(raw: bytes) -> int:
     """The version that terms, or a catalogue, were written under."""
-    return _VERSIONED.decode(raw).version
+    return _decode_version(raw).version

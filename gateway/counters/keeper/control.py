@@ -75,8 +75,9 @@ class Control(Client):
         if isinstance(definition, CatalogueDefinition):
             await self._catalogue(definition, version)
             return True
-        if isinstance(definition, OrganizationDefinition):
-            await self._terms(definition, version)
+        if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
+            name = keys.organization_terms(definition.organization_id)
+            await self._newest(name, encode_terms(version, definition.terms), version)
         create = not getattr(definition, "has_ledger", False)
         call = packing.define(self.run_id, version, definition, create=create)
         code = packing.code_of(await self.run("load", call))
@@ -103,11 +104,6 @@ class Control(Client):
         )
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
         await self.ask(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
-
-    async def _terms(self, definition: OrganizationDefinition, version: int) -> None:
-        """Write an organization's terms, before anything of it can be served."""
-        name = keys.organization_terms(definition.organization_id)
-        await self._newest(name, encode_terms(version, definition.terms), version)
 
     async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
         """Write the catalogue; partitions marked with its version make gateways read it."""

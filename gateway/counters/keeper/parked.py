@@ -48,21 +48,20 @@ class Parked:
 
     async def move(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
         """Move entries here from the outbox, in their order; answers how many wait by then."""
-        return await self._run({
-            owner: [park(self._client.wire.run_id, owner, moved=part) for part in _parts(ids)]
-            for owner, ids in entries.items()
-        })  # fmt: skip
+        return await self._run(entries, "moved")
 
     async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
         """Remove entries that wait no more."""
-        await self._run({
-            owner: [park(self._client.wire.run_id, owner, gone=part) for part in _parts(ids)]
-            for owner, ids in entries.items()
-        })  # fmt: skip
+        await self._run(entries, "gone")
 
-    async def _run(self, calls: Mapping[Owner, Sequence[Call]]) -> dict[Owner, int]:
+    async def _run(self, entries: Mapping[Owner, Sequence[bytes]], which: str) -> dict[Owner, int]:
         """CountersUnavailable where a partition is of another history; what is refused comes last."""
-        sent = [(owner, call) for owner, its in calls.items() for call in its]
+        run_id = self._client.wire.run_id
+        sent = [
+            (owner, park(run_id, owner, **{which: ids[start : start + MOVED_MAX]}))
+            for owner, ids in entries.items()
+            for start in range(0, len(ids), MOVED_MAX)
+        ]
         answers = await each([self._client.send_script("park", call) for _, call in sent])
         found: dict[Owner, int] = {}
         refused, unverified = None, False
@@ -78,10 +77,6 @@ class Parked:
         if refused is not None:
             raise refused
         return found
-
-
-def _parts(ids: Sequence[bytes]) -> list[Sequence[bytes]]:
-    return [ids[start : start + MOVED_MAX] for start in range(0, len(ids), MOVED_MAX)]
 
 
 def _packed(ids: Iterable[bytes]) -> bytes:

@@ -44,7 +44,7 @@ class AccountHeads(Client):
                 raise CountersUnavailable
         found: dict[str, AccountHead | None] = {}
         for id_, tenant in (await self.stored(states.TenantState, tenants)).items():
-            found[f"tenant:{id_}"] = _tokens(tenant) if tenant else None
+            found[f"tenant:{id_}"] = AccountHead(tenant.seq, _remaining(tenant)) if tenant else None
         for id_, state in (await self.stored(states.OrganizationState, organizations)).items():
             found[f"credits:{id_}"] = AccountHead(state.credit_seq, state.balance) if state else None
             found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
@@ -56,14 +56,14 @@ class AccountHeads(Client):
         return sum(count for count in counts if isinstance(count, int))
 
 
-def _tokens(tenant: states.TenantState) -> AccountHead:
-    return AccountHead(tenant.seq, None if tenant.unlimited else tenant.remaining)
+def _remaining(tenant: states.TenantState) -> int | None:
+    return None if tenant.unlimited else tenant.remaining
 
 
 def _quota(state: states.TenantState) -> LiveQuota:
     return LiveQuota(
         tokens_used=state.used,
-        tokens_remaining=None if state.unlimited else state.remaining,
+        tokens_remaining=_remaining(state),
         tokens_held=state.held,
         is_blocked=state.is_blocked,
         manual_block=state.manual_block,

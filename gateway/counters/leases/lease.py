@@ -72,8 +72,5 @@ def leased(answer: bytes) -> Leased | None:
     return Leased(
         None if found["tokens"] < 0 else found["tokens"],
         found["credits"],
-        bool(found["strict"]),
-        bool(found["cuts"]),
-        bool(found["capped"]),
-        bool(found["charged"]),
+        *(bool(found[name]) for name in ("strict", "cuts", "capped", "charged")),
     )

@@ -108,11 +108,6 @@ def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
     return _HAS.sub(lambda match: f"({match['place']} % {2 * int(match['flag'])} >= {match['flag']})", text)
 
 
-def names(text: str) -> set[str]:
-    """Every name a script has, apart from what stands in texts, comments and behind a dot."""
-    return {token["name"] for token in _TOKEN.finditer(text) if token["name"]}
-
-
 def read(name: str) -> str:
     """The text of one file below `lua/`."""
     place = files("lua")

@@ -277,7 +277,9 @@ class Wire(asyncio.Protocol):
                 await connect(lambda: self, host, port, ssl=address.tls, server_hostname=name)
             self.certificate_end = end_of(self._transport) if self._transport else None
             try:
-                await self._greet()
+                server = await greet(address, self._ask)
+                self.eviction = server.eviction
+                self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
             except BaseException:
                 self._drop()
                 raise
@@ -286,11 +288,6 @@ class Wire(asyncio.Protocol):
         self._opened.set()
         if self._sweeper is None:
             self._sweep()
-
-    async def _greet(self) -> None:
-        server = await greet(self._address, self._ask)
-        self.eviction = server.eviction
-        self.run_id = await self.identify(server, self._ask) if self.identify else server.run_id
 
     async def _ask(self, *parts: bytes) -> Reply:
         wait: Wait[Reply] = Wait()

@@ -105,7 +105,8 @@ class Resubmitter:
             self._seen, self._seen_at = epochs, self._clock()
             self._recover_at = 0.0  # what failed under others may not fail now
         # In this order: what calls in flight spool before they end is found below.
-        calls_ended = self._calls_ended()
+        since_s = self._clock() - self._seen_at
+        calls_ended = since_s >= self._bounds.calls_s_max or not self._in_flight(self._seen_at)
         waiting = set[int]()
         for segment in list(log.segments):
             waiting |= await self._send_spooled(segment, epochs)
@@ -149,10 +150,6 @@ class Resubmitter:
                     await self._announce(AHEAD)
                 raise CountersUnavailable
             self._uncompared.pop(0)
-
-    def _calls_ended(self) -> bool:
-        """Whether no call of before the present epochs is in flight, or has been for too long."""
-        return self._clock() - self._seen_at >= self._bounds.calls_s_max or not self._in_flight(self._seen_at)
 
     def _is_time(self, epochs: list[int]) -> bool:
         """Whether to look through the log now, and not once more partitions are verified."""
