@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.admin.auth import identify
 from gateway.admin.guard import DEADLINE
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources import RESOURCES, Resource
+from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.values import show_instant
 from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
@@ -38,7 +38,7 @@ def mount_invoices(
 
     `identified` refuses who may not read.
     """
-    resource: Resource = RESOURCES["invoices"]
+    resource = RESOURCES["invoices"]
     exports = asyncio.Semaphore(EXPORTS_MAX)
 
     async def read(request: web.Request) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from gateway.admin.ports import AdminPorts
@@ -43,11 +44,7 @@ def _over(row: Row, quota: LiveQuota | None) -> Row:
         return row
     return {
         **row,
-        "tokens_used": quota.tokens_used,
-        "tokens_remaining": quota.tokens_remaining,
-        "tokens_held": quota.tokens_held,
-        "is_blocked": quota.is_blocked,
-        "manual_block": quota.manual_block,
+        **asdict(quota),
         "last_reset": _moment(quota.last_reset_ms),
         "next_reset_at": _moment(quota.next_reset_ms),
     }

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
-from types import TracebackType
-from typing import Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -49,14 +47,6 @@ class Outgoing:
         self._private = private
         self._session: ClientSession | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
         """Post once; whatever the other side does is told, not raised."""
         refused = refusal(url, private=self._private)
@@ -70,7 +60,7 @@ class Outgoing:
         except (ClientError, OSError, TimeoutError, ValueError) as error:
             return Outcome(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close what is open."""
         if self._session is not None:
             await self._session.close()

@@ -37,7 +37,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         sent = await read_body(request)
         claim = claim_of(request, actor, sent)
         repair = bool((await checked(ports.store, ReconciliationRun, sent, claim)).get("repair"))
-        found, replayed = await _run_once(ports, request, actor, claim, repair=repair)
+        found, replayed = await run_once(ports, request, actor, claim, repair=repair)
         return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
@@ -50,17 +50,13 @@ async def last(ports: AdminPorts) -> Row | None:
     return None if found is None else REPORT.render(found)
 
 
-async def run(ports: AdminPorts, request: web.Request, actor: Actor, *, repair: bool) -> Row:
-    """Compare everything now, and answer the result as JSON; who asked is in the audit log."""
-    found, _ = await _run_once(ports, request, actor, None, repair=repair)
-    return found
-
-
-async def _run_once(
+async def run_once(
     ports: AdminPorts, request: web.Request, actor: Actor, claim: Claim | None, *, repair: bool
 ) -> tuple[Row, bool]:
-    """The result as JSON, and whether it is the one that was answered first under this claim."""
-    require_write(actor)
+    """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
+
+    Who asked is in the audit log.
+    """
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + RUN_S_MAX)
     values = {"repair": repair}
     if claim is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -66,7 +66,7 @@ async def listen(app: web.Application, host: str, port: int, bounds: Bounds | No
     made: Callable[[], asyncio.Protocol] = runner.server
     try:
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(connections, made()), host, port, backlog=128
+            lambda: cast("asyncio.Protocol", _Connection(connections, made())), host, port, backlog=128
         )
     except OSError:
         await runner.cleanup()
@@ -134,7 +134,7 @@ class Connections:
         return next(nobodies, None)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection:
     """A connection, known to all of them; what it says is for `inner`."""
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
@@ -142,22 +142,13 @@ class _Connection(asyncio.Protocol):
         self._inner = inner
         self._transport: asyncio.Transport | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
         self._connections.opened(self._transport)
         self._inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         assert self._transport is not None

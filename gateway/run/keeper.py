@@ -189,7 +189,7 @@ class Keeper:
         if self._flushing is not None:
             await self._flushing
         self._writer.close()
-        await self._outgoing.close()
+        await self._outgoing.aclose()
         await self._wire.close()
         await self._engine.dispose()
         if self._listening is not None:

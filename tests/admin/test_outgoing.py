@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import aclosing
 
 import pytest
 from aiohttp import web
@@ -47,7 +48,7 @@ async def server() -> web.Application:
 
 
 async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> None:
-    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         outcome = await outgoing.send(str(there.make_url("/take")), {"webhook-id": "msg_1"}, b'{"a":1}')
         assert (outcome.status, outcome.delivered) == (204, True)
         [(path, fields, body)] = server[SEEN]
@@ -55,19 +56,19 @@ async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> No
 
 
 async def test_redirects_are_not_followed(server: web.Application) -> None:
-    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         outcome = await outgoing.send(str(there.make_url("/elsewhere")), {}, b"{}")
         assert (outcome.status, outcome.delivered) == (302, False)
         assert [path for path, _, _ in server[SEEN]] == ["/elsewhere"]
 
 
 async def test_what_goes_wrong_is_told(server: web.Application) -> None:
-    async with TestServer(server) as there, Outgoing(private=True) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=True)) as outgoing:
         broken = await outgoing.send(str(there.make_url("/break")), {}, b"{}")
         assert (broken.status, broken.delivered) == (None, False)
         assert broken.error
         gone = str(there.make_url("/take"))
-    async with Outgoing(private=True) as outgoing:
+    async with aclosing(Outgoing(private=True)) as outgoing:
         assert (await outgoing.send(gone, {}, b"{}")).error
 
 
@@ -85,7 +86,7 @@ async def test_private_addresses_are_never_reached(
         ]
 
     monkeypatch.setattr(ThreadedResolver, "resolve", rebound)
-    async with TestServer(server) as there, Outgoing(private=False) as outgoing:
+    async with TestServer(server) as there, aclosing(Outgoing(private=False)) as outgoing:
         for url in (
             str(there.make_url("/take")),
             f"https://127.0.0.1:{there.port}/take",

@@ -69,18 +69,13 @@ class Desk:
     def writing(self, page: Writing) -> Handler:
         """A form that was sent: by a page of ours, by somebody who may write."""
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            signed = None
-            try:
-                signed = await self.sessions.of(request)
-                posted = await read_form(request)
-                require_form_token(signed, posted)
-                require_write(signed.actor)
-                return await page(request, signed, posted)
-            except TollkeeperError as error:
-                return self.refused(request, signed, error)
+        async def posted(request: web.Request, signed: Signed) -> web.StreamResponse:
+            form = await read_form(request)
+            require_form_token(signed, form)
+            require_write(signed.actor)
+            return await page(request, signed, form)
 
-        return handle
+        return self.reading(posted)
 
     def answer(
         self, request: web.Request, signed: Signed | None, template: str, status: int = 200, **facts: Any

@@ -60,11 +60,6 @@ class Form:
         """The fields in order, those that stand together under their heading."""
         return [(group, list(fields)) for group, fields in groupby(self.fields, lambda each: each.group)]
 
-    @property
-    def example(self) -> Mapping[str, str]:
-        """Examples of documents by field."""
-        return EXAMPLES
-
 
 def in_form(fields: Sequence[Field], row: Row) -> dict[str, Any]:
     """A row's values as a form shows them: texts, and lists of texts for what has many."""

@@ -39,7 +39,7 @@ async def run(
     desk: Desk, request: web.Request, signed: Signed, _posted: Posted, *, repair: bool
 ) -> web.Response:
     """`POST /reconciliation` and `/reconciliation/repair`."""
-    await reconciliation.run(desk.ports, request, signed.actor, repair=repair)
+    await reconciliation.run_once(desk.ports, request, signed.actor, None, repair=repair)
     return see("/reconciliation?done=reconciled")
 
 

@@ -6,7 +6,6 @@ is ever marked as safe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -15,6 +14,7 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from gateway.admin.console import shown
+from gateway.admin.console.forms import EXAMPLES
 from gateway.admin.resources.fields import words
 from gateway.core.visible import visible
 
@@ -26,27 +26,19 @@ TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "tx
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """A static file."""
-
-    body: bytes
-    content_type: str
-
-
 class Assets:
     """The static files, under an address that changes with any of them."""
 
     def __init__(self) -> None:
         folder = files("gateway.admin.console") / "static"
         self._files = {
-            entry.name: Asset(entry.read_bytes(), TYPES[entry.name.rpartition(".")[2]])
+            entry.name: entry.read_bytes()
             for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
             if entry.name.rpartition(".")[2] in TYPES
         }
         mark = sha256()
-        for name, asset in self._files.items():
-            mark.update(name.encode() + b"\0" + asset.body)
+        for name, body in self._files.items():
+            mark.update(name.encode() + b"\0" + body)
         self.mark = mark.hexdigest()[:12]
 
     def address(self, name: str) -> str:
@@ -56,13 +48,13 @@ class Assets:
 
     async def serve(self, request: web.Request) -> web.Response:
         """`GET /static/<mark>/<name>`: kept by browsers for ever, because its address changes."""
-        asset = self._files.get(request.match_info["name"])
-        if asset is None:
+        name = request.match_info["name"]
+        if name not in self._files:
             raise web.HTTPNotFound
         kept = IMMUTABLE if request.match_info["mark"] == self.mark else "no-store"
         return web.Response(
-            body=asset.body,
-            content_type=asset.content_type,
+            body=self._files[name],
+            content_type=TYPES[name.rpartition(".")[2]],
             charset="utf-8",
             headers={"Cache-Control": kept},
         )
@@ -81,7 +73,7 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.globals.update(asset=assets.address, version=version)
+        self._environment.globals.update(asset=assets.address, version=version, examples=EXAMPLES)
         self._environment.filters.update(
             number=shown.number, short=shown.short, money=shown.money, moment=shown.moment, day=shown.day,
             span=shown.span, limits=shown.limits, document=shown.document, words=words, tone=shown.tone,

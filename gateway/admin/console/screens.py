@@ -33,8 +33,7 @@ class Screen:
     @property
     def resource(self) -> Resource:
         """The resource behind it."""
-        found: Resource = RESOURCES[self.name]
-        return found
+        return RESOURCES[self.name]
 
 
 SCREENS = {
@@ -153,7 +152,6 @@ SCREENS = {
             has_page=False, spans_time=True,
         ),
     )
-    if screen.name in RESOURCES
 }  # fmt: skip
 
 # The menu: headings with their entries. Overview and reconciliation are pages of their own.
@@ -161,35 +159,21 @@ MENU: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("overview",)),
     ("Customers", ("organizations", "tenants", "api-keys", "users")),
     ("Offer", ("services", "organization-services", "business-models", "token-plans", "subscription-plans")),
-    (
-        "Billing",
-        (
-            "credit-additions",
-            "organization-subscriptions",
-            "invoices",
-            "credit-transactions",
-            "feature-usage",
-        ),
-    ),
+    ("Billing", ("credit-additions", "organization-subscriptions", "invoices", "credit-transactions",
+                 "feature-usage")),
     ("Operation", ("reconciliation", "quarantine", "dead-letters", "webhooks", "webhook-deliveries")),
     ("Administration", ("admin-tokens", "audit-log")),
 )  # fmt: skip
-TITLES = {name: screen.title for name, screen in SCREENS.items()} | {
+TITLES = {
     "overview": "Overview",
     "reconciliation": "Reconciliation",
+    **{name: screen.title for name, screen in SCREENS.items()},
 }
 
 
 def menu() -> list[tuple[str, list[tuple[str, str, str]]]]:
     """The menu as (heading, [(name, title, address)])."""
     return [
-        (
-            heading,
-            [
-                (name, TITLES[name], "/" if name == "overview" else f"/{name}")
-                for name in names
-                if name in TITLES
-            ],
-        )
+        (heading, [(name, TITLES[name], "/" if name == "overview" else f"/{name}") for name in names])
         for heading, names in MENU
     ]

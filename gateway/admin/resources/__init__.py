@@ -15,7 +15,7 @@ from gateway.admin.resources import (
 from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.resource import Action, Report, Resource, Secret
 
-RESOURCES = {
+RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, integrity, audit)
     for resource in part.RESOURCES

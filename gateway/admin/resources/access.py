@@ -7,19 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gateway.admin import credentials
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
-from gateway.admin.resources.values import (
-    MODELS_MAX,
-    ExternalId,
-    Id,
-    In,
-    Instant,
-    LimitsIn,
-    LimitsOut,
-    Out,
-    Text,
-    patch_of,
-)
+from gateway.admin.resources.values import MODELS_MAX, ExternalId, Id, In, Instant, LimitsIn, Text
 
 Models = Annotated[list[Text], Field(min_length=1, max_length=MODELS_MAX)]
 
@@ -40,20 +30,13 @@ class ApiKeyCreate(In):
     expires_at: Instant | None = None
 
 
-class ApiKey(Out):
-    """A credential for the data plane; `key` itself is in the create answer only."""
-
-    id: Id
-    tenant_id: Id
-    name: str
-    prefix: str = Field(description="How the key begins, to recognize it by.")
-    user: str | None
-    user_header: str
-    limits: LimitsOut
-    models: list[str] | None
-    expires_at: Instant | None
-    revoked_at: Instant | None
-    created_at: Instant
+ApiKey = answer_of(
+    ApiKeyCreate,
+    "A credential for the data plane; `key` itself is in the create answer only.",
+    name=str,
+    prefix=(str, Field(description="How the key begins, to recognize it by.")),
+    revoked_at=Instant | None,
+)
 
 
 class AdminTokenCreate(In):
@@ -65,17 +48,12 @@ class AdminTokenCreate(In):
     expires_at: Instant | None = None
 
 
-class AdminToken(Out):
-    """A credential for this API; `token` itself is in the create answer only."""
-
-    id: Id
-    name: str
-    role: str
-    prefix: str = Field(description="How the token begins, to recognize it by.")
-    user_id: Id | None
-    expires_at: Instant | None
-    revoked_at: Instant | None
-    created_at: Instant
+AdminToken = answer_of(
+    AdminTokenCreate,
+    "A credential for this API; `token` itself is in the create answer only.",
+    prefix=(str, Field(description="How the token begins, to recognize it by.")),
+    revoked_at=Instant | None,
+)
 
 
 RESOURCES = (
@@ -84,7 +62,7 @@ RESOURCES = (
         description="Credentials of the data plane. The key itself is shown once, when it is made.",
         out=ApiKey,
         create=ApiKeyCreate,
-        patch=patch_of("ApiKeyPatch", ApiKeyCreate, without=("tenant_id",)),
+        patch=patch_of(ApiKeyCreate, without=("tenant_id",)),
         deletable=True,
         settle_first="revoke",
         filters={"tenant_id": Filter(), "organization_id": Filter(), "user": Filter("text")},
@@ -96,7 +74,7 @@ RESOURCES = (
         description="Credentials of the Admin API and of the console. The token itself is shown once.",
         out=AdminToken,
         create=AdminTokenCreate,
-        patch=patch_of("AdminTokenPatch", AdminTokenCreate, without=("role",)),
+        patch=patch_of(AdminTokenCreate, without=("role",)),
         deletable=True,
         filters={"user_id": Filter(), "role": Filter("text", ("admin", "readonly"))},
         actions=(Action("revoke", "Refuse the token from now on, for ever"),),

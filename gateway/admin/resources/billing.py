@@ -6,19 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource
-from gateway.admin.resources.values import (
-    Amount,
-    Day,
-    Id,
-    In,
-    Instant,
-    LongText,
-    Money,
-    Out,
-    SignedAmount,
-    patch_of,
-)
+from gateway.admin.resources.values import Amount, Day, Id, In, Instant, LongText, Money, Out, SignedAmount
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
 
@@ -44,20 +34,14 @@ class CreditAdditionCreate(In):
     timestamp: Instant | None = Field(default=None, description="By default now; not in the future.")
 
 
-class CreditAddition(Out):
-    """Credits given to an organization, or taken back. Never changed: correct one by another."""
-
-    id: Id
-    organization_id: Id
-    credits_added: int
-    credits_remaining: int = Field(description="Not used yet, as of the last seconds.")
-    added_by_id: Id | None
-    remark: str | None
-    category: str
-    priority: int
-    expires_at: Instant | None
-    unit_cost: Money | None
-    timestamp: Instant
+CreditAddition = answer_of(
+    CreditAdditionCreate,
+    "Credits given to an organization, or taken back. Never changed: correct one by another.",
+    credits_remaining=(int, Field(description="Not used yet, as of the last seconds.")),
+    category=str,
+    priority=int,
+    timestamp=Instant,
+)
 
 
 class OrganizationSubscriptionCreate(In):
@@ -133,7 +117,7 @@ RESOURCES = (
         description="What organizations are subscribed to.",
         out=OrganizationSubscription,
         create=OrganizationSubscriptionCreate,
-        patch=patch_of("OrganizationSubscriptionPatch", OrganizationSubscriptionExtend),
+        patch=patch_of(OrganizationSubscriptionExtend, name="OrganizationSubscriptionPatch"),
         patch_verb="extend",
         filters={"organization_id": Filter(), "plan_id": Filter(), "next_plan_id": Filter()},
         refers={"plan_id": "subscription-plans"},

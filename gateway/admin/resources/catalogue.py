@@ -6,22 +6,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, model_validator
 
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
     Flag,
     Id,
     In,
-    Instant,
     LongText,
     Money,
-    Out,
     PathPattern,
     PositiveAmount,
     ServiceKey,
     Text,
     UpstreamName,
-    patch_of,
 )
 from gateway.core.calls.paths import PATHS_MAX
 
@@ -82,15 +80,7 @@ class BusinessModelCreate(In):
     description: LongText | None = None
 
 
-class BusinessModel(Out):
-    """How a service is paid for."""
-
-    id: Id
-    name: str
-    display_name: str | None
-    description: str | None
-    meter: str
-    created_at: Instant
+BusinessModel = answer_of(BusinessModelCreate, "How a service is paid for.")
 
 
 class ServiceCreate(In):
@@ -112,21 +102,7 @@ class ServiceCreate(In):
     )
 
 
-class Service(Out):
-    """Something that can be used and is metered."""
-
-    id: Id
-    name: str
-    description: str | None
-    key: str
-    credits: int
-    service_type: str
-    business_model_id: Id
-    counts_tokens: bool
-    pricing: dict[str, Any] | None
-    upstream: str | None
-    paths: list[str] | None
-    created_at: Instant
+Service = answer_of(ServiceCreate, "Something that can be used and is metered.")
 
 
 class OrganizationServiceCreate(In):
@@ -139,16 +115,9 @@ class OrganizationServiceCreate(In):
     pricing: PricingField | None = None
 
 
-class OrganizationService(Out):
-    """What an organization negotiated for a service; one per pair."""
-
-    id: Id
-    organization_id: Id
-    service_id: Id
-    negotiated_credits: int
-    business_model_id: Id | None
-    pricing: dict[str, Any] | None
-    created_at: Instant
+OrganizationService = answer_of(
+    OrganizationServiceCreate, "What an organization negotiated for a service; one per pair."
+)
 
 
 class SubscriptionPlanCreate(In):
@@ -163,16 +132,7 @@ class SubscriptionPlanCreate(In):
     token_plan_id: Id | None = None
 
 
-class SubscriptionPlan(Out):
-    """What a subscription includes and costs."""
-
-    id: Id
-    name: str
-    monthly_cost: Money
-    annual_cost: Money
-    feature_access: list[str]
-    token_plan_id: Id | None
-    created_at: Instant
+SubscriptionPlan = answer_of(SubscriptionPlanCreate, "What a subscription includes and costs.")
 
 
 RESOURCES = (
@@ -181,7 +141,7 @@ RESOURCES = (
         description="How services are paid for: with credits, by subscription, or by use.",
         out=BusinessModel,
         create=BusinessModelCreate,
-        patch=patch_of("BusinessModelPatch", BusinessModelCreate),
+        patch=patch_of(BusinessModelCreate),
         deletable=True,
         filters={"name": Filter("text"), "meter": Filter("text", METERS)},
     ),
@@ -190,7 +150,7 @@ RESOURCES = (
         description="What can be used and is metered, and what a unit of it costs.",
         out=Service,
         create=ServiceCreate,
-        patch=patch_of("ServicePatch", ServiceCreate, without=("key",)),
+        patch=patch_of(ServiceCreate, without=("key",)),
         deletable=True,
         filters={"business_model_id": Filter(), "key": Filter("text"), "name": Filter("text")},
     ),
@@ -199,9 +159,7 @@ RESOURCES = (
         description="What an organization pays for a service instead of its list price.",
         out=OrganizationService,
         create=OrganizationServiceCreate,
-        patch=patch_of(
-            "OrganizationServicePatch", OrganizationServiceCreate, without=("organization_id", "service_id")
-        ),
+        patch=patch_of(OrganizationServiceCreate, without=("organization_id", "service_id")),
         deletable=True,
         filters={"organization_id": Filter(), "service_id": Filter(), "business_model_id": Filter()},
     ),
@@ -210,7 +168,7 @@ RESOURCES = (
         description="What a subscription includes and costs.",
         out=SubscriptionPlan,
         create=SubscriptionPlanCreate,
-        patch=patch_of("SubscriptionPlanPatch", SubscriptionPlanCreate),
+        patch=patch_of(SubscriptionPlanCreate),
         deletable=True,
         filters={"token_plan_id": Filter(), "name": Filter("text")},
     ),

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import (
     Amount,
@@ -15,14 +16,10 @@ from gateway.admin.resources.values import (
     Fraction,
     Id,
     In,
-    Instant,
     LimitsIn,
-    LimitsOut,
     Money,
-    Out,
     PositiveAmount,
     Text,
-    patch_of,
 )
 
 
@@ -37,18 +34,12 @@ class OrganizationCreate(In):
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
 
 
-class Organization(Out):
-    """Who is billed: the owner of credits, of a spend cap and of tenants."""
-
-    id: Id
-    name: str
-    currency: str
-    credit_balance: int = Field(description="Credits as the counters hold them now.")
-    credit_limit: int
-    spend_cap: Money | None
-    limits: LimitsOut
-    tax_rate: Fraction
-    created_at: Instant
+Organization = answer_of(
+    OrganizationCreate,
+    "Who is billed: the owner of credits, of a spend cap and of tenants.",
+    credit_balance=(int, Field(description="Credits as the counters hold them now.")),
+    spend_cap=Money | None,
+)
 
 
 class TenantCreate(In):
@@ -61,16 +52,11 @@ class TenantCreate(In):
     user_limits: LimitsIn | None = Field(default=None, description="For each of the tenant's users.")
 
 
-class Tenant(Out):
-    """A part of an organization with its own token quota. It never changes organization."""
-
-    id: Id
-    name: str
-    organization_id: Id
-    plan_id: Id | None
-    limits: LimitsOut
-    user_limits: LimitsOut
-    created_at: Instant
+Tenant = answer_of(
+    TenantCreate,
+    "A part of an organization with its own token quota. It never changes organization.",
+    organization_id=Id,
+)
 
 
 class Recharge(In):
@@ -96,15 +82,7 @@ class UserCreate(In):
     limits: LimitsIn | None = Field(default=None, description="Override the tenant's `user_limits`.")
 
 
-class User(Out):
-    """Someone a request acts for, or a member of staff."""
-
-    id: Id
-    organization_id: Id | None
-    external_id: str
-    name: str | None
-    limits: LimitsOut
-    created_at: Instant
+User = answer_of(UserCreate, "Someone a request acts for, or a member of staff.")
 
 
 RESOURCES = (
@@ -113,7 +91,7 @@ RESOURCES = (
         description="Who is billed: the owner of credits, of a spend cap and of tenants.",
         out=Organization,
         create=OrganizationCreate,
-        patch=patch_of("OrganizationPatch", OrganizationCreate),
+        patch=patch_of(OrganizationCreate),
         deletable=True,
         live="credits",
         filters={"name": Filter("text"), "search": Filter("text")},
@@ -123,7 +101,7 @@ RESOURCES = (
         description="Parts of organizations with their own token quota.",
         out=Tenant,
         create=TenantCreate,
-        patch=patch_of("TenantPatch", TenantCreate, without=("organization_id",)),
+        patch=patch_of(TenantCreate, without=("organization_id",)),
         deletable=True,
         filters={
             "organization_id": Filter(),
@@ -144,7 +122,7 @@ RESOURCES = (
         description="Whom requests act for, and staff. Met on their first request, or made here.",
         out=User,
         create=UserCreate,
-        patch=patch_of("UserPatch", UserCreate, without=("organization_id", "external_id")),
+        patch=patch_of(UserCreate, without=("organization_id", "external_id")),
         deletable=True,
         filters={"organization_id": Filter(), "external_id": Filter("text")},
     ),

@@ -7,8 +7,9 @@ from uuid import UUID
 
 from pydantic import Field, create_model
 
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Money, Out, Text, patch_of
+from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Money, Out, Text
 from gateway.core.accounts.plan_terms import TERMS, Term
 
 KINDS = ("consume", "recharge", "reset", "adjust")
@@ -21,12 +22,6 @@ def _asked(term: Term) -> tuple[object, object]:
     return kind, Field(default=term.default, description=term.description or None)
 
 
-def _told(term: Term) -> tuple[object, object]:
-    """A term as a caller is told it."""
-    kind: Any = str if term.choices else int
-    return (kind | None if term.nullable else kind), ...
-
-
 TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     "TokenPlanCreate",
     __base__=In,
@@ -37,19 +32,10 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     overage_unit_price=(Money | None, None),
 )
 
-TokenPlan: type[Out] = create_model(  # type: ignore[call-overload]  # built fields
-    "TokenPlan",
-    __base__=Out,
-    __doc__="""How many tokens a tenant gets, how often, and what happens when they are used up.
-
-    A change of `total_amount` applies at each tenant's next reset.
-    """,
-    id=(Id, ...),
-    name=(str, ...),
-    description=(str | None, ...),
-    **{one.name: _told(one) for one in TERMS},
-    overage_unit_price=(Money | None, ...),
-    created_at=(Instant, ...),
+TokenPlan = answer_of(
+    TokenPlanCreate,
+    "How many tokens a tenant gets, how often, and what happens when they are used up.\n\n"
+    "A change of `total_amount` applies at each tenant's next reset.",
 )
 
 
@@ -99,7 +85,7 @@ RESOURCES = (
         description="How many tokens a tenant gets, how often, and what happens when they are used up.",
         out=TokenPlan,
         create=TokenPlanCreate,
-        patch=patch_of("TokenPlanPatch", TokenPlanCreate),
+        patch=patch_of(TokenPlanCreate),
         deletable=True,
         filters={"name": Filter("text")},
     ),

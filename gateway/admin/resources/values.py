@@ -22,7 +22,6 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
-    create_model,
 )
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
@@ -57,21 +56,6 @@ class Out(BaseModel):
     model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
-def patch_of(name: str, model: type[In], *, without: tuple[str, ...] = ()) -> type[In]:
-    """Make a model in which every field of `model` may be left out but keeps its own rule."""
-    fields = {
-        field: (
-            Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation,
-            Field(default_factory=_absent, description=info.description),
-        )
-        for field, info in model.model_fields.items()
-        if field not in without
-    }
-    made: type[In] = create_model(name, __base__=In, **fields)  # type: ignore[call-overload]  # built fields
-    made.__doc__ = f"The fields of {model.__name__} to change; those left out stay."
-    return made
-
-
 def read_instant(text: str) -> datetime:
     """Read an RFC 3339 instant; `ValueError` unless it names its offset from UTC."""
     if _INSTANT.fullmatch(text) is None:
@@ -95,10 +79,6 @@ def show_decimal(number: Decimal) -> str:
     whole, _, part = text.partition(".")
     part = part.rstrip("0").ljust(2, "0")
     return f"{whole}.{part}"
-
-
-def _absent() -> None:
-    return None
 
 
 def _instant(value: object) -> object:

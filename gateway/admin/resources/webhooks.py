@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Action, Filter, Resource, Secret
-from gateway.admin.resources.values import Flag, Id, In, Instant, Out, patch_of
+from gateway.admin.resources.values import Flag, Id, In, Instant, Out
 from gateway.core.addresses import URL_CHARS_MAX
 from gateway.core.webhook import EVENTS, SECRET_PREFIX, TEST_EVENT
 
@@ -38,16 +39,11 @@ class LastDelivery(Out):
     delivered_at: Instant | None
 
 
-class Webhook(Out):
-    """An address that is told; `secret` itself is in the create answer only."""
-
-    id: Id
-    organization_id: Id | None
-    url: str
-    events: list[str]
-    enabled: bool
-    last_delivery: LastDelivery | None
-    created_at: Instant
+Webhook = answer_of(
+    WebhookCreate,
+    "An address that is told; `secret` itself is in the create answer only.",
+    last_delivery=LastDelivery | None,
+)
 
 
 class WebhookDelivery(Out):
@@ -72,7 +68,7 @@ RESOURCES = (
         description="Addresses that get a message when something happens, signed as Standard Webhooks.",
         out=Webhook,
         create=WebhookCreate,
-        patch=patch_of("WebhookPatch", WebhookCreate),
+        patch=patch_of(WebhookCreate),
         deletable=True,
         filters={"organization_id": Filter()},
         actions=(Action("test", "Send a message now, to try it"),),

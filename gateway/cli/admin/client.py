@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import BaseHandler, ProxyHandler, Request, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
 
 from gateway.cli.admin.sections import ID_OF, named_by
@@ -136,7 +136,9 @@ class AdminClient:
         place = path if path.startswith("/") else f"/admin/v1/{path}"
         request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
-            with build_opener(*self._proxies()).open(request, timeout=self.timeout_s) as response:
+            # What is for this machine never goes through a proxy.
+            direct = (ProxyHandler({}),) if _is_local(urlsplit(self.url).hostname or "") else ()
+            with build_opener(*direct).open(request, timeout=self.timeout_s) as response:
                 return int(response.status), response.read()
         except HTTPError as error:
             raise CommandFailed(_refusal(error, path, self.called)) from error
@@ -146,15 +148,6 @@ class AdminClient:
                 f"Nothing usable answers at {self.url} ({reason}). Is it running? Start it with "
                 "`tollkeeper up`, or set TOLLKEEPER_ADMIN_URL to where it is."
             ) from error
-
-    def _proxies(self) -> tuple[BaseHandler, ...]:
-        """Never send what is for this machine through a proxy."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            local = ip_address(host).is_loopback
-        except ValueError:
-            local = host == "localhost"
-        return (ProxyHandler({}),) if local else ()
 
 
 def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
@@ -171,6 +164,13 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     if urlsplit(url).scheme not in {"http", "https"}:
         raise CommandFailed(f"TOLLKEEPER_ADMIN_URL must begin with http:// or https://, not {url!r}.")
     return AdminClient(url.rstrip("/"), token)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _noted(path: Path) -> dict[str, str]:

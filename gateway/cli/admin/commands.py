@@ -17,7 +17,6 @@ import typer
 from gateway.admin.console.screens import SCREENS
 from gateway.admin.resources import REPORTS, RESOURCES, Report, Resource
 from gateway.admin.resources.fields import Field, fields_of
-from gateway.admin.resources.values import In
 from gateway.cli.admin import output, parameters, sections, values
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
@@ -46,14 +45,16 @@ class Command:
     summary: str
     fields: tuple[Field, ...] = ()
     positional: tuple[str, ...] = ()
-    of_row: bool = True
 
     def function(self) -> Callable[..., None]:
         """The function typer makes a command of."""
         takes: dict[str, tuple[Any, Any]] = {}
-        if self.of_row:
+        if self.does not in {"list", "create"}:
             word = _word(self.resource)
-            takes["row"] = (Annotated[str, parameters.row_argument(self.resource, word)], ...)
+            takes["row"] = (
+                Annotated[str, parameters.row_argument(self.resource, word)],
+                inspect.Parameter.empty,
+            )
         if self.positional:
             named = [field for name in self.positional for field in self.fields if field.name == name]
             takes["words"] = (Annotated[list[str] | None, parameters.words_argument(named)], None)
@@ -166,11 +167,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         if asked is not None and alias.section not in asked:
             continue
         command = commands_of(RESOURCES[alias.resource])[alias.does]
-        command = replace(
-            command,
-            summary=alias.summary,
-            positional=command.positional if alias.positional is None else alias.positional,
-        )
+        command = replace(command, summary=alias.summary, positional=alias.positional or command.positional)
         made[alias.section].command(alias.verb)(command.function())
     return made
 
@@ -178,16 +175,14 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 def commands_of(resource: Resource) -> dict[str, Command]:
     """The commands of a resource, by what people type."""
     title = _word(resource).lower()
-    made = {
-        "list": Command(
-            resource, "list", f"List {resource.name.replace('-', ' ')}.", _filters(resource), of_row=False
-        )
-    }
+    summary = f"List {resource.name.replace('-', ' ')}."
+    made = {"list": Command(resource, "list", summary, _filters(resource))}
     if resource.create is not None:
         fields = fields_of(resource, resource.create)
         positional = sections.POSITIONAL.get(resource.name) or _required(fields)
-        summary = f"Make {_first(_doc(resource.create))}"
-        made["create"] = Command(resource, "create", summary, fields, positional, of_row=False)
+        doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
+        summary = f"Make {doc[:1].lower()}{doc[1:]}"
+        made["create"] = Command(resource, "create", summary, fields, positional)
     made["show"] = Command(resource, "show", f"Show one {title}.")
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
@@ -228,15 +223,10 @@ def columns(resource: Resource) -> Sequence[str]:
 def _with_signature(
     command: Callable[..., None], summary: str, takes: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., None]:
-    """The command with what typer reads: each parameter's kind and its default, ... where it has none."""
+    """The command with what typer reads: each parameter's kind and its default."""
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
         [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if default is ... else default,
-                annotation=kind,
-            )
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
             for name, (kind, default) in takes.items()
         ]
     )
@@ -268,11 +258,3 @@ def _required(fields: Sequence[Field]) -> tuple[str, ...]:
 
 def _word(resource: Resource) -> str:
     return sections.section_of(resource.name).upper()
-
-
-def _doc(model: type[In]) -> str:
-    return inspect.cleandoc(model.__doc__ or "").partition("\n")[0]
-
-
-def _first(text: str) -> str:
-    return text[:1].lower() + text[1:]

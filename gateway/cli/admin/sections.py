@@ -86,24 +86,17 @@ class Alias:
     resource: str
     does: str
     summary: str
-    positional: tuple[str, ...] | None = None
+    positional: tuple[str, ...] = ()
 
 
 ALIASES = (
     Alias("credits", "add", "credit-additions", "create", "Give credits; below 0 takes back."),
-    Alias(
-        "credits",
-        "uses",
-        "credit-transactions",
-        "list",
-        "List what credits were used for.",
-        ("organization_id",),
-    ),
-    Alias(
-        "tenant", "ledger", "token-ledger", "list", "List the movements of a tenant's tokens.", ("tenant_id",)
-    ),
+    Alias("credits", "uses", "credit-transactions", "list", "List what credits were used for.",
+          ("organization_id",)),
+    Alias("tenant", "ledger", "token-ledger", "list", "List the movements of a tenant's tokens.",
+          ("tenant_id",)),
     Alias("tenant", "plan", "tenant-quotas", "change", "Move a tenant to another token plan, now."),
-)
+)  # fmt: skip
 
 
 def section_of(resource: str) -> str:
