@@ -115,7 +115,7 @@ class Operations:
             row = await self._ports.store.get(self.resource.name, row_id)
             # What is final already is refused, or answered again, without waiting for anything.
             if row["status"] == "draft":
-                await self._ports.books.close(int(str(row["organization_id"])))
+                await self._ports.account_closing.close(int(str(row["organization_id"])))
         return await self._do(self._command(asked, action.name, row_id, values, answers), answers, 200)
 
     def _command(

@@ -78,7 +78,7 @@ class Counters(Protocol):
         """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
 
 
-class Books(Protocol):
+class AccountClosing(Protocol):
     """The accounts of an organization, brought to a close before an invoice is final."""
 
     async def close(self, organization_id: int) -> None:
@@ -152,7 +152,7 @@ class AdminPorts:
     store: Store
     pusher: Pusher
     counters: Counters
-    books: Books
+    account_closing: AccountClosing
     invoice_renderer: InvoiceRenderer
     reconciler: Reconciler
     activity: Activity

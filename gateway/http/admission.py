@@ -72,7 +72,7 @@ def read(exchange: Exchange, body: bytes) -> Call | Refusal:
         return unreadable
 
 
-async def read_beside(exchange: Exchange, body: bytes) -> Call | Refusal:
+async def read_in_thread(exchange: Exchange, body: bytes) -> Call | Refusal:
     """The same in a thread: a large body must not hold up the loop."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_READER, read, exchange, body)
@@ -116,6 +116,6 @@ def _service(exchange: Exchange, caller: Caller) -> Service:
     service = worker.ports.directory.resolve(caller, routed.service_key)
     if service is None:
         raise ServiceNotIncluded
-    if routed.binding is not None and routed.binding.rivals:
+    if routed.binding is not None and routed.binding.overlapping:
         worker.head_router.bindings.check_price(routed.binding, service, caller)
     return service

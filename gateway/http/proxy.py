@@ -19,7 +19,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, comes_soon, read, read_beside, shed
+from gateway.http.admission import by_head, claimed, comes_soon, read, read_in_thread, shed
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
 from gateway.http.protocol.answer import AnswerHead
@@ -61,7 +61,7 @@ async def proxy(exchange: Exchange) -> None:
             await exchange.late_body(worker.limits.body_bytes_max)
         body = connection.body()
     at_once = len(body) <= worker.limits.body_at_once_bytes_max
-    found = read(exchange, body) if at_once else await read_beside(exchange, body)
+    found = read(exchange, body) if at_once else await read_in_thread(exchange, body)
     claim = claimed(exchange, caller, found, held)
     if (
         isinstance(claim, Charge)

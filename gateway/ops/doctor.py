@@ -107,7 +107,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
         wire = Wire(address, time.monotonic, call_s=ANSWER_MAX_S)
         await wire.open()
         info = await _info(wire)
-        vouched = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
+        confirmed = await in_task(wire.send(encode(b"GET", keys.VERIFIED.encode())))
         catalogue = await in_task(wire.send(encode(b"GET", keys.CATALOGUE.encode())))
         named = await in_task(wire.send(encode(b"GET", keys.HISTORY.encode())))
         known = await in_task(
@@ -140,7 +140,7 @@ async def _redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     for finding in _services(settings, catalogue) if role != "keeper" else ():
         yield finding
     here = history(info.get("run_id", "").encode(), named if isinstance(named, bytes) else b"")
-    yield _verification(vouched if isinstance(vouched, bytes) else b"", here)
+    yield _verification(confirmed if isinstance(confirmed, bytes) else b"", here)
     yield Finding(*await doctor_users.of_redis(address, role, ANSWER_MAX_S))
 
 
@@ -153,7 +153,7 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
     except SettingError as error:
         yield Finding(False, "settings", error.message)
     bound = Bindings(settings.routes, targets, settings.services, services)
-    for key, name in bound.strays():
+    for key, name in bound.unplaced():
         yield Finding(
             False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
         )
@@ -170,11 +170,11 @@ def _policy(policy: str) -> Finding:
     return Finding(False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}")
 
 
-def _verification(vouched: bytes, here: bytes) -> Finding:
+def _verification(confirmed: bytes, here: bytes) -> Finding:
     """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
-    if not vouched:
+    if not confirmed:
         return Finding(True, "redis", "no keeper has verified it yet; the first one that starts will")
-    if vouched == here:
+    if confirmed == here:
         return Finding(True, "redis", "a keeper has verified it since its last start")
     said = "not verified since its last start, or since its data was replaced, so calls are refused"
     return Finding(False, "redis", f"{said}: run the keeper")

@@ -135,7 +135,7 @@ class Keeper:
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
         )
-        self._gauges = Gauges((self._memory, self._books, self._certificates, self._losses.count))
+        self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
         self._flush_rows: dict[str, int] = {}
@@ -201,7 +201,7 @@ class Keeper:
             store=self._store,
             pusher=self._pusher,
             counters=self._counters,
-            books=self._account_closing,
+            account_closing=self._account_closing,
             reconciler=self._reconciler,
             invoice_renderer=self._invoice_renderer,
             activity=Activity(self._wire, time.time),
@@ -257,7 +257,7 @@ class Keeper:
         used, most = await self._counters.memory()
         return {"redis_memory_used_bytes": used, "redis_memory_max_bytes": most}
 
-    async def _books(self) -> Mapping[str, object]:
+    async def _stored_gauges(self) -> Mapping[str, object]:
         return {
             "dead_letters": await watch.dead_letters(self._engine),
             "credential_expiry_timestamp_seconds": await watch.next_ends(self._engine),

@@ -290,7 +290,7 @@ def ports_over(engine: AsyncEngine, counters: MemoryCounters, failures: Failures
         store=Store(engine, partition_of),
         pusher=counters,
         counters=counters,
-        books=counters,
+        account_closing=counters,
         reconciler=counters,
         activity=counters,
         tenant_names=partial(figures.names, "tenants"),

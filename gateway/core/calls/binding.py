@@ -75,14 +75,14 @@ class Reach:
 class Binding:
     """Where the calls of one service go.
 
-    `upstream` is empty where it has none, and `why` says so. `rivals` are the services whose calls get to the
-    same paths: they must not cost anything else.
+    `upstream` is empty where it has none, and `why` says so. `overlapping` are the services whose calls get
+    to the same paths: they must not cost anything else.
     """
 
     service: Service
     upstream: str = ""
     why: str = ""
-    rivals: tuple[str, ...] = ()
+    overlapping: tuple[str, ...] = ()
     reach: Reach | None = None
     base_path: str = ""
     served: tuple[re.Pattern[str], ...] = field(default=(), repr=False)
@@ -131,8 +131,8 @@ class Bindings:
             return Binding(service, why=f"The upstream of the service {key} is not configured here.")
         path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
         served = tuple(self._served(reach.host))
-        rivals = () if self._rules.shared else tuple(dict.fromkeys(self._rivals(reach)))
-        return Binding(service, reach.upstream, "", rivals, reach, f"/{path}" if path else "", served)
+        overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
+        return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
         """Pairs of services that get to the same paths at different prices, and the upstream's name."""
@@ -143,14 +143,14 @@ class Bindings:
             if one.meets(other):
                 yield one.service, other.service, one.upstream
 
-    def strays(self) -> Iterator[tuple[str, str]]:
+    def unplaced(self) -> Iterator[tuple[str, str]]:
         """Services bound to an upstream that is not configured, with its name."""
         for one in self._catalogue.values():
             name = self._file[0].get(one.key, one.upstream)
             if name and name not in self._targets:
                 yield one.key, name
 
-    def _rivals(self, mine: Reach) -> Iterator[str]:
+    def _overlapping(self, mine: Reach) -> Iterator[str]:
         for other in self._all():
             if other.service != mine.service and mine.meets(other):
                 yield other.service

@@ -174,11 +174,11 @@ class Directory:
     async def _read_catalogue(self) -> None:
         verified = False
         with suppress(CountersUnavailable):
-            vouched = self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
+            confirmed = self._wire.send(encode(b"GET", keys.VERIFIED.encode()))
             raw = await in_task(self._wire.send(encode(b"GET", keys.CATALOGUE.encode())))
             if isinstance(raw, bytes):
                 self._load(raw)
-            verified = await in_task(vouched) == self._wire.run_id
+            verified = await in_task(confirmed) == self._wire.run_id
         self.verified = verified
 
     def _load(self, raw: bytes) -> None:

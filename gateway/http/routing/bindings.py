@@ -56,12 +56,12 @@ class Bindings:
 
     def check_price(self, bound: Binding, service: Service, caller: Caller) -> None:
         """UnknownRoute where the caller could have the same paths at another price."""
-        for key in bound.rivals:
+        for key in bound.overlapping:
             try:
-                rival = self._directory.resolve(caller, key)
+                other = self._directory.resolve(caller, key)
             except ServiceNotIncluded:
                 continue
-            if rival is not None and not service.costs_as(rival):
+            if other is not None and not service.costs_as(other):
                 raise UnknownRoute(
                     f"The services {service.key} and {key} share paths of an upstream at different prices: "
                     "both are refused until each has paths of its own."
@@ -71,7 +71,7 @@ class Bindings:
         service = bound.service
         if not bound.upstream and service.upstream:
             self._tell_once("service_without_upstream", service.key, upstream=service.upstream)
-        for key in bound.rivals:
+        for key in bound.overlapping:
             if key in catalogue and not service.costs_as(catalogue[key]):
                 self._tell_once("services_share_paths", service.key, shares_with=key)
 

@@ -145,31 +145,31 @@ def test_other_upstreams_have_those_paths_for_services() -> None:
     assert "belongs to an API of its own" in bound(SMS, rules=elsewhere).refusal_of("/v1/chat/completions")
 
 
-def test_services_that_get_to_the_same_paths_are_rivals() -> None:
-    assert bound(SMS, FREE).rivals == ("freebie",)
+def test_services_that_get_to_the_same_paths_overlap() -> None:
+    assert bound(SMS, FREE).overlapping == ("freebie",)
     apart = replace(SMS, paths=("/sms/*",)), replace(FREE, paths=("/free/*",))
-    assert bound(*apart).rivals == ()
-    assert bound(SMS, FREE, rules=ServiceRules(shared="mine")).rivals == ()
+    assert bound(*apart).overlapping == ()
+    assert bound(SMS, FREE, rules=ServiceRules(shared="mine")).overlapping == ()
     twin = UpstreamTarget("twin", "http://MINE.example:9000/sms")
-    assert bound(SMS, replace(FREE, upstream="twin"), targets=(twin,)).rivals == ("freebie",)
-    assert bound(apart[1], replace(SMS, upstream="twin"), targets=(twin,)).rivals == ()
+    assert bound(SMS, replace(FREE, upstream="twin"), targets=(twin,)).overlapping == ("freebie",)
+    assert bound(apart[1], replace(SMS, upstream="twin"), targets=(twin,)).overlapping == ()
 
 
-def test_a_route_of_its_own_makes_a_service_a_rival() -> None:
+def test_a_route_of_its_own_makes_a_service_overlap() -> None:
     route = Route(("POST",), "/v1/reports/{id}/render", "mine", "sms", meter="generic")
     made = replace(SMS, upstream="")
-    assert bound(FREE, made, routes=(route,)).rivals == ("sms",)
-    assert bound(replace(FREE, paths=("/v2/*",)), made, routes=(route,)).rivals == ()
+    assert bound(FREE, made, routes=(route,)).overlapping == ("sms",)
+    assert bound(replace(FREE, paths=("/v2/*",)), made, routes=(route,)).overlapping == ()
     through = replace(route, path="/reports/{path…}")
-    assert bound(replace(FREE, paths=("/v2/*",)), made, routes=(through,)).rivals == ("sms",)
+    assert bound(replace(FREE, paths=("/v2/*",)), made, routes=(through,)).overlapping == ("sms",)
 
 
-def test_conflicts_and_strays_are_told() -> None:
+def test_conflicts_and_services_without_a_place_are_told() -> None:
     stray = Service(3, "lost", upstream="nobody")
     equal = Service(4, "same", "consumption", counts_tokens=False, credits=10, upstream="mine", paths=("/a",))
     found = bindings(SMS, FREE, stray, equal)
     assert set(found.conflicts()) == {("sms", "freebie", "mine"), ("freebie", "same", "mine")}
-    assert list(found.strays()) == [("lost", "nobody")]
+    assert list(found.unplaced()) == [("lost", "nobody")]
     assert not list(bindings(SMS, FREE, rules=ServiceRules(shared="mine")).conflicts())
 
 
