@@ -252,7 +252,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
 
         plane_of, exporter = TracedPlane, Exporter(settings.tracing, version("tollkeeper"), ports.log)
         exporter.start()
-        tracer = Recorder(settings.tracing, exporter, ports.seconds, time.time, os.urandom)
+        tracer = Recorder(settings.tracing, exporter.offer, ports.seconds, time.time, os.urandom)
         ports = replace(ports, tracer=tracer)
     plane = plane_of(
         ports,

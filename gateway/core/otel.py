@@ -60,11 +60,8 @@ def read(environ: Mapping[str, str]) -> Tracing | None:
     endpoint = environ.get(TRACES_ENDPOINT) or environ.get(ENDPOINT)
     if not endpoint or exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    if exporter != "otlp":
-        raise _invalid("OTEL_TRACES_EXPORTER", exporter, "otlp or none")
-    name, protocol = _traces_first(environ, "PROTOCOL")
-    if protocol not in {"", "http/protobuf"}:
-        raise _invalid(name, protocol, "http/protobuf")
+    _choice("OTEL_TRACES_EXPORTER", exporter, "otlp", "none")
+    _choice(*_traces_first(environ, "PROTOCOL"), "http/protobuf")
     follows, ratio = _sampler(environ)
     queue = round(_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, 1_000_000))
     batch = round(_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 100_000))
@@ -72,7 +69,7 @@ def read(environ: Mapping[str, str]) -> Tracing | None:
         endpoint=_endpoint(environ),
         headers=_pairs(*_traces_first(environ, "HEADERS"), fields=True),
         timeout_s=_number(environ, _traces_first(environ, "TIMEOUT")[0], 10_000, 1, 600_000) / 1000,
-        gzip=_compression(environ),
+        gzip=_choice(*_traces_first(environ, "COMPRESSION"), "gzip", "none") == "gzip",
         ca_file=_traces_first(environ, "CERTIFICATE")[1],
         client_certificate=_traces_first(environ, "CLIENT_CERTIFICATE")[1],
         client_key=_traces_first(environ, "CLIENT_KEY")[1],
@@ -107,11 +104,10 @@ def _traces_first(environ: Mapping[str, str], setting: str) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_{setting}", ""
 
 
-def _compression(environ: Mapping[str, str]) -> bool:
-    name, value = _traces_first(environ, "COMPRESSION")
-    if value not in {"", "none", "gzip"}:
-        raise _invalid(name, value, "gzip or none")
-    return value == "gzip"
+def _choice(name: str, value: str, *choices: str) -> str:
+    if value and value not in choices:
+        raise _invalid(name, value, " or ".join(choices))
+    return value
 
 
 def _sampler(environ: Mapping[str, str]) -> tuple[bool, float]:

@@ -23,13 +23,7 @@ from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
 from gateway.core.otel import Tracing
 from gateway.core.otel import read as read_tracing
 from gateway.errors import SettingError
-from gateway.settings.config_file import (
-    RouteTable,
-    base_url_of,
-    default_table,
-    read_config,
-    table_of,
-)
+from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
 from gateway.settings.urls import SCHEMES, fault, wanted, without_password
 
 PREFIX = "TOLLKEEPER_"

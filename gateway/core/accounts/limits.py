@@ -45,57 +45,32 @@ def limit_lines(decision: Decision) -> bytes:
     """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
     requests, tokens = decision.requests, decision.tokens
     quota, remaining = decision.limit, decision.tokens_remaining
-    if requests is not None and tokens is not None and quota and remaining is not None:
-        return _all_lines(decision, requests, tokens, remaining)
-    items: list[str] = []
-    lines: list[str] = []
-    for name, window in (("requests", requests), ("tokens", tokens)):
-        if window is not None:
-            left, ms = _left(window.limit, window.used), window.reset_ms
-            items.append(f'"{name}";r={left};t={_seconds(ms)}')
-            lines.append(_counted(name, window.limit, left, ms))
+    policy, requests_limit, tokens_limit = _limits(
+        -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota
+    )
+    of_requests = of_tokens = of_quota = comma = requests_lines = tokens_lines = rest = ""
+    if requests is not None:
+        left, ms = str(_left(requests.limit, requests.used)), requests.reset_ms
+        of_requests, comma = f'"requests";r={left};t={_seconds(ms)}', ", "
+        requests_lines = f"{requests_limit}{left}\r\nx-ratelimit-reset-requests: {duration(ms)}"
+    if tokens is not None:
+        left, ms = str(_left(tokens.limit, tokens.used)), tokens.reset_ms
+        of_tokens, comma = f'{comma}"tokens";r={left};t={_seconds(ms)}', ", "
+        tokens_lines = f"{tokens_limit}{left}\r\nx-ratelimit-reset-tokens: {duration(ms)}"
     if remaining is not None:
+        left = str(remaining)
         if quota:
             ms = decision.until_ms - decision.now_ms
-            items.append(f'"quota";r={remaining}' + (f";t={_seconds(ms)}" if ms > 0 else ""))
+            until = f";t={_seconds(ms)}" if ms > 0 else ""
+            of_quota, comma = f'{comma}"quota";r={left}{until}', ", "
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                lines.append(_counted("tokens", quota, remaining, ms))
-        lines.append(f"x-tollkeeper-tokens-remaining: {remaining}")
-    if decision.credits_remaining is not None:
-        lines.append(f"x-tollkeeper-credits-remaining: {decision.credits_remaining}")
-    fields = "\r\n".join(lines)
-    if items:
-        policy = _policy(
-            -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota
-        )
-        fields = f"ratelimit-policy: {policy}\r\nratelimit: {', '.join(items)}\r\n{fields}"
-    return fields.encode("ascii")
-
-
-def _counted(name: str, limit: int, left: int, ms: int) -> str:
-    """A limit as OpenAI writes it."""
-    return (
-        f"x-ratelimit-limit-{name}: {limit}\r\nx-ratelimit-remaining-{name}: {left}\r\n"
-        f"x-ratelimit-reset-{name}: {duration(ms)}"
-    )
-
-
-def _all_lines(decision: Decision, requests: Window, tokens: Window, remaining: int) -> bytes:
-    """The fields where all three limits are told, as is usual: one text around the numbers that change."""
-    policy, requests_limit, tokens_limit = _limits(requests.limit, tokens.limit, decision.limit)
-    requests_left, requests_ms = str(_left(requests.limit, requests.used)), requests.reset_ms
-    tokens_left, tokens_ms = str(_left(tokens.limit, tokens.used)), tokens.reset_ms
-    quota_left, quota_ms = str(remaining), decision.until_ms - decision.now_ms
-    until = f";t={_seconds(quota_ms)}" if quota_ms > 0 else ""
+                tokens_lines = f"{tokens_limit}{left}\r\nx-ratelimit-reset-tokens: {duration(ms)}"
+        rest = f"\r\nx-tollkeeper-tokens-remaining: {left}"
     credits_ = decision.credits_remaining
     last = "" if credits_ is None else f"\r\nx-tollkeeper-credits-remaining: {credits_}"
-    return (
-        f'{policy}"requests";r={requests_left};t={_seconds(requests_ms)}, '
-        f'"tokens";r={tokens_left};t={_seconds(tokens_ms)}, "quota";r={quota_left}{until}{requests_limit}'
-        f"{requests_left}\r\nx-ratelimit-reset-requests: {duration(requests_ms)}{tokens_limit}"
-        f"{tokens_left}\r\nx-ratelimit-reset-tokens: {duration(tokens_ms)}\r\n"
-        f"x-tollkeeper-tokens-remaining: {quota_left}{last}"
-    ).encode("ascii")
+    if not comma:
+        return (rest + last)[2:].encode()
+    return f"{policy}{of_requests}{of_tokens}{of_quota}{requests_lines}{tokens_lines}{rest}{last}".encode()
 
 
 def duration(ms: int) -> str:
@@ -124,8 +99,12 @@ def _seconds(ms: int) -> int:
 
 
 @lru_cache(CACHED_MAX)
-def _policy(requests: int, tokens: int, quota: int) -> str:
-    """One item a policy, none below 0: its quota, its unit unless it is requests, its window in seconds."""
+def _limits(requests: int, tokens: int, quota: int) -> tuple[str, str, str]:
+    """What is told of the limits themselves: what stands before the first item, and around what is left.
+
+    One below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
+    requests, and its window in seconds.
+    """
     items = []
     if requests >= 0:
         items.append(f'"requests";q={requests};w={WINDOW_S}')
@@ -133,14 +112,8 @@ def _policy(requests: int, tokens: int, quota: int) -> str:
         items.append(f'"tokens";q={tokens};qu="tokens";w={WINDOW_S}')
     if quota:
         items.append(f'"quota";q={quota};qu="tokens"')
-    return ", ".join(items)
-
-
-@lru_cache(CACHED_MAX)
-def _limits(requests: int, tokens: int, quota: int) -> tuple[str, str, str]:
-    """What is told of three limits themselves: what stands before the first item, and around what is left."""
     return (
-        f"ratelimit-policy: {_policy(requests, tokens, quota)}\r\nratelimit: ",
+        f"ratelimit-policy: {', '.join(items)}\r\nratelimit: ",
         f"\r\nx-ratelimit-limit-requests: {requests}\r\nx-ratelimit-remaining-requests: ",
-        f"\r\nx-ratelimit-limit-tokens: {tokens}\r\nx-ratelimit-remaining-tokens: ",
+        f"\r\nx-ratelimit-limit-tokens: {tokens if tokens >= 0 else quota}\r\nx-ratelimit-remaining-tokens: ",
     )

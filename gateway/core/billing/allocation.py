@@ -108,30 +108,27 @@ class Allocator:
 
     def take(self, outflow: Outflow) -> list[Allocation]:
         """Allocate an outflow to the grants that pay at its time; what is left is debt."""
-        left = outflow.amount
-        found = []
+        left, found = outflow.amount, list[Allocation]()
+
+        def pay(grant_id: int) -> None:
+            nonlocal left
+            if part := min(left, self.rest(grant_id)):
+                self.rests[grant_id] -= part
+                left -= part
+                found.append(Allocation(outflow.seq, grant_id, part))
+
         if outflow.grant_id is not None:
-            part = min(left, self.rest(outflow.grant_id))
-            left -= part
-            found += self._pay(outflow.seq, outflow.grant_id, part)
+            pay(outflow.grant_id)
         while left and self._queue:
             grant = self._queue[0][1]
             if grant.until_ms <= outflow.at_ms or not self.rests[grant.id]:
                 heappop(self._queue)
-                continue
-            part = min(left, self.rests[grant.id])
-            left -= part
-            found += self._pay(outflow.seq, grant.id, part)
+            else:
+                pay(grant.id)
         if left:
             self._debts.append((outflow.seq, left))
             found.append(Allocation(outflow.seq, None, left))
         return found
-
-    def _pay(self, seq: int, grant_id: int, part: int) -> list[Allocation]:
-        if not part:
-            return []
-        self.rests[grant_id] -= part
-        return [Allocation(seq, grant_id, part)]
 
 
 def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:

@@ -89,11 +89,6 @@ def read_parent(values: list[bytes]) -> Parent | None:
     return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM))
 
 
-def parent_line(trace_id: bytes, span_id: bytes, flags: int) -> bytes:
-    """The header line that tells an upstream which span it belongs to."""
-    return b"traceparent: 00-%b-%b-%02x\r\n" % (trace_id.hex().encode(), span_id.hex().encode(), flags)
-
-
 def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
     """The trace of one request; `ids` are `IDS_BYTES` random bytes.
 
@@ -107,5 +102,5 @@ def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
             passed_id, flags = parent.span_id, parent.flags
     if recorded:
         flags |= SAMPLED
-    line = parent_line(trace_id, passed_id, flags)
+    line = b"traceparent: 00-%b-%b-%02x\r\n" % (trace_id.hex().encode(), passed_id.hex().encode(), flags)
     return Trace(trace_id, parent_id, ids[16:24], ids[24:32], ids[32:40], ids[40:48], recorded, line)

@@ -126,22 +126,26 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
     if before is None or after is None:
         if head.seq == 0:
             return None
-        return _item(ledger, Kind.EXCESS, -(head.balance or 0), head.seq, "the counters do not have it")
+        return Item(
+            ledger.account, Kind.EXCESS, -(head.balance or 0), head.seq, "the counters do not have it"
+        )
     if ledger.stopped:
         detail = f"quarantined: {ledger.stopped}"
-        return _item(ledger, Kind.GAP, max(0, before.seq - head.seq), head.seq, detail)
+        return Item(ledger.account, Kind.GAP, max(0, before.seq - head.seq), head.seq, detail)
     if ledger.rows + ledger.listed < head.seq:
         missing = head.seq - ledger.rows - ledger.listed
-        return _item(ledger, Kind.GAP, missing, head.seq, f"{missing} of {head.seq} movements are missing")
+        return Item(
+            ledger.account, Kind.GAP, missing, head.seq, f"{missing} of {head.seq} movements are missing"
+        )
     if after.seq < head.seq:
         detail = f"the ledger is at movement {head.seq}, the counters at {after.seq}"
-        return _item(ledger, Kind.EXCESS, _less(after.balance, head.balance), after.seq, detail)
+        return Item(ledger.account, Kind.EXCESS, _less(after.balance, head.balance), after.seq, detail)
     inner = _inner_drift(ledger)
     if before.seq > head.seq:
         if inner is not None:
             return inner
         detail = f"{before.seq - head.seq} movements are not stored yet"
-        return _item(ledger, Kind.LAG, _less(before.balance, head.balance), head.seq, detail)
+        return Item(ledger.account, Kind.LAG, _less(before.balance, head.balance), head.seq, detail)
     # What changed the counters before a later row was written, that row shows itself.
     shown = before.seq < head.seq and ledger.last_row != ledger.summed
     if ledger.found and before.balance != ledger.at_seq and not shown:
@@ -166,12 +170,10 @@ def _inner_drift(ledger: LedgerAccount) -> Item | None:
         return Item(ledger.account, Kind.DRIFT, difference, ledger.head.seq, detail, -difference)
     if ledger.head.balance != ledger.last_row:
         detail = f"its last row says {_say(ledger.last_row)}, its account {_say(ledger.head.balance)}"
-        return _item(ledger, Kind.DRIFT, _less(ledger.last_row, ledger.head.balance), ledger.head.seq, detail)
+        return Item(
+            ledger.account, Kind.DRIFT, _less(ledger.last_row, ledger.head.balance), ledger.head.seq, detail
+        )
     return None
-
-
-def _item(ledger: LedgerAccount, kind: Kind, difference: int, seq: int, detail: str) -> Item:
-    return Item(ledger.account, kind, difference, seq, detail)
 
 
 def _less(balance: int | None, other: int | None) -> int:

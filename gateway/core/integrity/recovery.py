@@ -65,15 +65,11 @@ class Roster:
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
                 self._heard[worker_slot] = _Heard(report.beat, now, present=True)
-        silent = [worker_slot for worker_slot, one in self._heard.items() if now - one.at > SILENT_S_MAX]
-        left = [
-            worker_slot
-            for worker_slot, one in self._heard.items()
-            if one.present and worker_slot not in reports
-        ]
-        for worker_slot in {*silent, *left}:
+        silent = {slot for slot, one in self._heard.items() if now - one.at > SILENT_S_MAX}
+        left = {slot for slot, one in self._heard.items() if one.present and slot not in reports}
+        for worker_slot in silent | left:
             del self._heard[worker_slot]
-        return sorted(set(silent) & reports.keys())
+        return sorted(silent & reports.keys())
 
     def missing(
         self, reports: Mapping[str, Report], run_id: bytes, partition: int, epoch: int

@@ -7,35 +7,28 @@ batches would hold up a worker's every request for milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from gateway.core.calls.trace import IDS_BYTES, Parent, Span, Trace, begin_trace
 from gateway.core.otel import Tracing
 from gateway.telemetry.traces.otlp import encoded_span
 
 
-class Outlet(Protocol):
-    """Takes encoded spans; never waits."""
-
-    def offer(self, spans: list[bytes]) -> None:
-        """Send them some time, or drop and count them."""
-
-
 class Recorder:
     """The data plane's tracer.
 
-    `seconds` is the clock of the spans, `unix_seconds` the time of day, `random` gives n bytes.
+    `offer` takes encoded spans, to be sent some time, and never waits. `seconds` is the clock of the spans,
+    `unix_seconds` the time of day, `random` gives n bytes.
     """
 
     def __init__(
         self,
         tracing: Tracing,
-        outlet: Outlet,
+        offer: Callable[[list[bytes]], None],
         seconds: Callable[[], float],
         unix_seconds: Callable[[], float],
         random: Callable[[int], bytes],
     ) -> None:
-        self._outlet = outlet
+        self._offer = offer
         self._seconds = seconds
         self._unix_seconds = unix_seconds
         self._random = random
@@ -55,7 +48,7 @@ class Recorder:
     def end(self, trace: Trace, spans: list[Span]) -> None:
         """The request is over: encode its spans, whose clock is set by the time of day now."""
         ahead_s = self._unix_seconds() - self._seconds()
-        self._outlet.offer([
+        self._offer([
             encoded_span(
                 trace.trace_id,
                 span,

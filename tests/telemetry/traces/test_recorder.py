@@ -26,7 +26,7 @@ class Kept:
 
 def recorder(kept: Kept, *, follows_parent: bool = True, ratio: float = 1.0) -> Recorder:
     tracing = Tracing(endpoint="http://collector", follows_parent=follows_parent, ratio=ratio)
-    return Recorder(tracing, kept, lambda: 100.0, lambda: 1_000_000.0, os.urandom)
+    return Recorder(tracing, kept.offer, lambda: 100.0, lambda: 1_000_000.0, os.urandom)
 
 
 @pytest.mark.parametrize("flags", [0, 1])
