@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Select,
     Table,
+    Text,
     bindparam,
     func,
     insert,
@@ -170,6 +171,12 @@ def day_in(values: Row, name: str) -> date:
     day = values[name]
     assert isinstance(day, date)
     return day
+
+
+def json_of(*columns: Any) -> ColumnElement[Any]:
+    """A JSON object of columns and labelled expressions, by their names."""
+    named = ((literal(column.name, Text), column) for column in columns)
+    return func.jsonb_build_object(*(part for pair in named for part in pair))
 
 
 def named(table: Table) -> Condition:

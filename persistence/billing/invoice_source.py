@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Text, bindparam, case, cast, func, literal
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from gateway.core.billing.pricing import MINOR_DIGITS, MINOR_DIGITS_USUAL
-from persistence.subject import Subject
+from persistence.subject import Subject, json_of
 from persistence.tables.billing import invoice, invoice_line
 
 _digits = case(dict(MINOR_DIGITS), value=invoice.c.currency, else_=MINOR_DIGITS_USUAL)
@@ -18,32 +18,21 @@ def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.round(amount, _digits)
 
 
-_line = func.jsonb_build_object(
-    "position", invoice_line.c.position,
-    "kind", invoice_line.c.kind,
-    "description", invoice_line.c.description,
-    "service_id", invoice_line.c.service_id,
-    "tenant_id", invoice_line.c.tenant_id,
-    "quantity", func.trim_scale(invoice_line.c.quantity),
-    "unit_price", cast(invoice_line.c.unit_price, Text),
-    "amount", cast(_paid(invoice_line.c.amount), Text),
-    "corrects_position", invoice_line.c.corrects_position,
+_of = invoice_line.c
+_line = json_of(
+    _of.position, _of.kind, _of.description, _of.service_id, _of.tenant_id,
+    func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
+    cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
 )  # fmt: skip
-_of_invoice = invoice_line.c.invoice_id == invoice.c.id
+_of_invoice = _of.invoice_id == invoice.c.id
 _lines = (
     select(
-        func.coalesce(
-            func.jsonb_agg(aggregate_order_by(_line, invoice_line.c.position)), literal_column("'[]'::jsonb")
-        )
+        func.coalesce(func.jsonb_agg(aggregate_order_by(_line, _of.position)), literal_column("'[]'::jsonb"))
     )
     .where(_of_invoice)
     .scalar_subquery()
 )
-_tax = (
-    select(func.coalesce(func.sum(invoice_line.c.amount), 0))
-    .where(_of_invoice, invoice_line.c.kind == "tax")
-    .scalar_subquery()
-)
+_tax = select(func.coalesce(func.sum(_of.amount), 0)).where(_of_invoice, _of.kind == "tax").scalar_subquery()
 
 _HEAD = select(
     *(column for column in invoice.c if column.name != "total_amount"),
@@ -57,8 +46,8 @@ SOURCE = _HEAD.add_columns(_lines.label("lines"))
 LINES = (
     select(_line.label("line"))
     .select_from(invoice_line.join(invoice, _of_invoice))
-    .where(invoice.c.id == bindparam("invoice"), invoice_line.c.position > bindparam("after"))
-    .order_by(invoice_line.c.position)
+    .where(invoice.c.id == bindparam("invoice"), _of.position > bindparam("after"))
+    .order_by(_of.position)
     .limit(bindparam("rows"))
 )
 

@@ -19,7 +19,7 @@ from gateway.core.billing import subscription as rules
 from gateway.core.billing.subscription import Segment, Subscription
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import quotas
-from persistence.subject import Change, Subject, add, day_in, id_in, lock, require
+from persistence.subject import Change, Subject, add, day_in, id_in, json_of, lock, require
 from persistence.tables.billing import organization_subscription, subscription_plan, subscription_segment
 from persistence.tables.people import organization, tenant
 
@@ -230,16 +230,14 @@ def _cost(change: Change, plan_id: int, interval: str) -> Decimal:
     return Decimal(found.scalar_one())
 
 
-_segment = func.jsonb_build_object(
-    "plan_id", subscription_segment.c.plan_id,
-    "billing_interval", subscription_segment.c.billing_interval,
-    "cost", cast(func.round(subscription_segment.c.cost, 9), Text),
-    "start_date", subscription_segment.c.start_date,
-    "end_date", subscription_segment.c.end_date,
+_term = subscription_segment.c
+_segment = json_of(
+    _term.plan_id, _term.billing_interval, cast(func.round(_term.cost, 9), Text).label("cost"),
+    _term.start_date, _term.end_date,
 )  # fmt: skip
 _segments = (
-    select(func.jsonb_agg(aggregate_order_by(_segment, subscription_segment.c.id)))
-    .where(subscription_segment.c.organization_id == organization_subscription.c.organization_id)
+    select(func.jsonb_agg(aggregate_order_by(_segment, _term.id)))
+    .where(_term.organization_id == organization_subscription.c.organization_id)
     .scalar_subquery()
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Table, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,19 +17,9 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import StoreUnavailable
 from persistence.billing import quotas
 from persistence.billing.invoice_source import LINES
+from persistence.store import SUBJECTS
 from persistence.subject import id_in
-from persistence.tables.billing import business_model, service, subscription_plan
-from persistence.tables.people import app_user, organization, tenant, token_plan
-
-NAMED: Mapping[str, tuple[Table, str]] = {
-    "organizations": (organization, "name"),
-    "tenants": (tenant, "name"),
-    "token-plans": (token_plan, "name"),
-    "services": (service, "name"),
-    "business-models": (business_model, "name"),
-    "subscription-plans": (subscription_plan, "name"),
-    "users": (app_user, "external_id"),
-}
+from persistence.tables.people import tenant
 
 # One owner's use by day and service; both come from roll-ups and are exact.
 _TENANT_DAYS = text("""
@@ -65,7 +55,17 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
 class Figures:
     """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
 
-    named = frozenset(NAMED)
+    named = frozenset(
+        {
+            "organizations",
+            "tenants",
+            "token-plans",
+            "services",
+            "business-models",
+            "subscription-plans",
+            "users",
+        }
+    )
 
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
@@ -73,10 +73,11 @@ class Figures:
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
         """The names of rows, deleted ones too; an id without a row is left out."""
-        table, column = NAMED[resource]
+        table = SUBJECTS[resource].table
+        name = table.c.external_id if resource == "users" else table.c.name
         if not ids:
             return {}
-        rows = await self._rows(select(table.c.id, table.c[column].label("name")).where(table.c.id.in_(ids)))
+        rows = await self._rows(select(table.c.id, name.label("name")).where(table.c.id.in_(ids)))
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def quotas(self, tenant_ids: Collection[int]) -> Sequence[Row]:

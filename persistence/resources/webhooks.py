@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
 
 from gateway.core import addresses
 from gateway.core.accounts.administration import Row
 from gateway.core.webhook import TEST_EVENT
 from gateway.errors import Unprocessable
 from persistence import crud
-from persistence.subject import Change, Subject, live, lock
+from persistence.subject import Change, Subject, json_of, live, lock
 from persistence.tables.operations import webhook, webhook_delivery
 from persistence.tables.people import organization
 
@@ -39,14 +39,9 @@ def send_test(change: Change) -> Row:
 _delivery = webhook_delivery.c
 _last = (
     select(
-        func.jsonb_build_object(
-            "event", _delivery.event,
-            "state", _delivery.state,
-            "attempts", _delivery.attempts,
-            "response_status", _delivery.response_status,
-            "error", _delivery.error,
-            "created_at", _delivery.created_at,
-            "delivered_at", _delivery.delivered_at,
+        json_of(
+            _delivery.event, _delivery.state, _delivery.attempts, _delivery.response_status,
+            _delivery.error, _delivery.created_at, _delivery.delivered_at,
         )
     )
     .where(_delivery.webhook_id == webhook.c.id, _delivery.attempts > 0)

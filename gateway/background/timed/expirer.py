@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from gateway.core.billing.allocation import ExpiredGrant
@@ -76,8 +77,6 @@ class Expirer:
         """Allocate and expire twice a second, until cancelled."""
         while True:
             await self.allocate()
-            try:
+            with suppress(CountersUnavailable):
                 await self.expire()
-            except CountersUnavailable:
-                await asyncio.sleep(INTERVAL_S)
             await asyncio.sleep(INTERVAL_S)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from gateway.errors import CountersUnavailable
@@ -45,8 +46,6 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep every second, until cancelled."""
         while True:
-            try:
+            with suppress(CountersUnavailable):
                 await self.sweep()
-            except CountersUnavailable:
-                await asyncio.sleep(INTERVAL_S)
             await asyncio.sleep(INTERVAL_S)
