@@ -29,7 +29,9 @@ MODULES = {
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat"),
-    "gateway/core/metering": ("encoded", "generic", "making", "meter", "sse", "stream", "tail", "whole"),
+    "gateway/core/metering": (
+        "detail", "encoded", "generic", "making", "meter", "sse", "stream", "tail", "whole",
+    ),
     "gateway/counters/admission": ("quota", "directory", "terms"),
     "gateway/counters/layouts": ("frame", "packing", "flags"),
     "gateway/counters/leases": ("allowance",),

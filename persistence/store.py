@@ -71,6 +71,7 @@ SUBJECTS: dict[str, Subject] = {
     "token-plans": plans.SUBJECT,
     "tenant-quotas": quotas.SUBJECT,
     "token-ledger": ledgers.TOKEN_LEDGER,
+    "calls": ledgers.CALLS,
     "business-models": services.BUSINESS_MODELS,
     "services": services.SERVICES,
     "organization-services": offers.ORGANIZATION_SERVICES,

@@ -6,8 +6,9 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 
 from __future__ import annotations
 
-import json
+import msgspec
 
+from gateway.core.accounts.facts import NONE, CallFacts, write_facts
 from gateway.core.billing.pricing import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import credits_claimed, output_bound
@@ -15,6 +16,7 @@ from gateway.core.calls.estimate import NOTHING
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.core.families.refusal import from_decision
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
     Caller,
@@ -29,21 +31,19 @@ from gateway.core.model import (
 )
 from gateway.errors import CountersUnavailable
 from gateway.http.clock import NEVER
-from gateway.http.protocol.remembered import Remembered
 from gateway.http.server.exchange import Exchange
 
-QUOTED_BYTES_MAX = 256 * 1024
-QUOTED_NAME_BYTES_MAX = 128
-_names: Remembered[str, str] = Remembered(QUOTED_BYTES_MAX, QUOTED_NAME_BYTES_MAX, 8, 256)
-_quoted = _names.known
 _UNUSED = Usage(units=0)
+_NO_DETAIL = Detail()
 
 
 class Charge:
     """One call's claim on its limits: its exchange has this one, from `reserve` to one `settle`.
 
-    `decision` is set by `reserve`, `meter` once an answer is metered, `due` in between. One that `raises`
-    another takes over what that holds, by the call's head, once it is admitted itself.
+    `decision` is set by `reserve`, `meter` once an answer is metered, `due` in between. `upstream_id` is
+    the upstream's own name of the call, `first_token` when a stream first produced something, in seconds of
+    the exchange's clock, 0 before. One that `raises` another takes over what that holds, by the call's
+    head, once it is admitted itself.
     """
 
     __slots__ = (
@@ -58,7 +58,9 @@ class Charge:
         "call",
         "decision",
         "due",
+        "first_token",
         "meter",
+        "upstream_id",
     )
 
     decision: Decision
@@ -81,6 +83,8 @@ class Charge:
         self._raises = raises
         self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
+        self.upstream_id = b""
+        self.first_token = 0.0
         self.due = False
 
     async def reserve(self) -> None:
@@ -182,6 +186,8 @@ class Charge:
 
     def covers(self, tokens: int) -> bool:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
+        if tokens and not self.first_token:
+            self.first_token = self._worker.ports.seconds()
         observed = self._observed
         if observed is None:
             if tokens <= self._covered():
@@ -224,24 +230,37 @@ class Charge:
             credits_of(service, self.call.model, usage, self.call.models_beside),
             usage.units,
             routed.attribution_text,
-            self._metadata(usage, status),
+            self._facts(usage, status),
         )
 
-    def _metadata(self, usage: Usage, status: int) -> bytes:
-        call, exchange = self.call, self._exchange
-        model = _quoted.get(call.model) or _quote(call.model)
-        took_ms = int((self._worker.ports.seconds() - exchange.started) * 1000)
-        ours = (
-            f'{{"model":{model},"streamed":{"true" if call.streamed else "false"},"status":{status},'
-            f'"duration_ms":{took_ms},"input":{usage.input},"output":{usage.output},'
-            f'"cached":{usage.cached},"reasoning":{usage.reasoning},'
-            f'"estimated":{"true" if usage.estimated else "false"}}}'
+    def _facts(self, usage: Usage, status: int) -> bytes:
+        call, exchange, meter = self.call, self._exchange, self.meter
+        routed, started = exchange.routed, exchange.started
+        now = self._worker.ports.seconds()
+        first_token = self.first_token
+        if not first_token and call.streamed and meter is not None and meter.produced:
+            first_token = now  # all of it came at once
+        detail = _NO_DETAIL if meter is None else meter.detail
+        theirs = routed.attribution.metadata
+        facts = CallFacts(
+            model=call.model,
+            response_model=detail.model,
+            streamed=call.streamed,
+            status=status,
+            duration_ms=int((now - started) * 1000),
+            first_token_ms=int((first_token - started) * 1000) if first_token else None,
+            counts=detail.counts(usage),
+            total=usage.total,
+            units=usage.units,
+            estimated=usage.estimated,
+            tools=detail.tools,
+            service_tier=detail.service_tier,
+            route=routed.label,
+            upstream_request_id=self.upstream_id.decode("latin-1"),
+            metadata=msgspec.Raw(theirs) if theirs else NONE,
+            unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
         )
-        theirs = exchange.routed.attribution.metadata
-        if theirs:
-            merged = json.loads(theirs) | json.loads(ours)
-            return json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode()
-        return ours.encode()
+        return write_facts(facts)
 
     def _count(self, usage: Usage, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
@@ -268,10 +287,3 @@ def _may_have_worked(usage: Usage, status: int) -> bool:
     """Whether an upstream that said nothing of any use may have begun: it did not refuse either."""
     said = usage.units > 0 or usage.total > 0 or usage.reported
     return not said and (status == 0 or 200 <= status < 300)
-
-
-def _quote(model: str) -> str:
-    """A model's name as JSON; names seen are remembered, within bounds."""
-    quoted = json.dumps(model, ensure_ascii=False)
-    _names.keep(model, quoted)
-    return quoted

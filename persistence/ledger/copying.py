@@ -1,4 +1,4 @@
-"""Fresh entries copied into the four ledgers, and which entry it was when PostgreSQL refuses one."""
+"""Fresh entries copied into ledgers and journal, and which entry it was when PostgreSQL refuses one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from psycopg import Connection
 from gateway.core.accounts.ledger import Event, EventKind
 from persistence.ledger import rows, statements
 from persistence.ledger.attribution import Name
+from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 
 ROWS_A_CHUNK = 500
@@ -26,6 +27,7 @@ _ACCOUNTS = {
     "credit_transaction": CREDITS,
     "credit_posting": CREDITS,
     "feature_usage": USAGE,
+    "call": TOKENS,
 }
 
 
@@ -47,7 +49,13 @@ class Copies:
             "credit_transaction": [p for p in _with(fresh, CREDITS) if event_of(p).kind != EventKind.CREDIT],
             "feature_usage": _with(fresh, USAGE),
             "credit_posting": [p for p in _with(fresh, CREDITS) if event_of(p).kind == EventKind.CREDIT],
+            "call": [placed for placed in fresh if event_of(placed).kind == EventKind.CONSUME],
         }
+        self._corrections = [
+            event_of(placed)
+            for placed in fresh
+            if event_of(placed).kind == EventKind.ADJUST and event_of(placed).facts
+        ]
 
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
         """Copy every row; answers how many by ledger. `Unstorable` where one cannot be packed."""
@@ -67,11 +75,14 @@ class Copies:
                 rows.POSTING_COLUMNS,
                 lambda event: rows.posting_row(event, additions.get(event.source.lower())),
             ),
+            "call": (CALL_COLUMNS, lambda event: call_row(event, user(event))),
         }
         written = {table: placed for table, placed in self._by_table.items() if placed}
         for table, placed in written.items():
             columns, row = shapes[table]
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
+        for event in self._corrections:
+            connection.execute(statements.CORRECT_CALL, correction(event))
         return {table: len(placed) for table, placed in written.items()}
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:

@@ -89,9 +89,9 @@ def token_row(event: Event, user_id: int | None) -> bytes:
             NULL if event.flags & _UNLIMITED else _BIGINT(8, event.remaining),
             request,
             control,
-            _reference(event.service_id),
-            _reference(event.key_id),
-            _reference(user_id),
+            reference(event.service_id),
+            reference(event.key_id),
+            reference(user_id),
             _json(event.metadata),
         )
     )
@@ -137,8 +137,8 @@ def posting_row(event: Event, origin: Origin | None) -> bytes:
             _BIGINT(8, signed),
             _BIGINT(8, event.balance),
             _text(kind),
-            _reference(credit_addition_id),
-            _uuid(event.source),
+            reference(credit_addition_id),
+            uuid_field(event.source),
             _json(event.metadata),
         )
     )
@@ -159,8 +159,8 @@ def corrects(metadata: bytes) -> str:
 
 def _names(event: Event) -> tuple[bytes, bytes]:
     if event.kind == _CONSUMED:
-        return _uuid(event.source), NULL
-    return _uuid(corrects(event.metadata)), _uuid(event.source)
+        return uuid_field(event.source), NULL
+    return uuid_field(corrects(event.metadata)), uuid_field(event.source)
 
 
 def request_of(event: Event) -> str:
@@ -171,11 +171,11 @@ def request_of(event: Event) -> str:
 def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
     content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
     return (
-        _uuid(request_of(event)),
-        _reference(event.service_id),
-        _reference(event.tenant_id),
-        _reference(event.key_id),
-        _reference(user_id),
+        uuid_field(request_of(event)),
+        reference(event.service_id),
+        reference(event.tenant_id),
+        reference(event.key_id),
+        reference(user_id),
         _number(content),
         _number(project),
         _text(version) if version else NULL,
@@ -197,7 +197,8 @@ def _facts(metadata: bytes) -> dict[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _uuid(text: str) -> bytes:
+def uuid_field(text: str) -> bytes:
+    """A UUID's field, null where there is none; ValueError where it is no UUID."""
     if not text:
         return NULL
     raw = bytes.fromhex(text.replace("-", ""))
@@ -206,7 +207,8 @@ def _uuid(text: str) -> bytes:
     return _UUID_LENGTH + raw
 
 
-def _reference(value: int | None) -> bytes:
+def reference(value: int | None) -> bytes:
+    """An id's field, null where there is none."""
     return _BIGINT(8, value) if value else NULL
 
 

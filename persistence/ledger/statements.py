@@ -4,6 +4,8 @@ All of it runs inside the writer's transaction, behind the partition locks, over
 by id, so that two writers cannot wait for each other in a circle.
 """
 
+from gateway.core.billing.cost import KINDS
+
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
 SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
@@ -209,3 +211,11 @@ SELECT control_write_id::text, id, 'addition' FROM credit_addition
 UNION ALL
 SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
  WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""
+
+# What was charged by what was seen of it, once it is known what it used: credits and units are differences.
+CORRECT_CALL = f"""
+UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
+       tokens = %(tokens)s, credits = credits + %(credits)s, units = units + %(units)s, status = %(status)s,
+       duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
+       response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
+ WHERE request_id = %(request_id)s"""  # noqa: S608  # our own words

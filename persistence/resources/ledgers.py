@@ -1,11 +1,14 @@
-"""The ledgers of uses, read: an account's rows in the order of their seq."""
+"""The ledgers of uses, read: an account's rows in the order of their seq; and the journal of all calls."""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, func, select
+from itertools import chain
 
+from sqlalchemy import ColumnElement, Numeric, and_, cast, func, literal, select, text
+
+from gateway.core.billing.cost import KINDS, NANO
 from persistence.subject import Condition, Subject
-from persistence.tables.ledgers import credit_transaction, feature_usage, token_ledger
+from persistence.tables.ledgers import call, credit_transaction, feature_usage, token_ledger
 from persistence.tables.people import tenant
 
 
@@ -39,3 +42,17 @@ TOKEN_LEDGER = Subject(
 )
 CREDIT_TRANSACTIONS = Subject(credit_transaction, time="timestamp", order=("organization_id", "seq"))
 FEATURE_USAGE = Subject(feature_usage, time="timestamp", order=("organization_id", "seq"))
+
+_USAGE = func.jsonb_build_object(
+    *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),
+    literal("tools"),
+    func.coalesce(call.c.tools, text("'{}'::jsonb")),
+)
+CALLS = Subject(
+    call,
+    source=select(
+        *(column for column in call.c if column.name not in {"tools", "unknown_usage", "cost", *KINDS}),
+        _USAGE.label("usage"),
+        (cast(call.c.cost, Numeric) / NANO).label("cost"),
+    ),
+)

@@ -30,7 +30,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
     "admin_token": KEEP, "api_key": KEEP, "app_user": KEEP, "control_write": KEEP, "credit_addition": KEEP,
-    "dead_letter": KEEP, "invoice_sequence": KEEP, "known_drift": KEEP, "organization": KEEP,
+    "call": KEEP, "dead_letter": KEEP, "invoice_sequence": KEEP, "known_drift": KEEP, "organization": KEEP,
     "organization_subscription": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP,
     "service": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
     "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP, "usage_daily": KEEP,

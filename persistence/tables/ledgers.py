@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Identity, PrimaryKeyConstraint, Table, UniqueConstraint
 
+from gateway.core.billing.cost import KINDS
 from persistence.tables.columns import (
     Columns,
     amounts,
     days,
     documents,
+    flags,
     identity,
     integers,
     moments,
@@ -71,6 +73,27 @@ feature_usage = _uses(
     integers("usage_amount"),
     # What the use cost and the month's spend after it, in the counters' integer unit.
     integers("spend", "spent_after"),
+)
+
+# One row a call. `cost` is in nano-units of `currency`, null where no price said what the call costs.
+call = table(
+    "call",
+    Column("id", BigInteger, Identity(), nullable=False),
+    uuids("request_id"),
+    moments("created_at"),
+    integers(
+        "organization_id", "tenant_id", "api_key_id", "user_id?", "service_id?", "project_id?", "content_id?"
+    ),
+    texts("feature_version?", "session?", "route?", "model?", "response_model?", "service_tier?"),
+    integers(*KINDS),
+    documents("tools?"),
+    integers("tokens", "credits", "units", "cost?"),
+    texts("currency?"),
+    integers("price_id?", "status"),
+    texts("reason?"),
+    flags("streamed", "estimated"),
+    integers("duration_ms", "first_token_ms?"),
+    texts("upstream_request_id?", "unknown_usage?"),
 )
 
 usage_daily = table(

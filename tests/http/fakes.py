@@ -6,8 +6,10 @@ Every class here keeps to what its real counterpart promises: answers come later
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.core.accounts.facts import read_facts, told_of
 from gateway.core.calls.route import Route
 from gateway.core.model import (
     Caller,
@@ -260,3 +262,11 @@ class FakeCounters:
     @property
     def releases(self) -> list[Settlement]:
         return [settlement for settlement in self.settlements if not settlement.charge]
+
+
+def told(metadata: bytes) -> dict[str, object]:
+    """What the ledger's row says of a settled call."""
+    facts = read_facts(metadata)
+    assert facts is not None
+    said: dict[str, object] = json.loads(told_of(facts))
+    return said

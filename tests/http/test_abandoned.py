@@ -7,13 +7,12 @@ its request is never continued by another's.
 from __future__ import annotations
 
 import asyncio
-import json
 
 import h11
 import pytest
 
 from gateway.core.model import Settlement
-from tests.http.fakes import AUTH, CHAT, CHAT_STREAM, answer, post
+from tests.http.fakes import AUTH, CHAT, CHAT_STREAM, answer, post, told
 from tests.http.leaving import BODIES, CHUNKED, NEVER_RELEASED, SENT, is_told, leave, requests_of
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually
@@ -135,7 +134,7 @@ async def test_a_client_that_leaves_pays_the_units_it_stated_and_its_row_tells()
         await left(stage, upstream, head + BODIES["length"][0] + SENT[:9], told=True, abrupt=True)
         charge = _only(stage)
         assert (charge.units, charge.credits) == (7, 21)
-        assert json.loads(charge.metadata)["status"] == 0
+        assert told(charge.metadata)["status"] == 0
 
 
 def _everything_is_left(upstream: Upstream):  # type: ignore[no-untyped-def]  # a handler of streams

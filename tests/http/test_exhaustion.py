@@ -19,6 +19,7 @@ from tests.http.fakes import (
     chunks,
     get,
     post,
+    told,
 )
 from tests.http.stage import Stage, staged
 from tests.waiting import eventually
@@ -61,7 +62,7 @@ async def test_a_plan_that_cuts_ends_the_stream_well_and_charges_what_came() -> 
         (charge,) = stage.counters.charges
         assert seen < 100
         assert charge.tokens >= max(40, seen)
-        assert json.loads(charge.metadata)["estimated"] is True
+        assert told(charge.metadata)["estimated"] is True
         await eventually(lambda: stage.plane.upstream_connections == 0)
 
 
@@ -84,7 +85,7 @@ async def test_a_message_that_is_cut_ends_in_its_own_shape() -> None:
         kinds = [line for line in got.body.decode().splitlines() if line.startswith("event:")][-3:]
         assert kinds == ["event: content_block_stop", "event: message_delta", "event: message_stop"]
         assert '"stop_reason":"max_tokens"' in got.body.decode()
-        metadata = json.loads(stage.counters.charges[0].metadata)
+        metadata = told(stage.counters.charges[0].metadata)
         assert metadata["input"] == 9
         assert metadata["output"] >= got.body.count(b'"word "')
 

@@ -25,6 +25,7 @@ from tests.http.fakes import (
     chunks,
     get,
     post,
+    told,
 )
 from tests.http.stage import Close, staged
 from tests.waiting import eventually
@@ -39,7 +40,7 @@ async def test_an_answer_passes_byte_for_byte_and_is_charged_as_reported() -> No
         assert charge.tokens == 12
         assert got.one(b"x-request-id").decode() == hold.request_id == charge.request_id
         assert uuid.UUID(hold.request_id).version == 4
-        facts = json.loads(charge.metadata)
+        facts = told(charge.metadata)
         assert facts.pop("duration_ms") >= 0
         assert facts == {
             "model": "m", "streamed": False, "status": 200, "input": 7, "output": 5, "cached": 0,
@@ -203,7 +204,7 @@ async def test_a_stream_that_dies_is_charged_as_seen_and_cut() -> None:
         assert got.body == EVENT * 2
         (charge,) = stage.counters.charges
         assert charge.tokens > 0
-        assert json.loads(charge.metadata)["estimated"] is True
+        assert told(charge.metadata)["estimated"] is True
 
 
 async def test_an_upstream_that_stops_in_the_middle_is_cut() -> None:

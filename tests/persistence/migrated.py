@@ -19,6 +19,7 @@ from persistence.tables import metadata
 ALWAYS_THERE = ("business_model", "service")
 # What is only added to, by month.
 LEDGERS = ("token_ledger", "credit_posting", "credit_transaction", "feature_usage")
+BY_MONTH = (*LEDGERS, "call")
 
 _numbers = itertools.count(1)
 

@@ -106,7 +106,7 @@ async def test_a_gap_stops_its_account_and_nobody_else(migrated: str, writer: Wr
         account.partition: [(entry_id(), first), *lost, *((e[0], e[1]) for e in waiting[account.partition])]
     }
     report = await writer.write(fan_out(streams))
-    assert (report.held, report.rows) == (0, {"token_ledger": 4})
+    assert (report.held, report.rows) == (0, {"token_ledger": 4, "call": 3})
     assert await broken(migrated) == []
 
 
@@ -127,7 +127,7 @@ async def test_an_accepted_gap_is_listed_as_lost(migrated: str, writer: Writer) 
     batch = batch_of(account)
     assert (await writer.write(batch)).held == 1
     await release(migrated, f"tenant:{account.tenant_id}", accept=True)
-    assert (await writer.write(batch)).rows == {"token_ledger": 1}
+    assert (await writer.write(batch)).rows == {"token_ledger": 1, "call": 1}
     assert rows_of(migrated, "SELECT account, first_seq, last_seq FROM lost_event") == [
         (f"tenant:{account.tenant_id}", 2, 3)
     ]
@@ -149,7 +149,7 @@ async def test_accounts_moved_by_one_entry_wait_together(migrated: str, writer: 
     report = await writer.write(batch)
     credits_, tenant = f"credits:{account.organization_id}", f"tenant:{account.tenant_id}"
     assert sorted(report.quarantined) == [credits_, tenant]
-    assert (report.rows, report.held) == ({"token_ledger": 1}, 2)
+    assert (report.rows, report.held) == ({"token_ledger": 1, "call": 1}, 2)
     assert rows_of(migrated, "SELECT account, kind, behind FROM quarantine ORDER BY account") == [
         (credits_, "gap", None),
         (tenant, "behind", credits_),
@@ -229,7 +229,7 @@ async def test_a_poisonous_event_is_a_listed_gap_of_its_own_account(
     assert (report.dead_letters, report.rows) == (1, {"token_ledger": 2})
     assert report.entries() == entries_of(batch)
     account.consume(5)
-    assert (await writer.write(batch_of(account))).rows == {"token_ledger": 1}
+    assert (await writer.write(batch_of(account))).rows == {"token_ledger": 1, "call": 1}
     [(tenant, seq, raw)] = rows_of(migrated, "SELECT tenant_id, token_seq, raw FROM dead_letter")
     assert (tenant, seq) == (account.tenant_id, 2)
     assert raw == encode(replace(event, **poison))  # type: ignore[arg-type]  # the event's own fields

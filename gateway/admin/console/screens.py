@@ -113,6 +113,13 @@ SCREENS = {
             filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
         ),
         Screen(
+            "calls", "Calls", "call",
+            ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
+            empty="Nobody has called yet.",
+            filters=("request_id", "organization_id", "tenant_id", "user_id", "project_id", "model"),
+            spans_time=True, title_field="request_id",
+        ),
+        Screen(
             "invoices", "Invoices", "invoice",
             ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
@@ -161,6 +168,7 @@ MENU: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Offer", ("services", "organization-services", "business-models", "token-plans", "subscription-plans")),
     ("Billing", ("credit-additions", "organization-subscriptions", "invoices", "credit-transactions",
                  "feature-usage")),
+    ("Usage", ("calls",)),
     ("Operation", ("reconciliation", "quarantine", "dead-letters", "webhooks", "webhook-deliveries")),
     ("Administration", ("admin-tokens", "audit-log")),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from gateway.admin.resources import (
     access,
     audit,
     billing,
+    calls,
     catalogue,
     integrity,
     invoices,
@@ -17,7 +18,7 @@ from gateway.admin.resources.resource import Action, Report, Resource, Secret
 
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
-    for part in (people, access, quota, catalogue, billing, invoices, uses, webhooks, integrity, audit)
+    for part in (people, access, quota, catalogue, billing, invoices, uses, calls, webhooks, integrity, audit)
     for resource in part.RESOURCES
 }
 

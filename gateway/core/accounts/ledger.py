@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
 
+from gateway.core.accounts.facts import CallFacts, read_facts, told_of
 from gateway.core.billing.tiers import TIER_BYTES
 from gateway.core.layout import Layout
 
@@ -68,8 +69,9 @@ class Event:
     `source` is the request id of a use or the control-write id of a grant (36 characters),
     empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
-    a JSON object or empty. `priced`, with the usage part, says what units were priced by: the
-    month's units before them, then the tiers (`gateway/core/billing/tiers.py`); empty where it does not.
+    a JSON object or empty, made of the call's `facts` where the entry has them. `priced`, with the usage
+    part, says what units were priced by: the month's units before them, then the tiers
+    (`gateway/core/billing/tiers.py`); empty where it does not.
     """
 
     kind: int
@@ -99,6 +101,7 @@ class Event:
     metadata: bytes
     note: int = 0
     priced: bytes = b""
+    facts: CallFacts | None = None
 
 
 class EventNote(IntEnum):
@@ -128,7 +131,11 @@ def decode(packed: bytes) -> Event:
         if end != len(packed) and not _is_priced(head[2], len(packed) - end):
             raise MalformedEvent(f"{len(packed)} bytes, expected {end}")
         texts = (source.decode(), user.decode(), attribution.decode())
-        rest = (packed[at:end], head[3], packed[end:])
+        metadata = packed[at:end]
+        facts = read_facts(metadata)
+        if facts is not None:
+            metadata = told_of(facts)
+        rest = (metadata, head[3], packed[end:], facts)
         fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, *rest]
         return Event(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:

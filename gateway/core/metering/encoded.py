@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 
 from gateway.core.calls.call import Bounds, Call
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.tail import CODED_BYTES, Tail
 from gateway.core.model import Usage
@@ -100,6 +101,11 @@ class EncodedMeter:
     def told(self) -> list[str]:
         """Ids of objects that the answer inside told of."""
         return self._inner.told
+
+    @property
+    def detail(self) -> Detail:
+        """What the answer inside says beside what is charged."""
+        return self._inner.detail
 
     @property
     def surplus(self) -> bool:

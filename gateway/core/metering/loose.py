@@ -6,6 +6,7 @@ An upstream may be wrong in any way; a meter never fails for it and never believ
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 import msgspec
 
@@ -33,6 +34,11 @@ def loose_document(document: bytes) -> dict[str, object]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
+    """Whether a field is there and not null."""
+    return raw is not msgspec.UNSET and bytes(raw) != b"null"
 
 
 def integer(value: object) -> int | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds, Call
 from gateway.core.families.family import Shape
 from gateway.core.families.registry import SHAPES
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.encoded import EncodedMeter, OpaqueMeter
 from gateway.core.metering.generic import FreeMeter, GenericMeter
 from gateway.core.metering.meter import Meter
@@ -36,6 +37,10 @@ class AnswerMeter(Protocol):
     @property
     def told(self) -> list[str]:
         """Ids of objects the upstream keeps, as far as the answer told of them."""
+
+    @property
+    def detail(self) -> Detail:
+        """What the answer says of itself beside what is charged, as far as it came."""
 
     @property
     def surplus(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.calls.call import Bounds, Call, input_tokens
+from gateway.core.metering.detail import Detail
 from gateway.core.model import Usage
 
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
@@ -47,15 +48,15 @@ class Meter:
     it leaves out what an API that always reports never does;
     `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
     first event (empty where that is long) and `position` where it stands: the open block or
-    the last sequence number, as the API counts, -1 for none. `created` are cache creation tokens,
-    which only one API tells apart. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
+    the last sequence number, as the API counts, -1 for none. `detail` is what the answer says
+    beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
     was said to be finished. `withheld` bytes of what was fed wait for the end; `surplus` says that
     more came behind the end than may. `told` are ids of objects that the upstream keeps.
     `behind` says that `feed` has more to do with what it was fed, which it does once it is fed nothing.
     """
 
     __slots__ = (
-        "behind", "bounds", "cached", "call", "content_events", "created", "ended", "failed", "final",
+        "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed", "final",
         "finished",
         "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
         "status", "surplus", "text_bytes", "texts", "told", "total", "withheld",
@@ -65,7 +66,8 @@ class Meter:
         self.call = call
         self.status = status
         self.bounds = bounds
-        self.input = self.output = self.cached = self.created = self.reasoning = self.total = 0
+        self.input = self.output = self.cached = self.reasoning = self.total = 0
+        self.detail = Detail()
         self.text_bytes = self.content_events = self.finished = self.withheld = 0
         self.phase: int = OPEN
         self.behind = False

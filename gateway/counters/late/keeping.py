@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-import msgspec
-
+from gateway.core.accounts.facts import corrected
 from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
@@ -101,9 +100,8 @@ class Keeping:
         """Send a post, which needs no hold, or what was used beyond what a reclaim charged."""
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
-            own = msgspec.json.decode(late.metadata) if late.metadata else {}
-            more = msgspec.json.encode({**own, "corrects": late.request_id, "reason": CORRECTED})
-            late, mode = replace(late, metadata=more), packing.MODE_CORRECT
+            said = corrected(late.metadata, late.request_id, CORRECTED)
+            late, mode = replace(late, metadata=said), packing.MODE_CORRECT
         charge = replace(late, tokens=used.tokens, credits=used.credits, units=used.units)
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id)
         return self._client.send_script("settle", call)

@@ -7,11 +7,11 @@ body, query, user or metadata is among them; a model's name is, once an upstream
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+from gateway.core.accounts.facts import read_facts
 from gateway.core.calls.trace import Kind, Span, Trace
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
@@ -115,18 +115,27 @@ class TimedCounters:
 
 
 def _use(metadata: bytes) -> dict[str, str | int | bool]:
-    """What a row's metadata says of model and tokens: fields of ours alone, which win over a caller's."""
-    if not metadata:
+    """What the facts of a call say of models and tokens, by the names of OpenTelemetry's conventions."""
+    told = read_facts(metadata)
+    if told is None:
         return {}
-    told = json.loads(metadata)
-    facts = {
-        "gen_ai.usage.input_tokens": told["input"],
-        "gen_ai.usage.output_tokens": told["output"],
-        "tollkeeper.streamed": told["streamed"],
-        "tollkeeper.estimated": told["estimated"],
+    plain, cache_read, cache_write, cache_write_1h, output, reasoning = told.counts[:6]
+    facts: dict[str, str | int | bool] = {
+        "gen_ai.usage.input_tokens": plain + cache_read + cache_write + cache_write_1h,
+        "gen_ai.usage.output_tokens": output,
+        "tollkeeper.streamed": told.streamed,
+        "tollkeeper.estimated": told.estimated,
     }
-    if told["model"] and 200 <= told["status"] < 300:
-        facts["gen_ai.request.model"] = told["model"][:MODEL_CHARACTERS_MAX]
+    parts = {
+        "gen_ai.usage.cache_read.input_tokens": cache_read,
+        "gen_ai.usage.cache_creation.input_tokens": cache_write + cache_write_1h,
+        "gen_ai.usage.reasoning.output_tokens": reasoning,
+    }
+    facts |= {name: count for name, count in parts.items() if count}
+    if told.model and 200 <= told.status < 300:
+        facts["gen_ai.request.model"] = told.model[:MODEL_CHARACTERS_MAX]
+        if told.response_model:
+            facts["gen_ai.response.model"] = told.response_model
     return facts
 
 

@@ -39,7 +39,7 @@ async def test_accepted_contradictions_become_dead_letters_and_the_break_is_on_f
 
     await release(migrated, name, accept=True)
     report = await writer.write(batch)
-    assert (report.dead_letters, report.rows, report.held) == (2, {"token_ledger": 1}, 0)
+    assert (report.dead_letters, report.rows, report.held) == (2, {"token_ledger": 1, "call": 1}, 0)
     assert rows_of(migrated, "SELECT seq, amount, total_remaining FROM token_ledger ORDER BY seq") == [
         (1, 1000, 1000), (2, 10, 990), (3, 20, 970), (4, 9, 976),
     ]  # fmt: skip
@@ -95,5 +95,5 @@ async def test_a_gap_that_was_filled_meanwhile_is_not_accepted_again(migrated: s
         connection.execute("UPDATE quarantine SET released_at = NULL")
     await release(migrated, name, accept=True)
     assert rows_of(migrated, "SELECT first_seq, last_seq FROM lost_event") == []
-    assert (await writer.write(waiting)).rows == {"token_ledger": 1}
+    assert (await writer.write(waiting)).rows == {"token_ledger": 1, "call": 1}
     assert await broken(migrated) == []

@@ -33,6 +33,7 @@ async def test_every_movement_becomes_its_row(migrated: str, writer: Writer) -> 
         "credit_transaction": 2,
         "feature_usage": 2,
         "credit_posting": 2,
+        "call": 4,
     }
     assert sorted(report.acknowledged[account.partition]) == [e[0] for e in batch[account.partition]]
     assert len(report.control_ids[account.partition]) == 6

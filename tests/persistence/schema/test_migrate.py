@@ -16,7 +16,7 @@ from persistence import engine
 from persistence.schema import migrate, partitions
 from persistence.schema.version import NEEDED
 from persistence.tables import metadata
-from tests.persistence.migrated import LEDGERS
+from tests.persistence.migrated import BY_MONTH, LEDGERS
 from tests.persistence.scenario import one, rows_of, settle_in
 
 TOKEN_ROW = (
@@ -43,7 +43,9 @@ def test_migrating_from_three_places_at_once(database: str) -> None:
 
 def test_migrated_schema_is_the_one_the_program_was_written_for(cloned: str) -> None:
     def ours(_object: object, name: str | None, type_: str, _reflected: bool, _to: object) -> bool:
-        partition = type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in LEDGERS))
+        partition = (
+            type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in BY_MONTH))
+        )
         return type_ != "index" and not partition  # indexes are the migrations' alone
 
     with create_engine(engine.dialect_url(cloned)).connect() as connection:
@@ -71,7 +73,7 @@ def test_business_models_and_services_are_always_there(cloned: str) -> None:
 async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
     pool = engine.create(cloned)
     made = await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2)
-    assert len(made) == 2 * len(LEDGERS)
+    assert len(made) == 2 * len(BY_MONTH)
     assert await partitions.ensure(pool, months_ahead=partitions.MONTHS_AHEAD + 2) == []
     await pool.dispose()
 

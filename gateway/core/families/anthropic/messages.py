@@ -6,23 +6,39 @@ last `message_delta` is the final word; `ping` says nothing; an `error` event en
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
-from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reported import Report, Reports
 
 
-class _Usage(msgspec.Struct):
+class _CacheCreation(Report):
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Usage(Report):
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
     output_tokens: int | None = None
+    server_tool_use: dict[str, int] | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+
+
+_REPORTS = Reports(_Usage)
 
 
 class _Message(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     type: str | None = None
+    model: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -37,7 +53,7 @@ class _Event(msgspec.Struct):
     index: int | None = None
     delta: _Delta | None = None
     message: _Message | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _whole = msgspec.json.Decoder(_Message).decode
@@ -51,8 +67,9 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         _report_loose(meter, loose_document(document), True)
         return
     meter.failed = read.type == "error"
-    if read.usage is not None:
-        _report(meter, read.usage, True)
+    meter.detail.answered_by(read.model)
+    if is_there(read.usage):
+        _report(meter, bytes(read.usage), True)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -71,16 +88,18 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if text:
             meter.saw(text)
             meter.content_events += 1
-        if delta.stop_reason is not msgspec.UNSET and bytes(delta.stop_reason) != b"null":
+        if is_there(delta.stop_reason):
             meter.finished += 1
     if read.type == "content_block_start" and read.index is not None:
         meter.position = read.index
     elif read.type == "content_block_stop":
         meter.position = -1
-    if read.message is not None and read.message.usage is not None:
-        _report(meter, read.message.usage, False)
-    if read.usage is not None:
-        _report(meter, read.usage, True)
+    if read.message is not None:
+        meter.detail.answered_by(read.message.model)
+        if is_there(read.message.usage):
+            _report(meter, bytes(read.message.usage), False)
+    if is_there(read.usage):
+        _report(meter, bytes(read.usage), True)
     _note_end(meter, read.type)
     if meter.call.keeps and may_tell(data):
         meter.told += told_by_event(loose_document(data))
@@ -94,18 +113,28 @@ def _note_end(meter: Meter, kind: str | None) -> None:
         meter.phase = CLOSED
 
 
-def _report(meter: Meter, usage: _Usage, final: bool) -> None:
+def _report(meter: Meter, raw: bytes, final: bool) -> None:
     """Merge a report with the earlier ones: a number that is absent keeps its last value."""
-    if usage.input_tokens is None and usage.output_tokens is None:
+    usage = _REPORTS.read(meter, raw)
+    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
         return
+    detail = meter.detail
+    detail.served_as(usage.service_tier)
+    for name, times in (usage.server_tool_use or {}).items():
+        detail.used_tool(name.removesuffix("_requests"), times)
     read = usage.cache_read_input_tokens
     cached = meter.cached if read is None else read
     if usage.input_tokens is None:
         used = meter.input
     else:
-        if usage.cache_creation_input_tokens is not None:
-            meter.created = usage.cache_creation_input_tokens
-        used = usage.input_tokens + meter.created + cached
+        created, kept = usage.cache_creation_input_tokens, usage.cache_creation
+        if kept is not None:
+            detail.cache_write_1h = kept.ephemeral_1h_input_tokens or 0
+            if created is None:
+                created = detail.cache_write_1h + (kept.ephemeral_5m_input_tokens or 0)
+        if created is not None:
+            detail.cache_write = created - detail.cache_write_1h
+        used = usage.input_tokens + detail.cache_write + detail.cache_write_1h + cached
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     meter.report(used, output, cached, 0, used + output, final=final)
     # The last report has the output; the input was in it or in the first one.
@@ -113,19 +142,14 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
-    """Take what can be read of a usage that is not of the documented types."""
+    """Take what can be read of an event or a message that is not of the documented types."""
     message = document.get("message")
-    usage = message.get("usage") if isinstance(message, dict) else document.get("usage")
-    if not isinstance(usage, dict):
-        return
-    read = _Usage(
-        integer(usage.get("input_tokens")),
-        integer(usage.get("cache_creation_input_tokens")),
-        integer(usage.get("cache_read_input_tokens")),
-        integer(usage.get("output_tokens")),
-    )
-    _report(meter, read, final and not isinstance(message, dict))
-    meter.marked = True
+    holder = message if isinstance(message, dict) else document
+    meter.detail.answered_by(holder.get("model"))
+    usage = holder.get("usage")
+    if isinstance(usage, dict):
+        _report(meter, msgspec.json.encode(usage), final and holder is document)
+        meter.marked = True
 
 
 def _closing(meter: Meter) -> bytes:

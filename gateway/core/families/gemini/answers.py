@@ -6,19 +6,40 @@ repeats the metadata so far, and the one that carries a `finishReason` is the fi
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
+from gateway.core.metering.reported import Report, Reports
 
 
-class _Usage(msgspec.Struct, rename="camel"):
+class _Modality(Report, rename="camel"):
+    modality: str | None = None
+    token_count: int | None = None
+
+
+class _Usage(Report, rename="camel"):
     prompt_token_count: int | None = None
     tool_use_prompt_token_count: int | None = None
     candidates_token_count: int | None = None
     thoughts_token_count: int | None = None
     cached_content_token_count: int | None = None
     total_token_count: int | None = None
+    prompt_tokens_details: list[_Modality] | None = None
+    cache_tokens_details: list[_Modality] | None = None
+    candidates_tokens_details: list[_Modality] | None = None
+    tool_use_prompt_tokens_details: list[_Modality] | None = None
+    traffic_type: str | None = None
+    service_tier: str | None = None
+
+
+_REPORTS = Reports(_Usage)
+
+
+class _Grounding(msgspec.Struct, rename="camel"):
+    web_search_queries: list[Any] | None = None
 
 
 class _Part(msgspec.Struct, rename="camel"):
@@ -33,6 +54,7 @@ class _Content(msgspec.Struct):
 class _Candidate(msgspec.Struct, rename="camel"):
     content: _Content | None = None
     finish_reason: str | None = None
+    grounding_metadata: _Grounding | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
@@ -41,7 +63,8 @@ class _Feedback(msgspec.Struct, rename="camel"):
 
 class _Answer(msgspec.Struct, rename="camel"):
     candidates: list[_Candidate] | None = None
-    usage_metadata: _Usage | None = None
+    usage_metadata: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model_version: Any = None
     prompt_feedback: _Feedback | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -68,23 +91,22 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         return
     if read.error is not msgspec.UNSET:
         meter.failed = True
+    meter.detail.answered_by(read.model_version)
     for candidate in read.candidates or ():
         _see(meter, candidate)
         if candidate.finish_reason is not None:
             final = True
             meter.finished += 1
-    if read.prompt_feedback is not None and _is_refused(read.prompt_feedback):  # nothing follows
+    if read.prompt_feedback is not None and is_there(read.prompt_feedback.block_reason):  # nothing follows
         final = True
         meter.finished += 1
-    if read.usage_metadata is not None:
-        _report(meter, read.usage_metadata, final)
-
-
-def _is_refused(feedback: _Feedback) -> bool:
-    return feedback.block_reason is not msgspec.UNSET and bytes(feedback.block_reason) != b"null"
+    if is_there(read.usage_metadata):
+        _report(meter, bytes(read.usage_metadata), final)
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:
+    if candidate.grounding_metadata is not None:
+        meter.detail.used_tool("web_search", len(candidate.grounding_metadata.web_search_queries or ()))
     if candidate.content is None or not candidate.content.parts:
         return
     for part in candidate.content.parts:
@@ -95,7 +117,10 @@ def _see(meter: Meter, candidate: _Candidate) -> None:
     meter.content_events += 1
 
 
-def _report(meter: Meter, usage: _Usage, final: bool) -> None:
+def _report(meter: Meter, raw: bytes, final: bool) -> None:
+    usage = _REPORTS.read(meter, raw)
+    if usage is None:
+        return
     used = (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0)
     thoughts = usage.thoughts_token_count or 0
     output = (usage.candidates_token_count or 0) + thoughts
@@ -104,16 +129,33 @@ def _report(meter: Meter, usage: _Usage, final: bool) -> None:
         if usage.prompt_token_count is None and usage.candidates_token_count is None:
             return
         total = used + output
+    detail = meter.detail
+    detail.served_as(usage.service_tier or usage.traffic_type)
+    read, cached, written = (
+        usage.prompt_tokens_details,
+        usage.cache_tokens_details,
+        usage.candidates_tokens_details,
+    )
+    if read is not None:
+        detail.audio_input = _of(read, "AUDIO") - _of(cached, "AUDIO")
+        detail.image_input = _of(read, "IMAGE") - _of(cached, "IMAGE")
+    if written is not None:
+        detail.audio_output, detail.image_output = _of(written, "AUDIO"), _of(written, "IMAGE")
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
     meter.partial = usage.total_token_count is None
 
 
+def _of(details: list[_Modality] | None, modality: str) -> int:
+    return sum(each.token_count or 0 for each in details or () if each.modality == modality)
+
+
 def _report_loose(meter: Meter, document: bytes) -> None:
-    """Take what can be read of a usage that is not of the documented types."""
-    usage = loose_document(document).get("usageMetadata")
+    """Take what can be read of an answer that is not of the documented types."""
+    answer = loose_document(document)
+    meter.detail.answered_by(answer.get("modelVersion"))
+    usage = answer.get("usageMetadata")
     if isinstance(usage, dict):
-        names = _Usage.__struct_encode_fields__
-        _report(meter, _Usage(*(integer(usage.get(name)) for name in names)), True)
+        _report(meter, msgspec.json.encode(usage), True)
         meter.marked = True
 
 

@@ -10,8 +10,8 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.families.openai.shapes import Choice, Delta, Usage, read_event, read_whole
-from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.families.openai.shapes import USAGE, Choice, Delta, read_event, read_whole
+from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 
 DONE = b"data: [DONE]\n\n"
@@ -21,11 +21,12 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     try:
         read = read_whole(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        _report_loose(meter, document)
+        _report_loose(meter, loose_document(document))
         return
-    meter.failed = read.error is not msgspec.UNSET and bytes(read.error) != b"null"
-    if read.usage is not None:
-        _report(meter, read.usage)
+    meter.failed = is_there(read.error)
+    _name(meter, read.model, read.service_tier)
+    if is_there(read.usage):
+        _report(meter, bytes(read.usage))
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -35,16 +36,20 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         read = read_event(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         count_text(meter, data)
-        return _report_loose(meter, data)
+        event = loose_document(data)
+        return _report_loose(meter, event) and event.get("choices") == []
     if meter.call.keeps and not meter.told:
         meter.told += told_of(OBJECTS, loose_document(data))
     for choice in read.choices or ():
         _see(meter, choice)
-    if read.error is not msgspec.UNSET and bytes(read.error) != b"null":
+    if is_there(read.error):
         meter.failed = True
-    if read.usage is None:
+    if not meter.detail.model:
+        _name(meter, read.model, read.service_tier)
+    if not is_there(read.usage):
         return False
-    _report(meter, read.usage)
+    _name(meter, read.model, read.service_tier)
+    _report(meter, bytes(read.usage))
     return not read.choices
 
 
@@ -60,8 +65,7 @@ def _see(meter: Meter, choice: Choice) -> None:
             _see_rest(meter, delta)
     if meter.text_bytes > before:
         meter.content_events += 1
-    reason = choice.finish_reason
-    if reason is not msgspec.UNSET and bytes(reason) != b"null":
+    if is_there(choice.finish_reason):
         meter.finished += 1
 
 
@@ -75,32 +79,43 @@ def _see_rest(meter: Meter, delta: Delta) -> None:
             meter.saw((function.name or "") + (function.arguments or ""))
 
 
-def _report(meter: Meter, usage: Usage) -> None:
+def _name(meter: Meter, model: object, tier: object) -> None:
+    meter.detail.answered_by(model)
+    meter.detail.served_as(tier)
+
+
+def _report(meter: Meter, raw: bytes) -> bool:
+    """Take a report; whether it says anything."""
+    usage = USAGE.read(meter, raw)
+    if usage is None:
+        return False
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None and completion is None:
         prompt = usage.total_tokens  # some embedding servers say no more
         if prompt is None:
-            return
+            return False
     prompt, completion = prompt or 0, completion or 0
-    details = usage.prompt_tokens_details
-    cached = 0 if details is None else details.cached_tokens or 0
-    details = usage.completion_tokens_details
-    reasoning = 0 if details is None else details.reasoning_tokens or 0
+    cached, reasoning = usage.prompt_cache_hit_tokens or 0, 0
+    read, written, detail = usage.prompt_tokens_details, usage.completion_tokens_details, meter.detail
+    if read is not None:
+        cached = read.cached_tokens or cached
+        detail.cache_write = read.cache_write_tokens or 0
+        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
+    if written is not None:
+        reasoning = written.reasoning_tokens or 0
+        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
     meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
+    return True
 
 
-def _report_loose(meter: Meter, document: bytes) -> bool:
-    """Take what can be read of a usage that is not of the documented types."""
-    read = loose_document(document)
+def _report_loose(meter: Meter, read: dict[str, object]) -> bool:
+    """Take what can be read of a document that is not of the documented types; whether it reports a use."""
     usage = read.get("usage")
-    if not isinstance(usage, dict):
+    _name(meter, read.get("model"), read.get("service_tier"))
+    if not isinstance(usage, dict) or not _report(meter, msgspec.json.encode(usage)):
         return False
-    prompt, completion = integer(usage.get("prompt_tokens")), integer(usage.get("completion_tokens"))
-    if prompt is None and completion is None:
-        return False
-    meter.report(prompt or 0, completion or 0, 0, 0, (prompt or 0) + (completion or 0), final=True)
     meter.marked = True
-    return read.get("choices") == []
+    return True
 
 
 def _closing(meter: Meter) -> bytes:

@@ -6,29 +6,51 @@ Tokens are `usage.input_tokens` + `usage.output_tokens`, in the response itself 
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.metering.loose import count_text, integer, loose_document
+from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reported import Report, Reports
 
 
-class _Details(msgspec.Struct):
+class _InputDetails(Report):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    text_tokens: int | None = None
+
+
+class _OutputDetails(Report):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    text_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(Report):
     input_tokens: int | None = None
     output_tokens: int | None = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
+    total_tokens: int | None = None
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Item(msgspec.Struct):
+    type: Any = None
 
 
 class _Response(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     status: str | None = None
+    model: Any = None
+    service_tier: Any = None
+    output: list[_Item] | None = None
 
 
 class _Event(msgspec.Struct):
@@ -38,6 +60,10 @@ class _Event(msgspec.Struct):
     response: _Response | None = None
 
 
+_REPORTS = Reports(_Usage)
+# Items of an output that are uses of the provider's own tools end so: `web_search_call`.
+_TOOL = "_call"
+_OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
@@ -84,27 +110,43 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 def _take(meter: Meter, response: _Response) -> None:
     if response.status == "failed":
         meter.failed = True
-    usage = response.usage
-    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
+    detail = meter.detail
+    detail.answered_by(response.model)
+    detail.served_as(response.service_tier)
+    if not is_there(response.usage):
         return
+    tools = Counter(item.type for item in response.output or () if isinstance(item.type, str))
+    for kind, times in tools.items():
+        if kind.endswith(_TOOL) and kind not in _OWN_TOOLS:
+            detail.used_tool(kind.removesuffix(_TOOL), times)
+    _report(meter, bytes(response.usage))
+
+
+def _report(meter: Meter, raw: bytes) -> bool:
+    """Take a report; whether it says anything."""
+    usage = _REPORTS.read(meter, raw)
+    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
+        return False
     used, output = usage.input_tokens or 0, usage.output_tokens or 0
-    details = usage.input_tokens_details
-    cached = 0 if details is None else details.cached_tokens or 0
-    details = usage.output_tokens_details
-    reasoning = 0 if details is None else details.reasoning_tokens or 0
+    cached = reasoning = 0
+    read, written, detail = usage.input_tokens_details, usage.output_tokens_details, meter.detail
+    if read is not None:
+        cached, detail.cache_write = read.cached_tokens or 0, read.cache_write_tokens or 0
+        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
+    if written is not None:
+        reasoning = written.reasoning_tokens or 0
+        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
     meter.report(used, output, cached, reasoning, used + output, final=True)
+    return True
 
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
-    """Take what can be read of a usage that is not of the documented types."""
+    """Take what can be read of a response that is not of the documented types."""
     usage = response.get("usage")
-    if not isinstance(usage, dict):
-        return
-    used, output = integer(usage.get("input_tokens")), integer(usage.get("output_tokens"))
-    if used is None and output is None:
-        return
-    meter.report(used or 0, output or 0, 0, 0, (used or 0) + (output or 0), final=True)
-    meter.marked = True
+    meter.detail.answered_by(response.get("model"))
+    meter.detail.served_as(response.get("service_tier"))
+    if isinstance(usage, dict) and _report(meter, msgspec.json.encode(usage)):
+        meter.marked = True
 
 
 def _closing(meter: Meter) -> bytes:

@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from gateway.core.metering.reported import Report, Reports
 
-class Details(msgspec.Struct):
-    """What a number of tokens is made of."""
+
+class PromptDetails(Report):
+    """What the tokens read are made of."""
 
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    text_tokens: int | None = None
+
+
+class CompletionDetails(Report):
+    """What the tokens produced are made of."""
+
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    text_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
-    """The use a document or a last frame reports."""
+class Usage(Report):
+    """The use a document or a last frame reports; a server or two tell the cache's part beside the rest."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
-    prompt_tokens_details: Details | None = None
-    completion_tokens_details: Details | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    prompt_cache_miss_tokens: int | None = None
+
+
+USAGE = Reports(Usage)
 
 
 class Whole(msgspec.Struct):
     """A whole document."""
 
-    usage: Usage | None = None
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model: Any = None
+    service_tier: Any = None
 
 
 class Function(msgspec.Struct):
@@ -65,8 +90,10 @@ class Event(msgspec.Struct):
     """One event of a stream."""
 
     choices: list[Choice] | None = None
-    usage: Usage | None = None
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model: Any = None
+    service_tier: Any = None
 
 
 read_whole = msgspec.json.Decoder(Whole).decode

@@ -1,0 +1,74 @@
+"""What an answer says beside what is charged: kinds of tokens, tools, tier, the model that answered."""
+
+from __future__ import annotations
+
+from gateway.core.accounts.facts import Counts
+from gateway.core.model import Usage
+
+NAME_CHARACTERS_MAX = 128
+TOOLS_MAX = 16
+UNKNOWN_BYTES_MAX = 4096
+
+
+class Detail:
+    """One answer's, as far as it was read. Tokens are parts of what its `Usage` has.
+
+    `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
+    name. `unknown` is the last report of use that says something nobody here knows, a JSON object.
+    """
+
+    __slots__ = (
+        "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input", "image_output",
+        "model", "service_tier", "tools", "unknown",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.cache_write = self.cache_write_1h = 0
+        self.audio_input = self.audio_output = self.image_input = self.image_output = 0
+        self.model = self.service_tier = ""
+        self.tools: dict[str, int] = {}
+        self.unknown = b""
+
+    def answered_by(self, model: object) -> None:
+        """An answer names the model that made it."""
+        if not self.model:
+            self.model = _name(model)
+
+    def served_as(self, tier: object) -> None:
+        """An answer names the tier of service it had."""
+        if tier is not None:
+            self.service_tier = _name(tier).lower()
+
+    def used_tool(self, name: str, times: int) -> None:
+        """So often a tool was used, as the last report says."""
+        if times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
+            self.tools[name] = times
+
+    def counts(self, usage: Usage) -> Counts:
+        """Tokens by kind: each is within what is charged, whatever an answer says."""
+        left = usage.input
+        cache_read = min(usage.cached, left)
+        left -= cache_read
+        cache_write_1h = _within(self.cache_write_1h, left)
+        left -= cache_write_1h
+        cache_write = _within(self.cache_write, left)
+        left -= cache_write
+        audio_input = _within(self.audio_input, left)
+        output = usage.output
+        audio_output = _within(self.audio_output, output)
+        return (
+            left, cache_read, cache_write, cache_write_1h, output, _within(usage.reasoning, output),
+            audio_input, audio_output,
+            _within(self.image_input, left - audio_input), _within(self.image_output, output - audio_output),
+        )  # fmt: skip
+
+
+def _within(count: int, most: int) -> int:
+    return max(0, min(count, most))
+
+
+def _name(value: object) -> str:
+    """A name as it may be stored and shown; empty where it is none."""
+    if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
+        return value
+    return ""

@@ -1,0 +1,111 @@
+"""The journal's row of a call, as COPY reads it: what it used, what it cost, whose it was.
+
+Pure. A text of an upstream or a caller never keeps a charge from being stored: it is cut and cleaned here.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import msgspec
+
+from gateway.core.accounts.facts import NONE, CallFacts, facts_in
+from gateway.core.accounts.ledger import Event
+from gateway.core.billing.cost import KINDS
+from gateway.core.model import INTEGER_MAX
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE
+from persistence.ledger.rows import EPOCH_MS, NULL, reference, uuid_field
+
+TEXT_CHARS_MAX = 256
+UNKNOWN_BYTES_MAX = 4096
+NANO_MAX = 2**63 - 1
+
+CALL_COLUMNS = (
+    "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
+    f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
+    " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
+    " first_token_ms, upstream_request_id, unknown_usage, reason"
+)
+FIELDS = CALL_COLUMNS.count(",") + 1
+
+_FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
+_BIGINT = Struct(">iq").pack
+_LENGTH = Struct(">i").pack
+
+
+def call_row(event: Event, user_id: int | None) -> bytes:
+    """The `call` row of a use."""
+    facts = event.facts or facts_in(event.metadata)
+    flags = event.flags
+    content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
+    tokens = facts.total if event.facts is not None or not flags & TOKENS else event.amount
+    units = event.units if flags & USAGE else facts.units
+    counted: list[int] = []
+    for count in facts.counts:
+        counted += (8, count if 0 <= count <= INTEGER_MAX else 0)
+    return b"".join(
+        (
+            _FIXED(
+                FIELDS, 8, event.organization_id, 8, event.tenant_id, 8, event.key_id,
+                8, (event.at_ms - EPOCH_MS) * 1000, 8, tokens, 8, event.credits if flags & CREDITS else 0,
+                8, units, 8, facts.status, 8, facts.duration_ms, 1, facts.streamed, 1, facts.estimated,
+                *counted,
+            ),
+            uuid_field(event.source),
+            reference(event.service_id),
+            reference(user_id),
+            _BIGINT(8, int(content)) if content else NULL,
+            _BIGINT(8, int(project)) if project else NULL,
+            _text(version),
+            _text(facts.session),
+            _text(facts.route),
+            _text(facts.model),
+            _text(facts.response_model),
+            _text(facts.service_tier),
+            _tools(facts.tools) if facts.tools else NULL,
+            NULL if facts.cost is None else _BIGINT(8, min(facts.cost, NANO_MAX)),
+            _text(facts.currency),
+            reference(facts.price_id),
+            NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
+            _text(facts.upstream_request_id),
+            NULL if facts.unknown == NONE else _bytes(bytes(facts.unknown)[:UNKNOWN_BYTES_MAX]),
+            _text(facts.reason),
+        )
+    )  # fmt: skip
+
+
+def correction(event: Event) -> dict[str, object]:
+    """What a call really used that was charged by what was seen of it, for `statements.CORRECT_CALL`."""
+    facts, flags = event.facts or CallFacts(), event.flags
+    return {
+        **dict(zip(KINDS, facts.counts, strict=True)),
+        "request_id": facts.corrects,
+        "tokens": facts.total,
+        "credits": event.credits if flags & CREDITS else 0,
+        "units": event.units if flags & USAGE else 0,
+        "status": facts.status,
+        "duration_ms": facts.duration_ms,
+        "streamed": facts.streamed,
+        "estimated": facts.estimated,
+        "model": facts.model or None,
+        "response_model": facts.response_model or None,
+        "cost": facts.cost,
+        "currency": facts.currency or None,
+        "price_id": facts.price_id or None,
+    }
+
+
+def _text(value: str) -> bytes:
+    return _bytes(value[:TEXT_CHARS_MAX].encode("utf-8", "replace")) if value else NULL
+
+
+def _bytes(raw: bytes) -> bytes:
+    clean = raw.replace(b"\0", b"")
+    return _LENGTH(len(clean)) + clean
+
+
+def _tools(counts: dict[str, int]) -> bytes:
+    raw = msgspec.json.encode(
+        {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
+    )
+    return _LENGTH(len(raw) + 1) + b"\1" + raw

@@ -1,0 +1,181 @@
+"""What an answer says beside its charge: kinds, tools, tier, model, and what nobody knows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.metering.detail import Detail
+from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.core.model import Usage
+from tests.core.meter.recorded import JSON, call, frame
+
+MESSAGE_USAGE = {
+    "input_tokens": 3,
+    "cache_creation_input_tokens": 20_000,
+    "cache_read_input_tokens": 180_000,
+    "cache_creation": {"ephemeral_5m_input_tokens": 5_000, "ephemeral_1h_input_tokens": 15_000},
+    "output_tokens": 500,
+    "server_tool_use": {"web_search_requests": 7, "web_fetch_requests": 0},
+    "service_tier": "priority",
+}
+# What each API says, as (answer, counts, tools, tier, model).
+ANSWERS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, int], str, str]] = {
+    "anthropic_messages": (
+        {"type": "message", "model": "claude-opus-5-20260701", "usage": MESSAGE_USAGE},
+        (3, 180_000, 5_000, 15_000, 500, 0, 0, 0, 0, 0),
+        {"web_search": 7},
+        "priority",
+        "claude-opus-5-20260701",
+    ),
+    "openai_chat": (
+        {
+            "model": "gpt-4o-audio-2026", "service_tier": "flex", "choices": [],
+            "usage": {
+                "prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
+                "prompt_tokens_details": {"cached_tokens": 40, "audio_tokens": 30, "text_tokens": 70},
+                "completion_tokens_details": {
+                    "reasoning_tokens": 10, "audio_tokens": 20,
+                    "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 5,
+                },
+            },
+        },
+        (60, 40, 0, 0, 50, 10, 30, 20, 0, 0),
+        {},
+        "flex",
+        "gpt-4o-audio-2026",
+    ),
+    "openai_responses": (
+        {
+            "model": "gpt-5.1", "service_tier": "default", "status": "completed",
+            "output": [{"type": "web_search_call"}, {"type": "reasoning"}, {"type": "web_search_call"},
+                       {"type": "function_call"}, {"type": "code_interpreter_call"}],
+            "usage": {
+                "input_tokens": 36, "output_tokens": 87, "total_tokens": 123,
+                "input_tokens_details": {"cached_tokens": 8},
+                "output_tokens_details": {"reasoning_tokens": 64},
+            },
+        },
+        (28, 8, 0, 0, 87, 64, 0, 0, 0, 0),
+        {"web_search": 2, "code_interpreter": 1},
+        "default",
+        "gpt-5.1",
+    ),
+    "gemini_generate": (
+        {
+            "modelVersion": "gemini-3-pro",
+            "candidates": [
+                {"finishReason": "STOP", "groundingMetadata": {"webSearchQueries": ["a", "b"]}, "content": {}}
+            ],
+            "usageMetadata": {
+                "promptTokenCount": 100, "cachedContentTokenCount": 20, "candidatesTokenCount": 30,
+                "thoughtsTokenCount": 15, "totalTokenCount": 145,
+                "promptTokensDetails": [
+                    {"modality": "TEXT", "tokenCount": 50}, {"modality": "AUDIO", "tokenCount": 40},
+                    {"modality": "IMAGE", "tokenCount": 10},
+                ],
+                "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 20}],
+                "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 25}],
+                "trafficType": "ON_DEMAND",
+            },
+        },
+        (80, 20, 0, 0, 45, 15, 20, 0, 10, 25),
+        {"web_search": 2},
+        "on_demand",
+        "gemini-3-pro",
+    ),
+}  # fmt: skip
+
+
+def whole(meter: str, answer: dict[str, Any]) -> AnswerMeter:
+    made = make_meter(call(meter), 200, JSON)
+    made.whole(json.dumps(answer).encode())
+    return made
+
+
+@pytest.mark.parametrize("meter", ANSWERS)
+def test_every_api_tells_kinds_tools_tier_and_model(meter: str) -> None:
+    answer, counts, tools, tier, model = ANSWERS[meter]
+    made = whole(meter, answer)
+    usage, detail = made.usage(), made.detail
+    assert detail.counts(usage) == counts
+    assert sum(counts[:5]) == usage.total
+    assert (detail.tools, detail.service_tier, detail.model) == (tools, tier, model)
+    assert (detail.unknown, usage.estimated) == (b"", False)
+
+
+def test_a_stream_of_messages_tells_what_its_two_reports_do() -> None:
+    made = make_meter(call("anthropic_messages", streamed=True), 200, b"text/event-stream")
+    message = {"type": "message", "model": "claude-5", "usage": MESSAGE_USAGE | {"output_tokens": 1}}
+    made.feed(frame({"type": "message_start", "message": message}, "message_start"))
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 500}}
+    made.feed(frame(end, "message_delta"))
+    made.feed(frame({"type": "message_stop"}, "message_stop"))
+    made.finish()
+    assert made.detail.counts(made.usage()) == ANSWERS["anthropic_messages"][1]
+    assert (made.detail.model, made.detail.tools) == ("claude-5", {"web_search": 7})
+
+
+@pytest.mark.parametrize(
+    ("meter", "usage"),
+    [
+        ("openai_chat", {"prompt_tokens": 3, "completion_tokens": 4, "cost": 0.01}),
+        (
+            "openai_chat",
+            {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"video_tokens": 1}},
+        ),
+        ("openai_responses", {"input_tokens": 3, "output_tokens": 4, "thinking": {"tokens": 2}}),
+        ("anthropic_messages", {"input_tokens": 3, "output_tokens": 4, "speed": "fast"}),
+    ],
+)
+def test_what_nobody_knows_is_kept_as_it_came_and_changes_nothing_else(
+    meter: str, usage: dict[str, Any]
+) -> None:
+    made = whole(meter, {"type": "message", "status": "completed", "usage": usage})
+    assert json.loads(made.detail.unknown) == usage
+    assert (made.usage().input, made.usage().output, made.usage().estimated) == (3, 4, False)
+
+
+def test_numbers_of_a_wrong_type_are_read_and_mark_the_use() -> None:
+    made = whole(
+        "openai_chat", {"usage": {"prompt_tokens": 3.0, "completion_tokens": "4", "total_tokens": 7}}
+    )
+    assert (made.usage().input, made.usage().estimated) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "a\nb", 7, None, {"a": 1}])
+def test_a_name_nobody_may_be_shown_is_none(name: object) -> None:
+    detail = Detail()
+    detail.answered_by(name)
+    detail.served_as(name)
+    assert (detail.model, detail.service_tier) == ("", "")
+
+
+numbers = st.integers(-10, 2**40)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=4, max_size=4), st.lists(numbers, min_size=6, max_size=6))
+def test_whatever_an_answer_says_its_kinds_add_up_to_what_is_charged(
+    said: list[int], parts: list[int]
+) -> None:
+    detail = Detail()
+    detail.cache_write, detail.cache_write_1h, detail.audio_input, detail.audio_output = parts[:4]
+    detail.image_input, detail.image_output = parts[4:]
+    usage = Usage(*said)
+    counts = detail.counts(usage)
+    assert min(counts) >= 0
+    assert sum(counts[:4]) == usage.input
+    assert counts[4] == usage.output
+    assert counts[6] + counts[8] <= counts[0]
+    assert max(counts[5], counts[7] + counts[9]) <= counts[4]
+
+
+def test_tools_that_are_kept_have_a_most() -> None:
+    detail = Detail()
+    for number in range(100):
+        detail.used_tool(f"tool{number}", 1)
+    assert len(detail.tools) == 16

@@ -1,0 +1,108 @@
+"""The journal: one row a call, in the flush's transaction, whatever callers and upstreams say."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.ledger import EventKind
+from persistence.ledger.writer import Writer
+from tests.persistence.scenario import Account, batch_of, broken, settle_in
+
+FACTS = CallFacts(
+    model="m", response_model="m-1", streamed=True, status=200, duration_ms=9, first_token_ms=4,
+    counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1, tools={"web_search": 2},
+    service_tier="priority", cost=354_000_001, currency="USD", price_id=3, route="/v1/messages",
+    session="s", upstream_request_id="req_1", unknown=msgspec.Raw(b'{"new":1}'),
+)  # fmt: skip
+
+
+def calls_in(url: str) -> list[dict[str, Any]]:
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        return connection.execute("SELECT * FROM call ORDER BY id").fetchall()
+
+
+def opened(url: str) -> Account:
+    [account] = settle_in(url, 1000)
+    account.reset()
+    return account
+
+
+async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    event = account.consume(21, user="ann", attribution="7\t8\tv3", metadata=write_facts(FACTS))
+    await writer.write(batch_of(account))
+    [call] = calls_in(migrated)
+    assert str(call["request_id"]) == event.source
+    assert call["user_id"] is not None
+    assert {name: call[name] for name in call.keys() - {"id", "request_id", "created_at", "user_id"}} == {
+        "organization_id": account.organization_id, "tenant_id": account.tenant_id, "api_key_id": 5,
+        "service_id": 1, "project_id": 8, "content_id": 7, "feature_version": "v3", "session": "s",
+        "route": "/v1/messages", "model": "m", "response_model": "m-1", "service_tier": "priority",
+        "input": 5, "cache_read": 4, "cache_write": 3, "cache_write_1h": 2, "output": 7,
+        "reasoning": 6, "audio_input": 1,
+        "audio_output": 0, "image_input": 0, "image_output": 0, "tools": {"web_search": 2}, "tokens": 21,
+        "credits": 0, "units": 1, "cost": 354_000_001, "currency": "USD", "price_id": 3, "status": 200,
+        "reason": None, "streamed": True, "estimated": False, "duration_ms": 9, "first_token_ms": 4,
+        "upstream_request_id": "req_1", "unknown_usage": '{"new":1}',
+    }  # fmt: skip
+    assert await broken(migrated) == []
+
+
+async def test_a_call_of_several_ledgers_is_one_row_and_no_other_movement_is_one(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    account.credit(100)
+    account.consume(10, credits_=3, units=2, metadata=write_facts(FACTS))
+    account.grant(EventKind.RECHARGE, 5)
+    batch = batch_of(account)
+    await writer.write(batch)
+    await writer.write(batch)
+    [call] = calls_in(migrated)
+    assert (call["tokens"], call["credits"], call["units"]) == (21, 3, 2)
+
+
+async def test_a_call_that_was_charged_by_what_was_seen_is_corrected_in_its_row(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    request = str(uuid.uuid4())
+    account.credit(100)
+    reclaimed = b'{"estimated":true,"reclaimed":true}'
+    account.consume(5, credits_=1, request_id=request, metadata=reclaimed)
+    await writer.write(batch_of(account))
+    [before] = calls_in(migrated)
+    assert (before["tokens"], before["credits"], before["estimated"], before["model"]) == (5, 1, True, None)
+    more = corrected(write_facts(FACTS), request, "settled late")
+    account.consume(16, credits_=2, kind=EventKind.ADJUST, metadata=more)
+    await writer.write(batch_of(account))
+    [after] = calls_in(migrated)
+    told = ("tokens", "credits", "estimated", "model", "cache_read", "cost")
+    assert [after[name] for name in told] == [21, 3, False, "m", 4, 354_000_001]
+    assert (after["id"], after["created_at"]) == (before["id"], before["created_at"])
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        msgspec.structs.replace(FACTS, response_model="a\0b" * 200, upstream_request_id="😀"),
+        msgspec.structs.replace(FACTS, tools={"a\0": 1, "ü": 2, "good": 3}),
+        msgspec.structs.replace(FACTS, counts=(-1, 2**60, *FACTS.counts[2:]), cost=2**70),
+        msgspec.structs.replace(FACTS, unknown=msgspec.Raw(b'{"a":"\\u0000"}')),
+        msgspec.structs.replace(FACTS, metadata=msgspec.Raw(b'["none"]')),
+    ],
+)
+async def test_nothing_an_upstream_says_keeps_a_charge_from_its_ledger(
+    migrated: str, writer: Writer, facts: CallFacts
+) -> None:
+    account = opened(migrated)
+    account.consume(21, metadata=msgspec.json.encode(facts))
+    report = await writer.write(batch_of(account))
+    assert (report.rows["token_ledger"], report.rows["call"], report.dead_letters) == (2, 1, 0)
