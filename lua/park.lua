@@ -25,7 +25,7 @@ for at = 1, #ARGV[3], STREAM_ID_BYTES do
   local id = format('%.0f-%.0f', ms, number)
   local found = call('XRANGE', KEYS[2], id, id)[1]
   if found then
-    -- where a stream was replaced its ids may be behind those that wait: such an entry stays where it is
+    -- where a stream was replaced its ids may be lower than those that wait: such an entry stays where it is
     if kind_of(try('XADD', KEYS[4], id, values(found[2]))) == 'table' then break end
     call('XDEL', KEYS[2], id)
   end

@@ -148,7 +148,7 @@ class Store:
         await self.write(Command(*wanted, lambda row: row, subscription_id))
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Read every use behind an invoice, in batches; `NotFound` if there is no such invoice."""
+        """Read every use that an invoice bills, in batches; `NotFound` if there is no such invoice."""
         return InvoiceUsage(self._engine).rows(invoice_id)
 
     async def staff_token(self, digest: str) -> Actor | None:

@@ -1,4 +1,4 @@
-"""Documents of invoices: PDF, lines as CSV, and every use behind them as CSV."""
+"""Documents of invoices: PDF, lines as CSV, and every use they bill as CSV."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Store(Protocol):
         """Say why the counters refused one of these control writes; None if they did not."""
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Read every use behind an invoice, in batches."""
+        """Read every use that an invoice bills, in batches."""
 
     async def staff_token(self, digest: str) -> Actor | None:
         """Find a named admin token that is neither expired nor revoked."""

@@ -123,7 +123,7 @@ class Awake:
         self._now = now
 
     def at(self, now: float) -> float:
-        """The time awake at a moment behind the last look."""
+        """The time awake at a moment after the last look."""
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
     def look(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""Tells one history of the data from another: a process proves nothing, its data may be exchanged under it.
+"""The detector of exchanged data: that the process is the same proves nothing, its data may be another.
 
 The data carries the name of its history (`tk:history`): a generation, and a nonce. Whoever notices that the
 data is not a continuation of what it knew begins the next generation; markers are of another history then, so

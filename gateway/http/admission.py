@@ -46,7 +46,7 @@ def shed(worker: Worker, caller: Caller) -> None:
 
 
 async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
-    """Whether a body that did not come with its head is here a moment later: clients write it behind."""
+    """Whether a body that did not come with its head is here a moment later: clients send it after that."""
     soon = exchange.connection.body_soon(caller)
     if soon is not None:
         await soon

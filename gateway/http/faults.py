@@ -23,7 +23,7 @@ class Fault(Exception):
 
 
 class FaultLog:
-    """Log faults, so many in a period; the next line behind it counts those left out."""
+    """Log faults, so many in a period; the next line after it counts those left out."""
 
     __slots__ = ("_began", "_left_out", "_lines", "_log", "_seconds")
 

@@ -1,6 +1,6 @@
 """The answer on its way to the client: through the meter, at the client's speed, its end held back.
 
-Nobody has a complete answer before it is charged: what tells its end waits in the meter, with all
+Nobody has a complete answer before it is charged: what shows its end waits in the meter, with all
 that comes behind it, for the settlement. A whole JSON document is held back up to a bound, so that an
 upstream that breaks off is a clean 502; a stream passes event by event.
 """
@@ -152,7 +152,7 @@ async def _caught_up(worker: Worker, caller: Caller, link: Link, meter: AnswerMe
 
 
 def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes) -> bytes:
-    """What of the data may pass; objects that it tells of are the caller's from now on."""
+    """What of the data may pass; objects that it names are the caller's from now on."""
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told:
         worker.ports.objects.keep(caller, take_told(meter))
@@ -160,7 +160,7 @@ def _metered(worker: Worker, caller: Caller, meter: AnswerMeter, data: bytes) ->
 
 
 def take_told(meter: AnswerMeter) -> list[str]:
-    """The ids of objects that an answer told of since the last time."""
+    """The ids of objects that an answer named since the last time."""
     told = meter.told.copy()
     meter.told.clear()
     return told

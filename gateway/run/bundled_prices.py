@@ -145,7 +145,7 @@ def _clauses(match: Any) -> Iterator[Any]:
 
 
 def _spelled(regex: str) -> Iterator[tuple[str, str]]:
-    """What a regular expression matches, where it is a name, or one with digits behind it."""
+    """What a regular expression matches, where it is a name, or one with digits after it."""
     if dated := _DATED.fullmatch(regex):
         for between in "-@" if dated["between"] else ("",):
             yield PREFIX, f"{_plain(dated['name'])}{between}20"

@@ -30,7 +30,7 @@ end
 -- the units of the month it is
 local function settled_of(activation, month) return month > activation.month and 0 or activation.quantity end
 
--- what `more` units cost behind `before` others
+-- what `more` units cost after `before` others
 local function price_of(tiers, before, more) return cost_of(tiers, before + more) - cost_of(tiers, before) end
 
 -- What is held of the cap for a service is what all its units in flight would cost if they settled now, all together:

@@ -42,7 +42,7 @@ local function today(raw, name)
   return HOLD.today(raw, number)
 end
 
--- The partition's marker, and states and holds behind it, as they are packed today. Fields only ever come, so a state
+-- The partition's marker, and states and holds after it, as they are packed today. Fields only ever come, so a state
 -- of today's size has today's fields. `sizes` says by place which are known: to look at each number costs 1 % of a pair
 local any_size = {}
 local function stored(keys, first, sizes)

@@ -58,13 +58,13 @@ Covered = tuple[datetime, datetime, int]
 
 
 class InvoiceUsage:
-    """Reads what is behind invoices, in batches."""
+    """Reads the uses that invoices bill, in batches."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def rows(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
-        """Every use behind an invoice, by account and seq; `NotFound` if there is no such invoice."""
+        """Every use that an invoice bills, by account and seq; `NotFound` if there is no such invoice."""
         async with self._engine.connect() as connection:
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:

@@ -34,7 +34,7 @@ SELECT 'tenant:' || k.id AS account, q.last_seq, q.tokens_remaining AS head, fou
                       ORDER BY seq DESC LIMIT 1) AS last ON true
   LEFT JOIN known_drift AS d ON d.account = 'tenant:' || k.id AND d.seq = k.seq""")
 # An unlimited account has no balance: what counts are the movements since it became limited. A drift on
-# file shows in the row behind it; until there is one, only the counters show it.
+# file shows in the row after it; until there is one, only the counters show it.
 _TENANT_SUMS = text("""
 SELECT 'tenant:' || k.id AS account, s.rows, s.last IS NOT DISTINCT FROM s.unlimited AS unlimited,
        coalesce((SELECT sum(CASE l.direction WHEN 'IN' THEN l.amount ELSE -l.amount END)

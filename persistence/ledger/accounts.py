@@ -155,7 +155,7 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
 
 
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
-    """Keep what cannot become rows, raw, and let its accounts go on behind it.
+    """Keep what cannot become rows, raw, and let its accounts go on after it.
 
     What was set `aside` had no place of its own: it names whose it is, and leaves no gap.
     """

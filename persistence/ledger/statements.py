@@ -15,7 +15,7 @@ SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transactio
        CASE WHEN current_setting('server_version_num')::integer >= 170000
             THEN set_config('transaction_timeout', %s, true) END"""
 
-# Asked behind the locks, and not by their statement: whoever verified in between is seen then.
+# Asked once the locks are held, and not by their statement: whoever verified in between is seen then.
 HISTORIES = """
 SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
 

@@ -46,7 +46,7 @@ def set_aside(faults: Iterable[Fault], accepted: Accepted) -> dict[Place, str]:
 
 
 def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: Accepted) -> None:
-    """Where an account goes on behind what was set aside from another balance, store that."""
+    """Where an account goes on after what was set aside from another balance, store that."""
     done: set[str] = set()
     for placed in fresh if accepted else ():
         event = event_of(placed)

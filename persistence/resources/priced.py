@@ -1,6 +1,6 @@
 """No price is stored that the business model of its service cannot use: a call could not be charged by it.
 
-Checked is what holds behind a change, in its own transaction: the service's price, and the prices of
+What holds after a change is checked, in its own transaction: the service's price, and the prices of
 organizations that follow the service or go another way.
 """
 

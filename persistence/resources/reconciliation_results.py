@@ -103,7 +103,7 @@ class Results:
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
-    """Note where the balance changed without a movement: where the rows show it, else behind the last."""
+    """Note where the balance changed without a movement: where the rows show it, else after the last."""
     breaks = [
         (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})
     ]

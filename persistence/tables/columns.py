@@ -1,4 +1,4 @@
-"""The column shapes every table is made of, named once for many columns; a `?` behind a name: may be null.
+"""The column shapes every table is made of, named once for many columns; a `?` after a name: may be null.
 
 Names, types and keys alone: constraints, defaults and indexes stand in the migrations' SQL, which runs.
 """

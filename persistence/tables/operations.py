@@ -149,7 +149,7 @@ reconciliation = table(
     documents("items"),
 )
 
-# Balances that were found changed by no movement, just behind `seq`, and put right when asked.
+# Balances that were found changed by no movement, just after `seq`, and put right when asked.
 known_drift = table(
     "known_drift",
     identity(),

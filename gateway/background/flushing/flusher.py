@@ -42,7 +42,7 @@ class Outbox(Protocol):
         ...
 
     async def read(self, after: Mapping[int, bytes], count: int) -> Streams:
-        """Up to `count` entries (id, packed) of each partition behind an entry id; b"" is the start."""
+        """Up to `count` entries (id, packed) of each partition after an entry id; b"" is the start."""
         ...
 
     async def acknowledge(

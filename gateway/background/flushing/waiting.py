@@ -40,7 +40,7 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Whose entries are to be checked before anything newer, and behind which one."""
+        """Whose entries are to be checked before anything newer, and after which one."""
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()

@@ -1,4 +1,4 @@
-"""Tells of wrong credentials: a line in the log a site and interval, and for people's port a stored row.
+"""Reports wrong credentials: a line in the log a site and interval, and for people's port a stored row.
 
 Both are bounded by what `Failures` tells at a time, so that nobody fills a log or a table by guessing.
 """
@@ -14,7 +14,7 @@ INTERVAL_S = 10.0
 
 
 class FailureTeller:
-    """Tells what failed at one port; `keep` stores it, where there is a store."""
+    """Reports what failed at one port; `keep` stores it, where there is a store."""
 
     def __init__(
         self,

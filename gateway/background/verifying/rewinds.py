@@ -24,7 +24,7 @@ class Streams(Protocol):
         """The partitions whose stream never had this entry."""
 
     async def read(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
-        """What went on behind an entry where the stream never had that, but for accounts in quarantine; None
+        """What went on after an entry where the stream never had that, but for accounts in quarantine; None
         where it had.
         """
 
@@ -44,7 +44,7 @@ class Target(Protocol):
 
 
 class Fence(Protocol):
-    """What tells one history from another."""
+    """What distinguishes one history from another."""
 
     async def look(self) -> None:
         """Make sure that what was read until now is of the history that is named."""
@@ -63,7 +63,7 @@ class Marks(Protocol):
         """Who is quarantined."""
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition's stream goes on behind this entry."""
+        """Note that a partition's stream goes on after this entry."""
 
 
 class Rewinds:
@@ -84,7 +84,7 @@ class Rewinds:
             self._said |= {one: marks[one] for one in behind}
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, Strays]:
-        """What went on in these partitions behind what is stored, where the stream never had that."""
+        """What went on in these partitions after what is stored, where the stream never had that."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
             one: await self._streams.read(one, marks[one], stopped) for one in partitions if one in marks

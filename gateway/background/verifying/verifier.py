@@ -95,7 +95,7 @@ class Target(Protocol):
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Accounts whose state is missing or whose seq is behind."""
+        """Accounts whose state is missing or whose seq lags."""
 
     async def restore(
         self,
@@ -179,7 +179,7 @@ class Verifier:
         known = await self._catch_up(markers)
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         await self._source.note(run_id, epochs)
-        # Nobody said so yet: a keeper may have died between a marker and the keys behind it.
+        # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
         wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
         truth = await self._source.truth(wanted)
         await self._target.publish(truth.catalogue, truth.version)

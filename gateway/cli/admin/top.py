@@ -1,4 +1,4 @@
-"""`tollkeeper top`: who is busy now, what is refused, how long calls take, how far rows are behind."""
+"""`tollkeeper top`: who is busy now, what is refused, how long calls take, how far rows lag."""
 
 from __future__ import annotations
 

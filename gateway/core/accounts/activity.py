@@ -1,7 +1,7 @@
 """Who is busy now: what calls of tenants used and were refused lately. To be looked at, never billed.
 
 A *kind* is `requests`, `tokens`, or the reason of a refusal. Tenant 0 stands for callers nobody
-knows, and for tenants too many to be told apart.
+knows, and for tenants too many to be counted apart.
 """
 
 from __future__ import annotations

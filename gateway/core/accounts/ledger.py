@@ -46,7 +46,7 @@ class EventFlag(IntFlag):
     ACTIVATES = 128
 
 
-# When and who, then the accounts of tokens, credits and spend; each text behind its length. What units were
+# When and who, then the accounts of tokens, credits and spend; each text after its length. What units were
 # priced by, if any were, ends the entry.
 ENTRY = Layout(
     "ENTRY",

@@ -65,7 +65,7 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
     one, so one colon less is written than was read; inside strings, each colon read is one written.
     """
     if written.startswith(body[:-1]):
-        return  # it came as it is written, but for what was added behind it
+        return  # it came as it is written, but for what was added after it
     read = body.count(b":")
     if b"\\" in body and b"\\u003" in body:
         plain = body.replace(b"\\\\", b"")  # what is left before `u003a` is an escape

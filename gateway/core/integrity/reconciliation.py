@@ -61,7 +61,7 @@ class LedgerAccount:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """An account whose movements behind `stored_seq` are gone, up to where `place` says it stood."""
+    """An account whose movements after `stored_seq` are gone, up to where `place` says it stood."""
 
     place: Place
     stored_seq: int

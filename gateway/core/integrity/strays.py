@@ -17,7 +17,7 @@ from gateway.core.accounts.outbox import control_id
 
 @dataclass(slots=True)
 class Strays:
-    """What went on behind entry `after` of one partition: `entries`, the `ids` by which they are remembered,
+    """What went on after entry `after` of one partition: `entries`, the `ids` by which they are remembered,
     and whose they are. Those of `stopped` accounts are none.
     """
 

@@ -22,7 +22,7 @@ from gateway.errors import CountersUnavailable
 RELEASES_MAX = 10_000
 BATCH_MAX = 500
 AGAIN_S = 0.1
-# A broken connection's last commands may run behind the first release of the next one.
+# A broken connection's last commands may run after the first release of the next one.
 ASKED_MAX = 5
 
 

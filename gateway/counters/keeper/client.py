@@ -153,7 +153,7 @@ def entry_of(raw: Reply) -> tuple[bytes, bytes]:
 
 
 def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
-    """The command for up to `count` entries of a stream behind an id; b"" is its start."""
+    """The command for up to `count` entries of a stream after an id; b"" is its start."""
     start = b"(" + after if after else b"-"
     return b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count
 

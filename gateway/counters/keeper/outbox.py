@@ -55,7 +55,7 @@ class Outbox:
         return self._read_under
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
-        """Up to `count` entries (id, packed event) of each partition behind an id; b"" is the start.
+        """Up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
 
         A partition whose stream is broken has nothing, nor has one that was verified under another
         history: its entries may be no continuation of what is stored.
@@ -80,7 +80,7 @@ class Outbox:
     async def _read(
         self, after: Mapping[_Stream, bytes], count: int
     ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
-        """Entries of streams behind an id, or why one is broken; of another history there is nothing."""
+        """Entries of streams after an id, or why one is broken; of another history there is nothing."""
         self._begin_read()
         partitions = {partition for partition, _ in after}
         markers = {one: self._client.send(b"GET", keys.marker(one).encode()) for one in partitions}

@@ -32,7 +32,7 @@ class StrayReader:
         ]
 
     async def read(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
-        """What went on behind `mark` where the stream never had that; None where it had."""
+        """What went on after `mark` where the stream never had that; None where it had."""
         if not await self.behind({partition: mark}):
             return None
         found, after = Strays(partition, mark, stopped), mark
@@ -45,7 +45,7 @@ class StrayReader:
                 return found
 
     async def drop(self, strays: Strays) -> bytes:
-        """Remove them, ids first, and have the stream begin behind what is stored; answers from where on.
+        """Remove them, ids first, and have the stream begin after what is stored; answers from where on.
 
         CountersUnavailable where the data was exchanged meanwhile, or the stream went on.
         """

@@ -1,4 +1,4 @@
-"""The counters as the verifier sees them: what is behind, what must be written whole."""
+"""The counters as the verifier sees them: what lags, what must be written whole."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class KeeperCounters(Control, AccountHeads):
         organizations: Sequence[OrganizationAccount],
         tenants: Sequence[TenantAccount],
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Accounts whose state is missing or whose seq is behind."""
+        """Accounts whose state is missing or whose seq lags."""
         ids = [(partition, one.definition.organization_id) for one in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(

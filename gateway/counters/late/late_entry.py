@@ -45,7 +45,7 @@ def id_of(place: StreamPlace) -> bytes:
 
 
 def next_of(place: StreamPlace) -> StreamPlace:
-    """The first place behind this one."""
+    """The first place after this one."""
     return place[0], place[1] + 1
 
 

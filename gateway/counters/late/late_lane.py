@@ -220,7 +220,7 @@ class LateLane:
                     open_.discard(owner)
             end = next_of(place_of(entries[-1])) if entries else start
             for one in open_:
-                # At the end of the stream, whatever comes yet comes behind all that ever was in it.
+                # At the end of the stream, whatever comes yet comes after all that ever was in it.
                 ended = len(entries) < LOOK_ENTRIES
                 clear[one] = max(clear.get(one, START), end, next_of(until[one]) if ended else START)
             open_ = {one for one in open_ if clear[one] <= until[one]}

@@ -42,7 +42,7 @@ class LogCounts:
 
 @dataclass(slots=True)
 class Turn:
-    """What one write takes along: bytes by file and place, what is `kept` behind it, who waits for that."""
+    """What one write takes along: bytes by file and place, what is `kept` after it, who waits for that."""
 
     writes: list[tuple[Segment, int, bytes]] = field(default_factory=list)
     synced: list[Segment] = field(default_factory=list)

@@ -70,7 +70,7 @@ def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
 
 
 def _texts(encoded: bytes) -> list[bytes]:
-    """The arguments behind the packed one: each behind its length, as RESP has it."""
+    """The arguments after the packed one: each after its length, as RESP has it."""
     found, at = [], 2
     while at < len(encoded):
         begins = encoded.index(b"\r\n", at) + 2

@@ -98,7 +98,7 @@ class ClientSide:
         return self._payload(data)
 
     def refuse(self) -> None:
-        """Nothing behind this can be read: the present request is never complete."""
+        """Nothing after this can be read: the present request is never complete."""
         self.state = INCOMING[self.state][FAULT]
         self._forget()
 

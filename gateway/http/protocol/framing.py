@@ -69,7 +69,7 @@ class ChunkedBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _line(self, data: bytes, at: int) -> int:
-        """Read what stands between payloads; the position behind it."""
+        """Read what stands between payloads; the position after it."""
         end = data.find(b"\n", at) - 1
         if end < -1:
             self._pending = self._part(data[at:])

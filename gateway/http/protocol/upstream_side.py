@@ -177,7 +177,7 @@ class UpstreamSide:
         self.answering = ANSWER[self.answering][HEAD]
         if self._answers_head or status in NO_BODY:
             self._left = 0
-            # Some upstreams send a body all the same, and it may come late: nobody may be next behind it.
+            # Some upstreams send a body all the same, and it may come late: nobody may be next after it.
             self._says_close = self._says_close or self._answers_head or answer.chunked or bool(answer.length)
         elif answer.chunked:
             self._chunked = ChunkedBody(limits, _UNCOUNTED)

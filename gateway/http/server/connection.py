@@ -36,7 +36,7 @@ from gateway.http.upstream.connection import Link
 
 # What one client may have done in one go: after so many bytes of one read, others come first.
 TURN_BYTES_MAX = 64 * 1024
-# A request right behind another one takes as much of a turn as so many bytes of an answer.
+# A request right after another one takes as much of a turn as so many bytes of an answer.
 _SUCCESSOR_COSTS = 4096
 _RUNS = -1.0  # a body's deadline, which is not stopped
 
@@ -102,7 +102,7 @@ class ClientConnection(asyncio.Protocol):
         elif state == CLOSING:
             self._count_discarded(len(data))
         else:
-            self._reading.pause(SUCCESSOR)  # nothing behind this is read
+            self._reading.pause(SUCCESSOR)  # nothing after this is read
 
     def eof_received(self) -> bool:
         """The client has said everything; it may still read, unless the route says that is leaving."""
@@ -349,7 +349,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def _keep_unread(self) -> None:
-        """What is here has to wait; where that is too much, nothing behind the present request is served."""
+        """What is here has to wait; where that is too much, nothing after the present request is served."""
         side = self._side
         if not self._kept.keep_unread(len(side.waiting)):
             side.waiting = b""

@@ -8,7 +8,7 @@ from gateway.http.routing.routed_head import with_coding
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link
 
-JOINED_BYTES_MAX = 64 * 1024  # a longer body is not copied behind its head, which takes a millisecond a MiB
+JOINED_BYTES_MAX = 64 * 1024  # a longer body is not copied after its head: that takes a millisecond a MiB
 
 
 def is_collected(exchange: Exchange, limits: HttpLimits) -> bool:

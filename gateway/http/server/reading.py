@@ -58,7 +58,7 @@ class Reading:
         return bool(self._events() & _BROKEN)
 
     def is_ended(self) -> bool:
-        """Whether the client sends nothing behind what is here unread."""
+        """Whether the client sends nothing after what is here unread."""
         return bool(self._events() & _ENDED)
 
     def unread(self) -> int:

@@ -110,7 +110,7 @@ def read_turn(asked: Asked, model: str, *, speaks: bool) -> Turn:
         "thought": THOUGHT,
         "thinks": thinks,
         "tool": tool,
-        "at": int(thinks),  # where the answer stands behind its thoughts, and what follows it
+        "at": int(thinks),  # where the answer stands after its thoughts, and what follows it
         "after": int(thinks) + 1,
         "end": end,
         "broken": bool(end),
