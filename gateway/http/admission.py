@@ -53,7 +53,7 @@ async def comes_soon(exchange: Exchange, caller: Caller) -> bool:
     return exchange.connection.body_complete
 
 
-def read(exchange: Exchange, body: bytes) -> Call | Refusal:
+def read_asked(exchange: Exchange, body: bytes) -> Call | Refusal:
     """What is asked for, or why that cannot be known: 413 or 400."""
     routed = exchange.routed
     refusal = exchange.body_failure or routed.field_refusal
@@ -75,7 +75,7 @@ def read(exchange: Exchange, body: bytes) -> Call | Refusal:
 async def read_in_thread(exchange: Exchange, body: bytes) -> Call | Refusal:
     """The same in a thread: a large body must not hold up the loop."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_READER, read, exchange, body)
+    return await loop.run_in_executor(_READER, read_asked, exchange, body)
 
 
 def claimed(

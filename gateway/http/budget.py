@@ -27,8 +27,8 @@ class Budget:
         has, left = had + amount, self.most - self.used - amount
         return has <= self.each and left >= 0 and (not had or has <= left or self.each >= self.most)
 
-    def take(self, who: int, amount: int = 1) -> bool:
-        """Whether a user may have so much more; then it has it until `give`."""
+    def acquire(self, who: int, amount: int = 1) -> bool:
+        """Whether a user may have so much more; then it has it until `release`."""
         if not self.allows(who, amount):
             return False
         self.add(who, amount)
@@ -39,7 +39,7 @@ class Budget:
         self._has[who] = self._has.get(who, 0) + amount
         self.used += amount
 
-    def give(self, who: int, amount: int = 1) -> None:
+    def release(self, who: int, amount: int = 1) -> None:
         """A user has so much less."""
         left = self._has[who] - amount
         if left:
@@ -48,6 +48,6 @@ class Budget:
             del self._has[who]
         self.used -= amount
 
-    def of(self, who: int) -> int:
+    def used_by(self, who: int) -> int:
         """How much a user has now."""
         return self._has.get(who, 0)

@@ -1,7 +1,7 @@
 """One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
 
-A timer for each request would cost more than the request. Whoever has deadlines registers a
-check; all checks run every `tick_s`. Time in which the loop stood still does not pass: what others
+A timer for each request would cost more than the request, so all deadlines are checked every
+`tick_s`. Time in which the loop stood still does not pass: what others
 sent meanwhile is read before they are checked.
 """
 
@@ -18,22 +18,24 @@ GAP_S_MAX = 0.3
 
 
 class Clock:
-    """The time of the last tick, in seconds awake; it begins as the monotonic clock's."""
+    """The time of the last tick, in seconds awake; it begins as the monotonic clock's. `check` is told it."""
 
-    __slots__ = ("_awake", "_checks", "_loop", "_seconds", "_tick_s", "_timer", "now")
+    __slots__ = ("_awake", "_check", "_loop", "_seconds", "_tick_s", "_timer", "now")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float], tick_s: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: Callable[[], float],
+        tick_s: float,
+        check: Callable[[float], None],
+    ) -> None:
         self._loop = loop
         self._seconds = seconds
         self._tick_s = tick_s
-        self._checks: list[Callable[[float], None]] = []
+        self._check = check
         self._timer: asyncio.TimerHandle | None = None
         self.now = seconds()
         self._awake = Awake(self.now, max(GAP_S_MAX, tick_s))
-
-    def every_tick(self, check: Callable[[float], None]) -> None:
-        """Run `check(now)` at every tick."""
-        self._checks.append(check)
 
     def start(self) -> None:
         """Begin to tick."""
@@ -48,5 +50,4 @@ class Clock:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
         self.now = now = self._awake.look(self._seconds())
-        for check in self._checks:
-            check(now)
+        self._check(now)

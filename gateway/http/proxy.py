@@ -19,7 +19,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, comes_soon, read, read_in_thread, shed
+from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread, shed
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
 from gateway.http.protocol.answer import AnswerHead
@@ -28,7 +28,7 @@ from gateway.http.reply import own_answer, refuse, refuse_wrong
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
 from gateway.http.routing.routes import USAGE_PATH
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.server.outgoing import is_collected, send
+from gateway.http.server.outgoing import is_collected, send_request
 from gateway.http.server.request_driver import bare
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.pool import Upstream
@@ -59,9 +59,9 @@ async def proxy(exchange: Exchange) -> None:
             held = by_head(exchange, caller)
             await held.reserve()
             await exchange.late_body(worker.limits.body_bytes_max)
-        body = connection.body()
+        body = connection.body.take_parts()
     at_once = len(body) <= worker.limits.body_at_once_bytes_max
-    found = read(exchange, body) if at_once else await read_in_thread(exchange, body)
+    found = read_asked(exchange, body) if at_once else await read_in_thread(exchange, body)
     claim = claimed(exchange, caller, found, held)
     if (
         isinstance(claim, Charge)
@@ -171,7 +171,7 @@ def _route(exchange: Exchange) -> RoutedHead:
 def _bound(routed: RoutedHead, head_router: HeadRouter) -> RoutedHead:
     """The plan of a call that goes where its service is bound, which may have changed since it was made."""
     assert routed.route is not None
-    current = head_router.bindings.of(routed.service_key, routed.route)
+    current = head_router.bindings.binding_of(routed.service_key, routed.route)
     return routed if current is routed.binding else head_router.route(routed.source)
 
 
@@ -185,12 +185,11 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
     exchange.upstream = upstream
     exchange.began_upstream = worker.ports.seconds()
     link = exchange.link = upstream.idle() or await upstream.connect()
-    send(exchange, link, call)
+    send_request(exchange, link, call)
     while link.answer is None and link.failure is None:
         await link.arrival()
     answer = _answer(link)
-    if exchange.connection.kept:  # whoever answers has read what was asked
-        exchange.connection.let_go()
+    exchange.connection.body.let_go()  # whoever answers has read what was asked
     status = exchange.status = answer.status
     meter = make_meter(
         call,
@@ -203,7 +202,7 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
     charge.meter, charge.upstream_id = meter, answer.request_id or answer.plain_request_id
     outlet = Outlet(exchange, answer, charge.told, call.strip_usage and 200 <= status < 300)
     if link.complete and not answer.content_encoding:
-        tail = meter.whole(link.take())
+        tail = meter.whole(link.take_payload())
     else:
         tail = await relay_body(exchange, caller, link, charge, meter, outlet)
     if meter.told:

@@ -107,7 +107,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     held = b""
     drain: Drain | None = None
     while True:
-        data, complete = link.take(), link.complete
+        data, complete = link.take_payload(), link.complete
         passed = _metered(worker, caller, meter, data)
         if meter.behind:
             passed += await _caught_up(worker, caller, link, meter)
@@ -146,7 +146,7 @@ async def _caught_up(worker: Worker, caller: Caller, link: Link, meter: AnswerMe
     """A little that came may be much to read: others have their turns meanwhile."""
     passed: list[bytes] = []
     while meter.behind:
-        await link.turn()
+        await link.next_turn()
         passed.append(_metered(worker, caller, meter, b""))
     return b"".join(passed)
 

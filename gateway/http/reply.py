@@ -82,7 +82,7 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     failures.delayed += 1
     # Nothing else of its head and body is kept while it waits, and its connection ends with the answer.
     routed = exchange.routed
-    exchange.connection.body()
+    exchange.connection.body.take_parts()
     exchange.routed = RoutedHead(routed.family, routed.label, method=routed.method, minor=routed.minor)
     waited: Wait[None] = Wait()
     timer = asyncio.get_running_loop().call_later(delay_s, waited.set, None)

@@ -17,7 +17,7 @@ TURN_S_MAX = 0.001
 
 
 class Turns:
-    """Ask with `now`; where that says no, `wait`."""
+    """Ask with `take_now`; where that says no, `wait_for` one."""
 
     __slots__ = ("_left", "_loop", "_scheduled", "_seconds", "_waiting")
 
@@ -28,7 +28,7 @@ class Turns:
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
 
-    def now(self, size: int) -> bool:
+    def take_now(self, size: int) -> bool:
         """Whether so many bytes may be dealt with at once."""
         left = self._left - size
         if left < 0 or self._waiting:
@@ -36,7 +36,7 @@ class Turns:
         self._left = left
         return True
 
-    def wait(self, go_on: Callable[[], None]) -> None:
+    def wait_for(self, go_on: Callable[[], None]) -> None:
         """Go on when it is one's turn; it may be in vain by then."""
         self._waiting.append(go_on)
         if not self._scheduled:

@@ -158,7 +158,7 @@ async def test_what_is_no_small_body_on_its_way_is_asked_about_at_once(which: st
         stage.plane.buffers.add(CALLER, kept)
         await split(stage, request)
         await eventually(lambda: stage.counters.heads)
-        stage.plane.buffers.give(CALLER, kept)
+        stage.plane.buffers.release(CALLER, kept)
 
 
 @pytest.mark.parametrize("decision", [BLOCKED, BUSY, LIMITED])

@@ -51,7 +51,7 @@ async def test_a_new_call_is_shed_while_too_much_is_kept_already() -> None:
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason, got.one(b"retry-after")) == (503, "overloaded", b"1")
         assert not stage.counters.holds
-        stage.plane.buffers.give(CALLER, 500_000)
+        stage.plane.buffers.release(CALLER, 500_000)
         assert (await stage.ask(post(CHAT))).status == 200
 
 

@@ -45,31 +45,31 @@ class Scene:
             if again:
                 self.wait(number, again=True)
 
-        self.turns.wait(go_on)
+        self.turns.wait_for(go_on)
 
 
 def test_a_little_is_done_at_once() -> None:
     scene = Scene(0.0)
-    assert scene.turns.now(AT_ONCE_BYTES_MAX)
-    assert not scene.turns.now(1)
+    assert scene.turns.take_now(AT_ONCE_BYTES_MAX)
+    assert not scene.turns.take_now(1)
     assert not scene.loop.soon
 
 
 def test_who_waits_goes_first() -> None:
     scene = Scene(0.0)
     scene.wait(1)
-    assert not scene.turns.now(1)
+    assert not scene.turns.take_now(1)
     scene.loop.run_once()
     assert scene.ran == [1]
-    assert scene.turns.now(1)
+    assert scene.turns.take_now(1)
 
 
 def test_what_was_used_up_is_there_again_behind_a_turn() -> None:
     scene = Scene(0.0)
-    assert scene.turns.now(AT_ONCE_BYTES_MAX)
+    assert scene.turns.take_now(AT_ONCE_BYTES_MAX)
     scene.wait(1)
     scene.loop.run_once()
-    assert scene.turns.now(AT_ONCE_BYTES_MAX)
+    assert scene.turns.take_now(AT_ONCE_BYTES_MAX)
 
 
 def test_the_loop_has_its_turn_after_a_moment_and_the_rest_goes_on_in_order() -> None:

@@ -21,7 +21,7 @@ class RequestIds:
         self._random = random
         self._ready: list[str] = []
 
-    def next(self) -> str:
+    def next_id(self) -> str:
         """A new id of 36 characters."""
         if not self._ready:
             self._refill()

@@ -80,20 +80,14 @@ class UpstreamSide:
 
     def ask(self, opening: bytes, body: bytes | None, answers_head: bool) -> bytes:
         """Send a whole request: its bytes. `opening` is its head but for the framing; None is no body."""
-        self.request = OUTGOING[self.request][BARE]
-        self.answering = ANSWER[self.answering][BEGUN]
-        self.answer = None
-        self._answers_head = answers_head
+        self._begin(BARE, answers_head)
         if body is None:
             return opening + b"\r\n"
         return b"%bcontent-length: %d\r\n\r\n%b" % (opening, len(body), body)
 
     def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> bytes:
         """Begin a request whose body goes on, framed by its length or, without one, in chunks."""
-        self.request = OUTGOING[self.request][BEGUN]
-        self.answering = ANSWER[self.answering][BEGUN]
-        self.answer = None
-        self._answers_head = answers_head
+        self._begin(BEGUN, answers_head)
         self._promised = length
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         return b"%b%b\r\n\r\n%b" % (opening, framing, self.more(part))
@@ -116,6 +110,12 @@ class UpstreamSide:
             raise IllegalEvent(f"the end of a body of which {self._promised} bytes are missing")
         self.request = OUTGOING[self.request][ENDED]
         return LAST_CHUNK if self._promised is None else b""
+
+    def _begin(self, event: str, answers_head: bool) -> None:
+        self.request = OUTGOING[self.request][event]
+        self.answering = ANSWER[self.answering][BEGUN]
+        self.answer = None
+        self._answers_head = answers_head
 
     # the answer
 
@@ -141,7 +141,7 @@ class UpstreamSide:
         self.request = OUTGOING[self.request][FAULT]
         self.answering = ANSWER[self.answering][FAULT]
 
-    def next(self) -> bool:
+    def be_ready(self) -> bool:
         """Be ready for another exchange; False where something of this one is left over."""
         if not self.reusable:
             return False

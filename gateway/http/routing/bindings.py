@@ -40,7 +40,7 @@ class Bindings:
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
 
-    def of(self, key: str, route: Route) -> Binding | None:
+    def binding_of(self, key: str, route: Route) -> Binding | None:
         """The binding of a service on a route, None for none; CountersUnavailable before a catalogue."""
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:

@@ -27,13 +27,13 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """How a request meets objects: `id` is its path's, empty for none; `tells` says that its answer may
-    tell of some; `reads` that its body is JSON of a free route, and read for what it names; `bare` that
-    it may have none.
+    """How a request meets objects: `id` is its path's, empty for none; `keeps` says of a body whether the
+    answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
+    for what it names; `bare` that it may have none.
     """
 
-    id: str = ""
-    tells: bool = False
+    id: str
+    keeps: Callable[[Document], bool] | None
     reads: bool = False
     bare: bool = False
 
@@ -43,13 +43,19 @@ def owned_by(head: RequestHead, route: Route) -> Owned | None:
     if route.objects != "owned" or route.family == GENERIC:
         return None
     place = place_of(route.family, unquote(head.path.decode("ascii")))
+    id_ = "" if place is None else place.id
     if route.meter != "none":
-        return Owned("" if place is None else place.id, _keeper(route.meter) is not None)
+        shape = SHAPES.get(route.meter)
+        return Owned(id_, None if shape is None else shape.keeps)
     has_body = head.method in _WITH_BODY
-    if place is not None and not place.id and not has_body:
+    if place is not None and not id_ and not has_body:
         raise ObjectNotFound("A list would show the objects of every organization: ask for one by its id.")
     reads = has_body and _is_json(head, forms=place is None or place.collection in _WITH_FORMS)
-    return Owned("" if place is None else place.id, place is not None, reads, bare=not has_body)
+    return Owned(id_, None if place is None else _always, reads, bare=not has_body)
+
+
+def _always(_: Document) -> bool:
+    return True
 
 
 def _is_json(head: RequestHead, *, forms: bool) -> bool:
@@ -73,16 +79,10 @@ def read_objects(owned: Owned, call: Call) -> None:
         written = write_document(call.document)
         check_names(call.body, written, 0)
         call.body = written
-        chosen = chosen_name(call.family, call.document) if owned.tells and not owned.id else None
+        chosen = chosen_name(call.family, call.document) if owned.keeps is not None and not owned.id else None
         if chosen is not None:
             raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     document = call.document
-    keeps = _keeper(call.meter)
-    call.keeps = owned.tells and (keeps is None or document is None or keeps(document))
+    call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
     ids = named(call.family, call.body, document) if document is not None else ()
     call.named = (owned.id, *ids) if owned.id else ids
-
-
-def _keeper(meter: str) -> Callable[[Document], bool] | None:
-    shape = SHAPES.get(meter)
-    return None if shape is None else shape.keeps

@@ -193,7 +193,7 @@ class HeadRouter:
         """The upstream that the service of a bound route goes to; empty where this path does not."""
         routed.bound = True
         try:
-            routed.binding = binding = self.bindings.of(routed.service_key, route)
+            routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
         except CountersUnavailable:
             return ""  # nobody knows the services yet, and whoever asks for this one says so
         why = binding.refusal_of(path.decode("ascii")) if binding is not None else "There is no such service."

@@ -1,6 +1,6 @@
 """Bytes a worker holds for ends that are slow: bodies not all here, answers not all taken.
 
-What may be refused is asked for (`take`), what cannot be is only counted (`add`); while a worker, an
+What may be refused is asked for (`acquire`), what cannot be is only counted (`add`); while a worker, an
 organization or a key has used its budget up, new calls are refused and what has begun goes on.
 """
 
@@ -41,11 +41,11 @@ class Buffers:
         """Bytes held now, heads apart."""
         return self._organizations.used
 
-    def take(self, caller: Caller, size: int) -> bool:
-        """Whether so many bytes more may be kept for a caller; then they are, until `give`."""
-        if self._organizations.allows(caller.organization_id, size) and self._keys.take(caller.key_id, size):
-            self._organizations.add(caller.organization_id, size)
-            self._press()
+    def acquire(self, caller: Caller, size: int) -> bool:
+        """Whether so many bytes more may be kept for a caller; then they are, until `release`."""
+        organizations, keys = self._organizations, self._keys
+        if organizations.allows(caller.organization_id, size) and keys.allows(caller.key_id, size):
+            self.add(caller, size)
             return True
         self.shed += 1
         return False
@@ -56,10 +56,10 @@ class Buffers:
         self._keys.add(caller.key_id, size)
         self._press()
 
-    def give(self, caller: Caller, size: int) -> None:
+    def release(self, caller: Caller, size: int) -> None:
         """So many bytes are kept no longer."""
-        self._organizations.give(caller.organization_id, size)
-        self._keys.give(caller.key_id, size)
+        self._organizations.release(caller.organization_id, size)
+        self._keys.release(caller.key_id, size)
         self._press()
 
     def sheds(self, caller: Caller) -> bool:
@@ -73,21 +73,18 @@ class Buffers:
         """Whether this caller may have more."""
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
-    def counted_head(self, size: int) -> int:
-        """Bytes of a head that count: what any connection may keep does not, so that nobody can use it up."""
-        return max(0, size - self._head_free)
+    def keep_head(self, size: int, before: int) -> int | None:
+        """Keep a head of so many bytes, in place of those that counted before; how many count now.
 
-    def take_head(self, size: int) -> bool:
-        """Whether so many bytes more of a head may be kept; then they are, until `give_head`."""
-        if self.heads + size > self._heads_max:
+        None where that is too much. What any connection may keep does not count: nobody can use it up.
+        """
+        counted = max(0, size - self._head_free)
+        self.heads -= before
+        if counted and self.heads + counted > self._heads_max:
             self.shed += 1
-            return False
-        self.heads += size
-        return True
-
-    def give_head(self, size: int) -> None:
-        """So many bytes of a head are kept no longer."""
-        self.heads -= size
+            return None
+        self.heads += counted
+        return counted
 
     def _press(self) -> None:
         self.pressed = self._organizations.used * 2 >= self._keys.each

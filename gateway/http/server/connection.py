@@ -45,9 +45,9 @@ class ClientConnection(asyncio.Protocol):
     """The protocol of one accepted socket."""
 
     __slots__ = (
-        "_advancing", "_body", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
-        "_limits", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "deadline", "exchange",
-        "gone", "idle_since", "transport",
+        "_advancing", "_buffered", "_closing", "_discarded", "_ended", "_host", "_kept", "_left_s",
+        "_limits", "_queued", "_reading", "_side", "_sink", "_write_wait", "blocked", "body", "deadline",
+        "exchange", "gone", "idle_since", "transport",
     )  # fmt: skip
 
     def __init__(self, host: Host[ClientConnection]) -> None:
@@ -62,7 +62,7 @@ class ClientConnection(asyncio.Protocol):
         self._reading = Reading(None)
         self._advancing = self._closing = self._ended = False
         self._left_s = _RUNS
-        self._body = RequestBody(host.buffers)
+        self.body = RequestBody(host.buffers)
         self._kept = Kept(host.buffers)
         self._discarded = 0
         self._sink: Link | None = None
@@ -126,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
         write_wait, self._write_wait = self._write_wait, None
         if write_wait is not None:
             write_wait.set(None)  # nobody reads slowly any more: an answer that is drained goes on
-        self._body.fail(ClientGone())
+        self.body.fail(ClientGone())
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -176,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
     def body_arrival(self, bytes_max: int) -> Wait[None]:
         """Wait for the rest of the body, or for more of it than `bytes_max`; a `Refusal` or `ClientGone`."""
         assert self.exchange is not None
-        body = self._body
+        body = self.body
         wait = body.arrival(self.exchange.caller, bytes_max)
         if self._side.state != BODY or body.enough:
             body.wake()
@@ -190,22 +190,9 @@ class ClientConnection(asyncio.Protocol):
         exchange = self.exchange
         if self.gone or exchange is None or exchange.routed.expects or exchange.body_length is None:
             return None
-        wait = self._body.soon(caller, exchange.body_length, self._limits)
+        wait = self.body.soon(caller, exchange.body_length, self._limits)
         self._reading.resume(UNWANTED)
         return wait
-
-    def body(self) -> bytes:
-        """The body bytes that have arrived; they are given away."""
-        return self._body.take()
-
-    @property
-    def kept(self) -> int:
-        """Bytes of the body that its caller's budget holds."""
-        return self._body.kept
-
-    def let_go(self) -> None:
-        """What was kept of the body is kept no longer."""
-        self._body.let_go()
 
     @property
     def body_complete(self) -> bool:
@@ -242,12 +229,12 @@ class ClientConnection(asyncio.Protocol):
 
     def finish(self, keep_alive: bool) -> None:
         """The answer is written. Go on to the next request, or close once the client has read it."""
-        self.let_go()
+        self.body.let_go()
         if self.blocked or self._kept.untaken:
             self.keep_untaken(0)
         self.exchange = None
         self._sink = None
-        self._body.forget()
+        self.body.forget()
         if self.gone:
             return
         side = self._side
@@ -264,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
 
     def cut(self, reset: bool) -> None:
         """Break the connection so that the client cannot take what it has for a complete answer."""
-        self.let_go()
+        self.body.let_go()
         self._kept.keep_untaken(None, 0)
         self.exchange = None
         if self.gone:
@@ -290,13 +277,13 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self.transport.close()
         elif side.state == BODY and self._left_s >= 0:
-            self._look()
+            self._look_after_unread()
         elif side.state == BODY:
             self._fail_body(RequestTimeout("The body did not arrive in time."))
         else:
             self.transport.abort()
 
-    def _look(self) -> None:
+    def _look_after_unread(self) -> None:
         """See whether a client is still there that is not read; one that has ended is read to its end."""
         exchange, reading = self.exchange, self._reading
         assert exchange is not None
@@ -304,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
         if reading.is_left():
             self.transport.abort()
         elif reading.is_ended() and not self._host.buffers.pressed:
-            self._body.count(exchange.caller, reading.unread())
+            self.body.count(exchange.caller, reading.unread())
             reading.resume(SLOW_UPSTREAM)
         else:
             self.deadline = self._host.clock.now + self._limits.look_s
@@ -324,7 +311,7 @@ class ClientConnection(asyncio.Protocol):
         side = self._side
         self._advancing = True
         while side.state == IDLE and side.waiting and not self.blocked and self._read_head():
-            if side.waiting and side.state == IDLE and not self._host.turns.now(_SUCCESSOR_COSTS):
+            if side.waiting and side.state == IDLE and not self._host.turns.take_now(_SUCCESSOR_COSTS):
                 self._queued = True
                 self.deadline = NEVER  # who waits for a turn is not late
                 self._wait_for_turn()
@@ -340,7 +327,7 @@ class ClientConnection(asyncio.Protocol):
         """Read nothing more of this client until others had their turn."""
         if not self._reading.paused & TURN:
             self._reading.pause(TURN)
-            self._host.turns.wait(self._take_turn)
+            self._host.turns.wait_for(self._take_turn)
 
     def _take_turn(self) -> None:
         self._reading.resume(TURN)
@@ -413,14 +400,14 @@ class ClientConnection(asyncio.Protocol):
         if routed.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
             exchange.body_failure = RequestTooLarge()
         if side.state == BODY:
-            self._body.size = 0
+            self.body.size = 0
             self._left_s = _RUNS
             self._buffered = routed.buffered
             self.deadline = self._host.clock.now + self._limits.body_s
             if payload:
                 self._keep(payload)
         elif payload:
-            self._body.add(payload)
+            self.body.add(payload)
 
     def _take_body(self, payload: bytes) -> None:
         """Deal with what came of a body, and with its end. Each way on is the last step."""
@@ -433,21 +420,21 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = NEVER
             sink, self._sink = self._sink, None
             if sink is not None:
-                sink.end()
-            self._body.wake()
-        elif self._body.enough:
-            self._body.wake()
+                sink.end_request()
+            self.body.wake()
+        elif self.body.enough:
+            self.body.wake()
 
     def _keep(self, payload: bytes) -> Refusal | None:
         """Pass a part of a body on, or keep it; or why that is too much."""
-        body = self._body
+        body = self.body
         body.size += len(payload)
         if not self._buffered:  # what passes unread has no limit of size, but it has to keep coming
             self.deadline += len(payload) / self._limits.body_bytes_per_s_min
         elif body.size > self._limits.body_bytes_max:
             return RequestTooLarge()
         if self._sink is not None:
-            self._sink.send(payload)
+            self._sink.send_part(payload)
         else:
             body.add(payload)
             if not body.awaited:
@@ -463,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
             self._side.refuse()
         self._sink = None
         self.deadline = NEVER
-        if self._body.fail(refusal):
+        if self.body.fail(refusal):
             return
         if self.exchange is not None:
             self.exchange.body_failed(refusal)

@@ -14,6 +14,7 @@ from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, Refusal
 from gateway.http.clock import NEVER
 from gateway.http.routing.routed_head import RoutedHead
+from gateway.http.server.request_body import RequestBody
 from gateway.http.server.request_driver import RequestDriver
 from gateway.http.upstream.connection import Link
 from gateway.http.upstream.pool import Upstream
@@ -31,6 +32,7 @@ class Client(Protocol):
 
     transport: Any
     blocked: bool
+    body: RequestBody
 
     @property
     def address(self) -> str:
@@ -44,24 +46,14 @@ class Client(Protocol):
     def reusable(self) -> bool:
         """Whether another request may follow this one."""
 
-    def body(self) -> bytes:
-        """The body bytes that have arrived; they are given away."""
-
     def body_arrival(self, bytes_max: int) -> Wait[None]:
         """Ask for the rest of the body, or for more of it than `bytes_max`."""
 
     def body_soon(self, caller: Caller) -> Wait[None] | None:
         """Wait a moment for a small body that is on its way; None where none is."""
 
-    @property
-    def kept(self) -> int:
-        """Bytes of the body that its caller's budget holds."""
-
     def stream_body(self, link: Link) -> None:
         """Send what comes of the body from now on into a link."""
-
-    def let_go(self) -> None:
-        """What was kept of the body is kept no longer."""
 
     def keep_untaken(self, size: int) -> bool:
         """So much of the answer is kept; whether there is room for more."""
@@ -105,30 +97,9 @@ class Exchange(RequestDriver):
     """
 
     __slots__ = (
-        "_on_end",
-        "began_upstream",
-        "body_failure",
-        "body_length",
-        "broken",
-        "caller",
-        "charge",
-        "connection",
-        "deadline",
-        "ended_upstream",
-        "forwarded",
-        "gone",
-        "invited",
-        "keep_alive",
-        "link",
-        "opened",
-        "reason",
-        "request_id",
-        "routed",
-        "started",
-        "status",
-        "trace",
-        "until_close",
-        "upstream",
+        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
+        "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "link",
+        "opened", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
         "worker",
     )  # fmt: skip
 

@@ -23,20 +23,15 @@ class Kept:
 
     def keep_unread(self, size: int) -> bool:
         """Whether so many bytes of requests may wait, in place of those before."""
-        buffers, before = self._buffers, self.unread
-        self.unread, size = 0, buffers.counted_head(size)
-        if before:
-            buffers.give_head(before)
-        if size and not buffers.take_head(size):
-            return False
-        self.unread = size
-        return True
+        counted = self._buffers.keep_head(size, self.unread)
+        self.unread = counted or 0
+        return counted is not None
 
     def keep_untaken(self, caller: Caller | None, size: int) -> bool:
         """So many bytes of answers wait, in place of those before; whether their caller's budget has room."""
         buffers, before = self._buffers, self.untaken
         if before and self._caller is not None:
-            buffers.give(self._caller, before)
+            buffers.release(self._caller, before)
         self._caller, self.untaken = caller, size if caller is not None else 0
         if caller is None or not size:
             return True

@@ -19,7 +19,7 @@ def is_collected(exchange: Exchange, limits: HttpLimits) -> bool:
     return length is None or length <= limits.collected_bytes_max
 
 
-def send(exchange: Exchange, link: Link, call: Call) -> None:
+def send_request(exchange: Exchange, link: Link, call: Call) -> None:
     """Send the request in one write; a body that is still arriving follows by itself."""
     if exchange.gone:  # while connecting: nothing was asked for yet
         raise ClientGone
@@ -32,18 +32,18 @@ def send(exchange: Exchange, link: Link, call: Call) -> None:
     if routed.buffered:
         body = call.take_body()
         if len(body) <= JOINED_BYTES_MAX:
-            link.begin(side.ask(opening, body, False))
+            link.begin_request(side.ask(opening, body, False))
         else:
-            link.begin(side.ask_in_parts(opening, len(body), b"", False))
-            link.send(body)
-            link.end()
+            link.begin_request(side.ask_in_parts(opening, len(body), b"", False))
+            link.send_part(body)
+            link.end_request()
     elif connection.body_complete:
-        body = connection.body()
+        body = connection.body.take_parts()
         framed = body or exchange.body_length is not None or routed.chunked
-        link.begin(side.ask(opening, body if framed else None, head_only))
+        link.begin_request(side.ask(opening, body if framed else None, head_only))
     else:
         length = None if routed.chunked else exchange.body_length
-        link.begin(side.ask_in_parts(opening, length, connection.body(), head_only))
+        link.begin_request(side.ask_in_parts(opening, length, connection.body.take_parts(), head_only))
         exchange.invite_body()
         connection.stream_body(link)
     exchange.forwarded = link.failure is None

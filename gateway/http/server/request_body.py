@@ -41,7 +41,7 @@ class RequestBody:
         """Keep a part."""
         self._parts.append(part)
 
-    def take(self) -> bytes:
+    def take_parts(self) -> bytes:
         """The bytes that have arrived; they are given away."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -75,7 +75,7 @@ class RequestBody:
         """Whether all that is here may be kept; a caller that is not known yet has no budget."""
         more, caller = self.size - self.kept, self._caller
         if more > 0:
-            if caller is None or not self._buffers.take(caller, more):
+            if caller is None or not self._buffers.acquire(caller, more):
                 return False
             self.kept += more
         return True
@@ -97,7 +97,7 @@ class RequestBody:
         """What was kept is kept no longer."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
-            self._buffers.give(self._caller, kept)
+            self._buffers.release(self._caller, kept)
 
     def forget(self) -> None:
         """The request is over: nobody waits for what is left of it."""

@@ -78,21 +78,7 @@ class RequestDriver:
         wait = self._wait
         if wait is None or not wait.done:
             return  # an earlier wait that was given up
-        self._wait = None
-        self._running = True
-        try:
-            awaited = self._coroutine.send(None)
-        except StopIteration:
-            self._end(None)
-        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # its client is told of any
-            self._end(failure)
-        else:
-            if self._pending is None and type(awaited) is Wait:
-                self._running = False
-                self._wait = awaited
-                awaited.then(self._resume)
-            else:
-                self._wait_for(awaited)
+        self._step(None)
 
     def _resume_after(self, future: asyncio.Future[Any]) -> None:
         if self._future is future:

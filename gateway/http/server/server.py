@@ -52,7 +52,7 @@ class DataPlane:
         self.limits = limits
         self.draining = self._shut = False
         self.buffers = Buffers(limits)
-        self.clock = Clock(loop, ports.seconds, limits.tick_s)
+        self.clock = Clock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = Turns(loop, ports.seconds)
         self._ports = ports
         self._faults = FaultLog(ports.log, ports.seconds)
@@ -65,8 +65,6 @@ class DataPlane:
         self._orphans: set[Exchange] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
-        self.clock.every_tick(self._check)
-        self.clock.every_tick(self._check_upstreams)
 
     def renew(
         self,
@@ -213,7 +211,7 @@ class DataPlane:
     def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
         return Exchange(
-            connection, routed, self._ids.next(), self._ports.seconds(), self._worker, self._ended
+            connection, routed, self._ids.next_id(), self._ports.seconds(), self._worker, self._ended
         )
 
     def tell(self, exchange: Exchange) -> None:
@@ -250,15 +248,8 @@ class DataPlane:
                 duration_ms=round(took * 1000, 3),
             )
 
-    def _check_upstreams(self, now: float) -> None:
-        """Deadlines and idle connections of every upstream; those that were left go with their last call."""
-        for upstream in [*self._upstreams.values(), *self._left]:
-            upstream.check(now)
-        if self._left:
-            self._left = [upstream for upstream in self._left if upstream.connections]
-
     def _check(self, now: float) -> None:
-        """One look at every connection: deadlines, and long calls whose hold must be renewed."""
+        """One look at every connection: deadlines, idle ones, and long calls whose hold must be renewed."""
         watched = now - self.limits.watch_after_s
         for connection in list(self._connections):
             if connection.deadline < now:
@@ -267,3 +258,7 @@ class DataPlane:
                 connection.exchange.check(now, watched)
         for exchange in list(self._orphans):
             exchange.check(now, watched)
+        for upstream in [*self._upstreams.values(), *self._left]:
+            upstream.check(now)
+        if self._left:  # these go with their last call
+            self._left = [upstream for upstream in self._left if upstream.connections]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.core.accounts.facts import read_facts
 from gateway.core.calls.trace import Kind, Span, Trace
@@ -21,6 +21,7 @@ from gateway.http.server.exchange import Exchange
 from gateway.http.server.server import DataPlane
 
 MODEL_CHARACTERS_MAX = 128
+_T = TypeVar("_T")
 
 
 class TracedPlane(DataPlane):
@@ -83,16 +84,11 @@ class TimedCounters:
             "tollkeeper.tenant_id": request.caller.tenant_id,
             "tollkeeper.service": request.service.key,
         }
-        span.error = "unanswered"
-        try:
-            decision = await self._counters.reserve(request)
-            span.error = ""
-            span.attributes["tollkeeper.verdict"] = decision.verdict.name.lower()
-            if decision.verdict is Verdict.ADMITTED:
-                span.attributes["tollkeeper.tokens.held"] = decision.held_tokens
-            return decision
-        finally:
-            span.ended = self.seconds()
+        decision = await self._timed(span, self._counters.reserve(request))
+        span.attributes["tollkeeper.verdict"] = decision.verdict.name.lower()
+        if decision.verdict is Verdict.ADMITTED:
+            span.attributes["tollkeeper.tokens.held"] = decision.held_tokens
+        return decision
 
     async def _settle(self, settlement: Settlement, trace: Trace) -> Settled:
         span = Span("settle", Kind.CLIENT, trace.settle_id, trace.span_id, self.seconds(), 0.0)
@@ -105,11 +101,16 @@ class TimedCounters:
         }
         trace.facts |= _use(settlement.metadata)
         trace.children.append(span)
+        settled = await self._timed(span, self._counters.settle(settlement))
+        span.error = "" if settled is not Settled.UNVERIFIED else "unverified"
+        return settled
+
+    async def _timed(self, span: Span, answer: Awaitable[_T]) -> _T:
         span.error = "unanswered"
         try:
-            settled = await self._counters.settle(settlement)
-            span.error = "" if settled is not Settled.UNVERIFIED else "unverified"
-            return settled
+            value = await answer
+            span.error = ""
+            return value
         finally:
             span.ended = self.seconds()
 

@@ -80,7 +80,7 @@ class Link(asyncio.BufferedProtocol):
 
     # what the handler asks of its link
 
-    def begin(self, request: bytes) -> None:
+    def begin_request(self, request: bytes) -> None:
         """Send what `side` made of a request, or of the beginning of one."""
         self.answer = None
         self.deadline = self._clock.now + self._limits.upstream_first_byte_s
@@ -89,14 +89,14 @@ class Link(asyncio.BufferedProtocol):
         else:
             self.transport.write(request)
 
-    def send(self, part: bytes) -> None:
+    def send_part(self, part: bytes) -> None:
         """Send more of a body; nothing once nobody waits for it."""
         side = self.side
         if not self._gone and side.request == OWED:
             self.deadline = self._clock.now + self._limits.upstream_first_byte_s
             self.transport.write(side.more(part))
 
-    def end(self) -> None:
+    def end_request(self) -> None:
         """The body is complete."""
         side = self.side
         if not self._gone and side.request == OWED:
@@ -112,13 +112,13 @@ class Link(asyncio.BufferedProtocol):
             wait.set(None)
         return wait
 
-    def turn(self) -> Wait[None]:
+    def next_turn(self) -> Wait[None]:
         """Wait for a turn to do more with what was taken."""
         wait: Wait[None] = Wait()
-        self._turns.wait(lambda: wait.set(None))
+        self._turns.wait_for(lambda: wait.set(None))
         return wait
 
-    def take(self) -> bytes:
+    def take_payload(self) -> bytes:
         """The body bytes that have arrived since the last take, maybe none."""
         payload = self._payload
         if not payload:
@@ -146,7 +146,7 @@ class Link(asyncio.BufferedProtocol):
 
     def release(self, now: float) -> bool:
         """Become idle, ready for another exchange; False where something of this one is left over."""
-        if self._gone or self._payload or not self.side.next():
+        if self._gone or self._payload or not self.side.be_ready():
             return False
         self.deadline = NEVER
         self.idle_since = now
@@ -205,12 +205,12 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
         wait = self._wait
         if wait is not None and answering != AWAITED:
-            if not begun or self._turns.now(len(data)):
+            if not begun or self._turns.take_now(len(data)):
                 self._wait = None
                 wait.set(None)
             elif not self._queued:
                 self._queued = True
-                self._turns.wait(self._take_turn)
+                self._turns.wait_for(self._take_turn)
         if self._payload_bytes > self._limits.relay_buffer_bytes_max and answering == BODY:
             self.hold()
 

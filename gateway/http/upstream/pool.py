@@ -63,8 +63,8 @@ class Upstream:
 
     def admit(self, organization_id: int) -> None:
         """Let an organization have one more connection; `Overloaded` where it has its share."""
-        if not self._shares.take(organization_id):
-            mine = self._shares.of(organization_id)
+        if not self._shares.acquire(organization_id):
+            mine = self._shares.used_by(organization_id)
             whose = f"for this organization, which uses {mine}" if mine else "to spare"
             raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
 
@@ -114,7 +114,7 @@ class Upstream:
 
     def release(self, organization_id: int, link: Link | None) -> None:
         """A call that was admitted is over: keep a connection of whose exchange nothing is left over."""
-        self._shares.give(organization_id)
+        self._shares.release(organization_id)
         if link is None:
             return
         room = not self._left and len(self._idle) < self._limits.upstream_idle_connections_max

@@ -186,7 +186,7 @@ def test_only_a_plain_length_is_cut_out() -> None:
 def test_request_ids_are_uuids_and_never_the_same() -> None:
     drawn = iter(range(1, 10**9))
     ids = RequestIds(lambda count: bytes(next(drawn) * 31 % 256 for _ in range(count)))
-    given_out = [ids.next() for _ in range(500)]
+    given_out = [ids.next_id() for _ in range(500)]
     assert len(set(given_out)) == 500
     for text in given_out:
         assert str(uuid.UUID(text)) == text

@@ -62,10 +62,10 @@ def test_what_is_written_is_one_request_or_the_beginning_of_one_that_is_never_fo
     assert one.reusable == (one.request == SENT)
     assert _is_whole(wire) or not one.reusable
     if one.reusable:
-        assert one.next()
+        assert one.be_ready()
         _is_whole(one.ask(OPENING, b"next", False))
     else:
-        assert not one.next()
+        assert not one.be_ready()
         with pytest.raises(IllegalEvent):
             one.ask(OPENING, b"next", False)
 

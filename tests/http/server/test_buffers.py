@@ -17,19 +17,19 @@ OTHER = replace(CALLER, organization_id=8, key_id=98)
 
 def test_a_key_has_a_part_of_its_organizations_part_of_the_whole() -> None:
     buffers = Buffers(LIMITS)
-    assert buffers.take(CALLER, 160)
-    assert not buffers.take(CALLER, 1)
-    assert buffers.take(OTHER_KEY, 160)
-    assert not buffers.take(OTHER_KEY, 1)
-    assert buffers.take(OTHER, 160)
+    assert buffers.acquire(CALLER, 160)
+    assert not buffers.acquire(CALLER, 1)
+    assert buffers.acquire(OTHER_KEY, 160)
+    assert not buffers.acquire(OTHER_KEY, 1)
+    assert buffers.acquire(OTHER, 160)
     assert buffers.used == 480
     assert buffers.shed == 2
 
 
 def test_the_largest_body_fits_whatever_the_parts_are() -> None:
     buffers = Buffers(replace(LIMITS, buffered_bytes_max=10, body_bytes_max=100))
-    assert buffers.take(CALLER, 100)
-    assert not buffers.take(OTHER, 1)
+    assert buffers.acquire(CALLER, 100)
+    assert not buffers.acquire(OTHER, 1)
 
 
 def test_new_calls_are_shed_while_what_is_there_already_is_too_much() -> None:
@@ -40,7 +40,7 @@ def test_new_calls_are_shed_while_what_is_there_already_is_too_much() -> None:
     assert buffers.sheds(CALLER)
     assert buffers.sheds(OTHER_KEY)
     assert not buffers.sheds(OTHER)
-    buffers.give(CALLER, 500)
+    buffers.release(CALLER, 500)
     assert not buffers.sheds(CALLER)
     assert not buffers.pressed
     assert buffers.used == 0
@@ -59,8 +59,11 @@ def test_whoever_would_be_shed_is_asked_about(size: int) -> None:
 
 def test_heads_that_are_not_complete_have_a_budget_of_their_own() -> None:
     buffers = Buffers(LIMITS)
-    assert buffers.take_head(50)
-    assert not buffers.take_head(1)
-    buffers.give_head(10)
-    assert buffers.take_head(10)
+    free = LIMITS.head_free_bytes
+    assert buffers.keep_head(free, 0) == 0
+    assert buffers.keep_head(free + 50, 0) == 50
+    assert buffers.keep_head(free + 1, 0) is None
+    assert buffers.keep_head(free + 40, 50) == 40
+    assert buffers.keep_head(free + 10, 0) == 10
+    assert (buffers.heads, buffers.shed) == (50, 1)
     assert buffers.used == 0

@@ -93,7 +93,7 @@ async def backed_up() -> AsyncIterator[tuple[Stage, Client, asyncio.Event]]:
         await client.send(chunks(b"x" * 300 * 1024, end=False))
         await eventually(lambda: stage.plane.upstream_connections)
         (connection,) = stage.plane._connections
-        reading, body = connection._reading, connection._body
+        reading, body = connection._reading, connection.body
         while not reading.paused & SLOW_UPSTREAM:
             before = body.size
             await client.send(chunks(PIECE, end=False))

@@ -39,7 +39,7 @@ def test_what_is_waited_for_counts_once_with_what_was_here(body: RequestBody, bu
     wait = body.arrival(CALLER, 100)
     assert body.afford()
     assert arrive(body, b"de")
-    assert (body.take(), body.take(), buffers.used, wait.done) == (b"abcde", b"", 5, False)
+    assert (body.take_parts(), body.take_parts(), buffers.used, wait.done) == (b"abcde", b"", 5, False)
     body.wake()
     assert wait.done
     body.let_go()
