@@ -154,7 +154,7 @@ def _ports(
         objects=Objects(wire, time.time, settings.object_ttl_s, settings.objects_max),
         estimator=Estimator(tokenizer=tokenizer.load()),
         tally=tally,
-        usage=Usages(wire, time.monotonic).of,
+        usage=Usages(wire, time.monotonic).usage_of,
         log=log,
         failures=failures,
         seconds=time.monotonic,

@@ -44,7 +44,7 @@ class Worker:
     async def look(self) -> None:
         """One look at everything, adoption included."""
         self.resubmitter._adopted_at = 0.0
-        await self.resubmitter.look()
+        await self.resubmitter.resubmit()
 
     async def write_no_more(self) -> None:
         """What is noted from now on stays in memory: the next write is an hour away."""

@@ -85,10 +85,10 @@ class Fence:
         """Look twice a second until cancelled."""
         while True:
             with suppress(CountersUnavailable):
-                await self.look()
+                await self.check_history()
             await asyncio.sleep(LOOK_S)
 
-    async def look(self, *commands: bytes) -> None:
+    async def check_history(self, *commands: bytes) -> None:
         """Make sure that all that was read on this connection until now is of the history `run_id` names.
 
         If it is, `commands` run all together. An EXEC ends the watch, so no other transaction may run here.
@@ -185,10 +185,7 @@ class Fence:
             if await _replace(ask, keys.HISTORY, name, new):
                 name, self.noticed = new, self.noticed + 1
                 self._say(
-                    "redis data was replaced",
-                    why=self._trouble,
-                    generation=generation(new),
-                    level="error",
+                    "redis data was replaced", why=self._trouble, generation=generation(new), level="error"
                 )
                 break
             name = _text(await ask(b"GET", _NAME))

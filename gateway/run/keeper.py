@@ -95,10 +95,10 @@ class Keeper:
         self._counters = KeeperCounters(self._wire)
         keeping = Keeping(self._counters)
         sweeps = Sweeps(self._engine)
-        self._outbox = Outbox(self._counters, self._log, look=self._fence.look)
+        self._outbox = Outbox(self._counters, self._log, check_history=self._fence.check_history)
         self._writer = Writer(settings.database_url)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
-        streams = StrayReader(self._counters, self._fence.look)
+        streams = StrayReader(self._counters, self._fence.check_history)
         rewinds = Rewinds(self._fence, self._counters, streams, self._quarantines)
         self._rollbacks = Rollbacks(
             self._outbox, self._counters, accounts, self._quarantines, first=rewinds.notice,

@@ -98,7 +98,7 @@ async def looked(fence: Fence) -> None:
 
     async def answered() -> bool:
         with suppress(CountersUnavailable):
-            await fence.look()
+            await fence.check_history()
             return True
         return False
 
@@ -106,7 +106,7 @@ async def looked(fence: Fence) -> None:
 
 
 def stray_reader(wire: Wire, fence: Fence) -> StrayReader:
-    return StrayReader(Client(wire), fence.look)
+    return StrayReader(Client(wire), fence.check_history)
 
 
 @asynccontextmanager
@@ -145,7 +145,7 @@ async def test_exchanged_data_is_noticed_however_alike_it_is(data: Data, exchang
     async with guarded(data.server.url) as (wire, fence):
         before = wire.run_id
         data.verify(before)
-        await fence.look()
+        await fence.check_history()
         data.branch()
         data.client.save()
         exchange(data)
@@ -155,7 +155,7 @@ async def test_exchanged_data_is_noticed_however_alike_it_is(data: Data, exchang
         assert fence.noticed == 1
         assert data.marked in (b"", NOBODY)
         after = wire.run_id
-        await fence.look()
+        await fence.check_history()
         assert wire.run_id == after
 
 
@@ -164,7 +164,7 @@ async def test_who_was_not_connected_meanwhile_notices_it_too(data: Data, exchan
     async with guarded(data.server.url) as (wire, fence):
         before = wire.run_id
         data.branch()
-        await fence.look()
+        await fence.check_history()
         async with cut_off(data, wire):
             exchange(data)
         await eventually(lambda: wire.connected)
@@ -191,12 +191,12 @@ async def test_every_exchange_is_noticed_once_and_by_everybody(data: Data) -> No
 
 async def test_a_marker_of_a_later_verification_is_left_alone(data: Data) -> None:
     async with guarded(data.server.url, "1") as (wire, fence), guarded(data.server.url, "2") as (_, second):
-        await fence.look()
-        await second.look()
+        await fence.check_history()
+        await second.check_history()
         flushed(data)
-        await fence.look()
+        await fence.check_history()
         data.verify(wire.run_id)
-        await second.look()
+        await second.check_history()
         assert data.marked == wire.run_id
         assert second.noticed == 0
 
@@ -209,7 +209,7 @@ async def test_markers_of_an_older_layout_are_closed_and_those_of_a_newer_one_le
         newer = bytes([LAYOUT + 1]) + marker[1:]
         data.client.set(keys.marker(0), marker[1:])  # before there were numbers
         data.client.set(keys.marker(1), newer)
-        await fence.look()
+        await fence.check_history()
         data.branch()
         resynced(data)
         await looked(fence)
@@ -221,10 +221,10 @@ async def test_whoever_comes_later_speaks_to_the_same_history(data: Data) -> Non
     async with guarded(data.server.url, "1") as (wire, fence):
         data.client.save()
         reloaded(data)
-        await fence.look()
+        await fence.check_history()
         async with guarded(data.server.url, "2") as (later, second):
             assert later.run_id == wire.run_id
-            await second.look()
+            await second.check_history()
             assert (later.run_id, second.noticed) == (wire.run_id, 0)
 
 
@@ -236,17 +236,17 @@ async def test_what_is_known_from_elsewhere_can_be_said(data: Data) -> None:
         assert wire.run_id != before
         assert data.marked == NOBODY
         after = wire.run_id
-        await fence.look()
+        await fence.check_history()
         assert (wire.run_id, fence.noticed) == (after, 1)
 
 
 async def test_older_data_put_key_by_key_over_newer_is_noticed_by_its_pulse(data: Data) -> None:
     async with guarded(data.server.url) as (wire, fence):
-        await fence.look()
+        await fence.check_history()
         before, older = wire.run_id, data.client.dump(keys.PULSES) or b""
-        await fence.look()
+        await fence.check_history()
         data.client.restore(keys.PULSES, 0, older, replace=True)
-        await fence.look()
+        await fence.check_history()
         assert wire.run_id != before
 
 
@@ -275,7 +275,7 @@ async def quiet_frozen(data: Data) -> None:
 @pytest.mark.parametrize("event", [quiet_rewrite, quiet_replica, quiet_reconnect, quiet_full, quiet_frozen])
 async def test_nothing_else_is_taken_for_an_exchange(data: Data, event: Callable[[Data], object]) -> None:
     async with guarded(data.server.url) as (wire, fence):
-        await fence.look()
+        await fence.check_history()
         before = wire.run_id
         happening = event(data)
         assert asyncio.iscoroutine(happening)
@@ -292,7 +292,7 @@ async def test_a_new_process_begins_anew_whatever_is_in_its_data(tmp_path: Path)
     server.start()
     try:
         async with guarded(server.url) as (wire, fence):
-            await fence.look()
+            await fence.check_history()
             before = wire.run_id
             server.stop()
             await eventually(lambda: not wire.connected)
@@ -308,13 +308,13 @@ async def test_a_new_process_begins_anew_whatever_is_in_its_data(tmp_path: Path)
 async def test_a_server_that_was_left_and_comes_back_is_behind_the_other(data: Data) -> None:
     """Two servers with one name and one address, one at a time."""
     async with guarded(data.server.url) as (wire, fence):
-        await fence.look()
+        await fence.check_history()
         first = wire.run_id
         home = wire._address
         wire._address = parse_url(data.other.url)
         await quiet_reconnect(data)
         await eventually(lambda: wire.connected and wire.run_id != first)
-        await fence.look()
+        await fence.check_history()
         assert fence.noticed == 0
         wire._address = home
         data.stale.client_kill_filter(_type="normal", skipme=True)
@@ -350,19 +350,19 @@ async def test_a_name_that_is_given_between_watch_and_look_breaks_no_watch(data:
 async def test_an_exchange_behind_a_drop_of_strays_is_noticed(data: Data) -> None:
     """An EXEC ends every watch of its connection: whoever runs a transaction has the name watched again."""
     async with guarded(data.server.url) as (wire, fence):
-        await fence.look()
+        await fence.check_history()
         data.client.save()
         begins = await stray_reader(wire, fence).drop(Strays(0, b"5-0"))
         assert begins == b"5-1"
         reloaded(data)
-        await fence.look()
+        await fence.check_history()
         assert fence.noticed == 1
 
 
 async def test_strays_are_not_dropped_in_data_that_was_exchanged(data: Data) -> None:
     """What was read before says nothing of this data: the transaction does nothing, and says so."""
     async with guarded(data.server.url) as (wire, fence):
-        await fence.look()
+        await fence.check_history()
         data.client.save()
         reloaded(data)
         with pytest.raises(CountersUnavailable):
@@ -375,10 +375,10 @@ async def test_strays_are_not_said_to_be_dropped_where_the_stream_went_on(data: 
     """Entries came since it was looked at, behind where it was to begin."""
     async with guarded(data.server.url) as (wire, fence):
         reader = stray_reader(wire, fence)
-        await fence.look()
+        await fence.check_history()
         data.client.xadd(keys.outbox(0), {"e": ""}, id="9-0")
         with pytest.raises(CountersRefused):
-            await fence.look(encode(b"XADD", keys.outbox(0).encode(), b"5-1", b"e", b""))
+            await fence.check_history(encode(b"XADD", keys.outbox(0).encode(), b"5-1", b"e", b""))
         assert await reader.drop(Strays(0, b"5-0")) == b"9-1"
         assert fence.noticed == 0
 

@@ -50,7 +50,7 @@ async def check_over(worker: Worker, request: HoldRequest, charged: int) -> None
     """Nothing is held of the call, and it is charged once or not at all."""
     world = worker.world
     await eventually(lambda: not worker.counters._releases._owed)
-    await worker.resubmitter.look()
+    await worker.resubmitter.resubmit()
     post_late(world)
     assert (worker.log.waiting, worker.allowances.calls) == (0, {})
     assert [state.inflight for state in (world.key, world.tenant, world.organization)] == [0, 0, 0]

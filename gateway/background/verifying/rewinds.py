@@ -23,7 +23,7 @@ class Streams(Protocol):
     async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
         """The partitions whose stream never had this entry."""
 
-    async def read(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
+    async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str]) -> Strays | None:
         """What went on after an entry where the stream never had that, but for accounts in quarantine; None
         where it had.
         """
@@ -46,7 +46,7 @@ class Target(Protocol):
 class Fence(Protocol):
     """What distinguishes one history from another."""
 
-    async def look(self) -> None:
+    async def check_history(self) -> None:
         """Make sure that what was read until now is of the history that is named."""
 
     async def announce(self, trouble: str) -> None:
@@ -75,7 +75,7 @@ class Rewinds:
 
     async def notice(self) -> None:
         """Find out whether the data is what it was; the wire goes by another history where it is not."""
-        await self._fence.look()
+        await self._fence.check_history()
         markers = await self._target.markers()
         marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
         behind = [one for one in await self._streams.behind(marks) if self._said.get(one) != marks[one]]
@@ -87,7 +87,9 @@ class Rewinds:
         """What went on in these partitions after what is stored, where the stream never had that."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
-            one: await self._streams.read(one, marks[one], stopped) for one in partitions if one in marks
+            one: await self._streams.read_strays(one, marks[one], stopped)
+            for one in partitions
+            if one in marks
         }
         return {one: strays for one, strays in found.items() if strays is not None}
 

@@ -50,9 +50,7 @@ class Directory:
         self.version = 0
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
         self.verified = False
-        self._wire = wire
-        self._clock = clock
-        self._today = today
+        self._wire, self._clock, self._today = wire, clock, today
         self._raw = b""
         self._services: dict[str, Service] = {}
         self._meters: dict[int, str] = {}

@@ -36,10 +36,8 @@ class Objects:
         *,
         trims_max: int = TRIMS_MAX,
     ) -> None:
-        self._wire = wire
-        self._unix_seconds = unix_seconds
-        self._ttl_s = ttl_s
-        self._objects_max, self._trims_max = objects_max, trims_max
+        self._wire, self._unix_seconds = wire, unix_seconds
+        self._ttl_s, self._objects_max, self._trims_max = ttl_s, objects_max, trims_max
         # By organization: how many more until its set is cut, when at the latest, and in which Redis it was.
         self._trims: dict[int, tuple[int, float, bytes]] = {}
 

@@ -81,7 +81,7 @@ class Counters:
         While Redis is away, not verified or not open yet, what was leased before decides.
         """
         service, wire = request.service, self._wire
-        frame = self._frames.of(request.caller, request.user, service)
+        frame = self._frames.frame_of(request.caller, request.user, service)
         head, middle, end = frame.reserve
         flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
@@ -126,7 +126,7 @@ class Counters:
         The credits of a One-Time service are set to what was charged: nothing, but for the first.
         """
         service = settlement.service
-        frame = self._frames.of(settlement.caller, settlement.user, service)
+        frame = self._frames.frame_of(settlement.caller, settlement.user, service)
         calls = self._allowances.calls
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
@@ -225,7 +225,9 @@ class Counters:
         self._releases.owe(release, at_once=known)
 
     def _release_command(self, release: Settlement) -> bytes:
-        return self._settle_command(self._frames.of(release.caller, release.user, release.service), release)
+        return self._settle_command(
+            self._frames.frame_of(release.caller, release.user, release.service), release
+        )
 
     def _settle_command(self, frame: Frame, settlement: Settlement) -> bytes:
         head, middle, end, last = frame.settle

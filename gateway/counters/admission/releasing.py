@@ -45,13 +45,9 @@ class Releases:
         command: Callable[[Settlement], bytes],
         hold_ttl_s: float,
         clock: Callable[[], float],
-        *,
-        owed_max: int = RELEASES_MAX,
     ) -> None:
-        self._wire = wire
-        self._command = command
-        self._ttl_s, self._owed_max = hold_ttl_s, owed_max
-        self._clock = clock
+        self._wire, self._command, self._clock = wire, command, clock
+        self._ttl_s, self._owed_max = hold_ttl_s, RELEASES_MAX
         self._owed: dict[str, _Owed] = {}
         self._releasing: asyncio.Task[None] | None = None
 

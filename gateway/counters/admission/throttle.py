@@ -29,12 +29,11 @@ class Throttle:
         *,
         waiting_max: int = WAITING_MAX,
     ) -> None:
-        self._wire = wire
-        self._clock = clock
+        self._wire, self._clock = wire, clock
         self._a_minute, self._waiting_max = a_minute, waiting_max
         self._waiting: dict[int, float] = {}
 
-    async def take(self, caller: Caller) -> None:
+    async def admit(self, caller: Caller) -> None:
         """Take one. RateLimited where none is left, CountersUnavailable where that cannot be known."""
         waiting, key_id = self._waiting, caller.key_id
         until = waiting.get(key_id)

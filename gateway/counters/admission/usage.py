@@ -9,7 +9,7 @@ from typing import cast
 
 import msgspec
 
-from gateway.core.model import Caller
+from gateway.core.model import Caller, Scope
 from gateway.counters.admission.throttle import Throttle
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
@@ -28,39 +28,36 @@ class Usages:
         self._wire = wire
         self._throttle = Throttle(wire, clock)
 
-    async def of(self, caller: Caller, user: str = "") -> bytes:
+    async def usage_of(self, caller: Caller, user: str = "") -> bytes:
         """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
-        await self._throttle.take(caller)
+        await self._throttle.admit(caller)
         return await usage(self._wire, caller, user)
 
 
 async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
     """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
     p = caller.partition
-    names = {
-        "key": (b"1", keys.key_state(p, caller.key_id)),
-        "user": (b"2", keys.user_state(p, caller.tenant_id, user or caller.user)),
-        "tenant": (b"3", keys.tenant_state(p, caller.tenant_id)),
-        "organization": (b"4", keys.organization_state(p, caller.organization_id)),
-    }
-    waits = {
-        scope: wire.send(encode_script("peek", (keys.marker(p), name), (wire.run_id, kind)))
-        for scope, (kind, name) in names.items()
-    }
-    raw: dict[str, bytes | None] = {}
-    for scope, wait in waits.items():
+    asked: tuple[tuple[Scope, type[Bucket], str], ...] = (
+        (Scope.KEY, states.KeyState, keys.key_state(p, caller.key_id)),
+        (Scope.USER, states.UserState, keys.user_state(p, caller.tenant_id, user or caller.user)),
+        (Scope.TENANT, states.TenantState, keys.tenant_state(p, caller.tenant_id)),
+        (Scope.ORGANIZATION, states.OrganizationState, keys.organization_state(p, caller.organization_id)),
+    )
+    waits = [
+        wire.send(encode_script("peek", (keys.marker(p), name), (wire.run_id, b"%d" % scope)))
+        for scope, _, name in asked
+    ]
+    scopes: dict[Scope, Bucket] = {}
+    for (scope, kind, _), wait in zip(asked, waits, strict=True):
         answer = await wait
         if not isinstance(answer, list) or isinstance(answer[0], int):
             raise CountersUnavailable
-        raw[scope] = cast("bytes | None", answer[0])
-    if not (raw["key"] and raw["tenant"] and raw["organization"]):
+        if answer[0]:
+            scopes[scope] = states.unpack(kind, cast("bytes", answer[0]))
+    if not scopes.keys() >= {Scope.KEY, Scope.TENANT, Scope.ORGANIZATION}:
         raise CountersUnavailable
-    tenant = states.unpack(states.TenantState, raw["tenant"])
-    organization = states.unpack(states.OrganizationState, raw["organization"])
-    scopes: list[tuple[str, Bucket]] = [("key", states.unpack(states.KeyState, raw["key"]))]
-    if raw["user"]:
-        scopes.append(("user", states.unpack(states.UserState, raw["user"])))
-    scopes += [("tenant", tenant), ("organization", organization)]
+    tenant = cast("states.TenantState", scopes[Scope.TENANT])
+    organization = cast("states.OrganizationState", scopes[Scope.ORGANIZATION])
     return msgspec.json.encode(
         {
             "organization": caller.organization_id,
@@ -72,7 +69,7 @@ async def usage(wire: Wire, caller: Caller, user: str = "") -> bytes:
             "is_blocked": tenant.is_blocked,
             "credits_remaining": organization.balance + organization.credit_limit - organization.credits_held,
             "limits": [
-                *(limit for scope, state in scopes for limit in _limits(scope, state)),
+                *(limit for scope, state in scopes.items() for limit in _limits(scope.name.lower(), state)),
                 *_spend(organization, datetime.now(UTC)),
             ],
         }

@@ -28,8 +28,7 @@ class Activity:
     """The hashes of the last minute; `unix_seconds` is the time of day."""
 
     def __init__(self, wire: Wire, unix_seconds: Callable[[], float]) -> None:
-        self._wire = wire
-        self._unix_seconds = unix_seconds
+        self._wire, self._unix_seconds = wire, unix_seconds
 
     async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
         """Add what is taken, again and again, until cancelled."""

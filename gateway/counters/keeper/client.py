@@ -24,8 +24,8 @@ MOVED_MAX = 40_000
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
-S = TypeVar("S", states.TenantState, states.OrganizationState)
-_KINDS: dict[type[states.State], tuple[int, Callable[[int, int], str]]] = {
+S = TypeVar("S", bound=states.State)
+_KINDS: dict[type[object], tuple[int, Callable[[int, int], str]]] = {
     states.TenantState: (packing.KIND_TENANT, keys.tenant_state),
     states.OrganizationState: (packing.KIND_ORGANIZATION, keys.organization_state),
 }

@@ -28,8 +28,8 @@ _Stream = tuple[int, str]
 class Outbox:
     """Streams of all partitions, read and acknowledged on one connection.
 
-    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. `look` makes
-    sure that what was read until then is of the history the wire speaks to.
+    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. `check_history`
+    makes sure that what was read until then is of the history the wire speaks to.
     """
 
     def __init__(
@@ -37,17 +37,13 @@ class Outbox:
         client: Client,
         say: Callable[..., None] = lambda _, **__: None,
         *,
-        look: Callable[[], Awaitable[None]] | None = None,
+        check_history: Callable[[], Awaitable[None]] | None = None,
         look_entries_max: int = LOOK_ENTRIES_MAX,
     ) -> None:
         self.broken: dict[int, str] = {}
-        self._client = client
-        self._look_entries_max = look_entries_max
-        self._say = say
-        self._look = look
-        self._parked = Parked(client)
-        self._read_under = b""
-        self._replaced = False
+        self._client, self._parked = client, Parked(client)
+        self._say, self._look_entries_max, self._check_history = say, look_entries_max, check_history
+        self._read_under, self._replaced = b"", False
 
     @property
     def read_under(self) -> bytes:
@@ -91,8 +87,8 @@ class Outbox:
             for stream, answer in zip(after, await each(waits), strict=True)
             if stream[0] in present
         }
-        if self._look is not None:
-            await self._look()
+        if self._check_history is not None:
+            await self._check_history()
             self._begin_read()
         return found
 

@@ -14,10 +14,10 @@ READ_ENTRIES = 1_000
 
 
 class StrayReader:
-    """Reads and drops them, over the keeper's connection. Its fence's `look` runs what must run together."""
+    """Reads and drops them over the keeper's connection; the fence's `check_history` runs a transaction."""
 
-    def __init__(self, client: Client, look: Callable[..., Awaitable[None]]) -> None:
-        self._client, self._look = client, look
+    def __init__(self, client: Client, check_history: Callable[..., Awaitable[None]]) -> None:
+        self._client, self._check_history = client, check_history
 
     async def behind(self, marks: Mapping[int, bytes]) -> list[int]:
         """The partitions whose stream never had this entry: the data is older than what was stored of it."""
@@ -31,7 +31,7 @@ class StrayReader:
             if _fact(said, b"max-deleted-entry-id") < stream_place(mark)
         ]
 
-    async def read(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
+    async def read_strays(self, partition: int, mark: bytes, stopped: Collection[str] = ()) -> Strays | None:
         """What went on after `mark` where the stream never had that; None where it had."""
         if not await self.behind({partition: mark}):
             return None
@@ -58,7 +58,7 @@ class StrayReader:
         ms, number = max(stream_place(strays.after), _fact(said, b"last-generated-id"))
         begins = b"%d-%d" % (ms, number + 1)
         name = _name(partition)
-        await self._look(encode(b"XADD", name, begins, b"e", b""), encode(b"XDEL", name, begins))
+        await self._check_history(encode(b"XADD", name, begins, b"e", b""), encode(b"XDEL", name, begins))
         return begins
 
 

@@ -31,7 +31,7 @@ class KeeperCounters(Control, AccountHeads):
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in enumerate(markers):
             marker = raw if isinstance(raw, bytes) else b""
-            run_id, epoch, catalogue = packing.read_marker(marker)
+            run_id, epoch, catalogue = packing.read_marker(raw)
             if run_id != found.run_id:
                 found.unverified.append((partition, marker, epoch))
                 continue
@@ -68,10 +68,7 @@ class KeeperCounters(Control, AccountHeads):
         return frozenset(partition for partition, length in enumerate(lengths) if length != 0)
 
     async def behind(
-        self,
-        partition: int,
-        organizations: Sequence[OrganizationAccount],
-        tenants: Sequence[TenantAccount],
+        self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
         """Accounts whose state is missing or whose seq lags."""
         ids = [(partition, one.definition.organization_id) for one in organizations]
@@ -100,20 +97,19 @@ class KeeperCounters(Control, AccountHeads):
         found = (await self._holds(partition, await self.held(partition))).values()
         holds = [hold for hold, _, _ in found]
         tiers = {hold.service_id: tiers for hold, _, tiers in found}
+        parts: dict[str, bytes] = {}
         for organization in organizations:
             id_ = organization.definition.organization_id
             mine = [hold for hold in holds if hold.organization_id == id_]
             uses = _with_holds_of_services(organization, mine, tiers)
             state = _with_holds_of_organization(organization_state(organization), mine, uses)
-            parts = {keys.organization_state(partition, id_): states.pack(state)}
+            parts[keys.organization_state(partition, id_)] = states.pack(state)
             for service_id, use in uses.items():
                 parts[keys.activation(partition, id_, service_id)] = states.pack(use)
-            for name, packed in parts.items():
-                if not await self.rebuild(partition, name, packed, marker):
-                    return False
         for tenant in tenants:
             name = keys.tenant_state(partition, tenant.definition.tenant_id)
-            packed = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
+            parts[name] = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
+        for name, packed in parts.items():
             if not await self.rebuild(partition, name, packed, marker):
                 return False
         return True

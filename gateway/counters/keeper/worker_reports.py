@@ -19,9 +19,7 @@ class WorkerReports:
     """One worker's report. Both methods raise CountersUnavailable where Redis does not answer."""
 
     def __init__(self, wire: Wire, worker_slot: str, beat: int) -> None:
-        self._wire = wire
-        self._worker_slot = worker_slot.encode()
-        self._beat = beat
+        self._wire, self._worker_slot, self._beat = wire, worker_slot.encode(), beat
 
     async def report(self, epochs: Sequence[int]) -> None:
         """Say that it lives, and before which epoch of each partition everything was sent again."""

@@ -154,7 +154,7 @@ class LateLane:
                 (b"GET", keys.marker(partition).encode()),
             )
         )
-        run_id, epoch, _ = packing.read_marker(marker if isinstance(marker, bytes) else b"")
+        run_id, epoch, _ = packing.read_marker(marker)
         under = (self._client.run_id, run_id, epoch)
         if known.under not in (None, under):
             del self._known[partition]
@@ -181,10 +181,7 @@ class LateLane:
         # Requests that were posted or corrected, and are not in PostgreSQL yet.
         names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
         known_ids, length = await self._client.ask_each(
-            (
-                (b"HMGET", keys.control(partition).encode(), *names),
-                (b"XLEN", keys.outbox(partition).encode()),
-            )
+            ((b"HMGET", keys.control(partition).encode(), *names), (b"XLEN", keys.outbox(partition).encode()))
         )
         if not isinstance(known_ids, list):
             raise CountersRefused("the ids of control writes are no hash")

@@ -29,7 +29,7 @@ class Frames:
     def __len__(self) -> int:
         return len(self._known)
 
-    def of(self, caller: Caller, user: str, service: Service) -> Frame:
+    def frame_of(self, caller: Caller, user: str, service: Service) -> Frame:
         """The frame of these calls: a service that was resolved again has another one."""
         key = caller.key_id, user, service.id
         frame = self._known.get(key)

@@ -263,12 +263,12 @@ def is_closed(raw: bytes) -> bool:
     return read_marker(raw)[2] == CLOSED
 
 
-def read_marker(raw: bytes) -> tuple[bytes, int, int]:
-    """Run id, epoch and catalogue version of a marker; no run id and zeros where it is empty.
+def read_marker(raw: object) -> tuple[bytes, int, int]:
+    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros without one.
 
     UnknownLayout of a marker that a newer version has written: the partition is none of ours.
     """
-    if not raw:
+    if not isinstance(raw, bytes) or not raw:
         return b"", 0, 0
     _, run_id, epoch, catalogue = table.MARKER.struct.unpack(table.MARKER.today(raw))
     return run_id, int(epoch), int(catalogue)

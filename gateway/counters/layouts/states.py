@@ -160,7 +160,7 @@ class ActivationState:
 
 
 State = KeyState | UserState | TenantState | OrganizationState | HoldState | ActivationState
-S = TypeVar("S", KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
+S = TypeVar("S", bound=State)
 
 
 def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
@@ -173,7 +173,7 @@ def _layout(kind: type[Account | HoldState | ActivationState]) -> Layout:
 
 
 ACCOUNT = _layout(Account)
-_LAYOUTS: dict[type[State], Layout] = {
+_LAYOUTS: dict[type[object], Layout] = {
     kind: _layout(kind)
     for kind in (KeyState, UserState, TenantState, OrganizationState, HoldState, ActivationState)
 }

@@ -12,16 +12,7 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4, uuid5
 
 from gateway.core.calls.tariff import CONSUMPTION, covered
-from gateway.core.model import (
-    Caller,
-    Decision,
-    HoldRequest,
-    Observed,
-    Service,
-    Settled,
-    Settlement,
-    Verdict,
-)
+from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
 from gateway.counters.leases.lease import Leased, Share
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
@@ -80,7 +71,7 @@ class Allowance:
         """Whether anything was used of it that nobody has charged yet."""
         return self.tokens.spent > 0 or self.credits.spent > 0
 
-    def take(self, found: Leased, until: float, tokens: Share, credits_: Share) -> None:
+    def renew(self, found: Leased, until: float, tokens: Share, credits_: Share) -> None:
         """Go by a lease that was asked for with these shares."""
         self.until, self.unlimited, self.held = until, found.tokens is None, True
         self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
@@ -118,11 +109,7 @@ class Allowances:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float],
-        worker_slot: UUID | None = None,
-        *,
-        tenants_max: int = TENANTS_MAX,
+        self, clock: Callable[[], float], worker_slot: UUID | None = None, *, tenants_max: int = TENANTS_MAX
     ) -> None:
         self.fresh: list[Allowance] = []
         self.hurried: dict[int, Allowance] = {}

@@ -49,21 +49,13 @@ class Leaser:
         lease_s: float,
         took: Callable[[float], None] = lambda _seconds: None,
         pending: Callable[[], int] = lambda: 0,
-        batch_max: int = BATCH_MAX,
     ) -> None:
-        self._wire = wire
-        self._allowances = allowances
-        self._clock = clock
-        self._fraction = fraction
-        self._lease_s = lease_s
-        self._took = took
-        self._pending = pending
-        self._batch_max = batch_max
+        self._wire, self._allowances, self._clock = wire, allowances, clock
+        self._fraction, self._lease_s, self._batch_max = fraction, lease_s, BATCH_MAX
+        self._took, self._pending = took, pending
         self._queue: list[tuple[float, int, Allowance]] = []
-        self._turn = 0
-        self._run_id = b""
-        self._there = False
-        self._asking = 0
+        self._turn = self._asking = 0
+        self._run_id, self._there = b"", False
 
     @property
     def is_current(self) -> bool:
@@ -159,7 +151,7 @@ class Leaser:
         if code == LEASED:
             found = leased(answer)
             assert found is not None
-            one.take(found, began + self._lease_s, tokens, credits_)
+            one.renew(found, began + self._lease_s, tokens, credits_)
             # What is counted on no longer is freed soon where it is much.
             shrunk = one.credits.kept * 2 < credits_.kept or (
                 not one.unlimited and one.tokens.kept * 2 < tokens.kept

@@ -79,14 +79,11 @@ class Wire(asyncio.Protocol):
         self.identify: Callable[[Server, Ask], Awaitable[bytes]] | None = None
         self.batch = 1 + randbits(BATCH_BITS)
         self.asked_at = self.answered_at = clock()
-        self.connected = False
-        self.available = False
+        self.connected = self.available = False
         self.eviction = ""
         self.certificate_end: float | None = None
         self.trouble = ""
-        self._address = address
-        self._clock = clock
-        self._call_s = call_s
+        self._address, self._clock, self._call_s = address, clock, call_s
         self._stall_s = max(stall_s, call_s)
         self._awake = Awake(self.asked_at, max(SWEEP_S, call_s / LOOKS_MIN))
         self._waits_from = self.asked_at
@@ -95,8 +92,7 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._pending: deque[tuple[Wait[Reply], bytes, float]] = deque()
         self._out: list[bytes] = []
-        self._scheduled = False
-        self._closing = False
+        self._scheduled = self._closing = False
         self._loading: Wait[Reply] | None = None
         self._opened = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None

@@ -79,7 +79,7 @@ class Resubmitter:
         """
         while True:
             try:
-                await self.look()
+                await self.resubmit()
             except CountersUnavailable:
                 self._seen = []
             self._log.woken.clear()
@@ -88,7 +88,7 @@ class Resubmitter:
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
             await asyncio.sleep(self._bounds.retry_s)
 
-    async def look(self) -> None:
+    async def resubmit(self) -> None:
         """Adopt, send what waits and what may be forgotten, report; drop what nobody needs any more.
 
         CountersUnavailable where Redis is away or nothing is verified.
@@ -161,7 +161,7 @@ class Resubmitter:
         markers = [await in_task(wait) for wait in waits]
         epochs = []
         for raw in markers:
-            run_id, epoch, _ = packing.read_marker(raw if isinstance(raw, bytes) else b"")
+            run_id, epoch, _ = packing.read_marker(raw)
             epochs.append(epoch if run_id == self._wire.run_id else 0)
         if not any(epochs):
             raise CountersUnavailable
@@ -172,14 +172,12 @@ class Resubmitter:
         waiting = set[int]()
         offsets = list(segment.waiting)
         for start in range(0, len(offsets), BATCH_MAX):
-            records = [segment.record(offset) for offset in offsets[start : start + BATCH_MAX]]
-            closed = [one for one in records if not epochs[partition_of(one.arguments)]]
-            waiting.update(partition_of(one.arguments) for one in closed)
-            sent = [
-                (record, self._send(record, packing.MODE_CHARGE))
-                for record in records
-                if epochs[partition_of(record.arguments)]
-            ]
+            sent = []
+            for record in map(segment.record, offsets[start : start + BATCH_MAX]):
+                if epochs[partition_of(record.arguments)]:
+                    sent.append((record, self._send(record, packing.MODE_CHARGE)))
+                else:
+                    waiting.add(partition_of(record.arguments))
             for record, wait in sent:
                 if await self._acknowledged(record, wait):
                     self._log.done(segment, record.offset)

@@ -33,11 +33,11 @@ async def guarded(valkey: str, database: str) -> AsyncIterator[Backend]:
     """A keeper behind its fence."""
     backend = Backend(valkey, database)
     fence = Fence(backend.wire, "keeper", time.time)
-    streams = StrayReader(backend.counters, fence.look)
+    streams = StrayReader(backend.counters, fence.check_history)
     rewinds = Rewinds(fence, backend.counters, streams, Quarantines(backend.engine))
     backend.verifier = Verifier(Truths(backend.engine, partition_of), backend.counters, rewinds=rewinds)
     backend.flusher = Flusher(
-        Outbox(backend.counters, look=fence.look),
+        Outbox(backend.counters, check_history=fence.check_history),
         backend.writer,
         lambda _: None,
         before_storing=rewinds.notice,

@@ -408,11 +408,11 @@ async def test_frames_are_bounded(world: World, hire: Hire) -> None:
 
 def test_a_key_with_many_users_pushes_out_none_that_comes_now_and_then() -> None:
     frames, often, many = Frames(3), Caller(1, 2, 3, 4), Caller(1, 2, 4, 4)
-    first = frames.of(often, "ann", CHAT)
+    first = frames.frame_of(often, "ann", CHAT)
     for number in range(10):
-        frames.of(many, f"made up {number}", CHAT)
-        assert frames.of(often, "ann", CHAT) is first
-    assert frames.of(often, "ann", replace(CHAT)) is not first
+        frames.frame_of(many, f"made up {number}", CHAT)
+        assert frames.frame_of(often, "ann", CHAT) is first
+    assert frames.frame_of(often, "ann", replace(CHAT)) is not first
     assert len(frames) == 3
 
 

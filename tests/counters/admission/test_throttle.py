@@ -42,27 +42,27 @@ def calls(world: World) -> int:
 
 async def test_workers_share_a_keys_bucket(connect: Connect, world: World) -> None:
     workers = [Throttle(await connect(world.url), Clock()) for _ in range(2)]
-    assert 60 <= await until_refused(lambda n: workers[n % 2].take(world.caller)) < 100
-    await driven(workers[0].take(replace(world.caller, key_id=99)))
+    assert 60 <= await until_refused(lambda n: workers[n % 2].admit(world.caller)) < 100
+    await driven(workers[0].admit(replace(world.caller, key_id=99)))
 
 
 async def test_who_is_refused_waits_here_and_asks_redis_no_more(connect: Connect, world: World) -> None:
     clock = Clock()
     one = Throttle(await connect(world.url), clock, a_minute=1)
-    await driven(one.take(world.caller))
+    await driven(one.admit(world.caller))
     with pytest.raises(RateLimited) as first:
-        await driven(one.take(world.caller))
+        await driven(one.admit(world.caller))
     assert first.value.retry_after_s is not None
     assert 50 < first.value.retry_after_s <= 60
     assert first.value.retry_helps is True
     before = calls(world)
     for _ in range(50):
         with pytest.raises(RateLimited):
-            await driven(one.take(world.caller))
+            await driven(one.admit(world.caller))
     assert calls(world) == before
     clock.now += 61
     with pytest.raises(RateLimited):
-        await driven(one.take(world.caller))
+        await driven(one.admit(world.caller))
     assert calls(world) == before + 1
 
 
@@ -70,9 +70,9 @@ async def test_who_waits_is_remembered_within_bounds(connect: Connect, world: Wo
     one = Throttle(await connect(world.url), Clock(), a_minute=1, waiting_max=3)
     for key_id in range(50, 60):
         caller = replace(world.caller, key_id=key_id)
-        await driven(one.take(caller))
+        await driven(one.admit(caller))
         with pytest.raises(RateLimited):
-            await driven(one.take(caller))
+            await driven(one.admit(caller))
     assert len(one._waiting) == 3
 
 
@@ -81,5 +81,5 @@ async def test_a_blocked_tenant_is_told_of_its_accounts_within_the_bucket(
 ) -> None:
     world.put_tenant(flags=1)
     usages = Usages(await connect(world.url), Clock())
-    assert b'"is_blocked":true' in await driven(usages.of(world.caller))
-    assert await until_refused(lambda n: usages.of(world.caller)) >= 59
+    assert b'"is_blocked":true' in await driven(usages.usage_of(world.caller))
+    assert await until_refused(lambda n: usages.usage_of(world.caller)) >= 59

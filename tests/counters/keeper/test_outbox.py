@@ -72,7 +72,7 @@ async def test_what_was_read_of_data_that_was_exchanged_is_not_given_out(
     async def look() -> None:
         wire.run_id = other
 
-    outbox, other = Outbox(Client(wire), look=look), wire.run_id
+    outbox, other = Outbox(Client(wire), check_history=look), wire.run_id
     world.plan(100)
     assert world.p in await outbox.read({world.p: b""}, 10)
     other = b"e" * 40

@@ -141,7 +141,7 @@ async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, emp
     await worker.find()
     assert worker.log.waiting == 1
     assert (allowing.tenant.held, worker.left) == (60 + (1000 - 60) // 10, 94)
-    await worker.resubmitter.look()
+    await worker.resubmitter.resubmit()
     assert (worker.log.waiting, len(allowing.late())) == (0, 1)
     await worker.renew()
     assert (allowing.tenant.held, worker.left) == (60 + 94, 94)
@@ -283,7 +283,7 @@ async def hand_in(workers: list[Worker]) -> None:
     """What each log does by itself as soon as Redis is there."""
     for worker in workers:
         if worker.wire.available:
-            await worker.resubmitter.look()
+            await worker.resubmitter.resubmit()
 
 
 def post_late(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -177,14 +177,14 @@ async def test_a_redis_that_freezes_in_a_settlement_charges_it_once(
 async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
     world.plan(100)
     async with worker_at(world.url, tmp_path, bounds=replace(QUICK, retry_s=0.01)) as worker:
-        look, looks = worker.resubmitter.look, 0
+        look, looks = worker.resubmitter.resubmit, 0
 
         async def looked() -> None:
             nonlocal looks
             looks += 1
             await look()
 
-        worker.resubmitter.look = looked  # type: ignore[method-assign]  # counted
+        worker.resubmitter.resubmit = looked  # type: ignore[method-assign]  # counted
         running = asyncio.create_task(worker.resubmitter.run())
         call = world.reserve(need=5)
         unverify(world)
@@ -400,25 +400,35 @@ async def test_a_call_in_flight_is_waited_for_but_not_for_ever(world: World, tmp
         assert reported(world) == {3}
 
 
-@pytest.mark.parametrize("older", [True, False])
-async def test_what_was_adopted_tells_whether_the_data_is_older(
-    world: World, tmp_path: Path, older: bool
-) -> None:
-    """Whoever was acknowledged is gone, and the markers are as they were."""
+def listener() -> tuple[list[str], Callable[[str], Awaitable[None]]]:
+    """What is announced, and who is told."""
     said: list[str] = []
 
     async def announce(trouble: str) -> None:
         said.append(trouble)
 
-    world.plan(1000)
+    return said, announce
+
+
+async def settled_by_one_that_died(world: World, folder: Path, count: int) -> None:
+    """A worker settles calls, keeps what was acknowledged, and is killed."""
     verify(world)
-    before = world.client.get(world.tenant_key)
-    assert before is not None
-    async with worker_at(world.url, tmp_path, announce=announce) as worker:
-        for _ in range(3):
+    async with worker_at(world.url, folder) as worker:
+        for _ in range(count):
             await worker.settle(world.reserve(need=5), 5)
         await worker.log.written()
         worker.die()
+
+
+@pytest.mark.parametrize("older", [True, False])
+async def test_what_was_adopted_tells_whether_the_data_is_older(
+    world: World, tmp_path: Path, older: bool
+) -> None:
+    """Whoever was acknowledged is gone, and the markers are as they were."""
+    said, announce = listener()
+    world.plan(1000)
+    before = world.get(world.tenant_key)
+    await settled_by_one_that_died(world, tmp_path, 3)
     if older:
         world.client.set(world.tenant_key, before)
     async with worker_at(world.url, tmp_path, announce=announce) as worker:
@@ -432,17 +442,9 @@ async def test_what_another_one_said_meanwhile_is_not_said_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time it is said, all is verified anew, and nobody is served until then."""
-    said: list[str] = []
-
-    async def announce(trouble: str) -> None:
-        said.append(trouble)
-
+    said, announce = listener()
     world.plan(1000)
-    verify(world)
-    async with worker_at(world.url, tmp_path) as worker:
-        await worker.settle(world.reserve(need=5), 5)
-        await worker.log.written()
-        worker.die()
+    await settled_by_one_that_died(world, tmp_path, 1)
 
     async def said_meanwhile(_: Positions, wire: Wire) -> bool:
         wire.run_id = b"n" * 40
