@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.model import Decision, LimitKind, Scope, Verdict
+from gateway.core.model import USER_REQUIRED, Decision, LimitKind, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
 from tests.http.stage import Client, Stage, staged
@@ -16,6 +16,7 @@ from tests.waiting import eventually
 BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
 BUSY = Decision(Verdict.CONCURRENCY_LIMITED, Scope.KEY, LimitKind.CONCURRENCY, 1, 1, 61_000, 1000)
 LIMITED = Decision(Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 1, 1, 61_000, 1000)
+NOTHING_LEFT = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 10, 10, 61_000, 1000)
 TOLD = {
     Verdict.TENANT_BLOCKED: (403, "tenant_blocked"),
     Verdict.CONCURRENCY_LIMITED: (429, "concurrency_limited"),
@@ -64,6 +65,40 @@ async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decisi
         assert not stage.upstream.received
         assert not stage.counters.settlements
         assert stage.plane.upstream_connections == 0
+
+
+async def test_refusals_come_in_the_order_of_their_table() -> None:
+    """One call is wrong in every way: what is put right shows the next row of docs/internals/request.md."""
+    async with staged(base_url="http://127.0.0.1:9") as stage:
+        directory, counters = stage.directory, stage.counters
+        admitted = counters.decision
+        directory.known = False
+        directory.caller = replace(CALLER, user_header=USER_REQUIRED, models=frozenset({"other"}))
+        directory.refusal = ServiceNotIncluded()
+        counters.by_head = counters.decision = BLOCKED
+
+        async def refused(request: bytes) -> str:
+            return (await stage.ask(request)).reason
+
+        twice = b"host: gateway\r\n"
+        nowhere = post(b"{", b"/nope").replace(AUTH, b"")
+        assert await refused(nowhere.replace(twice, twice * 2)) == "invalid_request"
+        assert await refused(nowhere) == "unknown_route"
+        assert await refused(post(b"{").replace(AUTH, b"")) == "invalid_api_key"
+        assert await refused(post(b"{")) == "invalid_api_key"
+        directory.known = True
+        assert await refused(post(b"{")) == "tenant_blocked"
+        counters.by_head, counters.decision = admitted, NOTHING_LEFT
+        assert await refused(post(b"{")) == "invalid_request"
+        assert await refused(post(CHAT)) == "user_required"
+        directory.caller = replace(directory.caller, user_header=CALLER.user_header)
+        assert await refused(post(CHAT)) == "model_not_allowed"
+        directory.caller = CALLER
+        assert await refused(post(CHAT)) == "service_not_included"
+        directory.refusal = None
+        assert await refused(post(CHAT)) == "quota_exceeded"
+        counters.decision = admitted
+        assert await refused(post(CHAT)) == "upstream_unreachable"
 
 
 @pytest.mark.parametrize("name", BAD)
