@@ -189,7 +189,7 @@ class Service:
 
 
 # What a call is admitted by on a route that charges nothing, and while no more than its head is known:
-# one request and one slot on each scope, and nothing else. Never settled, only released or raised.
+# one request and one call at once on each scope, no more. Never settled, only released or topped up.
 NO_SERVICE = Service(0, "", counts_tokens=False, needs_plan=False)
 
 

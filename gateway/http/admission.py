@@ -35,7 +35,7 @@ _UNREAD = Call("none", GENERIC, b"")
 
 
 def by_head(exchange: Exchange, caller: Caller) -> Charge:
-    """A claim on one request and one slot of every scope, and nothing else."""
+    """A claim on one request and one concurrency slot of every scope, and nothing else."""
     return Charge(exchange, caller, NO_SERVICE, _UNREAD)
 
 

@@ -1,4 +1,4 @@
--- take: one request of one scope's buckets and slots, or what is missing. Needs state, bucket.
+-- take: one request of one scope's buckets and concurrency slots, or what is missing. Needs state, bucket.
 
 -- a user's packed state under the limits in force, nil where there are none: then nothing is kept of it. Absent means
 -- not seen lately: the tenant's user limits, nothing used

@@ -1,4 +1,4 @@
--- take_all: one request of every scope's buckets and slots, or of none. Needs state, bucket, take.
+-- take_all: one request of every scope's buckets and concurrency slots, or of none. Needs state, bucket, take.
 local HUGE = 9007199254740992
 local reserved_sizes = {0, TENANT_BYTES, ORGANIZATION_BYTES, KEY_BYTES} -- as `stored` takes them
 local had_nothing = {}

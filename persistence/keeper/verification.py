@@ -104,7 +104,7 @@ class Truths:
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
-        """The worker slots of all workers any keeper knew last."""
+        """The numbers of all workers any keeper knew last."""
         async with self._engine.connect() as connection:
             return list(await connection.scalars(_WORKERS))
 

@@ -107,7 +107,7 @@ partition_state = table(
     moments("verified_at?", "updated_at"),
 )
 
-# Workers a keeper knew last, by their slots: whom one that starts after a loss waits for.
+# Workers a keeper knew last, by their numbers: whom one that starts after a loss waits for.
 gateway_worker = table("gateway_worker", Column("worker_slot", Text, primary_key=True), moments("created_at"))
 
 # Movements that were acknowledged and could not be recovered, counted exactly.

@@ -26,7 +26,7 @@ class Source(Protocol):
     """PostgreSQL."""
 
     async def workers(self) -> list[str]:
-        """The worker slots of all workers any keeper knew last."""
+        """The numbers of all workers any keeper knew last."""
 
     async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
         """Keep who is there, for a keeper that starts after a loss."""
@@ -36,7 +36,7 @@ class Target(Protocol):
     """The counters."""
 
     async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by slot."""
+        """What workers reported last, by worker number."""
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
         """Forget the reports of workers that are gone."""

@@ -90,7 +90,7 @@ class Target(Protocol):
         """The partitions as their markers stand."""
 
     async def reports(self) -> Mapping[str, Report]:
-        """What workers reported last, by slot."""
+        """What workers reported last, by worker number."""
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]

@@ -1,6 +1,6 @@
 """Who has sent again what Redis may have forgotten: what workers report, and which of them are waited for.
 
-Pure. A worker is known by its slot, which its successor takes over together with what it left.
+Pure. A worker is known by its number, which its successor takes over together with what it left.
 """
 
 from __future__ import annotations

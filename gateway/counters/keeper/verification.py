@@ -43,7 +43,7 @@ class KeeperCounters(Control, AccountHeads):
         return found
 
     async def reports(self) -> dict[str, Report]:
-        """What workers reported last, by slot."""
+        """What workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.WORKERS.encode()))
         read = (
             (worker_slot.decode(), worker_reports.unpack(cast("bytes", raw)))

@@ -1,4 +1,4 @@
-"""What workers report of themselves in Redis, each in a field of its own named by its slot."""
+"""What workers report of themselves in Redis, each in a field of its own named by its worker number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The name of every Redis key. Nothing else in the project spells one.
 
-All keys of a partition share one hash tag, so a script that takes them runs on one slot.
+All keys of a partition share one hash tag, so a script that takes them runs on one hash slot.
 The catalogue with types, writers and lifetimes is in `lua/README.md`.
 """
 
