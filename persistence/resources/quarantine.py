@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Insert, and_, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -28,6 +28,13 @@ ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
 
 _c = quarantine.c
 _OPEN = _c.released_at.is_(None)
+# Where PostgreSQL has an account: its owner; last seq, balance and epoch; of a tenant its cycle.
+_quota, _its = tenant_quota.c, organization.c
+_HEADS = {
+    "tenant": (_quota.tenant_id, _quota.last_seq, _quota.tokens_remaining, _quota.epoch, _quota.cycle),
+    "credits": (_its.id, _its.credit_last_seq, _its.credit_balance, _its.credit_epoch),
+    "spend": (_its.id, _its.spend_last_seq, _its.spent, _its.spend_epoch),
+}
 _BLOCKED = text("""
 UPDATE tenant_quota AS q SET is_blocked = q.manual_block
        OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
@@ -157,11 +164,12 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: st
     """List the missing movements as lost, and store what they changed in the last one's place."""
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
-    stored, before, epoch, cycle = _stands(connection, kind, owner)
+    owner_id, *head = _HEADS[kind]
+    stored, before, epoch, *cycles = connection.execute(select(*head).where(owner_id == owner)).one()
     if stored >= last:
         return  # what was missing is there by now
     # An entry that says nothing of where the account stood leaves the balance to reconciliation.
-    stood = row["stood"] or {"balance": before, "cycle": cycle, "at_ms": None}
+    stood = row["stood"] or {"balance": before, "cycle": 0, "at_ms": None}
     after, at = stood["balance"], datetime.now(UTC)
     if stood["at_ms"]:
         at = datetime.fromtimestamp(stood["at_ms"] / 1000, UTC)
@@ -176,63 +184,38 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: st
     )  # fmt: skip
     metadata = {"reason": reason, "lost": {"from": first, "to": last}}
     here: dict[str, Any] = {"epoch": epoch, "seq": last, "metadata": metadata}
+    cycles = [max(cycle, stood["cycle"] or 0) for cycle in cycles]
+    moved: dict[Any, Any] = dict(zip(head, (last, after, epoch, *cycles), strict=True))
     if kind == "tenant":
-        cycle = max(cycle, stood["cycle"] or 0)
-        connection.execute(
-            insert(token_ledger).values(
-                tenant_id=owner, transaction_type="adjust", amount=abs(difference),
-                direction="IN" if difference >= 0 else "OUT", total_remaining=after, created_at=at,
-                cycle=cycle, **here,
-            )
+        made = insert(token_ledger).values(
+            tenant_id=owner, transaction_type="adjust", amount=abs(difference),
+            direction="IN" if difference >= 0 else "OUT", total_remaining=after, created_at=at,
+            cycle=cycles[0], **here,
         )  # fmt: skip
-        stands = {"last_seq": last, "tokens_remaining": after, "epoch": epoch, "cycle": cycle}
-        moved = update(tenant_quota).where(tenant_quota.c.tenant_id == owner)
-        connection.execute(moved.values(**stands, updated_at=func.now()))
+        moved["updated_at"] = func.now()
+    elif kind == "credits":
+        made = insert(credit_posting).values(
+            organization_id=owner, kind="correction", amount=difference, balance_after=after, created_at=at,
+            **here,
+        )  # fmt: skip
+    else:
+        made = _spend_row(connection, owner, at, {**here, "spend": difference, "spent_after": after or 0})
+        moved["spend_month"] = at.date().replace(day=1)
+    connection.execute(made)
+    connection.execute(update(owner_id.table).where(owner_id == owner).values(moved))
+    if kind == "tenant":
         connection.execute(_BLOCKED, {"tenant": owner})
-        return
-    moved = update(organization).where(organization.c.id == owner)
-    if kind == "credits":
-        connection.execute(
-            insert(credit_posting).values(
-                organization_id=owner, kind="correction", amount=difference, balance_after=after,
-                created_at=at, **here,
-            )
-        )  # fmt: skip
-        stands = {"credit_last_seq": last, "credit_balance": after, "credit_epoch": epoch}
-        connection.execute(moved.values(**stands))
-        return
-    _spend_row(connection, owner, at, {**here, "spend": difference, "spent_after": after or 0})
-    month = at.date().replace(day=1)
-    connection.execute(moved.values(spend_last_seq=last, spent=after, spend_epoch=epoch, spend_month=month))
 
 
-def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> None:
+def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
     """A movement of the spend account without units: its day is there, and bills nothing."""
     of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
     tenant_id = connection.execute(of).scalar_one()
-    connection.execute(
-        insert(feature_usage).values(
-            organization_id=owner, tenant_id=tenant_id, timestamp=at, usage_amount=0, **here
-        )
-    )  # fmt: skip
     day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
     connection.execute(upsert(usage_daily).values(day).on_conflict_do_nothing())
-
-
-def _stands(connection: Connection, kind: str, owner: int) -> tuple[int, int | None, int, int]:
-    """Where PostgreSQL has an account: last seq, balance, epoch, cycle."""
-    quota, its, none = tenant_quota.c, organization.c, text("0")
-    chosen = {
-        "tenant": select(quota.last_seq, quota.tokens_remaining, quota.epoch, quota.cycle).where(
-            quota.tenant_id == owner
-        ),
-        "credits": select(its.credit_last_seq, its.credit_balance, its.credit_epoch, none).where(
-            its.id == owner
-        ),
-        "spend": select(its.spend_last_seq, its.spent, its.spend_epoch, none).where(its.id == owner),
-    }[kind]
-    seq, balance, epoch, cycle = connection.execute(chosen).one()
-    return seq, balance, epoch, cycle
+    return insert(feature_usage).values(
+        organization_id=owner, tenant_id=tenant_id, timestamp=at, usage_amount=0, **here
+    )
 
 
 SUBJECT = Subject(
