@@ -59,6 +59,8 @@ SCRIPTS = ("reserve", "settle", "extend", "lease")
 # Behind its grace a keeper ends, whatever it waits for.
 ENDING_S_MAX = 4.0
 
+Log = Callable[..., None]
+
 
 @dataclass(frozen=True, slots=True)
 class Door:
@@ -86,7 +88,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     wire.refuse_eviction()
     settlements = _settlement_log(settings, log)
     scripts = {verb: Histogram() for verb in SCRIPTS}
-    door = _door(settings, wire, settlements, scripts)
+    door = _door(settings, wire, settlements, scripts, log)
     directory, counters, leaser = door.directory, door.counters, door.leaser
     tally, activity = Tally(), Activity(wire, time.time)
     failures = Failures(time.monotonic)
@@ -130,7 +132,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     await _end(door, settlements, wire, log)
 
 
-async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable[..., None]) -> None:
+async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Log) -> None:
     """Give back what was leased and keep what waits; a disk that hangs holds nothing up."""
     waiting = settlements.waiting
     await door.leaser.give_back()
@@ -145,7 +147,7 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Callable
 
 
 def _ports(
-    settings: Settings, wire: Wire, door: Door, tally: Tally, *, failures: Failures, log: Callable[..., None]
+    settings: Settings, wire: Wire, door: Door, tally: Tally, *, failures: Failures, log: Log
 ) -> Ports:
     """What the data plane is handed of the other doors."""
     return Ports(
@@ -162,25 +164,27 @@ def _ports(
     )
 
 
-def _door(settings: Settings, wire: Wire, log: SettlementLog, scripts: Mapping[str, Histogram]) -> Door:
+def _door(
+    settings: Settings, wire: Wire, settlements: SettlementLog, scripts: Mapping[str, Histogram], log: Log
+) -> Door:
     """What the worker asks Redis through; `scripts` takes the seconds of each."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)
-    directory = Directory(wire, clock, allowances=allowances, stale_s=settings.lease_s_max)
+    directory = Directory(wire, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log)
     ttl_ms = int(settings.hold_ttl_s * 1000)
     leaser = Leaser(
         wire, allowances, clock,
         fraction=settings.lease_fraction, lease_s=settings.lease_s_max, took=took["lease"],
-        pending=lambda: log.waiting,
+        pending=lambda: settlements.waiting,
     )  # fmt: skip
-    counters = Counters(wire, directory, ttl_ms, clock, took, log=log, allowances=allowances)
+    counters = Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances)
     return Door(
         directory, counters, allowances, leaser, WorkerReports(wire, str(worker_slot), time.time_ns())
     )
 
 
-def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementLog:
+def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
     """The worker's log, its files begun: a worker that can keep nothing does not start."""
     return SettlementLog(
         settings.settlements_dir,
@@ -192,9 +196,7 @@ def _settlement_log(settings: Settings, log: Callable[..., None]) -> SettlementL
     )
 
 
-async def _listen(
-    settings: Settings, plane: DataPlane, parent_pipe: ParentPipe | None, log: Callable[..., None]
-) -> None:
+async def _listen(settings: Settings, plane: DataPlane, parent_pipe: ParentPipe | None, log: Log) -> None:
     """Accept clients, and settings that come later."""
     await plane.start(host=settings.gateway_host, port=settings.gateway_port, reuse_port=True)
     log("gateway started", host=settings.gateway_host, port=settings.gateway_port)
@@ -203,7 +205,7 @@ async def _listen(
         parent_pipe.listen(lambda line: loop.call_soon_threadsafe(_renew, plane, line, log))
 
 
-def _renew(plane: DataPlane, line: bytes, log: Callable[..., None]) -> None:
+def _renew(plane: DataPlane, line: bytes, log: Log) -> None:
     """Serve by other settings; the process that sent them has checked them."""
     settings = from_json(line)
     plane.renew(
@@ -230,9 +232,7 @@ async def run_keeper(settings: Settings) -> None:
         await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
 
 
-async def tell_of_redis(
-    available: Callable[[], bool], log: Callable[..., None], look_s: float = REDIS_LOOK_S
-) -> None:
+async def tell_of_redis(available: Callable[[], bool], log: Log, look_s: float = REDIS_LOOK_S) -> None:
     """Say when Redis goes and when it is back, until cancelled: in between no call waits for it."""
     there = True
     while True:

@@ -47,6 +47,7 @@ from persistence.resources import (
     ledgers,
     offers,
     organizations,
+    prices,
     quarantine,
     reconciliation_results,
     services,
@@ -78,6 +79,7 @@ SUBJECTS: dict[str, Subject] = {
     "subscription-plans": offers.SUBSCRIPTION_PLANS,
     "organization-subscriptions": subscriptions.SUBJECT,
     "credit-additions": additions.SUBJECT,
+    "prices": prices.SUBJECT,
     "invoices": invoices.SUBJECT,
     "invoice-heads": invoice_source.HEADS,
     "webhooks": webhooks.WEBHOOKS,
@@ -146,6 +148,10 @@ class Store:
         """Bring one to where it stands today."""
         wanted = ("organization-subscriptions", "advance", KEEPER, str(uuid4()))
         await self.write(Command(*wanted, lambda row: row, subscription_id))
+
+    async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
+        """Read the prices a model may have had at a time."""
+        return await self._run(lambda connection: prices.candidates(connection, model, currency, at))
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches; `NotFound` if there is no such invoice."""

@@ -10,7 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.admin import activity, documents, reconciliation
+from gateway.admin import activity, documents, quotes, reconciliation
 from gateway.admin.console.console import mount_console
 from gateway.admin.guard import guard
 from gateway.admin.openapi import document
@@ -27,6 +27,7 @@ def build(ports: AdminPorts) -> web.Application:
     guarded = guard(request_timeout_s=ports.request_timeout_s, failures=ports.failures)
     app = web.Application(middlewares=[guarded], client_max_size=ports.body_bytes_max)
     documents.mount_invoices(app, ports, ROOT)
+    quotes.mount_quotes(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     for resource in RESOURCES.values():

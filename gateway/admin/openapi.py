@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.admin.idempotency import KEY_PARAMETER
 from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX
-from gateway.admin.resources.resource import Answered, Filter, Report, Resource
+from gateway.admin.resources.resource import Answered, Filter, Question, Report, Resource
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -102,6 +102,7 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, Report]) -
             models.append((report.run.body, "validation"))
     for resource in resources.values():
         models.append((resource.out, "serialization"))
+        models += [(question.out, "serialization") for question in resource.questions]
         bodies = (resource.create, resource.patch, *(action.body for action in resource.actions))
         models += [(model, "validation") for model in bodies if model is not None]
     _, made = models_json_schema(models, ref_template=_REF + "{model}")
@@ -154,6 +155,8 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         del delete["responses"]["200"]
         delete["responses"]["204"] = {"description": "Deleted."}
     paths: Json = {root: collection, root + "/{id}": one}
+    for question in resource.questions:
+        paths[f"{root}/{question.name}"] = {"get": _ask(resource, question)}
     for action in resource.actions:
         title = resources["tenant-quotas"].title if action.quota else resource.title
         act = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
@@ -198,6 +201,17 @@ def _create(resource: Resource) -> Json:
     )
     operation["responses"]["201"] = operation["responses"].pop("200")
     operation["parameters"] = [KEY_PARAMETER]
+    return operation
+
+
+def _ask(resource: Resource, question: Question) -> Json:
+    title = question.out.__name__
+    operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
+    asked = question.asked.model_json_schema()
+    operation["parameters"] = [
+        _parameter(name, schema, schema.get("description")) | {"required": name in asked["required"]}
+        for name, schema in asked["properties"].items()
+    ]
     return operation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Protocol
 
 from gateway.core.accounts.administration import (
@@ -50,6 +50,9 @@ class Store(Protocol):
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
         """Say why the counters refused one of these control writes; None if they did not."""
+
+    async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
+        """Read the prices a model may have had at a time."""
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches."""

@@ -6,7 +6,7 @@ One query a kind, for one account or for all of a partition's organizations (a r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.definitions import (
     CATALOGUE_ACCOUNT,
+    PRICES_ACCOUNT,
     CatalogueDefinition,
     Definition,
     KeyDefinition,
@@ -22,14 +23,17 @@ from gateway.core.accounts.definitions import (
     OrganizationAccount,
     OrganizationDefinition,
     OrganizationTerms,
+    PricesDefinition,
     ServiceUse,
     TenantAccount,
     TenantDefinition,
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, read_terms
+from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
+from persistence.resources.prices import in_force
 
 MICRO = Decimal(1_000_000)
 
@@ -89,6 +93,8 @@ async def of_account(connection: AsyncConnection, account: str) -> tuple[Definit
     kind, _, name = account.partition(":")
     if account == CATALOGUE_ACCOUNT:
         return (await catalogue(connection),)
+    if account == PRICES_ACCOUNT:
+        return (await prices(connection),)
     if kind == "organization":
         found = await organizations(connection, "id = :id", {"id": int(name)})
         return tuple(each.definition for each in found)
@@ -204,6 +210,12 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
             for row in rows
         )
     )
+
+
+async def prices(connection: AsyncConnection) -> PricesDefinition:
+    """Every price that is in force, or will be, of models known by their names."""
+    rows = (await connection.execute(in_force(datetime.now(UTC)))).mappings().all()
+    return PricesDefinition(tuple(read_price(dict(row)) for row in rows))
 
 
 async def _rows(

@@ -64,6 +64,7 @@ class Truths:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             version = int((await connection.execute(_VERSION)).scalar_one())
             catalogue = await definitions.catalogue(connection)
+            prices = await definitions.prices(connection)
             organizations = await definitions.organizations(connection, "true", {})
             tenants = await definitions.tenants(connection, "true", {})
             defined: list[OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition] = [
@@ -80,6 +81,7 @@ class Truths:
             [one for one in defined if place(one.organization_id) in partitions],
             _by_partition((row.partition, str(row.id)) for row in applied),
             catalogue,
+            prices,
             version,
         )
 

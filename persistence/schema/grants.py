@@ -25,10 +25,11 @@ NAME_BYTES_MAX = 63
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 APPEND, KEEP, CLEAR = ("INSERT",), ("INSERT", "UPDATE"), ("INSERT", "UPDATE", "DELETE")
-# What a keeper writes. Ledgers, the audit log and what was found missing are added to and never changed.
+# What a keeper writes. Ledgers, prices, the audit log and what was found missing are only added to.
 WRITES: dict[str, tuple[str, ...]] = {
     "token_ledger": APPEND, "credit_posting": APPEND, "credit_transaction": APPEND, "feature_usage": APPEND,
     "audit_log": APPEND, "lost_event": APPEND, "invoice_basis": APPEND, "reconciliation": APPEND,
+    "price": APPEND,
     "admin_token": KEEP, "api_key": KEEP, "app_user": KEEP, "control_write": KEEP, "credit_addition": KEEP,
     "call": KEEP, "dead_letter": KEEP, "invoice_sequence": KEEP, "known_drift": KEEP, "organization": KEEP,
     "organization_subscription": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Integer, Numeric, Text, UniqueConstraint
 
+from gateway.core.billing.cost import KINDS
 from persistence.tables.columns import (
     amounts,
     days,
+    decimals,
     documents,
     flags,
     identity,
@@ -149,4 +151,16 @@ invoice_sequence = table(
     "invoice_sequence",
     Column("series", Text, primary_key=True),
     Column("last_number", BigInteger, nullable=False),
+)
+
+# What a model costs since when: never changed, superseded by a later one. A million tokens of each kind.
+price = table(
+    "price",
+    identity(),
+    texts("provider?", "model", "match", "currency"),
+    moments("effective_from"),
+    decimals(*(f"{kind}?" for kind in KINDS), "request?"),
+    documents("tools?", "context_tiers?", "service_tiers?"),
+    texts("source"),
+    moments("created_at"),
 )

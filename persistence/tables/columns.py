@@ -67,3 +67,5 @@ moments, days, uuids = _shape(DateTime(timezone=True)), _shape(Date()), _shape(U
 integers, small_integers = _shape(BigInteger()), _shape(SmallInteger())
 # In the organization's currency, exact.
 amounts, prices = _shape(Numeric(28, 10)), _shape(Numeric(28, 12))
+# As it was said, with the decimals it was said with.
+decimals = _shape(Numeric())

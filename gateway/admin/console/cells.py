@@ -12,10 +12,11 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.fields import words
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.plan_terms import TERMS
+from gateway.core.billing.cost import KINDS
 
 Names = Mapping[tuple[str, int], str]
 
-TIMES = frozenset({"timestamp", "last_reset"})
+TIMES = frozenset({"timestamp", "last_reset", "effective_from"})
 MARKS = frozenset(
     {
         "status", "state", "category", "kind", "role", "transaction_type", "direction", "meter",
@@ -25,7 +26,7 @@ MARKS = frozenset(
 )  # fmt: skip
 MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
-     "subtotal", "tax", "cost", "unit_price"}
+     "subtotal", "tax", "cost", "unit_price", "request", *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})

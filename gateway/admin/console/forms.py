@@ -25,6 +25,9 @@ FORMER = "was."
 EXAMPLES = {
     "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
     'or {"per_million": {"*": {"input": 500, "output": 1500}}}',
+    "tools": '{"web_search": "10"}',
+    "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
+    "service_tiers": '{"batch": "0.5"}',
     "changes": '{"amount": 120}',
 }
 

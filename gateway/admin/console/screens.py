@@ -73,6 +73,12 @@ SCREENS = {
             filters=("business_model_id", "key"), newest_first=False,
         ),
         Screen(
+            "prices", "Prices", "price",
+            ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
+            empty="No price yet: calls are counted, and cost nothing.",
+            filters=("model", "provider", "currency", "source"), title_field="model",
+        ),
+        Screen(
             "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.", filters=("organization_id", "service_id"),
@@ -165,7 +171,8 @@ SCREENS = {
 MENU: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("overview",)),
     ("Customers", ("organizations", "tenants", "api-keys", "users")),
-    ("Offer", ("services", "organization-services", "business-models", "token-plans", "subscription-plans")),
+    ("Offer", ("services", "prices", "organization-services", "business-models", "token-plans",
+               "subscription-plans")),
     ("Billing", ("credit-additions", "organization-subscriptions", "invoices", "credit-transactions",
                  "feature-usage")),
     ("Usage", ("calls",)),

@@ -9,6 +9,7 @@ from gateway.admin.resources import (
     integrity,
     invoices,
     people,
+    prices,
     quota,
     uses,
     webhooks,
@@ -18,8 +19,10 @@ from gateway.admin.resources.resource import Action, Report, Resource, Secret
 
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
-    for part in (people, access, quota, catalogue, billing, invoices, uses, calls, webhooks, integrity, audit)
+    for part in (
+        people, access, quota, catalogue, prices, billing, invoices, uses, calls, webhooks, integrity, audit,
+    )
     for resource in part.RESOURCES
-}
+}  # fmt: skip
 
 __all__ = ["REPORTS", "RESOURCES", "Action", "Report", "Resource", "Secret"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.admin.resources.resource import Resource
+from gateway.admin.resources.resource import Answered
 
 Json = Mapping[str, Any]  # JSON schema: any shape
 
@@ -30,7 +30,8 @@ class Field:
     """One thing that is asked; `name` may be `outer.inner`.
 
     `kind` is text, long, whole, money, day, instant, flag, choice, many, lines or json.
-    `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of.
+    `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of;
+    `of_texts` says that all a document's values are texts.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Field:
     choices: tuple[str, ...] = ()
     refers: str = ""
     default: str = ""
+    of_texts: bool = False
 
     @property
     def label(self) -> str:
@@ -60,7 +62,7 @@ class Field:
 
 
 @cache
-def fields_of(resource: Resource, model: type[BaseModel]) -> tuple[Field, ...]:
+def fields_of(resource: Answered, model: type[BaseModel]) -> tuple[Field, ...]:
     """What is asked for one of the resource's models: of a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
@@ -81,7 +83,8 @@ def fields_of(resource: Resource, model: type[BaseModel]) -> tuple[Field, ...]:
                 hint=_NULL.sub("empty", part.get("description", "")),
                 choices=choices,
                 refers=resource.target(name),
-                default="" if default is None or default == [] else _text(default),
+                default="" if default in (None, [], {}) else _text(default),
+                of_texts=_of_texts(shape),
             )
         )
     return tuple(found)
@@ -131,6 +134,11 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
     if "0-9" in shape.get("pattern", "") and "examples" in shape:
         return "money", ()
     return ("long" if shape.get("maxLength", 0) > LONG_TEXT_CHARS else "text"), ()
+
+
+def _of_texts(shape: Json) -> bool:
+    inner = shape.get("additionalProperties")
+    return isinstance(inner, Mapping) and inner.get("type") == "string"
 
 
 def _text(value: object) -> str:

@@ -63,6 +63,16 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """`GET /<resource>/<name>`: an answer of its own to what the query asks."""
+
+    name: str
+    summary: str
+    asked: type[In]
+    out: type[Out]
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A credential made on create, answered once in `field`, kept as its digest.
 
@@ -133,6 +143,7 @@ class Resource(Answered):
     order: str = "by id ascending"
     actions: tuple[Action, ...] = ()
     documents: tuple[Document, ...] = ()
+    questions: tuple[Question, ...] = ()
     secret: Secret | None = None
     settle_first: str | None = None
 

@@ -23,6 +23,7 @@ from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     Definition,
     OrganizationAccount,
+    PricesDefinition,
     TenantAccount,
 )
 from gateway.core.integrity.recovery import Markers, Report
@@ -123,8 +124,8 @@ class Target(Protocol):
     async def define(self, definition: Definition, version: int) -> bool:
         """Bring one definition into the counters."""
 
-    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
-        """Write the catalogue."""
+    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
+        """Write the catalogue, or the prices."""
 
     async def all_verified(self, run_id: bytes) -> None:
         """Say that whatever is not here does not exist."""
@@ -182,6 +183,7 @@ class Verifier:
         # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
         wanted = [*epochs, *markers.closed] if said else range(PARTITIONS)
         truth = await self._source.truth(wanted)
+        await self._target.publish(truth.prices, truth.version)
         await self._target.publish(truth.catalogue, truth.version)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         done = []

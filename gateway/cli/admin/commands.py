@@ -49,7 +49,7 @@ class Command:
     def function(self) -> Callable[..., None]:
         """The function typer makes a command of."""
         takes: dict[str, tuple[Any, Any]] = {}
-        if self.does not in {"list", "create"}:
+        if self.does not in {"list", "create"} and not self._asks:
             word = _word(self.resource)
             takes["row"] = (
                 Annotated[str, parameters.row_argument(self.resource, word)],
@@ -79,6 +79,10 @@ class Command:
         if self.does == "list":
             self._list(api, typed, body)
             return
+        if self._asks:
+            answer = api.get(f"{name}/{self.does}", **values.in_query(body))
+            output.report(answer, "Lines", inner="lines", as_json=as_json)
+            return
         if self.does == "create":
             secret = self.resource.secret
             note = f"The {secret.field} is not shown again: keep it now." if secret else None
@@ -105,6 +109,10 @@ class Command:
             output.row(api.patch(where, changes), as_json=as_json)
         else:
             output.row(api.post(f"{where}/{self.does}", body), as_json=as_json)
+
+    @property
+    def _asks(self) -> bool:
+        return any(self.does == each.name for each in self.resource.questions)
 
     @property
     def _open(self) -> str:
@@ -184,6 +192,9 @@ def commands_of(resource: Resource) -> dict[str, Command]:
         summary = f"Make {doc[:1].lower()}{doc[1:]}"
         made["create"] = Command(resource, "create", summary, fields, positional)
     made["show"] = Command(resource, "show", f"Show one {title}.")
+    for each in resource.questions:
+        fields = fields_of(resource, each.asked)
+        made[each.name] = Command(resource, each.name, f"{each.summary}.", fields, _required(fields))
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()

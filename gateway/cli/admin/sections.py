@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 # A section is its resource in the singular, but for these.
@@ -48,6 +49,7 @@ SHORT: Mapping[str, str] = {
     "feature-access": "feature",
     "start-date": "start",
     "end-date": "end",
+    "effective-from": "from",
     "billing-interval": "interval",
     "changes": "change",
     "lines": "line",
@@ -111,6 +113,8 @@ def named_by(resource: str) -> str:
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
     """What `create` takes for given where nothing is said."""
+    if resource == "prices":
+        return {"effective_from": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     if resource != "services":
         return {}
     key = {"name": given["key"]} if "key" in given else {}

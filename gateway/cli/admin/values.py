@@ -33,7 +33,7 @@ def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> o
             return None if field.nullable and said in NOTHING else _one(api, field, said)
         if field.nullable and len(said) == 1 and said[0] in NOTHING:
             return None
-        return _document(said) if field.kind == "json" else [_item(each) for each in said]
+        return _document(said, field) if field.kind == "json" else [_item(each) for each in said]
     except ValueError as error:
         raise CommandFailed(f"--{spelled(field.name)} {error}.") from error
 
@@ -41,6 +41,17 @@ def value(api: AdminClient, field: Field, said: str | bool | Sequence[str]) -> o
 def spelled(name: str) -> str:
     """An option's long name: that of its field, an id by what it is of."""
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
+
+
+def in_query(body: Json) -> Json:
+    """A body as a query: what is in a document by its name and the inner one."""
+    inner = {
+        f"{name}.{key}": each
+        for name, value in body.items()
+        if isinstance(value, dict)
+        for key, each in value.items()
+    }
+    return {name: value for name, value in body.items() if not isinstance(value, dict)} | inner
 
 
 def with_limits(body: Json, known: Callable[[], Json]) -> Json:
@@ -76,7 +87,7 @@ def _item(said: str) -> object:
     return json.loads(said) if said.startswith("{") else said
 
 
-def _document(said: Sequence[str]) -> object:
+def _document(said: Sequence[str], field: Field) -> object:
     """One JSON document, or NAME=VALUE as often as there are facts."""
     if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
         try:
@@ -86,7 +97,7 @@ def _document(said: Sequence[str]) -> object:
     facts = dict(each.partition("=")[::2] for each in said if "=" in each)
     if len(facts) < len(said):
         raise ValueError("must be JSON, or NAME=VALUE such as amount=12, each NAME once")
-    return {name: _fact(text) for name, text in facts.items()}
+    return facts if field.of_texts else {name: _fact(text) for name, text in facts.items()}
 
 
 def _fact(text: str) -> object:

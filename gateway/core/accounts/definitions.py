@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.billing.price_book import Price
 from gateway.core.billing.pricing import Pricing
 from gateway.core.model import USER_ACCEPTED, Limits, Service
 
 CATALOGUE_ACCOUNT = "catalogue"
+PRICES_ACCOUNT = "prices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,21 @@ class CatalogueDefinition:
     services: tuple[Service, ...]
 
 
-Definition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition | CatalogueDefinition
+@dataclass(frozen=True, slots=True)
+class PricesDefinition:
+    """Every price that is in force, or will be, of models known by their names."""
+
+    prices: tuple[Price, ...]
+
+
+Definition = (
+    OrganizationDefinition
+    | TenantDefinition
+    | KeyDefinition
+    | UserDefinition
+    | CatalogueDefinition
+    | PricesDefinition
+)
 
 
 @dataclass(frozen=True, slots=True)

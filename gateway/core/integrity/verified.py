@@ -9,6 +9,7 @@ from gateway.core.accounts.definitions import (
     CatalogueDefinition,
     Definition,
     OrganizationAccount,
+    PricesDefinition,
     TenantAccount,
 )
 
@@ -33,4 +34,5 @@ class Truth:
     definitions: Sequence[Definition]
     applied: Mapping[int, Sequence[str]]
     catalogue: CatalogueDefinition
+    prices: PricesDefinition
     version: int

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.prices import Prices
 from gateway.counters.admission.stored import decode_catalogue, decode_identity
 from gateway.counters.admission.terms import Terms
 from gateway.counters.leases.allowance import Allowances
@@ -30,7 +31,8 @@ UNKNOWN_MAX = 4096  # digests nobody has, kept apart: guesses displace no caller
 
 
 class Directory:
-    """Identities, terms and services of one worker. `version` is the catalogue's, 0 before the first read.
+    """Identities, terms, services and prices of one worker. `version` is the catalogue's, 0 before the
+    first read.
 
     `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
     told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
@@ -46,8 +48,10 @@ class Directory:
         stale_s: float = 0.0,
         identities_max: int = IDENTITIES_MAX,
         unknown_max: int = UNKNOWN_MAX,
+        log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.version = 0
+        self.prices = Prices(wire, log)
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
         self.verified = False
         self._wire, self._clock, self._today = wire, clock, today
@@ -164,7 +168,7 @@ class Directory:
         return self.version > 0
 
     async def keep_fresh(self) -> None:
-        """Read the catalogue twice a second, until cancelled; what cannot be read stays as it was."""
+        """Read catalogue and prices twice a second, until cancelled; what cannot be read stays as it was."""
         while True:
             await self._read_catalogue()
             await asyncio.sleep(CATALOGUE_S)
@@ -178,6 +182,8 @@ class Directory:
                 self._load(raw)
             verified = await in_task(confirmed) == self._wire.run_id
         self.verified = verified
+        with suppress(CountersUnavailable):
+            await self.prices.refresh()
 
     def _load(self, raw: bytes) -> None:
         if raw == self._raw:

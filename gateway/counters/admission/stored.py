@@ -1,11 +1,19 @@
-"""What the keeper writes into Redis for workers to read: the catalogue, identities and terms, as JSON."""
+"""What the keeper writes into Redis for workers to read: catalogue, prices, identities, terms, as JSON."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
 from gateway.core.accounts.definitions import OrganizationTerms
+from gateway.core.billing.cost import KINDS
+from gateway.core.billing.price_book import Price
+from gateway.core.layout import UnknownLayout
 from gateway.core.model import USER_ACCEPTED, Caller, Service
+
+# Of prices: what a newer one has written, this program does not read.
+PRICES_LAYOUT = 1
 
 
 class Identity(msgspec.Struct):
@@ -39,10 +47,22 @@ class _Terms(_Versioned):
     terms: OrganizationTerms
 
 
-# What each of the three was written as.
+class _PricesHead(_Versioned):
+    layout: int
+
+
+class StoredPrices(_PricesHead):
+    """All prices that are in force or will be."""
+
+    prices: list[Price]
+
+
+# What each of them was written as.
 decode_identity = msgspec.json.Decoder(Identity).decode
 decode_catalogue = msgspec.json.Decoder(Catalogue).decode
 _decode_terms, _decode_version = msgspec.json.Decoder(_Terms).decode, msgspec.json.Decoder(_Versioned).decode
+_decode_prices = msgspec.json.Decoder(StoredPrices).decode
+_decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
 
 def encode_catalogue(version: int, services: list[Service]) -> bytes:
@@ -78,6 +98,29 @@ def decode_terms(raw: bytes) -> OrganizationTerms:
     return _decode_terms(raw).terms
 
 
+def encode_prices(version: int, prices: Sequence[Price]) -> bytes:
+    """The prices as the keeper writes them."""
+    return msgspec.json.encode(StoredPrices(version, PRICES_LAYOUT, list(prices)))
+
+
+def decode_prices(raw: bytes) -> StoredPrices:
+    """The prices as they were written; ValueError where they cannot be read."""
+    layout = _decode_prices_head(raw).layout
+    if layout != PRICES_LAYOUT:
+        raise UnknownLayout(f"prices of layout {layout}, {PRICES_LAYOUT} is known")
+    stored = _decode_prices(raw)
+    for price in stored.prices:
+        vectors = (price.vector.prices, *(prices for _, prices in price.vector.context_tiers))
+        if any(len(prices) != len(KINDS) for prices in vectors):
+            raise ValueError(f"price {price.vector.price_id} has not a price for each of {len(KINDS)} kinds")
+    return stored
+
+
+def encode_version(version: int) -> bytes:
+    """A version by itself: what is asked often, to know whether there is more to read."""
+    return msgspec.json.encode(_Versioned(version))
+
+
 def version_of(raw: bytes) -> int:
-    """The version that terms, or a catalogue, were written under."""
+    """The version that terms, prices or a catalogue were written under."""
     return _decode_version(raw).version

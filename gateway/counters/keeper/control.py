@@ -1,4 +1,4 @@
-"""What the keeper brings into the counters: control writes, definitions, identities, the catalogue."""
+"""What the keeper brings into the counters: control writes, definitions, identities, catalogue, prices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
+    PricesDefinition,
 )
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import PARTITIONS, Caller
-from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms, version_of
+from gateway.counters.admission.stored import (
+    encode_catalogue,
+    encode_identity,
+    encode_prices,
+    encode_terms,
+    encode_version,
+    version_of,
+)
 from gateway.counters.keeper.client import (
     APPLIED,
     APPLIED_BEFORE,
@@ -75,6 +83,9 @@ class Control(Client):
         if isinstance(definition, CatalogueDefinition):
             await self._catalogue(definition, version)
             return True
+        if isinstance(definition, PricesDefinition):
+            await self.publish(definition, version)
+            return True
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
             name = keys.organization_terms(definition.organization_id)
             await self._newest(name, encode_terms(version, definition.terms), version)
@@ -105,9 +116,17 @@ class Control(Client):
         until = [b"PXAT", b"%d" % definition.expires_ms] if definition.expires_ms else []
         await self.ask(b"SET", name, encode_identity(caller, definition.expires_ms), *until)
 
-    async def publish(self, catalogue: CatalogueDefinition, version: int) -> None:
-        """Write the catalogue; partitions marked with its version make gateways read it."""
-        await self._newest(keys.CATALOGUE, encode_catalogue(version, list(catalogue.services)), version)
+    async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
+        """Write the catalogue, or the prices.
+
+        Partitions marked with a catalogue's version make gateways read it; for prices they look
+        whether there is another version, often.
+        """
+        if isinstance(everybodys, PricesDefinition):
+            await self._newest(keys.PRICES, encode_prices(version, everybodys.prices), version)
+            await self._newest(keys.PRICES_VERSION, encode_version(version), version)
+        else:
+            await self._newest(keys.CATALOGUE, encode_catalogue(version, list(everybodys.services)), version)
 
     async def _newest(self, key: str, raw: bytes, version: int) -> None:
         """Write what carries its version; an older one is ignored.

@@ -26,7 +26,7 @@ BOTH = (
         )
     ),
     "ZREM tk:workers m", "ZREM tk:pulses m", "ZREM tk:history m", "ZREM tk:busy:doctor m",
-    f"GET {IDENTITY}", "GET tk:org:doctor", "GET tk:catalogue", "GET tk:verified",
+    f"GET {IDENTITY}", "GET tk:org:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified",
 )  # fmt: skip
 KEEPER = (
     "FUNCTION LOAD text",
@@ -37,7 +37,8 @@ KEEPER = (
             ("ZRANGE", "0 0"),
         )
     ),
-    f"ZREM {IDENTITY} m", "ZREM tk:org:doctor m", "ZREM tk:catalogue m", "ZREM tk:verified m",
+    f"ZREM {IDENTITY} m", "ZREM tk:org:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
+    "ZREM tk:verified m",
 )  # fmt: skip
 # What tells a keeper's user, and one who may do anything, from a gateway's.
 KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "CONFIG GET maxmemory"

@@ -13,6 +13,7 @@ from gateway.core.accounts.definitions import (
     Definition,
     KeyDefinition,
     OrganizationDefinition,
+    PricesDefinition,
     TenantDefinition,
     UserDefinition,
 )
@@ -202,7 +203,7 @@ def grant(
 
 def define(run_id: bytes, version: int, definition: Definition, *, create: bool = True) -> Call:
     """Keys and arguments of `load` for one account's definition."""
-    assert not isinstance(definition, CatalogueDefinition)
+    assert not isinstance(definition, CatalogueDefinition | PricesDefinition)
     p = keys.partition_of(definition.organization_id)
     match definition:
         case OrganizationDefinition():

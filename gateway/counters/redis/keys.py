@@ -14,6 +14,8 @@ from gateway.core.model import PARTITIONS
 
 CATALOGUE = "tk:catalogue"
 HISTORY = "tk:history"
+PRICES = "tk:prices"
+PRICES_VERSION = "tk:prices:version"
 PULSES = "tk:pulses"
 VERIFIED = "tk:verified"
 WORKERS = "tk:workers"

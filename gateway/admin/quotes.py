@@ -1,0 +1,83 @@
+"""`/prices/quote`: what a call would cost at a time, line by line, by the price it would have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from gateway.admin import body
+from gateway.admin.auth import identify
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.prices import QUOTE, Asked, Quote
+from gateway.core.accounts.administration import Row
+from gateway.core.billing.cost import KINDS, cost_nano, lines, money
+from gateway.core.billing.price_book import choose, read_price
+from gateway.errors import NotFound, Unprocessable
+
+TOOL = "tools."
+WHOLE_CHARS_MAX = 16
+
+
+def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve quotes; before the resources, whose paths are wider."""
+
+    async def quote(request: web.Request) -> web.Response:
+        await identify(ports, request)
+        asked = body.check(Asked, _read(request.query))
+        at = asked.get("at")
+        at = at if isinstance(at, datetime) else datetime.now(UTC)
+        rows = await ports.store.prices_of(str(asked["model"]), str(asked.get("currency", "USD")), at)
+        return web.json_response(_quoted(asked, rows, at))
+
+    app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
+
+
+def _read(sent: MultiMapping[str]) -> body.Body:
+    """A query string as the body it stands for."""
+    asked: dict[str, Any] = {}
+    twice = [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
+    if twice:
+        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
+    for name, text in sent.items():
+        if name.startswith(TOOL):
+            asked.setdefault("tools", {})[name.removeprefix(TOOL)] = _number(text)
+        elif name == "tools":
+            raise Unprocessable("Some query parameters are wrong.", (("tools", "must name one: tools.NAME"),))
+        elif name == "at":
+            asked[name] = text.replace(" ", "+")  # a plus sign that was not escaped
+        else:
+            asked[name] = _number(text) if name in KINDS else text
+    return asked
+
+
+def _number(text: str) -> object:
+    """A whole number; what is none is told by its field."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
+
+
+def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
+    currency, tier = asked.get("currency", "USD"), asked.get("service_tier") or ""
+    prices = {price.vector.price_id: (price, row) for row in rows for price in (read_price(row),)}
+    at_ms = int(at.timestamp() * 1000)
+    found = choose(
+        (price for price, _ in prices.values()), asked["model"], currency, at_ms, asked.get("provider") or ""
+    )
+    if found is None:
+        raise NotFound(f"There is no price in {currency} of the model {asked['model']!r} at that time.")
+    vector = found.vector
+    counts = [asked.get(kind, 0) for kind in KINDS]
+    tools = asked.get("tools", {})
+    return Quote.model_validate(
+        {
+            **prices[vector.price_id][1],
+            "price_id": vector.price_id,
+            "cost": money(cost_nano(vector, counts, tools, tier)),
+            "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
+        }
+    ).model_dump(mode="json")
+
+

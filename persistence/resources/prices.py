@@ -1,0 +1,128 @@
+"""What models cost: added to and never changed; whoever sets a price has every gateway told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, func, insert, or_, select, text
+
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.definitions import PRICES_ACCOUNT
+from gateway.core.billing.cost import KINDS
+from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX
+from gateway.errors import Conflict, Unprocessable
+from persistence import crud
+from persistence.subject import INSERT_ROWS_MAX, Change, Subject, live
+from persistence.tables.billing import price
+from persistence.tables.operations import control_write
+from persistence.tables.people import organization
+
+# What an organization has that says nothing else: prices in it may be set before there is any.
+CURRENCY_USUAL = "USD"
+# Every gateway holds all of them; of the bundled list some 1,300.
+IN_FORCE_MAX = 20_000
+
+# Advisory lock class 7805: whoever adds prices, so that no two are for the same.
+_LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
+_DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
+_here = price.c
+_provider = func.lower(func.coalesce(_here.provider, ""))
+_same = (func.lower(_here.model), _here.match, _here.currency, _here.source, _provider)
+
+
+def check_values(change: Change) -> None:
+    """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
+    connection, values = change.connection, change.command.values
+    connection.execute(_LOCK)
+    errors = [*_empty(values), *_foreign(connection, values), *_overlaps(connection, values)]
+    if errors:
+        raise Unprocessable(errors=tuple(errors))
+    held = select(func.count()).select_from(in_force(change.now).subquery())
+    if connection.execute(held).scalar_one() >= IN_FORCE_MAX:
+        raise Conflict(f"{IN_FORCE_MAX} prices are in force or will be: there cannot be more.")
+
+
+def define(change: Change, _: Row) -> None:
+    """Have every gateway told."""
+    change.intend([PRICES_ACCOUNT], "define", {}, organization_id=None)
+
+
+def _empty(values: Row) -> Iterator[tuple[str, str]]:
+    if not any(values.get(name) not in (None, {}) for name in (*KINDS, "request", "tools")):
+        yield "input", f"required, unless there is another price: {', '.join(KINDS[1:])}, request or tools"
+
+
+def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
+    currency = values["currency"]
+    used = live(organization).where(organization.c.currency == currency).limit(1)
+    if currency != CURRENCY_USUAL and connection.execute(used).first() is None:
+        yield "currency", f"no organization's money is in {currency}"
+
+
+def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
+    wanted = (
+        str(values["model"]).lower(), values.get("match", EXACT_NAME), values["currency"],
+        values.get("source", OPERATOR),
+        str(values.get("provider") or "").lower(),
+    )  # fmt: skip
+    found = select(_here.id).where(
+        *(column == value for column, value in zip(_same, wanted, strict=True)),
+        _here.effective_from == values["effective_from"],
+    )
+    if (other := connection.execute(found).scalar()) is not None:
+        yield "effective_from", f"price {other} is for the same from then on; name another time"
+
+
+def in_force(now: datetime) -> Select[Any]:
+    """Prices that are in force or will be, of models known by their names."""
+    each, columns = _superseded_later_than(now)
+    known = or_(each.source != BUNDLED, func.lower(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
+    return columns.where(known)
+
+
+def candidates(connection: Connection, model: str, currency: str, at: datetime) -> Sequence[Row]:
+    """Prices that a model may have at a time: of each kind of price the newest."""
+    each, columns = _superseded_later_than(at)
+    name, own = model.lower(), func.lower(each.model)
+    matching = or_(
+        and_(each.match == EXACT_NAME, own == name),
+        and_(each.match == PREFIX, func.starts_with(name, own)),
+    )
+    found = columns.where(each.currency == currency, each.effective_from <= at, matching)
+    return [dict(row) for row in connection.execute(found).mappings()]
+
+
+def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
+    """Prices without those in whose place another had come; their columns, and a query of them."""
+    following = func.lead(_here.effective_from).over(partition_by=_same, order_by=_here.effective_from)
+    each = select(price, following.label("following")).subquery().c
+    columns = [each[column.name] for column in price.c]
+    return each, select(*columns).where(or_(each.following.is_(None), each.following > at))
+
+
+def put_in_bundled(connection: Connection, rows: Sequence[Row]) -> int:
+    """Add the bundled list where none is there yet; answers how many rows were added."""
+    connection.execute(_LOCK)
+    if connection.execute(select(_here.id).where(_here.source == BUNDLED).limit(1)).first() is not None:
+        return 0
+    names = [column.name for column in price.c if column.name not in {"id", "created_at"}]
+    values = [{name: row.get(name) for name in names} for row in rows]
+    for start in range(0, len(values), INSERT_ROWS_MAX):
+        connection.execute(insert(price), values[start : start + INSERT_ROWS_MAX])
+    connection.execute(insert(control_write).values(id=func.gen_random_uuid(), **_DEFINE))
+    return len(values)
+
+
+SUBJECT = Subject(
+    price,
+    time="effective_from",
+    conditions={
+        "model": lambda value: func.lower(_here.model) == str(value).lower(),
+        "provider": lambda value: _provider == str(value).lower(),
+    },
+    verbs={"create": crud.create},
+    check_values=check_values,
+    define=define,
+)

@@ -1,0 +1,124 @@
+"""The price book of a worker: followed, in force by the clock, and kept where a newer one cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis
+
+from gateway.core.accounts.definitions import PricesDefinition
+from gateway.core.billing.price_book import Price, read_price
+from gateway.counters.admission.directory import CATALOGUE_S, Directory
+from gateway.counters.admission.stored import PRICES_LAYOUT, encode_version
+from gateway.counters.keeper.control import Control
+from gateway.counters.redis import keys
+from tests.core.billing.prices import price_row
+from tests.counters.conftest import Connect
+from tests.waiting import eventually
+
+NOW_MS = 1_768_392_000_000
+
+
+@dataclass(slots=True)
+class Till:
+    """A worker's directory and the keeper that tells it."""
+
+    directory: Directory
+    control: Control
+    client: redis.Redis
+    said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    async def tell(self, version: int, *prices: Price) -> None:
+        assert await self.control.define(PricesDefinition(prices), version) is True
+
+    def found(self, model: str = "gpt-x", at_ms: int = NOW_MS) -> int | None:
+        vector = self.directory.prices.vector(model, "USD", at_ms)
+        return vector.price_id if vector else None
+
+
+@pytest.fixture
+async def till(valkey: str, connect: Connect) -> Till:
+    said: list[tuple[str, dict[str, Any]]] = []
+    directory = Directory(
+        await connect(valkey), time.monotonic, log=lambda what, **facts: said.append((what, facts))
+    )
+    client = redis.Redis.from_url(valkey)
+    client.delete(keys.PRICES, keys.PRICES_VERSION)
+    return Till(directory, Control(await connect(valkey)), client, said)
+
+
+def price(number: int, at_ms: int = 0, **over: Any) -> Price:
+    since = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return read_price(price_row(id=number, model="gpt-x", effective_from=since, input="2.5", **over))
+
+
+async def test_there_is_no_price_before_the_first_book(till: Till) -> None:
+    await till.directory.prices.refresh()
+    assert (till.directory.prices.version, till.found()) == (0, None)
+
+
+async def test_prices_are_in_force_at_the_gateway_once_they_are_told(till: Till) -> None:
+    await till.tell(5, price(1))
+    task = asyncio.create_task(till.directory.keep_fresh())
+    await eventually(lambda: till.found() == 1)
+    await till.tell(6, price(2))
+    await eventually(lambda: till.found() == 2)
+    task.cancel()
+    assert till.said == []
+
+
+def test_a_look_for_prices_is_due_well_within_a_second() -> None:
+    assert CATALOGUE_S <= 0.5
+
+
+async def test_a_price_that_comes_later_is_in_force_from_its_millisecond_on(till: Till) -> None:
+    await till.tell(5, price(1), price(2, NOW_MS))
+    await till.directory.prices.refresh()
+    assert [till.found(at_ms=NOW_MS + late) for late in (-1, 0, 1)] == [1, 2, 2]
+
+
+async def test_an_older_book_is_not_brought_over_a_newer_one(till: Till) -> None:
+    await till.tell(6, price(2))
+    await till.tell(5, price(1))
+    await till.directory.prices.refresh()
+    assert (till.directory.prices.version, till.found()) == (6, 2)
+
+
+SHORT = b'{"version":7,"layout":1,"prices":[["m",false,"",false,0,[1,"USD",[1,2]]]]}'
+NEWER = b'{"version":7,"layout":%d,"prices":[],"more":[]}' % (PRICES_LAYOUT + 1)
+
+
+@pytest.mark.parametrize(
+    "raw", [NEWER, SHORT, b"", b"{", b"[]", b'{"version":7,"layout":1,"prices":[["m"]]}', b'{"version":7}']
+)
+async def test_what_cannot_be_read_is_told_once_and_leaves_the_old_book_in_force(
+    till: Till, raw: bytes
+) -> None:
+    await till.tell(5, price(1))
+    await till.directory.prices.refresh()
+    till.client.set(keys.PRICES, raw)
+    till.client.set(keys.PRICES_VERSION, encode_version(7))
+    for _ in range(3):
+        await till.directory.prices.refresh()
+    assert till.found() == 1
+    [(what, facts)] = till.said
+    assert (what, facts["in_force"], facts["level"]) == ("prices cannot be read", 5, "error")
+    till.client.delete(keys.PRICES, keys.PRICES_VERSION)
+    await till.tell(8, price(2))
+    await till.directory.prices.refresh()
+    assert till.found() == 2
+
+
+async def test_the_book_is_read_once_a_version(till: Till) -> None:
+    await till.tell(5, price(1))
+    await till.directory.prices.refresh()
+    till.client.config_resetstat()
+    for _ in range(5):
+        await till.directory.prices.refresh()
+    asked: Any = till.client.info("commandstats")
+    assert asked["cmdstat_get"]["calls"] == 5
