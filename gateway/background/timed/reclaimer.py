@@ -44,8 +44,8 @@ class Reclaimer:
         One that the counters refuse keeps no other from being taken back.
         """
         expired = await self._holds.expired(HOLDS_MAX)
-        again = [hold for hold in expired if hold.request_id in self._seen]
-        self._seen = frozenset(hold.request_id for hold in expired)
+        again = [hold for hold in expired if hold.release.request_id in self._seen]
+        self._seen = frozenset(hold.release.request_id for hold in expired)
         done, refused = 0, None
         for hold in again:
             try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.core.accounts.losses import Movement
-from gateway.core.model import Caller, Service, Settlement
+from gateway.core.model import Settlement
 
 
 class ReclaimPolicy(StrEnum):
@@ -29,16 +29,13 @@ class Charged:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed, `held` in tokens and `held_credits`.
+    """A hold whose deadline passed, `held` in tokens and `held_credits`; `release` would end it for nothing.
 
     `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's; a hold without a
     service is of a free route, or of a call of which only the head is known: both are charged nothing.
     """
 
-    request_id: str
-    caller: Caller
-    user: str
-    service: Service
+    release: Settlement
     observed: int
     credits: int
     units: int
@@ -48,7 +45,7 @@ class ExpiredHold:
 
     def charge(self, policy: ReclaimPolicy) -> Charged:
         """What the call is charged when its hold is taken back."""
-        if self.lease or not self.service.id:
+        if self.lease or not self.release.service.id:
             return Charged()
         if policy == ReclaimPolicy.CHARGE_HOLD:
             return Charged(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)

@@ -12,14 +12,13 @@ from gateway.core.billing.pricing import spend_micro
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.layout import LAYOUT
-from gateway.core.model import Caller, Settlement
 from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.client import fields_of
 from gateway.counters.keeper.control import Control
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.settlement_record import service_of
+from gateway.counters.settlement_log.settlement_record import release_of
 
 
 class KeeperCounters(Control, AccountHeads):
@@ -129,9 +128,7 @@ class KeeperCounters(Control, AccountHeads):
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
         for request_id, (hold, user, tiers) in (await self._holds(partition, ids)).items():
-            caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
-            service = service_of(hold.service_id, hold.flags, tiers)
-            release = Settlement(caller, request_id, user, service, charge=False)
+            release = release_of(request_id, hold, user, tiers)
             call = packing.settle(run_id, 0, release, packing.MODE_RELEASE)
             await self.run("settle", call)
         return marker

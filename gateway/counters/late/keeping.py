@@ -8,7 +8,7 @@ from typing import cast
 
 from gateway.core.accounts.facts import corrected
 from gateway.core.accounts.holds import Charged, Ending, ExpiredHold, LateSettlement, Verb
-from gateway.core.model import Caller, Settlement
+from gateway.core.model import Caller
 from gateway.core.wait import Wait, in_task
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client
 from gateway.counters.late.late_lane import LateLane
@@ -18,7 +18,7 @@ from gateway.counters.leases.lease import IF_OVER, NONE, lease
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Reply
 from gateway.counters.settlement_log.acknowledged import acknowledged
-from gateway.counters.settlement_log.settlement_record import service_of
+from gateway.counters.settlement_log.settlement_record import release_of
 from gateway.errors import CountersRefused, CountersUnavailable
 
 CORRECTED = "settled after its hold was reclaimed"
@@ -52,10 +52,10 @@ class Keeping:
         A lease is only given back, if nobody renewed it meanwhile.
         """
         if hold.lease:
-            call = lease(self._client.run_id, hold.caller, hold.request_id, IF_OVER)
+            call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
             return packing.code_of(await self._client.run("lease", call)) == NONE
-        settlement = Settlement(
-            hold.caller, hold.request_id, hold.user, hold.service, charge=True,
+        settlement = replace(
+            hold.release, charge=True,
             tokens=charge.tokens, credits=charge.credits, units=charge.units, metadata=RECLAIMED,
         )  # fmt: skip
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
@@ -130,20 +130,9 @@ class Keeping:
             await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), request_id.encode())
             return None
         state, user, tiers = states.unpack_hold(packed)
-        caller = Caller(state.organization_id, state.tenant_id, state.key_id, partition)
-        service = service_of(state.service_id, state.flags, tiers)
         # What tokens set the price of costs what was seen; any other price is known beforehand.
         held = 0 if state.flags & states.HOLD_USES else state.credits
         credits_ = held if state.seen < 0 else state.seen
-        return ExpiredHold(
-            request_id,
-            caller,
-            user,
-            service,
-            state.observed,
-            credits_,
-            state.units,
-            state.tokens,
-            bool(state.flags & states.HOLD_LEASE),
-            held,
-        )
+        lease = bool(state.flags & states.HOLD_LEASE)
+        release = release_of(request_id, state, user, tiers)
+        return ExpiredHold(release, state.observed, credits_, state.units, state.tokens, lease, held)

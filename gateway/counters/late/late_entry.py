@@ -27,7 +27,6 @@ class LateEntry:
     """One entry of the queue, read as far as it takes to know whose it is."""
 
     place: StreamPlace
-    entry_id: bytes
     organization_id: int
     request_id: str
     fields: dict[bytes, bytes]
@@ -70,7 +69,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
     try:
         kept = KEPT.read(KEPT.today(fields[b"a"]))
         owner, request_id = kept["organization_id"], kept["request_id"].decode()
-        return LateEntry(place_of(raw), cast("bytes", raw[0]), owner, request_id, fields)
+        return LateEntry(place_of(raw), owner, request_id, fields)
     except (ValueError, OverflowError, struct.error):
         return None
 
@@ -80,4 +79,4 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
     fields = entry.fields
     settlement = settlement_of(fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""))
     moved = acknowledged(settlement.caller, fields.get(b"acknowledged", b""))
-    return LateSettlement(entry.entry_id, settlement, int(fields[b"charged"]), moved)
+    return LateSettlement(id_of(entry.place), settlement, int(fields[b"charged"]), moved)

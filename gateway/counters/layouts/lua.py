@@ -74,6 +74,7 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
         if layout is None or write is None:
             raise ValueError(f"no layout does {match[0]}")
         arguments, end = _arguments(text, match.end())
+        arguments = [one[1:-1] if one[0] == "'" else one for one in arguments]  # the names of fields
         begin, names = match.start(), _LOCALS.search(text, 0, match.start())
         if match["verb"] == "read":
             if names is None:
@@ -108,7 +109,7 @@ def _field(layout: Layout, packed: str, name: str) -> str:
 
 
 def _opened(layout: Layout, packed: str, last: str = "") -> str:
-    end = layout.index(_text(last)) + 1 if last else len(layout.fields)
+    end = layout.index(last) + 1 if last else len(layout.fields)
     return f"{{{_parse(layout, layout.fields[:end], packed)}}}"
 
 
@@ -117,7 +118,7 @@ def _written(layout: Layout, state: str) -> str:
 
 
 def _fresh(layout: Layout, last: str = "") -> str:
-    count = layout.index(_text(last)) + 1 if last else len(layout.fields)
+    count = layout.index(last) + 1 if last else len(layout.fields)
     return "{" + ", ".join(str(one.default) for one in layout.fields[:count]) + "}"
 
 
@@ -192,7 +193,7 @@ def _account(layout: Layout, packed: str) -> str:
 
 
 def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> str:
-    shared, end = layout.shared, layout.index(_text(last)) + 1
+    shared, end = layout.shared, layout.index(last) + 1
     values = ", ".join(f"{state}[{at}]" for at in range(shared + 1, end + 1))
     moved = f"pack('{_form(layout.fields[shared:end])}', {values})"
     after = layout.fields[end]
@@ -235,12 +236,8 @@ def _begin(layout: Layout, field: Field) -> int:
     return layout.offset(field.name) + 1
 
 
-def _named(layout: Layout, literal: str) -> Field:
-    return layout.fields[layout.index(_text(literal))]
-
-
-def _text(literal: str) -> str:
-    return literal.strip("'")
+def _named(layout: Layout, name: str) -> Field:
+    return layout.fields[layout.index(name)]
 
 
 def _values(layout: Layout, braced: str) -> dict[str, str]:

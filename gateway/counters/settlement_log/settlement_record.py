@@ -10,6 +10,7 @@ from gateway.core.billing.pricing import Pricing
 from gateway.core.billing.tiers import read_tiers
 from gateway.core.model import Caller, Service, Settlement
 from gateway.counters.layouts.flags import FLAG_COUNTS, FLAG_ONE_TIME, FLAG_PAYS, FLAG_USES
+from gateway.counters.layouts.states import HoldState
 from gateway.counters.layouts.table import KEPT
 from gateway.counters.redis import keys
 
@@ -46,6 +47,13 @@ def settlement_of(
         attribution=attribution.decode(),
         metadata=metadata,
     )
+
+
+def release_of(request_id: str, hold: HoldState, user: str, tiers: bytes) -> Settlement:
+    """What ends a hold without a charge."""
+    partition = keys.partition_of(hold.organization_id)
+    caller = Caller(hold.organization_id, hold.tenant_id, hold.key_id, partition)
+    return Settlement(caller, request_id, user, service_of(hold.service_id, hold.flags, tiers), charge=False)
 
 
 def service_of(service_id: int, flags: int, tiers: bytes) -> Service:

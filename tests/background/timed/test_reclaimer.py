@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from gateway.background.timed.reclaimer import Reclaimer
 from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.ledger import EventNote
 from gateway.core.billing.pricing import TokenRate
-from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Verdict
+from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Settlement, Verdict
 from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -22,7 +22,7 @@ from tests.persistence.scenario import broken
 
 
 def expired(request_id: str) -> ExpiredHold:
-    return ExpiredHold(request_id, Caller(1, 7, 3, 0), "", CHAT, 5, 0, 1)
+    return ExpiredHold(Settlement(Caller(1, 7, 3, 0), request_id, "", CHAT, charge=False), 5, 0, 1)
 
 
 @dataclass
@@ -38,10 +38,10 @@ class Holds:
         return [expired(one) for one in self.sweeps.pop(0)[:count]]
 
     async def reclaim(self, hold: ExpiredHold, charge: Charged) -> bool:
-        if hold.request_id in self.refused:
+        if hold.release.request_id in self.refused:
             raise CountersUnavailable
-        self.reclaimed.append(hold.request_id)
-        return hold.request_id not in self.settled
+        self.reclaimed.append(hold.release.request_id)
+        return hold.release.request_id not in self.settled
 
 
 async def test_a_hold_is_taken_back_in_the_second_sweep_that_finds_it() -> None:
@@ -226,7 +226,7 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
     ],
 )
 def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: int, charged: Charged) -> None:
-    hold = ExpiredHold("a", Caller(1, 7, 3, 0), "", CHAT, observed, 4, 3, held=50)
+    hold = replace(expired("a"), observed=observed, credits=4, units=3, held=50)
     assert hold.charge(policy) == charged
 
 
