@@ -51,7 +51,7 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float = 5.0
 
 
-def read(environ: Mapping[str, str]) -> Tracing | None:
+def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
     """Traces as the environment wants them; None without an endpoint, or where they are turned off.
 
     `SettingError` names the variable that cannot be honoured.

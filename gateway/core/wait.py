@@ -126,7 +126,7 @@ class Awake:
         """The time awake at a moment after the last look."""
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
-    def look(self, now: float) -> float:
+    def advance(self, now: float) -> float:
         """The loop is here: the time awake as of now."""
         self._now = self.at(now)
         self._looked_at = now

@@ -49,5 +49,5 @@ class Clock:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
-        self.now = now = self._awake.look(self._seconds())
+        self.now = now = self._awake.advance(self._seconds())
         self._check(now)

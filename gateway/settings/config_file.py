@@ -13,14 +13,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, reach_of
+from gateway.core.calls.binding import SERVICES_PREFIX, UNREAD_METERS, conflicting, reach_of
 from gateway.core.calls.paths import PATHS_MAX, read_pattern
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
@@ -58,16 +57,12 @@ class RouteTable(NamedTuple):
         targets, paths = {target.name: target for target in self.upstreams}, dict(self.services.paths)
         bound = () if self.services.shared else sorted(self.services.upstreams)
         reaches = [reach_of(key, targets[name], name, paths.get(key, ())) for key, name in bound]
-        for one, other in combinations(reaches, 2):
-            mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
-            if mine is not None and theirs is not None and mine.costs_as(theirs):
-                continue
-            if one.meets(other):
-                raise SettingError(
-                    f"services.{one.service} and services.{other.service}: both get to the same paths of "
-                    f"the upstream {one.upstream}, so what costs more could be had for less: "
-                    "give each `paths` of its own, such as [/v1/sms/*]"
-                )
+        for one, other in conflicting(reaches, catalogue, unknown=True):
+            raise SettingError(
+                f"services.{one.service} and services.{other.service}: both get to the same paths of the "
+                f"upstream {one.upstream}, so what costs more could be had for less: "
+                "give each `paths` of its own, such as [/v1/sms/*]"
+            )
 
     def redirected(self, base_url: str) -> RouteTable:
         """The same table with every upstream, and the services', at one base URL."""

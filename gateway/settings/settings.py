@@ -20,8 +20,7 @@ from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
 from gateway.core.http_limits import SETTABLE, Count, HttpLimits, Seconds
-from gateway.core.otel import Tracing
-from gateway.core.otel import read as read_tracing
+from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.settings.config_file import RouteTable, base_url_of, default_table, read_config, table_of
 from gateway.settings.urls import SCHEMES, fault, wanted, without_password

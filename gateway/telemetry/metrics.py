@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from prometheus_client.core import (
@@ -52,7 +52,7 @@ class _Snapshot(Collector):
             value = self._snapshot.get(fact.name)
             if value is not None:
                 yield _family(fact, value, bounds)
-        build = {"version": _version(), "python": platform.python_version()}
+        build = {"version": version("tollkeeper"), "python": platform.python_version()}
         yield InfoMetricFamily(f"{PREFIX}build", "What is running.", value=build)
 
 
@@ -80,10 +80,3 @@ def _cumulative(histogram: Mapping[str, Any], bounds: list[float]) -> tuple[list
         total += count
         buckets.append((bound, total))
     return buckets, histogram["sum"]
-
-
-def _version() -> str:
-    try:
-        return version("tollkeeper")
-    except PackageNotFoundError:
-        return "0.0.0"

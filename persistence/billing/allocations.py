@@ -158,10 +158,10 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
     allocator, found = Allocator.resume(grants, debts), []
     for row in movements:
         if row.amount > 0:
-            found += allocator.give(_grant(row.addition, row))
+            found += allocator.add_grant(_grant(row.addition, row))
         elif row.amount < 0:
             grant_id = row.addition if row.kind == "expiry" else None
-            found += allocator.take(Outflow(row.seq, _ms(row.at), -row.amount, grant_id))
+            found += allocator.pay(Outflow(row.seq, _ms(row.at), -row.amount, grant_id))
     _keep(connection, page, found)
 
 

@@ -12,7 +12,7 @@ ON = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"}
 
 
 def read(**more: str) -> otel.Tracing:
-    tracing = otel.read(ON | more)
+    tracing = otel.read_tracing(ON | more)
     assert tracing is not None
     return tracing
 
@@ -27,7 +27,7 @@ def read(**more: str) -> otel.Tracing:
     ],
 )
 def test_without_an_endpoint_or_turned_off_there_are_none(environ: dict[str, str]) -> None:
-    assert otel.read(environ) is None
+    assert otel.read_tracing(environ) is None
 
 
 def test_defaults_are_the_standards() -> None:
@@ -94,7 +94,7 @@ def test_every_standard_sampler(sampler: str, expected: tuple[bool, float]) -> N
 ])  # fmt: skip
 def test_what_cannot_be_honoured_stops_the_start_by_its_name(name: str, value: str) -> None:
     with pytest.raises(SettingError, match=name) as caught:
-        otel.read(ON | {name: value})
+        otel.read_tracing(ON | {name: value})
     assert "secret" not in caught.value.message
 
 

@@ -83,11 +83,11 @@ class Allocator:
                 heappush(allocator._queue, (grant.order, grant))
         return allocator
 
-    def rest(self, grant_id: int) -> int:
+    def left_of(self, grant_id: int) -> int:
         """What a grant has not paid for."""
         return self.rests.get(grant_id, 0)
 
-    def give(self, grant: Grant) -> list[Allocation]:
+    def add_grant(self, grant: Grant) -> list[Allocation]:
         """Add a grant: it covers what is owed, the rest pays from now on."""
         assert grant.amount > 0
         assert grant.id not in self.rests
@@ -106,25 +106,25 @@ class Allocator:
             heappush(self._queue, (grant.order, grant))
         return covered
 
-    def take(self, outflow: Outflow) -> list[Allocation]:
+    def pay(self, outflow: Outflow) -> list[Allocation]:
         """Allocate an outflow to the grants that pay at its time; what is left is debt."""
         left, found = outflow.amount, list[Allocation]()
 
-        def pay(grant_id: int) -> None:
+        def pay_from(grant_id: int) -> None:
             nonlocal left
-            if part := min(left, self.rest(grant_id)):
+            if part := min(left, self.left_of(grant_id)):
                 self.rests[grant_id] -= part
                 left -= part
                 found.append(Allocation(outflow.seq, grant_id, part))
 
         if outflow.grant_id is not None:
-            pay(outflow.grant_id)
+            pay_from(outflow.grant_id)
         while left and self._queue:
             grant = self._queue[0][1]
             if grant.until_ms <= outflow.at_ms or not self.rests[grant.id]:
                 heappop(self._queue)
             else:
-                pay(grant.id)
+                pay_from(grant.id)
         if left:
             self._debts.append((outflow.seq, left))
             found.append(Allocation(outflow.seq, None, left))

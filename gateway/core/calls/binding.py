@@ -8,7 +8,7 @@ keeps, are nobody's to call here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -136,12 +136,9 @@ class Bindings:
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
         """Pairs of services that get to the same paths at different prices, and the upstream's name."""
-        for one, other in combinations(() if self._rules.shared else self._all(), 2):
-            mine, theirs = self._catalogue.get(one.service), self._catalogue.get(other.service)
-            if mine is None or theirs is None or mine is theirs or mine.costs_as(theirs):
-                continue
-            if one.meets(other):
-                yield one.service, other.service, one.upstream
+        reaches = () if self._rules.shared else self._all()
+        for one, other in conflicting(reaches, self._catalogue, unknown=False):
+            yield one.service, other.service, one.upstream
 
     def unplaced(self) -> Iterator[tuple[str, str]]:
         """Services bound to an upstream that is not configured, with its name."""
@@ -203,6 +200,17 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
     return Reach(key, name, host, read or ((EVERY_PATH.below(prefix),),))
+
+
+def conflicting(
+    reaches: Sequence[Reach], catalogue: Mapping[str, Service], *, unknown: bool
+) -> Iterator[tuple[Reach, Reach]]:
+    """Pairs that get to the same paths at different prices; `unknown` is of services that it has not."""
+    for one, other in combinations(reaches, 2):
+        mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
+        differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
+        if differ and one.meets(other):
+            yield one, other
 
 
 def is_bound(route: Route) -> bool:

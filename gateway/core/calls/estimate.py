@@ -81,7 +81,7 @@ class Estimator:
         """
         if not call.input_bytes and not call.blob_tokens:
             return NOTHING
-        learned = self._of(call, organization_id, service_key)
+        learned = self._learned_of(call, organization_id, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
         if self._tokenizer is not None:
@@ -102,7 +102,7 @@ class Estimator:
         """Learn from a complete answer that reported its use; what was only counted teaches nothing."""
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        learned = self._of(call, organization_id, service_key)
+        learned = self._learned_of(call, organization_id, service_key)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             learned.input_ratio = min(_quantile(learned.input_ratio, ratio), 1.0)
@@ -116,7 +116,7 @@ class Estimator:
                 step = max(1.0, call.text_bytes / visible) - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
 
-    def _of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
+    def _learned_of(self, call: Call, organization_id: int, service_key: str) -> _Learned:
         name = (organization_id, service_key, call.model)
         kept = self._learned
         learned = kept.get(name)

@@ -222,7 +222,7 @@ class Wire(asyncio.Protocol):
 
     def _sweep(self) -> None:
         """Fail what waited too long and open the breaker; close a connection that stalls."""
-        now = self._awake.look(self._clock())
+        now = self._awake.advance(self._clock())
         waited = now - self._pending[0][2] if self._pending else 0.0
         if waited > self._stall_s:
             self._drop()

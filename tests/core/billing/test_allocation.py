@@ -24,29 +24,29 @@ def test_priority_then_expiry_then_promotional_then_id() -> None:
         Grant(5, 10, expires_ms=8 * DAY_MS),
         Grant(6, 10, promotional=True),
     ):
-        allocator.give(grant)
-    found = allocator.take(Outflow(1, 0, 60))
+        allocator.add_grant(grant)
+    found = allocator.pay(Outflow(1, 0, 60))
     assert [grant for grant, _ in amounts(found)] == [5, 3, 2, 6, 1, 4]
 
 
 def test_an_expired_grant_no_longer_pays_and_keeps_its_rest() -> None:
     allocator = Allocator()
-    allocator.give(Grant(1, 10, expires_ms=100))
-    allocator.give(Grant(2, 10))
-    assert amounts(allocator.take(Outflow(1, 99, 4))) == [(1, 4)]
-    assert amounts(allocator.take(Outflow(2, 100, 4))) == [(2, 4)]
-    assert allocator.rest(1) == 6
-    assert amounts(allocator.take(Outflow(3, 101, 6, grant_id=1))) == [(1, 6)]
-    assert (allocator.rest(1), allocator.rest(2)) == (0, 6)
+    allocator.add_grant(Grant(1, 10, expires_ms=100))
+    allocator.add_grant(Grant(2, 10))
+    assert amounts(allocator.pay(Outflow(1, 99, 4))) == [(1, 4)]
+    assert amounts(allocator.pay(Outflow(2, 100, 4))) == [(2, 4)]
+    assert allocator.left_of(1) == 6
+    assert amounts(allocator.pay(Outflow(3, 101, 6, grant_id=1))) == [(1, 6)]
+    assert (allocator.left_of(1), allocator.left_of(2)) == (0, 6)
 
 
 def test_debt_is_covered_by_the_next_grant() -> None:
     allocator = Allocator()
-    assert amounts(allocator.take(Outflow(1, 0, 30))) == [(None, 30)]
-    assert amounts(allocator.give(Grant(1, 20))) == [(None, -20), (1, 20)]
-    assert allocator.rest(1) == 0
-    assert amounts(allocator.give(Grant(2, 50))) == [(None, -10), (2, 10)]
-    assert allocator.rest(2) == 40
+    assert amounts(allocator.pay(Outflow(1, 0, 30))) == [(None, 30)]
+    assert amounts(allocator.add_grant(Grant(1, 20))) == [(None, -20), (1, 20)]
+    assert allocator.left_of(1) == 0
+    assert amounts(allocator.add_grant(Grant(2, 50))) == [(None, -10), (2, 10)]
+    assert allocator.left_of(2) == 40
 
 
 EVENTS = st.lists(
@@ -77,27 +77,27 @@ def test_every_credit_is_allocated_once_and_resuming_changes_nothing(
         if seq in cuts:
             sums = settled(again)
             debts = [(s, n) for (s, grant), n in sums.items() if grant is None]
-            parts = Allocator.resume([(g, parts.rest(g.id)) for g in grants.values()], debts)
+            parts = Allocator.resume([(g, parts.left_of(g.id)) for g in grants.values()], debts)
         match event:
             case ("grant", int(amount), int(priority), until, bool(promotional)):
                 expires = at + until if isinstance(until, int) else None
                 grant = grants[seq] = Grant(seq, amount, priority, expires, promotional)
-                found += whole.give(grant)
-                again += parts.give(grant)
+                found += whole.add_grant(grant)
+                again += parts.add_grant(grant)
                 balance += amount
                 continue
             case ("use", int(amount), int(later)):
                 at += later
                 outflow = Outflow(seq, at, amount)
             case _:
-                due = [g for g in grants.values() if g.until_ms <= at and whole.rest(g.id)]
+                due = [g for g in grants.values() if g.until_ms <= at and whole.left_of(g.id)]
                 if not due:
                     continue
-                outflow = Outflow(seq, at, whole.rest(due[0].id), grant_id=due[0].id)
+                outflow = Outflow(seq, at, whole.left_of(due[0].id), grant_id=due[0].id)
         outflows[seq] = outflow.amount
         balance -= outflow.amount
-        found += whole.take(outflow)
-        again += parts.take(outflow)
+        found += whole.pay(outflow)
+        again += parts.pay(outflow)
     sums = settled(found)
     assert sums == settled(again)
     assert all(amount > 0 for amount in sums.values())
@@ -105,6 +105,6 @@ def test_every_credit_is_allocated_once_and_resuming_changes_nothing(
         assert sum(n for (s, _), n in sums.items() if s == seq) == amount
     for grant in grants.values():
         given_ = sum(n for (_, g), n in sums.items() if g == grant.id)
-        assert given_ + whole.rest(grant.id) == grant.amount
+        assert given_ + whole.left_of(grant.id) == grant.amount
     owed = sum(n for (_, grant), n in sums.items() if grant is None)
     assert balance == sum(whole.rests.values()) - owed
