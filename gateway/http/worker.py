@@ -18,7 +18,7 @@ from gateway.http.upstream.pool import Upstream
 class Worker:
     """The ports, the limits, the clock, and the upstreams by name. `bounds` is what meters believe.
 
-    `planner` understands heads and remembers the plans of callers that are known; `buffers` counts what
+    `head_router` understands heads and remembers those of callers that are known; `buffers` counts what
     is kept for slow ends.
     """
 

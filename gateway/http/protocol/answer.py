@@ -128,7 +128,7 @@ def _judge(head: bytes) -> None:
     What depends on several fields at once (a length stated twice, or together with a coding) is read,
     and refused, by `read_answer_head`.
     """
-    parser: Any = httptools.HttpResponseParser(_SILENT)
+    parser: Any = httptools.HttpResponseParser(object())
     try:
         parser.feed_data(head)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -151,13 +151,6 @@ def _kind(name: bytes) -> int:
     if name in _NOT_RETURNED or name.startswith(OURS_PREFIX):
         return DROP
     return LIMITS if name.startswith(_LIMITS_PREFIXES) else PASS
-
-
-class _Silent:
-    """A protocol without callbacks: llhttp only checks."""
-
-
-_SILENT = _Silent()
 
 
 def _status(line: bytes) -> tuple[int, int, bytes]:

@@ -55,7 +55,7 @@ class ClientSide:
         return self.state == WHOLE
 
     def receive(self, data: bytes) -> bytes:
-        """Take in bytes; the payload in them, if a body is due. Raises `Malformed` for a broken body."""
+        """Take in bytes; the payload in them, if a body is due. `MalformedRequest` for a broken body."""
         state = self.state
         if state in _UNREAD:
             self.waiting = self.waiting + data if self.waiting else data
@@ -83,7 +83,7 @@ class ClientSide:
         return data[: end + 4]
 
     def request(self, length: int, chunked: bool) -> bytes:
-        """Begin a request framed like this; the payload that is here already. May raise `Malformed`."""
+        """Begin a request framed like this; the payload that is here already, or `MalformedRequest`."""
         data = self.waiting
         if not chunked:
             if len(data) >= length:
@@ -133,9 +133,9 @@ class ClientSide:
         if chunked is not None:
             try:
                 data = chunked.feed(data)
-            except Malformed:
+            except Malformed as error:
                 self.refuse()
-                raise
+                raise MalformedRequest(f"The body is not chunked as it says: {error}.") from error
             if chunked.done:
                 self.waiting, self._chunked = chunked.rest, None
                 self.state = INCOMING[self.state][ENDED]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -150,29 +151,16 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
     return method, target, int(version[-1:])
 
 
-class _Judge:
-    """Notes whether llhttp came to the end of the head."""
-
-    __slots__ = ("complete",)
-
-    def __init__(self) -> None:
-        self.complete = False
-
-    def on_headers_complete(self) -> None:
-        """Called by httptools."""
-        self.complete = True
-
-
 def _judge(head: bytes) -> None:
-    judge = _Judge()
-    parser: Any = httptools.HttpRequestParser(judge)
+    ends: list[bool] = []
+    parser: Any = httptools.HttpRequestParser(SimpleNamespace(on_headers_complete=lambda: ends.append(True)))
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
         raise MalformedRequest(f"The request is not HTTP: {error}.") from error
-    if not judge.complete:
+    if not ends:
         raise MalformedRequest("The head of the request does not end where it seems to.")
 
 

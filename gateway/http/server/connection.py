@@ -15,7 +15,6 @@ from gateway.core.wait import Wait
 from gateway.errors import Refusal, RequestTooLarge
 from gateway.http.clock import NEVER
 from gateway.http.protocol.client_side import ClientSide
-from gateway.http.protocol.framing import Malformed
 from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.routing.routed_head import RoutedHead, family_of_head
@@ -91,8 +90,8 @@ class ClientConnection(asyncio.Protocol):
         elif state in (BODY, DISCARDING):
             try:
                 payload = side.receive(data)
-            except Malformed as error:
-                self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+            except MalformedRequest as refusal:
+                self._fail_body(refusal)
             else:
                 self._take_body(payload)
         elif state == WHOLE:
@@ -100,7 +99,9 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SUCCESSOR)
             self._keep_unread()
         elif state == CLOSING:
-            self._count_discarded(len(data))
+            self._discarded += len(data)
+            if self._discarded > self._limits.lingered_bytes_max:
+                self.transport.abort()
         else:
             self._reading.pause(SUCCESSOR)  # nothing after this is read
 
@@ -229,12 +230,11 @@ class ClientConnection(asyncio.Protocol):
 
     def finish(self, keep_alive: bool) -> None:
         """The answer is written. Go on to the next request, or close once the client has read it."""
-        self.body.let_go()
+        self.body.forget()
         if self.blocked or self._kept.untaken:
             self.keep_untaken(0)
         self.exchange = None
         self._sink = None
-        self.body.forget()
         if self.gone:
             return
         side = self._side
@@ -251,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
 
     def cut(self, reset: bool) -> None:
         """Break the connection so that the client cannot take what it has for a complete answer."""
-        self.body.let_go()
+        self.body.forget()
         self._kept.keep_untaken(None, 0)
         self.exchange = None
         if self.gone:
@@ -359,9 +359,7 @@ class ClientConnection(asyncio.Protocol):
             self._kept.keep_unread(0)
         head, length = cut_length(head)
         head_router = self._host.head_router
-        routed = head_router.known.get(head)
-        if routed is None:
-            routed = head_router.route(head)
+        routed = head_router.known.get(head) or head_router.route(head)
         if length < 0:
             self._begin(routed, routed.length)
         elif routed.chunked or routed.length is not None:
@@ -394,8 +392,8 @@ class ClientConnection(asyncio.Protocol):
         side = self._side
         try:
             payload = side.request(length, routed.chunked)
-        except Malformed as error:
-            self._fail_body(MalformedRequest(f"The body is not chunked as it says: {error}."))
+        except MalformedRequest as refusal:
+            self._fail_body(refusal)
             return
         if routed.buffered and max(length, len(payload)) > self._limits.body_bytes_max:
             exchange.body_failure = RequestTooLarge()
@@ -464,11 +462,6 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
         elif self._side.state == IDLE:
             self._next()
-
-    def _count_discarded(self, size: int) -> None:
-        self._discarded += size
-        if self._discarded > self._limits.lingered_bytes_max:
-            self.transport.abort()
 
     # between requests, and the end
 

@@ -27,63 +27,37 @@ class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
 
 
-class Client(Protocol):
-    """What an exchange needs of the connection its request came on."""
+class _Client(Protocol):
+    """What an exchange asks of the connection its request came on, which says what each of these is."""
 
     transport: Any
     blocked: bool
     body: RequestBody
 
     @property
-    def address(self) -> str:
-        """Where the client is, empty where its socket has no address."""
+    def address(self) -> str: ...
+    @property
+    def body_complete(self) -> bool: ...
+    @property
+    def reusable(self) -> bool: ...
+    def body_arrival(self, bytes_max: int) -> Wait[None]: ...
+    def body_soon(self, caller: Caller) -> Wait[None] | None: ...
+    def stream_body(self, link: Link) -> None: ...
+    def keep_untaken(self, size: int) -> bool: ...
+    def writable(self) -> Wait[None]: ...
+    def finish(self, keep_alive: bool) -> None: ...
+    def cut(self, reset: bool) -> None: ...
+
+
+class _Hold(Protocol):
+    """What an exchange asks of its `Charge`."""
 
     @property
-    def body_complete(self) -> bool:
-        """Whether the request has arrived in full, by its framing."""
-
+    def due(self) -> bool: ...
     @property
-    def reusable(self) -> bool:
-        """Whether another request may follow this one."""
-
-    def body_arrival(self, bytes_max: int) -> Wait[None]:
-        """Ask for the rest of the body, or for more of it than `bytes_max`."""
-
-    def body_soon(self, caller: Caller) -> Wait[None] | None:
-        """Wait a moment for a small body that is on its way; None where none is."""
-
-    def stream_body(self, link: Link) -> None:
-        """Send what comes of the body from now on into a link."""
-
-    def keep_untaken(self, size: int) -> bool:
-        """So much of the answer is kept; whether there is room for more."""
-
-    def writable(self) -> Wait[None]:
-        """Wait until the client has caught up or is gone."""
-
-    def finish(self, keep_alive: bool) -> None:
-        """The answer is written."""
-
-    def cut(self, reset: bool) -> None:
-        """Break the connection."""
-
-
-class Hold(Protocol):
-    """What an exchange needs of the charge it was admitted with."""
-
-    @property
-    def due(self) -> bool:
-        """Whether it is still to be settled."""
-
-    @property
-    def charges(self) -> bool:
-        """Whether it may cost anything."""
-
-    def keep_alive(self) -> None:
-        """The call lives long: have its hold renewed until it settles."""
-
-    def settle(self, status: int, complete: bool, abandoned: bool) -> Awaitable[bool]:
-        """Replace the hold by what was used; whether that is acknowledged."""
+    def charges(self) -> bool: ...
+    def keep_alive(self) -> None: ...
+    def settle(self, status: int, complete: bool, abandoned: bool) -> Awaitable[bool]: ...
 
 
 class Exchange(RequestDriver):
@@ -105,7 +79,7 @@ class Exchange(RequestDriver):
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
         self,
-        connection: Client,
+        connection: _Client,
         routed: RoutedHead,
         request_id: str,
         started: float,
@@ -128,7 +102,7 @@ class Exchange(RequestDriver):
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None
         self.caller: Caller | None = None
-        self.charge: Hold | None = None
+        self.charge: _Hold | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
         self.trace: Trace | None = None
@@ -214,14 +188,10 @@ class Exchange(RequestDriver):
     def check(self, now: float, watched_before: float) -> None:
         """One look at the clock: a wait that is over, a hold that must be kept from its deadline."""
         if self.deadline < now:
-            self._expire()
+            self.deadline = NEVER
+            if self.shielded:
+                self.expire_wait(CountersUnavailable(retry_after_s=1))
+            else:
+                self.interrupt(ClientGone())
         elif self.charge is not None and self.started < watched_before:
             self.charge.keep_alive()
-
-    def _expire(self) -> None:
-        """The deadline of a wait has passed."""
-        self.deadline = NEVER
-        if self.shielded:
-            self.expire_wait(CountersUnavailable(retry_after_s=1))
-        else:
-            self.interrupt(ClientGone())

@@ -100,7 +100,8 @@ class RequestBody:
             self._buffers.release(self._caller, kept)
 
     def forget(self) -> None:
-        """The request is over: nobody waits for what is left of it."""
+        """The request is over: nobody waits for what is left of it, nor keeps it."""
+        self.let_go()
         self._ended()
         self._parts = []
 

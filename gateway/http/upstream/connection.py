@@ -22,14 +22,11 @@ from gateway.http.protocol.upstream_side import UpstreamSide
 from gateway.http.turns import Turns
 
 
-class BodySource(Protocol):
+class _BodySource(Protocol):
     """Who streams a request body into a link: told to wait while the link cannot take more."""
 
-    def pause_body(self) -> None:
-        """Stop giving bytes."""
-
-    def resume_body(self) -> None:
-        """Go on."""
+    def pause_body(self) -> None: ...
+    def resume_body(self) -> None: ...
 
 
 # One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
@@ -66,7 +63,7 @@ class Link(asyncio.BufferedProtocol):
         self._wait: Wait[None] | None = None
         self.answer: AnswerHead | None = None
         self.failure: Refusal | None = None
-        self.source: BodySource | None = None
+        self.source: _BodySource | None = None
 
     @property
     def open(self) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import Refusal
 from gateway.http.protocol.client_side import ClientSide
-from gateway.http.protocol.framing import Malformed
+from gateway.http.protocol.request import MalformedRequest
 from gateway.http.protocol.states import (
     BODY,
     BROKEN,
@@ -85,7 +85,7 @@ def test_a_line_feed_alone_is_refused_with_the_byte_that_shows_it(at: int) -> No
     one.head()
     one.request(0, True)
     assert one.receive(CHUNKS[:at]) in (b"", b"abc", b"abcde")
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedRequest):
         one.receive(b"\n")
     assert (one.state, one.droppable) == (BROKEN, False)
     assert one.receive(b"GET / HTTP/1.1\r\n\r\n") == one.waiting == b""
