@@ -1,8 +1,7 @@
 """One coarse clock a worker: every deadline of the data plane is an attribute it looks at.
 
 A timer for each request would cost more than the request, so all deadlines are checked every
-`tick_s`. Time in which the loop stood still does not pass: what others
-sent meanwhile is read before they are checked.
+`tick_s`. Time in which the loop stood still does not pass: what others sent meanwhile is read first.
 """
 
 from __future__ import annotations

@@ -22,15 +22,13 @@ from gateway.errors import (
 from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread, shed
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
-from gateway.http.protocol.answer import AnswerHead
 from gateway.http.relay import Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
-from gateway.http.routing.routed_head import HeadRouter, RoutedHead
+from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.routing.routes import USAGE_PATH
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.server.outgoing import is_collected, send_request
 from gateway.http.server.request_driver import bare
-from gateway.http.upstream.connection import Link
 from gateway.http.upstream.pool import Upstream
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
@@ -157,8 +155,11 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
 def _route(exchange: Exchange) -> RoutedHead:
     """The plan of a call: 404 or 405 for what is not on the list, 401 where no credential can be read."""
     routed, worker = exchange.routed, exchange.worker
-    if routed.bound:
-        routed = exchange.routed = _bound(routed, worker.head_router)
+    head_router = worker.head_router
+    if routed.bound and routed.route is not None:  # where its service is bound may have changed meanwhile
+        current = head_router.bindings.binding_of(routed.service_key, routed.route)
+        if current is not routed.binding:
+            routed = exchange.routed = head_router.route(routed.source)
     if routed.refusal is not None:
         raise routed.refusal
     if routed.metered and worker.ports.directory.service(routed.service_key) is None:
@@ -166,13 +167,6 @@ def _route(exchange: Exchange) -> RoutedHead:
     if routed.identity_refusal is not None:
         raise routed.identity_refusal
     return routed
-
-
-def _bound(routed: RoutedHead, head_router: HeadRouter) -> RoutedHead:
-    """The plan of a call that goes where its service is bound, which may have changed since it was made."""
-    assert routed.route is not None
-    current = head_router.bindings.binding_of(routed.service_key, routed.route)
-    return routed if current is routed.binding else head_router.route(routed.source)
 
 
 async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
@@ -188,7 +182,9 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
     send_request(exchange, link, call)
     while link.answer is None and link.failure is None:
         await link.arrival()
-    answer = _answer(link)
+    answer = link.answer
+    if answer is None:
+        raise link.failure or UpstreamUnreachable()
     exchange.connection.body.let_go()  # whoever answers has read what was asked
     status = exchange.status = answer.status
     meter = make_meter(
@@ -221,13 +217,6 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)
     exchange.leave_upstream()
-
-
-def _answer(link: Link) -> AnswerHead:
-    """The head that has arrived, or why none will."""
-    if link.answer is None:
-        raise link.failure or UpstreamUnreachable()
-    return link.answer
 
 
 def _upstream(exchange: Exchange) -> Upstream:

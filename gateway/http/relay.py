@@ -8,8 +8,6 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 from __future__ import annotations
 
 from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.call import Call
-from gateway.core.http_limits import HttpLimits
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.metering.meter import OPEN
 from gateway.core.model import Caller, Decision
@@ -22,27 +20,6 @@ from gateway.http.reply import answer_head
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.connection import Link
 from gateway.http.worker import Worker
-
-
-class Drain:
-    """How far the answer of a client that left is read on: to its end, within bytes and tokens.
-
-    Its seconds are a deadline of the exchange.
-    """
-
-    __slots__ = ("_bytes_left", "_streamed", "_tokens_max")
-
-    def __init__(self, limits: HttpLimits, call: Call, meter: AnswerMeter) -> None:
-        self._streamed = call.streamed
-        self._bytes_left = limits.drain_bytes_max
-        self._tokens_max = (meter.observed() if call.streamed else 0) + limits.drain_tokens_max
-
-    def go_on(self, meter: AnswerMeter, size: int) -> None:
-        """So many bytes more were read; `ClientGone` where reading on is in vain, or was enough."""
-        self._bytes_left -= size
-        tokens = meter.observed() if self._streamed else 0
-        if meter.known or self._bytes_left < 0 or tokens > self._tokens_max:
-            raise ClientGone
 
 
 class Outlet:
@@ -105,7 +82,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
     held_max = 0 if call.streamed or call.meter in UNREAD_METERS else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
-    drain: Drain | None = None
+    drained, tokens_max = 0, -1
     while True:
         data, complete = link.take_payload(), link.complete
         passed = _metered(worker, caller, meter, data)
@@ -120,8 +97,7 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
             held = passed
         else:
             held, held_max = b"", 0
-            if passed or not exchange.opened:
-                outlet.write(passed)
+            outlet.write(passed)
         in_part = call.streamed and meter.phase == OPEN
         if in_part and not charge.covers(meter.observed()) and (end := meter.cut()):
             return end
@@ -133,8 +109,11 @@ async def relay_body(  # noqa: PLR0917  # everything an answer passes through
                 meter.slim()
                 held_max = 0
         if exchange.gone:
-            drain = drain or Drain(limits, call, meter)
-            drain.go_on(meter, size)
+            drained += size
+            tokens = meter.observed() if call.streamed else 0
+            tokens_max = tokens_max if tokens_max >= 0 else tokens + limits.drain_tokens_max
+            if meter.known or drained > limits.drain_bytes_max or tokens > tokens_max:
+                raise ClientGone  # reading on is in vain, or was enough
         elif exchange.connection.blocked:
             link.hold()
             await exchange.connection.writable()

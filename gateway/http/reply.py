@@ -75,7 +75,8 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
     """Refuse a wrong credential, later where its sender has sent many."""
     failures = exchange.worker.ports.failures
-    delay_s = failures.count(exchange.connection.address, wrong.failure)
+    peer = exchange.connection.transport.get_extra_info("peername")
+    delay_s = failures.count(str(peer[0]) if isinstance(peer, tuple) else "", wrong.failure)
     if not delay_s:
         refuse(exchange, wrong)
         return

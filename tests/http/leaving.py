@@ -42,12 +42,12 @@ async def leave(
 
     `gone` lets upstreams answer that wait for the client to be gone.
     """
-    before, connections = heads(), stage.plane.connections
+    before, connections = heads(), stage.connections
     client = await stage.client()
     await client.send(sent)
     await eventually(lambda: heads() > before if told else stage.plane.calls)
     client.reset() if abrupt else client.close()
-    await eventually(lambda: stage.plane.connections == connections)
+    await eventually(lambda: stage.connections == connections)
     await gone()
     await eventually(lambda: stage.plane.calls == 0)
 

@@ -302,6 +302,17 @@ class Stage:
     def events(self, name: str) -> list[dict[str, object]]:
         return [facts for event, facts in self.logged if event == name]
 
+    @property
+    def connections(self) -> int:
+        """Client connections open now."""
+        return len(self.plane._connections)
+
+    @property
+    def upstream_connections(self) -> int:
+        """Upstream connections open or being opened now."""
+        plane = self.plane
+        return sum(upstream.connections for upstream in [*plane._upstreams.values(), *plane._left])
+
     async def client(self) -> Client:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
         self._clients.append(client)

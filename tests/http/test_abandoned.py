@@ -163,7 +163,7 @@ async def test_a_body_broken_off_on_purpose_pays_as_one_that_was_left(end: bytes
             await client.send(end)
         assert (await client.answer()).status == (408 if end == b"stall" else 400)
         assert _only(stage).units == 1
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_an_upstream_that_breaks_off_costs_a_client_that_stayed_nothing() -> None:
@@ -205,11 +205,11 @@ async def test_abandoned_uploads_free_everything_at_once() -> None:
                 client = await stage.client()
                 await client.send(sent)
                 clients.append(client)
-                await eventually(lambda heads=number: stage.plane.upstream_connections > heads)
+                await eventually(lambda heads=number: stage.upstream_connections > heads)
             for client in clients:
                 client.close()
             await eventually(lambda: stage.plane.calls == 0)
-            await eventually(lambda: stage.plane.upstream_connections == 0)
+            await eventually(lambda: stage.upstream_connections == 0)
             assert len(stage.counters.settlements) == len(stage.counters.holds)
         assert (await stage.ask(post(b"1", b"/services/search/next"))).status == 200
 

@@ -64,7 +64,7 @@ async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decisi
         assert (got.status, got.reason) == TOLD[decision.verdict]
         assert not stage.upstream.received
         assert not stage.counters.settlements
-        assert stage.plane.upstream_connections == 0
+        assert stage.upstream_connections == 0
 
 
 async def test_refusals_come_in_the_order_of_their_table() -> None:
@@ -299,7 +299,7 @@ async def test_a_client_of_a_free_route_that_leaves_costs_nothing(body: bytes) -
         client.reset()
         await eventually(lambda: stage.counters.let_go)
         assert not stage.counters.settlements
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_while_the_counters_are_away_nothing_is_read_or_forwarded() -> None:

@@ -222,7 +222,7 @@ async def test_connections_over_the_limit_are_turned_away() -> None:
         assert (got.status, got.reason) == (503, "overloaded")
         assert (await kept[0].ask(post(CHAT))).status == 200
         kept[1].close()
-        await eventually(lambda: stage.plane.connections == 1)
+        await eventually(lambda: stage.connections == 1)
         assert (await stage.ask(post(CHAT))).status == 200
 
 
@@ -307,7 +307,7 @@ async def test_a_client_that_hangs_up_is_drained_and_charged_in_full() -> None:
         await client.send(post(CHAT_STREAM))
         await client.read_until(EVENT)
         client.reset()
-        await eventually(lambda: stage.plane.connections == 0)
+        await eventually(lambda: stage.connections == 0)
         more.set()
         await stage.settled()
         assert stage.counters.charges[0].tokens == 57
@@ -324,7 +324,7 @@ async def test_a_route_may_abort_when_its_client_hangs_up() -> None:
         await stage.settled()
         (charge,) = stage.counters.charges
         assert 0 < charge.tokens < 57
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_draining_is_bounded_in_time_and_tokens() -> None:
@@ -346,7 +346,7 @@ async def test_a_client_gone_before_the_upstream_was_asked_costs_nothing() -> No
         await client.send(post(CHAT)[:-5])
         await eventually(lambda: any(one._buffered for one in stage.plane._connections))
         client.reset()
-        await eventually(lambda: stage.plane.connections == 0)
+        await eventually(lambda: stage.connections == 0)
         assert not stage.upstream.received
         assert not stage.counters.holds
 
@@ -436,7 +436,7 @@ async def test_a_settlement_is_never_interrupted_by_the_client() -> None:
         await client.send(post(CHAT, b"/v1/abort"))
         await stage.settled()
         client.reset()
-        await eventually(lambda: stage.plane.connections == 0)
+        await eventually(lambda: stage.connections == 0)
         stage.counters.waiting[0].set(Settled.DONE)
         await eventually(lambda: stage.tally.requests)
         assert len(stage.counters.settlements) == 1
@@ -452,7 +452,7 @@ async def test_what_costs_nothing_is_not_drained() -> None:
         now = stage.plane.clock.now + 1.0
         assert (stage.plane.serves_since(before), stage.plane.serves_since(now)) == (False, True)
         client.reset()
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
         assert stage.plane.calls == 0
         assert not stage.plane.serves_since(now)
 
@@ -474,7 +474,7 @@ async def test_a_client_gone_while_its_hold_was_taken_or_its_upstream_called_is_
         await client.send(post(CHAT))
         await eventually(lambda: stage.counters.holds)
         client.reset()
-        await eventually(lambda: stage.plane.connections == 0)
+        await eventually(lambda: stage.connections == 0)
         held.set()
         await stage.settled()
         assert len(stage.counters.releases) == 1

@@ -63,7 +63,7 @@ async def test_a_plan_that_cuts_ends_the_stream_well_and_charges_what_came() -> 
         assert seen < 100
         assert charge.tokens >= max(40, seen)
         assert told(charge.metadata)["estimated"] is True
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_a_message_that_is_cut_ends_in_its_own_shape() -> None:

@@ -81,7 +81,7 @@ async def test_nothing_of_a_client_that_left_waits_for_the_collector(sent: bytes
 
 async def over(stage: Stage) -> None:
     """Wait until the worker has neither clients nor calls."""
-    await eventually(lambda: not stage.plane.connections and not stage.plane.calls)
+    await eventually(lambda: not stage.connections and not stage.plane.calls)
     await asyncio.sleep(0)
 
 

@@ -95,7 +95,7 @@ async def test_what_was_kept_is_given_back_however_it_ends(end: str) -> None:
             await client.until_close()
         elif end == "drain":
             await stage.plane.drain(0.1)
-        await eventually(lambda: not stage.plane.connections and not stage.plane.calls)
+        await eventually(lambda: not stage.connections and not stage.plane.calls)
         assert stage.plane.buffers.used == 0
         breaks.set()
 
@@ -128,7 +128,7 @@ async def test_whoever_never_takes_a_whole_answer_is_let_go(fields: bytes) -> No
     async with staged(answer_held_bytes_max=1 << 20, client_write_s=0.2) as stage:
         stage.upstream.scripts.append([answer(document(900_000))])
         await unread(stage, post(CHAT, fields=fields))
-        await eventually(lambda: not stage.plane.connections)
+        await eventually(lambda: not stage.connections)
         assert stage.plane.buffers.used == 0
 
 

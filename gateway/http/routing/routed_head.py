@@ -21,7 +21,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.protocol.remembered import Remembered
-from gateway.http.protocol.request import MalformedRequest, RequestHead, read_request_head
+from gateway.http.protocol.request import RequestHead, read_request_head
 from gateway.http.routing.attribution import read_attribution, read_units
 from gateway.http.routing.bindings import Bindings
 from gateway.http.routing.family_rules import JSON_TYPE, check_content_type, check_query, withheld
@@ -112,7 +112,7 @@ class HeadRouter:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
         try:
             read = read_request_head(head, self._limits)
-        except (MalformedRequest, Refusal) as refusal:
+        except Refusal as refusal:
             return RoutedHead(family_of_head(head), refusal=bare(refusal), fatal=True)
         routed = self._routed(read)
         routed.source = head if routed.bound else b""

@@ -8,18 +8,19 @@ are flow, deadlines, and the end of a connection.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.errors import Refusal, RequestTooLarge
-from gateway.http.clock import NEVER
+from gateway.http.clock import NEVER, Clock
 from gateway.http.protocol.client_side import ClientSide
 from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.routing.routed_head import RoutedHead, family_of_head
+from gateway.http.routing.routed_head import HeadRouter, RoutedHead, family_of_head
+from gateway.http.server.buffers import Buffers
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.server.host import Host
 from gateway.http.server.kept import Kept, full
 from gateway.http.server.reading import (
     ANYTHING,
@@ -31,6 +32,7 @@ from gateway.http.server.reading import (
     Reading,
 )
 from gateway.http.server.request_body import RequestBody
+from gateway.http.turns import Turns
 from gateway.http.upstream.connection import Link
 
 # What one client may have done in one go: after so many bytes of one read, others come first.
@@ -38,6 +40,22 @@ TURN_BYTES_MAX = 64 * 1024
 # A request right after another one takes as much of a turn as so many bytes of an answer.
 _SUCCESSOR_COSTS = 4096
 _RUNS = -1.0  # a body's deadline, which is not stopped
+
+
+class _Host(Protocol):
+    """What a connection asks of its worker's data plane, which says what each of these is."""
+
+    head_router: HeadRouter
+    limits: HttpLimits
+    buffers: Buffers
+    clock: Clock
+    turns: Turns
+    draining: bool
+
+    def opened(self, connection: ClientConnection) -> bool: ...
+    def closed(self, connection: ClientConnection) -> None: ...
+    def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange: ...
+    def tell(self, exchange: Exchange) -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):
@@ -49,7 +67,7 @@ class ClientConnection(asyncio.Protocol):
         "exchange", "gone", "idle_since", "transport",
     )  # fmt: skip
 
-    def __init__(self, host: Host[ClientConnection]) -> None:
+    def __init__(self, host: _Host) -> None:
         self._host = host
         self._limits = host.limits
         self._side = ClientSide(host.limits)
@@ -151,12 +169,6 @@ class ClientConnection(asyncio.Protocol):
             wait.set(None)
 
     # what the exchange asks of its connection
-
-    @property
-    def address(self) -> str:
-        """Where the client is, empty where its socket has no address."""
-        peer = self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     def writable(self) -> Wait[None]:
         """Wait until the client has caught up or is gone."""

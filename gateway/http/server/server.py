@@ -103,16 +103,6 @@ class DataPlane:
         self._worker = Worker(ports, limits, self.clock, upstreams, bounds, head_router, self.buffers)
 
     @property
-    def connections(self) -> int:
-        """Client connections open now."""
-        return len(self._connections)
-
-    @property
-    def upstream_connections(self) -> int:
-        """Upstream connections open or being opened now."""
-        return sum(upstream.connections for upstream in [*self._upstreams.values(), *self._left])
-
-    @property
     def certificate_ends(self) -> list[tuple[str, float]]:
         """Until when, Unix time, the certificates of upstreams met so far are valid."""
         upstreams = self._upstreams.items()

@@ -91,7 +91,7 @@ async def backed_up() -> AsyncIterator[tuple[Stage, Client, asyncio.Event]]:
         client = await stage.client()
         await client.send(post(b"", PATH).replace(b"content-length: 0", b"transfer-encoding: chunked"))
         await client.send(chunks(b"x" * 300 * 1024, end=False))
-        await eventually(lambda: stage.plane.upstream_connections)
+        await eventually(lambda: stage.upstream_connections)
         (connection,) = stage.plane._connections
         reading, body = connection._reading, connection.body
         while not reading.paused & SLOW_UPSTREAM:
@@ -105,9 +105,9 @@ async def backed_up() -> AsyncIterator[tuple[Stage, Client, asyncio.Event]]:
 async def test_a_client_that_leaves_an_upload_nobody_reads_is_noticed(how: str) -> None:
     async with backed_up() as (stage, client, go_on):
         client.reset() if how == "resets" else client.close()
-        await eventually(lambda: not stage.plane.connections)
+        await eventually(lambda: not stage.connections)
         await eventually(lambda: not stage.plane.calls)
-        assert stage.plane.upstream_connections == 0
+        assert stage.upstream_connections == 0
         assert len(stage.counters.settlements) == len(stage.counters.holds) == 1
         go_on.set()
 

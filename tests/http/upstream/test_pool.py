@@ -73,7 +73,7 @@ async def test_what_is_not_http_is_502_and_its_connection_dropped(raw: bytes) ->
         assert len(stage.events("upstream_failed")) == stage.tally.upstream_failures == 1
         assert (await client.ask(post(CHAT))).body == ANSWER
         assert stage.upstream.connections == 2
-        await eventually(lambda: stage.plane.upstream_connections == 1)
+        await eventually(lambda: stage.upstream_connections == 1)
 
 
 async def test_bytes_behind_an_answer_never_reach_the_next_client() -> None:
@@ -90,7 +90,7 @@ async def test_bytes_out_of_turn_destroy_an_idle_connection() -> None:
         stage.upstream.scripts.append([answer(), 0.05, answer(b'{"forged":1}')])
         client = await stage.client()
         await client.ask(post(CHAT))
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
         assert (await client.ask(post(CHAT))).body == ANSWER
 
 
@@ -173,7 +173,7 @@ async def test_a_stale_pooled_connection_is_replaced_before_a_byte_is_written() 
         for _ in range(5):
             stage.upstream.scripts.append([answer(), Close()])
             assert (await stage.ask(post(CHAT))).body == ANSWER
-            await eventually(lambda: stage.plane.upstream_connections == 0)
+            await eventually(lambda: stage.upstream_connections == 0)
         assert stage.upstream.connections == len(stage.upstream.received) == 5
 
 
@@ -191,8 +191,8 @@ async def test_a_request_that_was_written_is_never_sent_twice() -> None:
 async def test_idle_upstream_connections_expire() -> None:
     async with staged(upstream_keep_alive_s=0.1) as stage:
         await stage.ask(post(CHAT))
-        assert stage.plane.upstream_connections == 1
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        assert stage.upstream_connections == 1
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_the_pool_keeps_no_more_than_its_maximum() -> None:
@@ -207,7 +207,7 @@ async def test_the_pool_keeps_no_more_than_its_maximum() -> None:
         assert (got.status, got.reason) == (503, "overloaded")
         go.set()
         assert {(await one).status for one in running} == {200}
-        await eventually(lambda: stage.plane.upstream_connections == 2)
+        await eventually(lambda: stage.upstream_connections == 2)
         assert len(stage.counters.releases) == 1
 
 
@@ -262,7 +262,7 @@ async def test_an_early_answer_to_a_streamed_body_is_an_answer() -> None:
         assert (got.status, got.body) == (403, b"no")
         assert got.one(b"connection") == b"close"
         assert await client.is_closed()
-        await eventually(lambda: stage.plane.upstream_connections == 0)
+        await eventually(lambda: stage.upstream_connections == 0)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -304,7 +304,7 @@ async def test_a_client_that_leaves_while_connecting_leaves_the_connection_to_th
         client.reset()
         await stage.settled()
         assert (await stage.ask(post(CHAT))).status == 200
-        await eventually(lambda: stage.plane.upstream_connections <= 1)
+        await eventually(lambda: stage.upstream_connections <= 1)
 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/services/search/x", b"/free/x"])
