@@ -34,7 +34,7 @@ LINES_A_PAGE = 100
 _POSITION = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 LEDGER = Screen(
-    "token-ledger", "Ledger", "movement",
+    "", "token-ledger", "Ledger", "movement",
     ("created_at", "transaction_type", "change", "total_remaining", "service_id", "model", "request_id"),
     empty="No movement yet.", filters=("transaction_type", "direction", "request_id"), has_page=False,
     spans_time=True,

@@ -207,8 +207,7 @@ def address_of(action: Action) -> str:
 
 def _title_of(screen: Screen, row: Row) -> str:
     """What a row's page is called."""
-    said = row.get(screen.title_field) if screen.title_field != "id" else None
-    return str(said or f"{screen.one[:1].upper()}{screen.one[1:]} {row['id']}")
+    return str(row.get(screen.resource.named_by) or f"{screen.one[:1].upper()}{screen.one[1:]} {row['id']}")
 
 
 def _is_offered(screen: Screen, action: Action, row: Row) -> bool:

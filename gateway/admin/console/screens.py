@@ -13,12 +13,13 @@ from gateway.admin.resources import RESOURCES, Resource
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How one resource is shown.
+    """How one resource is shown, and under which heading of the menu.
 
     `columns` are fields of its rows, the first one links to the row's page; `filters` are those
     of the resource that people are offered.
     """
 
+    heading: str
     name: str
     title: str
     one: str
@@ -28,7 +29,6 @@ class Screen:
     newest_first: bool = True
     has_page: bool = True
     spans_time: bool = False
-    title_field: str = "name"
 
     @property
     def resource(self) -> Resource:
@@ -40,126 +40,124 @@ SCREENS = {
     screen.name: screen
     for screen in (
         Screen(
-            "organizations", "Organizations", "organization",
+            "Customers", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Making a tenant makes one, too.",
             filters=("search",), newest_first=False,
         ),
         Screen(
-            "tenants", "Tenants", "tenant",
+            "Customers", "tenants", "Tenants", "tenant",
             ("name", "organization_id", "plan_id", "quota", "state"),
             empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
-            filters=("search", "organization_id", "plan_id"),
-            newest_first=False,
+            filters=("search", "organization_id", "plan_id"), newest_first=False,
         ),
         Screen(
-            "api-keys", "API keys", "API key",
+            "Customers", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
             empty="No key yet.", filters=("tenant_id", "organization_id", "user"),
         ),
         Screen(
-            "users", "Users", "user",
+            "Customers", "users", "Users", "user",
             ("external_id", "name", "organization_id", "limits", "created_at"),
-            filters=("organization_id", "external_id"), title_field="external_id",
+            filters=("organization_id", "external_id"),
         ),
         Screen(
-            "token-plans", "Token plans", "token plan",
-            ("name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "created_at"),
-            empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
-        ),
-        Screen(
-            "services", "Services", "service",
+            "Offer", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
             filters=("business_model_id", "key"), newest_first=False,
         ),
         Screen(
-            "prices", "Prices", "price",
+            "Offer", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",
-            filters=("model", "provider", "currency", "source"), title_field="model",
+            filters=("model", "provider", "currency", "source"),
         ),
         Screen(
-            "organization-services", "Negotiated prices", "negotiated price",
+            "Offer", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.", filters=("organization_id", "service_id"),
-            title_field="id",
         ),
         Screen(
-            "business-models", "Business models", "business model",
+            "Offer", "business-models", "Business models", "business model",
             ("name", "display_name", "meter", "description"), filters=("meter",), newest_first=False,
         ),
         Screen(
-            "subscription-plans", "Subscription plans", "subscription plan",
+            "Offer", "token-plans", "Token plans", "token plan",
+            ("name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "created_at"),
+            empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
+        ),
+        Screen(
+            "Offer", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
             empty="No plan on offer yet.", filters=("name",),
         ),
         Screen(
-            "organization-subscriptions", "Subscriptions", "subscription",
-            ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"), title_field="id",
-        ),
-        Screen(
-            "credit-additions", "Credits", "grant",
+            "Billing", "credit-additions", "Credits", "grant",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
-            empty="No credits were given yet.", filters=("organization_id", "category"), title_field="id",
+            empty="No credits were given yet.", filters=("organization_id", "category"),
             spans_time=True,
         ),
         Screen(
-            "credit-transactions", "Credit transactions", "credit transaction",
+            "Billing", "organization-subscriptions", "Subscriptions", "subscription",
+            ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
+            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"),
+        ),
+        Screen(
+            "Billing", "invoices", "Invoices", "invoice",
+            ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
+            empty="No invoice yet. A draft shows what a period would cost.",
+            filters=("organization_id", "status", "kind", "number"),
+        ),
+        Screen(
+            "Billing", "credit-transactions", "Credit transactions", "credit transaction",
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
             filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
         ),
         Screen(
-            "feature-usage", "Feature usage", "use",
+            "Billing", "feature-usage", "Feature usage", "use",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "user_id", "request_id"),
             empty="Nothing that is billed by use was used yet.",
             filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
         ),
         Screen(
-            "calls", "Calls", "call",
+            "Usage", "calls", "Calls", "call",
             ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
             empty="Nobody has called yet.",
             filters=("request_id", "organization_id", "tenant_id", "user_id", "project_id", "model"),
-            spans_time=True, title_field="request_id",
+            spans_time=True,
         ),
         Screen(
-            "invoices", "Invoices", "invoice",
-            ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
-            empty="No invoice yet. A draft shows what a period would cost.",
-            filters=("organization_id", "status", "kind", "number"), title_field="number",
-        ),
-        Screen(
-            "webhooks", "Webhooks", "webhook",
-            ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="There is no webhook yet.", title_field="url",
-        ),
-        Screen(
-            "webhook-deliveries", "Deliveries", "delivery",
-            ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
-            empty="No message was sent yet.", filters=("webhook_id", "event", "state"), title_field="id",
-        ),
-        Screen(
-            "dead-letters", "Dead letters", "dead letter",
-            ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
-            empty="Every entry became a row. This is how it should be.",
-            filters=("organization_id", "tenant_id", "resolved"), title_field="id",
-        ),
-        Screen(
-            "quarantine", "Quarantine", "quarantined account",
+            "Operation", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is held back. This is how it should be.",
-            filters=("kind", "organization_id", "tenant_id", "released"), title_field="account",
+            filters=("kind", "organization_id", "tenant_id", "released"),
         ),
         Screen(
-            "admin-tokens", "Admin tokens", "admin token",
+            "Operation", "dead-letters", "Dead letters", "dead letter",
+            ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
+            empty="Every entry became a row. This is how it should be.",
+            filters=("organization_id", "tenant_id", "resolved"),
+        ),
+        Screen(
+            "Operation", "webhooks", "Webhooks", "webhook",
+            ("url", "events", "enabled", "last_delivery", "created_at"),
+            empty="There is no webhook yet.",
+        ),
+        Screen(
+            "Operation", "webhook-deliveries", "Deliveries", "delivery",
+            ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
+            empty="No message was sent yet.", filters=("webhook_id", "event", "state"),
+        ),
+        Screen(
+            "Administration", "admin-tokens", "Admin tokens", "admin token",
             ("name", "role", "prefix", "state", "expires_at", "created_at"),
             empty="Only the built-in tokens of the settings are in use.", filters=("role",),
         ),
         Screen(
-            "audit-log", "Audit log", "change",
+            "Administration", "audit-log", "Audit log", "change",
             ("created_at", "actor", "action", "resource", "resource_id", "after"),
             empty="Nothing was changed yet.", filters=("actor", "resource", "resource_id", "action"),
             has_page=False, spans_time=True,
@@ -167,28 +165,11 @@ SCREENS = {
     )
 }  # fmt: skip
 
-# The menu: headings with their entries. Overview and reconciliation are pages of their own.
-MENU: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("", ("overview",)),
-    ("Customers", ("organizations", "tenants", "api-keys", "users")),
-    ("Offer", ("services", "prices", "organization-services", "business-models", "token-plans",
-               "subscription-plans")),
-    ("Billing", ("credit-additions", "organization-subscriptions", "invoices", "credit-transactions",
-                 "feature-usage")),
-    ("Usage", ("calls",)),
-    ("Operation", ("reconciliation", "quarantine", "dead-letters", "webhooks", "webhook-deliveries")),
-    ("Administration", ("admin-tokens", "audit-log")),
-)  # fmt: skip
-TITLES = {
-    "overview": "Overview",
-    "reconciliation": "Reconciliation",
-    **{name: screen.title for name, screen in SCREENS.items()},
-}
 
-
-def menu() -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """The menu as (heading, [(name, title, address)])."""
-    return [
-        (heading, [(name, TITLES[name], "/" if name == "overview" else f"/{name}") for name in names])
-        for heading, names in MENU
-    ]
+def menu() -> dict[str, list[tuple[str, str, str]]]:
+    """The menu: under each heading (name, title, address). Overview and reconciliation are no collections."""
+    found = {"": [("overview", "Overview", "/")]}
+    for screen in SCREENS.values():
+        found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))
+    found["Operation"].insert(0, ("reconciliation", "Reconciliation", "/reconciliation"))
+    return found

@@ -54,6 +54,7 @@ RESOURCES = (
         name="calls",
         description="Every request, with what it used by kind and what it cost.",
         out=Call,
+        named_by="request_id",
         order="as they were stored, ascending",
         filters={
             "organization_id": Filter(),

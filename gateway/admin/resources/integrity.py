@@ -156,6 +156,7 @@ RESOURCES = (
         name="quarantine",
         description="Accounts whose entries contradict what is stored: they wait until a person decides.",
         out=Quarantined,
+        named_by="account",
         filters={
             "account": Filter("text"),
             "organization_id": Filter(),

@@ -91,6 +91,7 @@ RESOURCES = (
         name="invoices",
         description="What organizations owe for a period, and credit notes.",
         out=Invoice,
+        named_by="number",
         create=InvoiceCreate,
         deletable=True,
         filters={

@@ -121,6 +121,7 @@ RESOURCES = (
         name="users",
         description="Whom requests act for, and staff. Met on their first request, or made here.",
         out=User,
+        named_by="external_id",
         create=UserCreate,
         patch=patch_of(UserCreate, without=("organization_id", "external_id")),
         deletable=True,

@@ -215,6 +215,7 @@ QUOTE = Question("quote", "Say what a call would cost", Asked, Quote)
 RESOURCES = (
     Resource(
         name="prices",
+        named_by="model",
         description="What models cost. A price is never changed: a later one takes its place.",
         out=Price,
         create=PriceCreate,

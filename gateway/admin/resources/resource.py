@@ -129,11 +129,12 @@ class Report(Answered):
 class Resource(Answered):
     """One collection of the Admin API; None for a model means it cannot be done.
 
-    `live` names what the counters know better (`quota` of a tenant, `credits` of an organization);
-    `patch_verb` is what `PATCH` does; `settle_first` names the action that must be in force before
-    a row may be deleted.
+    `named_by` is the field people know a row by. `live` names what the counters know better (`quota` of a
+    tenant, `credits` of an organization). `patch_verb` is what `PATCH` does. `settle_first` names the action
+    that must be in force before a row may be deleted.
     """
 
+    named_by: str = "name"
     create: type[In] | None = None
     patch: type[In] | None = None
     deletable: bool = False

@@ -67,6 +67,7 @@ RESOURCES = (
         name="webhooks",
         description="Addresses that get a message when something happens, signed as Standard Webhooks.",
         out=Webhook,
+        named_by="url",
         create=WebhookCreate,
         patch=patch_of(WebhookCreate),
         deletable=True,

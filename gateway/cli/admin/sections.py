@@ -23,14 +23,8 @@ SECTIONS: Mapping[str, str] = {
     "dead-letters": "deadletter",
     "webhook-deliveries": "webhook-delivery",
 }
-# The field a row is named by, besides its id; `name` where nothing is said and the resource has one.
-NAMED_BY: Mapping[str, str] = {
-    "services": "key",
-    "users": "external_id",
-    "invoices": "number",
-    "quarantine": "account",
-    "organization-subscriptions": "organization_id",
-}
+# The field a row is named by, besides its id, where it is not that of the resource.
+NAMED_BY: Mapping[str, str] = {"services": "key", "organization-subscriptions": "organization_id"}
 # Rows whose id is another resource's.
 ID_OF: Mapping[str, str] = {"tenant-quotas": "tenants"}
 # Shorter words for options; the field's own name is taken as well.
@@ -108,7 +102,9 @@ def section_of(resource: str) -> str:
 
 def named_by(resource: str) -> str:
     """The field a row is named by, besides its id."""
-    return NAMED_BY.get(resource, "name")
+    from gateway.admin.resources import RESOURCES  # noqa: PLC0415  # heavy, and backups need none
+
+    return NAMED_BY.get(resource) or RESOURCES[resource].named_by
 
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
