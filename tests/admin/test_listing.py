@@ -7,7 +7,10 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.admin.resources import RESOURCES
 from tests.admin.conftest import Api
+
+SAMPLES = {"flag": "true", "uuid": "00000000-0000-4000-8000-000000000000"}
 
 
 async def walk(api: Api, path: str, limit: int) -> list[Any]:
@@ -196,3 +199,11 @@ async def test_the_ledger_by_direction(api: Api) -> None:
     assert await seqs("direction=OUT") == [100, 102]
     assert await seqs("direction=IN&transaction_type=consume") == []
     assert await seqs("direction=IN&transaction_type=adjust") == [103]
+
+
+@pytest.mark.parametrize(("resource", "name"), [(r, f) for r in RESOURCES for f in RESOURCES[r].filters])
+async def test_every_filter_there_is_can_be_asked_for(api: Api, resource: str, name: str) -> None:
+    wanted = RESOURCES[resource].filters[name]
+    value = SAMPLES.get(wanted.kind, "7") if not wanted.choices else wanted.choices[0]
+    found = await api.get(f"{resource}?{name}={value}")
+    assert (found.status, found.json["next_cursor"]) == (200, None)
