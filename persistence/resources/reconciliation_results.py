@@ -9,13 +9,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import insert, select, text
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.integrity.reconciliation import Item, Reconciled
 from persistence.subject import Change, Subject
-from persistence.tables.operations import control_write, known_drift, reconciliation
+from persistence.tables.operations import control_write, reconciliation
 from persistence.tables.people import tenant
 
 ITEMS_KEPT_MAX = 1_000
@@ -32,6 +31,10 @@ SELECT seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
       FROM account_movement AS m LEFT JOIN known_drift AS d ON d.account = m.account AND d.seq = m.seq - 1
      WHERE m.account = :account WINDOW w AS (ORDER BY m.seq)) AS movement
  WHERE NOT unlimited AND balance - before - delta - filed <> 0 ORDER BY seq""")
+_FILE = text("""
+INSERT INTO known_drift (account, seq, difference, control_write_id)
+VALUES (:account, :seq, :difference, :write)
+ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference""")
 
 
 class Results:
@@ -63,8 +66,8 @@ class Results:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
-    async def repair(self, item: Item) -> str | None:
-        """Store a drift and write the intent that undoes it; answers its account, None for none.
+    async def repair(self, item: Item) -> None:
+        """Store a drift and write the intent that undoes it.
 
         The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
         or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
@@ -73,33 +76,26 @@ class Results:
         """
         kind, _, number = item.account.partition(":")
         async with self._engine.begin() as connection:
-            write_id = uuid4()
             if kind == "spend":
                 await _file(connection, item, None)
-                return None
-            owner = int(number)
-            if kind == "tenant":
-                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
-                owner = int(found.scalar_one())
-            await _file(connection, item, write_id)
-            account = item.account if kind == "tenant" else f"organization:{owner}"
+                return
+            write_id, owner = uuid4(), int(number)
+            account, verb = f"organization:{owner}", "credits"
             payload: dict[str, object] = {"amount": item.correction}
             if kind == "tenant":
+                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
+                owner, account, verb = int(found.scalar_one()), item.account, "adjust"
+                direction = "IN" if item.correction >= 0 else "OUT"
                 payload = {
-                    "amount": abs(item.correction),
-                    "direction": "IN" if item.correction >= 0 else "OUT",
-                    "reason": "reconciliation",
-                }
+                    "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
+                }  # fmt: skip
+            await _file(connection, item, write_id)
             await connection.execute(
                 insert(control_write).values(
-                    id=write_id,
-                    partition=self._partition_of(owner),
-                    account=account,
-                    verb="adjust" if kind == "tenant" else "credits",
+                    id=write_id, partition=self._partition_of(owner), account=account, verb=verb,
                     payload=payload,
                 )
-            )
-        return account
+            )  # fmt: skip
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
@@ -111,14 +107,8 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
     if rest:
         breaks.append((item.seq, rest))
     for seq, difference in breaks:
-        row = {"account": item.account, "seq": seq, "difference": difference, "control_write_id": write_id}
-        noted = upsert(known_drift).values(row)
-        await connection.execute(
-            noted.on_conflict_do_update(
-                index_elements=["account", "seq"],
-                set_={"difference": known_drift.c.difference + noted.excluded.difference},
-            )
-        )
+        values = {"account": item.account, "seq": seq, "difference": difference, "write": write_id}
+        await connection.execute(_FILE, values)
 
 
 def _shown(item: Item) -> dict[str, object]:

@@ -61,8 +61,8 @@ class Results(Protocol):
     async def last(self) -> Row | None:
         """The last result; None where there is none yet."""
 
-    async def repair(self, item: Item) -> str | None:
-        """Write the intent that undoes a drift; answers its account."""
+    async def repair(self, item: Item) -> None:
+        """Write the intent that undoes a drift."""
 
 
 class Reconciler:
