@@ -34,8 +34,8 @@ from persistence.ledger.rollup import Moves, add_up
 SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
-def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callable[[int], int]) -> bool:
-    """Store what a dead letter says, as corrected; False where it was stored already.
+def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callable[[int], int]) -> None:
+    """Store what a dead letter says, as corrected, unless it was stored already.
 
     `Conflict` where it does not fit its account any more, `Unprocessable` where it still cannot
     be a row. The flusher's lock of the partition must be held.
@@ -58,7 +58,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
         if head.organization_id != event.organization_id:
             raise Conflict(f"{head.account} belongs to organization {head.organization_id}.")
     if accounts.count_stored(plain, placed) == len(parts):
-        return False
+        return
     own = {head.account: letter[SEQS[head.account.partition(":")[0]]] for head, _ in parts}
     for (head, seq), movement in zip(parts, _movements(event), strict=True):
         around, drifts = accounts.neighbours(plain, head.account, seq)
@@ -69,7 +69,6 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     _store(plain, placed, {head.account: head.seq for head, _ in parts})
     if event.flags & CREDITS:
         allocate_late(connection, event.organization_id, event.credit_seq)
-    return True
 
 
 def corrected(letter: Row, sent: Row) -> Event:
