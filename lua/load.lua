@@ -2,7 +2,7 @@
 -- needs: state batch bucket event cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant)
--- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify, 4 forget), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
+-- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
 --           k: revoked, expires, key id
 --           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
@@ -21,10 +21,6 @@ if verb == REBUILD or verb == VERIFY then
 end
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
-if verb == FORGET then
-  call('DEL', KEYS[2])
-  return CODE.pack{code = 1}
-end
 if not raw[2] and create == 0 then return CODE.pack{code = -2} end
 local now = clock(NO_BATCH)
 local account = raw[2] and open(forms[kind], today(raw[2], KEYS[2])) or blank(kind)

@@ -37,7 +37,6 @@ from gateway.core.model import (
     Settlement,
     Verdict,
 )
-from gateway.counters.admission import extending
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.scripts import library
@@ -264,7 +263,7 @@ class World:
 
     def extended(self, live: list[tuple[Observed, int]]) -> list[tuple[int, int, int]]:
         """What `extend` answers for calls and their margins."""
-        return extending.extended(self.run("extend", extending.extend(self.run_id, TTL_MS, self.p, live)))
+        return packing.extended(self.run("extend", packing.extend(self.run_id, TTL_MS, self.p, live)))
 
     def grant(
         self, verb: str, amount: int = 0, *, write_id: str = "", metadata: bytes = b"",

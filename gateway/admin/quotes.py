@@ -79,5 +79,3 @@ def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
         }
     ).model_dump(mode="json")
-
-

@@ -170,13 +170,3 @@ def test_the_epoch_of_the_marker_is_the_epoch_of_entries(world: World) -> None:
     world.mark(epoch=5)
     world.reserve(need=1).settle(tokens=1)
     assert [event.epoch for event in world.events()] == [1, 5]
-
-
-def test_forget_deletes_a_state(world: World) -> None:
-    name = world.user_key("ann")
-    world.define_user("ann", LIMITS)
-    assert packing.code_of(world.run("load", packing.forget(world.run_id, world.p, name))) == DONE
-    assert not world.client.exists(name)
-    stranger = packing.forget(b"0" * 40, world.p, world.tenant_key)
-    assert packing.code_of(world.run("load", stranger)) == UNVERIFIED
-    assert world.client.exists(world.tenant_key)

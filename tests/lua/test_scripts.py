@@ -14,7 +14,6 @@ import redis
 from gateway.core.accounts.definitions import TenantDefinition
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import PARTITIONS, HoldRequest, Limits, Observed, Settlement, Verdict
-from gateway.counters.admission import extending
 from gateway.counters.keeper import parked
 from gateway.counters.layouts import packing, states
 from gateway.counters.leases import lease
@@ -50,7 +49,7 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["settle unknown"] = packing.settle(
         world.run_id, TOMBSTONE_MS, Settlement(world.caller, new_id(), "ann", SERVICE, charge=True), 1
     )
-    made["extend"] = extending.extend(
+    made["extend"] = packing.extend(
         world.run_id, TTL_MS, world.p, [(Observed(world.caller, one.id, 0, 9), 9) for one in live]
     )
     terms = PlanTerms(plan_id=2, total_amount=50, reset_interval="daily")
@@ -65,7 +64,6 @@ def calls(world: World) -> dict[str, packing.Call]:
         world.run_id, world.p, world.tenant_key, states.pack(world.tenant), marker
     )
     made["load verify"] = packing.rebuild(world.run_id, world.p, keys.marker(world.p), marker, marker)
-    made["load forget"] = packing.forget(world.run_id, world.p, world.user_key("ann"))
     made["lease"] = lease.lease(
         world.run_id, world.caller, new_id(), TTL_MS,
         fraction=0.1, tokens=lease.Share(5, 3, 2), credits_=lease.Share(1, 1, 1),
@@ -81,7 +79,7 @@ def calls(world: World) -> dict[str, packing.Call]:
 CALLS = [
     "reserve", "settle charge", "settle release", "settle reclaim", "settle post", "settle correct",
     "settle unknown", "extend",
-    *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify", "load forget",
+    *(f"grant {verb}" for verb in packing.VERBS), "load define", "load rebuild", "load verify",
     "peek", "lease", "lease give back", "park",
 ]  # fmt: skip
 

@@ -17,12 +17,12 @@ from gateway.core.calls.tariff import covered
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission import extending
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.releasing import Releases
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.flags import FLAG_RAISES
 from gateway.counters.layouts.frame import Frame, Frames
+from gateway.counters.layouts.table import SETTLED
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis.wire import Reply, Wire, encode_script
 from gateway.counters.settlement_log.log import SettlementLog
@@ -148,7 +148,7 @@ class Counters:
             if settlement.charge:
                 self._log.note(command[frame.arguments_at :], answer)
             if service.one_time:  # what it costs is known only there
-                settlement.credits = packing.charged_of(answer) if settled is _DONE else 0
+                settlement.credits = SETTLED.read(answer)["credits"] if settled is _DONE else 0
             if local:
                 self._allowances.over(settlement, settled)
             return settled
@@ -259,7 +259,7 @@ class Counters:
 
     async def _extend(self, partition: int, live: list[Observed]) -> None:
         calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
-        keys, arguments = extending.extend(self._wire.run_id, self._ttl_ms, partition, calls)
+        keys, arguments = packing.extend(self._wire.run_id, self._ttl_ms, partition, calls)
         started = self._clock()
         try:
             answer = await in_task(self._wire.send(encode_script("extend", keys, arguments)))
@@ -268,7 +268,7 @@ class Counters:
             return
         self._extend_took(self._clock() - started)
         self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
-        extended = extending.extended(cast("bytes", answer))
+        extended = packing.extended(cast("bytes", answer))
         for one, (tokens, credits_, exhausted) in zip(live, extended, strict=False):
             if tokens >= 0:
                 one.held = covered(one.counts, one.rate, tokens, credits_)

@@ -43,12 +43,7 @@ class Outbox:
         self.broken: dict[int, str] = {}
         self._client, self._parked = client, Parked(client)
         self._say, self._look_entries_max, self._check_history = say, look_entries_max, check_history
-        self._read_under, self._replaced = b"", False
-
-    @property
-    def read_under(self) -> bytes:
-        """The run id of the server that was read from last; within a pass it is always the same."""
-        return self._read_under
+        self.read_under, self._replaced = b"", False
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
         """Up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
@@ -93,7 +88,7 @@ class Outbox:
         return found
 
     def _is_of_this_history(self, marker: Reply) -> bool:
-        return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self._read_under
+        return not isinstance(marker, bytes) or packing.read_marker(marker)[0] == self.read_under
 
     def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
         """Say whose stream is broken, as where its key is of another type, and whose is whole again."""
@@ -107,11 +102,11 @@ class Outbox:
 
     def _begin_read(self) -> None:
         """Note the server that is read from; a new one first ends the pass over the old one's entries."""
-        if self._client.wire.run_id != self._read_under and self._read_under and not self._replaced:
+        if self._client.wire.run_id != self.read_under and self.read_under and not self._replaced:
             self._replaced = True
             raise CountersUnavailable("Redis was restarted in the middle of a pass")
         self._replaced = False
-        self._read_under = self._client.wire.run_id
+        self.read_under = self._client.wire.run_id
 
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
@@ -141,7 +136,7 @@ class Outbox:
         return await self._parked.move(entries)
 
     def _refuse_replaced(self) -> None:
-        if self._client.wire.run_id != self._read_under:
+        if self._client.wire.run_id != self.read_under:
             raise CountersUnavailable("Redis was restarted since these entries were read")
 
     def _forget(self, control_ids: Mapping[int, Sequence[str]]) -> list[Wait[Reply]]:

@@ -37,7 +37,7 @@ class KeeperCounters(Control, AccountHeads):
             if marker[0] != LAYOUT:  # of a version before: its scripts must not write here any more
                 await self.mark(run_id, partition, marker, epoch, catalogue)
             found.verified[partition] = epoch
-            if packing.is_closed(marker):
+            if catalogue == packing.CLOSED:
                 found.closed[partition] = epoch
         return found
 

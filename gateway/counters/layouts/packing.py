@@ -25,6 +25,7 @@ from gateway.core.model import (
     Decision,
     HoldRequest,
     Limits,
+    Observed,
     Service,
     Settlement,
     Verdict,
@@ -39,7 +40,7 @@ CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-reserve_packed = table.RESERVE.pack  # see `reserve_argument` for the order
+reserve_packed = table.RESERVE.pack
 settle_used = table.SETTLEMENT.part("batch", "units").pack
 _settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late queue keep.
@@ -54,17 +55,12 @@ def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, ba
     """Keys and arguments of `reserve`."""
     p = request.caller.partition
     names = keys.hold(p, request.request_id), keys.deadlines(p), keys.outbox(p), keys.marker(p)
-    packed = reserve_argument(run_id, batch, catalogue, ttl_ms, request)
-    return (*names, *_accounts(request)), (packed, request.user.encode(), *_tiers(request))
-
-
-def reserve_argument(run_id: bytes, batch: int, catalogue: int, ttl_ms: int, request: HoldRequest) -> bytes:
-    """The packed argument of `reserve`."""
-    flags = service_flags(request) | (FLAG_RAISES if request.raises else 0)
-    return reserve_packed(
+    packed = reserve_packed(
         batch, run_id, catalogue, request.need, request.ceiling, request.least, request.credits_least,
-        request.credits, request.units, ttl_ms, request.service.id, flags, request.request_id.encode(),
+        request.credits, request.units, ttl_ms, request.service.id,
+        service_flags(request) | (FLAG_RAISES if request.raises else 0), request.request_id.encode(),
     )  # fmt: skip
+    return (*names, *_accounts(request)), (packed, request.user.encode(), *_tiers(request))
 
 
 def settle(
@@ -79,7 +75,8 @@ def settle(
     """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with."""
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
-    packed = settle_argument(run_id, batch, tombstone_ms, settlement, mode)
+    used = settle_used(batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
+    packed = used + settle_who(settlement, tombstone_ms) + settlement.request_id.encode()
     texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
     entry = () if late is None else (late,)
     return (
@@ -102,12 +99,6 @@ def _accounts(call: HoldRequest | Settlement) -> Iterator[str]:
 
 def _tiers(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
     return (pack_tiers(call.service.pricing.tiers),) if service_flags(call) & FLAG_USES else ()
-
-
-def settle_argument(run_id: bytes, batch: int, tombstone_ms: int, settlement: Settlement, mode: int) -> bytes:
-    """The packed argument of `settle`."""
-    used = settle_used(batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
-    return b"".join((used, settle_who(settlement, tombstone_ms), settlement.request_id.encode()))
 
 
 def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
@@ -150,14 +141,33 @@ def is_admitted(answer: bytes) -> bool:
     return len(answer) == _ADMITTED.size
 
 
-def charged_of(answer: bytes) -> int:
-    """The credits a `settle` that was done has charged."""
-    return int(table.SETTLED.read(answer)["credits"])
-
-
 def code_of(answer: bytes) -> int:
     """The first number of any packed answer."""
     return int(_CODE.unpack_from(answer)[0])
+
+
+def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed, int]]) -> Call:
+    """Keys and arguments of `extend`; `live` is each call and the tokens it may need besides those seen."""
+    names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
+    arguments = [run_id, str(ttl_ms).encode()]
+    for one, margin in live:
+        names += [
+            keys.hold(partition, one.request_id),
+            keys.tenant_state(partition, one.caller.tenant_id),
+            keys.organization_state(partition, one.caller.organization_id),
+        ]
+        tokens, rate = one.tokens, one.rate
+        seen, wanted = (-1, 0) if rate is None else (rate.credits(tokens), rate.credits(tokens + margin))
+        arguments.append(table.EXTEND.pack(tokens, tokens + margin, seen, wanted, one.request_id.encode()))
+    return tuple(names), tuple(arguments)
+
+
+def extended(answer: bytes) -> list[tuple[int, int, int]]:
+    """The answer of `extend`: (hold in tokens or -1, in credits, exhausted) a call; none if unverified."""
+    return [
+        (int(tokens), int(credits_), int(exhausted))
+        for tokens, credits_, exhausted in table.EXTENDED.struct.iter_unpack(answer[table.CODE.size :])
+    ]
 
 
 # --- control: what the keeper sends -----------------------------------------------------
@@ -165,7 +175,7 @@ def code_of(answer: bytes) -> int:
 VERBS = {
     "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
 }  # fmt: skip
-DEFINE, REBUILD, VERIFY, FORGET = 1, 2, 3, 4
+DEFINE, REBUILD, VERIFY = 1, 2, 3
 KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 
@@ -242,12 +252,6 @@ def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: by
     return names, (table.LOAD.pack(run_id, verb, 0, 0, 0), packed, marker)
 
 
-def forget(run_id: bytes, partition: int, state: str) -> Call:
-    """Keys and arguments of `load` for a state that is deleted."""
-    names = keys.marker(partition), state, keys.outbox(partition)
-    return names, (table.LOAD.pack(run_id, FORGET, 0, 0, 0), b"", b"")
-
-
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:
     """Limits as states hold them, by the names of their fields: 0 is none."""
     numbers = {"rpm": of.requests_per_minute, "tpm": of.tokens_per_minute, "concurrency": of.concurrency}
@@ -257,11 +261,6 @@ def limits(of: Limits, prefix: str = "") -> dict[str, int]:
 def marker(run_id: bytes, epoch: int, catalogue: int) -> bytes:
     """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted."""
     return table.MARKER.pack(LAYOUT, run_id, epoch, catalogue)
-
-
-def is_closed(raw: bytes) -> bool:
-    """Whether a partition is verified, but admits nobody yet."""
-    return read_marker(raw)[2] == CLOSED
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.model import INTEGER_MAX, PARTITIONS, Scope, Verdict
-from gateway.counters.admission import extending
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.scripts import DIGEST_LENGTH, VERBS, library
@@ -70,7 +69,7 @@ def test_a_bare_answer_is_a_verdict(verdict: Verdict) -> None:
 @given(st.lists(st.tuples(INTEGERS, INTEGERS, st.integers(0, 2)), max_size=5))
 def test_an_answer_of_extend_is_three_numbers_a_call(calls: list[tuple[int, int, int]]) -> None:
     answer = struct.pack("<d", 1) + b"".join(struct.pack("<ddd", *one) for one in calls)
-    assert extending.extended(answer) == calls
+    assert packing.extended(answer) == calls
 
 
 def test_a_refusal_names_scope_and_limit() -> None:
