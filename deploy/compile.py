@@ -38,7 +38,7 @@ MODULES = {
     "gateway/counters/redis": ("wire",),
     "gateway/counters/settlement_log": ("bounds", "log", "segment"),
     "gateway/http": (
-        "admission", "budget", "charge", "clock", "ports", "proxy", "relay", "reply", "tally",
+        "admission", "budget", "call_facts", "charge", "clock", "ports", "proxy", "relay", "reply", "tally",
         "turns", "worker",
     ),
     "gateway/http/protocol": (

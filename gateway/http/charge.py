@@ -6,9 +6,7 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 
 from __future__ import annotations
 
-import msgspec
-
-from gateway.core.accounts.facts import NONE, CallFacts, write_facts
+from gateway.core.accounts.facts import CallFacts, write_facts
 from gateway.core.billing.pricing import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import credits_claimed, output_bound
@@ -16,7 +14,6 @@ from gateway.core.calls.estimate import NOTHING
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
 from gateway.core.families.refusal import from_decision
-from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
     Caller,
@@ -30,11 +27,11 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable
+from gateway.http.call_facts import facts_of
 from gateway.http.clock import NEVER
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
-_NO_DETAIL = Detail()
 
 
 class Charge:
@@ -49,6 +46,7 @@ class Charge:
     __slots__ = (
         "_caller",
         "_exchange",
+        "_facts",
         "_observed",
         "_raises",
         "_rate",
@@ -64,6 +62,7 @@ class Charge:
     )
 
     decision: Decision
+    _facts: CallFacts
     _rate: TokenRate | None
 
     def __init__(
@@ -220,6 +219,9 @@ class Charge:
         routed = exchange.routed
         if routed.units > 1 and not usage.reported:
             usage.units = routed.units
+        self._facts = facts_of(
+            exchange, self._caller, self.call, self.meter, usage, status, self.first_token, self.upstream_id
+        )
         return Settlement(
             self._caller,
             exchange.request_id,
@@ -230,37 +232,8 @@ class Charge:
             credits_of(service, self.call.model, usage, self.call.models_beside),
             usage.units,
             routed.attribution_text,
-            self._facts(usage, status),
+            write_facts(self._facts),
         )
-
-    def _facts(self, usage: Usage, status: int) -> bytes:
-        call, exchange, meter = self.call, self._exchange, self.meter
-        routed, started = exchange.routed, exchange.started
-        now = self._worker.ports.seconds()
-        first_token = self.first_token
-        if not first_token and call.streamed and meter is not None and meter.produced:
-            first_token = now  # all of it came at once
-        detail = _NO_DETAIL if meter is None else meter.detail
-        theirs = routed.attribution.metadata
-        facts = CallFacts(
-            model=call.model,
-            response_model=detail.model,
-            streamed=call.streamed,
-            status=status,
-            duration_ms=int((now - started) * 1000),
-            first_token_ms=int((first_token - started) * 1000) if first_token else None,
-            counts=detail.counts(usage),
-            total=usage.total,
-            units=usage.units,
-            estimated=usage.estimated,
-            tools=detail.tools,
-            service_tier=detail.service_tier,
-            route=routed.label,
-            upstream_request_id=self.upstream_id.decode("latin-1"),
-            metadata=msgspec.Raw(theirs) if theirs else NONE,
-            unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
-        )
-        return write_facts(facts)
 
     def _count(self, usage: Usage, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
@@ -277,6 +250,11 @@ class Charge:
             tally.credits[service.key] = tally.credits.get(service.key, 0) + credits_charged
         if usage.estimated:
             tally.settlements_estimated += 1
+        facts = self._facts
+        if facts.cost is not None:
+            tally.cost(service.key, self.call.model, facts.currency, facts.cost)
+        elif usage.total:
+            tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
 
 
 _ADMITTED = Verdict.ADMITTED

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.core.billing.cost import Vector
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.trace import Parent, Span, Trace
 from gateway.core.failures import Failures
@@ -33,6 +34,9 @@ class Directory(Protocol):
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
+
+    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
+        """What a model cost the caller's organization so many seconds ago; None where nobody says."""
 
 
 class Objects(Protocol):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from gateway.core.billing.cost import NANO
+
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
 SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -15,6 +17,8 @@ SECONDS = (
 )  # fmt: skip
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
+COSTS_MAX = 256
+OTHER_MODELS = "other"
 
 
 class Histogram:
@@ -51,6 +55,8 @@ class Tally:
     tokens: dict[str, list[int]] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     credits: dict[str, int] = field(default_factory=dict)
+    costs: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    unpriced: dict[str, int] = field(default_factory=dict)
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     upstream_seconds: Histogram = field(default_factory=Histogram)
@@ -85,6 +91,13 @@ class Tally:
         kinds[0] += tokens_in
         kinds[1] += tokens_out
         kinds[2] += total
+
+    def cost(self, service: str, model: str, currency: str, nano: int) -> None:
+        """Count what a settled call cost, in nano-units; models beyond the maximum are counted together."""
+        costs, series = self.costs, (service, model, currency)
+        if series not in costs and len(costs) >= COSTS_MAX:
+            series = (service, OTHER_MODELS, currency)
+        costs[series] = costs.get(series, 0) + nano
 
     def served(self, tenant_id: int, tokens: int) -> None:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
@@ -123,6 +136,8 @@ class Tally:
             "tokens": tokens,
             "units": list(self.units.items()),
             "credits": list(self.credits.items()),
+            "cost": [(*series, nano / NANO) for series, nano in self.costs.items()],
+            "unpriced_calls": list(self.unpriced.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "upstream_seconds": self.upstream_seconds.snapshot(),

@@ -22,6 +22,13 @@ FACTS = (
     Fact("tokens", "counter", "Tokens of settled calls.", ("service", "kind")),
     Fact("units", "counter", "Units of settled calls.", ("service",)),
     Fact("credits", "counter", "Credits of settled calls.", ("service",)),
+    Fact(
+        "cost",
+        "counter",
+        "What settled calls cost by the price book, in units of the currency.",
+        ("service", "model", "currency"),
+    ),
+    Fact("unpriced_calls", "counter", "Settled calls with tokens and without a price.", ("service",)),
     Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
     Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
     Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),

@@ -38,8 +38,8 @@ from persistence.resources.prices import in_force
 MICRO = Decimal(1_000_000)
 
 _ORGANIZATIONS = """
-SELECT id, limits, credit_limit, spend_cap, credit_balance, credit_epoch, credit_last_seq, spend_epoch,
-       spend_last_seq, spent, spend_month,
+SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_epoch, credit_last_seq,
+       spend_epoch, spend_last_seq, spent, spend_month,
        (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
                          ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
@@ -239,6 +239,7 @@ def _organization_terms(row: RowMapping) -> OrganizationTerms:
         since_ms=int(subscription["since"]),
         until_ms=int(subscription["until"]),
         subscribed=row["subscribed"],
+        currency=row["currency"],
     )
 
 

@@ -39,5 +39,5 @@ SUBJECT = Subject(
         ),
     },
     define=define,
-    defining=frozenset({"limits", "credit_limit", "spend_cap"}),
+    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap"}),
 )

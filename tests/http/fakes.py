@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.core.accounts.facts import read_facts, told_of
+from gateway.core.billing.cost import Vector
 from gateway.core.calls.route import Route
 from gateway.core.model import (
     Caller,
@@ -142,6 +143,7 @@ class FakeDirectory:
         self.terms: dict[str, Service | Refusal] = {}
         self.trouble: Refusal | None = None
         self.refusal: Refusal | None = None
+        self.prices: dict[str, Vector] = {}
         self.then: Callable[[], None] = lambda: None
 
     def cached(self, digest: str) -> Caller | None:
@@ -165,6 +167,9 @@ class FakeDirectory:
         if self.trouble is not None:
             raise self.trouble
         return self.services
+
+    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
+        return self.prices.get(model)
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.accounts.plan_terms import PlanTerms
+from gateway.core.billing.cost import BASE_CURRENCY
 from gateway.core.billing.price_book import Price
 from gateway.core.billing.pricing import Pricing
 from gateway.core.model import USER_ACCEPTED, Limits, Service
@@ -32,7 +33,7 @@ class OrganizationTerms:
     """What services cost an organization, and which its subscription includes.
 
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where
-    there is none. `subscribed` says that one was in force at some time before.
+    there is none. `subscribed` says that one was in force at some time before. `currency` is its own.
     """
 
     negotiated: tuple[Negotiated, ...] = ()
@@ -40,6 +41,7 @@ class OrganizationTerms:
     since_ms: int = 0
     until_ms: int = 0
     subscribed: bool = False
+    currency: str = BASE_CURRENCY
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ FALLBACK: Final[Mapping[str, str]] = {
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
 NANO: Final = 1_000_000_000
+# Of the bundled prices, and of an organization that says none.
+BASE_CURRENCY: Final = "USD"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from gateway.core.billing.cost import BASE_CURRENCY, Vector
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.prices import Prices
@@ -88,6 +89,19 @@ class Directory:
         if terms is None:
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
+
+    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
+        """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
+
+        None where there is no such price.
+        """
+        terms = self._terms.get(caller.organization_id)
+        currency = BASE_CURRENCY if terms is None else terms.currency
+        at_ms = (self._today() - ago_s) * 1000
+        found = self.prices.vector(model, currency, at_ms)
+        if found is None and currency != BASE_CURRENCY:
+            found = self.prices.vector(model, BASE_CURRENCY, at_ms)
+        return found
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or None."""

@@ -31,6 +31,7 @@ class Terms:
         self._terms = decode_terms(raw) if raw else OrganizationTerms()
         self._features = frozenset(self._terms.features)
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
+        self.currency = self._terms.currency
         self._resolved: dict[str, _Resolved] = {}
 
     def resolve(self, service: Service, now_ms: float, meters: Mapping[int, str] = _NO_METERS) -> Service:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 import redis
 
 from gateway.core.accounts.definitions import Negotiated, OrganizationTerms
+from gateway.core.billing.price_book import read_price
 from gateway.core.model import Caller, Service
 from gateway.counters.admission.directory import IDENTITY_S, Directory
-from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
+from gateway.counters.admission.stored import (
+    encode_catalogue,
+    encode_identity,
+    encode_prices,
+    encode_terms,
+    encode_version,
+)
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import CREDITS, driven
+from tests.core.billing.prices import price_row
 from tests.counters.conftest import Connect
 from tests.waiting import eventually
 
@@ -349,3 +359,25 @@ async def test_who_was_known_before_is_known_to_an_emptied_redis_until_it_is_ver
     desk.verify()
     with pytest.raises(InvalidApiKey):
         await desk.identify()
+
+
+async def test_a_price_is_in_the_organizations_currency_else_in_that_of_the_base(desk: Desk) -> None:
+    desk.know()
+    began = datetime.now(UTC) - timedelta(seconds=60)
+    rows = [
+        price_row(id=1, input=Decimal(1)),
+        price_row(id=2, input=Decimal(2), effective_from=began),
+        price_row(id=3, input=Decimal(3), currency="EUR", effective_from=began),
+    ]
+    desk.client.set(keys.PRICES, encode_prices(1, [read_price(row) for row in rows]))
+    desk.client.set(keys.PRICES_VERSION, encode_version(1))
+    await desk.directory.prices.refresh()
+
+    def found(model: str, ago_s: float) -> int:
+        price = desk.directory.price(CALLER, model, ago_s)
+        return price.price_id if price is not None else 0
+
+    assert (found("m", 0), found("m", 3600), found("unknown", 0)) == (2, 1, 0)
+    desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(currency="EUR")))
+    await desk.identify()
+    assert (found("m", 0), found("m", 3600)) == (3, 1)

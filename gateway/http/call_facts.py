@@ -1,0 +1,60 @@
+"""What a call that is about to be settled is stored as: what it used and cost, and how it went."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.accounts.facts import NONE, CallFacts
+from gateway.core.billing.cost import Vector, cost_nano
+from gateway.core.calls.call import Call
+from gateway.core.metering.detail import Detail
+from gateway.core.metering.making import AnswerMeter
+from gateway.core.model import Caller, Usage
+from gateway.http.ports import Directory
+from gateway.http.server.exchange import Exchange
+
+_NO_DETAIL = Detail()
+
+
+def facts_of(  # noqa: PLR0917  # what a call was, part by part
+    exchange: Exchange, caller: Caller, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
+    first_token: float, upstream_id: bytes,
+) -> CallFacts:  # fmt: skip
+    """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never."""
+    ports, started = exchange.worker.ports, exchange.started
+    took = ports.seconds() - started
+    if first_token:
+        first_token -= started
+    elif call.streamed and meter is not None and meter.produced:
+        first_token = took  # all of it came at once
+    detail = _NO_DETAIL if meter is None else meter.detail
+    counts = detail.counts(usage)
+    price = _price(ports.directory, caller, call.model, detail.model, took) if usage.total else None
+    theirs = exchange.routed.attribution.metadata
+    return CallFacts(
+        model=call.model,
+        response_model=detail.model,
+        streamed=call.streamed,
+        status=status,
+        duration_ms=int(took * 1000),
+        first_token_ms=int(first_token * 1000) if first_token else None,
+        counts=counts,
+        total=usage.total,
+        units=usage.units,
+        estimated=usage.estimated,
+        tools=detail.tools,
+        service_tier=detail.service_tier,
+        cost=None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier),
+        currency="" if price is None else price.currency,
+        price_id=0 if price is None else price.price_id,
+        route=exchange.routed.label,
+        upstream_request_id=upstream_id.decode("latin-1"),
+        metadata=msgspec.Raw(theirs) if theirs else NONE,
+        unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
+    )
+
+
+def _price(directory: Directory, caller: Caller, asked: str, answered: str, ago_s: float) -> Vector | None:
+    """The price of its admission: of the model that answered, else of the one that was asked."""
+    found = directory.price(caller, answered, ago_s) if answered and answered != asked else None
+    return found or directory.price(caller, asked, ago_s)

@@ -1,0 +1,84 @@
+"""What a call cost travels with its settlement: by the price of the model that answered, to the nano-unit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.core.accounts.facts import CallFacts, read_facts
+from gateway.core.billing.cost import Vector
+from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
+from tests.http.fakes import answer, post
+from tests.http.stage import Stage, staged
+
+ASKED = "claude-opus-5"
+ANSWERED = "claude-opus-5-20260701"
+MESSAGE = json.dumps({"model": ASKED, "max_tokens": 5, "messages": []}).encode()
+USED = {
+    "input_tokens": 3,
+    "cache_creation_input_tokens": 20_000,
+    "cache_read_input_tokens": 180_000,
+    "cache_creation": {"ephemeral_5m_input_tokens": 5_000, "ephemeral_1h_input_tokens": 15_000},
+    "output_tokens": 500,
+    "server_tool_use": {"web_search_requests": 7},
+    "service_tier": "priority",
+}
+# Dollars a million: 5 read, 0.5 from a cache, 6.25 and 10 into one, 25 produced; 10 a thousand searches.
+MILLION = 10**9
+OPUS = Vector(
+    7, "USD",
+    tuple(int(each * MILLION) for each in (5, 0.5, 6.25, 10, 25, 25, 5, 25, 5, 25)),
+    tools={"web_search": 10 * MILLION},
+)  # fmt: skip
+
+
+async def facts_of(stage: Stage, model: str = ANSWERED) -> CallFacts:
+    body = json.dumps({"type": "message", "model": model, "usage": USED}).encode()
+    stage.upstream.scripts.append([answer(body)])
+    got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+    assert got.status == 200
+    facts = read_facts(stage.counters.charges[-1].metadata)
+    assert facts is not None
+    return facts
+
+
+async def test_a_call_costs_what_its_kinds_and_tools_do() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        facts = await facts_of(stage)
+        # 15,000 + 90,000,000 + 31,250,000 + 150,000,000 + 12,500,000 + 70,000,000, added by hand.
+        assert (facts.cost, facts.currency, facts.price_id) == (353_765_000, "USD", 7)
+        assert stage.tally.snapshot()["cost"] == [("messages", ASKED, "USD", 0.353765)]
+
+
+async def test_the_price_of_the_model_that_answered_counts_before_that_of_the_one_asked() -> None:
+    async with staged() as stage:
+        stage.directory.prices |= {ASKED: OPUS, ANSWERED: OPUS._replace(price_id=8, tools={})}
+        facts = await facts_of(stage)
+        assert (facts.cost, facts.price_id) == (283_765_000, 8)
+        assert (await facts_of(stage, model="claude-other")).price_id == 7
+
+
+async def test_a_tier_costs_its_factor_but_for_tools() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS._replace(service_tiers={"priority": (3, 2)})
+        assert (await facts_of(stage)).cost == (353_765_000 - 70_000_000) * 3 // 2 + 70_000_000
+
+
+async def test_a_call_without_a_price_is_charged_and_counted() -> None:
+    async with staged() as stage:
+        facts = await facts_of(stage)
+        assert (facts.cost, facts.currency, facts.total) == (None, "", 200_503)
+        told = stage.tally.snapshot()
+        assert (told["unpriced_calls"], told["cost"]) == ([("messages", 1)], [])
+
+
+@pytest.mark.parametrize("more", [1, 50])
+def test_series_of_costs_have_a_most(more: int) -> None:
+    tally = Tally()
+    for number in range(COSTS_MAX + more):
+        tally.cost("chat", f"m{number}", "USD", 1)
+    assert len(tally.costs) == COSTS_MAX + 1
+    assert tally.costs["chat", OTHER_MODELS, "USD"] == more
+    assert sum(tally.costs.values()) == COSTS_MAX + more
