@@ -7,12 +7,15 @@ body, query, user or metadata is among them; a model's name is, once an upstream
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gateway.core.accounts.facts import read_facts
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
+from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.calls.trace import Kind, Span, Trace
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.http.ports import Counters, Ports, Tracer
 from gateway.http.routing.routed_head import RoutedHead
@@ -27,11 +30,22 @@ _T = TypeVar("_T")
 class TracedPlane(DataPlane):
     """A `DataPlane` whose requests have spans. `ports.tracer` takes them."""
 
-    def __init__(self, ports: Ports, *rules: Any, **named: Any) -> None:  # as the plane it is
+    def __init__(  # noqa: PLR0917  # as the plane it is: mypyc passes no starred arguments on to `super()`
+        self,
+        ports: Ports,
+        routes: Sequence[Route],
+        targets: Sequence[UpstreamTarget],
+        limits: HttpLimits,
+        pepper: bytes,
+        services: ServiceRules = ServiceRules(),  # noqa: B008  # frozen and empty
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> None:
         assert ports.tracer is not None
         self._tracer: Tracer = ports.tracer
         self._timed = TimedCounters(ports.counters, ports.seconds)
-        super().__init__(replace(ports, counters=self._timed), *rules, **named)
+        super().__init__(
+            replace(ports, counters=self._timed), routes, targets, limits, pepper, services, bounds
+        )
 
     def exchange(self, connection: ClientConnection, routed: RoutedHead) -> Exchange:
         """Make the exchange of a request, and its trace."""
