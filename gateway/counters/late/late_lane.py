@@ -26,7 +26,6 @@ from gateway.counters.late.late_entry import (
 )
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.wire import Reply
 from gateway.errors import CountersRefused
 
 # Entries one command brings.
@@ -209,7 +208,9 @@ class LateLane:
         looked = 0
         while open_ and looked < OUTBOX_LOOK_MAX:
             start = min(clear.get(one, START) for one in open_)
-            entries = await self._outbox(partition, start, LOOK_ENTRIES)
+            name, count = keys.outbox(partition).encode(), b"%d" % LOOK_ENTRIES
+            page = await self._client.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", count)
+            entries = page if isinstance(page, list) else []
             for raw in entries:
                 owner = owner_of(raw)
                 if owner in open_:
@@ -232,8 +233,3 @@ class LateLane:
             for organization_id, page in zip(oldest, pages, strict=True)
             if isinstance(page, list) and page and owner_of(page[0]) == organization_id
         }
-
-    async def _outbox(self, partition: int, start: StreamPlace, count: int) -> list[Reply]:
-        name = keys.outbox(partition).encode()
-        page = await self._client.ask(b"XRANGE", name, id_of(start), b"+", b"COUNT", b"%d" % count)
-        return page if isinstance(page, list) else []

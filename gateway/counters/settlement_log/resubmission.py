@@ -110,7 +110,9 @@ class Resubmitter:
         waiting = set[int]()
         for segment in list(log.segments):
             waiting |= await self._send_spooled(segment, epochs)
-        if epochs != self._epochs and self._clock() >= self._recover_at and self._is_time(epochs):
+        # At once, or together with partitions that are verified soon.
+        is_time = all(epochs) or self._clock() - self._differs_at >= self._bounds.together_s_max
+        if epochs != self._epochs and self._clock() >= self._recover_at and is_time:
             await self._recover_all(epochs)
         if calls_ended:
             for partition in set(range(PARTITIONS)) - waiting:
@@ -150,10 +152,6 @@ class Resubmitter:
                     await self._announce(AHEAD)
                 raise CountersUnavailable
             self._uncompared.pop(0)
-
-    def _is_time(self, epochs: list[int]) -> bool:
-        """Whether to look through the log now, and not once more partitions are verified."""
-        return all(epochs) or self._clock() - self._differs_at >= self._bounds.together_s_max
 
     async def _verified_epochs(self) -> list[int]:
         """The epoch of each partition; 0 where it is not verified on this connection."""
