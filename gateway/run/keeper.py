@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.closing import AccountClosing
 from gateway.background.timed.expirer import Expirer
 from gateway.background.timed.failures import FailureTeller
+from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.background.timed.sweeper import Sweeper
@@ -37,6 +39,7 @@ from gateway.background.verifying.gauges import Gauges
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verified, Verifier, summary
+from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.core.failures import Failures
 from gateway.core.model import PARTITIONS
@@ -71,6 +74,7 @@ from persistence.keeper.verification import Truths
 from persistence.ledger.writer import Writer
 from persistence.resources import audit
 from persistence.resources.figures import Figures
+from persistence.resources.prices import PriceTable
 from persistence.resources.quarantine import Quarantines
 from persistence.resources.reconciliation_results import Results
 from persistence.schema import partitions, roles
@@ -78,6 +82,8 @@ from persistence.store import Store
 
 REDIS_CALL_S = 10.0
 PARTITIONS_AHEAD_S = 3600.0
+# How long people wait for the bundled prices of a new database; they come later all the same.
+PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
 
 
@@ -135,6 +141,7 @@ class Keeper:
         self._teller = FailureTeller(
             "admin", self._failures, self._log, partial(audit.note_failures, self._engine)
         )
+        self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
         self._gauges = Gauges((self._memory, self._stored_gauges, self._certificates, self._losses.count))
         self._database, self._redis = Probe(lambda: engines.answers(self._engine)), Probe(self._pinged)
         self._flush_seconds = Histogram()
@@ -173,8 +180,12 @@ class Keeper:
             "watcher": self._gauges.run,
             "failures": self._teller.run,
             "partitions": self._keep_partitions,
+            "prices": self._price_list.run,
         }
         self._loops = [asyncio.create_task(forever(name, run, self._log)) for name, run in loops.items()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PRICED_S_MAX):
+                await self._price_list.there.wait()
         settings = self._settings
         self._listening = await listen(build(self._ports()), settings.admin_host, settings.admin_port)
         self._log("keeper started", port=self._listening.port)
@@ -244,6 +255,16 @@ class Keeper:
     async def _refuse(self, tenants: Mapping[int, Sequence[int]]) -> None:
         if accounts := await self._quarantines.refuse(tenants):
             self._log("too much waits, calls refused", accounts=accounts[:ACCOUNTS_SAID_MAX], level="error")
+
+    def _read_price_list(self) -> Sequence[Row]:
+        from gateway.run.bundled_prices import library, read_bundle  # noqa: PLC0415  # large, once in a life
+
+        bundle = read_bundle()
+        self._log("bundled prices read", library=library(), left_out=len(set(bundle.left_out)))
+        return bundle.rows
+
+    def _priced(self, added: int) -> None:
+        self._log("bundled prices put in", prices=added)
 
     async def _keep_partitions(self) -> None:
         while True:

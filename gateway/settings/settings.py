@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reclaim: Annotated[str, msgspec.Meta(pattern="^(charge_observed|release|charge_hold)$")] = (
         "charge_observed"
     )
+    unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     redis_wait_s: Seconds = 1.0
     lease_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0

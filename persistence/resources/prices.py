@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from json import dumps
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, Select, and_, func, insert, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import PRICES_ACCOUNT
@@ -14,7 +17,7 @@ from gateway.core.billing.cost import KINDS
 from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
-from persistence.subject import INSERT_ROWS_MAX, Change, Subject, live
+from persistence.subject import Change, Subject, live
 from persistence.tables.billing import price
 from persistence.tables.operations import control_write
 from persistence.tables.people import organization
@@ -26,6 +29,12 @@ IN_FORCE_MAX = 20_000
 
 # Advisory lock class 7805: whoever adds prices, so that no two are for the same.
 _LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
+_COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
+_PUT_IN = text(
+    f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # noqa: S608  # its own columns
+    " FROM jsonb_populate_recordset(NULL::price, cast(:rows AS jsonb))"
+)
+_ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)
 _DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
 _here = price.c
 _provider = func.lower(func.coalesce(_here.provider, ""))
@@ -102,17 +111,27 @@ def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
     return each, select(*columns).where(or_(each.following.is_(None), each.following > at))
 
 
-def put_in_bundled(connection: Connection, rows: Sequence[Row]) -> int:
-    """Add the bundled list where none is there yet; answers how many rows were added."""
-    connection.execute(_LOCK)
-    if connection.execute(select(_here.id).where(_here.source == BUNDLED).limit(1)).first() is not None:
-        return 0
-    names = [column.name for column in price.c if column.name not in {"id", "created_at"}]
-    values = [{name: row.get(name) for name in names} for row in rows]
-    for start in range(0, len(values), INSERT_ROWS_MAX):
-        connection.execute(insert(price), values[start : start + INSERT_ROWS_MAX])
-    connection.execute(insert(control_write).values(id=func.gen_random_uuid(), **_DEFINE))
-    return len(values)
+class PriceTable:
+    """The table as a keeper fills it."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def has_bundled(self) -> bool:
+        """Whether there are any of the bundled list."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(_ANY_BUNDLED)).first() is not None
+
+    async def put_in_bundled(self, rows: Sequence[Row]) -> int:
+        """Add these where there are none yet, whoever else does; answers how many were added."""
+        document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
+        async with self._engine.begin() as connection:
+            await connection.execute(_LOCK)
+            if (await connection.execute(_ANY_BUNDLED)).first() is not None:
+                return 0
+            await connection.execute(_PUT_IN, {"rows": document})
+            await connection.execute(insert(control_write).values(id=uuid4(), **_DEFINE))
+        return len(rows)
 
 
 SUBJECT = Subject(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import typer
 
-from gateway.cli.admin import commands, invoices, reconcile, top, usage
+from gateway.cli.admin import commands, invoices, prices, reconcile, top, usage
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
@@ -15,6 +15,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     for function in (invoices.create, invoices.show, invoices.run):
         made["invoice"].command(function.__name__)(function)
     made["reconciliation"].command("run")(reconcile.reconcile)
+    app.add_typer(prices.section(), name="prices")
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)

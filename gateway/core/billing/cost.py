@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from operator import mul
 from typing import Any, Final, NamedTuple
 
 from gateway.core.billing.pricing import EXACT
@@ -30,7 +31,6 @@ BASE_CURRENCY: Final = "USD"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
-_TOOL_SCALE: Final = TOKENS_A_PRICE // USES_A_PRICE
 _ONE: Final = (1, 1)
 NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -77,16 +77,14 @@ def cost_nano(
     prices = vector.prices
     if vector.context_tiers:
         prices = _prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
-    parts = _apart(counts)
-    whole = vector.request * TOKENS_A_PRICE
-    for count, price in zip(parts, prices, strict=True):
-        if count:
-            whole += count * price
-    numerator, denominator = vector.service_tiers.get(tier, _ONE)
-    whole *= numerator
+    whole: int = vector.request * TOKENS_A_PRICE + sum(map(mul, _apart(counts), prices))
+    scale = TOKENS_A_PRICE
+    if tier and tier in vector.service_tiers:
+        numerator, denominator = vector.service_tiers[tier]
+        whole *= numerator
+        scale *= denominator
     for name, uses in tools.items():
-        whole += uses * vector.tools.get(name, 0) * _TOOL_SCALE * denominator
-    scale = TOKENS_A_PRICE * denominator
+        whole += uses * vector.tools.get(name, 0) * scale // USES_A_PRICE
     return (2 * whole + scale) // (2 * scale)
 
 
@@ -116,9 +114,11 @@ def money(nano: int) -> Decimal:
     return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
 
 
-def _apart(counts: Sequence[int]) -> tuple[int, ...]:
+def _apart(counts: Sequence[int]) -> Sequence[int]:
     """Counts of which none is part of another. What parts have beyond their whole is theirs all the same."""
     read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
+    if not (reasoning or audio or audio_output or image or image_output):
+        return counts
     if audio or image:
         read = max(0, read - audio - image)
     if reasoning or audio_output or image_output:

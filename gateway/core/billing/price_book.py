@@ -79,47 +79,49 @@ def is_known_by_name(price: Price, provider: str = "") -> bool:
 
 
 class PriceBook:
-    """Prices as a gateway looks them up, remembered for up to `models_max` models."""
+    """Prices as a gateway looks them up, remembered for up to `models_max` models of a currency."""
 
     __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes")
 
     def __init__(self, prices: Iterable[Price] = (), *, models_max: int = MODELS_REMEMBERED_MAX) -> None:
-        self._exact: dict[str, list[Price]] = {}
-        self._prefixes: dict[str, list[Price]] = {}
-        for price in prices:
-            if is_known_by_name(price):
-                into = self._prefixes if price.is_prefix else self._exact
-                into.setdefault(price.model, []).append(price)
+        # By name, each with its place among all: the lesser counts.
+        self._exact: dict[str, list[tuple[int, Price]]] = {}
+        self._prefixes: dict[str, list[tuple[int, Price]]] = {}
+        for place in enumerate(sorted(filter(is_known_by_name, prices), key=_rank)):
+            into = self._prefixes if place[1].is_prefix else self._exact
+            into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
-        self._found: dict[str, tuple[Price, ...]] = {}
+        # By model and currency, since when and what, the one that counts most first.
+        self._found: dict[tuple[str, str], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
 
     def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
         """The price in force of a model at a time, None where there is none."""
-        found = self._found.get(model)
+        found = self._found.get((model, currency))
         if found is None:
-            found = self._look(model)
-        for price in found:
-            vector = price.vector
-            if price.effective_ms <= at_ms and vector.currency == currency:
+            found = self._look(model, currency)
+        for since_ms, vector in found:
+            if since_ms <= at_ms:
                 return vector
         return None
 
-    def _look(self, model: str) -> tuple[Price, ...]:
-        """Every price a model may have, the one that counts most first."""
+    def _look(self, model: str, currency: str) -> list[tuple[int, Vector]]:
+        """Every price a model may have in a currency."""
         name = model.lower()
-        found = list(self._exact.get(name, ()))
+        places = list(self._exact.get(name, ()))
         for length in self._lengths:
-            found += self._prefixes.get(name[:length], ()) if length <= len(name) else ()
-        ranked = tuple(sorted(found, key=_rank))
+            if length > len(name):
+                break
+            places += self._prefixes.get(name[:length], ())
+        places.sort()
+        found = [
+            (price.effective_ms, price.vector) for _, price in places if price.vector.currency == currency
+        ]
         if len(model) <= MODEL_CHARS_MAX:
             if len(self._found) >= self._models_max:
                 self._found.clear()
-            self._found[model] = ranked
-        return ranked
-
-    def __len__(self) -> int:
-        return sum(map(len, (*self._exact.values(), *self._prefixes.values())))
+            self._found[model, currency] = found
+        return found
 
 
 def _matches(price: Price, name: str) -> bool:

@@ -27,7 +27,7 @@ class Prices:
         self._book = PriceBook()
         self._wire = wire
         self._log = log
-        # What was said of the version when the book was last read, or refused.
+        # The head of what was last read, or refused.
         self._looked_at = b""
 
     def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
@@ -36,7 +36,7 @@ class Prices:
 
     async def refresh(self) -> None:
         """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
-        said = await in_task(self._wire.send(encode(b"GET", keys.PRICES_VERSION.encode())))
+        said = await in_task(self._wire.send(encode(b"GET", keys.PRICES_HEAD.encode())))
         if not isinstance(said, bytes) or said == self._looked_at:
             return
         raw = await in_task(self._wire.send(encode(b"GET", keys.PRICES.encode())))

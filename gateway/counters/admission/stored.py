@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from zlib import crc32
 
 import msgspec
 
@@ -116,9 +117,9 @@ def decode_prices(raw: bytes) -> StoredPrices:
     return stored
 
 
-def encode_version(version: int) -> bytes:
-    """A version by itself: what is asked often, to know whether there is more to read."""
-    return msgspec.json.encode(_Versioned(version))
+def encode_head(version: int, raw: bytes) -> bytes:
+    """What tells prices from others without them: asked often, to know whether there is more to read."""
+    return msgspec.json.encode({"version": version, "crc32": crc32(raw)})
 
 
 def version_of(raw: bytes) -> int:

@@ -16,10 +16,10 @@ from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.model import PARTITIONS, Caller
 from gateway.counters.admission.stored import (
     encode_catalogue,
+    encode_head,
     encode_identity,
     encode_prices,
     encode_terms,
-    encode_version,
     version_of,
 )
 from gateway.counters.keeper.client import (
@@ -123,8 +123,9 @@ class Control(Client):
         whether there is another version, often.
         """
         if isinstance(everybodys, PricesDefinition):
-            await self._newest(keys.PRICES, encode_prices(version, everybodys.prices), version)
-            await self._newest(keys.PRICES_VERSION, encode_version(version), version)
+            raw = encode_prices(version, everybodys.prices)
+            await self._newest(keys.PRICES, raw, version)
+            await self._newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:
             await self._newest(keys.CATALOGUE, encode_catalogue(version, list(everybodys.services)), version)
 

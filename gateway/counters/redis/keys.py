@@ -15,7 +15,7 @@ from gateway.core.model import PARTITIONS
 CATALOGUE = "tk:catalogue"
 HISTORY = "tk:history"
 PRICES = "tk:prices"
-PRICES_VERSION = "tk:prices:version"
+PRICES_HEAD = "tk:prices:head"
 PULSES = "tk:pulses"
 VERIFIED = "tk:verified"
 WORKERS = "tk:workers"

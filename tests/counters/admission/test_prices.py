@@ -14,7 +14,7 @@ import redis
 from gateway.core.accounts.definitions import PricesDefinition
 from gateway.core.billing.price_book import Price, read_price
 from gateway.counters.admission.directory import CATALOGUE_S, Directory
-from gateway.counters.admission.stored import PRICES_LAYOUT, encode_version
+from gateway.counters.admission.stored import PRICES_LAYOUT, encode_head
 from gateway.counters.keeper.control import Control
 from gateway.counters.redis import keys
 from tests.core.billing.prices import price_row
@@ -48,7 +48,7 @@ async def till(valkey: str, connect: Connect) -> Till:
         await connect(valkey), time.monotonic, log=lambda what, **facts: said.append((what, facts))
     )
     client = redis.Redis.from_url(valkey)
-    client.delete(keys.PRICES, keys.PRICES_VERSION)
+    client.delete(keys.PRICES, keys.PRICES_HEAD)
     return Till(directory, Control(await connect(valkey)), client, said)
 
 
@@ -102,19 +102,28 @@ async def test_what_cannot_be_read_is_told_once_and_leaves_the_old_book_in_force
     await till.tell(5, price(1))
     await till.directory.prices.refresh()
     till.client.set(keys.PRICES, raw)
-    till.client.set(keys.PRICES_VERSION, encode_version(7))
+    till.client.set(keys.PRICES_HEAD, encode_head(7, raw))
     for _ in range(3):
         await till.directory.prices.refresh()
     assert till.found() == 1
     [(what, facts)] = till.said
     assert (what, facts["in_force"], facts["level"]) == ("prices cannot be read", 5, "error")
-    till.client.delete(keys.PRICES, keys.PRICES_VERSION)
+    till.client.delete(keys.PRICES, keys.PRICES_HEAD)
     await till.tell(8, price(2))
     await till.directory.prices.refresh()
     assert till.found() == 2
 
 
-async def test_the_book_is_read_once_a_version(till: Till) -> None:
+async def test_other_prices_are_read_although_they_have_the_same_version(till: Till) -> None:
+    """The first write of a new database has the version that nothing had before it."""
+    await till.tell(1)
+    await till.directory.prices.refresh()
+    await till.tell(1, price(1))
+    await till.directory.prices.refresh()
+    assert till.found() == 1
+
+
+async def test_the_book_is_read_once(till: Till) -> None:
     await till.tell(5, price(1))
     await till.directory.prices.refresh()
     till.client.config_resetstat()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, insert
 
 from persistence import engine as engines
 from persistence.keeper.definitions import of_account
-from persistence.resources import prices
+from persistence.resources.prices import PriceTable
 from persistence.tables.billing import price
 from tests.persistence.scenario import rows_of
 
@@ -25,11 +25,12 @@ def row(model: str, since: datetime = NOW - DAY, **over: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def put_in(url: str, *rows: dict[str, Any]) -> int:
-    engine = create_engine(engines.dialect_url(url))
-    with engine.begin() as connection:
-        added = prices.put_in_bundled(connection, rows)
-    engine.dispose()
+async def put_in(url: str, *rows: dict[str, Any]) -> int:
+    engine = engines.create(url)
+    table = PriceTable(engine)
+    added = await table.put_in_bundled(rows)
+    assert await table.has_bundled()
+    await engine.dispose()
     return added
 
 
@@ -42,7 +43,7 @@ async def told(url: str) -> list[tuple[str, str]]:
 
 
 async def test_gateways_are_told_what_is_in_force_or_will_be(migrated: str) -> None:
-    put_in(
+    await put_in(
         migrated, row("then", NOW - 2 * DAY), row("then", NOW - DAY), row("Then", NOW + DAY),
         row("then", NOW + 2 * DAY), row("later", NOW + DAY),
     )  # fmt: skip
@@ -50,7 +51,7 @@ async def test_gateways_are_told_what_is_in_force_or_will_be(migrated: str) -> N
 
 
 async def test_gateways_are_not_told_what_is_known_by_no_name(migrated: str) -> None:
-    put_in(migrated, row("m", provider="groq"), row("m", provider=None), row("m"))
+    await put_in(migrated, row("m", provider="groq"), row("m", provider=None), row("m"))
     engine = create_engine(engines.dialect_url(migrated))
     with engine.begin() as connection:
         connection.execute(insert(price), [row("m", provider="groq", source="operator")])
@@ -58,11 +59,10 @@ async def test_gateways_are_not_told_what_is_known_by_no_name(migrated: str) -> 
     assert await told(migrated) == [("m", ""), ("m", "groq"), ("m", "openai")]
 
 
-def test_the_bundled_list_is_put_in_once_however_many_keepers_start(migrated: str) -> None:
+async def test_the_bundled_list_is_put_in_once_however_many_keepers_start(migrated: str) -> None:
     rows = [row(f"m{number}", tools={"web_search": "10"}) for number in range(2_500)]
-    with ThreadPoolExecutor(3) as keepers:
-        added = list(keepers.map(lambda _: put_in(migrated, *rows), range(3)))
+    added = await asyncio.gather(*(put_in(migrated, *rows) for _ in range(3)))
     assert sorted(added) == [0, 0, 2_500]
     assert rows_of(migrated, "SELECT count(*) FROM price") == [(2_500,)]
     assert rows_of(migrated, "SELECT account, verb FROM control_write") == [("prices", "define")]
-    assert put_in(migrated, row("more")) == 0
+    assert await put_in(migrated, row("more")) == 0
