@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 import typer  # noqa: E402  # found once the checkout is on the path
 
 from gateway import errors  # noqa: E402
-from gateway.admin.api import ROOT as API  # noqa: E402
-from gateway.admin.openapi import document  # noqa: E402
-from gateway.admin.pages import type_of  # noqa: E402
+from gateway.admin.api.docs_page import type_of  # noqa: E402
+from gateway.admin.api.openapi import document  # noqa: E402
+from gateway.admin.application import ROOT as API  # noqa: E402
 from gateway.admin.resources import REPORTS, RESOURCES  # noqa: E402
 from gateway.cli import main as cli  # noqa: E402
 from gateway.cli.admin import program as cli_admin  # noqa: E402

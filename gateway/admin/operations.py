@@ -11,10 +11,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.admin import body, credentials, live
-from gateway.admin.auth import require_write
-from gateway.admin.idempotency import checked
-from gateway.admin.listing import encode_cursor, fingerprint
+from gateway.admin import credentials, live
+from gateway.admin.http import body
+from gateway.admin.http.auth import require_write
+from gateway.admin.http.idempotency import checked
+from gateway.admin.http.listing import encode_cursor, fingerprint
 from gateway.admin.ports import INLINE_PUSHES_MAX, AdminPorts
 from gateway.admin.resources import RESOURCES, Action, Resource
 from gateway.core.accounts.administration import Actor, Claim, Command, Committed, Query, Replay, Row

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.admin.invoice_renderer import LOGO_KINDS, InvoiceRenderer
+from gateway.admin.invoices.renderer import LOGO_KINDS, InvoiceRenderer
 from gateway.errors import SettingError
 from gateway.settings.settings import PREFIX, Settings
 

@@ -17,10 +17,10 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
-from gateway.admin.api import build
+from gateway.admin.application import build
+from gateway.admin.http.server import Listening, listen
 from gateway.admin.outgoing import Outgoing
 from gateway.admin.ports import AdminPorts
-from gateway.admin.server import Listening, listen
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.losses import LossCounter

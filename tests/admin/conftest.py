@@ -19,8 +19,8 @@ from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.admin.api import build
-from gateway.admin.invoice_renderer import InvoiceRenderer
+from gateway.admin.application import build
+from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota

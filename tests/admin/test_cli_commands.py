@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.admin.openapi import document
+from gateway.admin.api.openapi import document
 from gateway.admin.resources import REPORTS, RESOURCES
 from gateway.cli.admin import values
 from gateway.cli.admin.program import mount

@@ -14,8 +14,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from psycopg import errors
 
-from gateway.admin.api import build
-from gateway.admin.documents import EXPORTS_MAX
+from gateway.admin.application import build
+from gateway.admin.invoices.documents import EXPORTS_MAX
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.admin.openapi import document
+from gateway.admin.api.openapi import document
 from gateway.admin.resources import REPORTS, RESOURCES
 from tests.admin.conftest import Api
 

@@ -23,7 +23,7 @@ import psycopg
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.admin.api import build
+from gateway.admin.application import build
 from persistence import engine as engines
 from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over

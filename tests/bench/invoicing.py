@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from gateway.admin.invoice_renderer import InvoiceRenderer
+from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.resources import RESOURCES
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
 from gateway.counters.redis.keys import partition_of

@@ -10,13 +10,13 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.admin.api.views import row_id
 from gateway.admin.console import charts, lists
 from gateway.admin.console.cells import label_of
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.resources.invoices import InvoiceLine
-from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
 
 DAYS = 30
@@ -41,7 +41,7 @@ LEDGER = Screen(
 )  # fmt: skip
 
 
-async def of_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
     """A tenant's quota, its use of the last days, its keys and its ledger."""
     tenant_id = int(str(row["id"]))
     by_model = request.query.get("by") != "service"
@@ -72,7 +72,7 @@ async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Respons
     return desk.answer(request, signed, "quota.html", quota=row["quota"])
 
 
-async def of_organization(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
     """An organization's credits, tenants, subscription, invoices and use of the last days."""
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
@@ -134,7 +134,7 @@ def _last_days(days: int = DAYS) -> tuple[date, date]:
     return until - timedelta(days=days - 1), until
 
 
-async def of_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+async def about_invoice(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
     """Some of an invoice's lines, in order, and the names they refer to."""
     sent = request.query.get("after", "")
     after = int(sent) if _POSITION.fullmatch(sent) else 0

@@ -10,7 +10,6 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin import documents
 from gateway.admin.console import accounts, lists, reconciling
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
@@ -20,13 +19,14 @@ from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Sessions
 from gateway.admin.console.signing import Signing
+from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
 
 # Pages that show more than a row's fields.
 EXTRAS: dict[str, Extras] = {
-    "tenants": accounts.of_tenant,
-    "organizations": accounts.of_organization,
-    "invoices": accounts.of_invoice,
+    "tenants": accounts.about_tenant,
+    "organizations": accounts.about_organization,
+    "invoices": accounts.about_invoice,
 }
 # Addresses of programs: what is not there is a problem, not a page.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
@@ -58,7 +58,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/find/{resource}", desk.reading(partial(lists.find, desk)))
 
     async def signed_in(_: AdminPorts, request: web.Request) -> object:
-        return await sessions.of(request)
+        return await sessions.signed_in(request)
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
     documents.mount_invoices(app, ports, "", signed_in)

@@ -14,12 +14,12 @@ from urllib.parse import quote
 from aiohttp import web
 from multidict import MultiMapping
 
-from gateway.admin import body
-from gateway.admin.auth import ADMIN, require_write
 from gateway.admin.console.render import Pages
 from gateway.admin.console.screens import menu
 from gateway.admin.console.sessions import Sessions, Signed, require_form_token, require_own_origin
-from gateway.admin.guard import REQUEST_ID
+from gateway.admin.http import body
+from gateway.admin.http.auth import ADMIN, require_write
+from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.operations import Asked, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
@@ -59,7 +59,7 @@ class Desk:
         async def handle(request: web.Request) -> web.StreamResponse:
             signed = None
             try:
-                signed = await self.sessions.of(request)
+                signed = await self.sessions.signed_in(request)
                 return await page(request, signed)
             except TollkeeperError as error:
                 return self.refused(request, signed, error)

@@ -16,7 +16,7 @@ from gateway.admin.console.cells import Cell, cell, label_of, references
 from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
-from gateway.admin.listing import FILTER_CHARS_MAX, read_query
+from gateway.admin.http.listing import FILTER_CHARS_MAX, read_query
 from gateway.core.accounts.administration import Query, Row
 from gateway.errors import Unprocessable
 

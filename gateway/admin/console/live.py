@@ -65,7 +65,7 @@ class Live:
     async def run(self) -> None:
         """Take samples for ever."""
         while True:
-            await self._take()
+            await self._sample()
             self._woken.clear()
             watched = self._clock() - self._watched_at < WATCHED_S
             if watched:
@@ -114,9 +114,9 @@ class Live:
         self._watched_at = self._clock()
         self._woken.set()
         if not self._samples or self._clock() - self._samples[-1].at >= FRESH_S:
-            await self._take()
+            await self._sample()
 
-    async def _take(self) -> None:
+    async def _sample(self) -> None:
         async with self._taking:
             now = self._clock()
             if self._samples and now - self._samples[-1].at < FRESH_S:

@@ -6,11 +6,11 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin import reconciliation
-from gateway.admin.auth import ADMIN
+from gateway.admin.api import reconciliation
 from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.sessions import Signed
+from gateway.admin.http.auth import ADMIN
 
 ITEMS_SHOWN_MAX = 500
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin.auth import ADMIN
+from gateway.admin.api.views import row_id
 from gateway.admin.console import forms
 from gateway.admin.console.cells import cell, label_of, references, state_of
 from gateway.admin.console.desk import Desk, Posted, see
 from gateway.admin.console.forms import Form
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
+from gateway.admin.http.auth import ADMIN
 from gateway.admin.operations import Done
 from gateway.admin.resources import Action
 from gateway.admin.resources.fields import fields_of
 from gateway.admin.resources.values import In
-from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
 from gateway.errors import Conflict, NotFound, Unprocessable
 

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from gateway.admin import auth
-from gateway.admin.guard import REQUEST_ID
+from gateway.admin.http import auth
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
-from gateway.admin.server import IDENTIFIED
 from gateway.core.accounts.administration import Actor, Command, Row
 from gateway.errors import Forged, Unauthorized
 
@@ -47,7 +47,7 @@ class Sessions:
 
     async def begin(self, request: web.Request, token: str) -> str:
         """Begin a session for who holds the token and answer its cookie; `Unauthorized` if nobody does."""
-        actor = await auth.of_token(self._ports, token)
+        actor = await auth.actor_of_token(self._ports, token)
         name = secrets.token_urlsafe(SESSION_BYTES)
         ends = datetime.now(UTC) + timedelta(seconds=SESSION_S)
         values = {
@@ -60,7 +60,7 @@ class Sessions:
         )
         return name
 
-    async def of(self, request: web.Request) -> Signed:
+    async def signed_in(self, request: web.Request) -> Signed:
         """Who sent the request; `Unauthorized` if nobody is signed in."""
         name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
@@ -68,7 +68,7 @@ class Sessions:
         session = await self._ports.store.console_session(self._digest(name))
         if session is None:
             raise Unauthorized
-        actor = await auth.of_digest(self._ports, session.token_digest)
+        actor = await auth.actor_of_digest(self._ports, session.token_digest)
         request[IDENTIFIED] = True
         return Signed(actor, session.id, hmac.digest(name.encode(), b"form", "sha256").hex())
 

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from gateway.admin.auth import slow_down
 from gateway.admin.console.desk import Desk, Posted, read_form, see
 from gateway.admin.console.sessions import drop_cookie, require_form_token, set_cookie
+from gateway.admin.http.auth import slow_down
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
@@ -27,7 +27,7 @@ class Signing:
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /sign-in`; who is signed in already goes on."""
         try:
-            await self._desk.sessions.of(request)
+            await self._desk.sessions.signed_in(request)
         except Unauthorized:
             return self._door(request)
         except TollkeeperError as error:
@@ -53,7 +53,7 @@ class Signing:
         response = see("/sign-in?done=signed-out")
         drop_cookie(request, response)
         try:
-            signed = await self._desk.sessions.of(request)
+            signed = await self._desk.sessions.signed_in(request)
             require_form_token(signed, await read_form(request))
             await self._desk.sessions.end(request, signed)
         except Unauthorized:

@@ -43,7 +43,7 @@ class DeadLetter(Out):
 
     @model_validator(mode="before")
     @classmethod
-    def read(cls, row: Any) -> Any:
+    def with_what_it_says(cls, row: Any) -> Any:
         """Show the bytes, and what they say."""
         raw = bytes(row["raw"])
         return {**row, "raw": base64.b64encode(raw).decode(), "event": _said(raw)}
@@ -72,7 +72,7 @@ class EventChanges(In):
     metadata: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def named(self) -> EventChanges:
+    def only_metadata_is_taken_away(self) -> EventChanges:
         """Only metadata may be taken away; everything else is replaced."""
         empty = [name for name in self.model_fields_set if getattr(self, name) is None and name != "metadata"]
         if empty:

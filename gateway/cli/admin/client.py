@@ -76,13 +76,13 @@ class AdminClient:
         """Delete."""
         self._call("DELETE", path, None)
 
-    def named(self, resource: str, text: str) -> int:
+    def id_of(self, resource: str, text: str) -> int:
         """Find the id of a row given as an id or as its name."""
         resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit():
             return int(text)
         by = named_by(resource)
-        value = self.named("organizations", text) if by == "organization_id" else text
+        value = self.id_of("organizations", text) if by == "organization_id" else text
         found = self.get(resource, **{by: value}, limit=2)["items"]
         one = resource.removesuffix("s")
         if not found:

@@ -88,7 +88,7 @@ class Command:
             note = f"The {secret.field} is not shown again: keep it now." if secret else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
-        row_id = api.named(name, typed["row"])
+        row_id = api.id_of(name, typed["row"])
         where = f"{name}/{row_id}"
         if self.does == "show":
             found = api.get(where)

@@ -38,7 +38,7 @@ def create(
         if (start is None) != (end is None) or (start and month):
             raise CommandFailed("Give --month, or --from and --to together.")
         period = (start, end) if start and end else _month(month)
-        made = _create(api, api.named("organizations", organization), period)
+        made = _create(api, api.id_of("organizations", organization), period)
         report(made, "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
 
 

@@ -39,7 +39,7 @@ def top(
 ) -> None:
     """Watch requests, tokens, refusals by tenant, latency and the outbox; q quits."""
     with admin() as api:
-        look, scrape = _look(api, window, limit, None)
+        look, scrape = _measured(api, window, limit, None)
         if once or not (console().is_terminal or as_json):
             print_json(look) if as_json else console().print(_shown(look, api.url, console().width))
             return
@@ -47,8 +47,8 @@ def top(
             while True:
                 print_json(look)
                 time.sleep(interval)
-                look, scrape = _look(api, window, limit, scrape)
-        _watch(api, interval, lambda earlier: _look(api, window, limit, earlier), (look, scrape))
+                look, scrape = _measured(api, window, limit, scrape)
+        _watch(api, interval, lambda earlier: _measured(api, window, limit, earlier), (look, scrape))
 
 
 def _watch(
@@ -72,7 +72,7 @@ def _watch(
                 failed = failure.message
 
 
-def _look(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
+def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
     """What is so now; latencies are of the calls since an earlier scrape, or since the start."""
     activity = api.get("activity", window=window, limit=limit)
     scrape = read_scrape(api.metrics())

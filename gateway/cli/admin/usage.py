@@ -35,7 +35,7 @@ def usage(
 ) -> None:
     """Show used and remaining tokens per tenant, and the latest ledger rows."""
     with admin() as api:
-        tenant_id = api.named("tenants", tenant) if tenant else None
+        tenant_id = api.id_of("tenants", tenant) if tenant else None
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
         names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
         for quota in quotas:

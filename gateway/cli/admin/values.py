@@ -79,7 +79,7 @@ def with_names(
 
 def _one(api: AdminClient, field: Field, said: str) -> object:
     if field.refers:
-        return api.named(field.refers, said)
+        return api.id_of(field.refers, said)
     return number(said) if field.kind == "whole" else said
 
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.auth import slow_down
-from gateway.admin.problem import of_error, problem
+from gateway.admin.http.auth import slow_down
+from gateway.admin.http.problem import problem, refusal
 from gateway.core.failures import Failures
 from gateway.errors import TollkeeperError, Unauthorized
 
@@ -60,9 +60,9 @@ async def _answer(
             return await handler(request)
     except Unauthorized as error:
         await slow_down(failures, request, error.failure)
-        return of_error(error, instance=path)
+        return refusal(error, instance=path)
     except TollkeeperError as error:
-        return of_error(error, instance=path)
+        return refusal(error, instance=path)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         return problem(

@@ -36,7 +36,7 @@ def problem(
     )
 
 
-def of_error(error: TollkeeperError, *, instance: str) -> web.Response:
+def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
     """Answer with what an error says of itself."""
     headers = None
     errors: tuple[tuple[str, str], ...] = ()

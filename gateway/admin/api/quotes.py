@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import web
 from multidict import MultiMapping
 
-from gateway.admin import body
-from gateway.admin.auth import identify
+from gateway.admin.http import body
+from gateway.admin.http.auth import identify
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from gateway.admin.auth import identify, require_write
-from gateway.admin.body import Body, read_body
-from gateway.admin.guard import REQUEST_ID
-from gateway.admin.idempotency import claim_of
-from gateway.admin.listing import read_query
+from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.body import Body, read_body
+from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.idempotency import claim_of
+from gateway.admin.http.listing import read_query
 from gateway.admin.operations import Asked, Done, Operations
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import Action, Resource

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
 
-from gateway.admin.body import check, parse
-from gateway.admin.guard import guard
-from gateway.admin.listing import LIMIT_MAX, read_query
+from gateway.admin.http.body import check, parse
+from gateway.admin.http.guard import guard
+from gateway.admin.http.listing import LIMIT_MAX, read_query
 from gateway.admin.resources import RESOURCES
 from gateway.core.failures import Failures
 from gateway.errors import AdminRefusal, Unprocessable

@@ -9,8 +9,8 @@ import re
 from aiohttp import web
 
 from gateway.admin import credentials
+from gateway.admin.http.server import IDENTIFIED
 from gateway.admin.ports import AdminPorts
-from gateway.admin.server import IDENTIFIED
 from gateway.core.accounts.administration import Actor
 from gateway.core.failures import Failures
 from gateway.errors import Forbidden, Unauthorized
@@ -32,7 +32,7 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
         nobody = Unauthorized()
         nobody.failure = "malformed" if sent else "missing"
         raise nobody
-    actor = await of_token(ports, match[1])
+    actor = await actor_of_token(ports, match[1])
     request[IDENTIFIED] = True
     return actor
 
@@ -48,18 +48,18 @@ async def slow_down(failures: Failures, request: web.Request, reason: str) -> No
             failures.delayed -= 1
 
 
-async def of_token(ports: AdminPorts, token: str) -> Actor:
+async def actor_of_token(ports: AdminPorts, token: str) -> Actor:
     """Name who holds a token; `Unauthorized` if nobody does."""
     digest = ports.digest(token)
     actor = _built_in(ports, digest)
     if actor is None and _NAMED.fullmatch(token):
-        return await of_digest(ports, digest)
+        return await actor_of_digest(ports, digest)
     if actor is None:
         raise Unauthorized
     return actor
 
 
-async def of_digest(ports: AdminPorts, digest: str) -> Actor:
+async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
     """Name who holds the token of this digest; `Unauthorized` once nobody does any more."""
     actor = _built_in(ports, digest) or await ports.store.staff_token(digest)
     if actor is None:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from gateway.admin.api import build
-from gateway.admin.server import IDENTIFIED, Bounds, listen
+from gateway.admin.application import build
+from gateway.admin.http.server import IDENTIFIED, Bounds, listen
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 

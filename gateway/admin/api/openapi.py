@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.idempotency import KEY_PARAMETER
-from gateway.admin.listing import LIMIT_DEFAULT, LIMIT_MAX
+from gateway.admin.http.idempotency import KEY_PARAMETER
+from gateway.admin.http.listing import LIMIT_DEFAULT, LIMIT_MAX
 from gateway.admin.resources.resource import Answered, Filter, Question, Report, Resource
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape

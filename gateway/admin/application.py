@@ -10,14 +10,15 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.admin import activity, documents, quotes, reconciliation
+from gateway.admin.api import activity, quotes, reconciliation
+from gateway.admin.api.docs_page import mount_docs
+from gateway.admin.api.openapi import document
+from gateway.admin.api.views import Views, answer
 from gateway.admin.console.console import mount_console
-from gateway.admin.guard import guard
-from gateway.admin.openapi import document
-from gateway.admin.pages import mount_docs
+from gateway.admin.http.guard import guard
+from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources import REPORTS, RESOURCES
-from gateway.admin.views import Views, answer
 
 ROOT = "/admin/v1"
 

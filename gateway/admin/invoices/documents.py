@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from gateway.admin.auth import identify
-from gateway.admin.guard import DEADLINE
+from gateway.admin.api.views import row_id
+from gateway.admin.http.auth import identify
+from gateway.admin.http.guard import DEADLINE
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.values import show_instant
-from gateway.admin.views import row_id
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
 from gateway.errors import Overloaded

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from gateway.admin.auth import identify, require_write
-from gateway.admin.body import read_body
-from gateway.admin.guard import DEADLINE, REQUEST_ID
-from gateway.admin.idempotency import checked, claim_of
+from gateway.admin.http.auth import identify, require_write
+from gateway.admin.http.body import read_body
+from gateway.admin.http.guard import DEADLINE, REQUEST_ID
+from gateway.admin.http.idempotency import checked, claim_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.admin.resources.reports import ReconciliationRun

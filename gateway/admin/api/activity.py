@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from gateway.admin.auth import identify
-from gateway.admin.listing import read_numbers
+from gateway.admin.http.auth import identify
+from gateway.admin.http.listing import read_numbers
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import REPORTS
 from gateway.core.accounts.activity import busiest

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel
 
-from gateway.admin import body
+from gateway.admin.http import body
 from gateway.admin.ports import Store
 from gateway.core.accounts.administration import Actor, Claim
 from gateway.errors import AdminRefusal, Unprocessable

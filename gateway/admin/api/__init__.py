@@ -1,0 +1,1 @@
+"""The Admin API: its routes, and what it says of itself."""
