@@ -47,7 +47,7 @@ MODULES = {
     ),
     "gateway/http/routing": ("routed_head",),
     "gateway/http/server": (
-        "buffers", "connection", "exchange", "kept", "outgoing", "reading", "request_body",
+        "buffers", "connection", "exchange", "outgoing", "reading", "request_body",
         "server", "request_driver", "traced",
     ),
     "gateway/http/upstream": ("connection", "pool"),

@@ -17,7 +17,6 @@ from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Servi
 from gateway.errors import (
     InvalidRequest,
     ModelNotAllowed,
-    Overloaded,
     Refusal,
     ServiceNotIncluded,
     UserRequired,
@@ -26,7 +25,6 @@ from gateway.http.charge import Charge
 from gateway.http.routing.objects import read_objects
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
-from gateway.http.worker import Worker
 
 # A large body is read in a thread, one at a time: all of its memory is bounded where it is read in.
 _READER = ThreadPoolExecutor(1, "bodies")
@@ -37,12 +35,6 @@ _UNREAD = Call("none", GENERIC, b"")
 def by_head(exchange: Exchange, caller: Caller) -> Charge:
     """A claim on one request and one concurrency slot of every scope, and nothing else."""
     return Charge(exchange, caller, NO_SERVICE, _UNREAD)
-
-
-def shed(worker: Worker, caller: Caller) -> None:
-    """`Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
-    if worker.buffers.sheds(caller):
-        raise Overloaded("The gateway holds too much for slow connections of this caller.", retry_after_s=1)
 
 
 async def comes_soon(exchange: Exchange, caller: Caller) -> bool:

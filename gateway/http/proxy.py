@@ -19,7 +19,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread, shed
+from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
 from gateway.http.relay import Outlet, relay_body, take_told
@@ -48,7 +48,7 @@ async def proxy(exchange: Exchange) -> None:
         own_answer(exchange, 200, _JSON, usage)
         return
     if worker.buffers.pressed:
-        shed(worker, caller)
+        worker.buffers.check_new(caller)
     held: Charge | None = None
     body, connection = b"", exchange.connection
     if routed.buffered and exchange.body_failure is None:
@@ -77,7 +77,8 @@ async def proxy(exchange: Exchange) -> None:
 
 async def given_up(exchange: Exchange, error: BaseException) -> None:
     """Give back what a call that failed was admitted with, and say what came of it."""
-    failure = bare(_known(error))
+    expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
+    failure = bare(error if expected else Fault(error))  # of any other only its type and place
     exchange.leave_upstream()
     caller, charge = exchange.caller, exchange.charge
     if charge is not None and charge.due:
@@ -89,13 +90,6 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         await refuse_wrong(exchange, failure)
     else:
         _tell(exchange, failure)
-
-
-def _known(error: BaseException) -> BaseException:
-    """The error itself where a request expects it; of any other only its type and place."""
-    if isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception):
-        return error
-    return Fault(error)
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:

@@ -41,18 +41,12 @@ def credential_digest(head: RequestHead, pepper: bytes) -> str:
     }
     if len(found) > 1:
         raise InvalidRequest("The request carries two different credentials.")
-    if not found:
-        raise _nobody("missing", "The request carries no API key.")
-    credential = found.pop()
+    sent, credential = bool(found), found.pop() if found else b""
     if _CREDENTIAL.fullmatch(credential) is None:
-        raise _nobody("malformed", "The API key is malformed.")
+        nobody = InvalidApiKey("The API key is malformed." if sent else "The request carries no API key.")
+        nobody.failure = "malformed" if sent else "missing"
+        raise nobody
     return hmac.digest(pepper, credential, "sha256").hex()
-
-
-def _nobody(failure: str, message: str) -> InvalidApiKey:
-    refusal = InvalidApiKey(message)
-    refusal.failure = failure
-    return refusal
 
 
 def _plain(name: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
+from gateway.errors import Overloaded, Refusal
 from gateway.http.budget import Budget
 
 
@@ -62,12 +63,13 @@ class Buffers:
         self._keys.release(caller.key_id, size)
         self._press()
 
-    def sheds(self, caller: Caller) -> bool:
-        """Whether a new call of this caller is to be refused."""
-        if self.has_room(caller):
-            return False
-        self.shed += 1
-        return True
+    def check_new(self, caller: Caller) -> None:
+        """`Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
+        if not self.has_room(caller):
+            self.shed += 1
+            raise Overloaded(
+                "The gateway holds too much for slow connections of this caller.", retry_after_s=1
+            )
 
     def has_room(self, caller: Caller) -> bool:
         """Whether this caller may have more."""
@@ -88,3 +90,40 @@ class Buffers:
 
     def _press(self) -> None:
         self.pressed = self._organizations.used * 2 >= self._keys.each
+
+
+class Kept:
+    """What is kept for one connection in addition to the body in progress.
+
+    `unread` bytes of requests, as far as they count, are nobody's yet: heads. `untaken` bytes of answers
+    count for whoever asked: they are there already, so they are never refused, only counted.
+    """
+
+    __slots__ = ("_buffers", "_caller", "unread", "untaken")
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
+        self._caller: Caller | None = None
+        self.unread = self.untaken = 0
+
+    def keep_unread(self, size: int) -> bool:
+        """Whether so many bytes of requests may wait, in place of those before."""
+        counted = self._buffers.keep_head(size, self.unread)
+        self.unread = counted or 0
+        return counted is not None
+
+    def keep_untaken(self, caller: Caller | None, size: int) -> bool:
+        """So many bytes of answers wait, in place of those before; whether their caller's budget has room."""
+        buffers, before = self._buffers, self.untaken
+        if before and self._caller is not None:
+            buffers.release(self._caller, before)
+        self._caller, self.untaken = caller, size if caller is not None else 0
+        if caller is None or not size:
+            return True
+        buffers.add(caller, size)
+        return buffers.has_room(caller)
+
+
+def full() -> Refusal:
+    """What whoever sends more is told."""
+    return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)

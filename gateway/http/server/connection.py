@@ -19,9 +19,8 @@ from gateway.http.protocol.client_side import ClientSide
 from gateway.http.protocol.request import MalformedRequest, RequestTimeout, cut_length
 from gateway.http.protocol.states import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead, family_of_head
-from gateway.http.server.buffers import Buffers
+from gateway.http.server.buffers import Buffers, Kept, full
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.server.kept import Kept, full
 from gateway.http.server.reading import (
     ANYTHING,
     SLOW_CLIENT,
