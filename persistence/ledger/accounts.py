@@ -125,7 +125,7 @@ def move(connection: Connection[Any], moves: Moves) -> None:
         (statements.ACTIVATE, activated),
     ):
         if rows:
-            connection.execute(statement, columns_of(rows))
+            connection.execute(statement, statements.columns_of(rows))
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: Moves) -> None:
@@ -139,7 +139,7 @@ def set_status(connection: Connection[Any], status_changes: Iterable[Placed], mo
         last[event.tenant_id] = (bool(event.flags & _BLOCKED), bool(event.flags & _MANUAL))
     if last:
         connection.execute(
-            statements.STAND, columns_of([(id_, *flags) for id_, flags in sorted(last.items())])
+            statements.STAND, statements.columns_of([(id_, *flags) for id_, flags in sorted(last.items())])
         )
 
 
@@ -174,7 +174,7 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
     for part, statement in _SKIP.items():
         if skipped[part]:
             rows = [(id_, *at) for id_, at in sorted(skipped[part].items())]
-            connection.execute(statement, columns_of(rows))
+            connection.execute(statement, statements.columns_of(rows))
 
 
 def set_aside(
@@ -221,7 +221,7 @@ def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes
     if not missing:
         return set()
     rows = [(partition, entry_id.decode()) for partition, (entry_id, _, _) in missing]
-    return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, columns_of(rows))}
+    return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, statements.columns_of(rows))}
 
 
 def _conflict(placed: Placed, one: Moved, found: object, content: object) -> Fault:
@@ -229,8 +229,3 @@ def _conflict(placed: Placed, one: Moved, found: object, content: object) -> Fau
     assert event is not None
     reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
     return Fault("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
-
-
-def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Rows as the arrays a statement takes."""
-    return [list(column) for column in zip(*rows, strict=True)]

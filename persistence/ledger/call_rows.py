@@ -35,11 +35,9 @@ _LENGTH = Struct(">i").pack
 
 def call_row(event: Event, user_id: int | None) -> bytes:
     """The `call` row of a use."""
-    facts = event.facts or facts_in(event.metadata)
-    flags = event.flags
+    facts = facts_of(event)
     content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
-    tokens = facts.total if event.facts is not None or not flags & TOKENS else event.amount
-    units = event.units if flags & USAGE else facts.units
+    tokens, credits_, units = amounts_of(event, facts)
     counted: list[int] = []
     for count in facts.counts:
         counted += (8, count if 0 <= count <= INTEGER_MAX else 0)
@@ -47,7 +45,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
         (
             _FIXED(
                 FIELDS, 8, event.organization_id, 8, event.tenant_id, 8, event.key_id,
-                8, (event.at_ms - EPOCH_MS) * 1000, 8, tokens, 8, event.credits if flags & CREDITS else 0,
+                8, (event.at_ms - EPOCH_MS) * 1000, 8, tokens, 8, credits_,
                 8, units, 8, facts.status, 8, facts.duration_ms, 1, facts.streamed, 1, facts.estimated,
                 *counted,
             ),
@@ -72,6 +70,18 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             _text(facts.reason),
         )
     )  # fmt: skip
+
+
+def facts_of(event: Event) -> CallFacts:
+    """What an entry says of its call, also where it was written before entries had facts."""
+    return event.facts or facts_in(event.metadata)
+
+
+def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
+    """Tokens a call used, credits and units it was charged."""
+    flags = event.flags
+    tokens = facts.total if event.facts is not None or not flags & TOKENS else event.amount
+    return tokens, event.credits if flags & CREDITS else 0, event.units if flags & USAGE else facts.units
 
 
 def correction(event: Event) -> dict[str, object]:

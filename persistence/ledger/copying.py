@@ -12,9 +12,9 @@ import psycopg
 from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind
-from persistence.ledger import rows, statements
+from persistence.ledger import rows, statements, usage_rollup
 from persistence.ledger.attribution import Name
-from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction
+from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction, facts_of
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 
 ROWS_A_CHUNK = 500
@@ -81,9 +81,24 @@ class Copies:
         for table, placed in written.items():
             columns, row = shapes[table]
             _copy(connection, f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)", row, placed)
-        for event in self._corrections:
-            connection.execute(statements.CORRECT_CALL, correction(event))
+        self._roll_up(connection, user)
         return {table: len(placed) for table, placed in written.items()}
+
+    def _roll_up(self, connection: Connection[Any], user: Callable[[Event], int | None]) -> None:
+        """Bring hours and days to where the calls leave them, the corrected ones too."""
+        hours: usage_rollup.Rollup = {}
+        for placed in self._by_table["call"]:
+            event = event_of(placed)
+            usage_rollup.add_call(hours, event, facts_of(event), user(event))
+        for event in self._corrections:
+            values = correction(event)
+            before = connection.execute(statements.CALL_SUMS, values).fetchone()
+            if before is not None:
+                connection.execute(statements.CORRECT_CALL, values)
+                after = connection.execute(statements.CALL_SUMS, values).fetchone()
+                usage_rollup.moved(before, after or (), hours)
+        if hours:
+            connection.execute(statements.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
         """The entry an error of PostgreSQL speaks of and the account it moves; None if it names none."""

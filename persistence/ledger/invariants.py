@@ -20,6 +20,7 @@ INVARIANTS = (
     "rollup",
     "allocations",
     "invoice",
+    "usage_adds_up",
 )
 VIOLATIONS_MAX = 1_000
 

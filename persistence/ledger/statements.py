@@ -4,6 +4,10 @@ All of it runs inside the writer's transaction, behind the partition locks, over
 by id, so that two writers cannot wait for each other in a circle.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.core.accounts.usage import DIMENSIONS, SUMS
 from gateway.core.billing.cost import KINDS
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
@@ -219,3 +223,25 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
  WHERE request_id = %(request_id)s"""  # noqa: S608  # our own words
+# A call as its roll-up has it; its row is held.
+CALL_SUMS = """
+SELECT organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
+       api_key_id, coalesce(user_id, 0), coalesce(project_id, -1), coalesce(service_id, 0),
+       coalesce(model, ''), coalesce(currency, ''),
+       1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
+       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer
+  FROM call WHERE request_id = %(request_id)s FOR UPDATE"""
+ROLL_UP_CALLS = f"""
+INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+SELECT span, {", ".join("to_timestamp(start / 1000)" if each == "start" else each for each in DIMENSIONS)},
+       {", ".join(SUMS)}
+  FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+              %s::bigint[], %s::text[], %s::text[], {", ".join(["%s::bigint[]"] * len(SUMS))})
+       AS n (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
+       {", ".join(f"{each} = u.{each} + excluded.{each}" for each in SUMS)}"""  # noqa: S608  # our own words
+
+
+def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as the arrays a statement takes."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -35,7 +35,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "organization_subscription": KEEP, "partition_state": KEEP, "quarantine": KEEP, "redis_loss": KEEP,
     "service": KEEP, "service_activation": KEEP, "subscription_segment": KEEP, "tenant": KEEP,
     "tenant_quota": KEEP, "token_plan": KEEP, "token_plan_price": KEEP, "usage_daily": KEEP,
-    "usage_tier": KEEP, "webhook": KEEP,
+    "usage_rollup": KEEP, "usage_tier": KEEP, "webhook": KEEP,
     "business_model": CLEAR, "console_session": CLEAR, "credit_allocation": CLEAR, "gateway_worker": CLEAR,
     "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
     "recovered_event": CLEAR, "subscription_plan": CLEAR, "webhook_delivery": CLEAR,

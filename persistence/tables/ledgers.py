@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Identity, PrimaryKeyConstraint, Table, UniqueConstraint
 
+from gateway.core.accounts.usage import DIMENSIONS, SUMS
 from gateway.core.billing.cost import KINDS
 from persistence.tables.columns import (
     Columns,
@@ -94,6 +95,17 @@ call = table(
     flags("streamed", "estimated"),
     integers("duration_ms", "first_token_ms?"),
     texts("upstream_request_id?", "unknown_usage?"),
+)
+
+# What calls add up to, by the hour and by the day (`span`) and by everything that is asked by.
+usage_rollup = table(
+    "usage_rollup",
+    texts("span"),
+    moments("start"),
+    integers("organization_id", "tenant_id", "api_key_id", "user_id", "project_id", "service_id"),
+    texts("model", "currency"),
+    integers(*SUMS),
+    PrimaryKeyConstraint("span", *DIMENSIONS),
 )
 
 usage_daily = table(

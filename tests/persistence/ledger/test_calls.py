@@ -12,6 +12,8 @@ from psycopg.rows import dict_row
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.usage import SUMS
+from persistence.ledger.usage_rollup import DAY_MS, HOUR_MS
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
@@ -106,3 +108,63 @@ async def test_nothing_an_upstream_says_keeps_a_charge_from_its_ledger(
     account.consume(21, metadata=msgspec.json.encode(facts))
     report = await writer.write(batch_of(account))
     assert (report.rows["token_ledger"], report.rows["call"], report.dead_letters) == (2, 1, 0)
+
+
+def rollup_in(url: str, span: str) -> list[dict[str, Any]]:
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        return connection.execute(
+            "SELECT * FROM usage_rollup WHERE span = %s ORDER BY start, tenant_id, model, user_id", (span,)
+        ).fetchall()
+
+
+def added(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {name: int(sum(row[name] for row in rows)) for name in SUMS}
+
+
+async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) -> None:
+    account, other = settle_in(migrated, 10**9, None)
+    for each in (account, other):
+        each.reset()
+        each.at_ms -= each.at_ms % DAY_MS
+        for number in range(60):
+            each.consume(
+                21, user=f"u{number % 3}", attribution=f"\t{number % 2}\t" if number % 4 else "",
+                metadata=write_facts(msgspec.structs.replace(FACTS, model=f"m{number % 2}", cost=number)),
+            )  # fmt: skip
+            each.at_ms += HOUR_MS
+    await writer.write(batch_of(account, other))
+    calls = calls_in(migrated)
+    hours, days = rollup_in(migrated, "hour"), rollup_in(migrated, "day")
+    assert len(days) < len(hours) <= len(calls) == 120
+    assert added(hours) == added(days)
+    assert added(days) == {
+        "requests": 120, "refused": 0, "input": 600, "cache_read": 480, "cache_write": 600, "output": 840,
+        "reasoning": 720, "tokens": 2520, "credits": 0, "units": 120, "cost": 2 * sum(range(60)),
+        "estimated": 0, "unpriced": 0,
+    }  # fmt: skip
+    assert {row["start"].hour for row in days} == {0}
+    assert await broken(migrated) == []
+
+
+async def test_a_correction_moves_what_a_call_added(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    request = str(uuid.uuid4())
+    account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
+    await writer.write(batch_of(account))
+    assert [row["unpriced"] for row in rollup_in(migrated, "day")] == [1]
+    more = corrected(write_facts(FACTS), request, "settled late")
+    account.consume(16, kind=EventKind.ADJUST, metadata=more)
+    await writer.write(batch_of(account))
+    rows = {row["model"]: row for row in rollup_in(migrated, "hour")}
+    assert (rows[""]["requests"], rows[""]["tokens"], rows[""]["unpriced"]) == (0, 0, 0)
+    assert (rows["m"]["requests"], rows["m"]["tokens"], rows["m"]["cost"]) == (1, 21, 354_000_001)
+    assert "usage_adds_up" not in {one.invariant for one in await broken(migrated)}
+
+
+async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: Writer) -> None:
+    account = opened(migrated)
+    account.consume(21, metadata=write_facts(FACTS))
+    await writer.write(batch_of(account))
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute("UPDATE usage_rollup SET cost = cost + 1 WHERE span = 'day'")
+    assert [one.invariant for one in await broken(migrated)] == ["usage_adds_up"]

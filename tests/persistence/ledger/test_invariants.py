@@ -31,6 +31,12 @@ ROLL_UP = (
     "INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, tokens)"
     " VALUES ('2026-01-01', {o}, {t}, 1, 7)"
 )
+CALL = (
+    "INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, input, cache_read,"
+    " cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input, image_output,"
+    " tokens, credits, units, status, streamed, estimated, duration_ms) VALUES"
+    " (gen_random_uuid(), now(), {o}, {t}, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 1, 200, false, false, 5)"
+)
 ALLOCATION = "INSERT INTO credit_allocation (organization_id, seq, amount) VALUES ({o}, 1, 4)"
 QUOTA = "UPDATE tenant_quota SET last_seq = 1, epoch = 1, cycle = 1, {change} WHERE tenant_id = {t}"
 
@@ -63,6 +69,7 @@ CONTRADICTIONS = {
         "UPDATE organization SET allocated_seq = 1",
     ],
     "invoice": [INVOICE],
+    "usage_adds_up": [CALL],
 }
 
 

@@ -1,0 +1,27 @@
+"""What is asked of usage: by what it is grouped, and what is added up."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The groups of a report, each with the column it stands for.
+GROUPS: Final = {
+    "organization": "organization_id",
+    "tenant": "tenant_id",
+    "user": "user_id",
+    "api_key": "api_key_id",
+    "project": "project_id",
+    "service": "service_id",
+    "model": "model",
+}
+INTERVALS: Final = ("hour", "day", "month", "none")
+# What a call has none of, where a null cannot be told from another: nobody's is 0, no project is -1.
+NO_PROJECT: Final = -1
+DIMENSIONS: Final = (
+    "organization_id", "start", "tenant_id", "api_key_id", "user_id", "project_id", "service_id", "model",
+    "currency",
+)  # fmt: skip
+SUMS: Final = (
+    "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
+    "units", "cost", "estimated", "unpriced",
+)  # fmt: skip

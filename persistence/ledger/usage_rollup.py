@@ -1,0 +1,71 @@
+"""What calls add up to by hour and by day, and by everything that is asked by.
+
+Pure. Each call is in one row of its hour and in one of its day; a correction takes the call out as it was and
+puts it in as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.core.accounts.facts import CallFacts
+from gateway.core.accounts.ledger import Event
+from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
+from persistence.ledger.call_rows import NANO_MAX, TEXT_CHARS_MAX, amounts_of
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+
+# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
+Bucket = tuple[int, int, int, int, int, int, int, str, str]
+Rollup = dict[Bucket, list[int]]
+
+
+def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None) -> None:
+    """Put a call into the roll-up of its hour."""
+    project = event.attribution.split("\t")[1] if event.attribution else ""
+    tokens, credits_, units = amounts_of(event, facts)
+    cost, counts = facts.cost, facts.counts
+    bucket = (
+        event.organization_id, event.at_ms - event.at_ms % HOUR_MS, event.tenant_id, event.key_id,
+        user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
+        stored_text(facts.model), stored_text(facts.currency),
+    )  # fmt: skip
+    more = (
+        1, 0, counts[0], counts[1], counts[2] + counts[3], counts[4], counts[5], tokens, credits_, units,
+        min(cost or 0, NANO_MAX), facts.estimated, cost is None and tokens > 0,
+    )  # fmt: skip
+    sums = hours.get(bucket)
+    if sums is None:
+        hours[bucket] = list(map(int, more))
+    else:
+        for at, count in enumerate(more):
+            sums[at] += count
+
+
+def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
+    """The rows of hours and of the days they are in, in the order in which writers lock them."""
+    days: Rollup = {}
+    for bucket, sums in hours.items():
+        day = (bucket[0], bucket[1] - bucket[1] % DAY_MS, *bucket[2:])
+        found = days.get(day)
+        days[day] = list(sums) if found is None else [a + b for a, b in zip(found, sums, strict=True)]
+    return [
+        (span, *bucket, *sums)
+        for span, rollup in (("day", days), ("hour", hours))
+        for bucket, sums in sorted(rollup.items())
+    ]
+
+
+def stored_text(value: str) -> str:
+    """A text as the journal has it."""
+    return value[:TEXT_CHARS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode() if value else ""
+
+
+def moved(before: Iterable[object], after: Iterable[object], hours: Rollup) -> None:
+    """Take a call out of its hour as its row was, and put it in as it is; both as `statements.CALL_SUMS`."""
+    for row, sign in ((before, -1), (after, 1)):
+        values = list(row)
+        bucket = tuple(values[: len(DIMENSIONS)])
+        sums = hours.setdefault(bucket, [0] * len(SUMS))  # type: ignore[arg-type]  # as the statement selects
+        for at, count in enumerate(values[len(DIMENSIONS) :]):
+            sums[at] += sign * int(count)  # type: ignore[call-overload]  # a number, as it selects
