@@ -65,11 +65,10 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
 def refuse(exchange: Exchange, refusal: Refusal) -> None:
     """Send a whole answer that refuses, in the shape of the request's family."""
     exchange.reason = refusal.reason
-    rendered = render(refusal, exchange.routed.family, exchange.request_id)
-    fields = rendered.headers
+    fields, body = render(refusal, exchange.routed.family, exchange.request_id)
     if exchange.routed.allow:
         fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))
-    own_answer(exchange, rendered.status, fields, rendered.body)
+    own_answer(exchange, refusal.status, fields, body)
 
 
 async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:

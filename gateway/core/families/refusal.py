@@ -7,7 +7,6 @@ each official SDK raises its own error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
@@ -24,22 +23,7 @@ RETRY_HELPS_S = 60
 # Answers after which a client waits: each says who refused, a scope of limits, the gateway or the upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
-_SCOPES = {
-    Scope.KEY: "this API key",
-    Scope.USER: "this user",
-    Scope.TENANT: "this tenant",
-    Scope.ORGANIZATION: "this organization",
-}
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """An answer ready to be sent, but for the fields every answer carries (date, ids, length)."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
 
 
 def from_decision(decision: Decision) -> Refusal:
@@ -51,8 +35,8 @@ def from_decision(decision: Decision) -> Refusal:
     return refusal
 
 
-def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
-    """Write a refusal in the shape of `family`."""
+def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Its fields and body in the shape of `family`, but for what every answer carries (date, ids, length)."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
@@ -64,8 +48,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> Rendered:
     if refusal.status in HELD_OFF:
         headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
-    body = msgspec.json.encode(shape.refusal(refusal, request_id))
-    return Rendered(refusal.status, headers, body)
+    return headers, msgspec.json.encode(shape.refusal(refusal, request_id))
 
 
 def _wait_s(decision: Decision) -> int | None:
@@ -83,7 +66,8 @@ def _until(decision: Decision) -> str:
 
 
 def _scope(decision: Decision) -> str:
-    return _SCOPES[Scope(decision.scope or Scope.KEY)]
+    scope = Scope(decision.scope or Scope.KEY)
+    return "this API key" if scope is Scope.KEY else f"this {scope.name.lower()}"
 
 
 def _amount(decision: Decision, count: int) -> str:

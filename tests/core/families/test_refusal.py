@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from gateway import errors
-from gateway.core.families.refusal import Rendered, from_decision, render
+from gateway.core.families.refusal import from_decision, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -62,7 +62,7 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
 
 def test_who_waits_is_told_by_whom() -> None:
     def refused_by(refusal: Refusal) -> list[bytes]:
-        headers = render(refusal, Family("openai"), ID).headers
+        headers = render(refusal, Family("openai"), ID)[0]
         return [value for name, value in headers if name == b"x-tollkeeper-refused-by"]
 
     scopes = {1: b"key", 2: b"user", 3: b"tenant", 4: b"organization"}
@@ -118,39 +118,38 @@ def test_what_is_held_may_be_retried_in_a_second(kind: int, what: str, counted: 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.reason)
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_status_and_reason_are_the_same_for_every_api(error: type[Refusal], family: Family) -> None:
-    rendered = render(error(retry_after_s=7, retry_helps=False, param="p"), family, ID)
-    headers = dict(rendered.headers)
-    assert rendered.status == error.status
+def test_the_reason_is_the_same_for_every_api(error: type[Refusal], family: Family) -> None:
+    fields, written = render(error(retry_after_s=7, retry_helps=False, param="p"), family, ID)
+    headers = dict(fields)
     assert headers[b"x-tollkeeper-reason"] == error.reason.encode()
     assert headers[b"retry-after"] == b"7"
     assert headers[b"x-should-retry"] == b"false"
     assert headers[b"content-type"].endswith(b"json")
-    body = json.loads(rendered.body)
+    body = json.loads(written)
     assert error().message in json.dumps(body)
     assert "p" in json.dumps(body)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
-    unknown = dict(render(errors.InvalidApiKey(), family, ID).headers)
+    unknown = dict(render(errors.InvalidApiKey(), family, ID)[0])
     assert unknown[b"www-authenticate"] == b'Bearer realm="tollkeeper"'
-    limited = dict(render(refused(Verdict.RATE_LIMITED, kind=LimitKind.REQUESTS), family, ID).headers)
+    limited = dict(render(refused(Verdict.RATE_LIMITED, kind=LimitKind.REQUESTS), family, ID)[0])
     assert limited[b"x-ratelimit-remaining-requests"] == b"0"
     assert b"www-authenticate" not in limited
 
 
 def test_fields_without_a_value_are_not_sent() -> None:
-    assert [name for name, _ in render(errors.UnknownRoute(), Family("openai"), ID).headers] == [
+    assert [name for name, _ in render(errors.UnknownRoute(), Family("openai"), ID)[0]] == [
         b"content-type",
         b"x-tollkeeper-reason",
     ]
 
 
 def test_problem_json() -> None:
-    rendered = render(errors.InvalidRequest("n must be 1.", param="n"), Family("generic"), ID)
-    assert dict(rendered.headers)[b"content-type"] == b"application/problem+json"
-    assert json.loads(rendered.body) == {
+    fields, body = render(errors.InvalidRequest("n must be 1.", param="n"), Family("generic"), ID)
+    assert dict(fields)[b"content-type"] == b"application/problem+json"
+    assert json.loads(body) == {
         "type": "urn:tollkeeper:invalid_request",
         "title": "Bad Request",
         "status": 400,
@@ -177,7 +176,7 @@ def test_problem_json() -> None:
     ],
 )
 def test_anthropic(error: type[Refusal], kind: str) -> None:
-    body = json.loads(render(error(), Family("anthropic"), ID).body)
+    body = json.loads(render(error(), Family("anthropic"), ID)[1])
     assert body == {"type": "error", "error": {"type": kind, "message": error().message}, "request_id": ID}
 
 
@@ -195,7 +194,7 @@ def test_anthropic(error: type[Refusal], kind: str) -> None:
     ],
 )
 def test_gemini(error: type[Refusal], status: str) -> None:
-    body = json.loads(render(error(retry_after_s=3), Family("gemini"), ID).body)["error"]
+    body = json.loads(render(error(retry_after_s=3), Family("gemini"), ID)[1])["error"]
     assert (body["code"], body["status"], body["message"]) == (error.status, status, error().message)
     assert body["details"][0]["reason"] == error.reason.upper()
     assert body["details"][-1]["retryDelay"] == "3s"
@@ -204,11 +203,12 @@ def test_gemini(error: type[Refusal], status: str) -> None:
 # --- the official SDK -------------------------------------------------------------------
 
 
-def asked(rendered: Rendered) -> openai.APIStatusError:
-    """What the SDK raises for an answer."""
+def asked(refusal: Refusal) -> openai.APIStatusError:
+    """What the SDK raises for the answer."""
+    fields, body = render(refusal, Family("openai"), ID)
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(rendered.status, headers=rendered.headers, content=rendered.body)
+        return httpx2.Response(refusal.status, headers=fields, content=body)
 
     transport = httpx2.MockTransport(answer)
     with openai.OpenAI(
@@ -237,7 +237,7 @@ def asked(rendered: Rendered) -> openai.APIStatusError:
 def test_the_openai_sdk_raises_its_own_error(
     error: type[Refusal], raised: type[openai.APIStatusError], code: str, kind: str
 ) -> None:
-    caught = asked(render(error(param="field"), Family("openai"), ID))
+    caught = asked(error(param="field"))
     assert type(caught) is raised
     assert (caught.code, caught.type, caught.param) == (code, kind, "field")
     assert error().message in caught.message
