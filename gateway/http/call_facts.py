@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.core.accounts.facts import NONE, CallFacts
+from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts
 from gateway.core.billing.cost import Vector, cost_nano
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
@@ -48,7 +48,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         currency="" if price is None else price.currency,
         price_id=0 if price is None else price.price_id,
         route=exchange.routed.label,
-        upstream_request_id=upstream_id.decode("latin-1"),
+        upstream_request_id=upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
         metadata=msgspec.Raw(theirs) if theirs else NONE,
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
     )

@@ -9,14 +9,13 @@ from struct import Struct
 
 import msgspec
 
-from gateway.core.accounts.facts import NONE, CallFacts, facts_in
+from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts, facts_in
 from gateway.core.accounts.ledger import Event
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
 from persistence.ledger.rows import EPOCH_MS, NULL, reference, uuid_field
 
-TEXT_CHARS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
 NANO_MAX = 2**63 - 1
 
@@ -40,7 +39,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
     tokens, credits_, units = amounts_of(event, facts)
     counted: list[int] = []
     for count in facts.counts:
-        counted += (8, count if 0 <= count <= INTEGER_MAX else 0)
+        counted += (8, _count(count))
     return b"".join(
         (
             _FIXED(
@@ -61,12 +60,12 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             _text(facts.response_model),
             _text(facts.service_tier),
             _tools(facts.tools) if facts.tools else NULL,
-            NULL if facts.cost is None else _BIGINT(8, min(facts.cost, NANO_MAX)),
+            NULL if facts.cost is None else _BIGINT(8, _cost(facts.cost)),
             _text(facts.currency),
             reference(facts.price_id),
             NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
             _text(facts.upstream_request_id),
-            NULL if facts.unknown == NONE else _bytes(bytes(facts.unknown)[:UNKNOWN_BYTES_MAX]),
+            NULL if facts.unknown == NONE else _bytes(_cut(bytes(facts.unknown))),
             _text(facts.reason),
         )
     )  # fmt: skip
@@ -88,7 +87,7 @@ def correction(event: Event) -> dict[str, object]:
     """What a call really used that was charged by what was seen of it, for `statements.CORRECT_CALL`."""
     facts, flags = event.facts or CallFacts(), event.flags
     return {
-        **dict(zip(KINDS, facts.counts, strict=True)),
+        **{kind: _count(count) for kind, count in zip(KINDS, facts.counts, strict=True)},
         "request_id": facts.corrects,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
@@ -97,21 +96,37 @@ def correction(event: Event) -> dict[str, object]:
         "duration_ms": facts.duration_ms,
         "streamed": facts.streamed,
         "estimated": facts.estimated,
-        "model": facts.model or None,
-        "response_model": facts.response_model or None,
-        "cost": facts.cost,
-        "currency": facts.currency or None,
+        "model": _clean(facts.model).decode() or None,
+        "response_model": _clean(facts.response_model).decode() or None,
+        "cost": None if facts.cost is None else _cost(facts.cost),
+        "currency": _clean(facts.currency).decode() or None,
         "price_id": facts.price_id or None,
     }
 
 
+def _count(count: int) -> int:
+    return count if 0 <= count <= INTEGER_MAX else 0
+
+
+def _cost(nano: int) -> int:
+    return max(-NANO_MAX, min(nano, NANO_MAX))
+
+
 def _text(value: str) -> bytes:
-    return _bytes(value[:TEXT_CHARS_MAX].encode("utf-8", "replace")) if value else NULL
+    return _bytes(_clean(value)) if value else NULL
+
+
+def _clean(value: str) -> bytes:
+    return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"")
+
+
+def _cut(raw: bytes) -> bytes:
+    """As much as is kept of it, without a piece of a character."""
+    return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
 
 
 def _bytes(raw: bytes) -> bytes:
-    clean = raw.replace(b"\0", b"")
-    return _LENGTH(len(clean)) + clean
+    return _LENGTH(len(raw)) + raw
 
 
 def _tools(counts: dict[str, int]) -> bytes:

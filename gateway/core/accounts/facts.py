@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from gateway.core.billing.cost import KINDS
 
@@ -18,6 +19,9 @@ INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
 Counts = tuple[int, int, int, int, int, int, int, int, int, int]
 NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 NONE = msgspec.Raw(b"null")
+# An entry says the length of its metadata in two bytes, and a correction says a little more.
+FACTS_BYTES_MAX = 60_000
+TEXT_CHARACTERS_MAX = 256
 
 
 class CallFacts(msgspec.Struct, array_like=True):
@@ -59,8 +63,15 @@ _objects = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def write_facts(facts: CallFacts) -> bytes:
-    """The facts as they travel."""
-    return _encode(facts)
+    """The facts as they travel; without what nothing is charged by where an entry has no room for all."""
+    written = _encode(facts)
+    return written if len(written) <= FACTS_BYTES_MAX else _encode(_short(facts))
+
+
+def _short(facts: CallFacts) -> CallFacts:
+    said = asdict(facts).items()
+    texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
+    return replace(facts, **texts, tools={}, metadata=NONE, unknown=NONE)
 
 
 def read_facts(metadata: bytes) -> CallFacts | None:
@@ -71,7 +82,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
         facts = _decode(metadata)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if len(facts.counts) < len(KINDS):
+    if len(facts.counts) != len(KINDS):  # more are a newer version's
         facts.counts = (facts.counts + NOTHING)[: len(KINDS)]
     return facts
 

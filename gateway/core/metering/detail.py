@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.accounts.facts import Counts
-from gateway.core.model import Usage
+from gateway.core.model import INTEGER_MAX, Usage
 
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 16
@@ -41,8 +41,9 @@ class Detail:
 
     def used_tool(self, name: str, times: int) -> None:
         """So often a tool was used, as the last report says."""
-        if times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
-            self.tools[name] = times
+        name = _name(name)
+        if name and times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
+            self.tools[name] = min(times, INTEGER_MAX)
 
     def counts(self, usage: Usage) -> Counts:
         """Tokens by kind: each is within what is charged, whatever an answer says."""

@@ -5,13 +5,14 @@ What it says beyond that shape is kept as it came: it may be what the provider b
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec.structs import fields
 
 from gateway.core.metering.detail import UNKNOWN_BYTES_MAX
-from gateway.core.metering.loose import integer, loose_document
+from gateway.core.metering.loose import integer
 from gateway.core.metering.meter import Meter
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -29,55 +30,104 @@ class Reports(Generic[T]):
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """The report; None where there is none. What is not of the documented types marks the use."""
+        """The report; None where there is none or a number of it cannot be read.
+
+        What is not of the documented types marks the use.
+        """
         try:
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
-        said = loose_document(raw)
+        said = _read(_parts, raw)
         if not said:
             return None
         fit = _Fit()
         report: T = fit.struct(self._shape, said)
-        if fit.unknown and len(raw) <= UNKNOWN_BYTES_MAX:
-            meter.detail.unknown = msgspec.json.encode(said)
+        if fit.lost:
+            return None
+        if fit.unknown and len(raw) <= UNKNOWN_BYTES_MAX and _is_text(raw):
+            meter.detail.unknown = raw
         if fit.wrong:
             meter.marked = True
         return report
 
 
+# A value stays as it came until it is known what it is to be: one nobody reads cannot be wrong.
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
+
+
 class _Fit:
-    """Put a document into a shape; `unknown` and `wrong` say that something had no place or no right type."""
+    """Put a document into a shape.
+
+    `unknown` and `wrong` say that something had no place or no right type, `lost` that a number is out of
+    every range.
+    """
 
     def __init__(self) -> None:
-        self.unknown = self.wrong = False
+        self.unknown = self.wrong = self.lost = False
 
-    def struct(self, shape: type[Any], said: dict[str, object]) -> Any:
+    def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
         """A structure of the fields that can be read."""
-        places = {field.encode_name: field.name for field in fields(shape)}
-        types = get_type_hints(shape)
+        places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or not places.keys() >= said.keys()
-        return shape(
-            **{
-                place: self._value(types[place], said[name])
-                for name, place in places.items()
-                if said.get(name) is not None
-            }
-        )
+        read = {place: self._value(kind, said.get(name)) for name, (place, kind) in places.items()}
+        return shape(**read)
 
-    def _value(self, kind: Any, value: object) -> Any:
-        wanted = next(one for one in (*get_args(kind), kind) if one is not type(None))
-        if wanted is int:
-            self.wrong = self.wrong or not isinstance(value, int) or isinstance(value, bool)
-            return integer(value)
-        if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct) and isinstance(value, dict):
-            return self.struct(wanted, value)
-        if get_origin(wanted) is list and isinstance(value, list):
-            [each] = get_args(wanted)
-            return [self._value(each, one) for one in value if one is not None]
-        if get_origin(wanted) is dict and isinstance(value, dict):
-            return {name: integer(count) or 0 for name, count in value.items()}
-        if wanted is str and isinstance(value, str):
-            return value
-        self.wrong = self.wrong or wanted is not str
+    def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
+        """A value of its documented type; None where it is null or cannot be one."""
+        if raw is None or bytes(raw) == b"null":
+            return None
+        value = self._of_kind(kind, bytes(raw))
+        self.wrong = self.wrong or (value is None and kind is not str)
+        return value
+
+    def _of_kind(self, kind: Any, raw: bytes) -> Any:
+        if kind is int:
+            number = _read(msgspec.json.decode, raw)
+            self.lost = self.lost or number is None
+            self.wrong = self.wrong or not isinstance(number, int)
+            return integer(number)
+        if kind is str:
+            return _read(_text, raw)
+        if get_origin(kind) is list:
+            elements = _read(_elements, raw)
+            return elements and self._each(get_args(kind)[0], elements)
+        parts = _read(_parts, raw)
+        if get_origin(kind) is dict:
+            return parts and {name: self._value(int, count) or 0 for name, count in parts.items()}
+        return None if parts is None else self.struct(kind, parts)
+
+    def _each(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
+        read = [self._value(kind, element) for element in elements]
+        return [one for one in read if one is not None]
+
+
+@cache
+def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
+    """The fields of a shape by the names they travel under: each with its name and its type but for None."""
+    types = get_type_hints(shape)
+    return {
+        field.encode_name: (
+            field.name,
+            next(one for one in (*get_args(types[field.name]), types[field.name]) if one is not type(None)),
+        )
+        for field in fields(shape)
+    }
+
+
+def _read(decode: Any, raw: bytes) -> Any:
+    """What it is; None where it is not of the decoder's type."""
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replaced
 
 from gateway.core.accounts.facts import (
     NOTHING,
@@ -32,7 +34,7 @@ CALL = CallFacts(
 
 @given(st.text(max_size=20), st.integers(0, 2**53), st.dictionaries(st.text(max_size=5), st.integers(0, 9)))
 def test_what_is_written_is_read(model: str, total: int, tools: dict[str, int]) -> None:
-    facts = msgspec.structs.replace(CALL, model=model, total=total, tools=tools)
+    facts = replaced(CALL, model=model, total=total, tools=tools)
     assert read_facts(write_facts(facts)) == facts
 
 
@@ -44,13 +46,36 @@ def test_older_and_newer_facts_are_read_as_far_as_both_know_them() -> None:
     assert read_facts(json.dumps([*whole, "later", {"more": 1}]).encode()) == CALL
 
 
+def test_kinds_of_a_newer_version_are_left_out() -> None:
+    newer = read_facts(write_facts(replaced(CALL, counts=(*CALL.counts, 8, 9))))
+    assert newer is not None
+    assert newer.counts == CALL.counts
+
+
+@pytest.mark.parametrize(
+    "much",
+    [
+        {"tools": {"n" * 100_000: 1}},
+        {"unknown": msgspec.Raw(b'"' + b"u" * 70_000 + b'"'), "metadata": msgspec.Raw(b'{"a":1}')},
+        {"upstream_request_id": "\xff" * 33_000},
+        {"model": "m" * 70_000, "response_model": '"' * 40_000, "session": "\0" * 20_000},
+    ],
+)
+def test_facts_fit_an_entry_whatever_they_say_and_the_counts_with_them(much: dict[str, Any]) -> None:
+    written = write_facts(replaced(CALL, **much))
+    for metadata in (written, corrected(written, "r" * 36, "settled after its hold was reclaimed")):
+        event = decode(encode(replace(decode(BLANK), kind=1, metadata=metadata)))
+        assert event.facts is not None
+        assert (event.facts.counts, event.facts.total, event.facts.cost) == (CALL.counts, 21, 12)
+
+
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"model":"m"}', b"[", b"[1]", b'["m",1]', b"null"])
 def test_what_is_no_facts_is_none(raw: bytes) -> None:
     assert read_facts(raw) is None
 
 
 def test_a_row_is_told_what_it_always_was_and_a_callers_words_never_win() -> None:
-    facts = msgspec.structs.replace(CALL, metadata=msgspec.Raw('{"a":[1],"status":"mine","ü":1e3}'.encode()))
+    facts = replaced(CALL, metadata=msgspec.Raw('{"a":[1],"status":"mine","ü":1e3}'.encode()))
     assert json.loads(told_of(facts)) == {
         "a": [1], "ü": 1000.0, "model": "m", "streamed": True, "status": 200, "duration_ms": 9, "input": 14,
         "output": 7, "cached": 4, "reasoning": 6, "estimated": False,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter, make_meter
-from gateway.core.model import Usage
+from gateway.core.model import INTEGER_MAX, Usage
 from tests.core.meter.recorded import JSON, call, frame
 
 MESSAGE_USAGE = {
@@ -147,6 +147,41 @@ def test_numbers_of_a_wrong_type_are_read_and_mark_the_use() -> None:
     assert (made.usage().input, made.usage().estimated) == (3, True)
 
 
+@pytest.mark.parametrize(
+    ("meter", "usage", "estimated"),
+    [
+        ("openai_chat", b'"prompt_tokens_details":5', True),
+        ("openai_chat", b'"prompt_tokens_details":[1]', True),
+        ("openai_chat", b'"completion_tokens_details":{"reasoning_tokens":"x"}', True),
+        ("openai_chat", b'"new":1e400', False),
+        ("openai_chat", b'"new":' + b"9" * 5000, False),
+        ("openai_chat", b'"new":"\xff"', False),
+        ("openai_chat", b'"prompt_tokens_details":{"cached_tokens":1.0,"new":1e400}', True),
+        ("gemini_generate", b'"promptTokensDetails":[1]', True),
+        ("gemini_generate", b'"promptTokensDetails":[[1],"x",null]', True),
+        ("gemini_generate", b'"candidatesTokensDetails":{"modality":"AUDIO"}', True),
+        ("gemini_generate", b'"candidatesTokensDetails":[{"modality":["AUDIO"],"tokenCount":-3}]', False),
+        ("gemini_generate", b'"new":1e400', False),
+        ("anthropic_messages", b'"server_tool_use":[1]', True),
+        ("anthropic_messages", b'"server_tool_use":{"web_search_requests":{"a":1}}', True),
+        ("anthropic_messages", b'"cache_creation":5', True),
+        ("anthropic_messages", b'"inference_geo":5', False),
+    ],
+)
+def test_what_is_of_no_documented_type_loses_no_use(meter: str, usage: bytes, estimated: bool) -> None:
+    known = {
+        "openai_chat": b'"prompt_tokens":3,"completion_tokens":4,',
+        "gemini_generate": b'"promptTokenCount":3,"candidatesTokenCount":4,"totalTokenCount":7,',
+        "anthropic_messages": b'"input_tokens":3,"output_tokens":4,',
+    }[meter]
+    name = b'"usageMetadata"' if meter == "gemini_generate" else b'"usage"'
+    made = make_meter(call(meter, streamed=False), 200, JSON)
+    made.feed(b"{" + name + b":{" + known + usage + b"}}")
+    made.finish()
+    assert (made.usage().input, made.usage().output, made.usage().estimated) == (3, 4, estimated)
+    made.detail.unknown.decode()
+
+
 @pytest.mark.parametrize("name", ["x" * 129, "a\nb", 7, None, {"a": 1}])
 def test_a_name_nobody_may_be_shown_is_none(name: object) -> None:
     detail = Detail()
@@ -179,3 +214,11 @@ def test_tools_that_are_kept_have_a_most() -> None:
     for number in range(100):
         detail.used_tool(f"tool{number}", 1)
     assert len(detail.tools) == 16
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "a\0"])
+def test_a_tool_nobody_may_be_shown_is_not_kept(name: str) -> None:
+    detail = Detail()
+    detail.used_tool(name, 1)
+    detail.used_tool("good", 10**30)
+    assert detail.tools == {"good": INTEGER_MAX}

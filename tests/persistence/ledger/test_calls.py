@@ -98,6 +98,8 @@ async def test_a_call_that_was_charged_by_what_was_seen_is_corrected_in_its_row(
         msgspec.structs.replace(FACTS, tools={"a\0": 1, "ü": 2, "good": 3}),
         msgspec.structs.replace(FACTS, counts=(-1, 2**60, *FACTS.counts[2:]), cost=2**70),
         msgspec.structs.replace(FACTS, unknown=msgspec.Raw(b'{"a":"\\u0000"}')),
+        msgspec.structs.replace(FACTS, unknown=msgspec.Raw(f'["x{"é" * 2100}"]'.encode())),
+        msgspec.structs.replace(FACTS, counts=(*FACTS.counts, 9, 9)),
         msgspec.structs.replace(FACTS, metadata=msgspec.Raw(b'["none"]')),
     ],
 )
@@ -168,3 +170,19 @@ async def test_a_roll_up_that_was_changed_is_found(migrated: str, writer: Writer
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute("UPDATE usage_rollup SET cost = cost + 1 WHERE span = 'day'")
     assert [one.invariant for one in await broken(migrated)] == ["usage_adds_up"]
+
+
+async def test_nothing_an_upstream_says_keeps_a_correction_from_its_row(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    request = str(uuid.uuid4())
+    account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
+    strange = msgspec.structs.replace(
+        FACTS, response_model="a\0b" * 200, counts=(-1, 2**60, *FACTS.counts[2:], 9), cost=2**70
+    )
+    more = corrected(msgspec.json.encode(strange), request, "settled late")
+    account.consume(16, kind=EventKind.ADJUST, metadata=more)
+    report = await writer.write(batch_of(account))
+    [call] = calls_in(migrated)
+    assert (call["tokens"], call["cost"], call["input"], report.dead_letters) == (21, 2**63 - 1, 0, 0)
