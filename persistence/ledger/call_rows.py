@@ -38,8 +38,8 @@ def call_row(event: Event, user_id: int | None) -> bytes:
     content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
     tokens, credits_, units = amounts_of(event, facts)
     counted: list[int] = []
-    for count in facts.counts:
-        counted += (8, _count(count))
+    for count in counts_of(facts):
+        counted += (8, count)
     return b"".join(
         (
             _FIXED(
@@ -76,6 +76,16 @@ def facts_of(event: Event) -> CallFacts:
     return event.facts or facts_in(event.metadata)
 
 
+def counts_of(facts: CallFacts) -> list[int]:
+    """Tokens by kind as they are stored: what no count can be is none."""
+    return [count if 0 <= count <= INTEGER_MAX else 0 for count in facts.counts]
+
+
+def stored_text(value: str) -> str:
+    """A text as it is stored."""
+    return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode()
+
+
 def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
     """Tokens a call used, credits and units it was charged."""
     flags = event.flags
@@ -87,7 +97,7 @@ def correction(event: Event) -> dict[str, object]:
     """What a call really used that was charged by what was seen of it, for `statements.CORRECT_CALL`."""
     facts, flags = event.facts or CallFacts(), event.flags
     return {
-        **{kind: _count(count) for kind, count in zip(KINDS, facts.counts, strict=True)},
+        **dict(zip(KINDS, counts_of(facts), strict=True)),
         "request_id": facts.corrects,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
@@ -96,16 +106,12 @@ def correction(event: Event) -> dict[str, object]:
         "duration_ms": facts.duration_ms,
         "streamed": facts.streamed,
         "estimated": facts.estimated,
-        "model": _clean(facts.model).decode() or None,
-        "response_model": _clean(facts.response_model).decode() or None,
+        "model": stored_text(facts.model) or None,
+        "response_model": stored_text(facts.response_model) or None,
         "cost": None if facts.cost is None else _cost(facts.cost),
-        "currency": _clean(facts.currency).decode() or None,
+        "currency": stored_text(facts.currency) or None,
         "price_id": facts.price_id or None,
     }
-
-
-def _count(count: int) -> int:
-    return count if 0 <= count <= INTEGER_MAX else 0
 
 
 def _cost(nano: int) -> int:
@@ -113,11 +119,7 @@ def _cost(nano: int) -> int:
 
 
 def _text(value: str) -> bytes:
-    return _bytes(_clean(value)) if value else NULL
-
-
-def _clean(value: str) -> bytes:
-    return value[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").replace(b"\0", b"")
+    return _bytes(stored_text(value).encode()) if value else NULL
 
 
 def _cut(raw: bytes) -> bytes:

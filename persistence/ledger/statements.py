@@ -231,6 +231,9 @@ SELECT organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC'
        1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
        coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer
   FROM call WHERE request_id = %(request_id)s FOR UPDATE"""
+_SUM = "u.{0} + excluded.{0}"
+# One cost may be as large as the column's largest number.
+_COST = f"least(u.cost::numeric + excluded.cost, {2**63 - 1})::bigint"
 ROLL_UP_CALLS = f"""
 INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
 SELECT span, {", ".join("to_timestamp(start / 1000)" if each == "start" else each for each in DIMENSIONS)},
@@ -239,7 +242,7 @@ SELECT span, {", ".join("to_timestamp(start / 1000)" if each == "start" else eac
               %s::bigint[], %s::text[], %s::text[], {", ".join(["%s::bigint[]"] * len(SUMS))})
        AS n (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
 ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
-       {", ".join(f"{each} = u.{each} + excluded.{each}" for each in SUMS)}"""  # noqa: S608  # our own words
+       {", ".join(f"{each} = " + (_COST if each == "cost" else _SUM.format(each)) for each in SUMS)}"""  # noqa: S608  # our own words
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

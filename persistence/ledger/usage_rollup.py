@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from gateway.core.accounts.facts import CallFacts
 from gateway.core.accounts.ledger import Event
 from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
-from persistence.ledger.call_rows import NANO_MAX, TEXT_CHARS_MAX, amounts_of
+from persistence.ledger.call_rows import NANO_MAX, amounts_of, counts_of, stored_text
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
@@ -24,7 +24,7 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
     """Put a call into the roll-up of its hour."""
     project = event.attribution.split("\t")[1] if event.attribution else ""
     tokens, credits_, units = amounts_of(event, facts)
-    cost, counts = facts.cost, facts.counts
+    cost, counts = facts.cost, counts_of(facts)
     bucket = (
         event.organization_id, event.at_ms - event.at_ms % HOUR_MS, event.tenant_id, event.key_id,
         user_id or 0, int(project) if project else NO_PROJECT, event.service_id,
@@ -43,22 +43,20 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
 
 
 def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
-    """The rows of hours and of the days they are in, in the order in which writers lock them."""
+    """The rows of hours and of the days they are in, in the order in which writers lock them.
+
+    No sum is more than a column holds: the largest one stays the largest.
+    """
     days: Rollup = {}
     for bucket, sums in hours.items():
         day = (bucket[0], bucket[1] - bucket[1] % DAY_MS, *bucket[2:])
         found = days.get(day)
         days[day] = list(sums) if found is None else [a + b for a, b in zip(found, sums, strict=True)]
     return [
-        (span, *bucket, *sums)
+        (span, *bucket, *(max(-NANO_MAX, min(each, NANO_MAX)) for each in sums))
         for span, rollup in (("day", days), ("hour", hours))
         for bucket, sums in sorted(rollup.items())
     ]
-
-
-def stored_text(value: str) -> str:
-    """A text as the journal has it."""
-    return value[:TEXT_CHARS_MAX].encode("utf-8", "replace").replace(b"\0", b"").decode() if value else ""
 
 
 def moved(before: Iterable[object], after: Iterable[object], hours: Rollup) -> None:

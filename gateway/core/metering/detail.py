@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from gateway.core.accounts.facts import Counts
-from gateway.core.model import INTEGER_MAX, Usage
+from gateway.core.model import Usage
 
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 16
+TOOL_USES_MAX = 1_000_000  # each may have a price
 UNKNOWN_BYTES_MAX = 4096
 
 
@@ -43,7 +44,7 @@ class Detail:
         """So often a tool was used, as the last report says."""
         name = _name(name)
         if name and times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
-            self.tools[name] = min(times, INTEGER_MAX)
+            self.tools[name] = min(times, TOOL_USES_MAX)
 
     def counts(self, usage: Usage) -> Counts:
         """Tokens by kind: each is within what is charged, whatever an answer says."""

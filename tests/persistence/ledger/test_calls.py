@@ -186,3 +186,18 @@ async def test_nothing_an_upstream_says_keeps_a_correction_from_its_row(
     report = await writer.write(batch_of(account))
     [call] = calls_in(migrated)
     assert (call["tokens"], call["cost"], call["input"], report.dead_letters) == (21, 2**63 - 1, 0, 0)
+
+
+async def test_costs_that_are_more_than_a_sum_holds_keep_no_charge_from_being_stored(
+    migrated: str, writer: Writer
+) -> None:
+    account = opened(migrated)
+    strange = msgspec.structs.replace(FACTS, cost=2**70, counts=(-1, 2**60, *FACTS.counts[2:]))
+    for _ in range(2):  # within one write, and on top of what is stored
+        account.consume(21, metadata=msgspec.json.encode(strange))
+        account.consume(21, metadata=msgspec.json.encode(strange))
+        await writer.write(batch_of(account))
+    assert len(calls_in(migrated)) == 4
+    for span in ("hour", "day"):
+        rows = added(rollup_in(migrated, span))
+        assert (rows["requests"], rows["cost"], rows["input"], rows["cache_read"]) == (4, 2**63 - 1, 0, 0)
