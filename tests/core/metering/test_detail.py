@@ -216,6 +216,20 @@ def test_tools_that_are_kept_have_a_most() -> None:
     assert len(detail.tools) == 16
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"input_tokens": 1000, "output_tokens": 4, "cache_creation_input_tokens": -900},
+        {"input_tokens": -900, "output_tokens": 4, "cache_creation_input_tokens": 1000},
+        {"input_tokens": 1000, "output_tokens": 4, "cache_creation": {"ephemeral_5m_input_tokens": -900}},
+        {"input_tokens": 1000, "output_tokens": 4, "cache_read_input_tokens": -900},
+    ],
+)
+def test_a_number_below_zero_takes_nothing_off_the_others(usage: dict[str, Any]) -> None:
+    made = whole("anthropic_messages", {"type": "message", "usage": usage})
+    assert (made.usage().input, made.usage().estimated) == (call("anthropic_messages").input_estimate, True)
+
+
 @pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "a\0"])
 def test_a_tool_nobody_may_be_shown_is_not_kept(name: str) -> None:
     detail = Detail()

@@ -135,6 +135,8 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         if created is not None:
             detail.cache_write = created - detail.cache_write_1h
         used = usage.input_tokens + detail.cache_write + detail.cache_write_1h + cached
+        if min(usage.input_tokens, created or 0) < 0:
+            used = -1  # what is no number of tokens takes nothing off the others
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     meter.report(used, output, cached, 0, used + output, final=final)
     # The last report has the output; the input was in it or in the first one.

@@ -31,7 +31,7 @@ INSERT INTO usage_rollup
 SELECT span, date_trunc(span, created_at, 'UTC'), organization_id, tenant_id, api_key_id, coalesce(user_id, 0),
        coalesce(project_id, -1), coalesce(service_id, 0), coalesce(model, ''), coalesce(currency, ''), count(*), 0,
        sum(input), sum(cache_read), sum(cache_write + cache_write_1h), sum(output), sum(reasoning), sum(tokens),
-       sum(credits), sum(units), coalesce(sum(cost), 0), count(*) FILTER (WHERE estimated),
+       sum(credits), sum(units), least(coalesce(sum(cost), 0), 9223372036854775807), count(*) FILTER (WHERE estimated),
        count(*) FILTER (WHERE cost IS NULL AND tokens > 0)
   FROM call, (VALUES ('hour'), ('day')) AS spans (span) GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10;
 CREATE INDEX usage_rollup_start_idx ON usage_rollup (span, start);
