@@ -28,6 +28,7 @@ from gateway.core.accounts.administration import (
     Replay,
     Row,
 )
+from gateway.core.accounts.usage import UsageQuery
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import engine as engines
 from persistence import subject
@@ -52,6 +53,7 @@ from persistence.resources import (
     reconciliation_results,
     services,
     tenants,
+    usage,
     webhooks,
 )
 from persistence.subject import Change, Subject
@@ -152,6 +154,10 @@ class Store:
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
         """Read the prices a model may have had at a time."""
         return await self._run(lambda connection: prices.candidates(connection, model, currency, at))
+
+    async def used(self, asked: UsageQuery) -> Sequence[Row]:
+        """Add up calls; at most `rows_max` rows."""
+        return await self._run(lambda connection: usage.used(connection, asked))
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches; `NotFound` if there is no such invoice."""

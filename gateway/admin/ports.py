@@ -18,6 +18,7 @@ from gateway.core.accounts.administration import (
     Replay,
     Row,
 )
+from gateway.core.accounts.usage import UsageQuery
 from gateway.core.failures import Failures
 from gateway.core.model import LiveQuota
 
@@ -53,6 +54,9 @@ class Store(Protocol):
 
     async def prices_of(self, model: str, currency: str, at: datetime) -> Sequence[Row]:
         """Read the prices a model may have had at a time."""
+
+    async def used(self, asked: UsageQuery) -> Sequence[Row]:
+        """Add up calls; at most `rows_max` rows."""
 
     def usage(self, invoice_id: int) -> AsyncIterator[Sequence[Row]]:
         """Read every use that an invoice bills, in batches."""

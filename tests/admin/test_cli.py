@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from typer.testing import CliRunner
 
 from gateway.cli.admin.client import AdminClient
 from gateway.cli.admin.program import mount
+from gateway.core.accounts.facts import CallFacts, write_facts
+from persistence.ledger.writer import Writer
 from tests.admin.conftest import ADMIN, READONLY, Api
+from tests.persistence.scenario import batch_of, settle_in
 
 program = typer.Typer()
 mount(program)
@@ -272,3 +276,31 @@ async def test_a_damaged_note_is_named(run: Run, tmp_path: Path) -> None:
     result = await run("org", "list", TOLLKEEPER_ADMIN_URL="")
     assert result.exit_code == 1
     assert "up.json" in result.stderr
+
+
+async def test_usage_by_what_is_asked_shows_names_and_costs(run: Run, admin_database: str) -> None:
+    [account] = settle_in(admin_database, 10**9)
+    account.reset()
+    account.at_ms = int(datetime(2026, 11, 3, 4, tzinfo=UTC).timestamp() * 1000)
+    for number in range(3):
+        facts = CallFacts(
+            model=f"m{number % 2}", counts=(1000, 0, 0, 0, 234, 0, 0, 0, 0, 0), total=1234, units=1,
+            cost=1_500_000_001, currency="USD",
+        )  # fmt: skip
+        account.consume(1234, user="ann", metadata=write_facts(facts))
+    writer = Writer(admin_database)
+    await writer.write(batch_of(account))
+    writer.close()
+    asked = ("usage", "--by", "model,user", "--from", "2026-11-03", "--to", "2026-11-04")
+    items = (await from_json(run, *asked))["items"]
+    assert [(item["model"], item["user"], item["cost"]) for item in items] == [
+        ("m0", "ann", "3.000000002"), ("m1", "ann", "1.500000001"),
+    ]  # fmt: skip
+    shown = (await run(*asked)).stdout
+    assert "3.000000002" in shown
+    assert "2,468" in shown
+    lines = (await run(*asked, "--interval", "day", "--csv")).stdout.splitlines()
+    assert lines[0].startswith("start,")
+    assert len(lines) == 3
+    said = await run("usage", "--by", "colour")
+    assert (said.exit_code, "group_by" in said.stderr or "--by" in said.stderr) == (1, True)

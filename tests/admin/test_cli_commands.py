@@ -36,6 +36,8 @@ BESIDE = {
     "invoices.pdf": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),
     "invoices.usage.csv": ("invoice", "show"),
+    "usage.show": ("usage",),
+    "usage.csv": ("usage",),
 }
 
 

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.admin.http.idempotency import KEY_PARAMETER
 from gateway.admin.http.listing import LIMIT_DEFAULT, LIMIT_MAX
-from gateway.admin.resources.resource import Answered, Filter, Question, Report, Resource
+from gateway.admin.resources.resource import Answered, Document, Filter, Question, Report, Resource
 
 Json = dict[str, Any]  # JSON as OpenAPI has it: any shape
 
@@ -130,12 +130,17 @@ def _report_paths(report: Report) -> Json:
             _parameter(name, {**_whole(each.least, each.most), "default": each.default}, each.hint)
             for name, each in report.numbers.items()
         ]
+    if report.asked is not None:
+        read["parameters"] = _asked(report.asked)
     methods = {"get": read}
     if report.run is not None:
         run = methods["post"] = _operation(report, report.run.name, report.run.summary, report.run.body)
         run["requestBody"]["required"] = False
         run["parameters"] = [KEY_PARAMETER]
-    return {f"/admin/v1/{report.name}": methods}
+    root = f"/admin/v1/{report.name}"
+    return {root: methods} | {
+        root + file.suffix: {"get": _document(report, file)} for file in report.documents
+    }
 
 
 def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
@@ -163,11 +168,7 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         act["parameters"] = [KEY_PARAMETER]
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
     for file in resource.documents:
-        binary = {} if file.media.startswith("text/") else {"format": "binary"}
-        content = {file.media: {"schema": {"type": "string", **binary}}}
-        read = _operation(resource, file.suffix.strip("./"), file.summary, refusals=READ_REFUSALS)
-        read["responses"]["200"] = {"description": "The document.", "content": content}
-        paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": read}
+        paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": _document(resource, file)}
     return paths
 
 
@@ -207,12 +208,24 @@ def _create(resource: Resource) -> Json:
 def _ask(resource: Resource, question: Question) -> Json:
     title = question.out.__name__
     operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
-    asked = question.asked.model_json_schema()
-    operation["parameters"] = [
-        _parameter(name, schema, schema.get("description")) | {"required": name in asked["required"]}
+    operation["parameters"] = _asked(question.asked)
+    return operation
+
+
+def _asked(model: type[BaseModel]) -> list[Json]:
+    asked = model.model_json_schema()
+    return [
+        _parameter(name, schema, schema.get("description")) | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
-    return operation
+
+
+def _document(answered: Answered, file: Document) -> Json:
+    binary = {} if file.media.startswith("text/") else {"format": "binary"}
+    content = {file.media: {"schema": {"type": "string", **binary}}}
+    read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=READ_REFUSALS)
+    read["responses"]["200"] = {"description": "The document.", "content": content}
+    return read
 
 
 def _operation(

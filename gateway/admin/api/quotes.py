@@ -44,17 +44,17 @@ def _read(sent: MultiMapping[str]) -> body.Body:
         raise Unprocessable("Some query parameters are wrong.", tuple(twice))
     for name, text in sent.items():
         if name.startswith(TOOL):
-            asked.setdefault("tools", {})[name.removeprefix(TOOL)] = _number(text)
+            asked.setdefault("tools", {})[name.removeprefix(TOOL)] = number_or_text(text)
         elif name == "tools":
             raise Unprocessable("Some query parameters are wrong.", (("tools", "must name one: tools.NAME"),))
         elif name == "at":
             asked[name] = text.replace(" ", "+")  # a plus sign that was not escaped
         else:
-            asked[name] = _number(text) if name in KINDS else text
+            asked[name] = number_or_text(text) if name in KINDS else text
     return asked
 
 
-def _number(text: str) -> object:
+def number_or_text(text: str) -> object:
     """A whole number; what is none is told by its field."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
 

@@ -1,13 +1,16 @@
-"""Reports: who is busy now, and whether the counters and the ledger say the same."""
+"""Reports: what was used, who is busy now, and whether the counters and the ledger say the same."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from gateway.admin.resources.resource import Action, Report, Whole
-from gateway.admin.resources.values import Flag, In, Instant, Out
+from gateway.admin.resources.prices import Exactly
+from gateway.admin.resources.resource import Action, Document, Report, Whole
+from gateway.admin.resources.values import Amount, Currency, Flag, Id, In, Instant, Out, Text
+from gateway.core.accounts.usage import GROUPS
 
 
 class BusyTenant(Out):
@@ -62,6 +65,82 @@ class Reconciliation(Out):
     finished_at: Instant | None
 
 
+def _groups(text: str) -> str:
+    names = text.split(",")
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown or len(set(names)) < len(names):
+        raise ValueError(f"must be some of {', '.join(GROUPS)}, each once, with commas between")
+    return text
+
+
+def _whole_hour(moment: datetime) -> datetime:
+    if moment.timestamp() % 3600:
+        raise ValueError("must be a whole hour, such as 2026-01-31T13:00:00Z")
+    return moment
+
+
+Hour = Annotated[Instant, AfterValidator(_whole_hour)]
+
+
+class UsageAsked(In):
+    """Which calls are added up, and by what they are told apart."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True, validate_by_name=True, validate_by_alias=True)
+
+    since: Hour | None = Field(default=None, alias="from", description="By default 30 days ago.")
+    until: Hour | None = Field(default=None, alias="to", description="Not included; by default now.")
+    interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
+    group_by: Annotated[Text, AfterValidator(_groups)] | None = Field(
+        default=None, description=f"Some of {', '.join(GROUPS)}, with commas between."
+    )
+    organization_id: Id | None = None
+    tenant_id: Id | None = None
+    user_id: Id | None = None
+    api_key_id: Id | None = None
+    project_id: Amount | None = None
+    service_id: Id | None = None
+    model: Text | None = None
+    currency: Currency | None = None
+
+
+class UsageItem(Out):
+    """What the calls of one group came to. Fields of groups that were not asked for are left out."""
+
+    start: Instant
+    organization_id: int | None = None
+    organization: str | None = None
+    tenant_id: int | None = None
+    tenant: str | None = None
+    user_id: int | None = None
+    user: str | None = Field(default=None, description="The caller's own id of its user.")
+    api_key_id: int | None = None
+    api_key: str | None = None
+    project_id: int | None = None
+    service_id: int | None = None
+    service: str | None = Field(default=None, description="Its key.")
+    model: str | None = Field(default=None, description="As it was asked for.")
+    requests: int
+    refused: int
+    input: int = Field(description="Tokens read, but for what a cache had or was written into one.")
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int = Field(description="Of the output.")
+    tokens: int
+    credits: int
+    units: int
+    cost: Exactly
+    currency: str
+    estimated: int = Field(description="Calls whose use was counted, not reported.")
+    unpriced: int = Field(description="Calls with tokens and without a price.")
+
+
+class Usage(Out):
+    """Calls added up: of whole hours, by whatever they are told apart."""
+
+    items: list[UsageItem]
+
+
 REPORTS = {
     report.name: report
     for report in (
@@ -71,6 +150,15 @@ REPORTS = {
             summary="Read the last result",
             out=Reconciliation,
             run=Action("run", "Compare all accounts now; repair drifts only if asked", ReconciliationRun),
+        ),
+        Report(
+            name="usage",
+            description="What was used and what it cost.",
+            summary="Add up calls by time, organization, tenant, user, key, project, service and model",
+            out=Usage,
+            asked=UsageAsked,
+            documents=(Document(".csv", "text/csv", "The same as CSV"),),
+            by_hand=True,
         ),
         Report(
             name="activity",

@@ -118,10 +118,16 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Report(Answered):
-    """One answer about everything: `GET /<name>`, with `numbers` as its query; `POST` does `run`."""
+    """One answer about everything: `GET /<name>`, with `numbers` or `asked` as its query; `POST` does `run`.
+
+    `documents` are files of the same answer. Where it is `by_hand` its command is written by hand.
+    """
 
     summary: str
     numbers: Mapping[str, Whole] = field(default_factory=dict)
+    asked: type[In] | None = None
+    documents: tuple[Document, ...] = ()
+    by_hand: bool = False
     run: Action | None = None
 
 

@@ -47,8 +47,7 @@ class AdminClient:
 
     def get(self, path: str, **query: object) -> Json:
         """Read; a query value of None is left out."""
-        sent = {name.rstrip("_"): value for name, value in query.items() if value is not None}
-        return self._call("GET", path + (f"?{urlencode(sent)}" if sent else ""), None)
+        return self._call("GET", _asked(path, query), None)
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
         """Read up to `limit` rows of a list, over as many pages as that takes."""
@@ -109,9 +108,9 @@ class AdminClient:
         """Read the metrics beside the API, as Prometheus does."""
         return self.download("/metrics").decode()
 
-    def download(self, path: str) -> bytes:
+    def download(self, path: str, **query: object) -> bytes:
         """Read a document as it is; a path from the root is not the API's."""
-        status, raw = self._send("GET", path, None, "*/*")
+        status, raw = self._send("GET", _asked(path, query), None, "*/*")
         assert status == 200
         return raw
 
@@ -208,3 +207,8 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     elif error.code == 404:
         said = f"There is no {path.partition('?')[0]}; the command's `list` shows what there is."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
+
+
+def _asked(path: str, query: Mapping[str, object]) -> str:
+    sent = {name.rstrip("_"): value for name, value in query.items() if value is not None}
+    return path + (f"?{urlencode(sent)}" if sent else "")

@@ -167,7 +167,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         app.add_typer(section, name=name)
         for verb, command in commands_of(resource).items() if asked is None or name in asked else ():
             section.command(verb)(command.function())
-    for report in REPORTS.values():
+    for report in (each for each in REPORTS.values() if not each.by_hand):
         section = made[report.name] = typer.Typer(no_args_is_help=True, help=report.description)
         app.add_typer(section, name=report.name)
         section.command("show")(_shows(report))

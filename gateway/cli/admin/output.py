@@ -171,11 +171,14 @@ def cell(column: str, value: object) -> str:
 def numbers() -> frozenset[str]:
     """Columns of numbers: what resources answer as one, or as an amount, and what stands in other tables."""
     from gateway.admin.resources import RESOURCES  # noqa: PLC0415  # heavy, and only tables need it
+    from gateway.admin.resources.reports import UsageItem  # noqa: PLC0415  # as above
+    from gateway.admin.resources.values import Out  # noqa: PLC0415  # as above
 
+    answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
     return NUMBERS_ELSEWHERE | {
         name
-        for resource in RESOURCES.values()
-        for name, field in resource.out.model_fields.items()
+        for answer in answers
+        for name, field in answer.model_fields.items()
         if {int, Decimal} & {field.annotation, *get_args(field.annotation)}
     }
 

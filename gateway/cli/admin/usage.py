@@ -1,4 +1,4 @@
-"""`tollkeeper usage`: what tenants have used, what remains, and their latest movements."""
+"""`tollkeeper usage`: what was used and what it cost; without options the quotas and the latest movements."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from gateway.cli.admin.client import AdminClient, Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, rows
+from gateway.core.accounts.usage import GROUPS
 
 COLUMNS = (
     "tenant_id", "tenant", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked", "next_reset_at",
@@ -31,11 +32,22 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant: id or name.")] = None,
     limit: Annotated[int, typer.Option(help="Most tenants to show.", min=1, max=100_000)] = 100,
     recent: Annotated[int, typer.Option(help="Latest ledger rows to show.", min=0, max=1_000)] = 10,
+    by: Annotated[
+        str | None, typer.Option(help=f"Add up by some of {', '.join(GROUPS)}, with commas.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--from", help="From this day or time on, UTC.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Before this day or time, UTC.")] = None,
+    interval: Annotated[str | None, typer.Option(help="hour, day, month or none.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show used and remaining tokens per tenant, and the latest ledger rows."""
+    """Show what was used and what it cost; without --by and its like, quotas and the latest ledger rows."""
     with admin() as api:
         tenant_id = api.id_of("tenants", tenant) if tenant else None
+        if as_csv or any(each is not None for each in (by, since, until, interval)):
+            asked = {"group_by": by, "from_": _moment(since), "to": _moment(until), "interval": interval}
+            _added(api, {**asked, "tenant_id": tenant_id}, as_csv, as_json)
+            return
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
         names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
         for quota in quotas:
@@ -54,6 +66,22 @@ def usage(
         ]
         movements.sort(key=lambda row: str(row["created_at"]), reverse=True)
         rows(movements[:recent], RECENT, as_json=False, title="Latest movements")
+
+
+def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
+    """What calls add up to; a table has names where there are ids."""
+    if as_csv:
+        typer.echo(api.download("usage.csv", **asked), nl=False)
+        return
+    items = api.get("usage", **asked)["items"]
+    told = [name for name in (items[0] if items else ()) if name != "start" or asked["interval"]]
+    named = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
+    rows(items, named, as_json=as_json)
+
+
+def _moment(text: str | None) -> str | None:
+    """A day is its first moment."""
+    return f"{text}T00:00:00Z" if text is not None and len(text) == len("2026-01-31") else text
 
 
 def _latest(api: AdminClient, quotas: list[Json], recent: int) -> dict[int, list[Json]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 # The groups of a report, each with the column it stands for.
@@ -25,3 +28,18 @@ SUMS: Final = (
     "requests", "refused", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits",
     "units", "cost", "estimated", "unpriced",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """Calls from `since` to `until` (not included), whole hours, told apart by `groups` and `interval`.
+
+    `filters` are values by column.
+    """
+
+    since: datetime
+    until: datetime
+    interval: str
+    groups: tuple[str, ...]
+    filters: Mapping[str, object]
+    rows_max: int

@@ -1,0 +1,87 @@
+"""`/usage`: calls added up by time and by whatever they are told apart, as JSON and as CSV."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from aiohttp import web
+
+from gateway.admin.api.quotes import number_or_text
+from gateway.admin.http import body
+from gateway.admin.http.auth import identify
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.reports import UsageAsked, UsageItem
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery
+from gateway.core.spreadsheet import csv
+from gateway.errors import Unprocessable
+
+DAYS = 30
+ITEMS_MAX = 10_000
+_HOUR = timedelta(hours=1)
+_NUMBERS = {name for name in DIMENSIONS if name.endswith("_id")}
+
+
+def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Serve the report and its file."""
+
+    async def items(request: web.Request) -> list[Row]:
+        await identify(ports, request)
+        asked = _query(request)
+        found = await ports.store.used(asked)
+        if len(found) > ITEMS_MAX:
+            reason = f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
+            raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
+        return [_shown(item, asked.groups) for item in found]
+
+    async def show(request: web.Request) -> web.Response:
+        return web.json_response({"items": await items(request)})
+
+    async def file(request: web.Request) -> web.Response:
+        found = await items(request)
+        columns = tuple(found[0]) if found else ("start",)
+        return web.Response(
+            body=csv(columns, found, head=True),
+            headers={
+                "Content-Type": "text/csv; charset=utf-8",
+                "Content-Disposition": 'attachment; filename="usage.csv"',
+            },
+        )
+
+    app.router.add_get(f"{root}/usage", show)
+    app.router.add_get(f"{root}/usage.csv", file)
+
+
+def _query(request: web.Request) -> UsageQuery:
+    sent = request.query
+    twice = [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
+    if twice:
+        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
+    values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
+    for name in ("from", "to"):
+        if name in values:
+            values[name] = str(values[name]).replace(" ", "+")  # a plus sign that was not escaped
+    asked = body.check(UsageAsked, values)
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
+    until = asked.pop("until", None) or asked.pop("to", None) or now
+    since = asked.pop("since", None) or asked.pop("from", None)
+    assert isinstance(until, datetime)
+    if since is None:
+        since = until - timedelta(days=DAYS)
+    assert isinstance(since, datetime)
+    if since >= until:
+        raise Unprocessable("Some query parameters are wrong.", (("from", "must be before to"),))
+    groups = str(asked.pop("group_by", None) or "")
+    interval = str(asked.pop("interval", "none"))
+    filters = {name: value for name, value in asked.items() if value is not None}
+    return UsageQuery(
+        since, until, interval, tuple(groups.split(",")) if groups else (), filters, ITEMS_MAX + 1
+    )
+
+
+def _shown(row: Row, groups: tuple[str, ...]) -> Row:
+    """A row as an item, without the fields of groups nobody asked for."""
+    item = UsageItem.model_validate(row).model_dump(mode="json")
+    told = {name for group in groups for name in (group, GROUPS[group])}
+    apart = {name for group, column in GROUPS.items() for name in (group, column)}
+    return {name: value for name, value in item.items() if name in told or name not in apart}

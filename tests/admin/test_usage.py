@@ -1,0 +1,166 @@
+"""`GET /usage`: calls added up, compared with a sum of the journal's own rows made in Python."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.usage import GROUPS
+from persistence.ledger.writer import Writer
+from tests.admin.conftest import READONLY, Api
+from tests.persistence.scenario import batch_of, settle_in
+
+BEGAN = datetime(2026, 3, 30, 5, tzinfo=UTC)
+SPAN = "from=2026-03-30T05:00:00Z&to=2026-04-03T07:00:00Z"
+
+
+@pytest.fixture
+async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
+    """Two organizations' calls over four days, as rows of the journal."""
+    random.seed(7)
+    accounts = settle_in(admin_database, 10**9, 10**9)
+    for account in accounts:
+        account.reset()
+        account.at_ms = int(BEGAN.timestamp() * 1000)
+        for number in range(150):
+            priced = number % 5
+            facts = CallFacts(
+                model=f"m{number % 3}", status=200, counts=(7, 3, 2, 1, 5, 4, 0, 0, 0, 0), total=18, units=1,
+                estimated=number % 7 == 0, cost=random.randrange(10**9) if priced else None,
+                currency="USD" if priced else "",
+            )  # fmt: skip
+            project = f"\t{number % 2}\t" if number % 3 else ""
+            account.consume(18, user=f"u{number % 4}", attribution=project, metadata=write_facts(facts))
+            account.at_ms += random.randrange(70 * 60_000)
+    writer = Writer(admin_database)
+    await writer.write(batch_of(*accounts))
+    writer.close()
+    found: list[dict[str, Any]] = (await api.get("calls?limit=1000")).json["items"]
+    assert len(found) == 300
+    return found
+
+
+def expected(
+    calls: list[dict[str, Any]], start: Callable[[datetime], datetime], *columns: str
+) -> dict[tuple[Any, ...], Counter[str]]:
+    """The same sums by another way: one call after the other, money as decimals."""
+    sums: dict[tuple[Any, ...], Counter[str]] = {}
+    for call in calls:
+        at = datetime.fromisoformat(call["created_at"])
+        if not BEGAN <= at < datetime(2026, 4, 3, 7, tzinfo=UTC):
+            continue
+        key = (start(at), *(call[column] for column in columns))
+        into = sums.setdefault(key, Counter())
+        into["requests"] += 1
+        into["tokens"] += call["tokens"]
+        into["output"] += call["usage"]["output"]
+        into["cache_write"] += call["usage"]["cache_write"] + call["usage"]["cache_write_1h"]
+        into["estimated"] += call["estimated"]
+        into["cost"] += Decimal(call["cost"] or 0)  # type: ignore[assignment]  # exact, as it is told
+    return sums
+
+
+STARTS: dict[str, Callable[[datetime], datetime]] = {
+    "none": lambda at: BEGAN,
+    "hour": lambda at: at.replace(minute=0, second=0, microsecond=0),
+    "day": lambda at: at.replace(hour=0, minute=0, second=0, microsecond=0),
+    "month": lambda at: at.replace(day=1, hour=0, minute=0, second=0, microsecond=0),
+}
+
+
+@pytest.mark.parametrize("interval", STARTS)
+@pytest.mark.parametrize("groups", ["", "model", "user,project", ",".join(GROUPS)])
+async def test_every_grouping_adds_up_to_what_its_calls_do(
+    api: Api, calls: list[dict[str, Any]], interval: str, groups: str
+) -> None:
+    asked = f"usage?{SPAN}&interval={interval}" + (f"&group_by={groups}" if groups else "")
+    items = (await api.acting_as(READONLY).get(asked)).json["items"]
+    columns = [GROUPS[group] for group in groups.split(",")] if groups else []
+    found = {
+        (datetime.fromisoformat(item["start"]), *(item[column] for column in columns)): {
+            "cost" if name == "cost" else name: Decimal(item[name]) if name == "cost" else item[name]
+            for name in ("requests", "tokens", "output", "cache_write", "estimated", "cost")
+        }
+        for item in items
+    }
+    wanted = expected(calls, STARTS[interval], *columns)
+    assert len(items) == len(wanted)
+    assert found == {key: dict.fromkeys(found[key], 0) | sums for key, sums in wanted.items()}
+    assert {item["currency"] for item in items} == {"USD"}
+
+
+async def test_groups_have_names_and_others_are_left_out(api: Api, calls: list[dict[str, Any]]) -> None:
+    [item] = (await api.get(f"usage?{SPAN}&group_by=user&user_id={calls[0]['user_id']}")).json["items"]
+    assert item["user"].startswith("u")
+    assert "tenant_id" not in item
+    assert "model" not in item
+    items = (await api.get(f"usage?{SPAN}&group_by=organization,project")).json["items"]
+    assert {item["organization"] for item in items} == {"o"}
+    assert None in {item["project_id"] for item in items}
+
+
+async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[str, Any]]) -> None:
+    organization = calls[0]["organization_id"]
+    asked = f"{SPAN}&group_by=model&organization_id={organization}&model=m1"
+    [item] = (await api.get(f"usage?{asked}")).json["items"]
+    assert item["model"] == "m1"
+    assert item["requests"] == sum(
+        call["model"] == "m1"
+        and call["organization_id"] == organization
+        and call["created_at"] < "2026-04-03T07"
+        for call in calls
+    )
+    file = await api.get(f"usage.csv?{asked}")
+    [row] = csv.DictReader(io.StringIO(file.raw.decode()))
+    assert row == {name: str(value) for name, value in item.items()}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("group_by=colour", "group_by"),
+        ("group_by=model,model", "group_by"),
+        ("group_by=", "group_by"),
+        ("interval=week", "interval"),
+        ("from=2026-03-30T05:30:00Z", "from"),
+        ("from=yesterday", "from"),
+        ("from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
+        ("organization_id=x", "organization_id"),
+        ("tenant_id=0", "tenant_id"),
+        ("model=a&model=b", "model"),
+        ("colour=red", "colour"),
+    ],
+)
+async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) -> None:
+    for name in ("usage", "usage.csv"):
+        answer = await api.get(f"{name}?{query}")
+        assert answer.status == 422
+        assert [error["field"] for error in answer.json["errors"]] == [field]
+
+
+async def test_nothing_used_is_no_item_and_it_needs_a_token(api: Api) -> None:
+    assert (await api.get("usage")).json == {"items": []}
+    assert (await api.get("usage.csv")).raw.strip() == b"start"
+    assert (await api.acting_as(None).get("usage")).status == 401
+
+
+async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database: str) -> None:
+    [account] = settle_in(admin_database, 10**9)
+    account.reset()
+    for days in (0, 29, 31):
+        account.at_ms = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000)
+        account.consume(5)
+    writer = Writer(admin_database)
+    await writer.write(batch_of(account))
+    writer.close()
+    [item] = (await api.get("usage")).json["items"]
+    assert item["requests"] == 2
