@@ -16,10 +16,10 @@ from gateway.core.model import Caller, Service
 from gateway.counters.admission.directory import IDENTITY_S, Directory
 from gateway.counters.admission.stored import (
     encode_catalogue,
+    encode_head,
     encode_identity,
     encode_prices,
     encode_terms,
-    encode_version,
 )
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
@@ -369,8 +369,8 @@ async def test_a_price_is_in_the_organizations_currency_else_in_that_of_the_base
         price_row(id=2, input=Decimal(2), effective_from=began),
         price_row(id=3, input=Decimal(3), currency="EUR", effective_from=began),
     ]
-    desk.client.set(keys.PRICES, encode_prices(1, [read_price(row) for row in rows]))
-    desk.client.set(keys.PRICES_VERSION, encode_version(1))
+    raw = encode_prices(1, [read_price(row) for row in rows])
+    desk.client.mset({keys.PRICES: raw, keys.PRICES_HEAD: encode_head(1, raw)})
     await desk.directory.prices.refresh()
 
     def found(model: str, ago_s: float) -> int:
