@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Money, Out, Text
+from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Metadata, Money, Out, Text
 from gateway.core.accounts.plan_terms import TERMS, Term
 
 KINDS = ("consume", "recharge", "reset", "adjust")
@@ -76,7 +76,7 @@ class TokenLedgerRow(Out):
     request_id: UUID | None
     service_id: int | None
     user_id: int | None
-    metadata: dict[str, object] | None
+    metadata: Metadata | None
 
 
 RESOURCES = (

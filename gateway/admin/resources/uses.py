@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from pydantic import Field
 
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Id, Instant, Out
+from gateway.admin.resources.values import Id, Instant, Metadata, Out
 
 FILTERS = {
     "organization_id": Filter(),
@@ -31,7 +30,7 @@ class Use(Out):
     timestamp: Instant
     content_id: int | None
     project_id: int | None
-    metadata: dict[str, Any] | None
+    metadata: Metadata | None
     request_id: UUID | None
     seq: int
 

@@ -6,6 +6,7 @@ without a time zone is wrong, never repaired.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -26,6 +27,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
+from gateway.core.accounts.facts import read_facts, told_of
 from gateway.core.calls.paths import read_pattern
 from gateway.core.model import INTEGER_MAX
 from gateway.core.visible import hidden_in
@@ -178,6 +180,13 @@ def _word(characters: str, right: str) -> _Spelled:
     return _Spelled(pattern, f"1 to 64 of {right}, '.', '_' and '-', beginning with a letter or digit")
 
 
+def _told(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    facts = read_facts(json.dumps(value).encode())
+    return {"unreadable": True} if facts is None else json.loads(told_of(facts))
+
+
 Id = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Amount = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
 SignedAmount = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX), AfterValidator(_not_zero)]
@@ -186,6 +195,8 @@ PositiveAmount = Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_legible)]
 LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
+# A row's metadata. A keeper older than its gateways stored the facts of a call as they came.
+Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]
 # What callers call their users: any text that is not a control character, as in their own field.
 ExternalId = Annotated[
     str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_printable)
