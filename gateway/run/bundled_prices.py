@@ -21,7 +21,7 @@ from fractions import Fraction
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gateway.core.billing.cost import NANO_DIGITS
+from gateway.core.billing.cost import BASE_CURRENCY, NANO_DIGITS
 from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MODEL_CHARS_MAX, PREFIX
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Moment = tuple[datetime, "types.ModelPrice", Mapping[str, "types.ModelPrice"]]
 
-CURRENCY = "USD"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The library's keys of prices, by our kinds; of a tool by its name, a thousand uses each.
 KIND_OF = {
@@ -98,7 +97,7 @@ def _add(
         for since, prices in periods:
             bundle.rows.append(
                 {
-                    "provider": provider.id, "model": name, "match": match, "currency": CURRENCY,
+                    "provider": provider.id, "model": name, "match": match, "currency": BASE_CURRENCY,
                     "effective_from": since, "source": BUNDLED, **prices,
                 }
             )  # fmt: skip

@@ -213,7 +213,7 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
 
 
 async def prices(connection: AsyncConnection) -> PricesDefinition:
-    """Every price that is in force, or will be, of models known by their names."""
+    """Prices of models known by their names that are in force, were a day ago, or will be."""
     rows = (await connection.execute(in_force(datetime.now(UTC)))).mappings().all()
     return PricesDefinition(tuple(read_price(dict(row)) for row in rows))
 

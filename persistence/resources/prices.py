@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from json import dumps
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import PRICES_ACCOUNT
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.cost import BASE_CURRENCY, KINDS
 from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
@@ -22,10 +22,10 @@ from persistence.tables.billing import price
 from persistence.tables.operations import control_write
 from persistence.tables.people import organization
 
-# What an organization has that says nothing else: prices in it may be set before there is any.
-CURRENCY_USUAL = "USD"
 # Every gateway holds all of them; of the bundled list some 1,300.
 IN_FORCE_MAX = 20_000
+# A call has the price of its admission: one that another has taken the place of meanwhile is told as long.
+KEPT = timedelta(days=1)
 
 # Advisory lock class 7805: whoever adds prices, so that no two are for the same.
 _LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
@@ -48,9 +48,14 @@ def check_values(change: Change) -> None:
     errors = [*_empty(values), *_foreign(connection, values), *_overlaps(connection, values)]
     if errors:
         raise Unprocessable(errors=tuple(errors))
-    held = select(func.count()).select_from(in_force(change.now).subquery())
-    if connection.execute(held).scalar_one() >= IN_FORCE_MAX:
-        raise Conflict(f"{IN_FORCE_MAX} prices are in force or will be: there cannot be more.")
+    refuse_too_many(connection, change.now)
+
+
+def refuse_too_many(connection: Connection, now: datetime, most: int = IN_FORCE_MAX) -> None:
+    """Raise `Conflict` where gateways hold as many prices as they may."""
+    held = select(func.count()).select_from(in_force(now).subquery())
+    if connection.execute(held).scalar_one() >= most:
+        raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
 
 
 def define(change: Change, _: Row) -> None:
@@ -66,7 +71,7 @@ def _empty(values: Row) -> Iterator[tuple[str, str]]:
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
     currency = values["currency"]
     used = live(organization).where(organization.c.currency == currency).limit(1)
-    if currency != CURRENCY_USUAL and connection.execute(used).first() is None:
+    if currency != BASE_CURRENCY and connection.execute(used).first() is None:
         yield "currency", f"no organization's money is in {currency}"
 
 
@@ -85,8 +90,8 @@ def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
 
 
 def in_force(now: datetime) -> Select[Any]:
-    """Prices that are in force or will be, of models known by their names."""
-    each, columns = _superseded_later_than(now)
+    """Prices of models known by their names that are in force, were a day ago, or will be."""
+    each, columns = _superseded_later_than(now - KEPT)
     known = or_(each.source != BUNDLED, func.lower(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
     return columns.where(known)
 

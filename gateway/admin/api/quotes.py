@@ -14,7 +14,7 @@ from gateway.admin.http.auth import identify
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import KINDS, cost_nano, lines, money
+from gateway.core.billing.cost import BASE_CURRENCY, KINDS, cost_nano, lines, money
 from gateway.core.billing.price_book import choose, read_price
 from gateway.errors import NotFound, Unprocessable
 
@@ -30,7 +30,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
         asked = body.check(Asked, _read(request.query))
         at = asked.get("at")
         at = at if isinstance(at, datetime) else datetime.now(UTC)
-        rows = await ports.store.prices_of(str(asked["model"]), str(asked.get("currency", "USD")), at)
+        rows = await ports.store.prices_of(str(asked["model"]), str(asked.get("currency", BASE_CURRENCY)), at)
         return web.json_response(_quoted(asked, rows, at))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
@@ -60,7 +60,7 @@ def number_or_text(text: str) -> object:
 
 
 def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:
-    currency, tier = asked.get("currency", "USD"), asked.get("service_tier") or ""
+    currency, tier = asked.get("currency", BASE_CURRENCY), asked.get("service_tier") or ""
     prices = {price.vector.price_id: (price, row) for row in rows for price in (read_price(row),)}
     at_ms = int(at.timestamp() * 1000)
     found = choose(

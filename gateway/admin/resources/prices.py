@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 
 from gateway.admin.resources.resource import Filter, Question, Resource
 from gateway.admin.resources.values import Amount, Currency, Id, In, Instant, Money, Out, Text
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.cost import BASE_CURRENCY, KINDS
 from gateway.core.billing.price_book import MATCHES, SOURCES
 from gateway.core.billing.pricing import EXACT
 
@@ -170,7 +170,7 @@ class Asked(In):
     model: Text
     at: Instant | None = Field(default=None, description="By default now.")
     provider: Text | None = Field(default=None, description="Whose model; by default its maker's.")
-    currency: Currency = "USD"
+    currency: Currency = BASE_CURRENCY
     input: Amount = Field(default=0, description="Tokens read, but for cached ones.")
     output: Amount = Field(default=0, description="Tokens written.")
     cache_read: Amount = 0

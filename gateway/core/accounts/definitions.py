@@ -102,7 +102,7 @@ class CatalogueDefinition:
 
 @dataclass(frozen=True, slots=True)
 class PricesDefinition:
-    """Every price that is in force, or will be, of models known by their names."""
+    """Prices of models known by their names that are in force, were a day ago, or will be."""
 
     prices: tuple[Price, ...]
 

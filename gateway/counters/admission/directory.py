@@ -16,7 +16,7 @@ from contextlib import suppress
 from gateway.core.billing.cost import BASE_CURRENCY, Vector
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission.prices import Prices
+from gateway.counters.admission.prices import Prices, unheard
 from gateway.counters.admission.stored import decode_catalogue, decode_identity
 from gateway.counters.admission.terms import Terms
 from gateway.counters.leases.allowance import Allowances
@@ -49,7 +49,7 @@ class Directory:
         stale_s: float = 0.0,
         identities_max: int = IDENTITIES_MAX,
         unknown_max: int = UNKNOWN_MAX,
-        log: Callable[..., None] = lambda *_, **__: None,
+        log: Callable[..., None] = unheard,
     ) -> None:
         self.version = 0
         self.prices = Prices(wire, log)

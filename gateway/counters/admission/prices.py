@@ -12,23 +12,29 @@ from collections.abc import Callable
 from gateway.core.billing.cost import Vector
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.wait import in_task
-from gateway.counters.admission.stored import decode_prices
+from gateway.counters.admission.stored import StoredPrices, decode_prices
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Wire, encode
+from gateway.errors import CountersRefused
+
+
+def unheard(what: str, **facts: object) -> None:
+    """Where nobody listens."""
 
 
 class Prices:
     """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
 
-    __slots__ = ("_book", "_log", "_looked_at", "_wire", "version")
+    __slots__ = ("_book", "_log", "_looked_at", "_told", "_wire", "version")
 
     def __init__(self, wire: Wire, log: Callable[..., None]) -> None:
         self.version = 0
         self._book = PriceBook()
         self._wire = wire
         self._log = log
-        # The head of what was last read, or refused.
+        # The head of what was last read, whether it could be or not; and what was last told of.
         self._looked_at = b""
+        self._told = ""
 
     def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
         """The price in force of a model at a time (ms since the epoch), None where there is none."""
@@ -36,14 +42,20 @@ class Prices:
 
     async def refresh(self) -> None:
         """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
-        said = await in_task(self._wire.send(encode(b"GET", keys.PRICES_HEAD.encode())))
-        if not isinstance(said, bytes) or said == self._looked_at:
-            return
-        raw = await in_task(self._wire.send(encode(b"GET", keys.PRICES.encode())))
-        self._looked_at = said
         try:
-            stored = decode_prices(raw if isinstance(raw, bytes) else b"")
-        except ValueError as error:
-            self._log("prices cannot be read", error=str(error), in_force=self.version, level="error")
+            stored = await self._newer()
+        except (CountersRefused, ValueError) as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
             return
-        self._book, self.version = PriceBook(stored.prices), stored.version
+        if stored is not None:
+            self._book, self.version, self._told = PriceBook(stored.prices), stored.version, ""
+
+    async def _newer(self) -> StoredPrices | None:
+        head = await in_task(self._wire.send(encode(b"GET", keys.PRICES_HEAD.encode())))
+        if not isinstance(head, bytes) or head == self._looked_at:
+            return None
+        raw = await in_task(self._wire.send(encode(b"GET", keys.PRICES.encode())))
+        self._looked_at = head
+        return decode_prices(raw if isinstance(raw, bytes) else b"")

@@ -53,7 +53,7 @@ class _PricesHead(_Versioned):
 
 
 class StoredPrices(_PricesHead):
-    """All prices that are in force or will be."""
+    """All prices that are in force, were a day ago or will be."""
 
     prices: list[Price]
 

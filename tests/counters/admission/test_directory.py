@@ -208,7 +208,7 @@ async def test_the_catalogue_is_followed(desk: Desk) -> None:
     desk.client.config_resetstat()
 
     def looked() -> bool:
-        return desk.client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"] >= 4  # twice
+        return desk.client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"] >= 6  # twice
 
     await eventually(looked)
     assert desk.directory.service("chat") == CHAT

@@ -6,11 +6,13 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import create_engine, insert
 
+from gateway.errors import Conflict
 from persistence import engine as engines
 from persistence.keeper.definitions import of_account
-from persistence.resources.prices import PriceTable
+from persistence.resources.prices import PriceTable, refuse_too_many
 from persistence.tables.billing import price
 from tests.persistence.scenario import rows_of
 
@@ -44,10 +46,26 @@ async def told(url: str) -> list[tuple[str, str]]:
 
 async def test_gateways_are_told_what_is_in_force_or_will_be(migrated: str) -> None:
     await put_in(
-        migrated, row("then", NOW - 2 * DAY), row("then", NOW - DAY), row("Then", NOW + DAY),
+        migrated, row("then", NOW - 3 * DAY), row("then", NOW - 2 * DAY), row("Then", NOW + DAY),
         row("then", NOW + 2 * DAY), row("later", NOW + DAY),
     )  # fmt: skip
     assert await told(migrated) == [("later", "openai"), *[("then", "openai")] * 3]
+
+
+async def test_a_call_under_way_finds_the_price_it_was_admitted_at(migrated: str) -> None:
+    hours = [30, 25, 20, 0]
+    await put_in(migrated, *(row("m", NOW - timedelta(hours=each)) for each in hours))
+    assert await told(migrated) == [("m", "openai")] * 3
+
+
+async def test_gateways_hold_no_more_than_the_bound(migrated: str) -> None:
+    await put_in(migrated, row("m"), row("n"))
+    engine = create_engine(engines.dialect_url(migrated))
+    with engine.begin() as connection:
+        refuse_too_many(connection, NOW, 3)
+        with pytest.raises(Conflict, match="2 prices are in force"):
+            refuse_too_many(connection, NOW, 2)
+    engine.dispose()
 
 
 async def test_gateways_are_not_told_what_is_known_by_no_name(migrated: str) -> None:
