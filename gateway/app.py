@@ -161,6 +161,7 @@ def _ports(
         failures=failures,
         seconds=time.monotonic,
         access_log=settings.log_level == "debug",
+        refuse_unpriced=settings.unpriced_models == "refuse",
     )
 
 

@@ -17,11 +17,13 @@ from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Servi
 from gateway.errors import (
     InvalidRequest,
     ModelNotAllowed,
+    ModelNotPriced,
     Refusal,
     ServiceNotIncluded,
     UserRequired,
 )
 from gateway.http.charge import Charge
+from gateway.http.ports import Directory
 from gateway.http.routing.objects import read_objects
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
@@ -78,6 +80,8 @@ def claimed(
         call = _allowed(caller, found, exchange.routed)
         service = _service(exchange, caller)
         check_priced(service, call.model, call.models_beside)
+        if exchange.worker.ports.refuse_unpriced and call.model:
+            _check_known(exchange.worker.ports.directory, caller, call)
     except Refusal as refusal:
         return refusal
     return Charge(exchange, caller, service, call, held)
@@ -98,6 +102,12 @@ def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
             if model not in caller.models and not on_list(model, caller.models):
                 raise ModelNotAllowed(f"This API key may not use the model {model}.")
     return found
+
+
+def _check_known(directory: Directory, caller: Caller, call: Call) -> None:
+    for model in (call.model, *call.models_beside):
+        if directory.price(caller, model, 0.0) is None:
+            raise ModelNotPriced(f"The model {model} has no price here.")
 
 
 def _service(exchange: Exchange, caller: Caller) -> Service:

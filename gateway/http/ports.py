@@ -84,7 +84,8 @@ class Ports:
 
     `usage` answers `GET /.tollkeeper/usage` for a caller and its user (empty for none) with a
     JSON body. `seconds` is a monotonic clock. `access_log` turns on one line a request.
-    `tracer` is there where requests are traced (`TracedPlane`).
+    `tracer` is there where requests are traced (`TracedPlane`). With `refuse_unpriced` a model without a
+    price is not called.
     """
 
     directory: Directory
@@ -97,4 +98,5 @@ class Ports:
     failures: Failures
     seconds: Callable[[], float]
     access_log: bool = False
+    refuse_unpriced: bool = False
     tracer: Tracer | None = None

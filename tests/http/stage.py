@@ -353,6 +353,7 @@ async def staged(
     *,
     tracer: Tracer | None = None,
     services: ServiceRules = ServiceRules(shared="up"),  # noqa: B008  # frozen
+    refuses_unpriced: bool = False,
     **limits: float,
 ) -> AsyncIterator[Stage]:
     """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`."""
@@ -366,7 +367,7 @@ async def staged(
     limits.setdefault("tick_s", 0.01)
     plane_of = DataPlane if tracer is None else TracedPlane
     stage.plane = plane_of(
-        replace(stage.ports(), tracer=tracer),
+        replace(stage.ports(), tracer=tracer, refuse_unpriced=refuses_unpriced),
         routes,
         [target],
         HttpLimits(**{"quiet_s": 0.0} | limits),  # type: ignore[arg-type] # counts are integers

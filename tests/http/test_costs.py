@@ -9,7 +9,7 @@ import pytest
 from gateway.core.accounts.facts import CallFacts, read_facts
 from gateway.core.billing.cost import Vector
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
-from tests.http.fakes import answer, post
+from tests.http.fakes import answer, get, post
 from tests.http.stage import Stage, staged
 
 ASKED = "claude-opus-5"
@@ -82,3 +82,16 @@ def test_series_of_costs_have_a_most(more: int) -> None:
     assert len(tally.costs) == COSTS_MAX + 1
     assert tally.costs["chat", OTHER_MODELS, "USD"] == more
     assert sum(tally.costs.values()) == COSTS_MAX + more
+
+
+async def test_a_model_without_a_price_is_refused_where_the_settings_say_so() -> None:
+    async with staged(refuses_unpriced=True) as stage:
+        got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+        assert (got.status, got.one(b"x-tollkeeper-reason")) == (403, b"model_not_priced")
+        assert not stage.upstream.received
+        stage.directory.prices[ASKED] = OPUS
+        await facts_of(stage)
+        beside = json.loads(MESSAGE) | {"fallback_models": ["claude-other"]}
+        got = await stage.ask(post(json.dumps(beside).encode(), b"/v1/messages"))
+        assert got.status == 403
+        assert (await stage.ask(get(b"/v1/models"))).status == 200

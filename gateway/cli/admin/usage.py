@@ -9,7 +9,7 @@ import typer
 from gateway.cli.admin.client import AdminClient, Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, rows
-from gateway.core.accounts.usage import GROUPS
+from gateway.core.accounts.usage import GROUPS, SUMS
 
 COLUMNS = (
     "tenant_id", "tenant", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked", "next_reset_at",
@@ -24,6 +24,8 @@ RECENT = (
     "total_remaining",
     "request_id",
 )
+# What a table shows of what is added up; JSON and CSV have all of it.
+ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
 LEDGERS_READ_MAX = 20
 
 
@@ -74,9 +76,9 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
     items = api.get("usage", **asked)["items"]
-    told = [name for name in (items[0] if items else ()) if name != "start" or asked["interval"]]
-    named = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
-    rows(items, named, as_json=as_json)
+    told = [name for name in (items[0] if items else ()) if name not in SUMS and name not in ADDED]
+    groups = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
+    rows(items, [*(name for name in groups if name != "start" or asked["interval"]), *ADDED], as_json=as_json)
 
 
 def _moment(text: str | None) -> str | None:
