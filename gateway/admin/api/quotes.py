@@ -11,6 +11,7 @@ from multidict import MultiMapping
 
 from gateway.admin.http import body
 from gateway.admin.http.auth import identify
+from gateway.admin.http.listing import number_or_text, read_once, with_plus
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.prices import QUOTE, Asked, Quote
 from gateway.core.accounts.administration import Row
@@ -19,7 +20,6 @@ from gateway.core.billing.price_book import choose, read_price
 from gateway.errors import NotFound, Unprocessable
 
 TOOL = "tools."
-WHOLE_CHARS_MAX = 16
 
 
 def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
@@ -39,24 +39,16 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
 def _read(sent: MultiMapping[str]) -> body.Body:
     """A query string as the body it stands for."""
     asked: dict[str, Any] = {}
-    twice = [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
-    if twice:
-        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
-    for name, text in sent.items():
+    for name, text in read_once(sent).items():
         if name.startswith(TOOL):
             asked.setdefault("tools", {})[name.removeprefix(TOOL)] = number_or_text(text)
         elif name == "tools":
             raise Unprocessable("Some query parameters are wrong.", (("tools", "must name one: tools.NAME"),))
         elif name == "at":
-            asked[name] = text.replace(" ", "+")  # a plus sign that was not escaped
+            asked[name] = with_plus(text)
         else:
             asked[name] = number_or_text(text) if name in KINDS else text
     return asked
-
-
-def number_or_text(text: str) -> object:
-    """A whole number; what is none is told by its field."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
 
 
 def _quoted(asked: Mapping[str, Any], rows: Any, at: datetime) -> Row:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 
-from gateway.admin.api.quotes import number_or_text
 from gateway.admin.http import body
 from gateway.admin.http.auth import identify
+from gateway.admin.http.listing import number_or_text, read_once, with_plus
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import UsageAsked, UsageItem
 from gateway.core.accounts.administration import Row
@@ -53,21 +53,14 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def _query(request: web.Request) -> UsageQuery:
-    sent = request.query
-    twice = [(name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1]
-    if twice:
-        raise Unprocessable("Some query parameters are wrong.", tuple(twice))
+    sent = read_once(request.query)
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    for name in ("from", "to"):
-        if name in values:
-            values[name] = str(values[name]).replace(" ", "+")  # a plus sign that was not escaped
+    values |= {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
     asked = body.check(UsageAsked, values)
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
-    until = asked.pop("until", None) or asked.pop("to", None) or now
-    since = asked.pop("since", None) or asked.pop("from", None)
+    until = asked.pop("until", None) or now
     assert isinstance(until, datetime)
-    if since is None:
-        since = until - timedelta(days=DAYS)
+    since = asked.pop("since", None) or until - timedelta(days=DAYS)
     assert isinstance(since, datetime)
     if since >= until:
         raise Unprocessable("Some query parameters are wrong.", (("from", "must be before to"),))

@@ -27,6 +27,7 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
 CURSOR_CHARS_MAX = 400
 FILTER_CHARS_MAX = 200
+WHOLE_CHARS_MAX = 16
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -71,6 +72,24 @@ def read_numbers(numbers: Mapping[str, Whole], sent: MultiMapping[str]) -> dict[
     return found
 
 
+def read_once(sent: MultiMapping[str]) -> dict[str, str]:
+    """A query string whose values a model checks; `Unprocessable` where a name is given twice."""
+    twice = tuple((name, "given twice") for name in dict.fromkeys(sent) if len(sent.getall(name)) > 1)
+    if twice:
+        raise Unprocessable("Some query parameters are wrong.", twice)
+    return dict(sent)
+
+
+def with_plus(text: str) -> str:
+    """A time as it was meant: a plus sign that was not escaped arrives as a space."""
+    return text.replace(" ", "+")
+
+
+def number_or_text(text: str) -> object:
+    """A whole number; what is none stays as it is, for its field to refuse."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
+
+
 def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:
     """Name a list, so that a cursor of another one is not taken for its own."""
     return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]
@@ -110,8 +129,7 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
             raise ValueError("must be asc or desc")
         return text
     if name in {"from", "to"}:
-        # A plus sign that was not escaped arrives as a space.
-        return read_instant(text.replace(" ", "+") if len(text) < 40 else text)
+        return read_instant(with_plus(text) if len(text) < 40 else text)
     if name not in filters:
         raise ValueError("unknown parameter")
     return _read_filter(filters[name], text)

@@ -21,13 +21,14 @@ from gateway.admin.resources.values import (
     PositiveAmount,
     Text,
 )
+from gateway.core.billing.cost import BASE_CURRENCY
 
 
 class OrganizationCreate(In):
     """A new organization."""
 
     name: Text
-    currency: Currency = Field(default="USD", description="ISO 4217; what its money is in.")
+    currency: Currency = Field(default=BASE_CURRENCY, description="ISO 4217; what its money is in.")
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
     spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
     limits: LimitsIn | None = None

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from gateway.admin.resources.resource import Filter, Question, Resource
-from gateway.admin.resources.values import Amount, Currency, Id, In, Instant, Money, Out, Text
+from gateway.admin.resources.values import Amount, Currency, Exactly, Id, In, Instant, Money, Out, Text
 from gateway.core.billing.cost import BASE_CURRENCY, KINDS
 from gateway.core.billing.price_book import MATCHES, SOURCES
-from gateway.core.billing.pricing import EXACT
 
 TOOLS_MAX = 100
 CONTEXT_TIERS_MAX = 20
@@ -23,10 +22,6 @@ _PRICE = {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?$", "example
 
 def _exact(value: Decimal) -> str:
     return f"{value:f}"
-
-
-def _shortest(value: Decimal) -> str:
-    return f"{EXACT.normalize(value):f}"
 
 
 def _rate(value: object) -> object:
@@ -52,8 +47,6 @@ Rate = Annotated[
     PlainSerializer(_exact, when_used="json"),
     WithJsonSchema(_PRICE),
 ]
-# Computed, and written as short as it is exact.
-Exactly = Annotated[Decimal, PlainSerializer(_shortest, when_used="json"), WithJsonSchema({"type": "string"})]
 Rates = Annotated[dict[Text, Rate], PlainSerializer(_by_name)]
 
 

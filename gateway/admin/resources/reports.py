@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from gateway.admin.resources.prices import Exactly
 from gateway.admin.resources.resource import Action, Document, Report, Whole
-from gateway.admin.resources.values import Amount, Currency, Flag, Id, In, Instant, Out, Text
+from gateway.admin.resources.values import Amount, Currency, Exactly, Flag, Id, In, Instant, Out, Text
 from gateway.core.accounts.usage import GROUPS
 
 

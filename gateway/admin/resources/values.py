@@ -28,6 +28,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.facts import read_facts, told_of
+from gateway.core.billing.pricing import EXACT, MICRO
 from gateway.core.calls.paths import read_pattern
 from gateway.core.model import INTEGER_MAX
 from gateway.core.visible import hidden_in
@@ -38,7 +39,6 @@ EXTERNAL_ID_CHARS_MAX = 128
 MODELS_MAX = 100
 FRACTION_DIGITS_MAX = 6
 YEAR_MIN, YEAR_MAX = 1970, 2999
-MICRO = 1_000_000  # the counters keep money in millionths
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -81,6 +81,10 @@ def show_decimal(number: Decimal) -> str:
     whole, _, part = text.partition(".")
     part = part.rstrip("0").ljust(2, "0")
     return f"{whole}.{part}"
+
+
+def _show_shortest(number: Decimal) -> str:
+    return f"{EXACT.normalize(number):f}"
 
 
 def _instant(value: object) -> object:
@@ -220,6 +224,10 @@ Paid = Annotated[
     Decimal,
     PlainSerializer("{:f}".format, when_used="json"),
     WithJsonSchema({"type": "string", "description": "In the decimals of its currency."}),
+]
+# Computed, and written as short as it is exact.
+Exactly = Annotated[
+    Decimal, PlainSerializer(_show_shortest, when_used="json"), WithJsonSchema({"type": "string"})
 ]
 Cap = Annotated[Money, AfterValidator(_countable)]
 Fraction = Annotated[

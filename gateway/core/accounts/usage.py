@@ -17,7 +17,6 @@ GROUPS: Final = {
     "service": "service_id",
     "model": "model",
 }
-INTERVALS: Final = ("hour", "day", "month", "none")
 # What a call has none of, where a null cannot be told from another: nobody's is 0, no project is -1.
 NO_PROJECT: Final = -1
 DIMENSIONS: Final = (
