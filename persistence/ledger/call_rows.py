@@ -9,14 +9,22 @@ from struct import Struct
 
 import msgspec
 
-from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts, facts_in
+from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, UNKNOWN_BYTES_MAX, CallFacts, facts_in
 from gateway.core.accounts.ledger import Event
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
-from persistence.ledger.rows import EPOCH_MS, NULL, reference, uuid_field
+from persistence.ledger.rows import (
+    EPOCH_MS,
+    NULL,
+    attributed,
+    bytes_field,
+    json_field,
+    number_field,
+    reference,
+    uuid_field,
+)
 
-UNKNOWN_BYTES_MAX = 4096
 NANO_MAX = 2**63 - 1
 
 CALL_COLUMNS = (
@@ -29,13 +37,12 @@ FIELDS = CALL_COLUMNS.count(",") + 1
 
 _FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
 _BIGINT = Struct(">iq").pack
-_LENGTH = Struct(">i").pack
 
 
 def call_row(event: Event, user_id: int | None) -> bytes:
     """The `call` row of a use."""
     facts = facts_of(event)
-    content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
+    content, project, version = attributed(event)
     tokens, credits_, units = amounts_of(event, facts)
     counted: list[int] = []
     for count in counts_of(facts):
@@ -51,8 +58,8 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             uuid_field(event.source),
             reference(event.service_id),
             reference(user_id),
-            _BIGINT(8, int(content)) if content else NULL,
-            _BIGINT(8, int(project)) if project else NULL,
+            number_field(content),
+            number_field(project),
             _text(version),
             _text(facts.session),
             _text(facts.route),
@@ -65,7 +72,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             reference(facts.price_id),
             NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
             _text(facts.upstream_request_id),
-            NULL if facts.unknown == NONE else _bytes(_cut(bytes(facts.unknown))),
+            NULL if facts.unknown == NONE else bytes_field(_cut(bytes(facts.unknown))),
             _text(facts.reason),
         )
     )  # fmt: skip
@@ -119,7 +126,7 @@ def _cost(nano: int) -> int:
 
 
 def _text(value: str) -> bytes:
-    return _bytes(stored_text(value).encode()) if value else NULL
+    return bytes_field(stored_text(value).encode()) if value else NULL
 
 
 def _cut(raw: bytes) -> bytes:
@@ -127,12 +134,9 @@ def _cut(raw: bytes) -> bytes:
     return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
 
 
-def _bytes(raw: bytes) -> bytes:
-    return _LENGTH(len(raw)) + raw
-
-
 def _tools(counts: dict[str, int]) -> bytes:
-    raw = msgspec.json.encode(
-        {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
+    return json_field(
+        msgspec.json.encode(
+            {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
+        )
     )
-    return _LENGTH(len(raw) + 1) + b"\1" + raw

@@ -94,9 +94,9 @@ class Copies:
             values = correction(event)
             before = connection.execute(statements.CALL_SUMS, values).fetchone()
             if before is not None:
-                connection.execute(statements.CORRECT_CALL, values)
-                after = connection.execute(statements.CALL_SUMS, values).fetchone()
-                usage_rollup.moved(before, after or (), hours)
+                after = connection.execute(statements.CORRECT_CALL, values).fetchone()
+                assert after is not None, "its row is held"
+                usage_rollup.moved(before, after, hours)
         if hours:
             connection.execute(statements.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
 

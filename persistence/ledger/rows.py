@@ -36,13 +36,13 @@ POSTING_COLUMNS = (
 Origin = tuple[int, str]
 
 NULL = b"\xff\xff\xff\xff"
-KINDS = {
+_TYPE_WORDS = {
     EventKind.CONSUME: b"consume",
     EventKind.RESET: b"reset",
     EventKind.RECHARGE: b"recharge",
     EventKind.ADJUST: b"adjust",
 }
-_TYPES = {kind: len(word).to_bytes(4) + word for kind, word in KINDS.items()}
+_TYPES = {kind: len(word).to_bytes(4) + word for kind, word in _TYPE_WORDS.items()}
 # Plain integers: arithmetic on flags builds an object a row.
 _INWARD, _UNLIMITED, _CONSUMED = int(EventFlag.IN), int(EventFlag.UNLIMITED), int(EventKind.CONSUME)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -92,7 +92,7 @@ def token_row(event: Event, user_id: int | None) -> bytes:
             reference(event.service_id),
             reference(event.key_id),
             reference(user_id),
-            _json(event.metadata),
+            json_field(event.metadata),
         )
     )
 
@@ -136,10 +136,10 @@ def posting_row(event: Event, origin: Origin | None) -> bytes:
             _FOUR(10, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.credit_seq),
             _BIGINT(8, signed),
             _BIGINT(8, event.balance),
-            _text(kind),
+            bytes_field(kind.encode()),
             reference(credit_addition_id),
             uuid_field(event.source),
-            _json(event.metadata),
+            json_field(event.metadata),
         )
     )
 
@@ -168,18 +168,24 @@ def request_of(event: Event) -> str:
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 
-def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
+def attributed(event: Event) -> tuple[str, str, str]:
+    """What a use was for: content id, project id and feature version, each empty where none was named."""
     content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
+    return content, project, version
+
+
+def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
+    content, project, version = attributed(event)
     return (
         uuid_field(request_of(event)),
         reference(event.service_id),
         reference(event.tenant_id),
         reference(event.key_id),
         reference(user_id),
-        _number(content),
-        _number(project),
-        _text(version) if version else NULL,
-        _json(event.metadata),
+        number_field(content),
+        number_field(project),
+        bytes_field(version.encode()) if version else NULL,
+        json_field(event.metadata),
     )
 
 
@@ -212,14 +218,16 @@ def reference(value: int | None) -> bytes:
     return _BIGINT(8, value) if value else NULL
 
 
-def _number(digits: str) -> bytes:
+def number_field(digits: str) -> bytes:
+    """A number's field, null where there are no digits; ValueError where they are none."""
     return _BIGINT(8, int(digits)) if digits else NULL
 
 
-def _text(value: str) -> bytes:
-    raw = value.encode()
+def bytes_field(raw: bytes) -> bytes:
+    """A field of these bytes, as a text has them."""
     return _LENGTH(len(raw)) + raw
 
 
-def _json(metadata: bytes) -> bytes:
-    return _LENGTH(len(metadata) + 1) + b"\1" + metadata if metadata else NULL
+def json_field(document: bytes) -> bytes:
+    """A JSON document's field, null where there is none."""
+    return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL

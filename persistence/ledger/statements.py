@@ -7,8 +7,9 @@ by id, so that two writers cannot wait for each other in a circle.
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.core.accounts.usage import DIMENSIONS, SUMS
+from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
 from gateway.core.billing.cost import KINDS
+from persistence.ledger.call_rows import NANO_MAX
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
@@ -216,24 +217,25 @@ UNION ALL
 SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
  WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""
 
+# A call as its roll-up has it.
+_CALL_SUMS = f"""
+       organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
+       api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
+       coalesce(model, ''), coalesce(currency, ''),
+       1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
+       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer"""
+# Its row is held.
+CALL_SUMS = f"SELECT {_CALL_SUMS} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
 # What was charged by what was seen of it, once it is known what it used: credits and units are differences.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tokens = %(tokens)s, credits = credits + %(credits)s, units = units + %(units)s, status = %(status)s,
        duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
- WHERE request_id = %(request_id)s"""  # noqa: S608  # our own words
-# A call as its roll-up has it; its row is held.
-CALL_SUMS = """
-SELECT organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
-       api_key_id, coalesce(user_id, 0), coalesce(project_id, -1), coalesce(service_id, 0),
-       coalesce(model, ''), coalesce(currency, ''),
-       1, 0, input, cache_read, cache_write + cache_write_1h, output, reasoning, tokens, credits, units,
-       coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer
-  FROM call WHERE request_id = %(request_id)s FOR UPDATE"""
+ WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
 _SUM = "u.{0} + excluded.{0}"
 # One cost may be as large as the column's largest number.
-_COST = f"least(u.cost::numeric + excluded.cost, {2**63 - 1})::bigint"
+_COST = f"least(u.cost::numeric + excluded.cost, {NANO_MAX})::bigint"
 ROLL_UP_CALLS = f"""
 INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
 SELECT span, {", ".join("to_timestamp(start / 1000)" if each == "start" else each for each in DIMENSIONS)},

@@ -6,14 +6,25 @@ puts it in as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
-from gateway.core.accounts.facts import CallFacts
+from gateway.core.accounts.facts import (
+    CACHE_READ,
+    CACHE_WRITE,
+    CACHE_WRITE_1H,
+    INPUT,
+    OUTPUT,
+    REASONING,
+    CallFacts,
+)
 from gateway.core.accounts.ledger import Event
 from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
 from persistence.ledger.call_rows import NANO_MAX, amounts_of, counts_of, stored_text
+from persistence.ledger.rollup import DAY_MS
+from persistence.ledger.rows import attributed
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+HOUR_MS = 3_600_000
 
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
 Bucket = tuple[int, int, int, int, int, int, int, str, str]
@@ -22,7 +33,7 @@ Rollup = dict[Bucket, list[int]]
 
 def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None) -> None:
     """Put a call into the roll-up of its hour."""
-    project = event.attribution.split("\t")[1] if event.attribution else ""
+    _, project, _ = attributed(event)
     tokens, credits_, units = amounts_of(event, facts)
     cost, counts = facts.cost, counts_of(facts)
     bucket = (
@@ -31,7 +42,8 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
         stored_text(facts.model), stored_text(facts.currency),
     )  # fmt: skip
     more = (
-        1, 0, counts[0], counts[1], counts[2] + counts[3], counts[4], counts[5], tokens, credits_, units,
+        1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
+        counts[OUTPUT], counts[REASONING], tokens, credits_, units,
         min(cost or 0, NANO_MAX), facts.estimated, cost is None and tokens > 0,
     )  # fmt: skip
     sums = hours.get(bucket)
@@ -59,11 +71,10 @@ def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
     ]
 
 
-def moved(before: Iterable[object], after: Iterable[object], hours: Rollup) -> None:
+def moved(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
     """Take a call out of its hour as its row was, and put it in as it is; both as `statements.CALL_SUMS`."""
     for row, sign in ((before, -1), (after, 1)):
-        values = list(row)
-        bucket = tuple(values[: len(DIMENSIONS)])
-        sums = hours.setdefault(bucket, [0] * len(SUMS))  # type: ignore[arg-type]  # as the statement selects
-        for at, count in enumerate(values[len(DIMENSIONS) :]):
-            sums[at] += sign * int(count)  # type: ignore[call-overload]  # a number, as it selects
+        bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) :]
+        sums = hours.setdefault(bucket, [0] * len(SUMS))
+        for at, count in enumerate(counts):
+            sums[at] += sign * int(count)

@@ -22,6 +22,7 @@ NONE = msgspec.Raw(b"null")
 # An entry says the length of its metadata in two bytes, and a correction says a little more.
 FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
+UNKNOWN_BYTES_MAX = 4096
 
 
 class CallFacts(msgspec.Struct, array_like=True):

@@ -8,7 +8,6 @@ from gateway.core.model import Usage
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 16
 TOOL_USES_MAX = 1_000_000  # each may have a price
-UNKNOWN_BYTES_MAX = 4096
 
 
 class Detail:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec.structs import fields
 
-from gateway.core.metering.detail import UNKNOWN_BYTES_MAX
+from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
 from gateway.core.metering.loose import integer
 from gateway.core.metering.meter import Meter
 
