@@ -1,4 +1,4 @@
-"""What happened: append-only ledgers by month, and the roll-up made from them.
+"""What happened: append-only ledgers and the journal of calls, by month, and the roll-ups made from them.
 
 A ledger row is named by its account and `seq`, stamped by the counters with the balance that
 follows. Foreign keys are left out on purpose: a check per row would halve the flush, and the
