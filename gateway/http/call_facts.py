@@ -29,7 +29,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         first_token = took  # all of it came at once
     detail = _NO_DETAIL if meter is None else meter.detail
     counts = detail.counts(usage)
-    price = _price(ports.directory, caller, call.model, detail.model, took) if usage.total else None
+    price = _price(ports.directory, caller, call.model, detail.model, took) if call.model else None
     theirs = exchange.routed.attribution.metadata
     return CallFacts(
         model=call.model,

@@ -95,3 +95,16 @@ async def test_a_model_without_a_price_is_refused_where_the_settings_say_so() ->
         got = await stage.ask(post(json.dumps(beside).encode(), b"/v1/messages"))
         assert got.status == 403
         assert (await stage.ask(get(b"/v1/models"))).status == 200
+
+
+async def test_a_call_without_a_token_costs_what_a_call_does() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS._replace(request=5)
+        nothing = {"input_tokens": 0, "output_tokens": 0}
+        stage.upstream.scripts.append(
+            [answer(json.dumps({"type": "message", "model": ASKED, "usage": nothing}).encode())]
+        )
+        assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert (facts.total, facts.cost) == (0, 5)
