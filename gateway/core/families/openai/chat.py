@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.families.openai.shapes import USAGE, Choice, Delta, read_event, read_whole
+from gateway.core.families.openai.shapes import USAGE, Choice, Delta, note_parts, read_event, read_whole
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 
@@ -95,15 +95,9 @@ def _report(meter: Meter, raw: bytes) -> bool:
         if prompt is None:
             return False
     prompt, completion = prompt or 0, completion or 0
-    cached, reasoning = usage.prompt_cache_hit_tokens or 0, 0
-    read, written, detail = usage.prompt_tokens_details, usage.completion_tokens_details, meter.detail
-    if read is not None:
-        cached = read.cached_tokens or cached
-        detail.cache_write = read.cache_write_tokens or 0
-        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
-    if written is not None:
-        reasoning = written.reasoning_tokens or 0
-        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
+    read, written = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached, reasoning = note_parts(meter.detail, read, written)
+    cached = cached or usage.prompt_cache_hit_tokens or 0
     meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
     return True
 

@@ -13,32 +13,18 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
+from gateway.core.families.openai.shapes import InputDetails, OutputDetails, note_parts
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reported import Report, Reports
-
-
-class _InputDetails(Report):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    audio_tokens: int | None = None
-    image_tokens: int | None = None
-    text_tokens: int | None = None
-
-
-class _OutputDetails(Report):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
-    image_tokens: int | None = None
-    text_tokens: int | None = None
 
 
 class _Usage(Report):
     input_tokens: int | None = None
     output_tokens: int | None = None
     total_tokens: int | None = None
-    input_tokens_details: _InputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
+    input_tokens_details: InputDetails | None = None
+    output_tokens_details: OutputDetails | None = None
 
 
 class _Item(msgspec.Struct):
@@ -128,14 +114,7 @@ def _report(meter: Meter, raw: bytes) -> bool:
     if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
         return False
     used, output = usage.input_tokens or 0, usage.output_tokens or 0
-    cached = reasoning = 0
-    read, written, detail = usage.input_tokens_details, usage.output_tokens_details, meter.detail
-    if read is not None:
-        cached, detail.cache_write = read.cached_tokens or 0, read.cache_write_tokens or 0
-        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
-    if written is not None:
-        reasoning = written.reasoning_tokens or 0
-        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
+    cached, reasoning = note_parts(meter.detail, usage.input_tokens_details, usage.output_tokens_details)
     meter.report(used, output, cached, reasoning, used + output, final=True)
     return True
 

@@ -1,4 +1,4 @@
-"""What is read of OpenAI's chat completions, completions and embeddings: use, and what counts as text."""
+"""What is read of OpenAI's answers: what their use is made of; of chats, all that counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.reported import Report, Reports
 
 
-class PromptDetails(Report):
+class InputDetails(Report):
     """What the tokens read are made of."""
 
     cached_tokens: int | None = None
@@ -19,13 +20,18 @@ class PromptDetails(Report):
     text_tokens: int | None = None
 
 
-class CompletionDetails(Report):
+class OutputDetails(Report):
     """What the tokens produced are made of."""
 
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
     text_tokens: int | None = None
+
+
+class CompletionDetails(OutputDetails):
+    """The same of a completion, with what became of a prediction."""
+
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
 
@@ -36,13 +42,25 @@ class Usage(Report):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
+    prompt_tokens_details: InputDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     prompt_cache_miss_tokens: int | None = None
 
 
 USAGE = Reports(Usage)
+
+
+def note_parts(detail: Detail, read: InputDetails | None, written: OutputDetails | None) -> tuple[int, int]:
+    """Note what tokens are made of, as far as a report says; those cached, and those of reasoning."""
+    cached = reasoning = 0
+    if read is not None:
+        cached, detail.cache_write = read.cached_tokens or 0, read.cache_write_tokens or 0
+        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
+    if written is not None:
+        reasoning = written.reasoning_tokens or 0
+        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
+    return cached, reasoning
 
 
 class Whole(msgspec.Struct):
