@@ -115,8 +115,11 @@ def gateway(plan: Plan) -> None:
     """Have every request of this process stepped."""
     from gateway.http.server import server
 
-    told = vars(server)["proxy"]
-    vars(server)["proxy"] = lambda exchange, worker: Stepped(told(exchange, worker), plan)
+    def stepped(handled: Callable[..., Any]) -> Callable[..., Stepped]:
+        return lambda *given: Stepped(handled(*given), plan)
+
+    for name in ("proxy", "given_up"):
+        vars(server)[name] = stepped(vars(server)[name])
 
 
 def keeper(plan: Plan) -> None:
