@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from gateway.admin.resources.resource import Action, Document, Report, Whole
 from gateway.admin.resources.values import Amount, Currency, Exactly, Flag, Id, In, Instant, Out, Text
@@ -83,8 +83,6 @@ Hour = Annotated[Instant, AfterValidator(_whole_hour)]
 
 class UsageAsked(In):
     """Which calls are added up, and by what they are told apart."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True, validate_by_name=True, validate_by_alias=True)
 
     since: Hour | None = Field(default=None, alias="from", description="By default 30 days ago.")
     until: Hour | None = Field(default=None, alias="to", description="Not included; by default now.")
