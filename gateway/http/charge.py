@@ -46,7 +46,6 @@ class Charge:
     __slots__ = (
         "_caller",
         "_exchange",
-        "_facts",
         "_observed",
         "_raises",
         "_rate",
@@ -62,7 +61,6 @@ class Charge:
     )
 
     decision: Decision
-    _facts: CallFacts
     _rate: TokenRate | None
 
     def __init__(
@@ -136,7 +134,8 @@ class Charge:
         if abandoned and self.charges and _may_have_worked(usage, status):
             usage = Usage()
         used = usage.units > 0 or usage.total > 0
-        settlement = self._settlement(usage, status) if used else self._release()
+        facts = self._facts(usage, status) if used else None
+        settlement = self._release() if facts is None else self._settlement(usage, facts)
         self.over()
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
@@ -149,8 +148,8 @@ class Charge:
         if settled is _UNVERIFIED:
             ports.tally.settlements_failed += 1
             return not used
-        if used:
-            self._count(usage, settlement.credits, complete)
+        if facts is not None:
+            self._count(usage, facts, settlement.credits, complete)
         return True
 
     def over(self) -> None:
@@ -214,28 +213,30 @@ class Charge:
     def _release(self) -> Settlement:
         return Settlement(self._caller, self._exchange.request_id, self._user, self._service, False)
 
-    def _settlement(self, usage: Usage, status: int) -> Settlement:
-        exchange, service = self._exchange, self._service
-        routed = exchange.routed
-        if routed.units > 1 and not usage.reported:
-            usage.units = routed.units
-        self._facts = facts_of(
+    def _facts(self, usage: Usage, status: int) -> CallFacts:
+        exchange = self._exchange
+        if exchange.routed.units > 1 and not usage.reported:
+            usage.units = exchange.routed.units
+        return facts_of(
             exchange, self._caller, self.call, self.meter, usage, status, self.first_token, self.upstream_id
         )
+
+    def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
+        service = self._service
         return Settlement(
             self._caller,
-            exchange.request_id,
+            self._exchange.request_id,
             self._user,
             service,
             True,
             usage.total if service.counts_tokens else 0,
             credits_of(service, self.call.model, usage, self.call.models_beside),
             usage.units,
-            routed.attribution_text,
-            write_facts(self._facts),
+            self._exchange.routed.attribution_text,
+            write_facts(facts),
         )
 
-    def _count(self, usage: Usage, credits_charged: int, complete: bool) -> None:
+    def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
         ports, service = self._worker.ports, self._service
         tally = ports.tally
@@ -250,7 +251,6 @@ class Charge:
             tally.credits[service.key] = tally.credits.get(service.key, 0) + credits_charged
         if usage.estimated:
             tally.settlements_estimated += 1
-        facts = self._facts
         if facts.cost is not None:
             tally.cost(service.key, self.call.model, facts.currency, facts.cost)
         elif usage.total:
