@@ -53,6 +53,19 @@
     }
   });
 
+  // A list that is asked again takes nobody's place: who stood on a link stands on it again.
+  let stood = null;
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const on = document.activeElement;
+    if (event.detail.target.contains(on)) stood = on.getAttribute("href");
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    if (stood !== null && document.activeElement === document.body) {
+      document.querySelector(`main a[href="${CSS.escape(stood)}"]`)?.focus({ preventScroll: true });
+    }
+    stood = null;
+  });
+
   const VIEWS = {
     requests: [["requests/s", 1, "--s0"], ["refused/s", 2, "--bad"]],
     tokens: [["tokens/s", 3, "--s1"]],
