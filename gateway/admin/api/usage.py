@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
+from multidict import MultiMapping
 
 from gateway.admin.http import body
 from gateway.admin.http.auth import identify
@@ -18,27 +20,31 @@ from gateway.errors import Unprocessable
 
 DAYS = 30
 ITEMS_MAX = 10_000
+Identified = Callable[[AdminPorts, web.Request], Awaitable[object]]
+
 _HOUR = timedelta(hours=1)
 _NUMBERS = {name for name in DIMENSIONS if name.endswith("_id")}
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the report and its file."""
-
-    async def items(request: web.Request) -> list[Row]:
-        await identify(ports, request)
-        asked = _query(request)
-        found = await ports.store.used(asked)
-        if len(found) > ITEMS_MAX:
-            reason = f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
-            raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
-        return [_shown(item, asked.groups) for item in found]
+    """Serve the report and its files."""
 
     async def show(request: web.Request) -> web.Response:
-        return web.json_response({"items": await items(request)})
+        await identify(ports, request)
+        return web.json_response({"items": await items(ports, read(request.query))})
+
+    app.router.add_get(f"{root}/usage", show)
+    mount_files(app, ports, root)
+
+
+def mount_files(
+    app: web.Application, ports: AdminPorts, root: str, identified: Identified = identify
+) -> None:
+    """Serve the report's files; `identified` refuses who may not read."""
 
     async def file(request: web.Request) -> web.Response:
-        found = await items(request)
+        await identified(ports, request)
+        found = await items(ports, read(request.query))
         columns = tuple(found[0]) if found else ("start",)
         return web.Response(
             body=csv(columns, found, head=True),
@@ -48,12 +54,21 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
             },
         )
 
-    app.router.add_get(f"{root}/usage", show)
     app.router.add_get(f"{root}/usage.csv", file)
 
 
-def _query(request: web.Request) -> UsageQuery:
-    sent = read_once(request.query)
+async def items(ports: AdminPorts, asked: UsageQuery) -> list[Row]:
+    """What was used, an item a group and time; `Unprocessable` where there are too many."""
+    found = await ports.store.used(asked)
+    if len(found) > ITEMS_MAX:
+        reason = f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
+        raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
+    return [_shown(item, asked.groups) for item in found]
+
+
+def read(query: MultiMapping[str]) -> UsageQuery:
+    """What a query string asks; `Unprocessable` names what is wrong with it."""
+    sent = read_once(query)
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     values |= {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
     asked = body.check(UsageAsked, values)
