@@ -112,6 +112,7 @@ class Attribution:
     project_id: int | None = None
     feature_version: str = ""
     metadata: bytes = b""
+    session: str = ""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
     detail = _NO_DETAIL if meter is None else meter.detail
     counts = detail.counts(usage)
     price = _price(ports.directory, caller, call.model, detail.model, took) if call.model else None
-    theirs = exchange.routed.attribution.metadata
+    said = exchange.routed.attribution
     return CallFacts(
         model=call.model,
         response_model=detail.model,
@@ -48,8 +48,9 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         currency="" if price is None else price.currency,
         price_id=0 if price is None else price.price_id,
         route=exchange.routed.label,
+        session=said.session,
         upstream_request_id=upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
-        metadata=msgspec.Raw(theirs) if theirs else NONE,
+        metadata=msgspec.Raw(said.metadata) if said.metadata else NONE,
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gateway.core.calls.trace import FIELD as TRACE_FIELD
 from gateway.core.families.registry import ALL
 from gateway.http.protocol.remembered import Remembered
 
@@ -18,12 +19,14 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade http2-settings".split()
 )
 OURS_PREFIX = b"x-tollkeeper-"
+# By which clients name the session a call is of, and which their upstreams get too.
+SESSION_FIELDS = tuple(one.names_session for one in ALL if one.names_session)
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64
 
-_READ_AND_PASSED = frozenset({b"content-type", b"content-encoding", b"accept-encoding"}) | {
-    one.spoken_by for one in ALL if one.spoken_by
-}
+_READ_AND_PASSED = frozenset(
+    {b"content-type", b"content-encoding", b"accept-encoding", TRACE_FIELD, *SESSION_FIELDS}
+) | {one.spoken_by for one in ALL if one.spoken_by}
 _READ = CREDENTIAL_FIELDS | frozenset(
     b"connection transfer-encoding upgrade host content-length expect".split()
 )

@@ -1,4 +1,7 @@
-"""What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded."""
+"""What a request says of itself in `x-tollkeeper-*` fields: checked, and never forwarded.
+
+Its session it may also say in a field of another's: that passes, and what cannot be one is no session.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import json
 import re
 
 from gateway.core.calls.route import Route
+from gateway.core.calls.trace import FIELD as TRACE_FIELD
+from gateway.core.calls.trace import read_parent
 from gateway.core.model import INTEGER_MAX, Attribution
 from gateway.errors import InvalidRequest
-from gateway.http.protocol.fields import OURS_PREFIX
+from gateway.http.protocol.fields import OURS_PREFIX, SESSION_FIELDS
 from gateway.http.protocol.request import RequestHead
 
 USER_CHARACTERS_MAX = 128
 FEATURE_VERSION_CHARACTERS_MAX = 64
+SESSION_CHARACTERS_MAX = 128
 METADATA_BYTES_MAX = 2048
 METADATA_DEPTH_MAX = 32
 UNITS_MAX = 1_000_000
@@ -25,15 +31,17 @@ _TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 def read_attribution(head: RequestHead) -> tuple[Attribution, str]:
     """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
     if not any(name.startswith(OURS_PREFIX) for name in head.read):
-        return _NOTHING, ""
+        session = _their_session(head)
+        return Attribution(session=session) if session else _NOTHING, ""
     user = _text(head, "user", USER_CHARACTERS_MAX)
     content_id = _integer(head, "content-id")
     project_id = _integer(head, "project-id")
     feature_version = _text(head, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
     metadata = _metadata(head)
+    session = _text(head, "session", SESSION_CHARACTERS_MAX) or _their_session(head)
     said = (content_id, project_id, feature_version or None)
     columns = "" if said == (None, None, None) else "\t".join("" if one is None else str(one) for one in said)
-    return Attribution(user, content_id, project_id, feature_version, metadata), columns
+    return Attribution(user, content_id, project_id, feature_version, metadata, session), columns
 
 
 def read_units(head: RequestHead, route: Route) -> int:
@@ -68,6 +76,17 @@ def _text(head: RequestHead, suffix: str, characters_max: int) -> str:
     if len(text) > characters_max or _TEXT.fullmatch(text) is None:
         raise InvalidRequest(f"{name} must be text of at most {characters_max} characters.", param=name)
     return text
+
+
+def _their_session(head: RequestHead) -> str:
+    """The session by a client's own field, else by the trace it belongs to; empty where neither says one."""
+    values = [value for name in SESSION_FIELDS for value in head.all(name)]
+    if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
+        text = values[0].decode("utf-8", "replace")
+        if text.isprintable() and text.isascii() and text:
+            return text
+    parent = read_parent(head.all(TRACE_FIELD))
+    return "" if parent is None else parent.trace_id.hex()
 
 
 def _integer(head: RequestHead, suffix: str) -> int | None:

@@ -51,6 +51,7 @@ FAMILY = ApiFamily(
     limits_prefix=b"anthropic-ratelimit-",
     queries={b"api-version": None, b"beta": None},
     names_requests=True,
+    names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
     ceilings={
         "claude-3": 8_192, "claude-3-7": 128_000, "claude-opus-4": 128_000, "claude-sonnet-4": 128_000,

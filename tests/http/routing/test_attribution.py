@@ -1,0 +1,64 @@
+"""What a call says of itself in its fields: ours are read and end here, another's are read and pass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.core.accounts.facts import read_facts
+from tests.http.fakes import post
+from tests.http.stage import staged
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\n".encode()
+CLAUDE = b"X-Claude-Code-Session-Id: 9b2e-7\r\n"
+OURS = b"x-tollkeeper-session: run 7\r\n"
+
+
+def call(fields: bytes) -> bytes:
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": []}).encode()
+    return post(body, b"/v1/chat/completions", b"content-type: application/json\r\n" + fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "session"),
+    [
+        (b"", ""),
+        (PARENT, TRACE),
+        (CLAUDE, "9b2e-7"),
+        (PARENT + CLAUDE, "9b2e-7"),
+        (PARENT + CLAUDE + OURS, "run 7"),
+        (OURS + b"x-tollkeeper-user: ann\r\n", "run 7"),
+        (CLAUDE + b"x-tollkeeper-user: ann\r\n", "9b2e-7"),
+        (b"x-tollkeeper-session: \r\n" + CLAUDE, "9b2e-7"),
+        # What cannot be one is no session: another's field never refuses a call.
+        (PARENT + b"x-claude-code-session-id: " + b"s" * 129 + b"\r\n", TRACE),
+        (PARENT + b"x-claude-code-session-id: \xff\r\n", TRACE),
+        (PARENT + CLAUDE + CLAUDE, TRACE),
+        (PARENT + PARENT, ""),
+        (b"traceparent: 00-" + b"0" * 32 + b"-b7ad6b7169203331-01\r\n", ""),
+        (b"traceparent: nonsense\r\n", ""),
+    ],
+)
+async def test_a_call_says_which_session_it_is_of(fields: bytes, session: str) -> None:
+    async with staged() as stage:
+        assert (await stage.ask(call(fields))).status == 200
+        await stage.settled(1)
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert facts.session == session
+        [sent] = stage.upstream.received
+        head = {name.lower() for name, _ in sent.headers}
+        assert not [name for name in head if name.startswith(b"x-tollkeeper-")]
+        assert (b"x-claude-code-session-id" in head) == (b"claude" in fields.lower())
+        assert (b"traceparent" in head) == (b"traceparent" in fields)
+
+
+@pytest.mark.parametrize("value", [b"s" * 129, b"\xff", b"a\tb"])
+async def test_a_session_of_ours_is_clean_text_within_its_bound(value: bytes) -> None:
+    async with staged() as stage:
+        answer = await stage.ask(call(b"x-tollkeeper-session: " + value + b"\r\n"))
+        assert (answer.status, answer.reason) == (400, "invalid_request")
+        assert b"x-tollkeeper-session" in answer.body
+        assert not stage.upstream.received
