@@ -7,7 +7,8 @@
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
 --         5 recover: was acknowledged before, by a Redis that may have forgotten it,
 --         6 correct: no hold needed, amounts are what was used less what a reclaim charged),
---         tokens, credits, units, service, tenant, organization, key,
+--         tokens, credits, units, over (by how much credits are more than the call costs, in nano-credits: it is carried to the
+--         organization's next call), service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer

@@ -23,7 +23,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.ledger import ENTRY, HEAD, LENGTH_1, LENGTH_2, VERSION, Event, decode
+from gateway.core.accounts.ledger import CARRIED, ENTRY, HEAD, LENGTH_1, LENGTH_2, VERSION, Event, decode
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.pricing import Pricing, TokenPrice, TokenRate
 from gateway.core.model import (
@@ -67,7 +67,14 @@ def encode(event: Event) -> bytes:
     numbers = [getattr(event, one.name) for one in ENTRY.fields if not one.is_text and one.name != "version"]
     texts = [event.source.encode(), event.user.encode(), event.attribution.encode(), event.metadata]
     packed = HEAD.pack(VERSION, *numbers) + LENGTH_1.pack(len(texts[0])) + texts[0]
-    return packed + b"".join(LENGTH_2.pack(len(text)) + text for text in texts[1:]) + event.priced
+    return packed + b"".join(LENGTH_2.pack(len(text)) + text for text in texts[1:]) + _behind(event)
+
+
+def _behind(event: Event) -> bytes:
+    """What ends an entry."""
+    if event.priced or not (event.ahead or event.carried):
+        return event.priced
+    return CARRIED.pack(event.ahead, event.carried)
 
 
 BLANK = HEAD.pack(1, *[0] * 22) + bytes(5)

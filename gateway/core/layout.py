@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 # The number of today, and the first one. Before there were any, a state began with its flags and a marker
 # with text: none of these bytes is as high as the first number.
-LAYOUT = 129
+LAYOUT = 130
 FIRST = 129
 
 
@@ -71,7 +71,10 @@ class Layout:
     __slots__ = ("fields", "name", "pack", "shared", "size", "struct")
 
     def __init__(self, name: str, described: str | tuple[Field, ...], shared: int = 0) -> None:
-        """Described in groups between commas: `number`, or a kind, then names, some with `=default`."""
+        """Described in groups between commas: `number`, or a kind, then names, some with `=default`.
+
+        One that came with a number says so behind its default: `=default@number`.
+        """
         self.name, self.shared = name, shared
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
         self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
@@ -130,5 +133,6 @@ def _read(described: str) -> Iterator[Field]:
         if kind == "number":
             yield NUMBER
         for one in names:
-            name, _, default = one.partition("=")
-            yield Field(name, KINDS[kind], int(default) if default else None)
+            name, _, said = one.partition("=")
+            default, _, since = said.partition("@")
+            yield Field(name, KINDS[kind], int(default) if default else None, int(since or 0))

@@ -223,6 +223,7 @@ class HoldRequest:
 class Settlement:
     """What a call really used, replacing its hold. A release carries zeros.
 
+    `credits` are whole ones, `over` is by how much they are more than what the call costs, in nano-credits.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
     JSON object or empty; both travel unread to the rows.
     """
@@ -237,6 +238,7 @@ class Settlement:
     units: int = 0
     attribution: str = ""
     metadata: bytes = b""
+    over: int = 0
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from gateway.core.calls.call import Call
 from gateway.core.calls.claim import credits_claimed, output_bound
 from gateway.core.calls.estimate import NOTHING
 from gateway.core.calls.reading import limit_output
-from gateway.core.calls.tariff import CONSUMPTION, covered, credits_of, is_by_token, rate_of
+from gateway.core.calls.tariff import CONSUMPTION, charge_of, covered, is_by_token, rate_of
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
@@ -223,6 +223,7 @@ class Charge:
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
         service = self._service
+        credits_, over = charge_of(service, self.call.model, usage, self.call.models_beside)
         return Settlement(
             self._caller,
             self._exchange.request_id,
@@ -230,10 +231,11 @@ class Charge:
             service,
             True,
             usage.total if service.counts_tokens else 0,
-            credits_of(service, self.call.model, usage, self.call.models_beside),
+            credits_,
             usage.units,
             self._exchange.routed.attribution_text,
             write_facts(facts),
+            over,
         )
 
     def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:

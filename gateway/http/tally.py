@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from gateway.core.billing.cost import NANO
+from gateway.core.billing.pricing import NANO
 
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
 SECONDS = (

@@ -1,5 +1,16 @@
 -- charge: the accounts a settled call moves, and its outbox entry. Needs state, event, spend, settlement.
 
+local NANO = 1000000000
+
+-- of credits that are `over` what a call costs, in nano-credits, those that are left to charge: whole ones paid ahead go back.
+-- A charge is never below nothing: what it has no room for waits for the next one
+local function carry(organization, credits, over)
+  local ahead = organization.ahead + over
+  local back = ahead < NANO and 0 or min(credits, floor(ahead / NANO))
+  organization.ahead = ahead - back * NANO
+  return credits - back
+end
+
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
 local no_facts = {}
 local function charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates)
@@ -21,7 +32,12 @@ local function charge(settlement, argv, source, tenant, organization, activation
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,
     amount = 0, key = key_id, service = service_id, source = source, user = argv[2], attribution = argv[3], metadata = argv[4],
   }
-  if (pays and not one_time and not (corrects and credits == 0)) or activates then move_credits(organization, now, -credits, facts) end
+  if activates then move_credits(organization, now, -credits, facts, 0)
+  elseif pays and not one_time and not (corrects and credits == 0 and settlement.over == 0) then
+    local before = organization.ahead
+    credits = carry(organization, credits, settlement.over)
+    move_credits(organization, now, -credits, facts, organization.ahead - before)
+  end
   if uses and not (corrects and units == 0) then
     facts.spend, facts.priced = spend_pay(organization, activation, argv[5], units, now)
     facts.flags, facts.spend_seq, facts.units, facts.spent = facts.flags + ENTRY_USAGE, organization.spend_seq, units, organization.spent

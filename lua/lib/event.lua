@@ -26,7 +26,7 @@ end
 
 -- `organization_id` is what a tenant knows too
 -- facts: kind, flags, note, at, epoch, key, service, amount, credit_seq, credits, balance, spend_seq, units,
--- spend, spent, source, user, attribution, metadata, priced (how the units were, packed)
+-- spend, spent, source, user, attribution, metadata, priced (how the units were, packed), carried (of credits, packed)
 local function event(tenant, organization_id, facts)
   local source, user, attribution, metadata = facts.source or '', facts.user or '', facts.attribution or '', facts.metadata or ''
   local flags, note, key_id, service_id, amount = facts.flags, facts.note or 0, facts.key or 0, facts.service or 0, facts.amount or 0
@@ -42,7 +42,7 @@ local function event(tenant, organization_id, facts)
     credit_seq = facts.credit_seq or 0, credits = facts.credits or 0, balance = facts.balance or 0,
     spend_seq = facts.spend_seq or 0, units = facts.units or 0, spend = facts.spend or 0, spent = facts.spent or 0,
     source = source, user = user, attribution = attribution, metadata = metadata,
-  } .. (facts.priced or '')
+  } .. (facts.priced or facts.carried or '')
 end
 
 -- the next seq, and a time that never runs backwards
@@ -59,10 +59,11 @@ local function movement(tenant, now, epoch, kind, amount, facts)
   return event(tenant, tenant.organization_id, facts)
 end
 
--- stamps a movement of credits, and adds it to the facts
-local function move_credits(organization, now, amount, facts)
+-- stamps a movement of credits, and adds it to the facts; `carried` is how it moved what is paid ahead
+local function move_credits(organization, now, amount, facts, carried)
   organization.balance, organization.credit_seq = organization.balance + amount, organization.credit_seq + 1
   organization.credit_at = max(now, organization.credit_at)
   facts.flags = facts.flags + ENTRY_CREDITS
   facts.credit_seq, facts.credits, facts.balance = organization.credit_seq, abs(amount), organization.balance
+  if organization.ahead ~= 0 or carried ~= 0 then facts.carried = CARRIED.pack{ahead = organization.ahead, carried = carried} end
 end

@@ -2,7 +2,7 @@
 
 local function credit(organization, now, epoch, amount, facts)
   facts.kind, facts.flags, facts.epoch = EVENT_CREDIT, amount >= 0 and ENTRY_IN or 0, epoch
-  move_credits(organization, now, amount, facts)
+  move_credits(organization, now, amount, facts, 0)
   facts.at = organization.credit_at
   return event(nil, organization.organization_id, facts)
 end

@@ -38,8 +38,8 @@ from persistence.resources.prices import in_force
 MICRO = Decimal(1_000_000)
 
 _ORGANIZATIONS = """
-SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_epoch, credit_last_seq,
-       spend_epoch, spend_last_seq, spent, spend_month,
+SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_ahead, credit_epoch,
+       credit_last_seq, spend_epoch, spend_last_seq, spent, spend_month,
        (SELECT jsonb_agg(jsonb_build_array(n.service_id, n.negotiated_credits, b.meter, n.pricing)
                          ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
@@ -123,6 +123,7 @@ async def organizations(
                 terms=_organization_terms(row),
             ),
             balance=row["credit_balance"],
+            ahead=row["credit_ahead"],
             credit_seq=row["credit_last_seq"],
             spend_seq=row["spend_last_seq"],
             spent=row["spent"],

@@ -16,19 +16,20 @@ SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON
  WHERE q.next_reset_at <= now() AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
 _CHARGED = text("""
 SELECT request, sum(tokens)::bigint AS tokens, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
-       bool_or(reclaimed) AS reclaimed
+       bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over
   FROM (
     SELECT request_id::text AS request, CASE direction WHEN 'OUT' THEN amount ELSE -amount END AS tokens,
-           0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed FROM token_ledger
+           0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed, 0 AS carried
+      FROM token_ledger
      WHERE request_id = ANY(cast(:ids AS uuid[])) AND transaction_type IN ('consume', 'adjust')
     UNION ALL
-    SELECT request_id::text, 0, credits_used, 0, metadata->'reclaimed' IS NOT NULL FROM credit_transaction
+    SELECT request_id::text, 0, credits_used, 0, metadata->'reclaimed' IS NOT NULL, carried
+      FROM credit_transaction WHERE request_id = ANY(cast(:ids AS uuid[]))
+    UNION ALL
+    SELECT request_id::text, 0, 0, usage_amount, metadata->'reclaimed' IS NOT NULL, 0 FROM feature_usage
      WHERE request_id = ANY(cast(:ids AS uuid[]))
     UNION ALL
-    SELECT request_id::text, 0, 0, usage_amount, metadata->'reclaimed' IS NOT NULL FROM feature_usage
-     WHERE request_id = ANY(cast(:ids AS uuid[]))
-    UNION ALL
-    SELECT k.request, 0, -a.credits_added, 0, NULL
+    SELECT k.request, 0, -a.credits_added, 0, NULL, 0
       FROM unnest(cast(:ids AS text[]), cast(:refunds AS uuid[])) AS k (request, refund)
       JOIN credit_addition AS a ON a.control_write_id = k.refund
   ) AS rows GROUP BY request""")
@@ -61,7 +62,8 @@ class Sweeps:
         async with self._engine.connect() as connection:
             rows = await connection.execute(_CHARGED, values)
             return {
-                row.request: Charged(row.tokens, row.credits, row.units, bool(row.reclaimed)) for row in rows
+                row.request: Charged(row.tokens, row.credits, row.units, bool(row.reclaimed), row.over)
+                for row in rows
             }
 
     async def refund(self, late: LateSettlement, amount: int) -> None:

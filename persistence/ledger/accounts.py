@@ -113,7 +113,7 @@ def month_of(seconds: float) -> int:
 def move(connection: Connection[Any], moves: Moves) -> None:
     """Bring accounts and roll-ups to where the fresh entries leave them."""
     quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
-    paid = [(id_, e.balance, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
+    paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
     spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
     activated = sorted((e.organization_id, e.service_id, e.source, e.at_ms) for e in moves.activations)
     for statement, rows in (

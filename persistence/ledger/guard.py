@@ -185,10 +185,10 @@ def storable(event: Event) -> bool:
     """Whether every number fits its column; one that does not comes from no script of ours."""
     ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
     places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
-    amounts = (event.amount, event.used, event.credits)
+    amounts = (event.amount, event.used, event.credits, event.ahead)
     # Only what makes good a reclaim gives units back.
     gives_back = event.kind == EventKind.ADJUST
-    balances = (event.remaining, event.balance, event.spend, event.spent, event.units)
+    balances = (event.remaining, event.balance, event.carried, event.spend, event.spent, event.units)
     times = (event.at_ms, event.next_reset_ms)
     return (
         all(0 <= number <= INTEGER_MAX for number in (*ids, *places, *amounts))

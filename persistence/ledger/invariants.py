@@ -16,6 +16,7 @@ INVARIANTS = (
     "quota",
     "blocked",
     "credits",
+    "carried",
     "request_once",
     "rollup",
     "allocations",

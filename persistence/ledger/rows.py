@@ -25,7 +25,7 @@ USE_COLUMNS = (
     'organization_id, "timestamp", epoch, seq, {amounts}, request_id, feature_id, tenant_id, api_key_id,'
     " user_id, content_id, project_id, feature_version, metadata"
 )
-TRANSACTION_COLUMNS = USE_COLUMNS.format(amounts="credits_used, balance_after")
+TRANSACTION_COLUMNS = USE_COLUMNS.format(amounts="credits_used, balance_after, carried")
 USAGE_COLUMNS = USE_COLUMNS.format(amounts="usage_amount, spend, spent_after")
 POSTING_COLUMNS = (
     "organization_id, created_at, epoch, seq, amount, balance_after, kind, credit_addition_id,"
@@ -103,9 +103,10 @@ def credit_row(event: Event, user_id: int | None) -> bytes:
     return b"".join(
         (
             _SIX(
-                15, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.credit_seq, 8, event.credits,
+                16, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.credit_seq, 8, event.credits,
                 8, event.balance,
             ),
+            _BIGINT(8, event.carried),
             *_use(event, user_id),
         )
     )  # fmt: skip

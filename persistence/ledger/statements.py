@@ -142,8 +142,10 @@ SELECT * FROM unnest(%s::bigint[], %s::boolean[], %s::boolean[])
 ON CONFLICT (tenant_id) DO UPDATE SET
     is_blocked = excluded.is_blocked, manual_block = excluded.manual_block, updated_at = now()"""
 MOVE_CREDITS = """
-UPDATE organization AS o SET credit_balance = n.balance, credit_epoch = n.epoch, credit_last_seq = n.seq
-  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, balance, epoch, seq)
+UPDATE organization AS o SET credit_balance = n.balance, credit_ahead = n.ahead, credit_epoch = n.epoch,
+       credit_last_seq = n.seq
+  FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS n (id, balance, ahead, epoch, seq)
  WHERE o.id = n.id"""
 MOVE_SPENDS = """
 UPDATE organization AS o SET spent = n.spent, spend_epoch = n.epoch, spend_last_seq = n.seq,

@@ -6,7 +6,8 @@ from itertools import chain
 
 from sqlalchemy import ColumnElement, Numeric, and_, cast, func, literal, select, text
 
-from gateway.core.billing.cost import KINDS, NANO
+from gateway.core.billing.cost import KINDS
+from gateway.core.billing.pricing import NANO
 from persistence.subject import Condition, Subject
 from persistence.tables.ledgers import call, credit_transaction, feature_usage, token_ledger
 from persistence.tables.people import tenant
@@ -40,7 +41,17 @@ TOKEN_LEDGER = Subject(
         "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
     },
 )
-CREDIT_TRANSACTIONS = Subject(credit_transaction, time="timestamp", order=("organization_id", "seq"))
+CREDIT_TRANSACTIONS = Subject(
+    credit_transaction,
+    source=select(
+        credit_transaction,
+        (credit_transaction.c.credits_used - cast(credit_transaction.c.carried, Numeric) / NANO).label(
+            "credits_exact"
+        ),
+    ),
+    time="timestamp",
+    order=("organization_id", "seq"),
+)
 FEATURE_USAGE = Subject(feature_usage, time="timestamp", order=("organization_id", "seq"))
 
 _USAGE = func.jsonb_build_object(

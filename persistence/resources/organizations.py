@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import Numeric, cast, select
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.pricing import NANO
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live, named
 from persistence.tables.billing import invoice, organization_subscription
@@ -18,7 +19,12 @@ def define(change: Change, row: Row) -> None:
 
 SUBJECT = Subject(
     organization,
-    source=live(organization, organization, organization.c.id.label("organization_id")),
+    source=live(
+        organization,
+        *(column for column in organization.c if column.name != "credit_ahead"),
+        (cast(organization.c.credit_ahead, Numeric) / NANO).label("credit_ahead"),
+        organization.c.id.label("organization_id"),
+    ),
     conditions={"search": named(organization)},
     verbs=crud.VERBS,
     partitioned=True,

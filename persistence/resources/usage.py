@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Label, Numeric, and_, case, ca
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery
-from gateway.core.billing.cost import NANO
+from gateway.core.billing.pricing import NANO
 from persistence.tables.billing import service
 from persistence.tables.ledgers import usage_rollup
 from persistence.tables.people import api_key, app_user, organization, tenant

@@ -66,7 +66,8 @@ credit_posting = _ledger(
     uuids("control_write_id?"),
 )
 
-credit_transaction = _uses("credit_transaction", integers("credits_used", "balance_after"))
+# `carried` is what its credits are more than it cost, in nano-credits; below 0 where they are less.
+credit_transaction = _uses("credit_transaction", integers("credits_used", "carried", "balance_after"))
 
 feature_usage = _uses(
     "feature_usage",

@@ -35,7 +35,7 @@ organization = table(
     documents("limits"),
     Column("tax_rate", Numeric(7, 6), nullable=False),
     # The credit and spend accounts as of the last flushed event; a rebuild of Redis starts here.
-    integers("credit_epoch", "credit_last_seq", "spend_epoch", "spend_last_seq", "spent"),
+    integers("credit_epoch", "credit_last_seq", "credit_ahead", "spend_epoch", "spend_last_seq", "spent"),
     days("spend_month?"),
     # Movements of the credit account up to here are in credit_allocation.
     integers("allocated_seq"),

@@ -12,6 +12,7 @@ from gateway.admin.resources.values import (
     Amount,
     Cap,
     Currency,
+    Exactly,
     ExternalId,
     Fraction,
     Id,
@@ -39,6 +40,7 @@ Organization = answer_of(
     OrganizationCreate,
     "Who is billed: the owner of credits, of a spend cap and of tenants.",
     credit_balance=(int, Field(description="Credits as the counters hold them now.")),
+    credit_ahead=(Exactly, Field(description="Part of a credit that is paid and not used yet.")),
     spend_cap=Money | None,
 )
 

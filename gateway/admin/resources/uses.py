@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import Field
 
 from gateway.admin.resources.resource import Filter, Resource
-from gateway.admin.resources.values import Id, Instant, Metadata, Out
+from gateway.admin.resources.values import Exactly, Id, Instant, Metadata, Out
 
 FILTERS = {
     "organization_id": Filter(),
@@ -39,6 +39,9 @@ class CreditTransaction(Use):
     """One use paid with an organization's credits."""
 
     credits_used: int
+    credits_exact: Exactly = Field(
+        description="What it cost; whole ones are charged, and the difference carried to the next use."
+    )
     feature_version: str | None
     balance_after: int
 

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from gateway.core.accounts.holds import Charged, Ending, LateSettlement, Verb
 from gateway.core.accounts.losses import Movement
+from gateway.core.billing.pricing import NANO, whole_credits
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
 from gateway.core.model import Settlement
 from gateway.errors import CountersUnavailable
 
@@ -88,17 +90,22 @@ def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     """
     if charged is None:
         used = late.settlement
-        return Ending(late, Verb.POST, Charged(used.tokens, used.credits, used.units)), 0
+        return Ending(late, Verb.POST, Charged(used.tokens, used.credits, used.units, over=used.over)), 0
     more = difference(late.settlement, charged) if late.charged or charged.reclaimed else Charged()
-    move = Charged(more.tokens, max(0, more.credits), more.units)
+    move = Charged(more.tokens, max(0, more.credits), more.units, over=more.over)
     return Ending(late, Verb.DROP if move == Charged() else Verb.CORRECT, move), max(0, -more.credits)
 
 
 def difference(used: Settlement, charged: Charged) -> Charged:
     """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
     service = used.service
+    credits_, over = 0, 0
+    if service.meter == CONSUMPTION and not service.one_time:
+        more = (used.credits - charged.credits) * NANO - (used.over - charged.over)
+        credits_, over = whole_credits(more)
     return Charged(
         used.tokens - charged.tokens if service.counts_tokens else 0,
-        used.credits - charged.credits if service.meter == "consumption" and not service.one_time else 0,
-        used.units - charged.units if service.meter == "pay_per_use" else 0,
+        credits_,
+        used.units - charged.units if service.meter == PAY_PER_USE else 0,
+        over=over,
     )

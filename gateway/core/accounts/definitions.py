@@ -168,7 +168,10 @@ class ServiceUse:
 
 @dataclass(frozen=True, slots=True)
 class OrganizationAccount:
-    """An organization's credit and spend accounts as PostgreSQL has them. `month` is year × 12 + month."""
+    """An organization's credit and spend accounts as PostgreSQL has them. `month` is year × 12 + month.
+
+    `ahead` is what it paid beyond what its calls cost, in nano-credits.
+    """
 
     definition: OrganizationDefinition
     balance: int
@@ -178,3 +181,4 @@ class OrganizationAccount:
     month: int
     epoch: int
     uses: tuple[ServiceUse, ...] = ()
+    ahead: int = 0

@@ -19,12 +19,16 @@ class ReclaimPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charged:
-    """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen."""
+    """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen.
+
+    `over` is by how much its credits are more than it cost, in nano-credits.
+    """
 
     tokens: int = 0
     credits: int = 0
     units: int = 0
     reclaimed: bool = False
+    over: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,11 @@ ENTRY = Layout(
     " text8 source, text16 user attribution metadata",
 )
 PRICED = Layout("PRICED", "f64 before")
+# Ends an entry of credits where parts of one are carried: nano-credits paid ahead after it, and by how much
+# it moved them. Without it both are 0.
+CARRIED = Layout("CARRIED", "f64 ahead carried")
 HEAD = ENTRY.struct
+_NOTHING_CARRIED = (0, 0)
 LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
 
@@ -71,7 +75,8 @@ class Event:
     `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
     a JSON object or empty, made of the call's `facts` where the entry has them. `priced`, with the usage
     part, says what units were priced by: the month's units before them, then the tiers
-    (`gateway/core/billing/tiers.py`); empty where it does not.
+    (`gateway/core/billing/tiers.py`); empty where it does not. `ahead` are the nano-credits that are paid
+    ahead after it, `carried` how many of them by this one: it cost that much less than its `credits`.
     """
 
     kind: int
@@ -102,6 +107,8 @@ class Event:
     note: int = 0
     priced: bytes = b""
     facts: CallFacts | None = None
+    ahead: int = 0
+    carried: int = 0
 
 
 class EventNote(IntEnum):
@@ -128,14 +135,17 @@ def decode(packed: bytes) -> Event:
         (length,) = LENGTH_2.unpack_from(packed, at)
         at += LENGTH_2.size
         end = at + length
-        if end != len(packed) and not _is_priced(head[2], len(packed) - end):
+        last, carried = packed[end:], _NOTHING_CARRIED
+        if last and head[2] & EventFlag.CREDITS and len(last) == CARRIED.size:
+            last, carried = b"", CARRIED.struct.unpack(last)
+        elif last and not _is_priced(head[2], len(last)):
             raise MalformedEvent(f"{len(packed)} bytes, expected {end}")
         texts = (source.decode(), user.decode(), attribution.decode())
         metadata = packed[at:end]
         facts = read_facts(metadata)
         if facts is not None:
             metadata = told_of(facts)
-        rest = (metadata, head[3], packed[end:], facts)
+        rest = (metadata, head[3], last, facts, *map(int, carried))
         fields: list[Any] = [head[1], head[2], *map(int, head[4:]), *texts, *rest]
         return Event(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:

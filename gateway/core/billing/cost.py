@@ -25,7 +25,6 @@ FALLBACK: Final[Mapping[str, str]] = {
     "audio_input": "input", "image_input": "input",
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
-NANO: Final = 1_000_000_000
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
 NANO_DIGITS: Final = 9

@@ -12,7 +12,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from gateway.core.billing.cost import FALLBACK, KINDS, NANO, Vector
+from gateway.core.billing.cost import FALLBACK, KINDS, Vector
+from gateway.core.billing.pricing import NANO
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
 BUNDLED, OPERATOR = SOURCES = ("bundled", "operator")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, localcontext
 
 MICRO = 1_000_000
+NANO = 1_000_000_000
 ANY_MODEL = "*"
 ENDLESS = 2**53 - 1
 
@@ -56,16 +57,19 @@ class TokenPrice:
     cached: int | None = None
 
     def credits(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
-        """Credits of one request, rounded up once; `cached_tokens` are part of its `input_tokens`.
+        """Credits of one request, rounded up once."""
+        return whole_credits(self.nano(input_tokens, output_tokens, cached_tokens))[0]
 
-        A price of p credits a million is p micro-credits a token, so everything up to the last
-        rounding is an integer.
+    def nano(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+        """Nano-credits of one request, exact; `cached_tokens` are part of its `input_tokens`.
+
+        A price of p credits a million is p micro-credits a token.
         """
         cached = min(cached_tokens, input_tokens)
         micro = (
             (input_tokens - cached) * self.input + cached * self.cached_price + output_tokens * self.output
         )
-        return -(-micro // MICRO)
+        return micro * (NANO // MICRO)
 
     @property
     def cached_price(self) -> int:
@@ -124,6 +128,12 @@ def minor_digits(currency: str) -> int:
 def rounded(amount: Decimal, currency: str) -> Decimal:
     """Round half-up (away from zero) to the currency's minor unit: what a person pays."""
     return amount.quantize(Decimal(1).scaleb(-minor_digits(currency)), ROUND_HALF_UP, EXACT)
+
+
+def whole_credits(nano: int) -> tuple[int, int]:
+    """Credits that cover so many nano-credits, and how many of those they are over."""
+    credits_ = -(-nano // NANO)
+    return credits_, credits_ * NANO - nano
 
 
 def times(quantity: int, unit_price: Decimal) -> Decimal:

@@ -5,7 +5,15 @@ The same rule prices an estimate, for the hold, and what was really used.
 
 from __future__ import annotations
 
-from gateway.core.billing.pricing import ANY_MODEL, ENDLESS, NO_PRICING, Pricing, TokenPrice, TokenRate
+from gateway.core.billing.pricing import (
+    ANY_MODEL,
+    ENDLESS,
+    NO_PRICING,
+    Pricing,
+    TokenPrice,
+    TokenRate,
+    whole_credits,
+)
 from gateway.core.model import INTEGER_MAX, Service, Usage
 from gateway.errors import ModelNotPriced
 
@@ -82,15 +90,23 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 
 
 def credits_of(service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()) -> int:
-    """Credits of one request that `check_priced` let pass, never more than are counted exactly.
+    """Whole credits of one request that `check_priced` let pass, never more than are counted exactly.
 
     0 where the service takes none.
     """
+    return charge_of(service, model, usage, models_beside)[0]
+
+
+def charge_of(
+    service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()
+) -> tuple[int, int]:
+    """The same, and by how many nano-credits they are more than it costs."""
     if service.meter != CONSUMPTION:
-        return 0
+        return 0, 0
     if service.one_time:
-        return service.credits
+        return service.credits, 0
     price = price_of(service, model, models_beside)
     if price is None:
-        return min(service.credits * usage.units, INTEGER_MAX)
-    return min(price.credits(usage.input, usage.output, usage.cached), INTEGER_MAX)
+        return min(service.credits * usage.units, INTEGER_MAX), 0
+    credits_, over = whole_credits(price.nano(usage.input, usage.output, usage.cached))
+    return (credits_, over) if credits_ <= INTEGER_MAX else (INTEGER_MAX, 0)

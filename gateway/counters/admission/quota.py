@@ -123,7 +123,8 @@ class Counters:
 
         SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
         CountersUnavailable where it is kept nowhere, or for a release, which is sent again.
-        The credits of a One-Time service are set to what was charged: nothing, but for the first.
+        Credits are set to what was charged: of a One-Time service nothing, but for the first; of a price in
+        parts of one less, where what was paid ahead covers it.
         """
         service = settlement.service
         frame = self._frames.frame_of(settlement.caller, settlement.user, service)
@@ -147,7 +148,7 @@ class Counters:
         if settled is not _UNVERIFIED:
             if settlement.charge:
                 self._log.note(command[frame.arguments_at :], answer)
-            if service.one_time:  # what it costs is known only there
+            if service.one_time or settlement.over:  # what it is charged is known only there
                 settlement.credits = SETTLED.read(answer)["credits"] if settled is _DONE else 0
             if local:
                 self._allowances.over(settlement, settled)
@@ -241,6 +242,7 @@ class Counters:
             settlement.tokens,
             settlement.credits,
             settlement.units,
+            settlement.over,
         )
         return b"%b%b%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
             head, request_id, middle, used, frame.who, request_id, end,

@@ -236,6 +236,7 @@ def organization_state(account: OrganizationAccount) -> states.OrganizationState
         balance=account.balance,
         credit_limit=definition.credit_limit,
         credit_seq=account.credit_seq,
+        ahead=account.ahead,
         cap=-1 if definition.cap is None else definition.cap,
         spent=account.spent,
         month=account.month,

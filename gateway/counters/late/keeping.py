@@ -102,7 +102,7 @@ class Keeping:
         if ending.verb is Verb.CORRECT:
             said = corrected(late.metadata, late.request_id, CORRECTED)
             late, mode = replace(late, metadata=said), packing.MODE_CORRECT
-        charge = replace(late, tokens=used.tokens, credits=used.credits, units=used.units)
+        charge = replace(late, tokens=used.tokens, credits=used.credits, units=used.units, over=used.over)
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id)
         return self._client.send_script("settle", call)
 

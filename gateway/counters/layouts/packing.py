@@ -41,7 +41,7 @@ CLOSED = INTEGER_MAX
 NO_BATCH = 0
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 reserve_packed = table.RESERVE.pack
-settle_used = table.SETTLEMENT.part("batch", "units").pack
+settle_used = table.SETTLEMENT.part("batch", "over").pack
 _settle_who = table.SETTLEMENT.part("service_id", "tombstone").pack
 # What comes before that which log and late queue keep.
 BATCH_BYTES = table.SETTLEMENT.offset("layout")
@@ -75,7 +75,9 @@ def settle(
     """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with."""
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
-    used = settle_used(batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units)
+    used = settle_used(
+        batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units, settlement.over
+    )
     packed = used + settle_who(settlement, tombstone_ms) + settlement.request_id.encode()
     texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
     entry = () if late is None else (late,)

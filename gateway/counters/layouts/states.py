@@ -7,7 +7,7 @@ that comes with a new number says so: `field(default=0, metadata={"since": 130})
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import TypeVar, cast
 
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Field, Layout
@@ -100,12 +100,17 @@ class TenantState(Account):
 
 @dataclass(slots=True)
 class OrganizationState(Account):
-    """An organization: limits, credit account, spend account of the month (`cap` -1: none)."""
+    """An organization: limits, credit account, spend account of the month (`cap` -1: none).
+
+    `ahead` is what its charges came to beyond what its calls cost, in nano-credits: less than a whole one,
+    unless nothing was charged since more was given back.
+    """
 
     balance: int = 0
     credits_held: int = 0
     credit_limit: int = 0
     credit_seq: int = 0
+    ahead: int = field(default=0, metadata={"since": 130})
     credit_at: int = 0
     cap: int = -1
     spent: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from gateway.core.accounts.ledger import ENTRY, PRICED
+from gateway.core.accounts.ledger import CARRIED, ENTRY, PRICED
 from gateway.core.accounts.plan_terms import PlanTerms
 from gateway.core.billing.tiers import TIER
 from gateway.core.layout import Layout
@@ -34,8 +34,8 @@ REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till")
 
 # What is kept of a settlement, on disk and in the late queue, is all but the batch.
 _KEPT = (
-    "number, s40 run_id, u8 mode, f64 tokens credits units service_id tenant_id organization_id key_id,"
-    " u8 flags, f64 tombstone, s36 request_id"
+    "number, s40 run_id, u8 mode, f64 tokens credits units over=0@130 service_id tenant_id organization_id"
+    " key_id, u8 flags, f64 tombstone, s36 request_id"
 )
 KEPT = Layout("KEPT", _KEPT)
 SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
@@ -73,7 +73,7 @@ PARKED = Layout("PARKED", "f64 code waiting")
 STREAM_ID = Layout("STREAM_ID", "f64 ms number")
 
 LAYOUTS = (
-    *states.LAYOUTS, ENTRY, PRICED, TIER, CODE, MARKER,
+    *states.LAYOUTS, ENTRY, PRICED, CARRIED, TIER, CODE, MARKER,
     RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,

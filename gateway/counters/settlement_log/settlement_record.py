@@ -46,6 +46,7 @@ def settlement_of(
         units=kept["units"],
         attribution=attribution.decode(),
         metadata=metadata,
+        over=kept["over"],
     )
 
 

@@ -61,6 +61,7 @@ CONTRADICTIONS = {
     "quota": [reset(100), _filled(QUOTA, change="tokens_remaining = 99")],
     "blocked": [_filled(QUOTA, change="tokens_remaining = 0, is_blocked = false")],
     "credits": ["UPDATE organization SET credit_balance = 5 WHERE id = {o}"],
+    "carried": ["UPDATE organization SET credit_ahead = 5 WHERE id = {o}"],
     "request_once": [reset(100), consume(2, 10, 90, request=REQUEST), consume(3, 10, 80, request=REQUEST)],
     "rollup": [ROLL_UP],
     "allocations": [
