@@ -45,7 +45,7 @@ TOOL_OF = {
 }  # fmt: skip
 A_CALL = "requests_kcount"
 # What the library's variants are selected by, where that is what we call a service tier.
-SELECTORS = ("processing", "service_tier")
+SELECTORS = ("processing", "service_tier", "speed")
 _DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
 _DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
 _NUMBERED = re.compile(r"\^(?P<name>[^\[\](){}*+?|^$]+?)\\d")

@@ -1,0 +1,214 @@
+"""Recorded answers of thirteen families are counted and priced as the hand table says, to the nano-dollar.
+
+The table, and the price lists it was made from by hand, use nothing of the product. The library that the
+bundled prices come from says the same of all it can say; of what else there is, `BEYOND_LIBRARY` tells why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from math import floor
+from typing import Any
+
+import pytest
+from genai_prices import Usage, calc_price
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
+from gateway.core.billing.cost import KINDS, NANO, cost_nano
+from gateway.core.billing.price_book import PriceBook, read_price
+from gateway.core.metering.making import AnswerMeter, make_meter
+from gateway.run.bundled_prices import read_bundle
+from tests.core.billing.prices import price_row
+from tests.recorded.answers import Answer, Expected, answers, table
+from tests.recorded.prices import KINDS as TABLE_KINDS
+from tests.recorded.prices import PRICES, ListPrice
+
+# At midnight no provider's prices of certain hours are in force.
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+NOW_MS = round(NOW.timestamp() * 1000)
+# What the library cannot say of an answer, by the beginnings of names.
+BEYOND_LIBRARY = {
+    "gemini/audio in a cache": "a price of its own for audio in a cache, which rows of prices do not have",
+    "gemini/priority": "no price of this tier",
+    "openrouter/search": "no price of this host's searches",
+    "xai/responses, searches": "no price of this provider's tools",
+    "open-weights/vllm": "no model of the house",
+}
+# What an answer says of its use beyond what is documented here: the provider's own cost.
+SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in all")
+ALL = pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
+
+
+def fed(answer: Answer, *chunks: bytes) -> AnswerMeter:
+    """The meter of an answer that came in these chunks."""
+    meter = make_meter(answer.call, 200, answer.content_type)
+    passed = b"".join([*(meter.feed(chunk) for chunk in chunks), meter.finish()])
+    assert passed == answer.body
+    return meter
+
+
+def vector(meter: AnswerMeter) -> tuple[object, ...]:
+    detail = meter.detail
+    return (
+        dict(zip(KINDS, detail.counts(meter.usage()), strict=True)),
+        detail.tools, detail.service_tier, detail.model,
+    )  # fmt: skip
+
+
+def says(expected: Expected) -> tuple[object, ...]:
+    return expected.counts, expected.tools, expected.tier, expected.model
+
+
+def price_of(answer: Answer) -> ListPrice:
+    return PRICES[table()[answer.name].model or answer.asked]
+
+
+@ALL
+def test_an_answer_is_counted_as_the_table_says(answer: Answer) -> None:
+    expected = table()[answer.name]
+    meter = fed(answer, answer.body)
+    usage = meter.usage()
+    assert vector(meter) == says(expected)
+    assert (usage.reported, usage.estimated) == (True, False)
+    assert usage.total == sum(list(expected.counts.values())[:5])
+    assert meter.detail.says_more == answer.name.startswith(SAYS_MORE)
+    assert len(meter.detail.unknown) <= UNKNOWN_BYTES_MAX
+    assert bool(meter.detail.unknown) == meter.detail.says_more
+
+
+@ALL
+def test_an_answer_costs_what_the_table_says(answer: Answer) -> None:
+    expected, listed = table()[answer.name], price_of(answer)
+    by_hand = listed.nano(expected.counts, expected.tools, expected.tier)
+    assert expected.nano == floor(by_hand + Fraction(1, 2))
+    assert ours(answer, of_the_lists()) == expected.nano
+    if not isinstance(listed.library, str) and listed.library[0] in MAKERS and not beyond(answer):
+        assert ours(answer, bundled()) == expected.nano
+
+
+@ALL
+def test_the_library_says_the_same_of_what_it_knows(answer: Answer) -> None:
+    said = theirs(answer)
+    if beyond(answer):
+        assert said != table()[answer.name].nano  # else the list is too long
+    else:
+        assert said == table()[answer.name].nano
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(answers()), st.data())
+def test_chunks_change_nothing(answer: Answer, data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.integers(0, len(answer.body)), max_size=30).map(sorted))
+    edges = [0, *places, len(answer.body)]
+    chunks = [answer.body[start:end] for start, end in pairwise(edges)]
+    assert vector(fed(answer, *chunks)) == says(table()[answer.name])
+
+
+@pytest.mark.parametrize("answer", answers()[::7], ids=lambda answer: answer.name)
+def test_an_answer_byte_by_byte_is_the_same(answer: Answer) -> None:
+    chunks = [answer.body[at : at + 1] for at in range(len(answer.body))]
+    assert vector(fed(answer, *chunks)) == says(table()[answer.name])
+
+
+def test_the_corpus_has_what_it_promises() -> None:
+    names = [answer.name for answer in answers()]
+    assert len(names) == len(set(names)) >= 200
+    assert set(names) == table().keys()
+    assert TABLE_KINDS == KINDS
+    modes = {(answer.family, answer.mode) for answer in answers()}
+    both = {family for family, _ in modes if {(family, "json"), (family, "sse")} <= modes}
+    assert len(both) >= 10
+    has = Counter[str]()
+    for answer in answers():
+        expected = table()[answer.name]
+        has.update({kind for kind, count in expected.counts.items() if count})
+        has.update(expected.tools.keys() | {expected.tier})
+    for feature in (*KINDS, "web_search", "file_search", "flex", "priority", "batch", "fast"):
+        assert has[feature], feature
+    compared = [answer for answer in answers() if not beyond(answer)]
+    assert len(compared) >= 200
+
+
+# --- two calculations -------------------------------------------------------------------
+
+MAKERS = {"openai", "anthropic", "google", "deepseek", "x-ai", "mistral", "moonshotai", "cohere"}
+
+
+def beyond(answer: Answer) -> bool:
+    return answer.name.startswith(tuple(BEYOND_LIBRARY))
+
+
+def ours(answer: Answer, book: PriceBook) -> int:
+    """What the product makes of what its meter counted."""
+    meter = fed(answer, answer.body)
+    detail = meter.detail
+    price = book.vector(detail.model or answer.asked, "USD", NOW_MS)
+    assert price is not None
+    return cost_nano(price, detail.counts(meter.usage()), detail.tools, detail.service_tier)
+
+
+@cache
+def of_the_lists() -> PriceBook:
+    """The hand-written price lists, as an operator would set them."""
+    return PriceBook(
+        read_price(price_row(
+            model=model, **price.million, tools=price.tools, service_tiers=price.tiers,
+            context_tiers=[] if price.over is None else [{"above": price.over[0], **price.over[1]}],
+        ))
+        for model, price in PRICES.items()
+    )  # fmt: skip
+
+
+@cache
+def bundled() -> PriceBook:
+    """The bundled list, as a new database has it."""
+    return PriceBook(read_price(price_row(id=number, **row)) for number, row in enumerate(read_bundle().rows))
+
+
+def theirs(answer: Answer) -> int | None:
+    """What the library makes of the table's counts, in nano-dollars; None where it knows no such model."""
+    expected, library = table()[answer.name], price_of(answer).library
+    if isinstance(library, str):
+        return None
+    provider, model = library
+    of, tools = expected.counts, expected.tools
+    used: dict[str, Any] = {
+        "input_tokens": of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"],
+        "cache_read_tokens": of["cache_read"],
+        "cache_write_tokens": of["cache_write"] + of["cache_write_1h"],
+        "cache_write_1h_tokens": of["cache_write_1h"],
+        "output_tokens": of["output"],
+        "output_reasoning_tokens": of["reasoning"],
+        "input_audio_tokens": of["audio_input"],
+        "output_audio_tokens": of["audio_output"],
+        "input_image_tokens": of["image_input"],
+        "output_image_tokens": of["image_output"],
+        "cache_audio_read_tokens": 1900 if answer.name.startswith("gemini/audio in a cache") else 0,
+        "cache_audio_write_tokens": 0,
+        "cache_image_read_tokens": 0,
+        "web_searches": tools.get("web_search", 0),
+        "storage_searches": tools.get("file_search", 0),
+    }
+    used["input_audio_tokens"] += used["cache_audio_read_tokens"]
+    with localcontext() as context:
+        context.prec = 60
+        price = calc_price(
+            Usage(**used), model, provider_id=provider, genai_request_timestamp=NOW,
+            price_context=CONTEXTS.get(expected.tier),
+        )  # fmt: skip
+        return int((price.total_price * NANO).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+CONTEXTS = {
+    "flex": {"service_tier": "flex"},
+    "priority": {"service_tier": "priority"},
+    "batch": {"processing": "batch"},
+    "fast": {"speed": "fast"},
+}
