@@ -257,6 +257,9 @@ class Charge:
             tally.cost(service.key, self.call.model, facts.currency, facts.cost)
         elif usage.total:
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
+        if self.meter is not None and self.meter.detail.says_more:
+            family = self.call.family
+            tally.unknown_usage[family] = tally.unknown_usage.get(family, 0) + 1
 
 
 _ADMITTED = Verdict.ADMITTED

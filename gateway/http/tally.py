@@ -57,6 +57,7 @@ class Tally:
     credits: dict[str, int] = field(default_factory=dict)
     costs: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unpriced: dict[str, int] = field(default_factory=dict)
+    unknown_usage: dict[str, int] = field(default_factory=dict)
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     upstream_seconds: Histogram = field(default_factory=Histogram)
@@ -138,6 +139,7 @@ class Tally:
             "credits": list(self.credits.items()),
             "cost": [(*series, nano / NANO) for series, nano in self.costs.items()],
             "unpriced_calls": list(self.unpriced.items()),
+            "unknown_usage": list(self.unknown_usage.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "upstream_seconds": self.upstream_seconds.snapshot(),

@@ -29,6 +29,12 @@ FACTS = (
         ("service", "model", "currency"),
     ),
     Fact("unpriced_calls", "counter", "Settled calls with tokens and without a price.", ("service",)),
+    Fact(
+        "unknown_usage",
+        "counter",
+        "Settled calls whose report of use says something that is not documented here.",
+        ("family",),
+    ),
     Fact("settlements_estimated", "counter", "Calls settled by the gateway's own count."),
     Fact("settlements_failed", "counter", "Settlements that the counters did not acknowledge at once."),
     Fact("upstream_failures", "counter", "Upstream connections or answers that failed."),

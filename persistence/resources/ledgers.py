@@ -58,7 +58,7 @@ _USAGE = func.jsonb_build_object(
     *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),
     literal("tools"),
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
-)
+).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 CALLS = Subject(
     call,
     source=select(

@@ -74,6 +74,19 @@ async def test_a_call_without_a_price_is_charged_and_counted() -> None:
         assert (told["unpriced_calls"], told["cost"]) == ([("messages", 1)], [])
 
 
+async def test_a_report_that_says_more_than_is_known_is_counted_by_family() -> None:
+    async with staged() as stage:
+        for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):
+            body = json.dumps({"type": "message", "model": ANSWERED, "usage": USED | more}).encode()
+            stage.upstream.scripts.append([answer(body)])
+            assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
+        kept = [read_facts(charge.metadata) for charge in stage.counters.charges]
+        assert [facts is not None and b"new_tokens" in bytes(facts.unknown) for facts in kept] == [
+            False, True, False, False,
+        ]  # fmt: skip
+        assert stage.tally.snapshot()["unknown_usage"] == [("anthropic", 2)]
+
+
 @pytest.mark.parametrize("more", [1, 50])
 def test_series_of_costs_have_a_most(more: int) -> None:
     tally = Tally()

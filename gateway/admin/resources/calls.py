@@ -31,7 +31,8 @@ class Call(Out):
     response_model: str | None = Field(description="The one that answered.")
     usage: dict[str, Any] = Field(
         description="Tokens by kind, and `tools` by name. `input` leaves out what a cache had: input, "
-        "cache_read, cache_write, cache_write_1h and output add up; the others are parts of these."
+        "cache_read, cache_write, cache_write_1h and output add up; the others are parts of these. "
+        "`unknown` is there where the provider reported more than is documented: its report, as it came."
     )
     service_tier: str | None
     tokens: int

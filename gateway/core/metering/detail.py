@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.core.accounts.facts import Counts
+from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX, Counts
 from gateway.core.model import Usage
 
 NAME_CHARACTERS_MAX = 128
@@ -14,12 +14,13 @@ class Detail:
     """One answer's, as far as it was read. Tokens are parts of what its `Usage` has.
 
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
-    name. `unknown` is the last report of use that says something nobody here knows, a JSON object.
+    name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
+    where that is too long to keep; `says_more` that there was one.
     """
 
     __slots__ = (
         "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input", "image_output",
-        "model", "service_tier", "tools", "unknown",
+        "model", "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class Detail:
         self.model = self.service_tier = ""
         self.tools: dict[str, int] = {}
         self.unknown = b""
+        self.says_more = False
 
     def answered_by(self, model: object) -> None:
         """An answer names the model that made it."""
@@ -44,6 +46,12 @@ class Detail:
         name = _name(name)
         if name and times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
             self.tools[name] = min(times, TOOL_USES_MAX)
+
+    def keep(self, report: bytes) -> None:
+        """A report of use says something nobody here knows: it is counted, and kept as it came."""
+        self.says_more = True
+        if len(report) <= UNKNOWN_BYTES_MAX and _is_text(report):
+            self.unknown = report
 
     def counts(self, usage: Usage) -> Counts:
         """Tokens by kind: each is within what is charged, whatever an answer says."""
@@ -73,3 +81,11 @@ def _name(value: object) -> str:
     if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
         return value
     return ""
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

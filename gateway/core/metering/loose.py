@@ -6,6 +6,7 @@ An upstream may be wrong in any way; a meter never fails for it and never believ
 from __future__ import annotations
 
 import re
+from math import ceil, floor
 from typing import TypeGuard
 
 import msgspec
@@ -42,10 +43,10 @@ def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
 
 
 def integer(value: object) -> int | None:
-    """Return a number of tokens written as an integer or as a float, else None."""
+    """Return a number of tokens written as an integer or as a float, None for else. A part of one is one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value)
+    return ceil(value) if value > 0 else floor(value)
 
 
 def text_bytes(document: bytes) -> int:

@@ -45,7 +45,7 @@ class Meter:
     """Count one answer: the arithmetic every meter shares.
 
     `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that
-    it leaves out what an API that always reports never does;
+    it leaves out what an API that always reports never does, `uncounted` that its output is no number;
     `failed` that the answer itself says it failed. To end a stream well, `opening` keeps its
     first event (empty where that is long) and `position` where it stands: the open block or
     the last sequence number, as the API counts, -1 for none. `detail` is what the answer says
@@ -59,7 +59,7 @@ class Meter:
         "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed", "final",
         "finished",
         "input", "marked", "opening", "output", "partial", "phase", "position", "reasoning", "reported",
-        "status", "surplus", "text_bytes", "texts", "told", "total", "withheld",
+        "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -72,9 +72,8 @@ class Meter:
         self.phase: int = OPEN
         self.behind = False
         self.told: list[str] = []
-        self.reported = self.partial = self.marked = self.final = self.ended = self.failed = self.surplus = (
-            False
-        )
+        self.reported = self.partial = self.uncounted = self.marked = self.final = False
+        self.ended = self.failed = self.surplus = False
         self.opening: bytes | None = None
         self.position = -1
         # Pieces of several choices come in turn and are no text together.
@@ -132,7 +131,9 @@ class Meter:
         if ended_well and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()
         if self.reported:
-            if self.final or (self.ended and not self.failed and self.counted() <= self.output):
+            if not self.uncounted and (
+                self.final or (self.ended and not self.failed and self.counted() <= self.output)
+            ):
                 return Usage(
                     self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
                 )
@@ -166,6 +167,7 @@ class Meter:
         and a final report smaller than an earlier final one is not believed; each marks the usage.
         """
         most = self.bounds.usage_tokens_max
+        uncounted = output < 0
         if not (
             0 <= used <= most
             and 0 <= output <= most
@@ -184,7 +186,7 @@ class Meter:
         self.input, self.output, self.cached, self.reasoning, self.total = (
             used, output, cached, reasoning, total,
         )  # fmt: skip
-        self.reported = True
+        self.reported, self.uncounted = True, uncounted
         self.final = self.final or final
 
     def _ceiling(self) -> Usage:

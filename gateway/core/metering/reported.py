@@ -6,20 +6,24 @@ What it says beyond that shape is kept as it came: it may be what the provider b
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec.structs import fields
 
-from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
 from gateway.core.metering.loose import integer
 from gateway.core.metering.meter import Meter
 
 T = TypeVar("T", bound=msgspec.Struct)
+NO_COUNT: Final = -1  # what stands where a number should: whoever takes it counts by himself
+_SAYS_NOTHING = frozenset({b"null", b"0", b"0.0", b"false", b'""', b"{}", b"[]"})
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """What a documented shape of a report is made from: every field may be missing."""
+    """What a documented shape of a report is made from: every field may be missing.
+
+    A field of any type is documented, and nothing is counted by it.
+    """
 
 
 class Reports(Generic[T]):
@@ -30,10 +34,7 @@ class Reports(Generic[T]):
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """The report; None where there is none or a number of it cannot be read.
-
-        What is not of the documented types marks the use.
-        """
+        """The report; None where there is none. What is not of the documented types marks the use."""
         try:
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -43,10 +44,8 @@ class Reports(Generic[T]):
             return None
         fit = _Fit()
         report: T = fit.struct(self._shape, said)
-        if fit.lost:
-            return None
-        if fit.unknown and len(raw) <= UNKNOWN_BYTES_MAX and _is_text(raw):
-            meter.detail.unknown = raw
+        if fit.unknown:
+            meter.detail.keep(raw)
         if fit.wrong:
             meter.marked = True
         return report
@@ -61,23 +60,24 @@ _text = msgspec.json.Decoder(str).decode
 class _Fit:
     """Put a document into a shape.
 
-    `unknown` and `wrong` say that something had no place or no right type, `lost` that a number is out of
-    every range.
+    `unknown` and `wrong` say that something had no place or no right type.
     """
 
     def __init__(self) -> None:
-        self.unknown = self.wrong = self.lost = False
+        self.unknown = self.wrong = False
 
     def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
         """A structure of the fields that can be read."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
-        self.unknown = self.unknown or not places.keys() >= said.keys()
+        self.unknown = self.unknown or any(
+            bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
+        )
         read = {place: self._value(kind, said.get(name)) for name, (place, kind) in places.items()}
         return shape(**read)
 
     def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
         """A value of its documented type; None where it is null or cannot be one."""
-        if raw is None or bytes(raw) == b"null":
+        if raw is None or bytes(raw) == b"null" or kind is Any:
             return None
         value = self._of_kind(kind, bytes(raw))
         self.wrong = self.wrong or (value is None and kind is not str)
@@ -86,9 +86,9 @@ class _Fit:
     def _of_kind(self, kind: Any, raw: bytes) -> Any:
         if kind is int:
             number = _read(msgspec.json.decode, raw)
-            self.lost = self.lost or number is None
-            self.wrong = self.wrong or not isinstance(number, int)
-            return integer(number)
+            count = integer(number)
+            self.wrong = self.wrong or count is None or not isinstance(number, int)
+            return NO_COUNT if count is None else count
         if kind is str:
             return _read(_text, raw)
         if get_origin(kind) is list:
@@ -123,11 +123,3 @@ def _read(decode: Any, raw: bytes) -> Any:
         return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -58,8 +58,8 @@ class WholeMeter(Meter):
             self._dialect.read_whole(self, document)
             if self.call.keeps and may_tell(self.call.family, document):
                 self.told += told(self.call.family, loose_document(document))
+            self._examine()
             if not self.reported:
-                self._examine()
                 self.failed = self.failed or document.lstrip()[:1] != b"{"
         self._kept = []
         return self._end.take()
@@ -87,8 +87,8 @@ class WholeMeter(Meter):
         return self.call.input_estimate if self._kept_bytes and 200 <= self.status < 300 else 0
 
     def _examine(self) -> None:
-        """Count the text that came, for an answer that is broken or says nothing of its use."""
-        if self._examined == self._kept_bytes or self.reported or not self._kept:
+        """Count the text that came, for an answer that is broken or does not say what it used."""
+        if (self.reported and not self.uncounted) or self._examined == self._kept_bytes or not self._kept:
             return
         self._examined = self._kept_bytes
         document = b"".join(self._kept)
@@ -117,7 +117,7 @@ class WholeMeter(Meter):
                 end = _object_end(window, match.end() - 1)
                 if end:
                     self._dialect.read_whole(self, b"{" + window[match.start() : end] + b"}")
-                if self.reported:
+                if self.reported and not self.uncounted:
                     return
         self.text_bytes = max(self.text_bytes, self._kept_bytes)
         self._examined = self._kept_bytes

@@ -129,7 +129,7 @@ def test_a_stream_of_messages_tells_what_its_two_reports_do() -> None:
             {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"video_tokens": 1}},
         ),
         ("openai_responses", {"input_tokens": 3, "output_tokens": 4, "thinking": {"tokens": 2}}),
-        ("anthropic_messages", {"input_tokens": 3, "output_tokens": 4, "speed": "fast"}),
+        ("anthropic_messages", {"input_tokens": 3, "output_tokens": 4, "fallback_credit": {"status": 1}}),
     ],
 )
 def test_what_nobody_knows_is_kept_as_it_came_and_changes_nothing_else(

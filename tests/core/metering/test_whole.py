@@ -106,7 +106,7 @@ def test_a_use_that_says_nothing_is_counted(usage: object) -> None:
 @pytest.mark.parametrize(
     ("prompt", "completion", "total"),
     [
-        (10, -5, 10 + 0),
+        (10, -5, 10 + 4),
         (-10, 5, 100 + 5),
         (10**12, 5, 10**8),
         (10, 10**30, 10**8),

@@ -13,12 +13,16 @@ import msgspec
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reported import Report, Reports
+from gateway.core.metering.reported import NO_COUNT, Report, Reports
 
 
 class _CacheCreation(Report):
     ephemeral_5m_input_tokens: int | None = None
     ephemeral_1h_input_tokens: int | None = None
+
+
+class _OutputDetails(Report):
+    thinking_tokens: int | None = None
 
 
 class _Usage(Report):
@@ -27,12 +31,15 @@ class _Usage(Report):
     cache_read_input_tokens: int | None = None
     cache_creation: _CacheCreation | None = None
     output_tokens: int | None = None
+    output_tokens_details: _OutputDetails | None = None
     server_tool_use: dict[str, int] | None = None
     service_tier: str | None = None
+    speed: str | None = None
     inference_geo: str | None = None
 
 
 _REPORTS = Reports(_Usage)
+_FAST = "fast"  # a speed with prices of its own, as a tier has
 
 
 class _Message(msgspec.Struct):
@@ -119,7 +126,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
         return
     detail = meter.detail
-    detail.served_as(usage.service_tier)
+    detail.served_as(usage.speed if usage.speed == _FAST else usage.service_tier)
     for name, times in (usage.server_tool_use or {}).items():
         detail.used_tool(name.removesuffix("_requests"), times)
     read = usage.cache_read_input_tokens
@@ -135,10 +142,12 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         if created is not None:
             detail.cache_write = created - detail.cache_write_1h
         used = usage.input_tokens + detail.cache_write + detail.cache_write_1h + cached
-        if min(usage.input_tokens, created or 0) < 0:
-            used = -1  # what is no number of tokens takes nothing off the others
+        if min(usage.input_tokens, created or 0, detail.cache_write_1h, cached) < 0:
+            used = NO_COUNT  # what is no number of tokens takes nothing off the others
     output = meter.output if usage.output_tokens is None else usage.output_tokens
-    meter.report(used, output, cached, 0, used + output, final=final)
+    thought = usage.output_tokens_details
+    reasoning = meter.reasoning if thought is None else thought.thinking_tokens or 0
+    meter.report(used, output, cached, reasoning, used + output, final=final)
     # The last report has the output; the input was in it or in the first one.
     meter.partial = not final or usage.output_tokens is None or (not used and usage.input_tokens is None)
 

@@ -1,7 +1,8 @@
 """Gemini generateContent, streamGenerateContent (events or one JSON array) and embedContent.
 
-Tokens are `usageMetadata.totalTokenCount`. Thoughts are output; every element of a stream
-repeats the metadata so far, and the one that carries a `finishReason` is the final word.
+Tokens are `usageMetadata.totalTokenCount`. Thoughts are output, and so is what the total has beyond
+its parts; every element of a stream repeats the metadata so far, and the one that carries a
+`finishReason` is the final word.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reported import Report, Reports
+from gateway.core.metering.reported import NO_COUNT, Report, Reports
 
 
 class _Modality(Report, rename="camel"):
@@ -36,6 +38,9 @@ class _Usage(Report, rename="camel"):
 
 
 _REPORTS = Reports(_Usage)
+_AUDIO = frozenset({"AUDIO"})
+_IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
+_ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
 
 
 class _Grounding(msgspec.Struct, rename="camel"):
@@ -121,32 +126,48 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
-    used = (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0)
+    used = _sum(usage.prompt_token_count, usage.tool_use_prompt_token_count)
     thoughts = usage.thoughts_token_count or 0
-    output = (usage.candidates_token_count or 0) + thoughts
+    output = _sum(usage.candidates_token_count, usage.thoughts_token_count)
     total = usage.total_token_count
     if total is None:
         if usage.prompt_token_count is None and usage.candidates_token_count is None:
             return
         total = used + output
-    detail = meter.detail
-    detail.served_as(usage.service_tier or usage.traffic_type)
-    read, cached, written = (
-        usage.prompt_tokens_details,
-        usage.cache_tokens_details,
-        usage.candidates_tokens_details,
-    )
-    if read is not None:
-        detail.audio_input = _of(read, "AUDIO") - _of(cached, "AUDIO")
-        detail.image_input = _of(read, "IMAGE") - _of(cached, "IMAGE")
-    if written is not None:
-        detail.audio_output, detail.image_output = _of(written, "AUDIO"), _of(written, "IMAGE")
+    elif total != used + output and min(used, output) >= 0:
+        if total == used + output - thoughts:  # these candidates have the thoughts in them
+            output -= thoughts
+        else:
+            meter.detail.keep(raw)
+            output = max(output, total - used)
+    _note(meter.detail, usage)
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
     meter.partial = usage.total_token_count is None
 
 
-def _of(details: list[_Modality] | None, modality: str) -> int:
-    return sum(each.token_count or 0 for each in details or () if each.modality == modality)
+def _sum(*counts: int | None) -> int:
+    """All of what is there; no count where one of it is none."""
+    there = [count for count in counts if count is not None]
+    return NO_COUNT if there and min(there) < 0 else sum(there)
+
+
+def _note(detail: Detail, usage: _Usage) -> None:
+    """Note the tier of a report, and what its tokens are made of."""
+    tier = usage.service_tier or usage.traffic_type
+    detail.served_as(tier and tier.lower().removeprefix(_ON_DEMAND))
+    read, tools, cached, written = (
+        usage.prompt_tokens_details, usage.tool_use_prompt_tokens_details,
+        usage.cache_tokens_details, usage.candidates_tokens_details,
+    )  # fmt: skip
+    if read is not None or tools is not None:
+        detail.audio_input = _of(read, _AUDIO) + _of(tools, _AUDIO) - _of(cached, _AUDIO)
+        detail.image_input = _of(read, _IMAGES) + _of(tools, _IMAGES) - _of(cached, _IMAGES)
+    if written is not None:
+        detail.audio_output, detail.image_output = _of(written, _AUDIO), _of(written, _IMAGES)
+
+
+def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
+    return sum(each.token_count or 0 for each in details or () if each.modality in modalities)
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:

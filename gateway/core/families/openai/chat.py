@@ -1,7 +1,9 @@
-"""OpenAI chat completions, completions and embeddings.
+"""OpenAI chat completions, completions and embeddings, as OpenAI and those that speak its API answer.
 
 Tokens are `usage.prompt_tokens` + `usage.completion_tokens`; cached and reasoning tokens are
-inside those. A stream reports in one last frame whose `choices` are empty.
+inside those. A stream reports in one last frame whose `choices` are empty. Others differ: xAI's
+completion leaves the reasoning out, which its total says; Groq and Moonshot may report in the event
+that finishes the choice.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.families.openai.shapes import USAGE, Choice, Delta, note_parts, read_event, read_whole
+from gateway.core.families.openai.shapes import (
+    USAGE,
+    Choice,
+    Delta,
+    Event,
+    any_count,
+    note_parts,
+    note_tools,
+    read_event,
+    read_whole,
+)
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 
@@ -47,10 +59,21 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if not meter.detail.model:
         _name(meter, read.model, read.service_tier)
     if not is_there(read.usage):
+        if read.choices and (usage := _usage_inside(read)):
+            _name(meter, read.model, read.service_tier)
+            _report(meter, usage)
         return False
     _name(meter, read.model, read.service_tier)
     _report(meter, bytes(read.usage))
     return not read.choices
+
+
+def _usage_inside(read: Event) -> bytes:
+    """A report that does not stand at the top of its event; empty where there is none."""
+    places = [choice.usage for choice in read.choices or ()]
+    if read.x_groq is not None:
+        places.append(read.x_groq.usage)
+    return next((bytes(usage) for usage in places if is_there(usage)), b"")
 
 
 def _see(meter: Meter, choice: Choice) -> None:
@@ -92,12 +115,21 @@ def _report(meter: Meter, raw: bytes) -> bool:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prompt is None and completion is None:
         prompt = usage.total_tokens  # some embedding servers say no more
-        if prompt is None:
-            return False
+    if not any_count(prompt, completion):
+        return False
     prompt, completion = prompt or 0, completion or 0
+    detail = meter.detail
     read, written = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached, reasoning = note_parts(meter.detail, read, written)
-    cached = cached or usage.prompt_cache_hit_tokens or 0
+    cached, reasoning = note_parts(detail, read, written)
+    cached = cached or usage.prompt_cache_hit_tokens or usage.cached_tokens or usage.num_cached_tokens or 0
+    note_tools(detail, usage.server_tool_use)
+    note_tools(detail, usage.server_side_tool_usage_details)
+    total = usage.total_tokens
+    if total is not None and total != prompt + completion:
+        if reasoning > 0 and min(prompt, completion) >= 0 and total == prompt + completion + reasoning:
+            completion += reasoning
+        else:
+            detail.keep(raw)
     meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
     return True
 

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
-from gateway.core.families.openai.shapes import InputDetails, OutputDetails, note_parts
+from gateway.core.families.openai.shapes import InputDetails, OutputDetails, any_count, note_parts, note_tools
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reported import Report, Reports
@@ -25,10 +25,16 @@ class _Usage(Report):
     total_tokens: int | None = None
     input_tokens_details: InputDetails | None = None
     output_tokens_details: OutputDetails | None = None
+    # As xAI says it.
+    server_side_tool_usage_details: dict[str, int] | None = None
+    num_sources_used: Any = None
+    num_server_side_tools_used: Any = None
+    context_details: Any = None
 
 
 class _Item(msgspec.Struct):
     type: Any = None
+    action: Any = None
 
 
 class _Response(msgspec.Struct):
@@ -50,6 +56,8 @@ _REPORTS = Reports(_Usage)
 # Items of an output that are uses of the provider's own tools end so: `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
+# What is done with a page that a search found is no search.
+_READING = ({"type": "open_page"}, {"type": "find_in_page"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
@@ -101,20 +109,30 @@ def _take(meter: Meter, response: _Response) -> None:
     detail.served_as(response.service_tier)
     if not is_there(response.usage):
         return
-    tools = Counter(item.type for item in response.output or () if isinstance(item.type, str))
+    tools = Counter(item.type for item in response.output or () if _is_use(item))
     for kind, times in tools.items():
-        if kind.endswith(_TOOL) and kind not in _OWN_TOOLS:
-            detail.used_tool(kind.removesuffix(_TOOL), times)
+        detail.used_tool(kind.removesuffix(_TOOL), times)
     _report(meter, bytes(response.usage))
+
+
+def _is_use(item: _Item) -> bool:
+    """Whether an item of an output is a use of one of the provider's own tools."""
+    kind, action = item.type, item.action
+    if not isinstance(kind, str) or not kind.endswith(_TOOL) or kind in _OWN_TOOLS:
+        return False
+    return not isinstance(action, dict) or {"type": action.get("type")} not in _READING
 
 
 def _report(meter: Meter, raw: bytes) -> bool:
     """Take a report; whether it says anything."""
     usage = _REPORTS.read(meter, raw)
-    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
+    if usage is None or not any_count(usage.input_tokens, usage.output_tokens):
         return False
     used, output = usage.input_tokens or 0, usage.output_tokens or 0
     cached, reasoning = note_parts(meter.detail, usage.input_tokens_details, usage.output_tokens_details)
+    note_tools(meter.detail, usage.server_side_tool_usage_details)
+    if usage.total_tokens not in {None, used + output}:
+        meter.detail.keep(raw)
     meter.report(used, output, cached, reasoning, used + output, final=True)
     return True
 

@@ -10,11 +10,19 @@ from gateway.core.metering.detail import Detail
 from gateway.core.metering.reported import Report, Reports
 
 
+class Written(Report):
+    """What was written into a cache, by how long it stays."""
+
+    ttl_30m_tokens: int | None = None
+    ttl_12h_tokens: int | None = None
+
+
 class InputDetails(Report):
     """What the tokens read are made of."""
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    cache_write_tokens_details: Written | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
     text_tokens: int | None = None
@@ -37,7 +45,11 @@ class CompletionDetails(OutputDetails):
 
 
 class Usage(Report):
-    """The use a document or a last frame reports; a server or two tell the cache's part beside the rest."""
+    """The use a document or a last frame reports.
+
+    Behind the first five are what some servers tell beside them: the cache's part (DeepSeek, Moonshot,
+    Mistral), uses of tools (OpenRouter, xAI), and how long it took (Groq).
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -46,21 +58,45 @@ class Usage(Report):
     completion_tokens_details: CompletionDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     prompt_cache_miss_tokens: int | None = None
+    cached_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    server_tool_use: dict[str, int] | None = None
+    server_side_tool_usage_details: dict[str, int] | None = None
+    num_sources_used: Any = None
+    num_server_side_tools_used: Any = None
+    queue_time: Any = None
+    prompt_time: Any = None
+    completion_time: Any = None
+    total_time: Any = None
 
 
 USAGE = Reports(Usage)
+
+
+def any_count(*counts: int | None) -> bool:
+    """Whether any of these is a number of tokens."""
+    return any(count is not None and count >= 0 for count in counts)
 
 
 def note_parts(detail: Detail, read: InputDetails | None, written: OutputDetails | None) -> tuple[int, int]:
     """Note what tokens are made of, as far as a report says; those cached, and those of reasoning."""
     cached = reasoning = 0
     if read is not None:
-        cached, detail.cache_write = read.cached_tokens or 0, read.cache_write_tokens or 0
+        cached, written_in_all = read.cached_tokens or 0, read.cache_write_tokens or 0
+        if read.cache_write_tokens_details is not None:
+            detail.cache_write_1h = read.cache_write_tokens_details.ttl_12h_tokens or 0
+        detail.cache_write = written_in_all - detail.cache_write_1h
         detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
     if written is not None:
         reasoning = written.reasoning_tokens or 0
         detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
     return cached, reasoning
+
+
+def note_tools(detail: Detail, uses: dict[str, int] | None) -> None:
+    """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
+    for name, times in (uses or {}).items():
+        detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times)
 
 
 class Whole(msgspec.Struct):
@@ -102,6 +138,13 @@ class Choice(msgspec.Struct):
     delta: Delta | None = None
     text: str | None = None
     finish_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # as Moonshot has it
+
+
+class Groq(msgspec.Struct):
+    """What Groq adds to its events."""
+
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Event(msgspec.Struct):
@@ -109,6 +152,7 @@ class Event(msgspec.Struct):
 
     choices: list[Choice] | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    x_groq: Groq | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     model: Any = None
     service_tier: Any = None
