@@ -136,7 +136,7 @@ class AdminClient:
         request = Request(f"{self.url}{place}", data, headers, method=method)  # noqa: S310  # checked scheme
         try:
             # What is for this machine never goes through a proxy.
-            direct = (ProxyHandler({}),) if _is_local(urlsplit(self.url).hostname or "") else ()
+            direct = (ProxyHandler({}),) if is_local(urlsplit(self.url).hostname or "") else ()
             with build_opener(*direct).open(request, timeout=self.timeout_s) as response:
                 return int(response.status), response.read()
         except HTTPError as error:
@@ -165,7 +165,8 @@ def find(environ: Mapping[str, str] = os.environ) -> AdminClient:
     return AdminClient(url.rstrip("/"), token)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

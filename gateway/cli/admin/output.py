@@ -37,13 +37,13 @@ NULLS = {
 
 
 @contextmanager
-def admin() -> Iterator[AdminClient]:
-    """Lend the Admin API; a failure is said on standard error and ends the command with exit code 1."""
+def admin(*, failed: int = 1) -> Iterator[AdminClient]:
+    """Lend the Admin API; a failure is said on standard error and ends the command with code `failed`."""
     try:
         yield find()
-    except CommandFailed as failed:
-        console(error=True).print(f"[bold red]Error:[/] {escape(failed.message)}", highlight=False)
-        raise typer.Exit(1) from failed
+    except CommandFailed as failure:
+        console(error=True).print(f"[bold red]Error:[/] {escape(failure.message)}", highlight=False)
+        raise typer.Exit(failed) from failure
 
 
 def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import typer
 
 from gateway.cli.admin import commands, invoices, prices, reconcile, top, usage
+from gateway.cli.admin.provider.command import reconcile_provider
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
@@ -19,3 +20,4 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     app.command("usage")(usage.usage)
     app.command("top")(top.top)
     app.command("reconcile")(reconcile.reconcile)
+    app.command("reconcile-provider")(reconcile_provider)

@@ -1,0 +1,1 @@
+"""`tollkeeper reconcile-provider`: a report of a provider beside our own."""
