@@ -130,14 +130,8 @@ class Figures(Protocol):
     async def tenants_of(self, organization_id: int, most: int) -> int:
         """How many tenants an organization has, `most` where there are more."""
 
-    async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
-        """A tenant's use by day and service, oldest first."""
-
     async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """An organization's use by day and service, oldest first."""
-
-    async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
-        """A tenant's tokens by day and model, of its latest `rows_max` movements."""
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """An invoice's lines after a position, in order."""

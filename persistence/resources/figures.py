@@ -1,4 +1,4 @@
-"""Figures for people to look at: names by id, quotas by tenant, use by day, service and model.
+"""Figures for people to look at: names by id, quotas by tenant, use by day and service.
 
 Every query is bounded: by the ids asked for, by days, or by rows.
 """
@@ -21,10 +21,7 @@ from persistence.store import SUBJECTS
 from persistence.subject import id_in
 from persistence.tables.people import tenant
 
-# One owner's use by day and service; both come from roll-ups and are exact.
-_TENANT_DAYS = text("""
-SELECT day, service_id, requests, tokens, credits, usage_amount FROM usage_daily
- WHERE tenant_id = :owner AND day >= :since ORDER BY day, service_id LIMIT :rows""")
+# An owner's use by day and service; it comes from roll-ups and is exact.
 _ORGANIZATION_DAYS = text("""
 SELECT day, service_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
        sum(credits)::bigint AS credits, sum(usage_amount)::bigint AS usage_amount
@@ -32,13 +29,6 @@ SELECT day, service_id, sum(requests)::bigint AS requests, sum(tokens)::bigint A
  GROUP BY day, service_id ORDER BY day, service_id LIMIT :rows""")
 _TENANTS = text("""
 SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
-# The latest uses of a tenant, by day and model: so many rows and no more.
-_MODELS = text("""
-SELECT (l.created_at AT TIME ZONE 'UTC')::date AS day, l.metadata->>'model' AS model,
-       count(*) AS requests, sum(l.amount)::bigint AS tokens
-  FROM (SELECT created_at, metadata, amount, transaction_type FROM token_ledger
-         WHERE tenant_id = :tenant ORDER BY seq DESC LIMIT :rows) AS l
- WHERE l.transaction_type = 'consume' AND l.created_at >= :since GROUP BY 1, 2 ORDER BY 1, 2""")
 # One pass over the day: its busiest tenants, each row with the sums of all.
 _BUSIEST = text("""
 SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
@@ -59,6 +49,7 @@ class Figures:
         {
             "organizations",
             "tenants",
+            "api-keys",
             "token-plans",
             "services",
             "business-models",
@@ -92,17 +83,9 @@ class Figures:
         [row] = await self._rows(_TENANTS, owner=organization_id, most=most)
         return id_in(row, "count")
 
-    async def tenant_days(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
-        """A tenant's use by day and service, oldest first."""
-        return await self._rows(_TENANT_DAYS, owner=tenant_id, since=since, rows=rows_max)
-
     async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """An organization's use by day and service, oldest first."""
         return await self._rows(_ORGANIZATION_DAYS, owner=organization_id, since=since, rows=rows_max)
-
-    async def tenant_models(self, tenant_id: int, since: date, rows_max: int) -> Sequence[Row]:
-        """A tenant's tokens by day and model, of its latest `rows_max` movements."""
-        return await self._rows(_MODELS, tenant=tenant_id, since=since, rows=rows_max)
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """An invoice's lines after a position, in order."""

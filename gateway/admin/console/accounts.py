@@ -1,28 +1,32 @@
-"""What the pages of a tenant and an organization show beyond their fields: quota, use, keys, ledger."""
+"""What the pages of accounts show beyond their fields: what they spent, quota, use, keys, ledger."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.console import charts, lists
+from gateway.admin.console import charts, lists, spending
 from gateway.admin.console.cells import label_of
 from gateway.admin.console.desk import Desk, query
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.usage import GROUPS, UsageQuery
 
 DAYS = 30
 DAY_ROWS_MAX = 5_000
-# So many of a tenant's latest movements are looked at to say which models it used.
-MODEL_ROWS_MAX = 5_000
+DAY = timedelta(days=1)
+# What an account's cost is told apart by, and how many parts of it a page names.
+COST_GROUPS = ("model", "service", "user", "api_key", "project")
+PARTS_MAX = 12
 PREVIEW_ROWS = 10
 LEDGER_ROWS = 25
 # What an organization's page shows the first rows of.
@@ -42,14 +46,13 @@ LEDGER = Screen(
 
 
 async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """A tenant's quota, its use of the last days, its keys and its ledger."""
+    """A tenant's quota, what it spent in the last days, its keys and its ledger."""
     tenant_id = int(str(row["id"]))
-    by_model = request.query.get("by") != "service"
-    [with_quota], keys, ledger, usage = await asyncio.gather(
+    [with_quota], keys, ledger, cost = await asyncio.gather(
         lists.with_quotas(desk, [row]),
         _preview(desk, "api-keys", tenant_id=tenant_id),
         lists.page_of(desk, LEDGER, request, rows_max=LEDGER_ROWS, tenant_id=str(tenant_id)),
-        _tenant_use(desk, tenant_id, by_model=by_model),
+        _cost(desk, request, "tenant_id", tenant_id),
     )
     quota: Any = with_quota["quota"]
     owner: Any = row["organization_id"]
@@ -61,9 +64,18 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
         "plan": names.get(("token-plans", plan), ""),
         "keys": keys,
         "ledger": ledger,
-        "chart": usage,
-        "by": "model" if by_model else "service",
+        **cost,
     }
+
+
+async def about_key(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """What an API key's calls cost."""
+    return await _cost(desk, request, "api_key_id", int(str(row["id"])))
+
+
+async def about_user(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """What a user's calls cost."""
+    return await _cost(desk, request, "user_id", int(str(row["id"])))
 
 
 async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
@@ -73,15 +85,19 @@ async def quota(desk: Desk, request: web.Request, signed: Signed) -> web.Respons
 
 
 async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """An organization's credits, tenants, subscription, invoices and use of the last days."""
+    """An organization's spend, credits, tenants, subscription, invoices and use of the last days."""
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
-    usage, *previews = await asyncio.gather(
+    now = datetime.now(UTC)
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    asked = UsageQuery(month, spending.next_hour(now), "none", (), {"organization_id": organization_id}, 0)
+    usage, spent, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
+        spending.spent(desk.ports.store, asked, "cost"),
         *(_preview(desk, name, organization_id=organization_id) for name in PREVIEWS),
     )
-    return {"previews": previews, "chart": usage, "of": measure}
+    return {"previews": previews, "chart": usage, "of": measure, "month": spent.totals}
 
 
 async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
@@ -102,31 +118,46 @@ async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
     }
 
 
-async def _tenant_use(desk: Desk, tenant_id: int, *, by_model: bool) -> charts.Chart:
-    since, until = _last_days()
-    figures = desk.ports.figures
-    if by_model:
-        days, models = await asyncio.gather(
-            figures.tenant_days(tenant_id, since, DAY_ROWS_MAX),
-            figures.tenant_models(tenant_id, since, MODEL_ROWS_MAX),
-        )
-        amounts = charts.by_model(days, models)
-    else:
-        days = await figures.tenant_days(tenant_id, since, DAY_ROWS_MAX)
-        amounts = charts.by_service(days, await _services(desk, days), "tokens")
-    return charts.stacked(amounts, charts.requests_by_day(days), since=since, until=until)
+async def _cost(desk: Desk, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
+    """What calls of one account came to this month and in the last days, by model or whatever is asked."""
+    now = datetime.now(UTC)
+    until = spending.next_hour(now)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    measure, group = request.query.get("of", ""), request.query.get("by", "")
+    measure = measure if measure in spending.MEASURES else spending.MEASURES[0]
+    groups = tuple(each for each in COST_GROUPS if GROUPS[each] != column)
+    group = group if group in groups else groups[0]
+    days = UsageQuery(midnight - (DAYS - 1) * DAY, until, "day", (group,), {column: row_id}, 0)
+    month = replace(days, since=midnight.replace(day=1), interval="none", groups=())
+    found, this_month = await asyncio.gather(
+        spending.spent(desk.ports.store, days, measure), spending.spent(desk.ports.store, month, measure)
+    )
+    return {
+        "cost": found,
+        "month": this_month.totals,
+        "of": measure,
+        "by": group,
+        "cost_groups": groups,
+        "parts_of_cost": [(spending.name_of(each, (group,)), each) for each in found.groups[:PARTS_MAX]],
+        "parts_more": max(0, len(found.groups) - PARTS_MAX),
+        "filter": f"{column}={row_id}",
+    }
 
 
 async def _organization_use(desk: Desk, organization_id: int, measure: str) -> charts.Chart:
     tenants = await desk.ports.figures.tenants_of(organization_id, TENANT_DAYS_MAX)
     since, until = _last_days(max(1, min(DAYS, TENANT_DAYS_MAX // max(1, tenants))))
     days = await desk.ports.figures.organization_days(organization_id, since, DAY_ROWS_MAX)
-    amounts = charts.by_service(days, await _services(desk, days), measure)
-    return charts.stacked(amounts, charts.requests_by_day(days), since=since, until=until)
-
-
-async def _services(desk: Desk, days: Sequence[Row]) -> Mapping[int, str]:
-    return await desk.ports.figures.names("services", {int(str(row["service_id"])) for row in days})
+    names = await desk.ports.figures.names("services", {int(str(row["service_id"])) for row in days})
+    return charts.stacked(
+        [(row["day"], row["service_id"], row[measure]) for row in days],  # type: ignore[misc]  # roll-ups have a day and counts
+        [since + n * DAY for n in range((until - since).days + 1)],
+        {
+            row["service_id"]: names.get(int(str(row["service_id"])), f"service {row['service_id']}")
+            for row in days
+        },
+        unit="units" if measure == "usage_amount" else measure,
+    )
 
 
 def _last_days(days: int = DAYS) -> tuple[date, date]:

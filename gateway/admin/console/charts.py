@@ -1,124 +1,132 @@
-"""Use by day as stacked bars: heights for a drawing, numbers for the table beside it."""
+"""What was used over time as stacked bars: heights for a drawing, exact amounts for the table beside it."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
-from typing import Any
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+from gateway.admin.console import shown
 
 SERIES_MAX = 6
 REST = "everything else"
-EARLIER = "earlier, not by model"
 HEIGHT = 100.0
+MONTH_CHARS = len("2026-01")
 
-Use = Mapping[str, Any]  # a row of figures: a day, and what was used
+Amount = int | Decimal
+# When, of which series, how much.
+Used = tuple[date, Hashable, Amount]
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One part of a day's bar: where it stands in a drawing that is 100 high."""
+    """One part of a time's bar: where it stands in a drawing that is 100 high."""
 
     colour: int
-    label: str
-    amount: int
     y: float
     height: float
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One day."""
+    """One time: what was used of each series, and in all."""
 
-    day: date
-    total: int
-    requests: int
+    at: date
+    total: Amount
+    parts: tuple[Amount, ...]
     bars: tuple[Bar, ...]
+
+    @property
+    def seconds(self) -> int:
+        """When it begins, in seconds since 1970."""
+        begins = self.at if isinstance(self.at, datetime) else datetime(*self.at.timetuple()[:3], tzinfo=UTC)
+        return int(begins.timestamp())
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Days in order, the series' names, most used first, and the highest day."""
+    """Times in order, the series' names, most used first, and the highest time.
+
+    `unit` is what is counted; where it is money, in which `currency`.
+    """
 
     columns: tuple[Column, ...]
     series: tuple[str, ...]
-    top: int
-    total: int
+    top: Amount
+    total: Amount
+    unit: str
+    currency: str
+    interval: str
 
     @property
     def legend(self) -> list[tuple[int, str]]:
         """Each series with the number of its colour."""
-        return [(colour_of(index, name), name) for index, name in enumerate(self.series)]
+        return [(_colour(index, name), name) for index, name in enumerate(self.series)]
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was used at all."""
-        return self.total == 0 and not any(column.requests for column in self.columns)
+        return not self.top
+
+    def said(self, amount: Amount) -> str:
+        """An exact amount."""
+        return shown.money(amount, self.currency) if self.currency else shown.number(amount)
+
+    def glance(self, amount: Amount) -> str:
+        """An amount at a glance."""
+        return shown.about(amount, self.currency) if self.currency else shown.short(float(amount))
+
+    def label(self, column: Column) -> str:
+        """How a time is called."""
+        if self.interval == "hour":
+            return shown.minute(column.at)
+        return shown.day(column.at)[: MONTH_CHARS if self.interval == "month" else None]
 
 
 def stacked(
-    amounts: Sequence[tuple[date, str, int]], requests: Mapping[date, int], *, since: date, until: date
+    used: Iterable[Used],
+    times: Sequence[date],
+    names: Mapping[Hashable, str],
+    *,
+    unit: str,
+    currency: str = "",
+    interval: str = "day",
 ) -> Chart:
-    """Stack amounts of (day, series) into a chart of every day from `since` to `until`."""
-    sums = Counter[str]()
-    for _, name, amount in amounts:
-        sums[name] += amount
-    ranked = sorted(sums.keys() - {EARLIER}, key=lambda name: (-sums[name], name))
-    series = ranked if len(ranked) <= SERIES_MAX else [*ranked[: SERIES_MAX - 1], REST]
-    if sums[EARLIER]:
-        series = [*series, EARLIER]
-    by_day = defaultdict[date, Counter[str]](Counter)
-    for day, name, amount in amounts:
-        by_day[day][name if name in series else REST] += amount
-    top = max((parts.total() for parts in by_day.values()), default=0)
-    days = [since + timedelta(days=n) for n in range((until - since).days + 1)]
-    columns = tuple(_column(day, by_day[day], series, top, requests.get(day, 0)) for day in days)
-    return Chart(columns, tuple(series), top, sums.total())
+    """Stack what was used at each of the times; of more than `SERIES_MAX` series the least are one."""
+    by_time: dict[date, dict[Hashable, Amount]] = {at: defaultdict(int) for at in times}
+    sums = defaultdict[Hashable, Amount](int)
+    for at, key, amount in used:
+        if at in by_time:
+            by_time[at][key] += amount
+            sums[key] += amount
+    ranked = sorted(
+        (key for key in sums if sums[key]), key=lambda key: (names[key] == REST, -sums[key], names[key])
+    )
+    apart = ranked if len(ranked) <= SERIES_MAX else ranked[: SERIES_MAX - 1]
+    rest = ranked[len(apart) :]
+    totals = {at: sum(parts.values()) for at, parts in by_time.items()}
+    top = max(totals.values(), default=0)
+    series = (*(names[key] for key in apart), *([REST] if rest else []))
+    columns = []
+    for at, parts in by_time.items():
+        amounts = [parts[key] for key in apart] + ([sum(parts[key] for key in rest)] if rest else [])
+        columns.append(Column(at, totals[at], tuple(amounts), _bars(series, amounts, top)))
+    return Chart(tuple(columns), series, top, sum(sums.values()), unit, currency, interval)
 
 
-def by_service(days: Sequence[Use], names: Mapping[int, str], measure: str) -> list[tuple[date, str, int]]:
-    """Roll-ups as (day, service, amount)."""
-    return [
-        (use["day"], names.get(use["service_id"], f"service {use['service_id']}"), int(use[measure]))
-        for use in days
-        if use[measure]
-    ]
-
-
-def by_model(days: Sequence[Use], models: Sequence[Use]) -> list[tuple[date, str, int]]:
-    """Latest uses as (day, model, tokens), with what the roll-ups know beyond them."""
-    left = Counter[date]()
-    for use in days:
-        left[use["day"]] += int(use["tokens"])
-    found: list[tuple[date, str, int]] = []
-    for use in models:
-        amount = min(int(use["tokens"]), left[use["day"]])
-        left[use["day"]] -= amount
-        if amount:
-            found.append((use["day"], str(use["model"] or "no model named"), amount))
-    return found + [(day, EARLIER, amount) for day, amount in left.items() if amount > 0]
-
-
-def requests_by_day(days: Sequence[Use]) -> Mapping[date, int]:
-    """Requests of each day."""
-    found = Counter[date]()
-    for use in days:
-        found[use["day"]] += int(use["requests"])
-    return found
-
-
-def colour_of(index: int, name: str) -> int:
-    """The number of a series' colour: what is not told apart has one of its own."""
-    return SERIES_MAX if name == EARLIER else index
-
-
-def _column(day: date, parts: Counter[str], series: Sequence[str], top: int, requests: int) -> Column:
+def _bars(series: Sequence[str], amounts: Sequence[Amount], top: Amount) -> tuple[Bar, ...]:
     bars, base = [], 0.0
-    for index, name in enumerate(series):
-        if parts[name]:
-            height = HEIGHT * parts[name] / top
-            y, shown = round(HEIGHT - base - height, 3), round(max(height, 0.4), 3)
-            bars.append(Bar(colour_of(index, name), name, parts[name], y, shown))
+    for index, amount in enumerate(amounts):
+        if amount > 0:
+            height = HEIGHT * float(amount / top)
+            y, shown_height = round(HEIGHT - base - height, 3), round(max(height, 0.4), 3)
+            bars.append(Bar(_colour(index, series[index]), y, shown_height))
             base += height
-    return Column(day, parts.total(), requests, tuple(bars))
+    return tuple(bars)
+
+
+def _colour(index: int, name: str) -> int:
+    """The number of a series' colour: what is not told apart has one of its own."""
+    return SERIES_MAX if name == REST else index

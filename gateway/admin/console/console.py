@@ -10,7 +10,8 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.console import accounts, lists, reconciling
+from gateway.admin.api import usage
+from gateway.admin.console import accounts, explorer, lists, reconciling
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
@@ -26,6 +27,8 @@ from gateway.admin.ports import AdminPorts
 EXTRAS: dict[str, Extras] = {
     "tenants": accounts.about_tenant,
     "organizations": accounts.about_organization,
+    "api-keys": accounts.about_key,
+    "users": accounts.about_user,
     "invoices": accounts.about_invoice,
 }
 # Addresses of programs: what is not there is a problem, not a page.
@@ -52,6 +55,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 
+    router.add_get("/usage", desk.reading(partial(explorer.show, desk)))
     router.add_get("/reconciliation", desk.reading(partial(reconciling.show, desk)))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
         router.add_post(address, desk.writing(partial(reconciling.run, desk, repair=repair)))
@@ -62,6 +66,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
     documents.mount_invoices(app, ports, "", signed_in)
+    usage.mount_files(app, ports, "", signed_in)
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
     app.middlewares.append(_not_found_as_page(desk))

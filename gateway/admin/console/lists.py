@@ -93,7 +93,7 @@ async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response
 
 
 def _read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
-    """The list a page asks for: empty filters are none, days are whole UTC days."""
+    """The list a page asks for: empty filters are none, days are whole UTC days, or a time is said whole."""
     order = "desc" if screen.newest_first else "asc"
     sent = MultiDict({"limit": str(rows_max), "order": order, **fixed})
     for name in (*screen.filters, "cursor"):
@@ -104,7 +104,7 @@ def _read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[st
         for name, days in (("from", 0), ("to", 1)):
             text = request.query.get(name, "").strip()
             if text:
-                sent[name] = _midnight(name, text, days)
+                sent[name] = text if "T" in text else _midnight(name, text, days)
     return read_query(screen.name, screen.resource.filters, sent)
 
 
@@ -171,7 +171,8 @@ def _controls(
     if screen.spans_time:
         for name in ("from", "to"):
             value = request.query.get(name, "")
-            found.append(Control(name, name.title(), "day", value, error=errors.get(name, "")))
+            kind = "text" if "T" in value else "day"
+            found.append(Control(name, name.title(), kind, value, error=errors.get(name, "")))
     return found
 
 

@@ -76,6 +76,7 @@ class Pages:
         self._environment.globals.update(asset=assets.address, version=version, examples=EXAMPLES)
         self._environment.filters.update(
             number=shown.number, short=shown.short, money=shown.money, moment=shown.moment, day=shown.day,
+            money_parts=shown.money_parts, about=shown.about, plain=shown.plain, minute=shown.minute,
             span=shown.span, limits=shown.limits, document=shown.document, words=words, tone=shown.tone,
         )  # fmt: skip
 

@@ -167,8 +167,8 @@ SCREENS = {
 
 
 def menu() -> dict[str, list[tuple[str, str, str]]]:
-    """The menu: under each heading (name, title, address). Overview and reconciliation are no collections."""
-    found = {"": [("overview", "Overview", "/")]}
+    """The menu: under each heading (name, title, address). Some pages are no collections."""
+    found = {"": [("overview", "Overview", "/"), ("usage", "Usage and cost", "/usage")]}
     for screen in SCREENS.values():
         found.setdefault(screen.heading, []).append((screen.name, screen.title, f"/{screen.name}"))
     found["Operation"].insert(0, ("reconciliation", "Reconciliation", "/reconciliation"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,11 @@ TONES: Mapping[str, str] = {
     }.items()
     for word in words
 }  # fmt: skip
+# Currencies whose sign is nobody else's; others are said by their code.
+SYMBOLS: Mapping[str, str] = {"USD": "$", "EUR": "€", "GBP": "£"}
+CENTS = 2
+# Of an amount below one: how many digits are read at a glance.
+SMALL_DIGITS = 3
 STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 LIMITS = (
@@ -53,14 +58,40 @@ def short(value: float) -> str:
 
 
 def money(value: object, currency: str = "") -> str:
-    """A decimal string as money: its decimals stay, its thousands are set apart."""
-    if value is None:
-        return NONE
-    whole, _, part = str(Decimal(str(value))).partition(".")
-    text = f"{int(whole):,}" + (f".{part}" if part else "")
-    if str(value).startswith("-") and not text.startswith("-"):
-        text = f"-{text}"
-    return f"{text} {currency}".strip().replace("-", "−", 1)
+    """An exact amount with its currency: its decimals stay, its thousands are set apart."""
+    return NONE if value is None else "".join(money_parts(value, currency))
+
+
+def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
+    """An exact amount in three pieces: what is read at a glance, further decimals, what follows.
+
+    A text keeps its decimals, a computed amount has as many as it needs. They are filled up to `places`, so
+    that amounts stand below each other.
+    """
+    amount = value.normalize() if isinstance(value, Decimal) else Decimal(str(value))
+    whole, _, part = f"{abs(amount):f}".partition(".")
+    minus, symbol = "−" if amount < 0 else "", SYMBOLS.get(currency, "")
+    part = part.ljust(max(places, CENTS if symbol and (part or isinstance(value, Decimal)) else 0), "0")
+    zeros = len(part) - len(part.lstrip("0"))
+    glance = CENTS if int(whole) or zeros == len(part) else max(CENTS, zeros + SMALL_DIGITS)
+    head = f"{minus}{symbol}{int(whole):,}" + (f".{part[:glance]}" if part else "")
+    return head, part[glance:], f" {currency}" if currency and not symbol else ""
+
+
+def plain(value: object) -> str:
+    """A number for programs: exact, without exponent and without zeros that say nothing."""
+    return f"{Decimal(str(value)).normalize():f}"
+
+
+def about(value: object, currency: str = "") -> str:
+    """An amount to be read at a glance: to cents, a small one to its first digits."""
+    amount = Decimal(str(value))
+    places = CENTS
+    if 0 < abs(amount) < 1:
+        places = max(CENTS, SMALL_DIGITS - 1 - amount.adjusted())
+    rounded = f"{amount.quantize(Decimal(1).scaleb(-places)):f}"
+    whole, _, part = rounded.partition(".")
+    return money(f"{whole}.{part[:CENTS]}{part[CENTS:].rstrip('0')}", currency)
 
 
 def percent(part: float, whole: float) -> float:
@@ -76,11 +107,16 @@ def moment(value: object) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def minute(value: object) -> str:
+    """An instant to the minute, UTC."""
+    return moment(value)[: len("2026-01-31 10:00")]
+
+
 def day(value: object) -> str:
     """A date."""
     if value is None:
         return NONE
-    return value.isoformat() if isinstance(value, date) else str(value)[:10]
+    return str(value)[: len("2026-01-31")]
 
 
 def span(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -45,13 +46,33 @@ def test_short_numbers(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "currency", "text"),
     [
-        ("0.00", "USD", "0.00 USD"), ("1234567.5", "", "1,234,567.5"), ("-0.50", "EUR", "−0.50 EUR"),
+        ("0.00", "USD", "$0.00"), ("1234567.5", "", "1,234,567.5"), ("-0.50", "EUR", "−€0.50"),
+        ("0.000354", "USD", "$0.000354"), ("12.345678901", "USD", "$12.345678901"), ("0.1", "USD", "$0.10"),
+        ("1E-9", "GBP", "£0.000000001"), ("3", "USD", "$3"), ("7.5", "CHF", "7.5 CHF"),
         ("1000000000000.01", "JPY", "1,000,000,000,000.01 JPY"), (None, "", "—"),
         ("0.000001", "", "0.000001"),
     ],
 )  # fmt: skip
 def test_money(value: str | None, currency: str, text: str) -> None:
     assert shown.money(value, currency) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("0", "$0.00"), ("0.354", "$0.354"), ("0.000354123", "$0.000354"), ("0.000000001", "$0.000000001"),
+        ("12.345678901", "$12.35"), ("0.0999999", "$0.10"), ("1234.5", "$1,234.50"), ("-0.004", "−$0.004"),
+    ],
+)  # fmt: skip
+def test_money_at_a_glance(value: str, text: str) -> None:
+    assert shown.about(value, "USD") == text
+
+
+def test_money_in_a_column_has_its_decimals_below_each_other() -> None:
+    assert shown.money_parts("12.345678", "USD", 6) == ("$12.34", "5678", "")
+    assert shown.money_parts("0.000354", "USD", 6) == ("$0.000354", "", "")
+    assert shown.money_parts("0", "USD", 6) == ("$0.00", "0000", "")
+    assert shown.money_parts("7", "CHF", 2) == ("7.00", "", " CHF")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +89,7 @@ def test_spans_of_time(seconds: float, text: str) -> None:
 def test_every_resource_has_its_place_in_the_menu() -> None:
     named = {name for entries in menu().values() for name, _, _ in entries}
     apart = {"token-ledger", "tenant-quotas"}  # on a tenant's page
-    assert {*SCREENS, "overview", "reconciliation"} == named
+    assert {*SCREENS, "overview", "usage", "reconciliation"} == named
     assert RESOURCES.keys() - SCREENS.keys() == apart
     for screen in SCREENS.values():
         known = {*screen.resource.out.model_fields, "state", "quota"}
@@ -143,32 +164,38 @@ DAYS = [date(2026, 1, day) for day in (1, 2, 3)]
 
 
 def test_use_is_stacked_by_day() -> None:
-    amounts = [(DAYS[0], "a", 30), (DAYS[0], "b", 10), (DAYS[2], "b", 20)]
-    chart = charts.stacked(amounts, {DAYS[0]: 4}, since=DAYS[0], until=DAYS[2])
+    used = [(DAYS[0], 1, 30), (DAYS[0], 2, 10), (DAYS[2], 2, 20)]
+    chart = charts.stacked(used, DAYS, {1: "a", 2: "b"}, unit="tokens")
     assert (chart.series, chart.top, chart.total) == (("a", "b"), 40, 60)
-    assert [column.total for column in chart.columns] == [40, 0, 20]
-    first = chart.columns[0]
-    assert [(bar.label, bar.y, bar.height) for bar in first.bars] == [("a", 25.0, 75.0), ("b", 0.0, 25.0)]
-    assert charts.stacked([], {}, since=DAYS[0], until=DAYS[2]).is_empty
-
-
-def test_many_series_become_a_few() -> None:
-    amounts = [(DAYS[0], f"model {n}", 100 - n) for n in range(20)]
-    chart = charts.stacked(amounts, {}, since=DAYS[0], until=DAYS[0])
-    assert len(chart.series) == charts.SERIES_MAX
-    assert chart.series[-1] == charts.REST
-    assert sum(bar.amount for bar in chart.columns[0].bars) == chart.total == sum(n for _, _, n in amounts)
-
-
-def test_use_by_model_never_says_more_than_the_day_did() -> None:
-    days = [{"day": DAYS[0], "tokens": 100}, {"day": DAYS[1], "tokens": 50}]
-    models = [
-        {"day": DAYS[1], "model": "a", "tokens": 30},
-        {"day": DAYS[1], "model": None, "tokens": 40},
+    assert [(column.total, column.parts) for column in chart.columns] == [
+        (40, (30, 10)),
+        (0, (0, 0)),
+        (20, (0, 20)),
     ]
-    assert charts.by_model(days, models) == [
-        (DAYS[1], "a", 30), (DAYS[1], "no model named", 20), (DAYS[0], charts.EARLIER, 100),
-    ]  # fmt: skip
+    assert [(bar.colour, bar.y, bar.height) for bar in chart.columns[0].bars] == [
+        (0, 25.0, 75.0),
+        (1, 0.0, 25.0),
+    ]
+    assert chart.columns[1].seconds == 1767312000
+    assert charts.stacked([], DAYS, {}, unit="tokens").is_empty
+
+
+def test_many_series_become_a_few_and_money_stays_exact() -> None:
+    used = [(DAYS[0], n, Decimal(f"{100 - n}.000000001")) for n in range(20)]
+    chart = charts.stacked(used, DAYS[:1], {n: f"m{n}" for n in range(20)}, unit="cost", currency="USD")
+    assert len(chart.series) == charts.SERIES_MAX
+    assert chart.legend[-1] == (charts.SERIES_MAX, charts.REST)
+    assert sum(chart.columns[0].parts) == chart.total == sum(amount for _, _, amount in used)
+    assert chart.said(chart.total) == "$1,810.00000002"
+
+
+@pytest.mark.parametrize(
+    ("interval", "label"), [("hour", "2026-01-31 13:00"), ("day", "2026-01-31"), ("month", "2026-01")]
+)
+def test_times_are_named_by_their_interval(interval: str, label: str) -> None:
+    at = datetime(2026, 1, 31, 13, tzinfo=UTC)
+    chart = charts.stacked([(at, 1, 1)], [at], {1: "a"}, unit="tokens", interval=interval)
+    assert chart.label(chart.columns[0]) == label
 
 
 class Clock:

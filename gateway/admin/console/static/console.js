@@ -1,4 +1,4 @@
-// What pages do beyond links and forms: the live chart, the theme, copying, and sending a form once.
+// What pages do beyond links and forms: charts, the theme, copying, and sending a form once.
 (() => {
   "use strict";
 
@@ -141,6 +141,92 @@
       setTimeout(() => this.poll(), 1000);
     }
   }
+
+  // A chart of what was used, drawn from the table below it: exact there, at a glance here.
+  class UsageChart {
+    constructor(figure) {
+      this.figure = figure;
+      this.stacks = figure.dataset.chart === "stacked";
+      this.currency = figure.dataset.currency;
+      const table = figure.querySelector("table.over-time");
+      this.names = [...table.querySelectorAll("thead th[data-colour]")].map((th) => [th.textContent, `--s${th.dataset.colour}`]);
+      const rows = [...table.querySelectorAll("tbody tr")];
+      this.times = rows.map((row) => Number(row.dataset.at));
+      this.labels = new Map(rows.map((row) => [Number(row.dataset.at), row.querySelector("th").textContent]));
+      this.amounts = this.names.map((_, at) => rows.map((row) => Number(row.querySelectorAll("td[data-value]")[at].dataset.value)));
+      // What is drawn: sums of a series and all below it where they are stacked, the highest first.
+      this.heights = this.stacks
+        ? this.amounts.map((_, at) => this.times.map((_, time) => this.amounts.slice(0, at + 1).reduce((sum, of) => sum + of[time], 0)))
+        : this.amounts;
+      this.place = document.createElement("div");
+      this.place.className = "plot";
+      this.place.setAttribute("role", "img");
+      this.place.setAttribute("aria-label", figure.querySelector("svg").getAttribute("aria-label"));
+      figure.querySelector("svg").replaceWith(this.place);
+      figure.querySelector(".bars-axis").remove();
+      figure.querySelector("figcaption").remove();
+      this.draw();
+      this.watch = new ResizeObserver(() => this.chart.setSize(this.size()));
+      this.watch.observe(this.place);
+      this.again = () => (this.place.isConnected ? this.draw() : this.end());
+      this.scheme = matchMedia("(prefers-color-scheme: dark)");
+      document.addEventListener("theme", this.again);
+      this.scheme.addEventListener("change", this.again);
+    }
+
+    end() {
+      this.watch.disconnect();
+      document.removeEventListener("theme", this.again);
+      this.scheme.removeEventListener("change", this.again);
+    }
+
+    size() {
+      return { width: Math.max(this.place.clientWidth, 120), height: 240 };
+    }
+
+    said(value) {
+      if (value == null || !this.currency) return short(value);
+      const digits = value >= 100 || value === 0 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 };
+      return new Intl.NumberFormat("en", { style: "currency", currency: this.currency, ...digits }).format(value);
+    }
+
+    // A label of the axis: the month, the day or, where it is not midnight, the hour.
+    day(seconds) {
+      const text = new Date(seconds * 1000).toISOString();
+      if ([...this.labels.values()][0].length === 7) return text.slice(0, 7);
+      return text.slice(11, 16) === "00:00" ? text.slice(5, 10) : text.slice(11, 16);
+    }
+
+    draw() {
+      this.chart?.destroy();
+      const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+      const order = this.names.map((_, at) => at);
+      if (this.stacks) order.reverse();
+      const paths = this.stacks ? uPlot.paths.bars({ size: [0.8, 48] }) : undefined;
+      const series = order.map((at) => ({
+        label: this.names[at][0], stroke: colour(this.names[at][1]), width: this.stacks ? 0 : 1.5, paths,
+        fill: this.stacks ? colour(this.names[at][1]) : undefined, points: { show: !this.stacks && this.times.length < 2 },
+        value: (_, __, ___, time) => (time == null ? "—" : this.said(this.amounts[at][time])),
+      }));
+      const step = this.times[1] - this.times[0] || 86400;
+      this.chart = new uPlot({
+        ...this.size(),
+        tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
+        series: [{ label: "UTC", value: (_, __, ___, time) => (time == null ? "—" : this.labels.get(this.times[time])) }, ...series],
+        axes: [{ ...axis, space: 72, size: 32, incrs: [1, 2, 3, 4, 6, 7, 12, 14, 24, 30, 48, 60, 90, 180, 365].map((times) => times * step), values: (_, times) => times.map((time) => this.day(time)) }, { ...axis, size: 64, values: (_, values) => values.map((value) => this.said(value)) }],
+        scales: {
+          x: { time: true, range: (_, low, high) => (this.stacks ? [low - step / 2, high + step / 2] : [low, high > low ? high : low + step]) },
+          y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] },
+        },
+        cursor: { drag: { x: false, y: false }, points: { show: !this.stacks } },
+      }, [this.times, ...order.map((at) => this.heights[at])], this.place);
+    }
+  }
+
+  // Also what comes later: a page's part that was asked for again.
+  document.addEventListener("htmx:load", (event) => {
+    for (const figure of event.detail.elt.querySelectorAll("figure[data-chart]")) new UsageChart(figure);
+  });
 
   document.addEventListener("DOMContentLoaded", () => {
     document.querySelector(".menu [aria-current]")?.scrollIntoView({ block: "nearest" });
