@@ -52,12 +52,12 @@ local activation = (one_time or uses) and activation_of(raw[with_user and 7 or 6
 
 local seq, reset, tokens = tenant.seq, due(tenant, now, epoch), settlement.tokens
 put_back(hold, tenant, organization)
--- a call that is taken back for nothing leaves no row
+-- a call that is given back for nothing moves no account
 local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.credits == 0 and settlement.units == 0)
 local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
 local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
-local entry, facts = nil, no_facts
 if uses then spend_back(activation, hold, packed_hold) end
+local entry, facts = unmoved(settlement, ARGV, tenant, organization, now, epoch, free), no_facts
 if not free then entry, facts = charge(settlement, ARGV, source, tenant, organization, activation, now, epoch, activates) end
 if uses then spend_keep(organization, activation, ARGV[5], now) end
 
@@ -72,7 +72,7 @@ local new_key = packed_key and give(packed_key, now, slots, hold.key_tpm, tokens
 local new_user = packed_user and give(packed_user, now, slots, hold.user_tpm, tokens)
 
 local told, removed = mode == MODE_RECOVER and late(lane, settlement, ARGV), call('ZREM', deadlines, request_id)
-local err = append(outbox, reset and {reset, entry} or {entry}) -- a call taken back for nothing has no entry
+local err = append(outbox, reset and {reset, entry} or {entry}) -- what says nothing of itself has no entry
 if err then
   if told then call('XDEL', lane, told) end
   if removed == 1 then call('ZADD', deadlines, slots == 1 and HOLD.field(packed_hold, 'deadline') or 0, request_id) end

@@ -1,4 +1,4 @@
-"""What a call that is about to be settled is stored as: what it used and cost, and how it went."""
+"""What a call that is about to be settled is stored as: what it used and cost, how it went, why it failed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from gateway.http.ports import Directory
 from gateway.http.server.exchange import Exchange
 
 _NO_DETAIL = Detail()
+# Why a call failed whose upstream said so.
+UPSTREAM_ERROR = "upstream_error"
 
 
 def facts_of(  # noqa: PLR0917  # what a call was, part by part
     exchange: Exchange, caller: Caller, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
-    first_token: float, upstream_id: bytes,
+    first_token: float, upstream_id: bytes, reason: str, used: bool,
 ) -> CallFacts:  # fmt: skip
-    """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never."""
+    """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never.
+
+    `reason` says why it failed, empty where it did not. One that `used` nothing costs nothing.
+    """
     ports, started = exchange.worker.ports, exchange.started
     took = ports.seconds() - started
     if first_token:
@@ -44,7 +49,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         estimated=usage.estimated,
         tools=detail.tools,
         service_tier=detail.service_tier,
-        cost=None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier),
+        cost=None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier) * used,
         currency="" if price is None else price.currency,
         price_id=0 if price is None else price.price_id,
         route=exchange.routed.label,
@@ -52,6 +57,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         upstream_request_id=upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
         metadata=msgspec.Raw(said.metadata) if said.metadata else NONE,
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
+        reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
     )
 
 

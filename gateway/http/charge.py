@@ -6,7 +6,7 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 
 from __future__ import annotations
 
-from gateway.core.accounts.facts import CallFacts, write_facts
+from gateway.core.accounts.facts import CallFacts, briefly, write_facts
 from gateway.core.billing.pricing import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import credits_claimed, output_bound
@@ -32,6 +32,9 @@ from gateway.http.clock import NEVER
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
+# The status a client is told, 0 for its upstream's, and why.
+Failed = tuple[int, str]
+_NOT: Failed = (0, "")
 
 
 class Charge:
@@ -121,11 +124,14 @@ class Charge:
             if bound is not None:
                 limit_output(call, bound)
 
-    async def settle(self, status: int, complete: bool, abandoned: bool = False) -> bool:
+    async def settle(
+        self, status: int, complete: bool, abandoned: bool = False, failed: Failed = _NOT
+    ) -> bool:
         """Replace the hold by what the meter saw; whether that is acknowledged.
 
         What was not used is released, which the answer need not wait for to be true. What a client
-        `abandoned` once an upstream had heard of it costs its units, whatever came of it.
+        `abandoned` once an upstream had heard of it costs its units, whatever came of it. `failed` says
+        what the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
@@ -134,8 +140,8 @@ class Charge:
         if abandoned and self.charges and _may_have_worked(usage, status):
             usage = Usage()
         used = usage.units > 0 or usage.total > 0
-        facts = self._facts(usage, status) if used else None
-        settlement = self._release() if facts is None else self._settlement(usage, facts)
+        facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
+        settlement = self._settlement(usage, facts) if used and facts is not None else self._release(facts)
         self.over()
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
@@ -148,7 +154,7 @@ class Charge:
         if settled is _UNVERIFIED:
             ports.tally.settlements_failed += 1
             return not used
-        if facts is not None:
+        if used and facts is not None:
             self._count(usage, facts, settlement.credits, complete)
         return True
 
@@ -210,16 +216,26 @@ class Charge:
         route = self._exchange.routed.route
         return route is not None and route.settle == "after_reply"
 
-    def _release(self) -> Settlement:
-        return Settlement(self._caller, self._exchange.request_id, self._user, self._service, False)
+    def _release(self, facts: CallFacts | None) -> Settlement:
+        """What gives the hold back, with what the journal says of a call that came to nothing."""
+        return Settlement(
+            self._caller,
+            self._exchange.request_id,
+            self._user,
+            self._service,
+            False,
+            attribution=self._exchange.routed.attribution_text,
+            metadata=b"" if facts is None else write_facts(briefly(facts)),
+        )
 
-    def _facts(self, usage: Usage, status: int) -> CallFacts:
+    def _facts(self, usage: Usage, status: int, reason: str, used: bool) -> CallFacts:
         exchange = self._exchange
-        if exchange.routed.units > 1 and not usage.reported:
+        if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = exchange.routed.units
         return facts_of(
-            exchange, self._caller, self.call, self.meter, usage, status, self.first_token, self.upstream_id
-        )
+            exchange, self._caller, self.call, self.meter, usage, status, self.first_token, self.upstream_id,
+            reason, used,
+        )  # fmt: skip
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
         service = self._service

@@ -11,6 +11,7 @@ from gateway.core.metering.making import make_meter
 from gateway.core.model import Caller
 from gateway.errors import (
     CountersUnavailable,
+    InternalError,
     InvalidApiKey,
     ObjectNotFound,
     Refusal,
@@ -31,6 +32,7 @@ from gateway.http.server.outgoing import is_collected, send_request
 from gateway.http.server.request_driver import bare
 from gateway.http.upstream.pool import Upstream
 
+ANSWER_CUT, CLIENT_GONE = "answer_cut", "client_gone"
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
@@ -82,7 +84,8 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
     exchange.leave_upstream()
     caller, charge = exchange.caller, exchange.charge
     if charge is not None and charge.due:
-        await charge.settle(exchange.status, False, _is_abandoned(exchange, failure))
+        abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
+        await charge.settle(exchange.status, False, abandoned, told)
     if isinstance(failure, Fault) and caller is not None and charge is None:
         failure = await _counted(exchange, caller, failure)
     if isinstance(failure, InvalidApiKey):
@@ -90,6 +93,16 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         await refuse_wrong(exchange, failure)
     else:
         _tell(exchange, failure)
+
+
+def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
+    """What the client is told of a call that failed, and why it did."""
+    if isinstance(failure, ClientGone):
+        return 0, CLIENT_GONE
+    if exchange.opened:
+        return 0, ANSWER_CUT
+    refusal = failure if isinstance(failure, Refusal) else InternalError()
+    return refusal.status, refusal.reason
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
@@ -133,7 +146,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
         ports.tally.refused(caller.tenant_id if caller is not None else 0, failure.reason)
         refuse(exchange, failure)
     elif isinstance(failure, Refusal):
-        exchange.reason, exchange.broken = "answer_cut", True
+        exchange.reason, exchange.broken = ANSWER_CUT, True
         ports.log(
             "answer_cut",
             request_id=exchange.request_id,
@@ -141,7 +154,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
             why=failure.message,
         )
     elif isinstance(failure, ClientGone):
-        exchange.reason, exchange.broken = "client_gone", True
+        exchange.reason, exchange.broken = CLIENT_GONE, True
     else:
         raise failure
 

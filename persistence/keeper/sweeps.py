@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
 from gateway.core.accounts.losses import Movement
 from persistence.keeper import losses
+from persistence.ledger import statements, usage_rollup
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
@@ -40,7 +41,7 @@ WITH intent AS (
     VALUES (:id, :partition, :account, 'credits', jsonb_build_object('amount', cast(:amount AS bigint)))
     ON CONFLICT (id) DO NOTHING RETURNING id)
 INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
-SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent""")
+SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")
 
 
 class Sweeps:
@@ -67,7 +68,7 @@ class Sweeps:
             }
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
-        """Give credits of a request back, once by its id: an addition and its intent."""
+        """Give credits of a request back, once by its id: an addition, its intent, and the call's own row."""
         caller, request_id = late.settlement.caller, late.settlement.request_id
         organization_id = caller.organization_id
         values = {
@@ -79,9 +80,24 @@ class Sweeps:
             "remark": f"request {request_id} used less than was charged",
         }
         async with self._engine.begin() as connection:
-            await connection.execute(_REFUND, values)
+            if (await connection.execute(_REFUND, values)).first() is not None:
+                await _told(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[Movement]) -> None:
         """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
         async with self._engine.begin() as connection:
             await losses.remember(connection, acknowledged)
+
+
+async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
+    """Take what is given back off the call's row, and off what calls add up to."""
+    values = {"request_id": request_id, "amount": amount}
+    before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
+    if before is None:
+        return
+    after = (await connection.exec_driver_sql(statements.REFUND_CALL, values)).fetchone()
+    assert after is not None, "its row is held"
+    hours: usage_rollup.Rollup = {}
+    usage_rollup.moved(before, after, hours)
+    rows = statements.columns_of(usage_rollup.rows_of(hours))
+    await connection.exec_driver_sql(statements.ROLL_UP_CALLS, tuple(rows))

@@ -10,7 +10,7 @@ from struct import Struct
 import msgspec
 
 from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, UNKNOWN_BYTES_MAX, CallFacts, facts_in
-from gateway.core.accounts.ledger import Event
+from gateway.core.accounts.ledger import Event, EventKind, EventNote
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
@@ -26,6 +26,8 @@ from persistence.ledger.rows import (
 )
 
 NANO_MAX = 2**63 - 1
+# Why a call failed whose gateway died.
+RECLAIMED = "reclaimed"
 
 CALL_COLUMNS = (
     "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
@@ -66,14 +68,14 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             _text(facts.model),
             _text(facts.response_model),
             _text(facts.service_tier),
-            _tools(facts.tools) if facts.tools else NULL,
+            json_field(_tools_of(facts.tools)) if facts.tools else NULL,
             NULL if facts.cost is None else _BIGINT(8, _cost(facts.cost)),
             _text(facts.currency),
             reference(facts.price_id),
             NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
             _text(facts.upstream_request_id),
             NULL if facts.unknown == NONE else bytes_field(_cut(bytes(facts.unknown))),
-            _text(facts.reason),
+            _text(facts.reason or (RECLAIMED if event.note == EventNote.RECLAIMED else "")),
         )
     )  # fmt: skip
 
@@ -101,11 +103,25 @@ def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
 
 
 def correction(event: Event) -> dict[str, object]:
-    """What a call really used that was charged by what was seen of it, for `statements.CORRECT_CALL`."""
-    facts, flags = event.facts or CallFacts(), event.flags
+    """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
+    facts, flags = facts_of(event), event.flags
+    settled = event.kind == EventKind.CONSUME
+    content, project, version = attributed(event)
     return {
         **dict(zip(KINDS, counts_of(facts), strict=True)),
-        "request_id": facts.corrects,
+        "request_id": event.source if settled else facts.corrects,
+        "content_id": int(content) if content else None,
+        "project_id": int(project) if project else None,
+        "feature_version": stored_text(version) or None,
+        "session": stored_text(facts.session) or None,
+        "route": stored_text(facts.route) or None,
+        "service_tier": stored_text(facts.service_tier) or None,
+        "tools": _tools_of(facts.tools).decode() if facts.tools else None,
+        "first_token_ms": facts.first_token_ms,
+        "upstream_request_id": stored_text(facts.upstream_request_id) or None,
+        "unknown_usage": None if facts.unknown == NONE else _cut(bytes(facts.unknown)).decode(),
+        # Of a correction it says why the row is corrected.
+        "reason": (stored_text(facts.reason) or None) if settled else None,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
         "units": event.units if flags & USAGE else 0,
@@ -134,9 +150,7 @@ def _cut(raw: bytes) -> bytes:
     return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
 
 
-def _tools(counts: dict[str, int]) -> bytes:
-    return json_field(
-        msgspec.json.encode(
-            {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
-        )
+def _tools_of(counts: dict[str, int]) -> bytes:
+    return msgspec.json.encode(
+        {name: count for name, count in counts.items() if name.isascii() and name.isprintable()}
     )

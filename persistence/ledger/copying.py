@@ -16,6 +16,7 @@ from persistence.ledger import rows, statements, usage_rollup
 from persistence.ledger.attribution import Name
 from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction, facts_of
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
+from persistence.ledger.journal import journal_of
 
 ROWS_A_CHUNK = 500
 
@@ -43,19 +44,16 @@ class Unstorable(Exception):
 class Copies:
     """The rows of one transaction, by ledger; remembers their order to name a refused one."""
 
-    def __init__(self, fresh: Sequence[Placed]) -> None:
+    def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
+        self._fresh, self._noted = fresh, noted
+        self._corrections: list[Event] = []
         self._by_table = {
             "token_ledger": _with(fresh, TOKENS),
             "credit_transaction": [p for p in _with(fresh, CREDITS) if event_of(p).kind != EventKind.CREDIT],
             "feature_usage": _with(fresh, USAGE),
             "credit_posting": [p for p in _with(fresh, CREDITS) if event_of(p).kind == EventKind.CREDIT],
-            "call": [placed for placed in fresh if event_of(placed).kind == EventKind.CONSUME],
+            "call": [],
         }
-        self._corrections = [
-            event_of(placed)
-            for placed in fresh
-            if event_of(placed).kind == EventKind.ADJUST and event_of(placed).facts
-        ]
 
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
         """Copy every row; answers how many by ledger. `Unstorable` where one cannot be packed."""
@@ -64,6 +62,7 @@ class Copies:
             return users.get((event.organization_id, event.user)) if event.user else None
 
         additions = self._additions(connection)
+        self._by_table["call"], self._corrections = journal_of(connection, self._fresh, self._noted)
         shapes: dict[str, tuple[str, Callable[[Event], bytes]]] = {
             "token_ledger": (rows.LEDGER_COLUMNS, lambda event: rows.token_row(event, user(event))),
             "credit_transaction": (

@@ -63,12 +63,14 @@ class Heads:
 @dataclass(slots=True)
 class Sorted:
     """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
-    `status_changes` only change how an account stands, `dead` become dead letters, `idle` say nothing.
+    `status_changes` only change how an account stands, `noted` move none and tell of a call, `dead` become
+    dead letters, `idle` say nothing.
     """
 
     fresh: list[Placed] = field(default_factory=list)
     repeats: list[Placed] = field(default_factory=list)
     status_changes: list[Placed] = field(default_factory=list)
+    noted: list[Placed] = field(default_factory=list)
     dead: list[Placed] = field(default_factory=list)
     idle: list[Placed] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -117,7 +119,7 @@ def sort_out(
 def _place(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
     parts = movements(event, heads)
     if not parts:
-        _place_unnumbered(out, heads, placed, event)
+        _place_unnumbered(out, heads, placed, event, poisoned=poisoned)
         return
     if any(head.stopped for head, _ in parts):
         _hold(out, placed, event, parts)
@@ -156,11 +158,16 @@ def _hold(out: Sorted, placed: Placed, event: Event, parts: list[tuple[Head, int
             _stop(out, head, placed, ("behind", seq, reason), behind=first.account)
 
 
-def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event) -> None:
-    if event.kind not in STATUS_KINDS:
-        out.idle.append(placed)
-        return
+def _place_unnumbered(out: Sorted, heads: Heads, placed: Placed, event: Event, *, poisoned: bool) -> None:
     head = heads.tenants[event.tenant_id]
+    if event.kind not in STATUS_KINDS:
+        tells = event.kind == EventKind.CONSUME or event.facts is not None
+        mine = head.stopped != UNKNOWN and head.organization_id == event.organization_id
+        if tells and (poisoned or not storable(event)):
+            out.dead.append(placed)
+        else:
+            (out.noted if tells and mine else out.idle).append(placed)
+        return
     if head.stopped:
         _hold(out, placed, event, [(head, event.seq)])
     elif event.seq >= head.seq:

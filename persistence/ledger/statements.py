@@ -219,6 +219,11 @@ UNION ALL
 SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
  WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""
 
+# Of calls that moved no account, those that are stored.
+STORED_CALLS = """
+SELECT request_id::text FROM call
+ WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
+KNOWN_CALLS = "SELECT request_id::text FROM call WHERE request_id = ANY(%s::uuid[])"
 # A call as its roll-up has it.
 _CALL_SUMS = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
@@ -228,12 +233,19 @@ _CALL_SUMS = f"""
        coalesce(cost, 0), estimated::integer, (cost IS NULL AND tokens > 0)::integer"""
 # Its row is held.
 CALL_SUMS = f"SELECT {_CALL_SUMS} FROM call WHERE request_id = %(request_id)s FOR UPDATE"  # noqa: S608  # our own words
-# What was charged by what was seen of it, once it is known what it used: credits and units are differences.
+# What was seen of a call, once it is known what it was: credits and units are differences.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tokens = %(tokens)s, credits = credits + %(credits)s, units = units + %(units)s, status = %(status)s,
        duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
+       reason = %(reason)s, content_id = %(content_id)s, project_id = %(project_id)s, session = %(session)s,
+       feature_version = %(feature_version)s, route = %(route)s, service_tier = %(service_tier)s,
+       tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
+       upstream_request_id = %(upstream_request_id)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s
+ WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
+REFUND_CALL = f"""
+UPDATE call SET credits = credits - %(amount)s
  WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
 _SUM = "u.{0} + excluded.{0}"
 # One cost may be as large as the column's largest number.

@@ -119,7 +119,7 @@ class Writer:
             left = outdated | _to_judge_again(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
             sorted_, faults = self._sort(connection, mine, refused)
-            users = self._users.resolve(connection, sorted_.fresh)
+            users = self._users.resolve(connection, [*sorted_.fresh, *sorted_.noted])
             report = self._store(connection, sorted_, faults, users, refused)
             if sorted_.waiting:
                 report.judged = _judged(connection, {p for p, _, _ in sorted_.waiting})
@@ -163,7 +163,7 @@ class Writer:
     ) -> FlushReport:
         """Rows first, then what they add up to, then what they make done."""
         report = _report(sorted_, faults)
-        self._copies = Copies(sorted_.fresh)
+        self._copies = Copies(sorted_.fresh, sorted_.noted)
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
         accounts.move(connection, moves)
@@ -192,7 +192,7 @@ def _report(sorted_: Sorted, faults: list[Fault]) -> FlushReport:
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
     )  # fmt: skip
     acknowledged = report.acknowledged
-    for placed in (sorted_.fresh, sorted_.repeats, sorted_.status_changes, sorted_.idle):
+    for placed in (sorted_.fresh, sorted_.repeats, sorted_.status_changes, sorted_.noted, sorted_.idle):
         for partition, (entry_id, _, event) in placed:
             acknowledged.setdefault(partition, []).append(entry_id)
             if event is not None and (id_ := control_id(event)):

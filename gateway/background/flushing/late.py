@@ -86,14 +86,17 @@ class LateSettlements:
 def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     """How a late settlement ends by what the ledger has of it, and the credits to give back.
 
-    What settled after all stays as it is; what a reclaim charged is made good.
+    What settled after all stays as it is; what a reclaim charged is made good, and told where nothing of it
+    differs: only its settlement knows what the call was.
     """
     if charged is None:
         used = late.settlement
         return Ending(late, Verb.POST, Charged(used.tokens, used.credits, used.units, over=used.over)), 0
-    more = difference(late.settlement, charged) if late.charged or charged.reclaimed else Charged()
+    if not late.charged and not charged.reclaimed:
+        return Ending(late, Verb.DROP), 0
+    more = difference(late.settlement, charged)
     move = Charged(more.tokens, max(0, more.credits), more.units, over=more.over)
-    return Ending(late, Verb.DROP if move == Charged() else Verb.CORRECT, move), max(0, -more.credits)
+    return Ending(late, Verb.CORRECT, move), max(0, -more.credits)
 
 
 def difference(used: Settlement, charged: Charged) -> Charged:

@@ -31,7 +31,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     `tools` counts uses of the provider's tools by name. `cost` is in nano-units of `currency`, None where no
     price says what the call costs. `first_token_ms` is None where nothing was produced. `metadata` is the
     caller's, `unknown` what the provider reported and nobody here knows: JSON objects, as they came. What
-    `corrects` a request tells what it really used, where it was charged by what was seen of it.
+    `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
+    says why a call failed, else why it is corrected.
     """
 
     model: str = ""
@@ -66,10 +67,11 @@ _objects = msgspec.json.Decoder(dict[str, Any]).decode
 def write_facts(facts: CallFacts) -> bytes:
     """The facts as they travel; without what nothing is charged by where an entry has no room for all."""
     written = _encode(facts)
-    return written if len(written) <= FACTS_BYTES_MAX else _encode(_short(facts))
+    return written if len(written) <= FACTS_BYTES_MAX else _encode(briefly(facts))
 
 
-def _short(facts: CallFacts) -> CallFacts:
+def briefly(facts: CallFacts) -> CallFacts:
+    """The facts without what is only kept as it came, and no text longer than it is stored."""
     said = asdict(facts).items()
     texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
     return replace(facts, **texts, tools={}, metadata=NONE, unknown=NONE)

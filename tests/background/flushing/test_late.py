@@ -80,15 +80,15 @@ ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
         (LATE, Charged(50), [("drop", USED.request_id)], []),  # settled after all, by another answer
         (RECLAIMED, Charged(20), [("correct", 50, 0, 0)], []),
         (RECLAIMED, Charged(90), [("correct", -20, 0, 0)], []),
-        (RECLAIMED, Charged(70), [("drop", USED.request_id)], []),
+        (RECLAIMED, Charged(70), [("correct", 0, 0, 0)], []),  # only what the call was is told
         (LATE, Charged(20, reclaimed=True), [("correct", 50, 0, 0)], []),  # its tombstone is gone
         (PAID, Charged(0, 5), [("correct", 0, 4, 0)], []),
-        (PAID, Charged(0, 9), [("drop", USED.request_id)], []),
-        (PAID, Charged(0, 30), [("drop", USED.request_id)], [21]),
+        (PAID, Charged(0, 9), [("correct", 0, 0, 0)], []),
+        (PAID, Charged(0, 30), [("correct", 0, 0, 0)], [21]),
         (reclaimed(service=EVERYTHING, credits=9), Charged(20, 30), [("correct", 50, 0, 0)], [21]),
         (UNITS_LATE, Charged(units=5), [("correct", 0, 0, -2)], []),
         (UNITS_LATE, Charged(units=1), [("correct", 0, 0, 2)], []),
-        (ONCE, Charged(0, 0), [("drop", USED.request_id)], []),  # somebody else paid
+        (ONCE, Charged(0, 0), [("correct", 0, 0, 0)], []),  # somebody else paid
     ],
     ids=[
         "never arrived", "arrived", "arrived otherwise", "more tokens", "fewer tokens", "corrected",

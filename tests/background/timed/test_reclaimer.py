@@ -160,7 +160,9 @@ async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, s
         assert call.verdict is Verdict.ADMITTED
         assert await sweep_twice(backend) == 1
         assert (world.organization.credits_held, world.organization.balance) == (0, 100)
-        assert (world.organization.inflight, len(world.events())) == (0, entries)
+        told = world.events()[entries:]
+        assert world.organization.inflight == 0
+        assert [(one.flags, one.note, one.source) for one in told] == [(0, EventNote.RECLAIMED, call.id)]
 
 
 @pytest.mark.parametrize("policy", list(ReclaimPolicy))
