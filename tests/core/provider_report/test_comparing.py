@@ -120,6 +120,14 @@ def test_the_journal_says_which_model_answered() -> None:
     assert lost(compare(ours, report(), NONE, {})) == set()
 
 
+@pytest.mark.parametrize(("requests", "verdict"), [(9, "matched"), (10, "matched"), (11, "differs")])
+def test_requests_that_failed_are_ours_alone(requests: int, verdict: str) -> None:
+    ours, theirs = report(a=1), report(a=1)
+    ours.add(DAY, Line("a", {"requests": Decimal(10)}))
+    theirs.add(DAY, Line("a", {"requests": Decimal(requests)}))
+    assert verdicts(ours, theirs) == {"a": verdict}
+
+
 def test_costs_of_two_currencies_are_not_compared() -> None:
     with pytest.raises(BadReport, match="Our costs are in EUR, theirs in USD"):
         compare(report("EUR", a="1"), report("USD", a="1"), NONE, {})
@@ -187,7 +195,7 @@ def test_every_amount_of_both_sides_is_in_one_row(
     for row in rows:
         assert bool(row.our_names) == (row.verdict is not Verdict.THEIRS_ONLY)
         assert bool(row.their_names) == (row.verdict is not Verdict.OURS_ONLY)
-        differ = any(row.difference(name) for name in FIELDS[:-1])
+        differ = row.difference("requests") < 0 or any(row.difference(name) for name in FIELDS[1:-1])
         if row.verdict is Verdict.MATCHED:
             assert not differ
         assert row.verdict is not Verdict.DIFFERS or differ or row.difference("cost")
