@@ -3,7 +3,8 @@
 -- needs: state batch event cycle append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization (t and o may come again)
--- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, tokens wanted,
+-- ARGV[1] run id  ARGV[2] ttl ms  then per call packed: tokens observed, how many of the quota they count where its plan
+--   weighs kinds (else -1), tokens of the quota wanted,
 --   credits observed (-1) and credits wanted (0) where tokens do not set the price, request id (36)
 -- A hold is topped up until it covers what is wanted, as far as the accounts have it free.
 -- Returns one packed string: now, then per call its hold in tokens (-1: gone), in credits, exhausted
@@ -23,7 +24,7 @@ local tenant_at, tenants = account_opener(TENANT_FORM)
 local organization_at, organizations = account_opener(ORGANIZATION_FORM)
 
 for at = 4, #KEYS, 3 do
-  local observed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
+  local observed, weighed, wanted, seen, worth, request_id = EXTEND.read(ARGV[2 + (at - 1) / 3])
   local known = #tenants
   local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(tenant, now, epoch) end
@@ -32,7 +33,8 @@ for at = 4, #KEYS, 3 do
   else
     if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
     local exhausted = cover(hold, tenant, organization, wanted, worth)
-    hold.observed, hold.seen, hold.deadline = max(observed, hold.observed), max(seen, hold.seen), deadline
+    hold.observed, hold.weighed, hold.seen = max(observed, hold.observed), max(weighed, hold.weighed), max(seen, hold.seen)
+    hold.deadline = deadline
     renewals[#renewals + 1] = format('%.0f', deadline)
     renewals[#renewals + 1] = request_id
     writes[#writes + 1] = KEYS[at]

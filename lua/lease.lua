@@ -8,7 +8,8 @@
 --         kept: what the gateway still counts on; spent: what it used of that and is not charged yet;
 --         handed: what of that has come into the late queue, and is charged once the queue is empty
 -- The hold is never less than what is kept: it shrinks only once the gateway counts on less.
--- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if what was handed is charged
+-- Returns packed: 1 leased, now, tokens (-1 unlimited), credits, strict, cuts, has a cap, 1 if what was handed is charged,
+--     the tenant's plan
 --   2 no lease: given back, or there is none (plan denies, blocked by hand)  3 renewed meanwhile
 --   0 unverified  -2 unknown account
 -- Example: remaining 1000, held 200 of which 40 are this lease, share 50000 -> leased 42, held 202
@@ -60,4 +61,5 @@ if ends then return NO_LEASE.pack{code = 2, now = now} end
 return LEASED.pack{
   code = 1, now = now, tokens = tokens, credits = credits, strict = tenant.admission, cuts = tenant.on_exhausted,
   capped = organization.cap < 0 and 0 or 1, charged = charged and 1 or 0,
+  plan_id = tenant.plan_id,
 }

@@ -5,8 +5,10 @@
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16
--- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, ceiling (the most), least and credits' least
---         (what they may be cut to; 0 where the call states its maximum), credits, units, ttl ms, service,
+-- ARGV[1] packed: batch (lib/batch.lua), run id (40), catalogue version, need, what of it counts toward the quota (-1: all,
+--         where no plan weighs kinds), ceiling (the most), least and credits' least (what they may be cut to; 0 where the
+--         call states its maximum), of which ceiling and least are the quota's too, credits, units, ttl ms, service,
+--         the plan whose weights these go by (-1: whichever it is),
 --         flags (1 user, 2 One-Time, 4 counts tokens, 8 Subscription meter,
 --         16 usage, 32 credits, 64 credits by token, 128 raises the hold there is), request id (36)
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, where flags has 16
@@ -16,14 +18,13 @@
 --     tokens {scope, limit, used, reset} (scope 0: none), credits held
 --   refused: scope, kind, used, limit, until (0: unknown)
 --   0 unverified, -1 stale catalogue, -2 unknown account: nothing more
+--   -12 the tenant follows another plan: as refused, with that as the limit
 -- Verdicts of a refusal: -3 key revoked or expired, -4 tenant blocked, -5 not included, -6 rate limited, -7 too many at once,
 --   -8 quota exceeded, -9 held by calls in flight, -10 too few credits, -11 spend cap reached
 -- Example: 10 a minute, 10 taken a second ago -> {-6, now, 3, 1, 10, 10, now + 5000}
 if #KEYS < 7 or #ARGV < 2 then return redis.error_reply('ERR reserve takes 7 to 9 keys and 2 or 3 arguments') end
-local batch, run_id, catalogue, need, ceiling, least, credits_least, credits, units, ttl, service_id, flags, request_id =
+local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
   RESERVE.read(ARGV[1])
-local raises = flags >= FLAG_RAISES
-if raises then flags = flags - FLAG_RAISES end
 local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
 if #KEYS ~= 7 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0) or #ARGV ~= (uses and 3 or 2) then
   return redis.error_reply('ERR reserve takes a key and an argument for each flag')
@@ -44,7 +45,8 @@ local expires, key_id = KEY.read(packed_key)
 if has(KEY.field(packed_key, 'flags'), REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
 local reset = due(tenant, now, epoch)
 if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
-local raised_hold, had, unlike = raised(raises and hold_key, service_id)
+if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
+local raised_hold, had, unlike = raised(has(flags, FLAG_RAISES) and hold_key, service_id)
 if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 local heads, takes, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
   take_all({packed_key, packed_user, packed_tenant, packed_organization}, now, need, had)
@@ -53,7 +55,7 @@ if lacking and lacks ~= KIND_TOKENS then return lacking end
 if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION) end
 if lacking then return lacking end
 if raised_hold then put_back(raised_hold, tenant, organization) end
-local tokens, short, bounds = quota_hold(tenant, now, counts, need, ceiling, least)
+local tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
 if short then return short end
 if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
 if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
@@ -63,10 +65,10 @@ if short then return short end
 
 tenant.held, organization.credits_held = tenant.held + tokens, organization.credits_held + credits
 -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
-local kept = flags - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not packed_user and 1 or 0)
+local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not packed_user and 1 or 0)
 local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
   organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
-  organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = now} .. user_id .. (uses and '\0' .. tiers or '')
+  organization_id = organization.organization_id, tenant_id = tenant.tenant_id, created = now, weighed = min(weighed, 0)} .. user_id .. (uses and '\0' .. tiers or '')
 call('ZADD', deadlines, now + ttl, request_id)
 local err = reset and append(outbox, {reset})
 if err then

@@ -7,8 +7,8 @@
 -- ARGV[1] packed: batch (lib/batch.lua), run id (40), mode (1 charge, 2 release, 3 reclaim, 4 post: no hold needed,
 --         5 recover: was acknowledged before, by a Redis that may have forgotten it,
 --         6 correct: no hold needed, amounts are what was used less what a reclaim charged),
---         tokens, credits, units, over (by how much credits are more than the call costs, in nano-credits: it is carried to the
---         organization's next call), service, tenant, organization, key,
+--         tokens, how many of the quota they count, credits, units, over (by how much credits are more than the call costs, in
+--         nano-credits: it is carried to the organization's next call), service, tenant, organization, key,
 --         flags (1 user, 2 One-Time, 4 counts tokens, 16 usage, 32 credits), tombstone ttl ms, request id (36)
 -- ARGV[2] user  ARGV[3] attribution  ARGV[4] metadata (JSON object)  ARGV[5] tiers, where flags has 16
 -- ARGV[last] with mode recover, doubles: epoch, seq, how far it moved, credit seq, spend seq (0: not moved) of its answer
@@ -19,7 +19,7 @@
 --   -2 too where a hold of a call's head (service 0) is to be given back and was topped up meanwhile.
 --   -1 and -2 append the call to the late queue, where the keeper looks it up; recover always does.
 --   1 too where the late queue's entry is gone, or its request was dealt with and is not in PostgreSQL yet
--- Example: remaining 100, hold 50, charge 70 -> used + 70, remaining 30, held - 50, one outbox entry
+-- Example: remaining 100, hold 50, charge 70 which count 70 -> used + 70, remaining 30, held - 50, one outbox entry
 if #KEYS < 9 or #ARGV < 4 then return redis.error_reply('ERR settle takes 9 to 11 keys and 4 to 6 arguments') end
 local settlement = SETTLEMENT.opened(ARGV[1])
 local mode, flags, service_id, request_id = settlement.mode, settlement.flags, settlement.service_id, settlement.request_id
@@ -53,7 +53,7 @@ local activation = (one_time or uses) and activation_of(raw[with_user and 7 or 6
 local seq, reset, tokens = tenant.seq, due(tenant, now, epoch), settlement.tokens
 put_back(hold, tenant, organization)
 -- a call that is given back for nothing moves no account
-local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.credits == 0 and settlement.units == 0)
+local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.weighed == 0 and settlement.credits == 0 and settlement.units == 0)
 local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
 local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
 if uses then spend_back(activation, hold, packed_hold) end
@@ -61,7 +61,7 @@ local entry, facts = unmoved(settlement, ARGV, tenant, organization, now, epoch,
 if not free then entry, facts = charge(settlement, ARGV, source, tenant, organization, activation, now, epoch, activates) end
 if uses then spend_keep(organization, activation, ARGV[5], now) end
 
-local tombstone = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold.flags + HOLD_RECLAIMED, charged = tokens})
+local tombstone = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold.flags + HOLD_RECLAIMED, charged = settlement.weighed})
 local new_tenant = TENANT.renewed(packed_tenant, give(packed_tenant, now, slots, hold.tenant_tpm, tokens), 'ledger_at', tenant)
 local head = give(packed_organization, now, slots, hold.organization_tpm, tokens)
 -- how far the organization's account is written: its spend, its credits, or neither

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Row
-from gateway.core.model import LiveQuota
+from gateway.core.accounts.quota import LiveQuota
 from gateway.errors import TollkeeperError
 
 PEEK_TIMEOUT_S = 1.0

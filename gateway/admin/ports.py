@@ -18,9 +18,9 @@ from gateway.core.accounts.administration import (
     Replay,
     Row,
 )
+from gateway.core.accounts.quota import LiveQuota
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.failures import Failures
-from gateway.core.model import LiveQuota
 
 BODY_BYTES_MAX = 256 * 1024
 REQUEST_TIMEOUT_S = 30.0

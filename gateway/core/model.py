@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
 
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.pricing import NO_PRICING, Pricing, TokenRate
 
 INTEGER_MAX = 2**53 - 1
@@ -57,6 +58,7 @@ class Verdict(IntEnum):
     QUOTA_HELD = -9
     INSUFFICIENT_CREDITS = -10
     SPEND_CAP_REACHED = -11
+    OTHER_PLAN = -12
 
 
 class Settled(IntEnum):
@@ -145,7 +147,11 @@ class Window:
 
 @dataclass(slots=True)
 class Decision:
-    """The answer of `reserve`. `bounded`: the call may not use more tokens than it holds."""
+    """The answer of `reserve`. `bounded`: the call may not use more tokens than it holds.
+
+    `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
+    of the call's admission, None where it weighs nothing.
+    """
 
     verdict: Verdict
     scope: int = 0
@@ -161,6 +167,7 @@ class Decision:
     tokens: Window | None = None
     held_credits: int = 0
     bounded: bool = False
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,7 @@ class HoldRequest:
     With `raises` the same request holds something already, taken before its body (all of it 0, best by
     NO_SERVICE): its request and slots are not taken again, and a refusal leaves that hold as it was. Where
     that hold is gone, all is taken again.
+    Of what is needed `read_likely` is input, of the most it could use `read`: plans with weights go by that.
     """
 
     caller: Caller
@@ -217,6 +225,14 @@ class HoldRequest:
     raises: bool = False
     least: int = 0
     credits_least: int = 0
+    read: int = 0
+    read_likely: int = 0
+
+    def weighed(self, weights: Weights) -> tuple[int, int, int]:
+        """Need, ceiling and least as they count under these weights."""
+        ceiling = weights.at_most(self.ceiling, self.read)
+        need = min(weights.at_most(self.need, self.read_likely), ceiling)
+        return need, ceiling, min(weights.at_most(self.least, self.read), ceiling)
 
 
 @dataclass(slots=True)
@@ -224,6 +240,7 @@ class Settlement:
     """What a call really used, replacing its hold. A release carries zeros.
 
     `credits` are whole ones, `over` is by how much they are more than what the call costs, in nano-credits.
+    `weighed` is how many tokens of the quota its `tokens` count; None: as many, where no plan weighs them.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
     JSON object or empty; both travel unread to the rows.
     """
@@ -239,6 +256,12 @@ class Settlement:
     attribution: str = ""
     metadata: bytes = b""
     over: int = 0
+    weighed: int | None = None
+
+    @property
+    def of_quota(self) -> int:
+        """Tokens by which the quota moves."""
+        return self.tokens if self.weighed is None else self.weighed
 
 
 @dataclass(slots=True)
@@ -248,7 +271,7 @@ class Observed:
     `tokens` is what was seen so far; `held` how many of them the hold covers, by `counts` its
     tokens and by `rate` its credits, raised by `extend`; `exhausted` is set when an account has
     nothing left to extend it with, `cut` when the plan then ends the call instead of letting it
-    finish.
+    finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
     """
 
     caller: Caller
@@ -259,22 +282,12 @@ class Observed:
     cut: bool = False
     counts: bool = True
     rate: TokenRate | None = None
+    weights: Weights | None = None
+    weighed: int = 0
+    quota: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class LiveQuota:
-    """A tenant's token account as the counters hold it now.
-
-    `tokens_remaining` is settled (holds apart) and None where unlimited; `next_reset_ms` is 0
-    where the plan never resets.
-    """
-
-    tokens_used: int
-    tokens_remaining: int | None
-    tokens_held: int
-    is_blocked: bool
-    manual_block: bool
-    last_reset_ms: int
-    next_reset_ms: int
-    cycle: int
-    seq: int
+    def wanted(self, margin: int) -> int:
+        """Tokens of the quota that what was seen and so much more output count."""
+        if self.weights is None:
+            return self.tokens + margin
+        return self.weighed + self.weights.at_most(margin, 0)

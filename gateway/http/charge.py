@@ -102,10 +102,10 @@ class Charge:
             beside = call.models_beside
             credits_held, credits_least = credits_claimed(service, call.model, estimate, units, beside)
             rate = rate_of(service, call.model, call.input_estimate, beside) if by_token else None
-        need, ceiling, least, _ = estimate if service.counts_tokens else NOTHING
+        need, ceiling, least, read = estimate if service.counts_tokens else NOTHING
         request = HoldRequest(
             caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
-            self._raises is not None, least, credits_least,
+            self._raises is not None, least, credits_least, read, call.input_estimate if need else 0,
         )  # fmt: skip
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
@@ -184,6 +184,7 @@ class Charge:
         observed = self._observed = Observed(
             self._caller, self._exchange.request_id, self._covered(),
             counts=self._service.counts_tokens, rate=self._rate,
+            weights=self.decision.weights, quota=self.decision.held_tokens,
         )  # fmt: skip
         self._worker.ports.counters.watch(observed)
         return observed
@@ -192,13 +193,13 @@ class Charge:
         """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
         if tokens and not self.first_token:
             self.first_token = self._worker.ports.seconds()
-        observed = self._observed
+        observed, weighed = self._observed, self._weighed() if self.decision.weights is not None else 0
         if observed is None:
-            if tokens <= self._covered():
+            if tokens <= self._covered() and weighed <= self.decision.held_tokens:
                 return True
             observed = self._watch()
-        observed.tokens = tokens
-        if tokens < observed.held:
+        observed.tokens, observed.weighed = tokens, weighed
+        if tokens < observed.held and (not weighed or weighed < observed.quota):
             return True
         if observed.exhausted:
             return not observed.cut
@@ -206,9 +207,18 @@ class Charge:
         return True
 
     def _covered(self) -> int:
-        """Tokens the hold covers as it was taken, in tokens and in credits."""
+        """Tokens the hold covers as it was taken, in tokens and in credits; what is weighed is apart."""
         decision = self.decision
-        return covered(self._service.counts_tokens, self._rate, decision.held_tokens, decision.held_credits)
+        counts = self._service.counts_tokens and decision.weights is None
+        return covered(counts, self._rate, decision.held_tokens, decision.held_credits)
+
+    def _weighed(self) -> int:
+        """How many tokens of the quota were seen so far."""
+        weights, meter = self.decision.weights, self.meter
+        if weights is None or meter is None:
+            return 0
+        usage = meter.so_far()
+        return weights.count(meter.detail.counts(usage), usage.total)
 
     @property
     def settles_after_reply(self) -> bool:
@@ -238,7 +248,7 @@ class Charge:
         )  # fmt: skip
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
-        service = self._service
+        service, weights = self._service, self.decision.weights
         credits_, over = charge_of(service, self.call.model, usage, self.call.models_beside)
         return Settlement(
             self._caller,
@@ -252,6 +262,7 @@ class Charge:
             self._exchange.routed.attribution_text,
             write_facts(facts),
             over,
+            None if weights is None else weights.count(facts.counts, usage.total),
         )
 
     def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:

@@ -24,18 +24,18 @@ end
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
 local no_facts = {}
 local function charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates)
-  local mode, flags, tokens, credits, units = settlement.mode, settlement.flags, settlement.tokens, settlement.credits, settlement.units
+  local mode, flags, weighed, credits, units = settlement.mode, settlement.flags, settlement.weighed, settlement.credits, settlement.units
   local key_id, service_id = settlement.key_id, settlement.service_id
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
   local corrects = mode == MODE_CORRECT -- moves only what differs
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
   if counts then
-    if not corrects then tenant.used = tenant.used + tokens end
-    if tenant.total >= 0 or corrects then tenant.remaining = tenant.remaining - tokens end
+    if not corrects then tenant.used = tenant.used + weighed end
+    if tenant.total >= 0 or corrects then tenant.remaining = tenant.remaining - weighed end
     if not (pays or one_time or uses or corrects) then -- most calls: no facts in a table
       stamp(tenant, now)
       return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant), note, tenant.ledger_at, epoch, key_id, service_id,
-        tokens, source, argv[2], argv[3], argv[4]), no_facts
+        weighed, source, argv[2], argv[3], argv[4]), no_facts
     end
   end
   local facts = {
@@ -52,7 +52,7 @@ local function charge(settlement, argv, source, tenant, organization, activation
     facts.spend, facts.priced = spend_pay(organization, activation, argv[5], units, now)
     facts.flags, facts.spend_seq, facts.units, facts.spent = facts.flags + ENTRY_USAGE, organization.spend_seq, units, organization.spent
   end
-  if counts and not (corrects and tokens == 0) then return movement(tenant, now, epoch, facts.kind, -tokens, facts), facts end
+  if counts and not (corrects and weighed == 0) then return movement(tenant, now, epoch, facts.kind, -weighed, facts), facts end
   facts.at = max(now, organization.credit_at)
   return event(tenant, organization.organization_id, facts), facts
 end

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
@@ -16,8 +17,9 @@ _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
  WHERE q.next_reset_at <= now() AND t.deleted_at IS NULL ORDER BY q.next_reset_at LIMIT :n""")
 _CHARGED = text("""
-SELECT request, sum(tokens)::bigint AS tokens, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
-       bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over
+SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
+       bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
+       (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)) AS tokens
   FROM (
     SELECT request_id::text AS request, CASE direction WHEN 'OUT' THEN amount ELSE -amount END AS tokens,
            0 AS credits, 0 AS units, metadata->'reclaimed' IS NOT NULL AS reclaimed, 0 AS carried
@@ -62,10 +64,7 @@ class Sweeps:
         values = {"ids": ids, "refunds": [refund_id(one) for one in ids]}
         async with self._engine.connect() as connection:
             rows = await connection.execute(_CHARGED, values)
-            return {
-                row.request: Charged(row.tokens, row.credits, row.units, bool(row.reclaimed), row.over)
-                for row in rows
-            }
+            return {row.request: _charged(row) for row in rows}
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Give credits of a request back, once by its id: an addition, its intent, and the call's own row."""
@@ -101,3 +100,10 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
     usage_rollup.moved(before, after, hours)
     rows = statements.columns_of(usage_rollup.rows_of(hours))
     await connection.exec_driver_sql(statements.ROLL_UP_CALLS, tuple(rows))
+
+
+def _charged(row: Row[Any]) -> Charged:
+    """What the ledgers say; how many tokens there were says the journal, where it has the call."""
+    tokens = row.weighed if row.tokens is None else row.tokens
+    weighed = None if tokens == row.weighed else row.weighed
+    return Charged(tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed)

@@ -9,7 +9,14 @@ from struct import Struct
 
 import msgspec
 
-from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, UNKNOWN_BYTES_MAX, CallFacts, facts_in
+from gateway.core.accounts.facts import (
+    NONE,
+    TEXT_CHARACTERS_MAX,
+    UNKNOWN_BYTES_MAX,
+    CallFacts,
+    facts_in,
+    tokens_in,
+)
 from gateway.core.accounts.ledger import Event, EventKind, EventNote
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
@@ -98,7 +105,11 @@ def stored_text(value: str) -> str:
 def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
     """Tokens a call used, credits and units it was charged."""
     flags = event.flags
-    tokens = facts.total if event.facts is not None or not flags & TOKENS else event.amount
+    if event.facts is not None or not flags & TOKENS:
+        tokens = facts.total
+    else:
+        told = tokens_in(event.metadata) if event.note == EventNote.RECLAIMED else None
+        tokens = event.amount if told is None else told
     return tokens, event.credits if flags & CREDITS else 0, event.units if flags & USAGE else facts.units
 
 

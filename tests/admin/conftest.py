@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.application import build
 from gateway.admin.invoices.renderer import InvoiceRenderer
 from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.quota import LiveQuota
 from gateway.core.failures import Failures
-from gateway.core.model import LiveQuota
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, CountersUnavailable
 from persistence import engine as engines

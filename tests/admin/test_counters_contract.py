@@ -13,7 +13,7 @@ from gateway.admin.ports import Counters, Pusher
 from gateway.background.timed.pusher import Pusher as RealPusher
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.administration import Actor, Command, Committed, Row
-from gateway.core.model import LiveQuota
+from gateway.core.accounts.quota import LiveQuota
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.keys import partition_of

@@ -60,7 +60,7 @@ def gateway(world: World) -> Gateway:
 def test_a_share_of_what_is_free_is_set_aside(gateway: Gateway) -> None:
     world = gateway.world
     world.reserve(need=400)
-    assert gateway.ask() == Leased(60, 20, False, False, False, False)
+    assert gateway.ask() == Leased(60, 20, False, False, False, False, plan_id=1)
     hold = gateway.hold
     assert hold is not None
     assert (hold.flags, hold.tokens, hold.credits) == (states.HOLD_LEASE, 60, 20)
@@ -192,7 +192,7 @@ def test_what_is_not_limited_is_not_held(world: World, terms: dict[str, Any]) ->
 def test_it_tells_the_plans_terms(world: World) -> None:
     world.define_organization(cap=10)
     world.plan(1000, on_store_failure="allow", admission="strict", on_exhausted="cut")
-    assert Gateway(world).ask() == Leased(100, 0, True, True, True, False)
+    assert Gateway(world).ask() == Leased(100, 0, True, True, True, False, plan_id=1)
 
 
 def test_a_due_reset_runs_first(gateway: Gateway) -> None:

@@ -91,24 +91,30 @@ def ended(late: LateSettlement, charged: Charged | None) -> tuple[Ending, int]:
     """
     if charged is None:
         used = late.settlement
-        return Ending(late, Verb.POST, Charged(used.tokens, used.credits, used.units, over=used.over)), 0
+        all_of_it = Charged(used.tokens, used.credits, used.units, over=used.over, weighed=used.weighed)
+        return Ending(late, Verb.POST, all_of_it), 0
     if not late.charged and not charged.reclaimed:
         return Ending(late, Verb.DROP), 0
     more = difference(late.settlement, charged)
-    move = Charged(more.tokens, max(0, more.credits), more.units, over=more.over)
+    move = Charged(more.tokens, max(0, more.credits), more.units, over=more.over, weighed=more.weighed)
     return Ending(late, Verb.CORRECT, move), max(0, -more.credits)
 
 
 def difference(used: Settlement, charged: Charged) -> Charged:
     """What a call used beyond what is charged for it. A One-Time price is paid by whoever came first."""
     service = used.service
+    weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
+    tokens = weighed  # by the ledger alone, unless its amounts are weighed
+    if service.counts_tokens and used.weighed is not None:
+        tokens = used.tokens - charged.tokens
     credits_, over = 0, 0
     if service.meter == CONSUMPTION and not service.one_time:
         more = (used.credits - charged.credits) * NANO - (used.over - charged.over)
         credits_, over = whole_credits(more)
     return Charged(
-        used.tokens - charged.tokens if service.counts_tokens else 0,
+        tokens,
         credits_,
         used.units - charged.units if service.meter == PAY_PER_USE else 0,
         over=over,
+        weighed=None if weighed == tokens else weighed,
     )

@@ -95,9 +95,10 @@ class UserDefinition:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueDefinition:
-    """Every service, resolved."""
+    """Every service, resolved; and of plans that weigh kinds of tokens the weights, in millionths."""
 
     services: tuple[Service, ...]
+    weights: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

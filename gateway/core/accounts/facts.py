@@ -92,10 +92,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
 
 def facts_in(metadata: bytes) -> CallFacts:
     """What an entry says whose metadata is an object: as entries said it before they had facts."""
-    try:
-        said = _objects(metadata) if metadata else {}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        said = {}
+    said = _said(metadata)
     read, cached = _whole(said.get("input")), _whole(said.get("cached"))
     counts = [0] * len(KINDS)
     counts[INPUT], counts[CACHE_READ] = max(0, read - cached), min(cached, read)
@@ -111,6 +108,12 @@ def facts_in(metadata: bytes) -> CallFacts:
         units=1,
         estimated=said.get("estimated") is True,
     )
+
+
+def tokens_in(metadata: bytes) -> int | None:
+    """How many tokens a reclaimed call had, where its plan counts them otherwise."""
+    told = _said(metadata).get("tokens")
+    return None if told is None else _whole(told)
 
 
 def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
@@ -147,6 +150,13 @@ def told_of(facts: CallFacts) -> bytes:
         return json.dumps(json.loads(theirs) | ours, ensure_ascii=False, separators=(",", ":")).encode()
     except (ValueError, TypeError, RecursionError):  # no gateway of ours wrote it
         return _encode({**ours, "unreadable": True})
+
+
+def _said(metadata: bytes) -> dict[str, Any]:
+    try:
+        return _objects(metadata) if metadata else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
 
 
 def _whole(value: object) -> int:

@@ -21,7 +21,8 @@ class ReclaimPolicy(StrEnum):
 class Charged:
     """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen.
 
-    `over` is by how much its credits are more than it cost, in nano-credits.
+    `over` is by how much its credits are more than it cost, in nano-credits. `weighed` is how many tokens of
+    the quota its `tokens` count; None: as many.
     """
 
     tokens: int = 0
@@ -29,14 +30,22 @@ class Charged:
     units: int = 0
     reclaimed: bool = False
     over: int = 0
+    weighed: int | None = None
+
+    @property
+    def of_quota(self) -> int:
+        """Tokens by which the quota moves."""
+        return self.tokens if self.weighed is None else self.weighed
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
     """A hold whose deadline passed, `held` in tokens and `held_credits`; `release` would end it for nothing.
 
-    `observed` tokens were seen of its call, worth `credits`. A `lease` is no call's; a hold without a
-    service is of a free route, or of a call of which only the head is known: both are charged nothing.
+    `observed` tokens were seen of its call, worth `credits`. Where its plan weighs them, `held` are tokens of
+    the quota, of which `weighed` were seen; `taken` is then the most that a limit a minute gave for it.
+    A `lease` is no call's; a hold without a service is of a free route, or of a call of which only the head
+    is known: both are charged nothing.
     """
 
     release: Settlement
@@ -46,16 +55,20 @@ class ExpiredHold:
     held: int = 0
     lease: bool = False
     held_credits: int = 0
+    weighed: int | None = None
+    taken: int = 0
 
     def charge(self, policy: ReclaimPolicy) -> Charged:
         """What the call is charged when its hold is taken back."""
         if self.lease or not self.release.service.id:
             return Charged()
         if policy == ReclaimPolicy.CHARGE_HOLD:
-            return Charged(max(self.held, self.observed), max(self.held_credits, self.credits), self.units)
+            weighed = None if self.weighed is None else max(self.held, self.weighed)
+            tokens = max(self.held if weighed is None else self.taken, self.observed)
+            return Charged(tokens, max(self.held_credits, self.credits), self.units, weighed=weighed)
         if policy == ReclaimPolicy.RELEASE or not self.observed:
             return Charged()
-        return Charged(self.observed, self.credits, self.units)
+        return Charged(self.observed, self.credits, self.units, weighed=self.weighed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def cost_nano(
     prices = vector.prices
     if vector.context_tiers:
         prices = _prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
-    whole: int = vector.request * TOKENS_A_PRICE + sum(map(mul, _apart(counts), prices))
+    whole: int = vector.request * TOKENS_A_PRICE + sum(map(mul, apart(counts), prices))
     scale = TOKENS_A_PRICE
     if tier and tier in vector.service_tiers:
         numerator, denominator = vector.service_tiers[tier]
@@ -95,7 +95,7 @@ def lines(
     factor = vector.service_tiers.get(tier, _ONE)
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
-        for kind, count, price in zip(KINDS, _apart(counts), prices, strict=True)
+        for kind, count, price in zip(KINDS, apart(counts), prices, strict=True)
         if count
     ]
     if vector.request:
@@ -113,7 +113,7 @@ def money(nano: int) -> Decimal:
     return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
 
 
-def _apart(counts: Sequence[int]) -> Sequence[int]:
+def apart(counts: Sequence[int]) -> Sequence[int]:
     """Counts of which none is part of another. What parts have beyond their whole is theirs all the same."""
     read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
     if not (reasoning or audio or audio_output or image or image_output):

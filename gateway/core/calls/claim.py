@@ -27,7 +27,10 @@ def credits_claimed(
 
 def output_bound(service: Service, call: Call, estimate: Estimate, decision: Decision) -> int | None:
     """The most tokens of one answer that the hold covers; None where nothing binds the call."""
-    most = decision.held_tokens if decision.bounded else ENDLESS
+    most = ENDLESS
+    if decision.bounded:
+        held, weights = decision.held_tokens, decision.weights
+        most = held if weights is None else weights.covered(held, estimate.read)
     price = price_of(service, call.model, call.models_beside)
     if price is not None:
         most = min(most, _dearest(price, estimate.read).covered(decision.held_credits))

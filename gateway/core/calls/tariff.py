@@ -14,7 +14,7 @@ from gateway.core.billing.pricing import (
     TokenRate,
     whole_credits,
 )
-from gateway.core.model import INTEGER_MAX, Service, Usage
+from gateway.core.model import INTEGER_MAX, Observed, Service, Usage
 from gateway.errors import ModelNotPriced
 
 CONSUMPTION = "consumption"
@@ -87,6 +87,14 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
     """Tokens of a call that a hold of tokens and credits covers."""
     most = tokens if counts else ENDLESS
     return most if rate is None else min(most, rate.covered(credits_))
+
+
+def extended(observed: Observed, tokens: int, credits_: int) -> None:
+    """Note what the hold of a live call is now, in tokens of its quota and in credits."""
+    counts = observed.counts
+    if observed.weights is not None:
+        observed.quota, counts = tokens, False
+    observed.held = covered(counts, observed.rate, tokens, credits_)
 
 
 def credits_of(service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()) -> int:

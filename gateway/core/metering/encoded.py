@@ -126,6 +126,10 @@ class EncodedMeter:
         """Tokens seen so far."""
         return self._inner.observed()
 
+    def so_far(self) -> Usage:
+        """What these are made of."""
+        return self._inner.so_far()
+
     def usage(self) -> Usage:
         """Return what this answer is charged, as far as it came."""
         return self._inner.usage()

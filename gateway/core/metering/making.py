@@ -75,6 +75,9 @@ class AnswerMeter(Protocol):
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
 
+    def so_far(self) -> Usage:
+        """What these tokens are, as far as it is told."""
+
     def usage(self) -> Usage:
         """Return what this answer is charged, as far as it came."""
 

@@ -125,6 +125,14 @@ class Meter:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
+    def so_far(self) -> Usage:
+        """What `observed` is made of."""
+        if not self.produced:
+            return Usage(units=0)
+        output = max(self.output, self.counted())
+        read = self.input or self.call.input_estimate
+        return Usage(read, output, self.cached, self.reasoning, self._bounded(max(self.total, read + output)))
+
     def usage(self) -> Usage:
         """Return what this answer is charged, as far as it came."""
         ended_well = self.ended and not self.failed and 200 <= self.status < 300

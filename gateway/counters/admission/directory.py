@@ -19,6 +19,7 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.prices import Prices, unheard
 from gateway.counters.admission.stored import decode_catalogue, decode_identity
 from gateway.counters.admission.terms import Terms
+from gateway.counters.admission.weighing import Weighing
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.wire import Reply, Wire, encode
@@ -32,8 +33,9 @@ UNKNOWN_MAX = 4096  # digests nobody has, kept apart: guesses displace no caller
 
 
 class Directory:
-    """Identities, terms, services and prices of one worker. `version` is the catalogue's, 0 before the
-    first read.
+    """Identities, terms, services, prices and weights of one worker.
+
+    `version` is the catalogue's, 0 before the first read.
 
     `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
     told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
@@ -53,6 +55,7 @@ class Directory:
     ) -> None:
         self.version = 0
         self.prices = Prices(wire, log)
+        self.weighing = Weighing()
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
         self.verified = False
         self._wire, self._clock, self._today = wire, clock, today
@@ -205,6 +208,7 @@ class Directory:
         catalogue = decode_catalogue(raw)
         self._services = catalogue.services
         self._meters = {service.id: service.meter for service in catalogue.services.values()}
+        self.weighing.load(catalogue.weights)
         self.version = catalogue.version
         self._raw = raw
 

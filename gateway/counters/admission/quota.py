@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
-from gateway.core.calls.tariff import covered
+from gateway.core.calls.tariff import extended
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Decision, HoldRequest, Observed, Settled, Settlement, Verdict
 from gateway.core.wait import Wait, in_task
@@ -30,11 +30,13 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 FRAMES_MAX = 20_000
 EXTEND_BATCH_MAX = 64
-RESERVE_TRIES = 2
+# A newer catalogue and the tenant's plan may each be told of once, and once more where both move on.
+RESERVE_TRIES = 4
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 MISSED_S = 0.5
 CUT = 2
+_AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN})
 _ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, Settled.DONE, Settled.UNVERIFIED
 _SETTLED = {struct.pack("<d", settled): settled for settled in Settled}
 
@@ -85,13 +87,20 @@ class Counters:
         head, middle, end = frame.reserve
         flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
-        verdict, sent = Verdict.STALE, None
+        verdict, sent, weighing = Verdict.STALE, None, self._directory.weighing
         try:
             for _ in range(RESERVE_TRIES):
+                weights, plan_id = None, packing.ANY_PLAN
+                need, ceiling, least = -1, request.ceiling, request.least
+                if weighing.by_plan:
+                    plan_id = weighing.plan_of(request)
+                    weights = weighing.by_plan.get(plan_id)
+                    if weights is not None:
+                        need, ceiling, least = request.weighed(weights)
                 packed = packing.reserve_packed(
-                    wire.batch, wire.run_id, self._directory.version, request.need, request.ceiling,
-                    request.least, request.credits_least, request.credits, request.units, self._ttl_ms,
-                    service.id, flags, request_id,
+                    wire.batch, wire.run_id, self._directory.version, request.need, need, ceiling, least,
+                    request.credits_least, request.credits, request.units, self._ttl_ms,
+                    service.id, plan_id, flags, request_id,
                 )  # fmt: skip
                 wait = wire.send(b"".join((head, request_id, middle, packed, end)))
                 sent = None if wait.done else wait
@@ -103,18 +112,22 @@ class Counters:
                 if verdict is _ADMITTED:
                     if request.raises:
                         self._allowances.held(request.request_id)
+                    decision.weights = weights
                     return decision
-                if verdict is not Verdict.STALE:
+                if verdict is Verdict.OTHER_PLAN:
+                    weighing.learn(request.caller.tenant_id, decision.limit)
+                elif verdict is Verdict.STALE:
+                    await self._directory.refresh()
+                else:
                     break
-                await self._directory.refresh()
         except CountersUnavailable as error:
             if sent is not None and not isinstance(error, CountersRefused):
                 self._give_up(sent, request)
             if wire.available:  # it answers, and will not: that it is full is no outage
                 raise
-            return self._allowances.admit(request)
-        if verdict is Verdict.UNVERIFIED or verdict is Verdict.STALE:
-            return self._allowances.admit(request)
+            return self._allowances.admit(request, weighing.by_plan)
+        if verdict is Verdict.UNVERIFIED or verdict in _AGAIN:
+            return self._allowances.admit(request, weighing.by_plan)
         self._allowances.refused(request.caller, verdict)
         return decision
 
@@ -240,6 +253,7 @@ class Counters:
             self._wire.run_id,
             packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
             settlement.tokens,
+            settlement.of_quota,
             settlement.credits,
             settlement.units,
             settlement.over,
@@ -270,8 +284,8 @@ class Counters:
             return
         self._extend_took(self._clock() - started)
         self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
-        extended = packing.extended(cast("bytes", answer))
-        for one, (tokens, credits_, exhausted) in zip(live, extended, strict=False):
+        answers = packing.extended(cast("bytes", answer))
+        for one, (tokens, credits_, exhausted) in zip(live, answers, strict=False):
             if tokens >= 0:
-                one.held = covered(one.counts, one.rate, tokens, credits_)
+                extended(one, tokens, credits_)
                 one.exhausted, one.cut = exhausted > 0, exhausted == CUT

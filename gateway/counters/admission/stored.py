@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import msgspec
@@ -34,10 +34,11 @@ class Identity(msgspec.Struct):
 
 
 class Catalogue(msgspec.Struct):
-    """All services by key."""
+    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids."""
 
     version: int
     services: dict[str, Service]
+    weights: dict[int, dict[str, int]] = {}
 
 
 class _Versioned(msgspec.Struct):
@@ -66,9 +67,13 @@ _decode_prices = msgspec.json.Decoder(StoredPrices).decode
 _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
 
-def encode_catalogue(version: int, services: list[Service]) -> bytes:
+def encode_catalogue(
+    version: int, services: Sequence[Service], weights: Mapping[int, Mapping[str, int]] | None = None
+) -> bytes:
     """The catalogue as the keeper writes it."""
-    return msgspec.json.encode({"version": version, "services": {one.key: one for one in services}})
+    by_key = {one.key: one for one in services}
+    more = {"weights": weights} if weights else {}
+    return msgspec.json.encode({"version": version, "services": by_key, **more})
 
 
 def encode_identity(caller: Caller, expires_ms: int = 0) -> bytes:

@@ -127,7 +127,8 @@ class Control(Client):
             await self._newest(keys.PRICES, raw, version)
             await self._newest(keys.PRICES_HEAD, encode_head(version, raw), version)
         else:
-            await self._newest(keys.CATALOGUE, encode_catalogue(version, list(everybodys.services)), version)
+            raw = encode_catalogue(version, everybodys.services, everybodys.weights)
+            await self._newest(keys.CATALOGUE, raw, version)
 
     async def _newest(self, key: str, raw: bytes, version: int) -> None:
         """Write what carries its version; an older one is ignored.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gateway.core.accounts.quota import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.verified import AccountHead
-from gateway.core.model import LiveQuota
 from gateway.counters.keeper.client import Client
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys

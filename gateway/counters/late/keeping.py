@@ -23,6 +23,8 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 CORRECTED = "settled after its hold was reclaimed"
 RECLAIMED = b'{"estimated":true,"reclaimed":true}'
+# What a ledger's row does not tell then: how many tokens there were.
+RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"tokens":%d}'
 
 
 class Keeping:
@@ -56,7 +58,8 @@ class Keeping:
             return packing.code_of(await self._client.run("lease", call)) == NONE
         settlement = replace(
             hold.release, charge=True,
-            tokens=charge.tokens, credits=charge.credits, units=charge.units, metadata=RECLAIMED,
+            tokens=charge.tokens, credits=charge.credits, units=charge.units, weighed=charge.weighed,
+            metadata=RECLAIMED if charge.weighed is None else RECLAIMED_WEIGHED % charge.tokens,
         )  # fmt: skip
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM)
         code = packing.code_of(await self._client.run("settle", call))
@@ -102,7 +105,10 @@ class Keeping:
         if ending.verb is Verb.CORRECT:
             said = corrected(late.metadata, late.request_id, CORRECTED)
             late, mode = replace(late, metadata=said), packing.MODE_CORRECT
-        charge = replace(late, tokens=used.tokens, credits=used.credits, units=used.units, over=used.over)
+        charge = replace(
+            late, tokens=used.tokens, credits=used.credits, units=used.units,
+            over=used.over, weighed=used.weighed,
+        )  # fmt: skip
         call = packing.settle(self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id)
         return self._client.send_script("settle", call)
 
@@ -135,4 +141,8 @@ class Keeping:
         credits_ = held if state.seen < 0 else state.seen
         lease = bool(state.flags & states.HOLD_LEASE)
         release = release_of(request_id, state, user, tiers)
-        return ExpiredHold(release, state.observed, credits_, state.units, state.tokens, lease, held)
+        return ExpiredHold(
+            release, state.observed, credits_, state.units, state.tokens, lease, held,
+            state.weighed if state.weighed >= 0 else None,
+            max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm),
+        )  # fmt: skip

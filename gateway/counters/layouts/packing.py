@@ -39,6 +39,8 @@ from gateway.counters.redis import keys
 CLOSED = INTEGER_MAX
 # Of a call that shares its time with no other: see lua/lib/batch.lua.
 NO_BATCH = 0
+# Of a call whose weights are those of no plan: whichever the tenant follows.
+ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 reserve_packed = table.RESERVE.pack
 settle_used = table.SETTLEMENT.part("batch", "over").pack
@@ -51,13 +53,16 @@ BOUNDED = 2
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
 
 
-def reserve(run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH) -> Call:
-    """Keys and arguments of `reserve`."""
+def reserve(
+    run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH, *,
+    quota: tuple[int, int, int] | None = None, plan_id: int = ANY_PLAN,
+) -> Call:  # fmt: skip
+    """Keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
     p = request.caller.partition
     names = keys.hold(p, request.request_id), keys.deadlines(p), keys.outbox(p), keys.marker(p)
     packed = reserve_packed(
-        batch, run_id, catalogue, request.need, request.ceiling, request.least, request.credits_least,
-        request.credits, request.units, ttl_ms, request.service.id,
+        batch, run_id, catalogue, request.need, *(quota or (-1, request.ceiling, request.least)),
+        request.credits_least, request.credits, request.units, ttl_ms, request.service.id, plan_id,
         service_flags(request) | (FLAG_RAISES if request.raises else 0), request.request_id.encode(),
     )  # fmt: skip
     return (*names, *_accounts(request)), (packed, request.user.encode(), *_tiers(request))
@@ -76,7 +81,15 @@ def settle(
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
     used = settle_used(
-        batch, LAYOUT, run_id, mode, settlement.tokens, settlement.credits, settlement.units, settlement.over
+        batch,
+        LAYOUT,
+        run_id,
+        mode,
+        settlement.tokens,
+        settlement.of_quota,
+        settlement.credits,
+        settlement.units,
+        settlement.over,
     )
     packed = used + settle_who(settlement, tombstone_ms) + settlement.request_id.encode()
     texts = settlement.user.encode(), settlement.attribution.encode(), settlement.metadata
@@ -160,7 +173,10 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed
         ]
         tokens, rate = one.tokens, one.rate
         seen, wanted = (-1, 0) if rate is None else (rate.credits(tokens), rate.credits(tokens + margin))
-        arguments.append(table.EXTEND.pack(tokens, tokens + margin, seen, wanted, one.request_id.encode()))
+        weighed = -1 if one.weights is None else one.weighed
+        arguments.append(
+            table.EXTEND.pack(tokens, weighed, one.wanted(margin), seen, wanted, one.request_id.encode())
+        )
     return tuple(names), tuple(arguments)
 
 

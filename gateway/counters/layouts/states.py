@@ -126,6 +126,9 @@ class HoldState:
     """One hold: what was taken where, and what was observed so far: tokens, and `seen` in credits
     (-1 where tokens do not set the price).
 
+    `tokens` are those of the quota, which its plan may weigh: then `weighed` is what was observed as they
+    count there (-1: as many as `observed`).
+
     `credits` are 0 where `flags` has `HOLD_USES`: what `units` hold of the cap is kept with their service.
     """
 
@@ -146,6 +149,7 @@ class HoldState:
     created: int = 0
     charged: int = 0
     seen: int = -1
+    weighed: int = field(default=-1, metadata={"since": 130})
 
 
 @dataclass(slots=True)

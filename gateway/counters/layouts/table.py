@@ -21,8 +21,8 @@ MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
 
 RESERVE = Layout(
     "RESERVE",
-    "f64 batch, s40 run_id, f64 catalogue need ceiling least credits_least credits units ttl service_id,"
-    " u8 flags, s36 request_id",
+    "f64 batch, s40 run_id, f64 catalogue need weighed ceiling least credits_least credits units ttl"
+    " service_id plan_id, u8 flags, s36 request_id",
 )
 ADMITTED = Layout(
     "ADMITTED",
@@ -34,8 +34,8 @@ REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till")
 
 # What is kept of a settlement, on disk and in the late queue, is all but the batch.
 _KEPT = (
-    "number, s40 run_id, u8 mode, f64 tokens credits units over=0@130 service_id tenant_id organization_id"
-    " key_id, u8 flags, f64 tombstone, s36 request_id"
+    "number, s40 run_id, u8 mode, f64 tokens weighed=-1@130 credits units over=0@130"
+    " service_id tenant_id organization_id key_id, u8 flags, f64 tombstone, s36 request_id"
 )
 KEPT = Layout("KEPT", _KEPT)
 SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
@@ -44,14 +44,14 @@ GONE = Layout("GONE", "f64 code now epoch")
 # What `settle` answered once, as `settle` takes it to recover it.
 ACKNOWLEDGED = Layout("ACKNOWLEDGED", "f64 epoch seq moved credit_seq spend_seq")
 
-EXTEND = Layout("EXTEND", "f64 observed wanted seen worth, s36 request_id")
+EXTEND = Layout("EXTEND", "f64 observed weighed wanted seen worth, s36 request_id")
 EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted")
 
 LEASE = Layout(
     "LEASE",
     "s40 run_id, f64 ttl share kept spent handed credits_kept credits_spent credits_handed, s36 lease_id",
 )
-LEASED = Layout("LEASED", "f64 code now tokens credits strict cuts capped charged")
+LEASED = Layout("LEASED", "f64 code now tokens credits strict cuts capped charged plan_id")
 NO_LEASE = Layout("NO_LEASE", "f64 code now")
 
 GRANT = Layout("GRANT", "s40 run_id, u8 verb, f64 amount, s36 id")

@@ -7,15 +7,17 @@ it; so what is leased again is never what was used already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4, uuid5
 
-from gateway.core.calls.tariff import CONSUMPTION, covered
+from gateway.core.accounts.weights import Weights
+from gateway.core.calls.tariff import CONSUMPTION, extended
 from gateway.core.model import Caller, Decision, HoldRequest, Observed, Service, Settled, Settlement, Verdict
 from gateway.counters.leases.lease import Leased, Share
 from gateway.errors import CountersUnavailable, InvalidApiKey
 
+_NO_WEIGHTS: Mapping[int, Weights] = {}
 TENANTS_MAX = 10_000
 REVOKED_MAX = 10_000
 
@@ -46,7 +48,8 @@ class LeaseShare:
 
 @dataclass(slots=True)
 class Allowance:
-    """One tenant's lease, in force `until` (monotonic seconds); what follows it is the leaser's.
+    """One tenant's lease, in force `until` (monotonic seconds); what follows it is the leaser's. Tokens are
+    those of the quota, by the weights of its plan.
 
     `held` says that Redis may hold something for it, `ends` that it is being given back.
     """
@@ -59,6 +62,7 @@ class Allowance:
     strict: bool = False
     cuts: bool = False
     capped: bool = False
+    plan_id: int = 0
     until: float = 0.0
     seen: float = 0.0
     turn: int = 0
@@ -75,6 +79,7 @@ class Allowance:
         """Go by a lease that was asked for with these shares."""
         self.until, self.unlimited, self.held = until, found.tokens is None, True
         self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
+        self.plan_id = found.plan_id
         self.tokens.renew(found.tokens or 0, tokens.handed if found.charged else 0)
         self.credits.renew(found.credits, credits_.handed if found.charged else 0)
 
@@ -162,7 +167,7 @@ class Allowances:
             if verdict is Verdict.TENANT_BLOCKED:
                 one.until = 0.0
 
-    def admit(self, request: HoldRequest) -> Decision:
+    def admit(self, request: HoldRequest, by_plan: Mapping[int, Weights] = _NO_WEIGHTS) -> Decision:
         """Take a call in on what is leased. CountersUnavailable where nothing is, or not enough is left."""
         caller, service = request.caller, request.service
         one = self._tenants.get(caller.tenant_id)
@@ -172,7 +177,8 @@ class Allowances:
             raise InvalidApiKey
         if service.one_time or (one.capped and service.pricing.tiers):
             raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
-        tokens = _tokens_for(one, request)
+        weights = by_plan.get(one.plan_id) if by_plan and service.counts_tokens else None
+        tokens = _tokens_for(one, request, weights)
         credits_ = _credits_for(one, request)
         one.tokens.spent += tokens
         one.credits.spent += credits_
@@ -180,7 +186,7 @@ class Allowances:
         alone = not request.raises if head is None else head.alone
         self.calls[request.request_id] = _Taken(one, tokens, credits_, alone)
         self.admitted += head is None
-        return _decision(one, service, tokens, credits_)
+        return _decision(one, service, tokens, credits_, weights)
 
     def held(self, request_id: str) -> None:
         """Redis has a hold of a call now that may have been admitted here by its head."""
@@ -195,7 +201,7 @@ class Allowances:
             return
         used = settlement.charge and settled is not Settled.DONE
         taken.allowance.used_at = self._clock()
-        _correct(taken.allowance.tokens, taken.tokens, settlement.tokens if used else 0)
+        _correct(taken.allowance.tokens, taken.tokens, settlement.of_quota if used else 0)
         _correct(taken.allowance.credits, taken.credits, settlement.credits if used else 0)
 
     def outgrown(self, observed: Observed, margin: int) -> bool:
@@ -203,20 +209,20 @@ class Allowances:
         taken = self.calls.get(observed.request_id)
         if taken is None:
             return False
-        one, wanted, short = taken.allowance, observed.tokens + margin, False
+        one, short = taken.allowance, False
         if observed.counts:
-            want = wanted - taken.tokens
+            want = observed.wanted(margin) - taken.tokens
             more = want if one.unlimited else min(want, max(0, one.tokens.left))
             one.tokens.spent += more
             taken.tokens += more
             short = more < want
         if observed.rate is not None:
-            want = max(0, observed.rate.credits(wanted) - taken.credits)
+            want = max(0, observed.rate.credits(observed.tokens + margin) - taken.credits)
             more = min(want, max(0, one.credits.left))
             one.credits.spent += more
             taken.credits += more
             short = short or more < want
-        observed.held = covered(observed.counts, observed.rate, taken.tokens, taken.credits)
+        extended(observed, taken.tokens, taken.credits)
         if short:
             observed.exhausted, observed.cut = True, one.cuts
         return True
@@ -227,18 +233,21 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
     share.settled += used
 
 
-def _tokens_for(one: Allowance, request: HoldRequest) -> int:
+def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
     """Tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
-    if not request.service.counts_tokens or not request.ceiling:
+    need, ceiling, least = request.need, request.ceiling, request.least
+    if weights is not None:
+        need, ceiling, least = request.weighed(weights)
+    if not request.service.counts_tokens or not ceiling:
         return 0
     if one.unlimited:
-        return request.need
+        return need
     left = one.tokens.left
-    if left <= 0 or (one.strict and left < (request.least or request.ceiling)):
+    if left <= 0 or (one.strict and left < (least or ceiling)):
         raise CountersUnavailable(_USED_UP)
-    if left < request.ceiling:
+    if left < ceiling:
         return left
-    return request.ceiling if one.strict else request.need
+    return ceiling if one.strict else need
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
@@ -251,7 +260,9 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
     raise CountersUnavailable(_USED_UP)
 
 
-def _decision(one: Allowance, service: Service, tokens: int, credits_: int) -> Decision:
+def _decision(
+    one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
+) -> Decision:
     """What is left of the allowance, in place of what is left of the account."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
@@ -262,6 +273,7 @@ def _decision(one: Allowance, service: Service, tokens: int, credits_: int) -> D
         credits_remaining=max(0, one.credits.left) if service.meter == CONSUMPTION else None,
         held_credits=credits_,
         bounded=limited and one.strict and tokens > 0,
+        weights=weights,
     )
 
 

@@ -36,7 +36,7 @@ class Leased:
     """What a gateway may count on. `tokens` is None where nothing limits them.
 
     `strict` and `cuts` are the plan's; `capped` says that a spend cap limits the organization;
-    `charged` that all it said to have handed in is charged by now.
+    `charged` that all it said to have handed in is charged by now; `plan_id` is the plan.
     """
 
     tokens: int | None
@@ -45,6 +45,7 @@ class Leased:
     cuts: bool
     capped: bool
     charged: bool
+    plan_id: int = 0
 
 
 def lease(
@@ -69,8 +70,6 @@ def leased(answer: bytes) -> Leased | None:
     if len(answer) != table.LEASED.size:
         return None
     found = table.LEASED.read(answer)
-    return Leased(
-        None if found["tokens"] < 0 else found["tokens"],
-        found["credits"],
-        *(bool(found[name]) for name in ("strict", "cuts", "capped", "charged")),
-    )
+    strict, cuts, capped, charged = (bool(found[name]) for name in ("strict", "cuts", "capped", "charged"))
+    tokens = None if found["tokens"] < 0 else found["tokens"]
+    return Leased(tokens, found["credits"], strict, cuts, capped, charged, found["plan_id"])

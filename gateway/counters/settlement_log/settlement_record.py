@@ -47,6 +47,7 @@ def settlement_of(
         attribution=attribution.decode(),
         metadata=metadata,
         over=kept["over"],
+        weighed=None if kept["weighed"] in {-1, kept["tokens"]} else kept["weighed"],
     )
 
 
