@@ -1,7 +1,7 @@
-"""What calls add up to by hour and by day, and by everything that is asked by.
+"""What calls add up to by hour, and by everything that is asked by.
 
-Pure. Each call is in one row of its hour and in one of its day; a correction takes the call out as it was and
-puts it in as it is.
+Pure. Each call is in one row of its hour; a correction takes the call out as it was and puts it in as it is.
+What hours add up to at other levels, PostgreSQL adds up (`statements.ROLL_UP_CALLS`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from gateway.core.accounts.facts import (
 from gateway.core.accounts.ledger import Event
 from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
 from persistence.ledger.call_rows import NANO_MAX, amounts_of, counts_of, stored_text
-from persistence.ledger.rollup import DAY_MS
 from persistence.ledger.rows import attributed
 
 HOUR_MS = 3_600_000
@@ -55,19 +54,9 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
 
 
 def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
-    """The rows of hours and of the days they are in, in the order in which writers lock them.
-
-    No sum is more than a column holds: the largest one stays the largest.
-    """
-    days: Rollup = {}
-    for bucket, sums in hours.items():
-        day = (bucket[0], bucket[1] - bucket[1] % DAY_MS, *bucket[2:])
-        found = days.get(day)
-        days[day] = list(sums) if found is None else [a + b for a, b in zip(found, sums, strict=True)]
+    """The rows of hours, none with a sum beyond what a column holds: the largest one stays the largest."""
     return [
-        (span, *bucket, *(max(-NANO_MAX, min(each, NANO_MAX)) for each in sums))
-        for span, rollup in (("day", days), ("hour", hours))
-        for bucket, sums in sorted(rollup.items())
+        (*bucket, *(max(-NANO_MAX, min(each, NANO_MAX)) for each in sums)) for bucket, sums in hours.items()
     ]
 
 

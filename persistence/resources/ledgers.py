@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from itertools import chain
 
-from sqlalchemy import ColumnElement, Numeric, and_, cast, func, literal, select, text
+from sqlalchemy import ColumnElement, and_, func, literal, select, text
 
 from gateway.core.billing.cost import KINDS
-from gateway.core.billing.pricing import NANO
 from persistence.subject import Condition, Subject
-from persistence.tables.ledgers import call, credit_transaction, feature_usage, token_ledger
+from persistence.tables.ledgers import call, credit_transaction, feature_usage, money, token_ledger
 from persistence.tables.people import tenant
 
 
@@ -45,9 +44,7 @@ CREDIT_TRANSACTIONS = Subject(
     credit_transaction,
     source=select(
         credit_transaction,
-        (credit_transaction.c.credits_used - cast(credit_transaction.c.carried, Numeric) / NANO).label(
-            "credits_exact"
-        ),
+        (credit_transaction.c.credits_used - money(credit_transaction.c.carried)).label("credits_exact"),
     ),
     time="timestamp",
     order=("organization_id", "seq"),
@@ -64,6 +61,6 @@ CALLS = Subject(
     source=select(
         *(column for column in call.c if column.name not in {"tools", "unknown_usage", "cost", *KINDS}),
         _USAGE.label("usage"),
-        (cast(call.c.cost, Numeric) / NANO).label("cost"),
+        money(call.c.cost).label("cost"),
     ),
 )

@@ -1,18 +1,33 @@
-"""Usage, added up from its roll-ups: whole days where a span has them, hours at its ends."""
+"""Usage, added up from its roll-ups: the largest that lie within the time asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
 
-from sqlalchemy import ColumnElement, Connection, Label, Numeric, and_, case, cast, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Label,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.exc import DataError
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery
-from gateway.core.billing.pricing import NANO
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, pieces, windows
 from persistence.tables.billing import service
-from persistence.tables.ledgers import usage_rollup
+from persistence.tables.ledgers import money, usage_rollup
 from persistence.tables.people import api_key, app_user, organization, tenant
+
+# A plan made for millions of rows takes longer to compile than these reports take.
+PLAIN = text("SET LOCAL jit = off")
 
 _here = usage_rollup.c
 # What a group is called.
@@ -28,37 +43,70 @@ _NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
-    """What was used, in the order of time, the dearest of a time first; at most `rows_max` rows."""
+    """What was used, in the order of time, the dearest of a time first."""
+    connection.execute(PLAIN)
+    try:
+        with connection.begin_nested():
+            return _used(connection, asked, "usage_total")
+    except DataError:
+        # A sum beyond a column's largest number, which sum() widens.
+        return _used(connection, asked, "sum")
+
+
+def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row]:
+    found: list[Row] = []
+    skip = asked.skip
+    for window in windows(asked):
+        left = asked.rows_max - len(found)
+        # Rows are skipped here: the first interval's alone, which is in the first window.
+        rows = connection.execute(_question(replace(window, rows_max=left, skip=skip), total))
+        found += [dict(row) for row in rows.mappings()]
+        skip = 0
+        if len(found) >= asked.rows_max:
+            break
+    return found
+
+
+def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
+    """Added up first, then put in order, and named last: names are looked up for what is told alone."""
     columns = [GROUPS[group] for group in asked.groups]
-    start = func.date_trunc(asked.interval, _here.start, "UTC") if asked.interval != "none" else None
     # What had no price is in the organization's currency, as it would be with one.
     currency = case((_here.currency == "", organization.c.currency), else_=_here.currency)
+    start = func.date_trunc(asked.interval, _here.start, "UTC")
+    # By labels of their own: a name that a column has would be that column.
+    apart = [currency.label("money"), *((start.label("began"),) if asked.interval != "none" else ())]
+    told_apart = [_here[column] for column in columns]
     wanted = [
         (currency if name == "currency" else _here[name]) == value for name, value in asked.filters.items()
     ]
-    # By labels of their own: a name that a column has would be that column.
-    apart = [currency.label("money"), *(() if start is None else (start.label("began"),))]
-    told_apart = [_here[column] for column in columns]
     added = (
-        select(*apart, *told_apart, *(func.sum(_here[name]).label(name) for name in SUMS))
+        select(*apart, *told_apart, *(getattr(func, total)(_here[name]).label(name) for name in SUMS))
         .join_from(usage_rollup, organization, organization.c.id == _here.organization_id)
         .where(_within(asked), *wanted)
         .group_by(*(label.name for label in apart), *told_apart)
         .subquery("added")
     )
-    each = added.c
-    began = literal(asked.since) if start is None else each.began
+    began = literal(asked.since).label("began") if asked.interval == "none" else added.c.began
+    order = ("began", "cost", "tokens", *columns, "money")
+    page = (
+        select(began, *(column for column in added.c if column.name != "began"))
+        .order_by(*(text(f"{name} DESC" if name in ("cost", "tokens") else name) for name in order))
+        .limit(asked.rows_max)
+        .offset(asked.skip)
+        .subquery("page")
+    )
+    each = page.c
     shown = [
-        began.label("start"),
+        each.began.label("start"),
         each.money.label("currency"),
-        (cast(each.cost, Numeric) / NANO).label("cost"),
+        money(each.cost).label("cost"),
         *(each[name] for name in SUMS if name != "cost"),
         *(func.nullif(each[column], _NOBODY.get(column, 0)).label(column) for column in columns),
         *(_name(group, each[GROUPS[group]]) for group in asked.groups if group in _NAMES),
     ]
-    order = (began, each.cost.desc(), each.tokens.desc(), *(each[column] for column in columns))
-    found = connection.execute(select(*shown).order_by(*order).limit(asked.rows_max))
-    return [dict(row) for row in found.mappings()]
+    return select(*shown).order_by(
+        *(each[name].desc() if name in ("cost", "tokens") else each[name] for name in order)
+    )
 
 
 def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
@@ -68,14 +116,9 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
 
 def _within(asked: UsageQuery) -> ColumnElement[bool]:
     """The roll-ups that make up a span, each hour of it once."""
-    since, until, day = asked.since, asked.until, timedelta(days=1)
-    first = since.replace(hour=0)
-    first = first if first == since else first + day
-    last = until.replace(hour=0)
-    if asked.interval == "hour" or first >= last:
-        return and_(_here.span == "hour", _here.start >= since, _here.start < until)
     return or_(
-        and_(_here.span == "day", _here.start >= first, _here.start < last),
-        and_(_here.span == "hour", _here.start >= since, _here.start < first),
-        and_(_here.span == "hour", _here.start >= last, _here.start < until),
+        *(
+            and_(_here.span == piece.span, _here.start >= piece.since, _here.start < piece.until)
+            for piece in pieces(asked)
+        )
     )

@@ -7,10 +7,24 @@ writer refuses accounts it does not know.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Identity, PrimaryKeyConstraint, Table, UniqueConstraint
+from decimal import Decimal
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Identity,
+    Numeric,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+    cast,
+    literal,
+)
 
 from gateway.core.accounts.usage import DIMENSIONS, SUMS
 from gateway.core.billing.cost import KINDS
+from gateway.core.billing.pricing import NANO
 from persistence.tables.columns import (
     Columns,
     amounts,
@@ -98,7 +112,13 @@ call = table(
     texts("upstream_request_id?", "unknown_usage?"),
 )
 
-# What calls add up to, by the hour and by the day (`span`) and by everything that is asked by.
+
+def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
+    """Nano-units as an amount of their currency: a product has all of its digits, a quotient is cut."""
+    return cast(nano, Numeric) * literal(Decimal(1) / NANO)
+
+
+# What calls add up to, by everything that is asked by: once for each `span`, an hour to a month, and a team.
 usage_rollup = table(
     "usage_rollup",
     texts("span"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.http.listing import encode_cursor
 from gateway.core.accounts.facts import CallFacts, write_facts
 from gateway.core.accounts.usage import GROUPS
 from persistence.ledger.writer import Writer
@@ -138,6 +141,7 @@ async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[s
         ("tenant_id=0", "tenant_id"),
         ("model=a&model=b", "model"),
         ("colour=red", "colour"),
+        ("from=2006-03-01T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
     ],
 )
 async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) -> None:
@@ -147,8 +151,60 @@ async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) 
         assert [error["field"] for error in answer.json["errors"]] == [field]
 
 
+@pytest.mark.parametrize("interval", STARTS)
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+async def test_pages_are_together_what_one_answer_is(
+    api: Api, calls: list[dict[str, Any]], interval: str, limit: int
+) -> None:
+    asked = f"usage?{SPAN}&interval={interval}&group_by=user,project,model"
+    whole = (await api.get(f"{asked}&limit=10000")).json
+    assert whole["next_cursor"] is None
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = (await api.get(f"{asked}&limit={limit}" + (f"&cursor={cursor}" if cursor else ""))).json
+        pages.append(page["items"])
+        cursor = page["next_cursor"]
+    assert [item for page in pages for item in page] == whole["items"]
+    assert all(len(page) == limit for page in pages[:-1])
+    dearest = [(item["start"], -Decimal(item["cost"])) for item in whole["items"]]
+    assert dearest == sorted(dearest)
+
+
+async def test_a_cursor_is_of_its_report_alone(api: Api, calls: list[dict[str, Any]]) -> None:
+    asked = f"usage?{SPAN}&group_by=user&limit=1"
+    cursor = (await api.get(asked)).json["next_cursor"]
+    assert (await api.get(f"{asked}&cursor={cursor}")).status == 200
+    mark = json.loads(base64.b64decode(cursor + "=="))[0]
+    far = 10**15
+    forged = [
+        encode_cursor(place, mark)
+        for place in ((0,), (far, far + 3600, 0), (3600, 7200, -1), (7200, 3600, 0), (1, 3601, 0))
+    ]
+    for other in (*forged, "x", "", "a" * 500):
+        answer = await api.get(f"{asked}&cursor={other}")
+        assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, ["cursor"])
+    answer = await api.get(f"usage?{SPAN}&group_by=model&limit=1&cursor={cursor}")
+    assert answer.status == 422
+    for limit in ("0", "10001", "x", ""):
+        answer = await api.get(f"usage?limit={limit}")
+        assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, ["limit"])
+
+
+async def test_a_sum_beyond_a_column_is_told_all_the_same(api: Api, admin_database: str) -> None:
+    accounts = settle_in(admin_database, 10**9, 10**9)
+    for account in accounts:
+        account.at_ms = int(BEGAN.timestamp() * 1000)
+        account.reset()
+        account.consume(1, metadata=write_facts(CallFacts(total=1, cost=2**62 + 2**61, currency="USD")))
+    writer = Writer(admin_database)
+    await writer.write(batch_of(*accounts))
+    writer.close()
+    [item] = (await api.get(f"usage?{SPAN}")).json["items"]
+    assert Decimal(item["cost"]) == 2 * Decimal(2**62 + 2**61) / 10**9
+
+
 async def test_nothing_used_is_no_item_and_it_needs_a_token(api: Api) -> None:
-    assert (await api.get("usage")).json == {"items": []}
+    assert (await api.get("usage")).json == {"items": [], "next_cursor": None}
     assert (await api.get("usage.csv")).raw.strip() == b"start"
     assert (await api.acting_as(None).get("usage")).status == 401
 

@@ -19,7 +19,10 @@ from persistence.tables import metadata
 ALWAYS_THERE = ("business_model", "service")
 # What is only added to, by month.
 LEDGERS = ("token_ledger", "credit_posting", "credit_transaction", "feature_usage")
-BY_MONTH = (*LEDGERS, "call")
+# What has partitions, and what has one a month.
+PARTITIONED = (*LEDGERS, "call", "usage_rollup")
+SPANS_BY_MONTH = ("hour", "day", "team_hour", "team_day")
+BY_MONTH = (*LEDGERS, "call", *(f"usage_rollup_{span}" for span in SPANS_BY_MONTH))
 
 _numbers = itertools.count(1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
@@ -10,20 +12,31 @@ from multidict import MultiMapping
 
 from gateway.admin.http import body
 from gateway.admin.http.auth import identify
-from gateway.admin.http.listing import number_or_text, read_once, with_plus
+from gateway.admin.http.listing import (
+    decode_cursor,
+    encode_cursor,
+    fingerprint,
+    number_or_text,
+    read_once,
+    with_plus,
+)
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.reports import UsageAsked, UsageItem
+from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery
 from gateway.core.spreadsheet import csv
 from gateway.errors import Unprocessable
 
+# By default a report is of so many days, today the last of them.
 DAYS = 30
+DAYS_MAX = 3_660
+ITEMS_DEFAULT = 1_000
 ITEMS_MAX = 10_000
 Identified = Callable[[AdminPorts, web.Request], Awaitable[object]]
 
-_HOUR = timedelta(hours=1)
-_NUMBERS = {name for name in DIMENSIONS if name.endswith("_id")}
+PAGING = ("limit", "cursor")
+_DAY = timedelta(days=1)
+_NUMBERS = {"limit", *(name for name in DIMENSIONS if name.endswith("_id"))}
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
@@ -31,7 +44,15 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
     async def show(request: web.Request) -> web.Response:
         await identify(ports, request)
-        return web.json_response({"items": await items(ports, read(request.query))})
+        page, mark = _page(request.query)
+        found = await ports.store.used(page)
+        told, more = found[: page.rows_max - 1], len(found) == page.rows_max
+        return web.json_response(
+            {
+                "items": [_shown(item, page.groups) for item in told],
+                "next_cursor": encode_cursor(_place(page, told), mark) if more else None,
+            }
+        )
 
     app.router.add_get(f"{root}/usage", show)
     mount_files(app, ports, root)
@@ -61,30 +82,73 @@ async def items(ports: AdminPorts, asked: UsageQuery) -> list[Row]:
     """What was used, an item a group and time; `Unprocessable` where there are too many."""
     found = await ports.store.used(asked)
     if len(found) > ITEMS_MAX:
-        reason = f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
-        raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
+        raise _wrong(
+            "group_by", f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
+        )
     return [_shown(item, asked.groups) for item in found]
 
 
 def read(query: MultiMapping[str]) -> UsageQuery:
-    """What a query string asks; `Unprocessable` names what is wrong with it."""
+    """What a query string asks, whole; `Unprocessable` names what is wrong with it."""
+    return _query(_checked(UsageAsked, read_once(query)), ITEMS_MAX + 1)
+
+
+def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
+    """What a page is asked for, with one row more to know whether there is another, and the report's mark."""
     sent = read_once(query)
+    asked = _checked(UsagePage, sent)
+    limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
+    assert isinstance(limit, int)
+    mark = fingerprint("usage", {name: sent[name] for name in sent if name not in PAGING}, descending=False)
+    page = _query(asked, limit + 1)
+    return (_resumed(page, decode_cursor(str(cursor), mark)) if cursor is not None else page), mark
+
+
+def _place(page: UsageQuery, told: Sequence[Row]) -> tuple[int, ...]:
+    """Where the next page begins: in an interval of which so many rows are told."""
+    last = told[-1]["start"]
+    assert isinstance(last, datetime)
+    since = max(page.since, last)
+    count = sum(row["start"] == last for row in told) + (page.skip if since == page.since else 0)
+    return int(since.timestamp()), int(page.until.timestamp()), count
+
+
+def _resumed(page: UsageQuery, place: tuple[int, ...]) -> UsageQuery:
+    with suppress(ValueError, OverflowError, OSError):
+        seconds, end, skip = place
+        since, until = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(end, UTC)
+        if since < until <= since + DAYS_MAX * _DAY and not seconds % 3600 and not end % 3600 and skip >= 0:
+            return replace(page, since=since, until=until, skip=skip)
+    raise _wrong("cursor", "is not a next_cursor of this report")
+
+
+def _checked(model: type[UsageAsked], sent: Mapping[str, str]) -> dict[str, object]:
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    values |= {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
-    asked = body.check(UsageAsked, values)
-    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
-    until = asked.pop("until", None) or now
+    return body.check(
+        model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
+    )
+
+
+def _query(asked: dict[str, object], rows_max: int) -> UsageQuery:
+    until = (
+        asked.pop("until", None)
+        or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
+    )
     assert isinstance(until, datetime)
-    since = asked.pop("since", None) or until - timedelta(days=DAYS)
+    since = asked.pop("since", None) or until - DAYS * _DAY
     assert isinstance(since, datetime)
     if since >= until:
-        raise Unprocessable("Some query parameters are wrong.", (("from", "must be before to"),))
+        raise _wrong("from", "must be before to")
+    if until - since > DAYS_MAX * _DAY:
+        raise _wrong("from", f"must be at most {DAYS_MAX} days before to")
     groups = str(asked.pop("group_by", None) or "")
     interval = str(asked.pop("interval", "none"))
     filters = {name: value for name, value in asked.items() if value is not None}
-    return UsageQuery(
-        since, until, interval, tuple(groups.split(",")) if groups else (), filters, ITEMS_MAX + 1
-    )
+    return UsageQuery(since, until, interval, tuple(groups.split(",")) if groups else (), filters, rows_max)
+
+
+def _wrong(name: str, reason: str) -> Unprocessable:
+    return Unprocessable("Some query parameters are wrong.", ((name, reason),))
 
 
 def _shown(row: Row, groups: tuple[str, ...]) -> Row:

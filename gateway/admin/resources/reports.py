@@ -84,8 +84,10 @@ Hour = Annotated[Instant, AfterValidator(_whole_hour)]
 class UsageAsked(In):
     """Which calls are added up, and by what they are told apart."""
 
-    since: Hour | None = Field(default=None, alias="from", description="By default 30 days ago.")
-    until: Hour | None = Field(default=None, alias="to", description="Not included; by default now.")
+    since: Hour | None = Field(default=None, alias="from", description="By default 30 days before `to`.")
+    until: Hour | None = Field(
+        default=None, alias="to", description="Not included; by default the end of today, in UTC."
+    )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
     group_by: Annotated[Text, AfterValidator(_groups)] | None = Field(
         default=None, description=f"Some of {', '.join(GROUPS)}, with commas between."
@@ -98,6 +100,17 @@ class UsageAsked(In):
     service_id: Id | None = None
     model: Text | None = None
     currency: Currency | None = None
+
+
+class UsagePage(UsageAsked):
+    """The same by pages."""
+
+    limit: int = Field(default=1_000, ge=1, le=10_000, description="Most items to tell.")
+    cursor: str | None = Field(
+        default=None,
+        max_length=400,
+        description="`next_cursor` of the page before, with the same parameters.",
+    )
 
 
 class UsageItem(Out):
@@ -136,6 +149,7 @@ class Usage(Out):
     """Calls added up: of whole hours, by whatever they are told apart."""
 
     items: list[UsageItem]
+    next_cursor: str | None = Field(description="What asks for the next page; null on the last one.")
 
 
 REPORTS = {
@@ -153,7 +167,7 @@ REPORTS = {
             description="What was used and what it cost.",
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,
-            asked=UsageAsked,
+            asked=UsagePage,
             documents=(Document(".csv", "text/csv", "The same as CSV"),),
             by_hand=True,
         ),

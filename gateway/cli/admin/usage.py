@@ -27,6 +27,7 @@ RECENT = (
 # What a table shows of what is added up; JSON and CSV have all of it.
 ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
 LEDGERS_READ_MAX = 20
+ITEMS_MAX = 10_000
 
 
 def usage(
@@ -75,7 +76,7 @@ def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
     if as_csv:
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
-    items = api.get("usage", **asked)["items"]
+    items = api.items("usage", ITEMS_MAX, **asked)
     told = [name for name in (items[0] if items else ()) if name not in SUMS and name not in ADDED]
     groups = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
     rows(items, [*(name for name in groups if name != "start" or asked["interval"]), *ADDED], as_json=as_json)

@@ -12,8 +12,9 @@ from psycopg.rows import dict_row
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
-from gateway.core.accounts.usage import SUMS
-from persistence.ledger.usage_rollup import DAY_MS, HOUR_MS
+from gateway.core.accounts.usage import SPANS, SUMS
+from persistence.ledger.rollup import DAY_MS
+from persistence.ledger.usage_rollup import HOUR_MS
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
@@ -136,9 +137,13 @@ async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: Writer) ->
             each.at_ms += HOUR_MS
     await writer.write(batch_of(account, other))
     calls = calls_in(migrated)
-    hours, days = rollup_in(migrated, "hour"), rollup_in(migrated, "day")
-    assert len(days) < len(hours) <= len(calls) == 120
-    assert added(hours) == added(days)
+    by_span = {span: rollup_in(migrated, span) for span in SPANS}
+    hours, days = by_span["hour"], by_span["day"]
+    assert len(by_span["month"]) <= len(by_span["week"]) < len(days) < len(hours) <= len(calls) == 120
+    assert len(by_span["team_day"]) < len(days)
+    assert {(row["user_id"], row["api_key_id"]) for row in by_span["team_hour"]} == {(0, 0)}
+    for rows in by_span.values():
+        assert added(rows) == added(days)
     assert added(days) == {
         "requests": 120, "refused": 0, "input": 600, "cache_read": 480, "cache_write": 600, "output": 840,
         "reasoning": 720, "tokens": 2520, "credits": 0, "units": 120, "cost": 2 * sum(range(60)),
@@ -198,6 +203,6 @@ async def test_costs_that_are_more_than_a_sum_holds_keep_no_charge_from_being_st
         account.consume(21, metadata=msgspec.json.encode(strange))
         await writer.write(batch_of(account))
     assert len(calls_in(migrated)) == 4
-    for span in ("hour", "day"):
+    for span in SPANS:
         rows = added(rollup_in(migrated, span))
         assert (rows["requests"], rows["cost"], rows["input"], rows["cache_read"]) == (4, 2**63 - 1, 0, 0)

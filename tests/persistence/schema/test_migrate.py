@@ -16,7 +16,7 @@ from persistence import engine
 from persistence.schema import migrate, partitions
 from persistence.schema.version import NEEDED
 from persistence.tables import metadata
-from tests.persistence.migrated import BY_MONTH, LEDGERS
+from tests.persistence.migrated import BY_MONTH, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
 
 TOKEN_ROW = (
@@ -44,7 +44,7 @@ def test_migrating_from_three_places_at_once(database: str) -> None:
 def test_migrated_schema_is_the_one_the_program_was_written_for(cloned: str) -> None:
     def ours(_object: object, name: str | None, type_: str, _reflected: bool, _to: object) -> bool:
         partition = (
-            type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in BY_MONTH))
+            type_ == "table" and name is not None and name.startswith(tuple(f"{t}_" for t in PARTITIONED))
         )
         return type_ != "index" and not partition  # indexes are the migrations' alone
 
