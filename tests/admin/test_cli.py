@@ -30,14 +30,14 @@ Run = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 def run(api: Api, tmp_path: Path) -> Run:
-    async def invoke(*arguments: str, **environ: str) -> Result:
+    async def invoke(*arguments: str, stdin: str | None = None, **environ: str) -> Result:
         where = {
             "TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")),
             "TOLLKEEPER_ADMIN_TOKEN": ADMIN,
             "TOLLKEEPER_DATA_DIR": str(tmp_path),
             **environ,
         }
-        return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where)
+        return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where, input=stdin)
 
     return invoke
 

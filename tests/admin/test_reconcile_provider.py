@@ -49,11 +49,13 @@ async def services(api: Api) -> dict[str, int]:
     return {row["key"]: row["id"] for row in (await api.get("services?limit=100")).json["items"]}
 
 
-async def used(url: str, *calls: tuple[int, str, tuple[int, ...], int], answered: str = "") -> None:
+async def used(
+    url: str, *calls: tuple[int, str, tuple[int, ...], int], answered: str = "", day: int = 0
+) -> None:
     """Calls of a day as the flusher stores them: service, model, counts by kind, cost in nano-units."""
     [account] = settle_in(url, 10**9)
     account.reset()
-    account.at_ms = DAY_S * 1000 + 3_600_000
+    account.at_ms = (DAY_S + day * 86_400 + 3_600) * 1000
     for service_id, model, counts, cost in calls:
         account.service_id = service_id
         facts = CallFacts(
@@ -139,7 +141,9 @@ async def test_days_and_models_are_compared_with_a_file(
     assert (lines["o3"]["ours_input"], lines["o3"]["theirs_input"]) == ("9", "10")
     assert (lines["total"]["ours_cost"], lines["total"]["verdict"]) == ("0.005000002", "differs")
 
-    own = await run("reconcile-provider", "openai", report, "--service", "own", "--service", "chat", "--json")
+    services_ = ("--service", "own", "--service", "chat", "--service", str(services["chat"]))
+    own = await run("reconcile-provider", "openai", report, *services_, "--json")
+    assert json.loads(own.stdout)["services"] == ["chat", "own"]
     assert json.loads(own.stdout)["total"]["ours"]["requests"] == 4
     some = ("--tolerance", "10%", "--tolerance", "requests=0")
     lenient = json.loads((await run("reconcile-provider", "openai", report, "--json", *some)).stdout)
@@ -169,6 +173,34 @@ async def test_a_report_that_says_the_same_is_matched(
         "reconcile-provider", "anthropic", str(usage), "--from", "2026-02-01", "--to", "2026-03-01"
     )
     assert (wide.exit_code, "Neither side" in wide.stderr) == (0, True)
+
+
+async def test_a_report_may_come_on_standard_input(
+    run: Run, services: dict[str, int], tmp_path: Path
+) -> None:
+    report = file(tmp_path, completions("gpt-4o", 1, 1, 0, 1))
+    said = await run("reconcile-provider", "openai", "-", "--json", stdin=Path(report).read_text())
+    assert (said.exit_code, json.loads(said.stdout)["verdicts"]["theirs only"]) == (1, 1)
+    said = await run("reconcile-provider", "openai", "-", stdin="{")
+    assert (said.exit_code, "standard input: Input data was truncated" in said.stderr) == (2, True)
+
+
+async def test_more_models_than_one_answer_holds_are_read_in_pieces(
+    run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
+) -> None:
+    # A caller may ask for a model that is nobody's, under another name each time.
+    for day in range(3):
+        await used(
+            admin_database,
+            *((services["chat"], f"none-{number}", (0,), 0) for number in range(4_000)),
+            (services["chat"], "o3", (7, 0, 0, 0, 1), 0),
+            day=day,
+        )
+    report = tmp_path / "report.json"
+    days = [bucket(completions("o3", 1, 7, 0, 1), start_s=DAY_S + day * 86_400) for day in range(3)]
+    report.write_text(json.dumps(days))
+    said = await run("reconcile-provider", "openai", str(report), "--json")
+    assert (said.exit_code, json.loads(said.stdout)["verdicts"]["matched"]) == (0, 3), said.output
 
 
 async def test_the_journal_tells_which_model_answered(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from functools import partial
 from io import StringIO
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ from gateway.core.provider_report.report import BadReport, Report
 
 FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200
+PAGE_NAME_CHARACTERS_MAX: Final = 4_096
+SAID_CHARACTERS_MAX: Final = 300  # of what is wrong: it may repeat what the report says
 _DAY = timedelta(days=1)
 _Read = TypeVar("_Read")
 
@@ -32,7 +34,7 @@ class _Page(msgspec.Struct):
     data: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
     results: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     has_more: bool | msgspec.UnsetType = msgspec.UNSET
-    next_page: str | None = None
+    next_page: Annotated[str, msgspec.Meta(max_length=PAGE_NAME_CHARACTERS_MAX)] | None = None
 
 
 _pages = msgspec.json.Decoder(_Page)
@@ -49,7 +51,9 @@ class Place:
 
     def refused(self, where: str, what: object) -> BadReport:
         """What is wrong there, and which reports would be right."""
-        return BadReport(f"{self.source}{where}: {what}. What can be read is {self.of.wanted}.")
+        said = str(what)
+        said = said if len(said) <= SAID_CHARACTERS_MAX else f"{said[:SAID_CHARACTERS_MAX]}…"
+        return BadReport(f"{self.source}{where}: {said}. What can be read is {self.of.wanted}.")
 
     def read(self, where: str, reader: Callable[[], _Read]) -> _Read:
         """What a reader reads; whatever is wrong with it is said with its place."""

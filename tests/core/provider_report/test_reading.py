@@ -168,6 +168,13 @@ def test_a_wrong_field_is_refused_with_what_would_be_right(
     assert said in refused.value.message
 
 
+def test_what_is_repeated_of_a_report_is_bounded() -> None:
+    data = changed("openai_completions.json", lambda result: result.update(object="o" * 10**6))
+    with pytest.raises(BadReport) as refused:
+        read(data)
+    assert len(refused.value.message) < 600
+
+
 def test_a_cost_without_a_model_and_a_description_asks_for_groups() -> None:
     data = changed("anthropic_cost.json", lambda result: result.update(model=None, description=None))
     with pytest.raises(BadReport, match=r"group_by\[\]=description"):
@@ -190,6 +197,7 @@ def bucket(**fields: object) -> bytes:
         (b"[1]", r", [0]: Expected `object`, got `int`"),
         (b'{"data": [], "has_more": true}', "next_page"),
         (b'{"data": [], "has_more": true, "next_page": "AAA="}', "the page 'AAA=' must follow"),
+        (b'{"data": [], "has_more": true, "next_page": "' + b"A" * 4097 + b'"}', "length <= 4096"),
         (b'{"data": [{"start_time": 1772323200, "results": []}], "has_more": false}', "`end_time`"),
         (bucket(end_time=1772409601), "within one day of UTC"),
         (bucket(end_time=1772323200), "within one day of UTC"),

@@ -10,6 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.error import HTTPError
 
 import typer
 
@@ -32,6 +33,7 @@ LOOK_UPS_MAX: Final = 100  # names of models asked of the journal
 ANSWERS_MAX: Final = 100  # newest calls of each
 API_DAYS: Final = 30
 BAD_INPUT: Final = 2
+TOO_MUCH: Final = 422  # how the Admin API answers where more is asked than one answer holds
 
 
 class Provider(StrEnum):
@@ -142,7 +144,7 @@ def _asked(form: Format, url: str | None, since: date | None, until: date | None
 def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
     """The services that are compared, by key."""
     if named:
-        return {name: api.id_of("services", name) for name in named}
+        return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     from gateway.core.families.registry import ALL  # noqa: PLC0415  # only asked for here
 
     routes = next(family.routes for family in ALL if family.name == form.name)
@@ -153,14 +155,31 @@ def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str,
     return found
 
 
+def _service(api: AdminClient, name: str) -> Json:
+    return api.get(f"services/{api.id_of('services', name)}")
+
+
 def _ours(api: AdminClient, services: Collection[int], since: date, until: date) -> Report:
     report = Report()
     for service_id in services:
         for first, last in spans(since, until):
-            asked = {"group_by": "model", "interval": "day", "service_id": service_id}
-            for item in api.get("usage", **asked, **_times(first, last))["items"]:
+            for item in _items(api, service_id, first, last):
                 report.add(date.fromisoformat(item["start"][:10]), _line(item))
     return report
+
+
+def _items(api: AdminClient, service_id: int, since: date, until: date) -> list[Json]:
+    """The usage of a service by day and model; of less time at once where that is too much for one answer."""
+    asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
+    try:
+        items: list[Json] = api.get("usage", **asked)["items"]
+    except CommandFailed as failed:
+        days, cause = (until - since).days, failed.__cause__
+        if days == 1 or not (isinstance(cause, HTTPError) and cause.code == TOO_MUCH):
+            raise
+        middle = since + timedelta(days=days // 2)
+        return _items(api, service_id, since, middle) + _items(api, service_id, middle, until)
+    return items
 
 
 def _line(item: Json) -> Line:
