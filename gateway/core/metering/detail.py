@@ -55,25 +55,27 @@ class Detail:
 
     def counts(self, usage: Usage) -> Counts:
         """Tokens by kind: each is within what is charged, whatever an answer says."""
-        left = usage.input
-        cache_read = min(usage.cached, left)
+        left, output = usage.input, usage.output
+        cache_read = usage.cached and _within(usage.cached, left)
         left -= cache_read
-        cache_write_1h = _within(self.cache_write_1h, left)
+        cache_write_1h = self.cache_write_1h and _within(self.cache_write_1h, left)
         left -= cache_write_1h
-        cache_write = _within(self.cache_write, left)
+        cache_write = self.cache_write and _within(self.cache_write, left)
         left -= cache_write
-        audio_input = _within(self.audio_input, left)
-        output = usage.output
-        audio_output = _within(self.audio_output, output)
+        reasoning = usage.reasoning and _within(usage.reasoning, output)
+        audio_input = self.audio_input and _within(self.audio_input, left)
+        audio_output = self.audio_output and _within(self.audio_output, output)
         return (
-            left, cache_read, cache_write, cache_write_1h, output, _within(usage.reasoning, output),
-            audio_input, audio_output,
-            _within(self.image_input, left - audio_input), _within(self.image_output, output - audio_output),
+            left, cache_read, cache_write, cache_write_1h, output, reasoning, audio_input, audio_output,
+            self.image_input and _within(self.image_input, left - audio_input),
+            self.image_output and _within(self.image_output, output - audio_output),
         )  # fmt: skip
 
 
 def _within(count: int, most: int) -> int:
-    return max(0, min(count, most))
+    if count < 0:
+        return 0
+    return min(count, most)
 
 
 def _name(value: object) -> str:

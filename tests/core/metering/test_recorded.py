@@ -6,6 +6,7 @@ bundled prices come from says the same of all it can say; of what else there is,
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
@@ -16,19 +17,20 @@ from math import floor
 from typing import Any
 
 import pytest
-from genai_prices import Usage, calc_price
+from genai_prices import Usage, calc_price, extract_usage
+from genai_prices.data import providers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
-from gateway.core.billing.cost import KINDS, NANO, cost_nano
+from gateway.core.billing.cost import KINDS, cost_nano
 from gateway.core.billing.price_book import PriceBook, read_price
 from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
 from tests.recorded.answers import Answer, Expected, answers, table
 from tests.recorded.prices import KINDS as TABLE_KINDS
-from tests.recorded.prices import PRICES, ListPrice
+from tests.recorded.prices import NANO, PRICES, ListPrice
 
 # At midnight no provider's prices of certain hours are in force.
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -41,6 +43,18 @@ BEYOND_LIBRARY = {
     "xai/responses, searches": "no price of this provider's tools",
     "open-weights/vllm": "no model of the house",
 }
+# What the library leaves out where it reads a document itself, by the beginnings of names.
+UNREAD = BEYOND_LIBRARY | {
+    "deepseek/hits and misses alone": "the cache's part, where it stands in no details",
+    "moonshot/cache json": "the cache's part, where it stands in no details",
+    "moonshot/thinking and cache": "the cache's part, where it stands in no details",
+    "gemini/grounding": "searches",
+    "gemini/more in all than in parts": "what a total has beyond its parts",
+    "openai-responses/web search": "searches",
+    "openai-responses/file and web search": "searches",
+}
+# How it calls the ways in which a provider answers, where that is not `default`.
+FLAVORS = {"chat": "chat", "completions": "chat", "responses": "responses", "embeddings": "embeddings"}
 # What an answer says of its use beyond what is documented here: the provider's own cost.
 SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in all")
 ALL = pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
@@ -100,6 +114,21 @@ def test_the_library_says_the_same_of_what_it_knows(answer: Answer) -> None:
         assert said != table()[answer.name].nano  # else the list is too long
     else:
         assert said == table()[answer.name].nano
+
+
+def test_the_library_reads_documents_as_we_do() -> None:
+    compared = 0
+    for answer in answers():
+        read = None if answer.mode != "json" else read_by_library(answer)
+        if read is None:
+            continue
+        said = priced_by_library(answer, read)
+        if answer.name.startswith(tuple(UNREAD)):
+            assert said != table()[answer.name].nano, answer.name  # else the list is too long
+        else:
+            assert said == table()[answer.name].nano, answer.name
+            compared += 1
+    assert compared >= 90
 
 
 @settings(max_examples=300, deadline=None)
@@ -174,10 +203,9 @@ def bundled() -> PriceBook:
 
 def theirs(answer: Answer) -> int | None:
     """What the library makes of the table's counts, in nano-dollars; None where it knows no such model."""
-    expected, library = table()[answer.name], price_of(answer).library
-    if isinstance(library, str):
+    expected = table()[answer.name]
+    if isinstance(price_of(answer).library, str):
         return None
-    provider, model = library
     of, tools = expected.counts, expected.tools
     used: dict[str, Any] = {
         "input_tokens": of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"],
@@ -197,11 +225,31 @@ def theirs(answer: Answer) -> int | None:
         "storage_searches": tools.get("file_search", 0),
     }
     used["input_audio_tokens"] += used["cache_audio_read_tokens"]
+    return priced_by_library(answer, Usage(**used))
+
+
+def read_by_library(answer: Answer) -> Usage | None:
+    """What the library reads of a document; None where it does not know how the provider writes."""
+    library = price_of(answer).library
+    provider = library[0] if not isinstance(library, str) else ""
+    known = {each.api_flavor for one in providers if one.id == provider for each in one.extractors or ()}
+    flavor = FLAVORS.get(answer.api, "default")
+    flavor = flavor if flavor in known else "default"
+    if flavor not in known or provider == "cohere":  # whose compatible API it does not know
+        return None
+    return extract_usage(json.loads(answer.body), provider_id=provider, api_flavor=flavor).usage
+
+
+def priced_by_library(answer: Answer, usage: Usage) -> int:
+    """What the library makes of a use, in nano-dollars."""
+    library = price_of(answer).library
+    assert not isinstance(library, str)
+    provider, model = library
     with localcontext() as context:
         context.prec = 60
         price = calc_price(
-            Usage(**used), model, provider_id=provider, genai_request_timestamp=NOW,
-            price_context=CONTEXTS.get(expected.tier),
+            usage, model, provider_id=provider, genai_request_timestamp=NOW,
+            price_context=CONTEXTS.get(table()[answer.name].tier),
         )  # fmt: skip
         return int((price.total_price * NANO).quantize(Decimal(1), ROUND_HALF_UP))
 
