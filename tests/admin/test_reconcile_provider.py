@@ -15,7 +15,7 @@ import pytest
 
 from gateway.cli.admin.client import CommandFailed
 from gateway.cli.admin.provider import api as provider_api
-from gateway.cli.admin.provider.command import FILE_BYTES_MAX
+from gateway.cli.admin.provider.both_sides import FILE_BYTES_MAX
 from gateway.core.accounts.facts import CallFacts, write_facts
 from gateway.core.provider_report.reading import FORMATS
 from gateway.core.provider_report.report import BadReport
@@ -185,7 +185,7 @@ async def test_a_report_may_come_on_standard_input(
     assert (said.exit_code, "standard input: Input data was truncated" in said.stderr) == (2, True)
 
 
-async def test_more_models_than_one_answer_holds_are_read_in_pieces(
+async def test_names_that_callers_make_up_are_in_nobodys_way(
     run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
     # A caller may ask for a model that is nobody's, under another name each time.
