@@ -7,9 +7,8 @@ by id, so that two writers cannot wait for each other in a circle.
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, PEOPLE, SPANS, SUMS
+from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.cost import KINDS
-from persistence.ledger.call_rows import NANO_MAX
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
@@ -247,41 +246,6 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s
  WHERE request_id = %(request_id)s RETURNING {_CALL_SUMS}"""  # noqa: S608  # our own words
-_ARRAYS = {"model": "text", "currency": "text"}
-_LEVEL = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
-# A sum beyond what its column holds stays the largest it holds.
-_ADDED = (
-    f"CASE WHEN excluded.{{0}} > 0 AND u.{{0}} > {NANO_MAX} - excluded.{{0}} THEN {NANO_MAX}"
-    " ELSE u.{0} + excluded.{0} END"
-)
-
-
-def _level(span: str) -> str:
-    """What the hours of a batch add up to in a span."""
-    unit, people = SPANS[span]
-    kept = [each for each in DIMENSIONS if people or each not in PEOPLE]
-    own = {each: each if each in kept else f"0 AS {each}" for each in DIMENSIONS}
-    own["start"] = f"date_trunc('{unit}', start, 'UTC') AS start"
-    sums = (f"least(greatest(sum({each}), -{NANO_MAX}), {NANO_MAX})::bigint" for each in SUMS)
-    groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
-    return _LEVEL.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
-
-
-# From `hours`, with what they add up to at every other level; in the order in which writers lock rows.
-LEVELS = f"""
-INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
-SELECT 'hour', {", ".join(DIMENSIONS)}, {", ".join(SUMS)} FROM hours
-{" ".join(f"UNION ALL {_level(span)}" for span in SPANS if span != "hour")}
- ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
-ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
-       {", ".join(f"{each} = {_ADDED.format(each)}" for each in SUMS)}"""  # noqa: S608  # our own words
-ROLL_UP_CALLS = f"""
-WITH hours AS MATERIALIZED (
-SELECT {", ".join("to_timestamp(start / 1000) AS start" if each == "start" else each for each in DIMENSIONS)},
-       {", ".join(SUMS)}
-  FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in (*DIMENSIONS, *SUMS))})
-       AS n ({", ".join(DIMENSIONS)}, {", ".join(SUMS)}))
-{LEVELS}"""  # noqa: S608  # our own words
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

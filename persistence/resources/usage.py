@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, pieces, windows
+from gateway.core.accounts.usage import GROUPS, OTHER, OTHER_PROJECTS, SUMS, UsageQuery, pieces, windows
 from persistence.tables.billing import service
 from persistence.tables.ledgers import money, usage_rollup
 from persistence.tables.people import api_key, app_user, organization, tenant
@@ -38,8 +39,6 @@ _NAMES = {
     "api_key": (api_key, api_key.c.name),
     "service": (service, service.c.key),
 }
-# What stands for none of it, where that is not 0.
-_NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
@@ -101,15 +100,28 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
         each.money.label("currency"),
         money(each.cost).label("cost"),
         *(each[name] for name in SUMS if name != "cost"),
-        *(func.nullif(each[column], _NOBODY.get(column, 0)).label(column) for column in columns),
-        *(_name(group, each[GROUPS[group]]) for group in asked.groups if group in _NAMES),
+        *(_id(each[column]) for column in columns),
+        *(
+            _name(group, each[GROUPS[group]])
+            for group in asked.groups
+            if group in _NAMES or group == "project"
+        ),
     ]
     return select(*shown).order_by(
         *(each[name].desc() if name in ("cost", "tokens") else each[name] for name in order)
     )
 
 
+def _id(column: ColumnElement[Any]) -> Label[Any]:
+    """What is told of a column; nothing of what is nobody's, and of projects that are told together."""
+    if column.name == "project_id":
+        return case((column >= 0, column)).label(column.name)
+    return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
+
+
 def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
+    if group == "project":
+        return case((id_ == OTHER_PROJECTS, OTHER)).label(group)
     named, name = _NAMES[group]
     return select(name).where(named.c.id == id_).scalar_subquery().label(group)
 

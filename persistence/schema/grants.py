@@ -38,7 +38,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "usage_rollup": KEEP, "usage_tier": KEEP, "webhook": KEEP,
     "business_model": CLEAR, "console_session": CLEAR, "credit_allocation": CLEAR, "gateway_worker": CLEAR,
     "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
-    "recovered_event": CLEAR, "subscription_plan": CLEAR, "webhook_delivery": CLEAR,
+    "recovered_event": CLEAR, "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
     "alembic_version": (),
 }  # fmt: skip
 VIEWS = ("listed_gap", "account_movement", *(f"invariant_{name}" for name in INVARIANTS))

@@ -129,6 +129,15 @@ usage_rollup = table(
     PrimaryKeyConstraint("span", *DIMENSIONS),
 )
 
+# The models and projects of a day that are told apart in roll-ups: the first ones, up to a maximum.
+usage_name = table(
+    "usage_name",
+    integers("organization_id"),
+    days("day"),
+    texts("kind", "name"),
+    PrimaryKeyConstraint("organization_id", "day", "kind", "name"),
+)
+
 usage_daily = table(
     "usage_daily",
     days("day"),

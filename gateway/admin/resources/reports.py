@@ -126,9 +126,15 @@ class UsageItem(Out):
     api_key_id: int | None = None
     api_key: str | None = None
     project_id: int | None = None
+    project: str | None = Field(
+        default=None, description="`other`: projects beyond how many of a day are told apart."
+    )
     service_id: int | None = None
     service: str | None = Field(default=None, description="Its key.")
-    model: str | None = Field(default=None, description="As it was asked for.")
+    model: str | None = Field(
+        default=None,
+        description="As it was asked for; `other`: models beyond how many of a day are told apart.",
+    )
     requests: int
     refused: int
     input: int = Field(description="Tokens read, but for what a cache had or was written into one.")

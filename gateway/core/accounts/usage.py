@@ -22,6 +22,9 @@ GROUPS: Final = {
 }
 # What a call has none of, where a null cannot be told from another: nobody's is 0, no project is -1.
 NO_PROJECT: Final = -1
+# Those beyond how many are told apart of a day.
+OTHER: Final = "other"
+OTHER_PROJECTS: Final = -2
 DIMENSIONS: Final = (
     "organization_id", "start", "tenant_id", "api_key_id", "user_id", "project_id", "service_id", "model",
     "currency",

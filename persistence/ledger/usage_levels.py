@@ -1,0 +1,86 @@
+"""The SQL that brings every level of the roll-ups to where a batch of hours leaves them.
+
+One statement, so that whoever adds calls up bounds their names and reaches every level.
+"""
+
+from __future__ import annotations
+
+from gateway.core.accounts.usage import (
+    DIMENSIONS,
+    NO_PROJECT,
+    OTHER,
+    OTHER_PROJECTS,
+    PEOPLE,
+    SPANS,
+    SUMS,
+)
+from persistence.ledger.call_rows import NANO_MAX
+from persistence.ledger.rollup import DAY_MS
+
+# How many models and projects of an organization's day are told apart.
+MODELS_A_DAY_MAX = 500
+PROJECTS_A_DAY_MAX = 5_000
+_ARRAYS = {"model": "text", "currency": "text"}
+_LEVEL = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
+# A sum beyond what its column holds stays the largest it holds.
+_ADDED = (
+    f"CASE WHEN excluded.{{0}} > 0 AND u.{{0}} > {NANO_MAX} - excluded.{{0}} THEN {NANO_MAX}"
+    " ELSE u.{0} + excluded.{0} END"
+)
+
+
+def _level(span: str) -> str:
+    """What the hours of a batch add up to in a span."""
+    unit, people = SPANS[span]
+    kept = [each for each in DIMENSIONS if people or each not in PEOPLE]
+    own = {each: each if each in kept else f"0 AS {each}" for each in DIMENSIONS}
+    own["start"] = f"date_trunc('{unit}', start, 'UTC') AS start"
+    sums = (f"least(greatest(sum({each}), -{NANO_MAX}), {NANO_MAX})::bigint" for each in SUMS)
+    groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
+    return _LEVEL.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
+
+
+# What `hours` add up to at every level; in the order in which writers lock rows.
+LEVELS = f"""
+INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+{" UNION ALL ".join(map(_level, SPANS))}
+ ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
+ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
+       {", ".join(f"{each} = {_ADDED.format(each)}" for each in SUMS)}"""
+_NAMED = "organization_id, day, kind, name"
+_KEPT = "(organization_id, day, '{0}', {1}) IN (SELECT * FROM kept)"
+_SHOWN = {
+    "model": f"CASE WHEN model = '' OR {_KEPT.format('model', 'model')} THEN model ELSE '{OTHER}' END",
+    "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
+    f" ELSE {OTHER_PROJECTS} END",
+}
+# Anybody makes up models and projects: the first ones of an organization's day are told apart. Once there are
+# so many, no other name becomes one of them: a call is in the same row whenever it is added or taken out.
+ROLL_UP_CALLS = f"""
+WITH given AS MATERIALIZED (
+SELECT {", ".join("to_timestamp(start / 1000) AS start" if each == "start" else each for each in DIMENSIONS)},
+       {", ".join(SUMS)}, date '1970-01-01' + (start / {DAY_MS})::integer AS day
+  FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in (*DIMENSIONS, *SUMS))})
+       AS n ({", ".join(DIMENSIONS)}, {", ".join(SUMS)})
+), named AS MATERIALIZED (
+SELECT DISTINCT organization_id, day, kind, name, most FROM given, LATERAL (
+       VALUES ('model', model, {MODELS_A_DAY_MAX}), ('project', project_id::text, {PROJECTS_A_DAY_MAX})
+       ) AS n (kind, name, most) WHERE name <> '' AND (kind, project_id) NOT IN (('project', {NO_PROJECT}))
+), fresh AS MATERIALIZED (
+SELECT n.*, row_number() OVER (PARTITION BY organization_id, day, kind ORDER BY name) AS place FROM named AS n
+ WHERE NOT EXISTS (SELECT FROM usage_name AS u WHERE (u.organization_id, u.day, u.kind, u.name)
+                                                   = (n.organization_id, n.day, n.kind, n.name))
+), filled AS MATERIALIZED (
+SELECT organization_id, day, kind, count(*) AS count FROM usage_name
+ WHERE (organization_id, day, kind) IN (SELECT organization_id, day, kind FROM fresh) GROUP BY 1, 2, 3
+), taken AS (
+INSERT INTO usage_name ({_NAMED})
+SELECT {_NAMED} FROM fresh LEFT JOIN filled USING (organization_id, day, kind)
+ WHERE place + coalesce(count, 0) <= most ORDER BY {_NAMED}
+ON CONFLICT ({_NAMED}) DO UPDATE SET name = excluded.name RETURNING {_NAMED}
+), kept AS MATERIALIZED (
+SELECT {_NAMED} FROM named JOIN usage_name USING ({_NAMED}) UNION ALL SELECT {_NAMED} FROM taken
+), hours AS MATERIALIZED (
+SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for each in DIMENSIONS)},
+       {", ".join(SUMS)} FROM given)
+{LEVELS}"""  # noqa: S608  # our own words
