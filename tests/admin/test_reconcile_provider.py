@@ -256,6 +256,7 @@ async def test_both_apis_are_read_page_by_page(
     assert headers["authorization"] == f"Bearer {KEY}"
 
     fake.asked.clear()
+    asked = (fake.url, *SPAN, "--json")  # an address may stand where a file does
     said = await run("reconcile-provider", "anthropic", *asked, ANTHROPIC_ADMIN_KEY=KEY)
     assert (said.exit_code, json.loads(said.stdout)["verdicts"]["matched"]) == (0, 1), said.output
     (_, query, headers), (_, of_costs, _) = fake.asked
@@ -381,6 +382,7 @@ async def test_bad_input_ends_with_2_and_says_what_would_be_right(
         (("openai", str(tmp_path / "none.json")), "No such file"),
         (("openai", str(tmp_path)), "directory"),
         (("openai", report, "--api", "https://x.example"), "not both"),
+        (("openai", report, "https://x.example"), "not both"),
         (("openai", report, "--from", "yesterday"), "--from must be a day"),
         (("openai", report, "--from", "2026-03-02"), "--from must be before --to"),
         (("openai", report, "--from", "2020-03-02"), "At most 366 days"),

@@ -50,11 +50,10 @@ def compared(api: AdminClient, asked: Asked) -> Comparison:
     form = FORMATS[asked.provider]
     allowed = _tolerance(asked.tolerance)
     since, until = _day("--from", asked.since), _day("--to", asked.until)
-    if asked.files and asked.url:
-        raise CommandFailed("Name files or --api, not both.")
+    files, url = _places(asked)
     try:
         with output.waiting("Reading the report"):
-            theirs = _files(form, asked.files) if asked.files else _asked(form, asked.url, since, until)
+            theirs = _files(form, files) if files else _asked(form, url, since, until)
         since, until = _span(theirs, since, until)
         theirs = within(theirs, since, until)
         services = _services(api, form, asked.services)
@@ -70,6 +69,14 @@ def compared(api: AdminClient, asked: Asked) -> Comparison:
 
 
 # --- theirs ---------------------------------------------------------------------------------------------
+
+
+def _places(asked: Asked) -> tuple[Sequence[str], str | None]:
+    """The files, or the address of the API: it may stand where a file does."""
+    urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
+    if (asked.files and asked.url) or (urls and len(asked.files) > 1):
+        raise CommandFailed("Name files or one API, not both.")
+    return ((), urls[0]) if urls else (asked.files, asked.url)
 
 
 def _files(form: Format, names: Sequence[str]) -> Report:
