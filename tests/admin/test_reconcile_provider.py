@@ -186,17 +186,17 @@ async def test_a_report_may_come_on_standard_input(
 
 
 async def test_names_that_callers_make_up_are_in_nobodys_way(
-    run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
+    run: Run, api: Api, services: dict[str, int], admin_database: str, tmp_path: Path
 ) -> None:
-    # A caller may ask for a model that is nobody's, under another name each time.
+    # A caller may ask for a model that is nobody's, under another name each time: more than a page of them.
     for day in range(3):
-        await used(
-            admin_database,
-            *((services["chat"], f"none-{number}", (0,), 0) for number in range(4_000)),
-            (services["chat"], "o3", (7, 0, 0, 0, 1), 0),
-            day=day,
-        )
+        for number in range(2):
+            made_up = [f"none-{number}-{each}" for each in range(400)]
+            await used(admin_database, *((services["chat"], name, (0,), 0) for name in made_up), day=day)
+        await used(admin_database, (services["chat"], "o3", (7, 0, 0, 0, 1), 0), day=day)
     report = tmp_path / "report.json"
+    items = (await api.get("usage?group_by=model&interval=day&from=2026-03-01T00:00:00Z&limit=10000")).json
+    assert len(items["items"]) == 3 * 801
     days = [bucket(completions("o3", 1, 7, 0, 1), start_s=DAY_S + day * 86_400) for day in range(3)]
     report.write_text(json.dumps(days))
     said = await run("reconcile-provider", "openai", str(report), "--json")
@@ -256,8 +256,8 @@ async def test_both_apis_are_read_page_by_page(
     assert headers["authorization"] == f"Bearer {KEY}"
 
     fake.asked.clear()
-    asked = (fake.url, *SPAN, "--json")  # an address may stand where a file does
-    said = await run("reconcile-provider", "anthropic", *asked, ANTHROPIC_ADMIN_KEY=KEY)
+    there = (fake.url, *SPAN, "--json")  # an address may stand where a file does
+    said = await run("reconcile-provider", "anthropic", *there, ANTHROPIC_ADMIN_KEY=KEY)
     assert (said.exit_code, json.loads(said.stdout)["verdicts"]["matched"]) == (0, 1), said.output
     (_, query, headers), (_, of_costs, _) = fake.asked
     assert query == {
