@@ -57,6 +57,7 @@ PARTS = {
         "cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation.ephemeral_5m_input_tokens",
         "cache_creation.ephemeral_1h_input_tokens", "output_tokens_details.thinking_tokens",
         "server_tool_use.web_search_requests", "service_tier", "speed", "cache_creation",
+        "iterations",
     ],
     "gemini_generate": [
         "toolUsePromptTokenCount", "thoughtsTokenCount", "cachedContentTokenCount", "totalTokenCount",
@@ -204,6 +205,22 @@ def test_the_total_of_gemini_is_charged_and_priced() -> None:
     assert made.detail.counts(made.usage())[:5] == (10, 0, 0, 0, 105)
     assert (made.usage().total, made.usage().estimated) == (115, False)
     assert json.loads(made.detail.unknown) == usage
+
+
+def test_a_total_on_the_way_may_lack_what_comes() -> None:
+    made = make_meter(call("gemini_stream", streamed=True), 200, SSE)
+    for usage, end in (
+        ({"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 40}, {}),
+        (
+            {"promptTokenCount": 10, "candidatesTokenCount": 50, "totalTokenCount": 60},
+            {"finishReason": "STOP"},
+        ),
+    ):
+        candidate = {"content": {"parts": [{"text": "word"}]}, **end}
+        made.feed(framed({"candidates": [candidate], "usageMetadata": usage}))
+    made.finish()
+    assert made.detail.counts(made.usage())[:5] == (10, 0, 0, 0, 50)
+    assert not made.detail.says_more
 
 
 def test_thoughts_inside_the_candidates_are_output_once() -> None:

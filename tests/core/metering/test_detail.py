@@ -130,6 +130,14 @@ def test_a_stream_of_messages_tells_what_its_two_reports_do() -> None:
         ),
         ("openai_responses", {"input_tokens": 3, "output_tokens": 4, "thinking": {"tokens": 2}}),
         ("anthropic_messages", {"input_tokens": 3, "output_tokens": 4, "fallback_credit": {"status": 1}}),
+        (
+            "anthropic_messages",
+            {
+                "input_tokens": 3,
+                "output_tokens": 4,
+                "iterations": [{"type": "advisor_message", "model": "m", "output_tokens": 9}],
+            },
+        ),
     ],
 )
 def test_what_nobody_knows_is_kept_as_it_came_and_changes_nothing_else(

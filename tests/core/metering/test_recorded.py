@@ -45,6 +45,7 @@ BEYOND_LIBRARY = {
 }
 # What the library leaves out where it reads a document itself, by the beginnings of names.
 UNREAD = BEYOND_LIBRARY | {
+    "anthropic/compaction": "what a compaction took",
     "deepseek/hits and misses alone": "the cache's part, where it stands in no details",
     "moonshot/cache json": "the cache's part, where it stands in no details",
     "moonshot/thinking and cache": "the cache's part, where it stands in no details",

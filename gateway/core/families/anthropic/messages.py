@@ -1,7 +1,8 @@
 """Anthropic messages: use is split over `message_start` and `message_delta`.
 
-Tokens are input + cache creation + cache read + output. Each number is cumulative, and the
-last `message_delta` is the final word; `ping` says nothing; an `error` event ends the stream.
+Tokens are input + cache creation + cache read + output, and those of compactions, which are in none of
+these. Each number is cumulative, and the last `message_delta` is the final word; `ping` says nothing; an
+`error` event ends the stream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ class _OutputDetails(Report):
     thinking_tokens: int | None = None
 
 
+class _Iteration(Report):
+    type: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+    output_tokens: int | None = None
+
+
 class _Usage(Report):
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
@@ -34,12 +45,15 @@ class _Usage(Report):
     output_tokens_details: _OutputDetails | None = None
     server_tool_use: dict[str, int] | None = None
     service_tier: str | None = None
+    iterations: list[_Iteration] | None = None
     speed: str | None = None
     inference_geo: str | None = None
 
 
 _REPORTS = Reports(_Usage)
 _FAST = "fast"  # a speed with prices of its own, as a tier has
+# Iterations whose tokens are in the report's own numbers, and those of which the same model made a summary.
+_INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
 
 
 class _Message(msgspec.Struct):
@@ -126,6 +140,11 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
         return
     detail = meter.detail
+    for each in usage.iterations or ():
+        if each.type == _COMPACTION and usage.input_tokens is not None:
+            _add(usage, each, detail.cache_write_1h)
+        elif each.type not in _INSIDE:
+            detail.keep(raw)
     detail.served_as(usage.speed if usage.speed == _FAST else usage.service_tier)
     for name, times in (usage.server_tool_use or {}).items():
         detail.used_tool(name.removesuffix("_requests"), times)
@@ -150,6 +169,26 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.report(used, output, cached, reasoning, used + output, final=final)
     # The last report has the output; the input was in it or in the first one.
     meter.partial = not final or usage.output_tokens is None or (not used and usage.input_tokens is None)
+
+
+def _add(usage: _Usage, more: _Iteration, for_an_hour: int) -> None:
+    """Add the tokens of an iteration to a report, whose last in a stream leaves out `for_an_hour`."""
+    usage.input_tokens = _sum(usage.input_tokens, more.input_tokens)
+    usage.output_tokens = _sum(usage.output_tokens, more.output_tokens)
+    usage.cache_read_input_tokens = _sum(usage.cache_read_input_tokens, more.cache_read_input_tokens)
+    usage.cache_creation_input_tokens = _sum(
+        usage.cache_creation_input_tokens, more.cache_creation_input_tokens
+    )
+    if more.cache_creation is not None:
+        kept = usage.cache_creation or _CacheCreation(ephemeral_1h_input_tokens=for_an_hour)
+        hour = _sum(kept.ephemeral_1h_input_tokens, more.cache_creation.ephemeral_1h_input_tokens)
+        usage.cache_creation = _CacheCreation(kept.ephemeral_5m_input_tokens, hour)
+
+
+def _sum(one: int | None, other: int | None) -> int:
+    """Both together; no count where one of them is none."""
+    one, other = one or 0, other or 0
+    return NO_COUNT if min(one, other) < 0 else one + other
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:

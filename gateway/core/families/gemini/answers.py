@@ -138,8 +138,9 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         if total == used + output - thoughts:  # these candidates have the thoughts in them
             output -= thoughts
         else:
-            meter.detail.keep(raw)
             output = max(output, total - used)
+            if final:
+                meter.detail.keep(raw)
     _note(meter.detail, usage)
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
     meter.partial = usage.total_token_count is None
