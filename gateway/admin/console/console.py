@@ -52,6 +52,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     overview = Overview(desk, live, time.monotonic)
     router.add_get("/", desk.reading(overview.show))
     router.add_get("/live", desk.reading(overview.fragment))
+    router.add_get("/spend", desk.reading(overview.spend))
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 

@@ -1,55 +1,38 @@
-"""The first page: what the gateway does now, what was used today, and who used most of it."""
+"""The first page: what is spent and where it leads to, what the gateway does now, and who used most today."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 from aiohttp import web
 
+from gateway.admin.console import spending
 from gateway.admin.console.desk import Desk
+from gateway.admin.console.kept import Kept
 from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
 from gateway.core.accounts.activity import busiest
 from gateway.core.accounts.administration import Row
-from gateway.errors import CountersUnavailable, StoreUnavailable
+from gateway.core.accounts.usage import GROUPS, UsageQuery
+from gateway.core.billing.outlook import Outlook, looked_at_since, outlook
+from gateway.errors import CountersUnavailable
 
 BUSIEST = 10
 WINDOW_S = 60
 TODAY_FRESH_S = 5.0
 FIRST_WAIT_S = 0.1
-
-
-class Today:
-    """The day's busiest tenants, looked up every few seconds however many people look.
-
-    Who looks gets what was found last; only the first one waits, and not for long.
-    """
-
-    def __init__(self, desk: Desk, clock: Callable[[], float]) -> None:
-        self._desk = desk
-        self._clock = clock
-        self._asked_at = float("-inf")
-        self._found: Sequence[Row] | None = None
-        self._asking: asyncio.Task[None] | None = None
-
-    async def now(self) -> Sequence[Row]:
-        """The tenants that used most today, each with the sums of everybody."""
-        if self._clock() - self._asked_at >= TODAY_FRESH_S and (self._asking is None or self._asking.done()):
-            self._asked_at = self._clock()
-            self._asking = asyncio.create_task(self._ask())
-        if self._found is None and self._asking is not None:
-            await asyncio.wait([self._asking], timeout=FIRST_WAIT_S)
-        return self._found or ()
-
-    async def _ask(self) -> None:
-        try:
-            self._found = await self._desk.ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
-        except StoreUnavailable:
-            self._found = None
+# What is spent moves by the minute, and adding it up takes longer.
+SPEND_FRESH_S = 30.0
+SPEND_WAIT_S = 1.0
+SPEND_ROWS_MAX = 1_000
+SPEND_BY = {"model": "By model", "tenant": "By tenant", "api_key": "By API key"}
+PARTS = 8
 
 
 class Overview:
@@ -58,11 +41,17 @@ class Overview:
     def __init__(self, desk: Desk, live: Live, clock: Callable[[], float]) -> None:
         self._desk = desk
         self._live = live
-        self._today = Today(desk, clock)
+        self._today = Kept(self._busiest, clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S)
+        self._spend = Kept(self._spent, clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S)
 
     async def show(self, request: web.Request, signed: Signed) -> web.Response:
         """`GET /`."""
-        return self._desk.answer(request, signed, "overview.html", **await self._facts())
+        facts, spend = await asyncio.gather(self._facts(), self._spend.now())
+        return self._desk.answer(request, signed, "overview.html", spend=spend, **facts)
+
+    async def spend(self, request: web.Request, signed: Signed) -> web.Response:
+        """`GET /spend`: what is spent, alone, asked for now and then."""
+        return self._desk.answer(request, signed, "spend.html", spend=await self._spend.now())
 
     async def fragment(self, request: web.Request, signed: Signed) -> web.Response:
         """`GET /live`: the numbers alone, asked for every second."""
@@ -81,10 +70,40 @@ class Overview:
             now = {**now, **await self._elsewhere()}
         return {
             "now": now,
-            "busiest": most,
+            "busiest": most or (),
             "well": well,
             "dependencies": dependencies,
             "at": datetime.now(UTC),
+        }
+
+    async def _busiest(self) -> Sequence[Row]:
+        return await self._desk.ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
+
+    async def _spent(self) -> dict[str, Any]:
+        """Today, this month and its end in each currency, and who and what the month's spend was for."""
+        now = datetime.now(UTC)
+        store = self._desk.ports.store
+        whole = UsageQuery(looked_at_since(now), spending.next_hour(now), "day", (), {}, SPEND_ROWS_MAX)
+        month = replace(
+            whole, since=now.replace(day=1, hour=0, minute=0, second=0, microsecond=0), interval="none"
+        )
+        by_day, *parts = await asyncio.gather(
+            store.used(whole),
+            *(store.used(replace(month, groups=(group,), rows_max=PARTS)) for group in SPEND_BY),
+        )
+        days: dict[str, dict[date, Decimal]] = {}
+        for row in by_day:
+            start, cost, currency = row["start"], row["cost"], str(row["currency"])
+            assert isinstance(start, datetime)
+            assert isinstance(cost, Decimal)
+            days.setdefault(currency, {})[start.astimezone(UTC).date()] = cost
+        sums = {currency: outlook(each, now) for currency, each in days.items()}
+        return {
+            "sums": sorted(sums.items(), key=lambda each: each[1].month, reverse=True),
+            "parts": [
+                (title, group, [_part(row, group, sums) for row in rows if row["cost"]])
+                for (group, title), rows in zip(SPEND_BY.items(), parts, strict=True)
+            ],
         }
 
     async def _elsewhere(self) -> dict[str, Any]:
@@ -108,3 +127,16 @@ class Overview:
                 for reason, count in sorted(everybody.refused.items(), key=lambda each: (-each[1], each[0]))
             ],
         }
+
+
+def _part(row: Row, group: str, sums: Mapping[str, Outlook]) -> dict[str, Any]:
+    """One line of what the month's spend was for, with its share of its currency's."""
+    column, whole = GROUPS[group], sums[str(row["currency"])].month
+    page = spending.PAGES.get(column) if row[column] is not None else None
+    return {
+        "name": spending.part_name(row, group),
+        "href": f"/{page}/{row[column]}" if page else "",
+        "cost": row["cost"],
+        "currency": row["currency"],
+        "share": round(float(100 * spending.amount_of(row, "cost") / whole), 1) if whole else 0.0,
+    }

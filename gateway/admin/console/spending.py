@@ -14,6 +14,7 @@ from typing import Any
 from gateway.admin.api.usage import ITEMS_MAX
 from gateway.admin.console.charts import REST, SERIES_MAX, Amount, Chart, Used, stacked
 from gateway.admin.ports import Store
+from gateway.admin.resources.resource import REFERS
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery
 from gateway.errors import Unprocessable
@@ -23,6 +24,8 @@ TIMES_MAX = 1_000
 # What a call has none of, as the roll-ups keep it.
 _NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
 _NONE = {"user": "no user", "project": "no project", "model": "no model", "service": "no service"}
+# Where a row of a group has its own page.
+PAGES = {name: REFERS[name] for name in GROUPS.values() if name in REFERS}
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 # What each group is told by: its values and the currency.
 Key = tuple[object, ...]
