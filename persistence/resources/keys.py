@@ -39,7 +39,11 @@ def define(change: Change, row: Row) -> None:
 SUBJECT = Subject(
     api_key,
     source=select(api_key, tenant.c.organization_id).join(tenant, tenant.c.id == api_key.c.tenant_id),
-    conditions={"organization_id": lambda wanted: tenant.c.organization_id == wanted},
+    conditions={
+        "organization_id": lambda wanted: tenant.c.organization_id == wanted,
+        # How the key begins: as much of it as is known.
+        "prefix": lambda wanted: api_key.c.prefix.startswith(wanted, autoescape=True),
+    },
     verbs={"create": create, "change": crud.change_row, "revoke": crud.revoke, "delete": delete},
     refers={"tenant_id": tenant},
     define=define,

@@ -25,7 +25,13 @@ DAYS = 30
 DAY_ROWS_MAX = 5_000
 DAY = timedelta(days=1)
 # What an account's cost is told apart by, and how many parts of it a page names.
-COST_GROUPS = ("model", "service", "user", "api_key", "project")
+COST_GROUPS = {
+    "model": "model",
+    "service": "service",
+    "user": "user",
+    "api_key": "API key",
+    "project": "project",
+}
 PARTS_MAX = 12
 PREVIEW_ROWS = 10
 LEDGER_ROWS = 25
@@ -89,9 +95,9 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
-    now = datetime.now(UTC)
-    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    asked = UsageQuery(month, spending.next_hour(now), "none", (), {"organization_id": organization_id}, 0)
+    until = spending.end_of(datetime.now(UTC))
+    owner = {"organization_id": organization_id}
+    asked = UsageQuery((until - DAY).replace(day=1), until, "none", (), owner, 0)
     usage, spent, *previews = await asyncio.gather(
         _organization_use(desk, organization_id, measure),
         spending.spent(desk.ports.store, asked, "cost"),
@@ -120,15 +126,13 @@ async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
 
 async def _cost(desk: Desk, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
     """What calls of one account came to this month and in the last days, by model or whatever is asked."""
-    now = datetime.now(UTC)
-    until = spending.next_hour(now)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    until = spending.end_of(datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in spending.MEASURES else spending.MEASURES[0]
-    groups = tuple(each for each in COST_GROUPS if GROUPS[each] != column)
-    group = group if group in groups else groups[0]
-    days = UsageQuery(midnight - (DAYS - 1) * DAY, until, "day", (group,), {column: row_id}, 0)
-    month = replace(days, since=midnight.replace(day=1), interval="none", groups=())
+    groups = {each: title for each, title in COST_GROUPS.items() if GROUPS[each] != column}
+    group = group if group in groups else next(iter(groups))
+    days = UsageQuery(until - DAYS * DAY, until, "day", (group,), {column: row_id}, 0)
+    month = replace(days, since=(until - DAY).replace(day=1), interval="none", groups=())
     found, this_month = await asyncio.gather(
         spending.spent(desk.ports.store, days, measure), spending.spent(desk.ports.store, month, measure)
     )

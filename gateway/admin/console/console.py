@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage
-from gateway.admin.console import accounts, explorer, lists, reconciling
+from gateway.admin.console import accounts, calls, explorer, lists, reconciling, search
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
@@ -29,6 +29,7 @@ EXTRAS: dict[str, Extras] = {
     "organizations": accounts.about_organization,
     "api-keys": accounts.about_key,
     "users": accounts.about_user,
+    "calls": calls.about_call,
     "invoices": accounts.about_invoice,
 }
 # Addresses of programs: what is not there is a problem, not a page.
@@ -57,6 +58,8 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     app.cleanup_ctx.append(partial(_sampling, live))
 
     router.add_get("/usage", desk.reading(partial(explorer.show, desk)))
+    router.add_get("/search", desk.reading(partial(search.show, desk)))
+    router.add_post("/search", desk.asking(partial(search.ask, desk)))
     router.add_get("/reconciliation", desk.reading(partial(reconciling.show, desk)))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
         router.add_post(address, desk.writing(partial(reconciling.run, desk, repair=repair)))

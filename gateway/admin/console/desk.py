@@ -67,12 +67,20 @@ class Desk:
         return handle
 
     def writing(self, page: Writing) -> Handler:
-        """A form that was sent: by a page of ours, by somebody who may write."""
+        """A form that changes something: sent by a page of ours, by somebody who may write."""
+
+        async def posted(request: web.Request, signed: Signed, form: Posted) -> web.StreamResponse:
+            require_write(signed.actor)
+            return await page(request, signed, form)
+
+        return self.asking(posted)
+
+    def asking(self, page: Writing) -> Handler:
+        """A form that was sent by a page of ours."""
 
         async def posted(request: web.Request, signed: Signed) -> web.StreamResponse:
             form = await read_form(request)
             require_form_token(signed, form)
-            require_write(signed.actor)
             return await page(request, signed, form)
 
         return self.reading(posted)

@@ -77,7 +77,7 @@ class Asked:
         if self.range:
             return _known_range(self.range, self._now)
         since, until = _instant(self.since, 0), _instant(self.until, 1)
-        return since, until or show_instant(spending.next_hour(self._now))
+        return since, until or show_instant(spending.end_of(self._now))
 
     def query(self) -> UsageQuery:
         """The report that is asked for; `Unprocessable` names what is wrong with it."""
@@ -237,16 +237,16 @@ def _controls(
 
 
 def _known_range(name: str, now: datetime) -> tuple[str, str]:
-    end = spending.next_hour(now)
-    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    month = midnight.replace(day=1)
+    # Whole days, today's too: they are read from few rows.
+    end, hour = spending.end_of(now), spending.next_hour(now)
+    today, month = end - _DAY, (end - _DAY).replace(day=1)
     spans = {
-        "24h": (end - _DAY, end), "today": (midnight, end), "month": (month, end),
+        "24h": (hour - _DAY, hour), "today": (today, end), "month": (month, end),
         "last-month": ((month - _DAY).replace(day=1), month),
-        **{f"{days}d": (midnight - (days - 1) * _DAY, end) for days in (7, 30, 90)},
+        **{f"{days}d": (end - days * _DAY, end) for days in (7, 30, 90)},
     }  # fmt: skip
     if name not in spans:
-        return f"{name}", show_instant(end)
+        return name, show_instant(end)
     since, until = spans[name]
     return show_instant(since), show_instant(until)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -83,10 +83,9 @@ class Overview:
         """Today, this month and its end in each currency, and who and what the month's spend was for."""
         now = datetime.now(UTC)
         store = self._desk.ports.store
-        whole = UsageQuery(looked_at_since(now), spending.next_hour(now), "day", (), {}, SPEND_ROWS_MAX)
-        month = replace(
-            whole, since=now.replace(day=1, hour=0, minute=0, second=0, microsecond=0), interval="none"
-        )
+        until = spending.end_of(now)
+        whole = UsageQuery(looked_at_since(now), until, "day", (), {}, SPEND_ROWS_MAX)
+        month = replace(whole, since=(until - timedelta(days=1)).replace(day=1), interval="none")
         by_day, *parts = await asyncio.gather(
             store.used(whole),
             *(store.used(replace(month, groups=(group,), rows_max=PARTS)) for group in SPEND_BY),

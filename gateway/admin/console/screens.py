@@ -54,7 +54,7 @@ SCREENS = {
         Screen(
             "Customers", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "expires_at", "created_at"),
-            empty="No key yet.", filters=("tenant_id", "organization_id", "user"),
+            empty="No key yet.", filters=("tenant_id", "organization_id", "user", "prefix"),
         ),
         Screen(
             "Customers", "users", "Users", "user",
@@ -126,7 +126,10 @@ SCREENS = {
             "Usage", "calls", "Calls", "call",
             ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
             empty="Nobody has called yet.",
-            filters=("request_id", "organization_id", "tenant_id", "user_id", "project_id", "model"),
+            filters=(
+                "request_id", "organization_id", "tenant_id", "api_key_id", "user_id", "service_id",
+                "project_id", "model", "response_model", "session", "reason", "content_id",
+            ),
             spans_time=True,
         ),
         Screen(

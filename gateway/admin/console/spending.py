@@ -126,6 +126,11 @@ def next_hour(now: datetime) -> datetime:
     return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
 
 
+def end_of(now: datetime) -> datetime:
+    """The end of this day, UTC."""
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
+
+
 async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
     found = await store.used(whole)
     if len(found) >= whole.rows_max:

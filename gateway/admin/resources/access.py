@@ -65,7 +65,12 @@ RESOURCES = (
         patch=patch_of(ApiKeyCreate, without=("tenant_id",)),
         deletable=True,
         settle_first="revoke",
-        filters={"tenant_id": Filter(), "organization_id": Filter(), "user": Filter("text")},
+        filters={
+            "tenant_id": Filter(),
+            "organization_id": Filter(),
+            "user": Filter("text"),
+            "prefix": Filter("text"),
+        },
         actions=(Action("revoke", "Refuse the key from now on, for ever"),),
         secret=Secret("key", credentials.API_KEY),
     ),

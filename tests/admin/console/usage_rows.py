@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
+from gateway.core.accounts.usage import PEOPLE, SPANS
+from gateway.core.billing.cost import KINDS
 from tests.admin.conftest import Api
 
 NANO = 10**9
@@ -24,7 +26,7 @@ def used(
     tokens: int = 100,
     unpriced: int = 0,
 ) -> None:
-    """Add calls of an hour to the roll-ups of their hour and day; `cost` is in nano-units."""
+    """Add calls of an hour to the roll-ups of every span; `cost` is in nano-units."""
     sums = {"requests": requests, "tokens": tokens, "input": tokens, "cost": cost, "unpriced": unpriced}
     none = ("refused", "cache_read", "cache_write", "output", "reasoning", "credits", "units", "estimated")
     apart = {
@@ -33,10 +35,26 @@ def used(
     }  # fmt: skip
     values = apart | sums | dict.fromkeys(none, 0)
     more = ", ".join(f"{name} = usage_rollup.{name} + excluded.{name}" for name in sums)
-    api.rows(
-        f"insert into usage_rollup (span, start, {', '.join(values)})"
-        f" select span, date_trunc(span, %s::timestamptz, 'UTC'), {', '.join(['%s'] * len(values))}"
-        f" from unnest(array['hour', 'day']) as span"
-        f" on conflict on constraint usage_rollup_pkey do update set {more}",
-        at, *values.values(),
-    )  # fmt: skip
+    for span, (unit, people) in SPANS.items():
+        row = values if people else values | dict.fromkeys(PEOPLE, 0)
+        api.rows(
+            f"insert into usage_rollup (span, start, {', '.join(row)})"
+            f" values (%s, date_trunc(%s, %s::timestamptz, 'UTC'), {', '.join(['%s'] * len(row))})"
+            f" on conflict on constraint usage_rollup_pkey do update set {more}",
+            span, unit, at, *row.values(),
+        )  # fmt: skip
+
+
+def call(api: Api, request_id: str, *, organization: int, tenant: int, **fields: object) -> int:
+    """Write one call into the journal and answer its number; fields by the names of its columns."""
+    zeros = dict.fromkeys((*KINDS, "tokens", "credits", "units", "duration_ms"), 0)
+    values: dict[str, object] = {
+        "request_id": request_id, "organization_id": organization, "tenant_id": tenant, "api_key_id": 1,
+        "status": 200, "streamed": False, "estimated": False, "created_at": datetime.now(UTC),
+        **zeros, **fields,
+    }  # fmt: skip
+    made = api.rows(
+        f"insert into call ({', '.join(values)}) values ({', '.join(['%s'] * len(values))}) returning id",
+        *values.values(),
+    )
+    return int(made[0][0])

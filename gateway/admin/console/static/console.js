@@ -39,7 +39,7 @@
   document.addEventListener("keydown", (event) => {
     const typing = event.target.matches("input, textarea, select");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      const search = document.querySelector("[data-search]");
+      const search = document.querySelector("main [data-search]") ?? document.querySelector("[data-search]");
       if (search) { event.preventDefault(); search.focus(); search.select(); }
     }
     if (event.key === "Escape" && location.hash === "#menu") location.hash = "main";
