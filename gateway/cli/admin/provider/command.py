@@ -25,7 +25,7 @@ def reconcile_provider(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE|URL]...",
+            metavar="FILE|URL",
             help="Reports as JSON or CSV, - for standard input, or the API; by default the provider's.",
         ),
     ] = None,
