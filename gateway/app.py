@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from gateway.background.timed.failures import FailureTeller
+from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import Bounds
 from gateway.core.calls.estimate import Estimator
 from gateway.core.failures import Failures
 from gateway.counters.admission.directory import Directory
 from gateway.counters.admission.objects import Objects
 from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.refused import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
@@ -86,13 +88,12 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         await wire.close()
         return
     wire.refuse_eviction()
-    settlements = _settlement_log(settings, log)
-    scripts = {verb: Histogram() for verb in SCRIPTS}
+    settlements, scripts = _settlement_log(settings, log), {verb: Histogram() for verb in SCRIPTS}
     door = _door(settings, wire, settlements, scripts, log)
     directory, counters, leaser = door.directory, door.counters, door.leaser
-    tally, activity = Tally(), Activity(wire, time.time)
-    failures = Failures(time.monotonic)
-    ports = _ports(settings, wire, door, tally, failures=failures, log=log)
+    tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
+    ports = _ports(settings, wire, door, (tally, failures, refusals), log)
+    refused_calls, activity = RefusedCalls(wire, refusals, str(uuid4())), Activity(wire, time.time)
     plane, exporter = _plane(settings, ports)
     resubmitter = Resubmitter(
         wire, settlements, time.monotonic, log,
@@ -105,6 +106,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         lambda: {"buffered_bytes": plane.buffers.used + plane.buffers.heads, "shed": plane.buffers.shed},
         lambda: {"counters_unverified": int(not directory.verified), "counters_exchanged": fence.noticed},
         lambda: {"auth_failures": failures.rows("gateway")},
+        refusals.snapshot,
         lambda: {"leases": door.allowances.in_force, "admitted_locally": door.allowances.admitted},
         *([exporter.snapshot] if exporter is not None else []),
     ]
@@ -115,6 +117,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("extend", counters.keep_extending, log)),
         asyncio.create_task(forever("lease", leaser.keep, log)),
         asyncio.create_task(forever("activity", lambda: activity.keep_publishing(tally.take_busy), log)),
+        asyncio.create_task(forever("refused", refused_calls.keep_sending, log)),
         asyncio.create_task(forever("failures", FailureTeller("gateway", failures, log).run, log)),
         asyncio.create_task(forever("resubmission", resubmitter.run, log)),
         asyncio.create_task(tallies.publish(settings.metrics_dir, lambda: _merged(snapshots))),
@@ -129,6 +132,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     await cancel(background)
+    await refused_calls.leave()
     await _end(door, settlements, wire, log)
 
 
@@ -147,9 +151,10 @@ async def _end(door: Door, settlements: SettlementLog, wire: Wire, log: Log) -> 
 
 
 def _ports(
-    settings: Settings, wire: Wire, door: Door, tally: Tally, *, failures: Failures, log: Log
+    settings: Settings, wire: Wire, door: Door, counts: tuple[Tally, Failures, Refusals], log: Log
 ) -> Ports:
-    """What the data plane is handed of the other doors."""
+    """What the data plane is handed of the other doors, and what it counts into."""
+    tally, failures, refusals = counts
     return Ports(
         directory=door.directory,
         counters=door.counters,
@@ -159,6 +164,7 @@ def _ports(
         usage=Usages(wire, time.monotonic).usage_of,
         log=log,
         failures=failures,
+        refusals=refusals,
         seconds=time.monotonic,
         access_log=settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
@@ -209,13 +215,8 @@ async def _listen(settings: Settings, plane: DataPlane, parent_pipe: ParentPipe 
 def _renew(plane: DataPlane, line: bytes, log: Log) -> None:
     """Serve by other settings; the process that sent them has checked them."""
     settings = from_json(line)
-    plane.renew(
-        settings.routes,
-        settings.upstreams,
-        settings.http,
-        settings.services,
-        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
-    )
+    bounds = Bounds(usage_tokens_max=settings.usage_tokens_max)
+    plane.renew(settings.routes, settings.upstreams, settings.http, settings.services, bounds=bounds)
     logs.configure(settings.log_level)
     log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))
 
@@ -255,14 +256,9 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
         exporter.start()
         tracer = Recorder(settings.tracing, exporter.offer, ports.seconds, time.time, os.urandom)
         ports = replace(ports, tracer=tracer)
+    bounds, pepper = Bounds(usage_tokens_max=settings.usage_tokens_max), settings.key_pepper.encode()
     plane = plane_of(
-        ports,
-        settings.routes,
-        settings.upstreams,
-        settings.http,
-        settings.key_pepper.encode(),
-        settings.services,
-        bounds=Bounds(usage_tokens_max=settings.usage_tokens_max),
+        ports, settings.routes, settings.upstreams, settings.http, pepper, settings.services, bounds=bounds
     )
     return plane, exporter
 

@@ -25,7 +25,7 @@ SCRIPT_LINES_MAX = 60
 
 # Modules that are better whole, each with the bound it keeps instead.
 LONGER_MODULES: dict[str, tuple[int, str]] = {
-    "gateway/run/keeper.py": (330, "who is handed to whom in a keeper, in one place"),
+    "gateway/run/keeper.py": (345, "who is handed to whom in a keeper, in one place"),
     "gateway/counters/settlement_log/log.py": (
         400,
         "one worker's log: what it takes, writes in turns, keeps and drops is one state",

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.core.accounts.refusals import Refusals
 from gateway.core.billing.cost import Vector
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.trace import Parent, Span, Trace
@@ -96,6 +97,7 @@ class Ports:
     usage: Callable[[Caller, str], Awaitable[bytes]]
     log: Log
     failures: Failures
+    refusals: Refusals
     seconds: Callable[[], float]
     access_log: bool = False
     refuse_unpriced: bool = False

@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.http.admission import by_head, claimed, comes_soon, read_asked, read_in_thread
 from gateway.http.charge import Charge
 from gateway.http.faults import Fault
+from gateway.http.refused_calls import note_refused
 from gateway.http.relay import Outlet, relay_body, take_told
 from gateway.http.reply import own_answer, refuse, refuse_wrong
 from gateway.http.routing.routed_head import RoutedHead
@@ -62,6 +63,8 @@ async def proxy(exchange: Exchange) -> None:
         body = connection.body.take_parts()
     at_once = len(body) <= worker.limits.body_at_once_bytes_max
     found = read_asked(exchange, body) if at_once else await read_in_thread(exchange, body)
+    if not isinstance(found, Refusal):
+        exchange.call = found
     claim = claimed(exchange, caller, found, held)
     if (
         isinstance(claim, Charge)
@@ -88,6 +91,8 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         await charge.settle(exchange.status, False, abandoned, told)
     if isinstance(failure, Fault) and caller is not None and charge is None:
         failure = await _counted(exchange, caller, failure)
+    if caller is not None and not exchange.opened and isinstance(failure, Refusal | Fault):
+        note_refused(exchange, caller, failure)
     if isinstance(failure, InvalidApiKey):
         exchange.worker.ports.tally.refused(0, failure.reason)
         await refuse_wrong(exchange, failure)

@@ -24,6 +24,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.background.flushing.flusher import Failed, Flushed, Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.flushing.losses import LossCounter
+from gateway.background.flushing.refused import RefusedDrain
 from gateway.background.flushing.rollbacks import Rollbacks
 from gateway.background.timed.calendar import Calendar
 from gateway.background.timed.closing import AccountClosing
@@ -47,6 +48,7 @@ from gateway.core.wait import in_task
 from gateway.counters.fence import Fence
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.outbox import Outbox
+from gateway.counters.keeper.refused import RefusedStream
 from gateway.counters.keeper.strays import StrayReader
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late.keeping import Keeping
@@ -71,6 +73,7 @@ from persistence.keeper.pushes import Pushes
 from persistence.keeper.reconciliations import Accounts
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Truths
+from persistence.ledger.refused import RefusedJournal
 from persistence.ledger.writer import Writer
 from persistence.resources import audit
 from persistence.resources.figures import Figures
@@ -99,8 +102,7 @@ class Keeper:
         self._wire = Wire(address, time.monotonic, call_s=REDIS_CALL_S, stall_s=REDIS_CALL_S)
         self._fence = Fence(self._wire, str(uuid4()), time.time, self._log)
         self._counters = KeeperCounters(self._wire)
-        keeping = Keeping(self._counters)
-        sweeps = Sweeps(self._engine)
+        keeping, sweeps = Keeping(self._counters), Sweeps(self._engine)
         self._outbox = Outbox(self._counters, self._log, check_history=self._fence.check_history)
         self._writer = Writer(settings.database_url)
         accounts, self._quarantines = Accounts(self._engine), Quarantines(self._engine)
@@ -124,6 +126,7 @@ class Keeper:
         self._reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._sweeper = Sweeper(sweeps, self._counters)
         self._late_settlements = LateSettlements(keeping, sweeps)
+        self._refused = RefusedDrain(RefusedStream(self._counters), RefusedJournal(self._engine))
         private = settings.webhook_private_addresses
         self._store = Store(self._engine, partition_of, private_addresses=private)
         self._outgoing = Outgoing(private=private)
@@ -172,6 +175,7 @@ class Keeper:
             "reclaimer": self._reclaimer.run,
             "sweeper": self._sweeper.run,
             "late": self._late_settlements.run,
+            "refused": self._refused.run,
             "expirer": self._expirer.run,
             "calendar": self._calendar.run,
             "reconciler": self._reconciler.run,
@@ -196,6 +200,8 @@ class Keeper:
         if self._listening is not None:
             await self._listening.stop()
         await cancel(self._loops)
+        if self._loops:
+            await self._refused.finish()
         self._flusher.stop()
         if self._flushing is not None:
             await self._flushing
@@ -269,6 +275,9 @@ class Keeper:
     async def _keep_partitions(self) -> None:
         while True:
             await partitions.ensure(self._engine)
+            if days := self._settings.calls_keep_days:
+                for month in await partitions.drop_calls(self._engine, days):
+                    self._log("calls dropped", partition=month)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _pinged(self) -> bool:

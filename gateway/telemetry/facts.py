@@ -43,6 +43,8 @@ FACTS = (
     Fact("connections_refused", "counter", "Client connections refused at the gateway's own limit."),
     Fact("buffered_bytes", "gauge", "Bytes of requests and answers kept for slow ends."),
     Fact("shed", "counter", "Calls and bodies refused because too much is kept already."),
+    Fact("refused_calls_untold", "counter", "Refused calls that are counted and have no row of the journal."),
+    Fact("refused_calls_uncounted", "counter", "Refused calls that no report counts: too many differ."),
     Fact("auth_failures", "counter", "Wrong credentials.", ("port", "reason")),
     Fact("spans", "counter", "Spans of traces, sent to the collector or dropped.", ("outcome",)),
     Fact("script_seconds", "histogram", "Time from sending a script to its answer.", ("script",)),

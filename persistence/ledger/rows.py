@@ -19,7 +19,8 @@ EPOCH_MS = 946_684_800_000
 
 LEDGER_COLUMNS = (
     "tenant_id, created_at, epoch, seq, cycle, amount, transaction_type, direction,"
-    " total_remaining, request_id, control_write_id, service_id, api_key_id, user_id, metadata"
+    " total_remaining, request_id, control_write_id, service_id, api_key_id, user_id, metadata,"
+    " content_id, project_id, feature_version"
 )
 USE_COLUMNS = (
     'organization_id, "timestamp", epoch, seq, {amounts}, request_id, feature_id, tenant_id, api_key_id,'
@@ -36,6 +37,7 @@ POSTING_COLUMNS = (
 Origin = tuple[int, str]
 
 NULL = b"\xff\xff\xff\xff"
+_FOR_NOTHING = NULL * 3
 _TYPE_WORDS = {
     EventKind.CONSUME: b"consume",
     EventKind.RESET: b"reset",
@@ -72,17 +74,18 @@ def token_row(event: Event, user_id: int | None) -> bytes:
             raise ValueError(f"source {event.source!r} is not a UUID")
         return (
             _CONSUME(
-                15, 8, event.tenant_id, 8, at, 8, event.epoch, 8, event.seq, 8, event.cycle, 8, event.amount,
+                18, 8, event.tenant_id, 8, at, 8, event.epoch, 8, event.seq, 8, event.cycle, 8, event.amount,
                 7, b"consume", 3, b"OUT", 8, event.remaining, 16, source, -1,
                 8, event.service_id, 8, event.key_id, 8, user_id, len(event.metadata) + 1, 1,
             )
             + event.metadata
+            + (_was_for(event) if event.attribution else _FOR_NOTHING)
         )  # fmt: skip
     request, control = _names(event)
     return b"".join(
         (
             _SIX(
-                15, 8, event.tenant_id, 8, at, 8, event.epoch, 8, event.seq, 8, event.cycle, 8, event.amount
+                18, 8, event.tenant_id, 8, at, 8, event.epoch, 8, event.seq, 8, event.cycle, 8, event.amount
             ),
             _TYPES[EventKind(event.kind)],
             _IN if event.flags & _INWARD else _OUT,
@@ -93,6 +96,7 @@ def token_row(event: Event, user_id: int | None) -> bytes:
             reference(event.key_id),
             reference(user_id),
             json_field(event.metadata),
+            _was_for(event),
         )
     )
 
@@ -175,17 +179,21 @@ def attributed(event: Event) -> tuple[str, str, str]:
     return content, project, version
 
 
-def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
+def _was_for(event: Event) -> bytes:
+    """The fields of content, project and version."""
     content, project, version = attributed(event)
+    named = bytes_field(version.encode()) if version else NULL
+    return number_field(content) + number_field(project) + named
+
+
+def _use(event: Event, user_id: int | None) -> tuple[bytes, ...]:
     return (
         uuid_field(request_of(event)),
         reference(event.service_id),
         reference(event.tenant_id),
         reference(event.key_id),
         reference(user_id),
-        number_field(content),
-        number_field(project),
-        bytes_field(version.encode()) if version else NULL,
+        _was_for(event),
         json_field(event.metadata),
     )
 

@@ -38,13 +38,16 @@ WRITES: dict[str, tuple[str, ...]] = {
     "usage_rollup": KEEP, "usage_tier": KEEP, "webhook": KEEP,
     "business_model": CLEAR, "console_session": CLEAR, "credit_allocation": CLEAR, "gateway_worker": CLEAR,
     "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
-    "recovered_event": CLEAR, "subscription_plan": CLEAR, "usage_name": CLEAR, "webhook_delivery": CLEAR,
-    "alembic_version": (),
+    "recovered_event": CLEAR, "refused_batch": CLEAR, "subscription_plan": CLEAR, "usage_name": CLEAR,
+    "webhook_delivery": CLEAR,
+    "alembic_version": (), "call_kept": (),
 }  # fmt: skip
 VIEWS = ("listed_gap", "account_movement", *(f"invariant_{name}" for name in INVARIANTS))
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
 CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
-PARTITIONS = "ensure_partitions(timestamp with time zone,integer)"
+FUNCTIONS = (
+    "ensure_partitions(timestamp with time zone,integer)", "drop_calls(timestamp with time zone)",
+)  # fmt: skip
 
 
 class Grant(NamedTuple):
@@ -79,7 +82,7 @@ def roles_of(database: str) -> dict[str, str]:
 def wanted() -> set[Grant]:
     """Everything writer and reader may do."""
     grants = {Grant(role, "USAGE", "SCHEMA", "") for role in (WRITER, READER)}
-    grants.add(Grant(WRITER, "EXECUTE", "FUNCTION", PARTITIONS))
+    grants |= {Grant(WRITER, "EXECUTE", "FUNCTION", function) for function in FUNCTIONS}
     for table, verbs in WRITES.items():
         grants |= {Grant(WRITER, verb, "TABLE", table) for verb in ("SELECT", *verbs)}
     grants |= {Grant(WRITER, "SELECT", "TABLE", view) for view in VIEWS}

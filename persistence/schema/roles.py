@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.complaint import complaint
 from persistence.engine import CONNECT_TIMEOUT_S, plain_url
-from persistence.schema.grants import APPEND, PARTITIONS, WRITER, WRITES, roles_of, wanted
+from persistence.schema.grants import APPEND, FUNCTIONS, WRITER, WRITES, roles_of, wanted
 from persistence.schema.version import refuse_other, version
 
 _WHO = """
@@ -31,7 +31,8 @@ _LACKING = """
 SELECT w.verb || ' on ' || w.name FROM unnest(%(rights)s::text[], %(names)s::text[]) AS w (verb, name)
  WHERE NOT has_table_privilege(w.name, w.verb)
 UNION ALL
-SELECT 'EXECUTE on ensure_partitions' WHERE NOT has_function_privilege(%(function)s, 'EXECUTE')"""
+SELECT 'EXECUTE on ' || split_part(f, '(', 1) FROM unnest(%(functions)s::text[]) AS f
+ WHERE NOT has_function_privilege(f, 'EXECUTE')"""
 # Predefined roles that lead out of the database.
 OUTSIDE = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
 
@@ -72,7 +73,7 @@ def privileges(url: str) -> Privileges:
             who = {"tables": list(WRITES), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
             row = connection.execute(_WHO, who).fetchone()
             asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
-            lacking = connection.execute(_LACKING, asked | {"function": PARTITIONS}).fetchall()
+            lacking = connection.execute(_LACKING, asked | {"functions": list(FUNCTIONS)}).fetchall()
     except psycopg.Error as error:
         raise SchemaUnavailable(complaint(error)) from error
     assert row is not None

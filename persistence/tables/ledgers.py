@@ -68,6 +68,8 @@ token_ledger = _ledger(
     "created_at",
     texts("transaction_type", "direction"),
     integers("amount", "total_remaining?", "cycle", "service_id?", "api_key_id?", "user_id?"),
+    integers("content_id?", "project_id?"),
+    texts("feature_version?"),
     uuids("request_id?", "control_write_id?"),
 )
 
@@ -107,7 +109,7 @@ call = table(
     texts("currency?"),
     integers("price_id?", "status"),
     texts("reason?"),
-    flags("streamed", "estimated"),
+    flags("streamed", "estimated", "refused"),
     integers("duration_ms", "first_token_ms?"),
     texts("upstream_request_id?", "unknown_usage?"),
 )
@@ -117,6 +119,9 @@ def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
     """Nano-units as an amount of their currency: a product has all of its digits, a quotient is cut."""
     return cast(nano, Numeric) * literal(Decimal(1) / NANO)
 
+
+# Since when the journal has its calls: what is older was dropped.
+call_kept = table("call_kept", moments("since"), PrimaryKeyConstraint("since"))
 
 # What calls add up to, by everything that is asked by: once for each `span`, an hour to a month, and a team.
 usage_rollup = table(

@@ -110,6 +110,14 @@ partition_state = table(
 # Workers a keeper knew last, by their numbers: whom one that starts after a loss waits for.
 gateway_worker = table("gateway_worker", Column("worker_slot", Text, primary_key=True), moments("created_at"))
 
+# How far each gateway worker's batches of refused calls are stored.
+refused_batch = table(
+    "refused_batch",
+    Column("worker", Uuid, primary_key=True),
+    integers("number"),
+    moments("stored_at"),
+)
+
 # Movements that were acknowledged and could not be recovered, counted exactly.
 lost_event = table(
     "lost_event",

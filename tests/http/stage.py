@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import h11
 
+from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.failures import Failures
@@ -270,6 +271,7 @@ class Stage:
         self.objects = FakeObjects()
         self.failures = Failures(time.monotonic, free_max=1_000)
         self.tally = Tally()
+        self.refusals = Refusals(time.time)
         self.logged: list[tuple[str, dict[str, object]]] = []
         self.usage_refusal: Refusal | None = None
         self.plane: DataPlane
@@ -286,6 +288,7 @@ class Stage:
             self._usage,
             self._log,
             self.failures,
+            self.refusals,
             time.monotonic,
             access_log=True,
         )

@@ -76,6 +76,9 @@ class TokenLedgerRow(Out):
     request_id: UUID | None
     service_id: int | None
     user_id: int | None
+    content_id: int | None
+    project_id: int | None
+    feature_version: str | None
     metadata: Metadata | None
 
 
@@ -108,6 +111,8 @@ RESOURCES = (
             "service_id": Filter(),
             "user_id": Filter(),
             "api_key_id": Filter(),
+            "project_id": Filter("count"),
+            "content_id": Filter("count"),
             "request_id": Filter("uuid"),
             "transaction_type": Filter("text", KINDS),
             "direction": Filter("text", ("IN", "OUT")),

@@ -30,6 +30,7 @@ class Use(Out):
     timestamp: Instant
     content_id: int | None
     project_id: int | None
+    feature_version: str | None
     metadata: Metadata | None
     request_id: UUID | None
     seq: int
@@ -42,7 +43,6 @@ class CreditTransaction(Use):
     credits_exact: Exactly = Field(
         description="What it cost; whole ones are charged, and the difference carried to the next use."
     )
-    feature_version: str | None
     balance_after: int
 
 

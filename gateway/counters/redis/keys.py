@@ -17,6 +17,7 @@ HISTORY = "tk:history"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 PULSES = "tk:pulses"
+REFUSED = "tk:refused"
 VERIFIED = "tk:verified"
 WORKERS = "tk:workers"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from gateway.core.calls.call import Call
 from gateway.core.calls.trace import Trace
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
@@ -63,6 +64,7 @@ class _Hold(Protocol):
 class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
+    `call` is what its body asks for, once that was read.
     `began_upstream` and `ended_upstream` bound the time that is not the gateway's own.
     `worker` is its worker as it was at the beginning. `caller` is set once it is known, `charge` by
     admission, `upstream` and `link` while a connection is its own. `forwarded` says that an upstream heard
@@ -71,7 +73,7 @@ class Exchange(RequestDriver):
     """
 
     __slots__ = (
-        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "caller", "charge",
+        "_on_end", "began_upstream", "body_failure", "body_length", "broken", "call", "caller", "charge",
         "connection", "deadline", "ended_upstream", "forwarded", "gone", "invited", "keep_alive", "link",
         "opened", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
         "worker",
@@ -101,6 +103,7 @@ class Exchange(RequestDriver):
         self.reason = ""
         self.body_length: int | None = None
         self.body_failure: Refusal | None = None
+        self.call: Call | None = None
         self.caller: Caller | None = None
         self.charge: _Hold | None = None
         self.upstream: Upstream | None = None

@@ -54,6 +54,7 @@ async def test_a_call_is_told_whole(migrated: str, writer: Writer) -> None:
         "credits": 0, "units": 1, "cost": 354_000_001, "currency": "USD", "price_id": 3, "status": 200,
         "reason": None, "streamed": True, "estimated": False, "duration_ms": 9, "first_token_ms": 4,
         "upstream_request_id": "req_1", "unknown_usage": '{"new":1}',
+        "refused": False,
     }  # fmt: skip
     assert await broken(migrated) == []
 

@@ -1,0 +1,64 @@
+"""Refused calls, from what the workers tell to their rows and counts.
+
+A batch is deleted only after the commit that stored it, and counts once by its number: whoever dies between
+the two, or sends it twice, changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from gateway.core.accounts.refusals import RefusedBatch
+from gateway.errors import CountersUnavailable, LedgerUnavailable
+
+INTERVAL_S = 0.5
+BATCHES_MAX = 16
+
+
+class Stream(Protocol):
+    """The counters' stream of batches."""
+
+    async def read(self, count: int) -> Sequence[tuple[bytes, RefusedBatch | None]]:
+        """The oldest batches with their ids; None for what cannot be read."""
+
+    async def forget(self, ids: Sequence[bytes]) -> None:
+        """Remove batches that are stored."""
+
+
+class Journal(Protocol):
+    """PostgreSQL."""
+
+    async def store(self, batches: Sequence[RefusedBatch]) -> int:
+        """Store those that are not stored, in one transaction; how many calls were counted."""
+
+
+class RefusedDrain:
+    """Empties the stream into the journal. What no worker of ours has written is dropped."""
+
+    def __init__(self, stream: Stream, journal: Journal) -> None:
+        self._stream, self._journal = stream, journal
+
+    async def drain(self) -> int:
+        """Store the oldest batches; answers how many there were."""
+        found = await self._stream.read(BATCHES_MAX)
+        if found:
+            await self._journal.store([batch for _, batch in found if batch is not None])
+            await self._stream.forget([entry_id for entry_id, _ in found])
+        return len(found)
+
+    async def run(self) -> None:
+        """Drain twice a second, at once again where there was anything, until cancelled."""
+        while True:
+            drained = 0
+            with suppress(CountersUnavailable, LedgerUnavailable):
+                drained = await self.drain()
+            await asyncio.sleep(0 if drained else INTERVAL_S)
+
+    async def finish(self) -> None:
+        """Store all there is, before this keeper ends."""
+        with suppress(CountersUnavailable, LedgerUnavailable):
+            while await self.drain():
+                pass

@@ -1,0 +1,192 @@
+"""Calls that were refused, on their way to the journal: each is counted, and so many of them are told.
+
+Pure, and bounded whatever callers make up. Counts are exact: where there are too many names, they are counted
+as others, without a user. A batch is numbered by its worker, so that it counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from gateway.core.accounts.facts import TEXT_CHARACTERS_MAX
+from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
+from gateway.core.model import INTEGER_MAX
+
+# Told of one organization within a minute, by one worker.
+ROWS_A_MINUTE_MAX = 600
+# Kept to be told, by one worker.
+ROWS_MAX = 1_000
+ROWS_BYTES_MAX = 256 * 1024
+ROW_BYTES = 256
+# Of one organization, told apart by names; then all there are. Beyond both nothing is told apart.
+NAMED_MAX = 200
+COUNTS_MAX = 4_000
+MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+
+# The last millisecond of the year 9999.
+TIME_MS_MAX = 253_402_300_799_999
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MS_MAX)]
+_Project = Annotated[int, msgspec.Meta(ge=OTHER_PROJECTS, le=INTEGER_MAX)]
+_Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\t[^\t]*)?$")]
+
+
+class RefusedCall(msgspec.Struct, array_like=True):
+    """One call and why it was refused; `attribution` as in `ledger.Event`, `user` is the caller's own id."""
+
+    request_id: str
+    at_ms: _Time
+    organization_id: _Number
+    tenant_id: _Number
+    key_id: _Number
+    service_id: _Number
+    user: str
+    attribution: _Attribution
+    session: str
+    route: str
+    model: str
+    streamed: bool
+    status: _Number
+    reason: str
+    duration_ms: _Number
+
+
+class RefusedCount(msgspec.Struct, array_like=True):
+    """How many calls of an hour were refused that are alike; `project_id` as roll-ups have it."""
+
+    organization_id: _Number
+    hour_ms: _Time
+    tenant_id: _Number
+    key_id: _Number
+    service_id: _Number
+    user: str
+    project_id: _Project
+    model: str
+    refused: _Number = 0
+
+
+class RefusedBatch(msgspec.Struct, array_like=True):
+    """What one worker counted and tells, in the order of its numbers."""
+
+    worker: str
+    number: _Number
+    counts: list[RefusedCount]
+    calls: list[RefusedCall]
+
+
+_Key = tuple[int, int, int, int, int, str, int, str]
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(RefusedBatch).decode
+
+
+def read_batch(packed: bytes) -> RefusedBatch | None:
+    """A batch as it was written; None of what no worker of ours has written."""
+    try:
+        return _decode(packed)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def others(project_id: int, model: str) -> tuple[int, str]:
+    """What stands for a project and a model that are not told apart."""
+    return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
+
+
+class Refusals:
+    """What one worker has yet to tell. `unix_seconds` is the time of day.
+
+    `untold` counts calls that were counted and have no row, `uncounted` those for whose organization there
+    was no room at all.
+    """
+
+    def __init__(
+        self,
+        unix_seconds: Callable[[], float],
+        *,
+        rows_a_minute_max: int = ROWS_A_MINUTE_MAX,
+        rows_max: int = ROWS_MAX,
+        named_max: int = NAMED_MAX,
+        counts_max: int = COUNTS_MAX,
+    ) -> None:
+        self._unix_seconds = unix_seconds
+        self._rows_a_minute_max, self._rows_max = rows_a_minute_max, rows_max
+        self._named_max, self._counts_max = named_max, counts_max
+        self._counts: dict[_Key, int] = {}
+        self._named: dict[int, int] = {}
+        self._rows: list[RefusedCall] = []
+        self._rows_bytes = 0
+        self._minute = 0
+        self._told: dict[int, int] = {}
+        self.untold = self.uncounted = 0
+
+    def now_ms(self) -> int:
+        """The time of day."""
+        return int(self._unix_seconds() * 1000)
+
+    def snapshot(self) -> dict[str, object]:
+        """What was left out so far, by the names of metrics."""
+        return {"refused_calls_untold": self.untold, "refused_calls_uncounted": self.uncounted}
+
+    def note(self, call: RefusedCall) -> None:
+        """Count a call, and keep it to be told as far as there is room."""
+        call.model, call.user = _clean(call.model), _clean(call.user)
+        if self._count(call):
+            self._keep(call)
+
+    def take(self, worker: str, number: int) -> bytes:
+        """All there is by now as one batch, and begin again; empty where there is nothing."""
+        if not self._counts:
+            return b""
+        counts = [RefusedCount(*key, refused) for key, refused in self._counts.items()]
+        batch = _encode(RefusedBatch(worker, number, counts, self._rows))
+        self._counts, self._named, self._rows, self._rows_bytes = {}, {}, [], 0
+        return batch
+
+    def _count(self, call: RefusedCall) -> bool:
+        hour_ms = call.at_ms - call.at_ms % HOUR_MS
+        owner, tenant, key_id, service = call.organization_id, call.tenant_id, call.key_id, call.service_id
+        counts = self._counts
+        key: _Key = (
+            owner, hour_ms, tenant, key_id, service, call.user, _project(call.attribution), call.model
+        )  # fmt: skip
+        if key in counts:
+            counts[key] += 1
+            return True
+        named = self._named.get(owner, 0)
+        if named >= self._named_max or len(counts) >= self._counts_max // 2:
+            key = (owner, hour_ms, tenant, key_id, service, "", *others(key[6], key[7]))
+        if key not in counts and len(counts) >= self._counts_max:
+            self.uncounted += 1
+            return False
+        counts[key] = counts.get(key, 0) + 1
+        self._named[owner] = named + 1
+        return True
+
+    def _keep(self, call: RefusedCall) -> None:
+        minute, told = call.at_ms // MINUTE_MS, self._told
+        if minute != self._minute:
+            self._minute = minute
+            told.clear()
+        owner = call.organization_id
+        size = ROW_BYTES + 4 * (len(call.model) + len(call.user) + len(call.session) + len(call.attribution))
+        within = told.get(owner, 0) < self._rows_a_minute_max and len(self._rows) < self._rows_max
+        if not within or self._rows_bytes + size > ROWS_BYTES_MAX:
+            self.untold += 1
+            return
+        told[owner] = told.get(owner, 0) + 1
+        self._rows.append(call)
+        self._rows_bytes += size
+
+
+def _clean(text: str) -> str:
+    """A text that can be written, and no longer than it is stored."""
+    return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
+
+
+def _project(attribution: str) -> int:
+    project = attribution.split("\t")[1] if attribution else ""
+    return int(project) if project else NO_PROJECT

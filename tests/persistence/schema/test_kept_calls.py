@@ -1,0 +1,78 @@
+"""The journal is kept as long as it is asked for, in whole months, and its proof looks at what is kept."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from gateway.core.accounts.facts import CallFacts, write_facts
+from persistence import engine as engines
+from persistence.ledger.writer import Writer
+from persistence.schema import partitions
+from tests.persistence.scenario import batch_of, broken, settle_in
+
+NOW = datetime.now(UTC)
+DAY_MS = 86_400_000
+
+
+def calls(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        return int(connection.execute("SELECT count(*) FROM call").fetchone()[0])  # type: ignore[index]  # one row
+
+
+def sums(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT sum(requests) FROM usage_rollup WHERE span = 'month'").fetchone()
+        return int(found[0])  # type: ignore[index]  # one row
+
+
+async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, writer: Writer) -> None:
+    engine = engines.create(migrated)
+    [account] = settle_in(migrated, 10**6)
+    account.reset()
+    now_ms = int(NOW.timestamp() * 1000)
+    with psycopg.connect(migrated) as connection:
+        for days in (400, 100):
+            at = NOW - timedelta(days=days)
+            connection.execute("SELECT ensure_partitions(%s, 1)", (at,))
+    for days in (400, 400, 100, 1, 0):
+        account.at_ms = now_ms - days * DAY_MS
+        account.consume(1, request_id=str(uuid.uuid4()), metadata=write_facts(CallFacts(total=1, units=1)))
+    await writer.write(batch_of(account))
+    assert (calls(migrated), await broken(migrated)) == (5, [])
+    assert await partitions.drop_calls(engine, 36_500) == []
+    assert calls(migrated) == 5
+    dropped = await partitions.drop_calls(engine, 200)
+    assert len(dropped) >= 1
+    assert all(name.startswith("call_y") for name in dropped)
+    assert (calls(migrated), sums(migrated), await broken(migrated)) == (3, 5, [])
+    assert await partitions.drop_calls(engine, 200) == []
+    await partitions.drop_calls(engine, 0)  # the last month is safe whatever is asked
+    assert (calls(migrated), await broken(migrated)) == (2, [])
+    # What is missing of a time that is kept is told.
+    with psycopg.connect(migrated) as connection:
+        connection.execute("DELETE FROM call WHERE created_at > now() - interval '12 hours'")
+    assert {one.invariant for one in await broken(migrated)} == {"usage_adds_up"}
+    await engine.dispose()
+
+
+async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, writer: Writer) -> None:
+    engine = engines.create(migrated)
+    [account] = settle_in(migrated, 10**6)
+    account.reset()
+    account.at_ms -= 900 * DAY_MS
+    account.consume(1, metadata=write_facts(CallFacts(total=1)))
+    await writer.write(batch_of(account))
+    assert calls(migrated) == 1
+    await partitions.drop_calls(engine, 365)
+    assert (calls(migrated), await broken(migrated)) == (0, [])
+    await engine.dispose()
+
+
+def test_a_drop_without_a_moment_is_refused(migrated: str) -> None:
+    with psycopg.connect(migrated) as connection, pytest.raises(errors.InvalidParameterValue):
+        connection.execute("SELECT drop_calls(NULL)")
