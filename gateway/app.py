@@ -179,11 +179,11 @@ def _door(
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)
     directory = Directory(wire, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log)
+    directory.stand_ins = settings.stand_ins
     ttl_ms = int(settings.hold_ttl_s * 1000)
     leaser = Leaser(
-        wire, allowances, clock,
-        fraction=settings.lease_fraction, lease_s=settings.lease_s_max, took=took["lease"],
-        pending=lambda: settlements.waiting,
+        wire, allowances, clock, fraction=settings.lease_fraction, lease_s=settings.lease_s_max,
+        took=took["lease"], pending=lambda: settlements.waiting,
     )  # fmt: skip
     counters = Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances)
     return Door(

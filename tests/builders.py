@@ -25,7 +25,11 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.ledger import CARRIED, ENTRY, HEAD, LENGTH_1, LENGTH_2, VERSION, Event, decode
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing, TokenPrice, TokenRate
+from gateway.core.billing.cost import Vector
+from gateway.core.billing.pricing import Pricing, TokenPrice
+from gateway.core.billing.rate import TokenRate
+from gateway.core.calls.tariff import charge_of, vectors_of
+from gateway.core.metering.detail import Detail
 from gateway.core.model import (
     Caller,
     Decision,
@@ -35,6 +39,7 @@ from gateway.core.model import (
     Service,
     Settled,
     Settlement,
+    Usage,
     Verdict,
 )
 from gateway.counters.layouts import packing, states
@@ -113,6 +118,17 @@ def settlement_log(
         say=say,
         bounds=bounds,
     )
+
+
+def prices_of(service: Service, *models: str) -> tuple[Vector, ...]:
+    """The prices by which a call of these models is charged, of the service's own."""
+    return vectors_of(service, models, lambda _: None)
+
+
+def credits_of(service: Service, usage: Usage, *models: str) -> int:
+    """Whole credits of one call of these models, by the service's own prices."""
+    counts = Detail().counts(usage)
+    return charge_of(service, prices_of(service, *models), counts, None, usage.units)[0]
 
 
 def new_id() -> str:

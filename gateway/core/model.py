@@ -11,7 +11,8 @@ from enum import IntEnum
 from typing import Final, NewType
 
 from gateway.core.accounts.weights import Weights
-from gateway.core.billing.pricing import NO_PRICING, Pricing, TokenRate
+from gateway.core.billing.pricing import NO_PRICING, Pricing
+from gateway.core.billing.rate import TokenRate
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64

@@ -12,18 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from gateway.core.calls.call import Call
 from gateway.core.calls.patterns import on_list
 from gateway.core.calls.reading import read_call
-from gateway.core.calls.tariff import check_priced
 from gateway.core.model import GENERIC, NO_SERVICE, USER_REQUIRED, Caller, Service
 from gateway.errors import (
     InvalidRequest,
     ModelNotAllowed,
-    ModelNotPriced,
     Refusal,
     ServiceNotIncluded,
     UserRequired,
 )
 from gateway.http.charge import Charge
-from gateway.http.ports import Directory
+from gateway.http.priced import check_known, prices_of
 from gateway.http.routing.objects import read_objects
 from gateway.http.routing.routed_head import RoutedHead
 from gateway.http.server.exchange import Exchange
@@ -79,12 +77,13 @@ def claimed(
     try:
         call = _allowed(caller, found, exchange.routed)
         service = _service(exchange, caller)
-        check_priced(service, call.model, call.models_beside)
-        if exchange.worker.ports.refuse_unpriced and call.model:
-            _check_known(exchange.worker.ports.directory, caller, call)
+        ports = exchange.worker.ports
+        prices = prices_of(ports.directory, caller, service, call)
+        if ports.refuse_unpriced and call.model:
+            check_known(ports.directory, caller, call)
     except Refusal as refusal:
         return refusal
-    return Charge(exchange, caller, service, call, held)
+    return Charge(exchange, caller, service, call, held, prices)
 
 
 def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
@@ -102,12 +101,6 @@ def _allowed(caller: Caller, found: Call | Refusal, routed: RoutedHead) -> Call:
             if model not in caller.models and not on_list(model, caller.models):
                 raise ModelNotAllowed(f"This API key may not use the model {model}.")
     return found
-
-
-def _check_known(directory: Directory, caller: Caller, call: Call) -> None:
-    for model in (call.model, *call.models_beside):
-        if directory.price(caller, model, 0.0) is None:
-            raise ModelNotPriced(f"The model {model} has no price here.")
 
 
 def _service(exchange: Exchange, caller: Caller) -> Service:

@@ -9,8 +9,7 @@ from gateway.core.billing.cost import Vector, cost_nano
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter
-from gateway.core.model import Caller, Usage
-from gateway.http.ports import Directory
+from gateway.core.model import Usage
 from gateway.http.server.exchange import Exchange
 
 _NO_DETAIL = Detail()
@@ -19,22 +18,21 @@ UPSTREAM_ERROR = "upstream_error"
 
 
 def facts_of(  # noqa: PLR0917  # what a call was, part by part
-    exchange: Exchange, caller: Caller, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
-    first_token: float, upstream_id: bytes, reason: str, used: bool,
+    exchange: Exchange, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
+    first_token: float, upstream_id: bytes, price: Vector | None, reason: str, used: bool,
 ) -> CallFacts:  # fmt: skip
     """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never.
 
     `reason` says why it failed, empty where it did not. One that `used` nothing costs nothing.
     """
-    ports, started = exchange.worker.ports, exchange.started
-    took = ports.seconds() - started
+    started = exchange.started
+    took = exchange.worker.ports.seconds() - started
     if first_token:
         first_token -= started
     elif call.streamed and meter is not None and meter.produced:
         first_token = took  # all of it came at once
     detail = _NO_DETAIL if meter is None else meter.detail
     counts = detail.counts(usage)
-    price = _price(ports.directory, caller, call.model, detail.model, took) if call.model else None
     said = exchange.routed.attribution
     return CallFacts(
         model=call.model,
@@ -59,9 +57,3 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
         reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
     )
-
-
-def _price(directory: Directory, caller: Caller, asked: str, answered: str, ago_s: float) -> Vector | None:
-    """The price of its admission: of the model that answered, else of the one that was asked."""
-    found = directory.price(caller, answered, ago_s) if answered and answered != asked else None
-    return found or directory.price(caller, asked, ago_s)

@@ -7,12 +7,12 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 from __future__ import annotations
 
 from gateway.core.accounts.facts import CallFacts, briefly, write_facts
-from gateway.core.billing.pricing import TokenRate
+from gateway.core.billing.rate import TokenRate
 from gateway.core.calls.call import Call
-from gateway.core.calls.claim import credits_claimed, output_bound
+from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NOTHING
 from gateway.core.calls.reading import limit_output
-from gateway.core.calls.tariff import CONSUMPTION, charge_of, covered, is_by_token, rate_of
+from gateway.core.calls.tariff import UNPRICED, Vectors, charge_of, covered, rate_of
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
@@ -29,6 +29,7 @@ from gateway.core.model import (
 from gateway.errors import CountersUnavailable
 from gateway.http.call_facts import facts_of
 from gateway.http.clock import NEVER
+from gateway.http.priced import price_of
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
@@ -50,9 +51,11 @@ class Charge:
         "_caller",
         "_exchange",
         "_observed",
+        "_prices",
         "_raises",
         "_rate",
         "_service",
+        "_stands_in",
         "_user",
         "_worker",
         "call",
@@ -66,14 +69,10 @@ class Charge:
     decision: Decision
     _rate: TokenRate | None
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        caller: Caller,
-        service: Service,
-        call: Call,
-        raises: Charge | None = None,
-    ) -> None:
+    def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
+        self, exchange: Exchange, caller: Caller, service: Service, call: Call,
+        raises: Charge | None = None, prices: Vectors = UNPRICED,
+    ) -> None:  # fmt: skip
         self._exchange = exchange
         self._worker = exchange.worker
         self._caller = caller
@@ -81,6 +80,8 @@ class Charge:
         self.call = call
         self._user = caller.acts_for(exchange.routed.attribution.user, call.user)
         self._raises = raises
+        self._prices = prices
+        self._stands_in = False
         self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
         self.upstream_id = b""
@@ -92,16 +93,12 @@ class Charge:
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         call, caller = self.call, self._caller
-        by_token = is_by_token(service)
-        estimate, rate = NOTHING, None
-        if service.counts_tokens or by_token:
+        prices, estimate = self._prices, NOTHING
+        if service.counts_tokens or prices:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
-        units = exchange.routed.units
-        credits_held = credits_least = 0
-        if service.meter == CONSUMPTION:
-            beside = call.models_beside
-            credits_held, credits_least = credits_claimed(service, call.model, estimate, units, beside)
-            rate = rate_of(service, call.model, call.input_estimate, beside) if by_token else None
+        dearest = dearest_of(service, prices, estimate, call)
+        rate = rate_of(service, prices, call.input_estimate) if prices else None
+        credits_held, credits_least, units = claimed(service, dearest, estimate, exchange.routed.units)
         need, ceiling, least, read = estimate if service.counts_tokens else NOTHING
         request = HoldRequest(
             caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
@@ -119,8 +116,8 @@ class Charge:
         if self._raises is not None:
             self._raises.over()
             self._raises = None
-        if estimate.least and (decision.bounded or by_token):
-            bound = output_bound(service, call, estimate, decision)
+        if estimate.least and (decision.bounded or dearest is not None):
+            bound = output_bound(dearest, call, estimate, decision)
             if bound is not None:
                 limit_output(call, bound)
 
@@ -242,14 +239,19 @@ class Charge:
         exchange = self._exchange
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = exchange.routed.units
-        return facts_of(
-            exchange, self._caller, self.call, self.meter, usage, status, self.first_token, self.upstream_id,
-            reason, used,
+        call, meter, ports = self.call, self.meter, exchange.worker.ports
+        answered = "" if meter is None else meter.detail.model
+        price, self._stands_in = price_of(
+            ports.directory, self._caller, self._service, self._prices, call, answered,
+            ports.seconds() - exchange.started,
         )  # fmt: skip
+        return facts_of(
+            exchange, call, meter, usage, status, self.first_token, self.upstream_id, price, reason, used
+        )
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
         service, weights = self._service, self.decision.weights
-        credits_, over = charge_of(service, self.call.model, usage, self.call.models_beside)
+        credits_, over, units = charge_of(service, self._prices, facts.counts, facts.cost, usage.units)
         return Settlement(
             self._caller,
             self._exchange.request_id,
@@ -258,7 +260,7 @@ class Charge:
             True,
             usage.total if service.counts_tokens else 0,
             credits_,
-            usage.units,
+            units,
             self._exchange.routed.attribution_text,
             write_facts(facts),
             over,
@@ -267,26 +269,20 @@ class Charge:
 
     def _count(self, usage: Usage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
-        ports, service = self._worker.ports, self._service
-        tally = ports.tally
+        ports, service, call = self._worker.ports, self._service, self.call
         if complete:
-            ports.estimator.learn(self.call, self._caller.organization_id, service.key, usage)
+            ports.estimator.learn(call, self._caller.organization_id, service.key, usage)
+        tally = ports.tally
+        tally.settled(service.key, usage, credits_charged)
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
         tally.served(self._caller.tenant_id, usage.total if service.counts_tokens else 0)
-        units = tally.units
-        units[service.key] = units.get(service.key, 0) + usage.units
-        if credits_charged:
-            tally.credits[service.key] = tally.credits.get(service.key, 0) + credits_charged
-        if usage.estimated:
-            tally.settlements_estimated += 1
         if facts.cost is not None:
-            tally.cost(service.key, self.call.model, facts.currency, facts.cost)
-        elif usage.total:
+            tally.cost(service.key, call.model, facts.currency, facts.cost)
+        if usage.total and (facts.cost is None or self._stands_in):
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
         if self.meter is not None and self.meter.detail.says_more:
-            family = self.call.family
-            tally.unknown_usage[family] = tally.unknown_usage.get(family, 0) + 1
+            tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1
 
 
 _ADMITTED = Verdict.ADMITTED

@@ -36,8 +36,14 @@ class Directory(Protocol):
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
 
-    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
-        """What a model cost the caller's organization so many seconds ago; None where nobody says."""
+    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        """What a model cost the caller's organization so many seconds ago; None where nobody says.
+
+        `own` is in its own currency alone.
+        """
+
+    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        """The same of the model that stands in for one without a price, if one does."""
 
 
 class Objects(Protocol):

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from gateway.core.billing.pricing import NANO
+from gateway.core.model import Usage
 
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
 SECONDS = (
@@ -99,6 +100,14 @@ class Tally:
         if series not in costs and len(costs) >= COSTS_MAX:
             series = (service, OTHER_MODELS, currency)
         costs[series] = costs.get(series, 0) + nano
+
+    def settled(self, service: str, usage: Usage, credits_charged: int) -> None:
+        """Count the units and credits of one settled call."""
+        self.units[service] = self.units.get(service, 0) + usage.units
+        if credits_charged:
+            self.credits[service] = self.credits.get(service, 0) + credits_charged
+        if usage.estimated:
+            self.settlements_estimated += 1
 
     def served(self, tenant_id: int, tokens: int) -> None:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""

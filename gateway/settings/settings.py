@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
+from gateway.core.billing.stand_ins import WANTED, StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.route import Route, ServiceRules, UpstreamTarget
 from gateway.core.certificate import TlsFiles
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "charge_observed"
     )
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
+    price_as: str = ""
     redis_wait_s: Seconds = 1.0
     lease_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     lease_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
@@ -103,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def owner_url(self) -> str:
         """Who may change the schema: the owner where there is one as well as the keeper's user."""
         return self.database_owner_url or self.database_url
+
+    @property
+    def stand_ins(self) -> StandIns:
+        """Which models have the price of another."""
+        return read_stand_ins(self.price_as)
 
     @property
     def settlements_dir(self) -> Path:
@@ -204,6 +211,12 @@ def _checked(place: str, name: str, value: Any) -> Any:
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {_wanted(name)}") from error
     if name in SCHEMES and (expected := fault(name, str(checked))):
         raise SettingError(f"{place}={_shown(name, value)} is not valid: expected {expected}")
+    if name == "price_as":
+        try:
+            read_stand_ins(checked)
+        except ValueError as error:
+            shown = f"{place}={_shown(name, value)}"
+            raise SettingError(f"{shown} is not valid: {error}; expected {WANTED}") from error
     return checked
 
 

@@ -28,7 +28,7 @@ FACTS = (
         "What settled calls cost by the price book, in units of the currency.",
         ("service", "model", "currency"),
     ),
-    Fact("unpriced_calls", "counter", "Settled calls with tokens and without a price.", ("service",)),
+    Fact("unpriced_calls", "counter", "Settled calls with tokens and no price of their own.", ("service",)),
     Fact(
         "unknown_usage",
         "counter",

@@ -51,11 +51,16 @@ local function spend_back(activation, hold, packed)
 end
 
 -- holds units, and of the cap what they add to the price of those held; or answers the refusal: -11 the cap does not
--- cover this, -9 calls in flight hold what would; it says what is spent this month and when the next one begins
+-- cover this, or no month's units can be counted so far, -9 calls in flight hold what would; it says what is spent this
+-- month and when the next one begins
 local function spend_hold(organization, activation, raised_hold, tiers, units, now)
   spend_back(activation, raised_hold)
   local before = activation.held
   activation.held = before + units
+  if activation.quantity + activation.held > INTEGER_MAX and settled_of(activation, month_of(now)) + activation.held > INTEGER_MAX then
+    local most = max(organization.cap, organization.spent)
+    return refused(VERDICT_SPEND_CAP_REACHED, now, SCOPE_ORGANIZATION, KIND_SPEND, organization.spent, most, boundary(3, 1, now))
+  end
   if organization.cap < 0 then return end
   local month = month_of(now)
   local settled, spent = settled_of(activation, month), month > organization.month and 0 or organization.spent

@@ -84,7 +84,8 @@ SELECT coalesce(sum(credits - billed_credits), 0)::bigint FROM usage_daily
 # All units of a month count for their place in it, also those billed before `since`.
 _USES = text("""
 SELECT t.service_id, coalesce(s.name, 'service ' || t.service_id) AS name,
-       date_trunc('month', t.day)::date AS month, t.unit_price, sum(t.billed_quantity)::bigint AS billed,
+       date_trunc('month', t.day)::date AS month, t.unit_price,
+       t.unit_price = 0.000000001 AS in_money, sum(t.billed_quantity)::bigint AS billed,
        coalesce(sum(t.quantity - t.billed_quantity)
                 FILTER (WHERE t.day >= :since_day AND t.day < :until_day), 0)::bigint AS units
   FROM usage_tier AS t LEFT JOIN service AS s ON s.id = t.service_id
@@ -148,13 +149,15 @@ def _overages(connection: Connection, here: Mapping[str, Any]) -> list[Overage]:
 
 
 def _uses(connection: Connection, here: Mapping[str, Any]) -> list[Use]:
-    rows = connection.execute(_USES, here)
+    found = connection.execute(_USES, here).all()
+    rows = sorted(found, key=lambda row: (row.month, row.service_id, row.in_money))  # else as they are
     return [
         Use(
             service_id, of_month[0].name, month, sum(row.billed for row in of_month),
             tuple(Portion(at, row.units, row.unit_price) for at, row in enumerate(of_month) if row.units),
         )
         for (month, service_id), of_month in (
-            (key, list(group)) for key, group in groupby(rows, key=lambda row: (row.month, row.service_id))
+            (key[:2], list(group))
+            for key, group in groupby(rows, key=lambda row: (row.month, row.service_id, row.in_money))
         )
     ]  # fmt: skip

@@ -40,17 +40,22 @@ SELECT 'tokens' AS kind, l.created_at AS at, l.tenant_id, s.key AS service, l.am
  WHERE l.tenant_id = :owner AND l.transaction_type = 'consume' AND l.created_at >= :since
    AND l.created_at < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
 _USES = """
-SELECT '{kind}' AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, l.{amount} AS quantity, l.seq,
+SELECT {kind} AS kind, l."timestamp" AS at, l.tenant_id, s.key AS service, {amount} AS quantity, l.seq,
        l.request_id, u.external_id AS user, l.content_id, l.project_id, l.feature_version,
        l.metadata->>'model' AS model
   FROM {ledger} AS l LEFT JOIN service AS s ON s.id = l.feature_id
   LEFT JOIN app_user AS u ON u.id = l.user_id
  WHERE l.organization_id = :owner AND l."timestamp" >= :since
    AND l."timestamp" < :until AND l.seq > :after AND l.seq <= :upto ORDER BY l.seq"""
+# Of use at cost the quantity is money.
+_UNITS = {
+    "kind": "CASE WHEN l.in_money THEN 'money' ELSE 'units' END",
+    "amount": "CASE WHEN l.in_money THEN l.usage_amount * 0.000000001 ELSE l.usage_amount END",
+}
 _QUERIES = {
     "tokens": text(_TOKENS),
-    "credits": text(_USES.format(kind="credits", amount="credits_used", ledger="credit_transaction")),
-    "units": text(_USES.format(kind="units", amount="usage_amount", ledger="feature_usage")),
+    "credits": text(_USES.format(kind="'credits'", amount="l.credits_used", ledger="credit_transaction")),
+    "units": text(_USES.format(**_UNITS, ledger="feature_usage")),
 }
 
 # First day, day after the last, and the seq up to which an account is covered within them.

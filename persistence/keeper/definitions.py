@@ -52,15 +52,16 @@ SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_ahe
        EXISTS (SELECT FROM subscription_segment AS g WHERE g.organization_id = organization.id
                   AND g.start_date < g.end_date
                   AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed,
-       (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity)) FROM (
-            SELECT service_id, bool_or(activated) AS activated, sum(quantity)::bigint AS quantity FROM (
-                SELECT service_id, true AS activated, 0::bigint AS quantity
+       (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity, u.in_money)) FROM (
+            SELECT service_id, in_money, bool_or(activated) AS activated, sum(quantity)::bigint AS quantity
+              FROM (
+                SELECT service_id, false AS in_money, true AS activated, 0::bigint AS quantity
                   FROM service_activation AS a WHERE a.organization_id = organization.id
                 UNION ALL
-                SELECT service_id, false, usage_amount FROM usage_daily AS d
-                 WHERE d.organization_id = organization.id AND d.usage_amount <> 0
+                SELECT service_id, unit_price = 0.000000001, false, quantity FROM usage_tier AS d
+                 WHERE d.organization_id = organization.id AND d.quantity <> 0
                    AND d.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
-             GROUP BY service_id) AS u) AS uses,
+             GROUP BY service_id, in_money) AS u) AS uses,
        cast(extract(year FROM now() AT TIME ZONE 'UTC') * 12 + extract(month FROM now() AT TIME ZONE 'UTC')
             AS integer) AS this_month
   FROM organization WHERE {where} ORDER BY id"""
@@ -130,8 +131,8 @@ async def organizations(
             month=row["spend_month"].year * 12 + row["spend_month"].month if row["spend_month"] else 0,
             epoch=max(row["credit_epoch"], row["spend_epoch"]),
             uses=tuple(
-                ServiceUse(service_id, activated, row["this_month"], quantity)
-                for service_id, activated, quantity in row["uses"] or ()
+                ServiceUse(service_id, activated, row["this_month"], quantity, in_money)
+                for service_id, activated, quantity, in_money in row["uses"] or ()
             ),
         )
         for row in await _rows(connection, _ORGANIZATIONS, where, values)

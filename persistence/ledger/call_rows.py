@@ -17,7 +17,7 @@ from gateway.core.accounts.facts import (
     facts_in,
     tokens_in,
 )
-from gateway.core.accounts.ledger import Event, EventKind, EventNote
+from gateway.core.accounts.ledger import Event, EventKind, EventNote, in_money
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
@@ -103,14 +103,15 @@ def stored_text(value: str) -> str:
 
 
 def amounts_of(event: Event, facts: CallFacts) -> tuple[int, int, int]:
-    """Tokens a call used, credits and units it was charged."""
+    """Tokens a call used, credits and units it was charged: one where it is charged what it costs."""
     flags = event.flags
     if event.facts is not None or not flags & TOKENS:
         tokens = facts.total
     else:
         told = tokens_in(event.metadata) if event.note == EventNote.RECLAIMED else None
         tokens = event.amount if told is None else told
-    return tokens, event.credits if flags & CREDITS else 0, event.units if flags & USAGE else facts.units
+    units = event.units if flags & USAGE and not in_money(event) else facts.units
+    return tokens, event.credits if flags & CREDITS else 0, units
 
 
 def correction(event: Event) -> dict[str, object]:
@@ -135,7 +136,7 @@ def correction(event: Event) -> dict[str, object]:
         "reason": (stored_text(facts.reason) or None) if settled else None,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
-        "units": event.units if flags & USAGE else 0,
+        "units": event.units if flags & USAGE and not in_money(event) else 0,
         "status": facts.status,
         "duration_ms": facts.duration_ms,
         "streamed": facts.streamed,

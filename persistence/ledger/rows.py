@@ -10,7 +10,7 @@ import json
 import re
 from struct import Struct
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind, in_money
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TAIL = b"\xff\xff"
@@ -27,7 +27,7 @@ USE_COLUMNS = (
     " user_id, content_id, project_id, feature_version, metadata"
 )
 TRANSACTION_COLUMNS = USE_COLUMNS.format(amounts="credits_used, balance_after, carried")
-USAGE_COLUMNS = USE_COLUMNS.format(amounts="usage_amount, spend, spent_after")
+USAGE_COLUMNS = USE_COLUMNS.format(amounts="usage_amount, spend, spent_after, in_money")
 POSTING_COLUMNS = (
     "organization_id, created_at, epoch, seq, amount, balance_after, kind, credit_addition_id,"
     " control_write_id, metadata"
@@ -56,6 +56,7 @@ _CONSUME = Struct(">hiqiqiqiqiqiqi7si3siqi16siiqiqiqiB").pack
 _SIX = Struct(">hiqiqiqiqiqiq").pack
 _FOUR = Struct(">hiqiqiqiq").pack
 _BIGINT = Struct(">iq").pack
+_TRUE, _FALSE = b"\0\0\0\1\1", b"\0\0\0\1\0"
 _LENGTH = Struct(">i").pack
 
 
@@ -122,10 +123,11 @@ def usage_row(event: Event, user_id: int | None) -> bytes:
     return b"".join(
         (
             _SIX(
-                16, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.spend_seq, 8, event.units,
+                17, 8, event.organization_id, 8, at, 8, event.epoch, 8, event.spend_seq, 8, event.units,
                 8, event.spend,
             ),
             _BIGINT(8, event.spent),
+            _TRUE if in_money(event) else _FALSE,
             *_use(event, user_id),
         )
     )  # fmt: skip

@@ -21,12 +21,15 @@ from persistence.store import SUBJECTS
 from persistence.subject import id_in
 from persistence.tables.people import tenant
 
-# An owner's use by day and service; it comes from roll-ups and is exact.
+# An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
 _ORGANIZATION_DAYS = text("""
-SELECT day, service_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
-       sum(credits)::bigint AS credits, sum(usage_amount)::bigint AS usage_amount
-  FROM usage_daily WHERE organization_id = :owner AND day >= :since
- GROUP BY day, service_id ORDER BY day, service_id LIMIT :rows""")
+SELECT u.day, u.service_id, sum(u.requests)::bigint AS requests, sum(u.tokens)::bigint AS tokens,
+       sum(u.credits)::bigint AS credits,
+       sum(u.usage_amount - coalesce(m.quantity, 0))::bigint AS usage_amount
+  FROM usage_daily AS u LEFT JOIN usage_tier AS m ON m.tenant_id = u.tenant_id AND m.day = u.day
+   AND m.service_id = u.service_id AND m.unit_price = 0.000000001
+ WHERE u.organization_id = :owner AND u.day >= :since
+ GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")
 _TENANTS = text("""
 SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
 # One pass over the day: its busiest tenants, each row with the sums of all.

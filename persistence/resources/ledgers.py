@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from sqlalchemy import ColumnElement, and_, func, literal, select, text
+from sqlalchemy import ColumnElement, and_, case, func, literal, select, text
 
 from gateway.core.billing.cost import KINDS
 from persistence.subject import Condition, Subject
@@ -49,7 +49,15 @@ CREDIT_TRANSACTIONS = Subject(
     time="timestamp",
     order=("organization_id", "seq"),
 )
-FEATURE_USAGE = Subject(feature_usage, time="timestamp", order=("organization_id", "seq"))
+FEATURE_USAGE = Subject(
+    feature_usage,
+    source=select(
+        feature_usage,
+        case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
+    ),
+    time="timestamp",
+    order=("organization_id", "seq"),
+)
 
 _USAGE = func.jsonb_build_object(
     *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),

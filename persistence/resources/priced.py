@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.pricing import read_pricing
-from gateway.core.calls.tariff import PAY_PER_USE, misfit
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence.subject import Change
 from persistence.tables.billing import business_model, organization_service, service
@@ -94,6 +94,8 @@ def _negotiated(change: Change, which: ColumnElement[bool]) -> Iterator[tuple[in
 def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str, str] | None:
     if pricing is not None:
         return misfit(meter, kind == "One-Time", read_pricing(pricing))
-    if meter == PAY_PER_USE and misfit(meter, kind == "One-Time", read_pricing(inherited)) is not None:
-        return "pricing", "must hold tiers: the service's own is by token, which Pay-Per-Use cannot use"
-    return None
+    own = read_pricing(inherited)
+    if meter not in {CONSUMPTION, PAY_PER_USE} or (meter == CONSUMPTION and own.tiers):
+        return None  # the service's own is not used then
+    found = misfit(meter, kind == "One-Time", own)
+    return None if found is None else ("pricing", f"must be stated: the service's own {found[0]} {found[1]}")

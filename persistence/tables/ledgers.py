@@ -91,6 +91,8 @@ feature_usage = _uses(
     integers("usage_amount"),
     # What the use cost and the month's spend after it, in the counters' integer unit.
     integers("spend", "spent_after"),
+    # Units are billionths of the currency.
+    flags("in_money"),
 )
 
 # One row a call. `cost` is in nano-units of `currency`, null where no price said what the call costs.

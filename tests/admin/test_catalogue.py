@@ -75,6 +75,22 @@ async def test_a_service_key_is_unique_until_its_service_is_deleted(api: Api) ->
             "pricing",
         ),
         ("pricing", {"per_million": {"*": {"input": 1.5}}}, "pricing.per_million.*.input"),
+        ("pricing", {"per_million": {"*": {"input": -1}}}, "pricing.per_million.*.input"),
+        ("pricing", {"per_million": {"*": {"tokens": 1}}}, "pricing.per_million.*.tokens"),
+        ("pricing", {"per_million": {"*": {"cached": 1, "cache_read": 1}}}, "pricing.per_million.*"),
+        ("pricing", {"per_million": {"gpt*mini": {"input": 1}}}, "pricing.per_million"),
+        ("pricing", {"per_million": {"*": {"input": 1}}, "markup": "0"}, "pricing.markup"),
+        ("pricing", {"tiers": [{"up_to": None, "unit_price": "1"}], "markup": "2"}, "pricing"),
+        ("pricing", {"per_million": {"*": {"input": 1}}, "at_cost": {}}, "pricing"),
+        ("pricing", {"at_cost": None}, "pricing"),
+        ("pricing", {"at_cost": {"markup": 1.2}}, "pricing.at_cost.markup"),
+        ("pricing", {"at_cost": {"markup": "0"}}, "pricing.at_cost.markup"),
+        ("pricing", {"at_cost": {"markup": "-1"}}, "pricing.at_cost.markup"),
+        ("pricing", {"at_cost": {"markup": "1000.01"}}, "pricing.at_cost.markup"),
+        ("pricing", {"at_cost": {"markup": "1.0000001"}}, "pricing.at_cost.markup"),
+        ("pricing", {"at_cost": {"credits_per_unit": "0"}}, "pricing.at_cost.credits_per_unit"),
+        ("pricing", {"at_cost": {"credits_per_unit": "1e9"}}, "pricing.at_cost.credits_per_unit"),
+        ("pricing", {"at_cost": {"percent": "1"}}, "pricing.at_cost.percent"),
         ("upstream", "two words", "upstream"),
         ("upstream", "", "upstream"),
         ("paths", [], "paths"),
@@ -96,6 +112,8 @@ async def test_wrong_fields_of_a_service(api: Api, field: str, value: object, na
     [
         {"tiers": [{"up_to": 1000, "unit_price": "0.001"}, {"up_to": None, "unit_price": "0.50"}]},
         {"per_million": {"*": {"input": 1, "output": 2, "cached": 3}}},
+        {"per_million": {"gpt-4o*": {"input": 1, "cache_read": 2, "audio_output": 9}}, "markup": "1.25"},
+        {"at_cost": {"markup": "1.20", "credits_per_unit": "250.00"}},
         None,
     ],
 )
@@ -156,7 +174,13 @@ async def test_uses_are_read_only_lists(api: Api) -> None:
 
 TIERED: dict[str, Any] = {"tiers": [{"up_to": None, "unit_price": "0.50"}]}
 BY_TOKEN: dict[str, Any] = {"per_million": {"*": {"input": 1, "output": 2}}}
+IN_MONEY: dict[str, Any] = {"at_cost": {"markup": "1.2"}}
+IN_CREDITS: dict[str, Any] = {"at_cost": {"markup": "1.2", "credits_per_unit": "250"}}
 MISFITS = [
+    ("Consumption", IN_MONEY, "pricing.at_cost.credits_per_unit"),
+    ("Pay-Per-Use", IN_CREDITS, "pricing.at_cost.credits_per_unit"),
+    ("Subscription", IN_MONEY, "pricing"),
+    ("Subscription", IN_CREDITS, "pricing"),
     ("Consumption", TIERED, "pricing.tiers"),
     ("Pay-Per-Use", BY_TOKEN, "pricing.per_million"),
     ("Subscription", BY_TOKEN, "pricing"),
@@ -218,6 +242,30 @@ async def test_an_organization_that_goes_another_way_needs_a_price_of_its_own(ap
         422,
         ["pricing"],
     )
+
+
+async def test_at_cost_follows_no_business_model_that_pays_otherwise(api: Api) -> None:
+    models = {name: await model(api, name) for name in ("Consumption", "Subscription", "Pay-Per-Use")}
+    made = await api.make("services", **SERVICE, business_model_id=models["Pay-Per-Use"], pricing=IN_MONEY)
+    where = f"services/{made['id']}"
+    changed = await api.patch(where, {"business_model_id": models["Consumption"]})
+    assert wrong(changed) == (422, ["pricing.at_cost.credits_per_unit"])
+    assert wrong(await api.patch(where, {"service_type": "One-Time"})) == (422, ["pricing.at_cost"])
+    terms = {
+        "organization_id": (await api.make("organizations", name="Buyer"))["id"],
+        "service_id": made["id"],
+        "negotiated_credits": 3,
+        "business_model_id": models["Consumption"],
+    }
+    assert wrong(await api.post("organization-services", terms)) == (422, ["pricing"])
+    negotiated = await api.make("organization-services", **terms, pricing=IN_CREDITS)
+    there = f"organization-services/{negotiated['id']}"
+    back = await api.patch(there, {"business_model_id": None})
+    assert wrong(back) == (422, ["pricing.at_cost.credits_per_unit"])
+    whole = {"business_model_id": models["Consumption"], "pricing": IN_CREDITS}
+    assert (await api.patch(where, whole)).status == 200
+    assert (await api.patch(there, {"pricing": None})).status == 200
+    assert (await api.patch(where, {"pricing": IN_MONEY})).status == 422
 
 
 async def test_a_service_does_not_leave_behind_whoever_negotiated_its_price(api: Api) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gateway.core.accounts.facts import read_facts, told_of
 from gateway.core.billing.cost import Vector
+from gateway.core.billing.stand_ins import NO_STAND_INS
 from gateway.core.calls.route import Route
 from gateway.core.model import (
     Caller,
@@ -139,6 +140,8 @@ class FakeDirectory:
         self.down = False
         self.known = True
         self.services = dict(SERVICES)
+        self.currency = "USD"
+        self.stand_ins = NO_STAND_INS
         self.digests: list[str] = []
         self.terms: dict[str, Service | Refusal] = {}
         self.trouble: Refusal | None = None
@@ -168,8 +171,13 @@ class FakeDirectory:
             raise self.trouble
         return self.services
 
-    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
-        return self.prices.get(model)
+    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        found = self.prices.get(model)
+        return None if own and found is not None and found.currency != self.currency else found
+
+    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        other = self.stand_ins.of(model)
+        return self.price(caller, other, ago_s, own) if other else None
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """At the catalogue's price; `refusal` is raised if it is set, `then` is called behind it."""

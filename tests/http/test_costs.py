@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from gateway.core.accounts.facts import CallFacts, read_facts
 from gateway.core.billing.cost import Vector
+from gateway.core.billing.pricing import AtCost, Pricing
+from gateway.core.billing.stand_ins import read_stand_ins
+from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
 from tests.http.fakes import answer, get, post
 from tests.http.stage import Stage, staged
@@ -121,3 +126,83 @@ async def test_a_call_without_a_token_costs_what_a_call_does() -> None:
         facts = read_facts(stage.counters.charges[-1].metadata)
         assert facts is not None
         assert (facts.total, facts.cost) == (0, 5)
+
+
+async def test_a_model_that_another_stands_in_for_has_its_price_and_is_counted() -> None:
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices["house-1"] = OPUS._replace(price_id=9)
+        stage.directory.stand_ins = read_stand_ins("claude*=house-1")
+        facts = await facts_of(stage)
+        assert (facts.cost, facts.price_id) == (353_765_000, 9)
+        told = stage.tally.snapshot()
+        assert told["unpriced_calls"] == [("messages", 1)]
+        assert told["cost"] == [("messages", ASKED, "USD", 0.353765)]
+        stage.directory.prices[ASKED] = OPUS
+        assert (await facts_of(stage)).price_id == 7
+        assert stage.tally.snapshot()["unpriced_calls"] == [("messages", 1)]
+
+
+@pytest.mark.parametrize("stand_ins", ["claude*=nobody", "gpt*=house-1", ""])
+async def test_a_stand_in_without_a_price_is_none(stand_ins: str) -> None:
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices["house-1"] = OPUS
+        stage.directory.stand_ins = read_stand_ins(stand_ins)
+        got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+
+
+IN_MONEY = Service(9, "messages", "pay_per_use", True, pricing=Pricing(at_cost=AtCost(Decimal("1.2"))))
+IN_CREDITS = Service(
+    9, "messages", "consumption", False, pricing=Pricing(at_cost=AtCost(Decimal("1.2"), Decimal(250)))
+)
+
+
+async def test_at_cost_a_call_is_charged_what_it_costs_times_the_markup() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        stage.directory.services["messages"] = IN_MONEY
+        facts = await facts_of(stage)
+        charge, hold = stage.counters.charges[-1], stage.counters.holds[-1]
+        assert facts.cost == 353_765_000
+        assert (charge.units, charge.credits, charge.tokens) == (424_518_000, 0, 200_503)
+        assert (facts.units, hold.credits) == (1, 0)
+        stage.directory.services["messages"] = IN_CREDITS
+        await facts_of(stage)
+        charge = stage.counters.charges[-1]
+        # 0.353765 times 1.2 times 250 are 106.1295 credits.
+        assert (charge.credits, charge.over, charge.units) == (107, 870_500_000, 1)
+
+
+@pytest.mark.parametrize("service", [IN_MONEY, IN_CREDITS])
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_where_money_decides_a_model_without_a_price_is_refused(
+    service: Service, refuses: bool
+) -> None:
+    async with staged(refuses_unpriced=refuses) as stage:
+        stage.directory.services["messages"] = service
+        for prices in ({}, {ASKED: OPUS._replace(currency="EUR")}, {ANSWERED: OPUS}):
+            stage.directory.prices = prices
+            got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+            assert (got.status, got.reason) == (403, "model_not_priced")
+        stage.directory.currency = "EUR"
+        stage.directory.prices = {ASKED: OPUS._replace(currency="EUR")}
+        assert (await facts_of(stage)).currency == "EUR"
+        assert not stage.upstream.received[1:]
+        stage.directory.stand_ins = read_stand_ins("*=house-1")
+        stage.directory.prices = {"house-1": OPUS._replace(currency="EUR", price_id=9)}
+        assert (await facts_of(stage)).price_id == 9
+
+
+class Once(dict[str, Vector]):
+    """Prices that are gone once they were asked for."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.pop(key, default)
+
+
+async def test_a_price_that_was_taken_back_meanwhile_charges_the_call_it_admitted() -> None:
+    async with staged() as stage:
+        stage.directory.prices = Once({ASKED: OPUS})
+        stage.directory.services["messages"] = IN_MONEY
+        assert (await facts_of(stage)).cost == 353_765_000
+        assert stage.counters.charges[-1].units == 424_518_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.core.billing.pricing import TokenRate
+from gateway.core.billing.rate import TokenRate
 from gateway.core.model import Settled
 from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CREDITS, TTL_MS, World, new_id
@@ -97,7 +97,7 @@ def test_two_calls_of_one_tenant_share_what_is_free(world: World) -> None:
     assert world.tenant.held == 100
 
 
-RATE = TokenRate(read=10, input=1_000_000, output=2_000_000)
+RATE = TokenRate(read=10, input=10**15, output=2 * 10**15)
 
 
 def test_a_stream_that_outgrew_its_credits_takes_more_as_far_as_they_are_free(world: World) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 
 from gateway.background.timed.expirer import Expirer
-from gateway.core.calls.tariff import credits_of, rate_of
+from gateway.core.calls.tariff import rate_of
 from gateway.core.model import Observed, Service, Settled, Usage
 from gateway.counters.admission.directory import Directory
 from gateway.counters.redis import keys
@@ -29,7 +29,7 @@ from gateway.errors import CountersUnavailable, ServiceNotIncluded
 from persistence.billing.allocations import Allocations
 from tests.background.backend import Backend
 from tests.builders import Call as RealCall
-from tests.builders import World, driven
+from tests.builders import World, credits_of, driven, prices_of
 from tests.conftest import ValkeyServer
 from tests.model.domain import NEVER, Call, Grant, Organization, Plan, Price, Tenant
 from tests.persistence.migrated import empty
@@ -183,7 +183,7 @@ class System:
             raise AssertionError("a service that is not included was resolved")
         service = directory.resolve(caller, key)
         assert service is not None
-        held = credits_of(service, MODEL, Usage(input=need, output=0, units=units))
+        held = credits_of(service, Usage(input=need, output=0, units=units), MODEL)
         call = world.reserve(
             need if service.counts_tokens else 0, service=service, credits_=held, units=units, ttl_ms=TTL_MS
         )
@@ -207,7 +207,7 @@ class System:
         call, real, service = self.calls[at % len(self.calls)]
         if call.state != "open":
             return
-        rate = rate_of(service, MODEL, 10)
+        rate = rate_of(service, prices_of(service, MODEL), 10)
         live = Observed(real.request.caller, real.id, 0, seen, rate=rate)
         real.world.extended([(live, margin)])
         price = call.price
@@ -223,7 +223,7 @@ class System:
             return
         call, real, service = self.calls.pop(at % len(self.calls))
         tokens = read + written if service.counts_tokens else 0
-        credits_ = credits_of(service, MODEL, Usage(read, written, units=units))
+        credits_ = credits_of(service, Usage(read, written, units=units), MODEL)
         assert credits_ == call.price.cost(read, written, units)
         settled = real.settle(tokens, credits=credits_, units=units, metadata=b'{"model":"m"}')
         if call.state == "open":

@@ -65,6 +65,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("DATABASE_OWNER_URL", "postgresql://u:a/b@h/x", "written as %40 %3A %2F"),
         ("HEAD_BYTES_MAX", "12", "'12' is not valid: expected a whole number from 1024 to 1048576 bytes"),
+        ("PRICE_AS", "gpt-4o", "is no <model or beginning*>=<model>; expected at most 200 of"),
+        ("PRICE_AS", "a=b, A=c", "'A' is there twice"),
         ("TICK_S", "3", "'3' is not a setting"),
         ("HTTP", "3", "'3' is not a setting"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),

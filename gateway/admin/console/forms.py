@@ -24,7 +24,8 @@ FORMER = "was."
 # Fields that take a document; an example says more than a schema.
 EXAMPLES = {
     "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
-    'or {"per_million": {"*": {"input": 500, "output": 1500}}}',
+    'or {"per_million": {"gpt-4o*": {"input": 500, "output": 1500}}, "markup": "1.2"}\n'
+    'or {"at_cost": {"markup": "1.2"}}',
     "tools": '{"web_search": "10"}',
     "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
     "service_tiers": '{"batch": "0.5"}',

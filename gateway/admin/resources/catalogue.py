@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
@@ -14,9 +15,11 @@ from gateway.admin.resources.values import (
     Id,
     In,
     LongText,
+    Markup,
     Money,
     PathPattern,
     PositiveAmount,
+    Rate,
     ServiceKey,
     Text,
     UpstreamName,
@@ -38,25 +41,66 @@ class Tier(In):
 
 
 class TokenPrice(In):
-    """Credits a million tokens cost."""
+    """Credits a million tokens of each kind cost; null is what the kind falls back to."""
 
     input: Amount = 0
     output: Amount = 0
-    cached: Amount | None = Field(default=None, description="Null is what input costs.")
+    cache_read: Amount | None = Field(default=None, description="Null is what input costs.")
+    cached: Amount | None = Field(default=None, description="Another name of cache_read.")
+    cache_write: Amount | None = Field(default=None, description="Null is what input costs.")
+    cache_write_1h: Amount | None = Field(default=None, description="Null is what cache_write costs.")
+    reasoning: Amount | None = Field(default=None, description="Null is what output costs.")
+    audio_input: Amount | None = Field(default=None, description="Null is what input costs.")
+    audio_output: Amount | None = Field(default=None, description="Null is what output costs.")
+    image_input: Amount | None = Field(default=None, description="Null is what input costs.")
+    image_output: Amount | None = Field(default=None, description="Null is what output costs.")
+
+    @model_validator(mode="after")
+    def _read_once(self) -> Self:
+        if self.cached is not None and self.cache_read is not None:
+            raise ValueError("must name cached or cache_read: they are the same")
+        return self
+
+
+def _models(prices: dict[str, TokenPrice]) -> dict[str, TokenPrice]:
+    for name in prices:
+        if "*" in name[:-1]:
+            raise ValueError(f"must have * at the end of a model's name alone, not as in {name}")
+    return prices
+
+
+class AtCost(In):
+    """What the price book says the call costs, times a markup."""
+
+    markup: Markup = Field(default=Decimal(1), description='Such as "1.2".')
+    credits_per_unit: Rate | None = Field(
+        default=None, description="Of Consumption: how many credits a unit of the currency is."
+    )
 
 
 class Pricing(In):
-    """Either graduated tiers (Pay-Per-Use) or credits by token and model (Consumption)."""
+    """Graduated tiers (Pay-Per-Use), credits by token and model (Consumption), or what the call costs."""
 
     tiers: Annotated[list[Tier], Field(min_length=1, max_length=TIERS_MAX)] | None = None
     per_million: (
-        Annotated[dict[Text, TokenPrice], Field(min_length=1, max_length=PRICED_MODELS_MAX)] | None
-    ) = Field(default=None, description='By model; "*" is any other.')
+        Annotated[
+            dict[Text, TokenPrice],
+            Field(min_length=1, max_length=PRICED_MODELS_MAX),
+            AfterValidator(_models),
+        ]
+        | None
+    ) = Field(default=None, description='By model, exact or as gpt-4o*; "*" is any other.')
+    markup: Markup | None = Field(default=None, description="Of per_million: what it is multiplied by.")
+    at_cost: AtCost | None = Field(
+        default=None, description="In money (Pay-Per-Use), or in credits (Consumption)."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.tiers is None) == (self.per_million is None):
-            raise ValueError("must hold either tiers or per_million")
+        if sum(each is not None for each in (self.tiers, self.per_million, self.at_cost)) != 1:
+            raise ValueError("must hold one of tiers, per_million and at_cost")
+        if self.markup is not None and self.per_million is None:
+            raise ValueError("must have its markup in at_cost, or with per_million")
         ends = [tier.up_to for tier in self.tiers or ()]
         whole = [end for end in ends if end is not None]
         if ends and (ends[-1] is not None or len(whole) != len(ends) - 1 or whole != sorted(set(whole))):

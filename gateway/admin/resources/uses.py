@@ -49,7 +49,8 @@ class CreditTransaction(Use):
 class FeatureUsage(Use):
     """One use that the next invoice bills."""
 
-    usage_amount: int
+    usage_amount: int = Field(description="Units; of use at cost, billionths of the currency.")
+    cost: Exactly | None = Field(description="Of use at cost: what it is charged, in the currency.")
 
 
 RESOURCES = (

@@ -38,6 +38,7 @@ LONG_TEXT_CHARS_MAX = 4000
 EXTERNAL_ID_CHARS_MAX = 128
 MODELS_MAX = 100
 FRACTION_DIGITS_MAX = 6
+MARKUP_MAX, RATE_MAX = 1_000, 1_000_000_000
 YEAR_MIN, YEAR_MAX = 1970, 2999
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
@@ -132,6 +133,17 @@ def _fraction(value: Decimal) -> Decimal:
     if value > 1 or value != round(value, FRACTION_DIGITS_MAX):
         raise ValueError('must be a fraction from "0" to "1" with at most 6 decimals')
     return value
+
+
+def _factor(most: int, digits: int) -> AfterValidator:
+    """A decimal above 0 that is multiplied by."""
+
+    def check(value: Decimal) -> Decimal:
+        if not 0 < value <= most or value != round(value, digits):
+            raise ValueError(f"must be above 0 and at most {most}, with at most {digits} decimals")
+        return value
+
+    return AfterValidator(check)
 
 
 def _not_zero(value: int) -> int:
@@ -230,6 +242,9 @@ Exactly = Annotated[
     Decimal, PlainSerializer(_show_shortest, when_used="json"), WithJsonSchema({"type": "string"})
 ]
 Cap = Annotated[Money, AfterValidator(_countable)]
+Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
+# Credits to a unit of a currency.
+Rate = Annotated[Money, _factor(RATE_MAX, 9)]
 Fraction = Annotated[
     Decimal,
     BeforeValidator(_decimal),

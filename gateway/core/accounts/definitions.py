@@ -159,12 +159,16 @@ class TenantAccount:
 
 @dataclass(frozen=True, slots=True)
 class ServiceUse:
-    """What an organization's price of a service depends on: paid once, units of a month so far."""
+    """What an organization's price of a service depends on: paid once, units of a month so far.
+
+    Units that are money (`in_money`) are counted apart.
+    """
 
     service_id: int
     activated: bool
     month: int
     quantity: int
+    in_money: bool = False
 
 
 @dataclass(frozen=True, slots=True)

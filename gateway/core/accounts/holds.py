@@ -42,10 +42,10 @@ class Charged:
 class ExpiredHold:
     """A hold whose deadline passed, `held` in tokens and `held_credits`; `release` would end it for nothing.
 
-    `observed` tokens were seen of its call, worth `credits`. Where its plan weighs them, `held` are tokens of
-    the quota, of which `weighed` were seen; `taken` is then the most that a limit a minute gave for it.
-    A `lease` is no call's; a hold without a service is of a free route, or of a call of which only the head
-    is known: both are charged nothing.
+    `observed` tokens were seen of its call, worth `credits` or `units`. Where its plan weighs them, `held`
+    are tokens of the quota, of which `weighed` were seen; `taken` is then the most that a limit a minute gave
+    for it. A `lease` is no call's; a hold without a service is of a free route, or of a call of which only
+    the head is known: both are charged nothing.
     """
 
     release: Settlement
@@ -57,6 +57,7 @@ class ExpiredHold:
     held_credits: int = 0
     weighed: int | None = None
     taken: int = 0
+    held_units: int = 0
 
     def charge(self, policy: ReclaimPolicy) -> Charged:
         """What the call is charged when its hold is taken back."""
@@ -65,7 +66,8 @@ class ExpiredHold:
         if policy == ReclaimPolicy.CHARGE_HOLD:
             weighed = None if self.weighed is None else max(self.held, self.weighed)
             tokens = max(self.held if weighed is None else self.taken, self.observed)
-            return Charged(tokens, max(self.held_credits, self.credits), self.units, weighed=weighed)
+            credits_, units = max(self.held_credits, self.credits), max(self.held_units, self.units)
+            return Charged(tokens, credits_, units, weighed=weighed)
         if policy == ReclaimPolicy.RELEASE or not self.observed:
             return Charged()
         return Charged(self.observed, self.credits, self.units, weighed=self.weighed)

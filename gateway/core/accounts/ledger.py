@@ -13,7 +13,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from gateway.core.accounts.facts import CallFacts, read_facts, told_of
-from gateway.core.billing.tiers import TIER_BYTES
+from gateway.core.billing.tiers import TIER_BYTES, are_money
 from gateway.core.layout import Layout
 
 # Layout 1 had one byte for the lengths of user and attribution; an outbox may still hold such entries.
@@ -109,6 +109,11 @@ class Event:
     facts: CallFacts | None = None
     ahead: int = 0
     carried: int = 0
+
+
+def in_money(event: Event) -> bool:
+    """Whether the units of a use are money: billionths of the currency that it costs."""
+    return are_money(event.priced[PRICED.size :])
 
 
 class EventNote(IntEnum):

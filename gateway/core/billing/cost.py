@@ -75,7 +75,7 @@ def cost_nano(
     """
     prices = vector.prices
     if vector.context_tiers:
-        prices = _prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
+        prices = prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
     whole: int = vector.request * TOKENS_A_PRICE + sum(map(mul, apart(counts), prices))
     scale = TOKENS_A_PRICE
     if tier and tier in vector.service_tiers:
@@ -91,7 +91,7 @@ def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = NOTHING, tier: str = ""
 ) -> list[Line]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
-    prices = _prices_at(vector, sum(counts[:4]))
+    prices = prices_at(vector, sum(counts[:4]))
     factor = vector.service_tiers.get(tier, _ONE)
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
@@ -106,6 +106,25 @@ def lines(
         if uses and name in vector.tools
     ]
     return made
+
+
+def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
+    """The prices of a call that has read so many tokens."""
+    prices = vector.prices
+    for above, dearer in vector.context_tiers:
+        if read > above:
+            prices = dearer
+    return prices
+
+
+def filled(own: Mapping[str, int | None]) -> tuple[int, ...]:
+    """A price for each kind: its own, else that of what it falls back to, at last nothing."""
+
+    def price(kind: str) -> int:
+        found = own.get(kind)
+        return found if found is not None else price(FALLBACK[kind]) if kind in FALLBACK else 0
+
+    return tuple(map(price, KINDS))
 
 
 def money(nano: int) -> Decimal:
@@ -125,14 +144,6 @@ def apart(counts: Sequence[int]) -> Sequence[int]:
     return (
         read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output
     )  # fmt: skip
-
-
-def _prices_at(vector: Vector, read: int) -> tuple[int, ...]:
-    prices = vector.prices
-    for above, dearer in vector.context_tiers:
-        if read > above:
-            prices = dearer
-    return prices
 
 
 def _line(kind: str, quantity: int, nano: int, per: int, factor: tuple[int, int]) -> Line:

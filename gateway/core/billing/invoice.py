@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from gateway.core.billing.pricing import EXACT, Portion, rounded, times
+from gateway.core.billing.pricing import EXACT, IN_MONEY, Portion, rounded, times
 from gateway.core.billing.subscription import Piece, Segment, pieces
 
 INFORMATION = "credits_consumed"
@@ -57,7 +57,8 @@ class Purchase:
 class Use:
     """Pay-Per-Use units of a service in one calendar month, by what they cost when they were used.
 
-    `billed` units of that month were billed before; a negative portion gives billed ones back.
+    `billed` units of that month were billed before; a negative portion gives billed ones back. Of use at cost
+    the units are billionths of the currency, and no other use is beside them.
     """
 
     service_id: int
@@ -220,6 +221,9 @@ def _uses(facts: Facts) -> Iterator[tuple[Line, None]]:
         at = use.billed
         for portion in use.portions:
             description = f"{use.service}, {use.month:%B %Y}"
+            if portion.unit_price == IN_MONEY[0].unit_price:
+                yield _at_cost(facts, use, portion, description), None
+                continue
             if portion.quantity < 0:
                 description += ", given back"
             elif use.billed or len(use.portions) > 1:
@@ -230,6 +234,16 @@ def _uses(facts: Facts) -> Iterator[tuple[Line, None]]:
                 "usage", description, portion.quantity, portion.unit_price, amount, service_id=use.service_id
             )
             yield line, None
+
+
+def _at_cost(facts: Facts, use: Use, portion: Portion, description: str) -> Line:
+    """Use that is charged what it cost: one line, its price exact to the last unit."""
+    exact = times(portion.quantity, portion.unit_price)
+    sign, description = QUANTITY_ONE, f"{description}, at cost"
+    if exact < 0:
+        sign, description = -QUANTITY_ONE, f"{description}, given back"
+    amount = rounded(exact, facts.currency)
+    return Line("usage", description, sign, abs(exact), amount, service_id=use.service_id)
 
 
 def _tax(subtotal: Decimal, facts: Facts) -> list[Line]:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from gateway.core.billing.cost import FALLBACK, KINDS, Vector
+from gateway.core.billing.cost import KINDS, Vector, filled
 from gateway.core.billing.pricing import NANO
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
@@ -155,14 +155,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
 
 
 def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
-    """A price for each kind: its own, else that of what it falls back to, at last nothing."""
-
-    def price(kind: str) -> int:
-        if own[kind] is not None or kind not in FALLBACK:
-            return _nano(own[kind])
-        return price(FALLBACK[kind])
-
-    return tuple(map(price, KINDS))
+    return filled({kind: None if own[kind] is None else _nano(own[kind]) for kind in KINDS})
 
 
 def _nano(price: Decimal | str | None) -> int:

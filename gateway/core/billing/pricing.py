@@ -1,4 +1,4 @@
-"""What use costs: money rounded as currencies are, graduated tiers, credits by token.
+"""What use costs: money rounded as currencies are, graduated tiers, credits by token, and at cost.
 
 Pure and exact: money is `Decimal`, tokens and credits are integers. Nothing here knows who
 pays, when, or on which invoice.
@@ -14,6 +14,7 @@ MICRO = 1_000_000
 NANO = 1_000_000_000
 ANY_MODEL = "*"
 ENDLESS = 2**53 - 1
+ONE = Decimal(1)
 
 # Decimals of a currency's minor unit where they are not two (ISO 4217, table A.1).
 MINOR_DIGITS: Mapping[str, int] = {
@@ -50,73 +51,56 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
-    """Credits a million tokens cost; `cached` None is the price of input."""
+    """Credits a million tokens of each kind cost; None is what its kind falls back to (`cost.FALLBACK`).
+
+    `cached` is the price of `cache_read`.
+    """
 
     input: int = 0
     output: int = 0
     cached: int | None = None
-
-    def credits(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
-        """Credits of one request, rounded up once."""
-        return whole_credits(self.nano(input_tokens, output_tokens, cached_tokens))[0]
-
-    def nano(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
-        """Nano-credits of one request, exact; `cached_tokens` are part of its `input_tokens`.
-
-        A price of p credits a million is p micro-credits a token.
-        """
-        cached = min(cached_tokens, input_tokens)
-        micro = (
-            (input_tokens - cached) * self.input + cached * self.cached_price + output_tokens * self.output
-        )
-        return micro * (NANO // MICRO)
-
-    @property
-    def cached_price(self) -> int:
-        """What a million cached tokens cost."""
-        return self.input if self.cached is None else self.cached
-
-    def dearest(self, other: TokenPrice) -> TokenPrice:
-        """Of each kind the dearer price."""
-        return TokenPrice(
-            max(self.input, other.input),
-            max(self.output, other.output),
-            max(self.cached_price, other.cached_price),
-        )
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    reasoning: int | None = None
+    audio_input: int | None = None
+    audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRate:
-    """What a call under way costs by the tokens seen of it: the first `read` were its input.
+class AtCost:
+    """What a call costs by the price book, times `markup`: in money, or in credits, so many to a unit."""
 
-    Prices are micro-credits a token.
-    """
+    markup: Decimal = ONE
+    credits_per_unit: Decimal | None = None
 
-    read: int
-    input: int
-    output: int
-
-    def credits(self, tokens: int) -> int:
-        """Credits of so many tokens, rounded up."""
-        read = min(tokens, self.read)
-        return -(-(read * self.input + (tokens - read) * self.output) // MICRO)
-
-    def covered(self, credits_: int) -> int:
-        """Return the most tokens so many credits pay; more than any call has where they cost nothing."""
-        left = credits_ * MICRO - self.read * self.input
-        if left < 0:
-            return credits_ * MICRO // self.input
-        return self.read + left // self.output if self.output else ENDLESS
+    @property
+    def factor(self) -> tuple[int, int]:
+        """What a nano-unit of cost is charged, as an exact fraction."""
+        return EXACT.multiply(self.markup, self.credits_per_unit or ONE).as_integer_ratio()
 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """The price of a service as it is stored: tiers, or credits by model and token kind; or neither."""
+    """The price of a service as it is stored: tiers, credits by model and token kind, at cost, or none.
+
+    `markup` is what credits by token are multiplied by.
+    """
 
     tiers: tuple[Tier, ...] = ()
     per_million: Mapping[str, TokenPrice] | None = None
+    at_cost: AtCost | None = None
+    markup: Decimal = ONE
+
+    @property
+    def ladder(self) -> tuple[Tier, ...]:
+        """What units cost: those of a call at cost are nano-units of its currency."""
+        return self.tiers if self.at_cost is None else IN_MONEY
 
 
+# Units that are money: a billionth of the currency each, in every quantity.
+IN_MONEY = (Tier(None, Decimal("1E-9")),)
 NO_PRICING = Pricing()
 
 
@@ -144,13 +128,22 @@ def times(quantity: int, unit_price: Decimal) -> Decimal:
 def read_pricing(document: Mapping[str, object] | None) -> Pricing:
     """Read the `pricing` of a service or of an organization's override; None has no price."""
     document = document or {}
-    tiers, prices = document.get("tiers"), document.get("per_million")
+    tiers, prices, at_cost = document.get("tiers"), document.get("per_million"), document.get("at_cost")
     return Pricing(
         tuple(Tier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
         if isinstance(tiers, list)
         else (),
-        {model: TokenPrice(**price) for model, price in prices.items()} if isinstance(prices, dict) else None,
+        {model: _token_price(price) for model, price in prices.items()} if isinstance(prices, dict) else None,
+        AtCost(**{name: Decimal(number) for name, number in at_cost.items() if number is not None})
+        if isinstance(at_cost, dict)
+        else None,
+        Decimal(str(document.get("markup") or ONE)),
     )
+
+
+def _token_price(price: Mapping[str, int]) -> TokenPrice:
+    """A price by kind; `cached` is another name of `cache_read`."""
+    return TokenPrice(**{"cached" if kind == "cache_read" else kind: each for kind, each in price.items()})
 
 
 def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:

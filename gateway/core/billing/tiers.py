@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, Decimal
 
-from gateway.core.billing.pricing import EXACT, Tier
+from gateway.core.billing.pricing import EXACT, IN_MONEY, Tier
 from gateway.core.layout import Layout
 
 DECIMALS = 12
@@ -28,9 +28,17 @@ def pack_tiers(tiers: Sequence[Tier]) -> bytes:
     return b"".join(packed)
 
 
+def are_money(packed: bytes) -> bool:
+    """Whether units at these tiers are money: billionths of the currency."""
+    return packed == _MONEY
+
+
 def read_tiers(packed: bytes) -> tuple[Tier, ...]:
     """The tiers of an argument."""
     return tuple(
         Tier(None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS))
         for up_to, whole, part in TIER.struct.iter_unpack(packed)
     )
+
+
+_MONEY = pack_tiers(IN_MONEY)

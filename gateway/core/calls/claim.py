@@ -6,37 +6,99 @@ in credits is: a call that states no maximum is then sent with one.
 
 from __future__ import annotations
 
-from gateway.core.billing.pricing import ENDLESS, TokenPrice, TokenRate
+from collections.abc import Collection
+from typing import Final
+
+from gateway.core.billing.cost import KINDS
+from gateway.core.billing.pricing import ENDLESS
+from gateway.core.billing.rate import Asks, TokenRate, dearest_rate
+from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimate
-from gateway.core.calls.tariff import credits_of, price_of
-from gateway.core.model import Decision, Service, Usage
+from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
+from gateway.core.families.controlled import Document
+from gateway.core.model import Decision, Service
+
+# Uses of a tool that a call holds where it does not say how many it may make; and the most one may say.
+TOOL_USES: Final = 1
+TOOL_USES_MAX: Final = 1_000_000
+_NO_COUNTS: Final = (0,) * len(KINDS)
+# Tiers that cost no more than the usual one.
+_PLAIN_TIERS: Final = frozenset({"default", "standard", "standard_only", "flex", "batch"})
+# What stands in a body that writes to a cache, that names an image, sound or file, or that wants to hear.
+_CACHE, _SOUND = b'"cache', (b'"audio', b'"AUDIO')
+_SEARCH_OPTIONS: Final = "web_search_options"
 
 
-def credits_claimed(
-    service: Service, model: str, estimate: Estimate, units: int, models_beside: tuple[str, ...] = ()
-) -> tuple[int, int]:
-    """Credits of all a call could use, and the least they may be cut to: 0 where they are held whole."""
-    price = price_of(service, model, models_beside)
-    if price is None:
-        return credits_of(service, model, Usage(units=units)), 0
-    rate, read = _dearest(price, estimate.read), estimate.read
-    most = rate.credits(max(read, estimate.ceiling))
-    return min(most, ENDLESS), min(rate.credits(estimate.least), ENDLESS) if estimate.least else 0
+def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
+    """The most a call could cost by its tokens; None where they do not set the price."""
+    if not vectors:
+        return None
+    asks = asks_of(call, vectors)
+    return dearest_rate(vectors, estimate.read, asks, factor_of(service), in_money=is_in_money(service))
 
 
-def output_bound(service: Service, call: Call, estimate: Estimate, decision: Decision) -> int | None:
+def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
+    """Credits of all a call could use, the least they may be cut to (0: they are held whole), and units."""
+    if rate is None:
+        credits_, _, units = charge_of(service, (), _NO_COUNTS, None, units)
+        return credits_, 0, units
+    most = max(estimate.read, estimate.ceiling)
+    if rate.in_money:
+        return 0, 0, min(rate.nano(most), ENDLESS)
+    least = min(rate.credits(estimate.least), ENDLESS) if estimate.least else 0
+    return min(rate.credits(most), ENDLESS), least, units
+
+
+def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decision: Decision) -> int | None:
     """The most tokens of one answer that the hold covers; None where nothing binds the call."""
     most = ENDLESS
     if decision.bounded:
         held, weights = decision.held_tokens, decision.weights
         most = held if weights is None else weights.covered(held, estimate.read)
-    price = price_of(service, call.model, call.models_beside)
-    if price is not None:
-        most = min(most, _dearest(price, estimate.read).covered(decision.held_credits))
+    if rate is not None:
+        most = min(most, rate.covered(decision.held_credits))
     return None if most >= ENDLESS else max(1, (most - estimate.read) // call.choices)
 
 
-def _dearest(price: TokenPrice, read: int) -> TokenRate:
-    """The price of a call whose input costs whatever is dearer, cached or not."""
-    return TokenRate(read, max(price.input, price.cached or 0), price.output)
+def asks_of(call: Call, vectors: Vectors) -> Asks:
+    """Which prices a call may have, by its body as it is sent; all of them where that is not there."""
+    body, document = call.body, call.document
+    if document is None:
+        return Asks()
+    tier = document.get("service_tier")
+    return Asks(
+        caches=_CACHE in body,
+        blobs=call.blob_tokens > 0 or bool(call.named) or named_tokens(body) > 0,
+        sound=any(word in body for word in _SOUND),
+        tiers=not (isinstance(tier, str) and tier in _PLAIN_TIERS),
+        tools=_tools(document, {name for one in vectors for name in one.tools}),
+    )
+
+
+def _tools(document: Document, priced: Collection[str]) -> dict[str, int]:
+    """Uses of priced tools that a call may make: as many as it states."""
+    stated, found = document.get("max_tool_calls"), dict[str, int]()
+    if not priced:
+        return found
+    tools = document.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict):
+            said = _plain(f"{tool.get('type', '')} {tool.get('name', '')} {' '.join(tool)}")
+            for name in priced:
+                if _plain(name) in said:
+                    found[name] = found.get(name, 0) + _uses(tool.get("max_uses", stated))
+    if _SEARCH_OPTIONS in document:
+        found |= {name: found.get(name, _uses(stated)) for name in priced if name in _SEARCH_OPTIONS}
+    return found
+
+
+def _plain(said: str) -> str:
+    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`."""
+    return said.lower().replace("_", "").replace("google", "web")
+
+
+def _uses(stated: object) -> int:
+    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
+        return min(stated, TOOL_USES_MAX)
+    return TOOL_USES

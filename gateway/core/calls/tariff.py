@@ -1,86 +1,108 @@
-"""What a use costs in credits: by the unit, once for all, or by token.
+"""What a use costs: by the unit, once for all, by token, or what the call itself costs.
 
 The same rule prices an estimate, for the hold, and what was really used.
 """
 
 from __future__ import annotations
 
-from gateway.core.billing.pricing import (
-    ANY_MODEL,
-    ENDLESS,
-    NO_PRICING,
-    Pricing,
-    TokenPrice,
-    TokenRate,
-    whole_credits,
-)
-from gateway.core.model import INTEGER_MAX, Observed, Service, Usage
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from gateway.core.billing.cost import Vector, cost_nano
+from gateway.core.billing.pricing import ENDLESS, NO_PRICING, Pricing, whole_credits
+from gateway.core.billing.rate import SAME, Factor, TokenRate, usual_rate
+from gateway.core.billing.token_prices import dearest, token_price
+from gateway.core.model import INTEGER_MAX, Observed, Service
 from gateway.errors import ModelNotPriced
 
 CONSUMPTION = "consumption"
 PAY_PER_USE = "pay_per_use"
 
+# The prices of the models that may answer a call, the asked one's first; none where no token has a price.
+Vectors = Sequence[Vector]
+UNPRICED: Final[tuple[Vector, ...]] = ()
+
 
 def misfit(meter: str, one_time: bool, pricing: Pricing) -> tuple[str, str] | None:
     """Why a business model cannot use a price: the field, and what is right; None where it can."""
+    if meter not in {CONSUMPTION, PAY_PER_USE}:
+        if pricing == NO_PRICING:
+            return None
+        return "pricing", "belongs to Consumption or Pay-Per-Use; a Subscription is not priced by use"
+    at_cost = pricing.at_cost
     if pricing.per_million is not None:
         if meter == PAY_PER_USE:
-            return "pricing.per_million", "belongs to Consumption; Pay-Per-Use takes tiers"
-        if meter == CONSUMPTION and one_time:
+            return "pricing.per_million", "belongs to Consumption; Pay-Per-Use takes tiers or at_cost"
+        if one_time:
             return "pricing.per_million", "belongs to Pay-As-You-Go; One-Time costs its credits once"
+    elif at_cost is not None:
+        if one_time:
+            return "pricing.at_cost", "belongs to Pay-As-You-Go; One-Time costs its credits once"
+        if meter == CONSUMPTION and at_cost.credits_per_unit is None:
+            return (
+                "pricing.at_cost.credits_per_unit",
+                "must say how many credits a unit of the currency is: Consumption is paid with credits",
+            )
+        if meter == PAY_PER_USE and at_cost.credits_per_unit is not None:
+            return "pricing.at_cost.credits_per_unit", "belongs to Consumption; Pay-Per-Use is paid in money"
     elif pricing.tiers and meter == CONSUMPTION:
-        return "pricing.tiers", "belongs to Pay-Per-Use; Consumption takes credits or per_million"
-    if meter not in {CONSUMPTION, PAY_PER_USE} and pricing != NO_PRICING:
-        return "pricing", "belongs to Consumption or Pay-Per-Use; a Subscription is not priced by use"
+        return "pricing.tiers", "belongs to Pay-Per-Use; Consumption takes credits, per_million or at_cost"
     return None
 
 
-def check_priced(service: Service, model: str, models_beside: tuple[str, ...] = ()) -> None:
-    """`ModelNotPriced` where a price decides and there is none for a model that may answer.
+def vectors_of(
+    service: Service, models: Sequence[str], book: Callable[[str], Vector | None]
+) -> tuple[Vector, ...]:
+    """The prices of the models that may answer, by which a call is charged; none where tokens do not say.
 
-    A price that its business model cannot use is none. A call that names no model has no tokens.
+    `book` answers what a model costs in the currency of who pays. `ModelNotPriced` where a price decides and
+    one of them has none, or its business model cannot use it. A call that names no model has no tokens.
     """
-    prices = service.pricing.per_million
-    if prices is None:
-        if service.pricing.tiers and service.meter == CONSUMPTION:
-            raise ModelNotPriced("This service is priced by units, which its business model cannot use.")
-    elif service.meter == PAY_PER_USE:
-        raise ModelNotPriced("This service is priced by token, which its business model cannot use.")
-    elif service.meter == CONSUMPTION and not service.one_time:
-        if not model:
-            raise ModelNotPriced("This service is priced by the tokens of a model, and this call names none.")
-        if ANY_MODEL not in prices:
-            for name in (model, *models_beside):
-                if name not in prices:
-                    raise ModelNotPriced(f"The model {name} has no price here.")
+    pricing, meter = service.pricing, service.meter
+    by_token = pricing.per_million is not None or pricing.at_cost is not None
+    once = service.one_time and meter == CONSUMPTION
+    if meter not in {CONSUMPTION, PAY_PER_USE} or (once and not pricing.tiers):
+        return UNPRICED
+    why = misfit(meter, service.one_time, pricing)
+    if why is not None:
+        raise ModelNotPriced(f"This service's business model cannot use its price: {why[0]} {why[1]}.")
+    if not by_token:
+        return UNPRICED
+    if not models or not models[0]:
+        raise ModelNotPriced("This service is priced by the tokens of a model, and this call names none.")
+    found = []
+    for name in models:
+        vector = book(name) if pricing.per_million is None else token_price(pricing, name)
+        if vector is None:
+            raise ModelNotPriced(f"The model {name} has no price here.")
+        found.append(vector)
+    return tuple(found) if pricing.per_million is None else (dearest(found),)
 
 
 def is_by_token(service: Service) -> bool:
-    """Whether tokens set the price, so that a hold is an estimate and not the price itself."""
-    return service.meter == CONSUMPTION and not service.one_time and service.pricing.per_million is not None
+    """Whether tokens set the price in credits, so that a hold is an estimate and not the price itself."""
+    pricing = service.pricing
+    if service.meter != CONSUMPTION or service.one_time:
+        return False
+    return pricing.per_million is not None or pricing.at_cost is not None
 
 
-def price_of(service: Service, model: str, models_beside: tuple[str, ...] = ()) -> TokenPrice | None:
-    """What a model's tokens cost; None where tokens do not set the price, or the model has none.
-
-    Where others may answer instead, whoever asks chooses which one cannot: each kind is the most expensive.
-    """
-    if not is_by_token(service) or service.pricing.per_million is None:
-        return None
-    prices = service.pricing.per_million
-    others = prices.get(ANY_MODEL)
-    found = prices.get(model, others)
-    for name in models_beside:
-        beside = prices.get(name, others)
-        if found is not None and beside is not None:
-            found = found.dearest(beside)
-    return found
+def is_in_money(service: Service) -> bool:
+    """Whether a call is charged what it costs, in units of money."""
+    return service.meter == PAY_PER_USE and service.pricing.at_cost is not None
 
 
-def rate_of(service: Service, model: str, read: int, models_beside: tuple[str, ...] = ()) -> TokenRate | None:
+def factor_of(service: Service) -> Factor:
+    """What a nano-unit of a call's cost is charged, in nano-credits or in units of money."""
+    at_cost = service.pricing.at_cost
+    return SAME if at_cost is None else at_cost.factor
+
+
+def rate_of(service: Service, vectors: Vectors, read: int) -> TokenRate | None:
     """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
-    price = price_of(service, model, models_beside)
-    return None if price is None else TokenRate(read, price.input, price.output)
+    if not vectors:
+        return None
+    return usual_rate(vectors, read, factor_of(service), in_money=is_in_money(service))
 
 
 def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) -> int:
@@ -97,24 +119,31 @@ def extended(observed: Observed, tokens: int, credits_: int) -> None:
     observed.held = covered(counts, observed.rate, tokens, credits_)
 
 
-def credits_of(service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()) -> int:
-    """Whole credits of one request that `check_priced` let pass, never more than are counted exactly.
-
-    0 where the service takes none.
-    """
-    return charge_of(service, model, usage, models_beside)[0]
-
-
 def charge_of(
-    service: Service, model: str, usage: Usage, models_beside: tuple[str, ...] = ()
-) -> tuple[int, int]:
-    """The same, and by how many nano-credits they are more than it costs."""
+    service: Service, vectors: Vectors, counts: Sequence[int], cost: int | None, units: int
+) -> tuple[int, int, int]:
+    """What one request is charged: credits, by how many nano-credits these are more than it cost, and units.
+
+    `counts` are its tokens by `KINDS`, `cost` is what it costs by the price book. Never more than is counted
+    exactly; 0 where the service takes none.
+    """
+    if is_in_money(service):
+        return 0, 0, min(charged(cost or 0, factor_of(service)), INTEGER_MAX)
     if service.meter != CONSUMPTION:
-        return 0, 0
+        return 0, 0, units
     if service.one_time:
-        return service.credits, 0
-    price = price_of(service, model, models_beside)
-    if price is None:
-        return min(service.credits * usage.units, INTEGER_MAX), 0
-    credits_, over = whole_credits(price.nano(usage.input, usage.output, usage.cached))
-    return (credits_, over) if credits_ <= INTEGER_MAX else (INTEGER_MAX, 0)
+        return service.credits, 0, units
+    if not vectors:
+        return min(service.credits * units, INTEGER_MAX), 0, units
+    if service.pricing.at_cost is None:
+        nano = cost_nano(vectors[0], counts)
+    else:
+        nano = charged(cost or 0, factor_of(service))
+    credits_, over = whole_credits(nano)
+    return (credits_, over, units) if credits_ <= INTEGER_MAX else (INTEGER_MAX, 0, units)
+
+
+def charged(nano: int, factor: Factor) -> int:
+    """What so much cost is charged, rounded half up."""
+    numerator, denominator = factor
+    return (2 * nano * numerator + denominator) // (2 * denominator)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from gateway.core.billing.cost import BASE_CURRENCY, Vector
+from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.prices import Prices, unheard
@@ -35,7 +36,7 @@ UNKNOWN_MAX = 4096  # digests nobody has, kept apart: guesses displace no caller
 class Directory:
     """Identities, terms, services, prices and weights of one worker.
 
-    `version` is the catalogue's, 0 before the first read.
+    `version` is the catalogue's, 0 before the first read; `stand_ins` says which models have another's price.
 
     `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
     told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
@@ -54,6 +55,7 @@ class Directory:
         log: Callable[..., None] = unheard,
     ) -> None:
         self.version = 0
+        self.stand_ins: StandIns = NO_STAND_INS
         self.prices = Prices(wire, log)
         self.weighing = Weighing()
         # Whether a keeper has compared this very Redis with PostgreSQL, as of the last look.
@@ -93,18 +95,23 @@ class Directory:
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000, self._meters) if service is not None else None
 
-    def price(self, caller: Caller, model: str, ago_s: float) -> Vector | None:
+    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
 
-        None where there is no such price.
+        None where there is no such price; with `own` in no other currency than the organization's.
         """
         terms = self._terms.get(caller.organization_id)
         currency = BASE_CURRENCY if terms is None else terms.currency
         at_ms = (self._today() - ago_s) * 1000
         found = self.prices.vector(model, currency, at_ms)
-        if found is None and currency != BASE_CURRENCY:
+        if found is None and currency != BASE_CURRENCY and not own:
             found = self.prices.vector(model, BASE_CURRENCY, at_ms)
         return found
+
+    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+        """The same of the model that stands in for one without a price; None where none does."""
+        other = self.stand_ins.of(model)
+        return self.price(caller, other, ago_s, own) if other else None
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or None."""

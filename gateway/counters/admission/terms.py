@@ -80,7 +80,7 @@ class _Resolved:
             pricing = negotiated.pricing
             if pricing is None:
                 # Units at tiers become units at credits, which an organization always negotiates.
-                flat = meter == CONSUMPTION and base.pricing.per_million is None
+                flat = meter == CONSUMPTION and bool(base.pricing.tiers)
                 pricing = NO_PRICING if flat and base.meter != meter else base.pricing
             self.service = replace(self.service, credits=negotiated.credits, pricing=pricing)
         self.included = replace(self.service, needs_plan=False)

@@ -9,7 +9,7 @@ from typing import cast
 
 from gateway.core.accounts.definitions import OrganizationAccount, ServiceUse, TenantAccount
 from gateway.core.billing.pricing import spend_micro
-from gateway.core.billing.tiers import read_tiers
+from gateway.core.billing.tiers import are_money, read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.layout import LAYOUT
 from gateway.counters.keeper import worker_reports
@@ -19,6 +19,9 @@ from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import release_of
+
+# A service, and whether its units are money: those are counted apart.
+Counted = tuple[int, bool]
 
 
 class KeeperCounters(Control, AccountHeads):
@@ -95,16 +98,18 @@ class KeeperCounters(Control, AccountHeads):
         """
         found = (await self._holds(partition, await self.held(partition))).values()
         holds = [hold for hold, _, _ in found]
-        tiers = {hold.service_id: tiers for hold, _, tiers in found}
+        tiers = {(hold.service_id, are_money(tiers)): tiers for hold, _, tiers in found}
         parts: dict[str, bytes] = {}
         for organization in organizations:
             id_ = organization.definition.organization_id
             mine = [hold for hold in holds if hold.organization_id == id_]
-            uses = _with_holds_of_services(organization, mine, tiers)
+            money = [are_money(packed) for hold, _, packed in found if hold.organization_id == id_]
+            uses = _with_holds_of_services(organization, mine, money, tiers)
             state = _with_holds_of_organization(organization_state(organization), mine, uses)
             parts[keys.organization_state(partition, id_)] = states.pack(state)
-            for service_id, use in uses.items():
-                parts[keys.activation(partition, id_, service_id)] = states.pack(use)
+            for (service_id, in_money), use in uses.items():
+                name = keys.activation(partition, id_, service_id, in_money=in_money)
+                parts[name] = states.pack(use)
         for tenant in tenants:
             name = keys.tenant_state(partition, tenant.definition.tenant_id)
             parts[name] = states.pack(_with_holds_of_tenant(tenant_state(tenant), holds))
@@ -188,24 +193,30 @@ def _with_holds_of_tenant(state: states.TenantState, holds: Sequence[states.Hold
 
 
 def _with_holds_of_services(
-    account: OrganizationAccount, holds: Sequence[states.HoldState], tiers: Mapping[int, bytes]
-) -> dict[int, states.ActivationState]:
-    """What is kept of each service, its units in flight included, and what they would cost together."""
-    uses = {use.service_id: activation_state(use) for use in account.uses}
-    for hold in holds:
+    account: OrganizationAccount,
+    holds: Sequence[states.HoldState],
+    money: Sequence[bool],
+    tiers: Mapping[Counted, bytes],
+) -> dict[Counted, states.ActivationState]:
+    """What is kept of each service, its units in flight included, and what they would cost together.
+
+    `money` says of each hold whether its units are.
+    """
+    uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
+    for hold, in_money in zip(holds, money, strict=True):
         if hold.flags & states.HOLD_USES and not hold.credits:
-            use = uses.setdefault(hold.service_id, states.ActivationState())
+            use = uses.setdefault((hold.service_id, in_money), states.ActivationState())
             use.held += hold.units
-    for service_id, use in uses.items():
+    for counted, use in uses.items():
         if use.held and account.definition.cap is not None:
-            use.held_price = spend_micro(read_tiers(tiers[service_id]), use.quantity, use.held)
+            use.held_price = spend_micro(read_tiers(tiers[counted]), use.quantity, use.held)
     return uses
 
 
 def _with_holds_of_organization(
     state: states.OrganizationState,
     mine: Sequence[states.HoldState],
-    uses: Mapping[int, states.ActivationState],
+    uses: Mapping[Counted, states.ActivationState],
 ) -> states.OrganizationState:
     paying = [hold for hold in mine if not hold.flags & states.HOLD_ONE_TIME]
     alone = sum(hold.credits for hold in paying if hold.flags & states.HOLD_USES)

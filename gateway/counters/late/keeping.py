@@ -137,12 +137,15 @@ class Keeping:
             return None
         state, user, tiers = states.unpack_hold(packed)
         # What tokens set the price of costs what was seen; any other price is known beforehand.
-        held = 0 if state.flags & states.HOLD_USES else state.credits
-        credits_ = held if state.seen < 0 else state.seen
+        uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
+        if uses:
+            held, credits_, units = 0, 0, units if state.seen < 0 else state.seen
+        else:
+            credits_ = held if state.seen < 0 else state.seen
         lease = bool(state.flags & states.HOLD_LEASE)
         release = release_of(request_id, state, user, tiers)
         return ExpiredHold(
-            release, state.observed, credits_, state.units, state.tokens, lease, held,
+            release, state.observed, credits_, units, state.tokens, lease, held,
             state.weighed if state.weighed >= 0 else None,
-            max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm),
+            max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, PlanTerms, Term
+from gateway.core.billing.pricing import IN_MONEY
 from gateway.core.billing.tiers import pack_tiers
 from gateway.core.layout import LAYOUT
 from gateway.core.model import (
@@ -109,11 +110,12 @@ def _accounts(call: HoldRequest | Settlement) -> Iterator[str]:
     if call.user:
         yield keys.user_state(p, caller.tenant_id, call.user)
     if flags & (FLAG_ONE_TIME | FLAG_USES):
-        yield keys.activation(p, caller.organization_id, call.service.id)
+        in_money = bool(flags & FLAG_USES) and call.service.pricing.ladder == IN_MONEY
+        yield keys.activation(p, caller.organization_id, call.service.id, in_money=in_money)
 
 
 def _tiers(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
-    return (pack_tiers(call.service.pricing.tiers),) if service_flags(call) & FLAG_USES else ()
+    return (pack_tiers(call.service.pricing.ladder),) if service_flags(call) & FLAG_USES else ()
 
 
 def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
@@ -172,7 +174,7 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[Observed
             keys.organization_state(partition, one.caller.organization_id),
         ]
         tokens, rate = one.tokens, one.rate
-        seen, wanted = (-1, 0) if rate is None else (rate.credits(tokens), rate.credits(tokens + margin))
+        seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(tokens + margin))
         weighed = -1 if one.weights is None else one.weighed
         arguments.append(
             table.EXTEND.pack(tokens, weighed, one.wanted(margin), seen, wanted, one.request_id.encode())

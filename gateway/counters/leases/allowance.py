@@ -175,7 +175,7 @@ class Allowances:
             raise CountersUnavailable
         if caller.key_id in self._revoked:
             raise InvalidApiKey
-        if service.one_time or (one.capped and service.pricing.tiers):
+        if service.one_time or (one.capped and service.pricing.ladder):
             raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
         weights = by_plan.get(one.plan_id) if by_plan and service.counts_tokens else None
         tokens = _tokens_for(one, request, weights)

@@ -71,6 +71,6 @@ def hold(partition: int, request_id: str) -> str:
     return f"tk:{{p{partition:02d}}}:h:{request_id}"
 
 
-def activation(partition: int, organization_id: int, service_id: int) -> str:
-    """What is kept of an organization's service."""
-    return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}"
+def activation(partition: int, organization_id: int, service_id: int, *, in_money: bool = False) -> str:
+    """What is kept of an organization's service; units that are money are counted apart."""
+    return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}{':money' if in_money else ''}"

@@ -9,7 +9,7 @@ import pytest
 from gateway.background.timed.reclaimer import Reclaimer
 from gateway.core.accounts.holds import Charged, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.ledger import EventNote
-from gateway.core.billing.pricing import TokenRate
+from gateway.core.billing.rate import TokenRate
 from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settled, Settlement, Verdict
 from gateway.counters.leases.lease import lease
 from gateway.counters.redis import keys
@@ -122,7 +122,7 @@ async def test_a_dead_call_paid_by_token_costs_what_was_seen(valkey: str, migrat
         world = await backend.settle_in(100)
         world.grant("credits", 100)
         call = dead(world, 0, service=BY_TOKEN, credits_=60)
-        call.priced(14, 5, TokenRate(read=10, input=2_000_000, output=5_000_000))
+        call.priced(14, 5, TokenRate(read=10, input=2 * 10**15, output=5 * 10**15))
         world.client.zadd(keys.deadlines(world.p), {call.id: 1})
         assert await sweep_twice(backend) == 1
         assert (world.organization.balance, world.organization.credits_held) == (60, 0)

@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.pricing import (
+    IN_MONEY,
+    NO_PRICING,
+    AtCost,
     Tier,
     TokenPrice,
     graduated,
@@ -89,41 +92,22 @@ def test_more_units_never_cost_less(tiers: list[Tier], units: int, more: int) ->
     assert 0 <= spend_micro(tiers, 0, units) - exact * 1_000_000 < 1
 
 
-def test_tokens_are_rounded_up_once_a_request() -> None:
-    used = {"input_tokens": 10, "output_tokens": 2, "cached_tokens": 4}
-    big = TokenPrice(3_000_000, 15_000_000, 300_000)
-    assert big.credits(**used) == 6 * 3 + 2 * 15 + 2  # 4 cached tokens are 1.2
-    assert TokenPrice(1, 1).credits(**used) == 1
-    assert TokenPrice().credits(**used) == 0
-
-
-def test_cached_tokens_without_a_price_of_their_own_cost_what_input_costs() -> None:
-    assert TokenPrice(1_000_000, 0).credits(7, 0, 5) == 7
-    assert TokenPrice(1_000_000, 0, 0).credits(7, 0, 5) == 2
-
-
-PRICES = st.builds(TokenPrice, st.integers(0, 9), st.integers(0, 9), st.none() | st.integers(0, 9))
-
-
-@given(
-    one=PRICES, other=PRICES, read=st.integers(0, 99), written=st.integers(0, 99), cached=st.integers(0, 99)
-)
-def test_the_dearest_of_two_prices_is_never_less_than_either(
-    one: TokenPrice, other: TokenPrice, read: int, written: int, cached: int
-) -> None:
-    dearest = one.dearest(other).credits(read, written, cached)
-    assert dearest >= max(one.credits(read, written, cached), other.credits(read, written, cached))
-    assert one.dearest(one).credits(read, written, cached) == one.credits(read, written, cached)
-
-
-@given(price=st.integers(0, 10_000_000), tokens=st.integers(0, 100_000_000))
-def test_credits_by_token_are_the_exact_price_rounded_up(price: int, tokens: int) -> None:
-    credits_ = TokenPrice(price).credits(tokens, 0)
-    assert 0 <= credits_ - Fraction(price * tokens, 1_000_000) < 1
-
-
 def test_pricing_is_read_as_it_is_stored() -> None:
     stored = {"tiers": [{"up_to": 10, "unit_price": "0.50"}, {"up_to": None, "unit_price": "0.1"}]}
     assert read_pricing(stored).tiers == (Tier(10, Decimal("0.50")), Tier(None, Decimal("0.1")))
     assert read_pricing({"per_million": {"*": {"output": 5}}}).per_million == {"*": TokenPrice(output=5)}
     assert read_pricing(None) == read_pricing({})
+    by_kind = {"input": 3, "cache_read": 1, "cache_write": 4, "audio_output": 9}
+    read = read_pricing({"per_million": {"gpt*": by_kind}, "markup": "1.25"})
+    assert read.per_million == {"gpt*": TokenPrice(3, cached=1, cache_write=4, audio_output=9)}
+    assert read.markup == Decimal("1.25")
+    assert read_pricing({"at_cost": {}}).at_cost == AtCost(Decimal(1))
+    at_cost = read_pricing({"at_cost": {"markup": "1.2", "credits_per_unit": "100"}}).at_cost
+    assert at_cost == AtCost(Decimal("1.2"), Decimal(100))
+    assert at_cost.factor == (120, 1)
+
+
+def test_units_at_cost_are_billionths_of_the_currency() -> None:
+    assert read_pricing({"at_cost": {"markup": "1.2"}}).ladder == (Tier(None, Decimal("0.000000001")),)
+    assert spend_micro(IN_MONEY, 0, 424_800_000) == 424_800
+    assert NO_PRICING.ladder == ()

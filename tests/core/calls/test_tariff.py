@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.pricing import ENDLESS, NO_PRICING, Pricing, Tier, TokenPrice, TokenRate
+from gateway.core.billing.cost import Vector
+from gateway.core.billing.pricing import (
+    ENDLESS,
+    NANO,
+    NO_PRICING,
+    AtCost,
+    Pricing,
+    Tier,
+    TokenPrice,
+    whole_credits,
+)
+from gateway.core.billing.rate import TokenRate
 from gateway.core.calls.tariff import (
-    check_priced,
+    charge_of,
     covered,
-    credits_of,
     is_by_token,
+    is_in_money,
     misfit,
-    price_of,
     rate_of,
+    vectors_of,
 )
 from gateway.core.model import INTEGER_MAX, Service, Usage
 from gateway.errors import ModelNotPriced
+from tests.builders import credits_of, prices_of
 
 PRICES = {"small": TokenPrice(3, 15, 1), "large": TokenPrice(input=3_000_000, output=15_000_000)}
 UNIT = Service(1, "images", "consumption", credits=6)
@@ -51,7 +65,6 @@ def test_only_consumption_may_be_priced_by_token(service: Service, by_token: boo
         (TOKEN, "small", 1, (1, 0, 0), 1),
         (TOKEN, "small", 1, (1_000_000, 0, 1_000_000), 1),
         (TOKEN, "large", 1, (2, 3, 2), 51),
-        (TOKEN, "unpriced", 2, (10, 10, 0), 12),
         (Service(4, "x", "pay_per_use", credits=6), "small", 4, (0, 0, 0), 0),
         (Service(5, "y", "subscription", credits=6), "small", 4, (0, 0, 0), 0),
     ],
@@ -60,26 +73,25 @@ def test_what_a_use_costs(
     service: Service, model: str, units: int, tokens: tuple[int, int, int], expected: int
 ) -> None:
     read, written, cached = tokens
-    assert credits_of(service, model, Usage(read, written, cached, units=units)) == expected
+    assert credits_of(service, Usage(read, written, cached, units=units), model) == expected
 
 
 def test_a_call_that_names_several_models_costs_the_dearest_whichever_is_first() -> None:
     used = Usage(2, 3, 2)
-    dear = credits_of(TOKEN, "large", used)
-    assert dear > credits_of(TOKEN, "small", used)
-    assert credits_of(TOKEN, "small", used, ("large", "small")) == dear
-    assert credits_of(TOKEN, "large", used, ("small",)) == dear
-    assert rate_of(TOKEN, "small", 5, ("large",)) == rate_of(TOKEN, "large", 5)
-    assert price_of(TOKEN, "unpriced", ("large",)) is None
+    dear = credits_of(TOKEN, used, "large")
+    assert dear > credits_of(TOKEN, used, "small")
+    assert credits_of(TOKEN, used, "small", "large", "small") == dear
+    assert credits_of(TOKEN, used, "large", "small") == dear
+    both, large = prices_of(TOKEN, "small", "large"), prices_of(TOKEN, "large")
+    assert rate_of(TOKEN, both, 5) == rate_of(TOKEN, large, 5)
 
 
 def test_a_call_under_way_is_priced_as_it_will_be() -> None:
-    assert rate_of(UNIT, "small", 5) is None
-    assert rate_of(TOKEN, "unpriced", 5) is None
-    rate = rate_of(TOKEN, "large", 5)
-    assert rate == TokenRate(5, 3_000_000, 15_000_000)
+    assert rate_of(UNIT, (), 5) is None
+    rate = rate_of(TOKEN, prices_of(TOKEN, "large"), 5)
+    assert rate == TokenRate(5, 3 * 10**15, 15 * 10**15)
     assert [rate.credits(tokens) for tokens in (0, 5, 7)] == [0, 15, 45]
-    assert rate.credits(7) == credits_of(TOKEN, "large", Usage(5, 2))
+    assert rate.credits(7) == credits_of(TOKEN, Usage(5, 2), "large")
 
 
 PRICE = st.integers(0, 10**9)
@@ -89,7 +101,7 @@ PRICE = st.integers(0, 10**9)
 def test_credits_cover_as_many_tokens_as_they_pay_and_no_more(
     read: int, prices: tuple[int, int], credits_: int
 ) -> None:
-    rate = TokenRate(read, *prices)
+    rate = TokenRate(read, *(price * NANO for price in prices))
     tokens = rate.covered(credits_)
     assert rate.credits(min(tokens, 10**9)) <= credits_
     if tokens < ENDLESS:
@@ -97,7 +109,7 @@ def test_credits_cover_as_many_tokens_as_they_pay_and_no_more(
 
 
 def test_a_hold_covers_what_both_its_tokens_and_its_credits_cover() -> None:
-    rate = TokenRate(0, 0, 1_000_000)
+    rate = TokenRate(0, 0, 10**15)
     assert [covered(True, None, 50, 0), covered(False, None, 0, 0)] == [50, ENDLESS]
     assert [covered(True, rate, 50, 20), covered(True, rate, 50, 70), covered(False, rate, 0, 20)] == [
         20,
@@ -107,9 +119,13 @@ def test_a_hold_covers_what_both_its_tokens_and_its_credits_cover() -> None:
 
 
 def test_no_use_costs_more_than_is_counted_exactly() -> None:
-    assert credits_of(Service(1, "x", "consumption", credits=INTEGER_MAX), "", Usage(units=2)) == INTEGER_MAX
+    assert credits_of(Service(1, "x", "consumption", credits=INTEGER_MAX), Usage(units=2), "") == INTEGER_MAX
+    dear = Pricing(per_million={"*": TokenPrice(INTEGER_MAX)})
+    assert credits_of(replace(TOKEN, pricing=dear), Usage(10**8), "any") == INTEGER_MAX
 
 
+AT_COST = Pricing(at_cost=AtCost(Decimal("1.2")))
+IN_CREDITS = Pricing(at_cost=AtCost(Decimal("1.2"), Decimal(250)))
 TIERS = Pricing(tiers=(Tier(None, Decimal(1)),))
 
 
@@ -124,6 +140,13 @@ TIERS = Pricing(tiers=(Tier(None, Decimal(1)),))
         ("pay_per_use", False, TOKEN.pricing, "pricing.per_million"),
         ("subscription", False, TIERS, "pricing"),
         ("subscription", False, TOKEN.pricing, "pricing"),
+        ("consumption", False, IN_CREDITS, None),
+        ("consumption", True, IN_CREDITS, "pricing.at_cost"),
+        ("consumption", False, AT_COST, "pricing.at_cost.credits_per_unit"),
+        ("pay_per_use", False, AT_COST, None),
+        ("pay_per_use", True, AT_COST, "pricing.at_cost"),
+        ("pay_per_use", False, IN_CREDITS, "pricing.at_cost.credits_per_unit"),
+        ("subscription", False, AT_COST, "pricing"),
         *((meter, False, NO_PRICING, None) for meter in ("consumption", "pay_per_use", "subscription")),
     ],
 )
@@ -135,12 +158,50 @@ def test_a_business_model_uses_one_kind_of_price(
 
 
 def test_a_price_for_any_model_is_one_for_each() -> None:
-    check_priced(TOKEN, "small", ("large",))
+    assert len(prices_of(TOKEN, "small", "large")) == 1
     with pytest.raises(ModelNotPriced):
-        check_priced(TOKEN, "small", ("Large",))
-    check_priced(Service(3, "chat", "consumption", pricing=Pricing(per_million={"*": TokenPrice()})), "any")
+        prices_of(TOKEN, "small", "Large")
+    any_model = Service(3, "chat", "consumption", pricing=Pricing(per_million={"*": TokenPrice()}))
+    assert len(prices_of(any_model, "any")) == 1
 
 
 @pytest.mark.parametrize("pricing", [TIERS, TOKEN.pricing])
 def test_a_subscription_is_not_priced_by_use(pricing: Pricing) -> None:
-    check_priced(Service(4, "x", "subscription", pricing=pricing), "any")
+    assert prices_of(Service(4, "x", "subscription", pricing=pricing), "any") == ()
+
+
+# --- what the call itself costs ----------------------------------------------------------
+
+BOOK = {name: Vector(at, "USD", (at * 10**9,) * 10) for at, name in enumerate(("cheap", "dear"), 1)}
+MONEY = Service(6, "money", "pay_per_use", pricing=AT_COST)
+BOUGHT = Service(7, "bought", "consumption", pricing=IN_CREDITS)
+NO_COUNTS = (0,) * 10
+
+
+def test_at_cost_goes_by_the_price_book_of_every_model_that_may_answer() -> None:
+    for service in (MONEY, BOUGHT):
+        assert vectors_of(service, ("cheap", "dear"), BOOK.get) == (BOOK["cheap"], BOOK["dear"])
+        with pytest.raises(ModelNotPriced, match="other"):
+            vectors_of(service, ("cheap", "other"), BOOK.get)
+        with pytest.raises(ModelNotPriced, match="names none"):
+            vectors_of(service, ("",), BOOK.get)
+    assert [is_in_money(one) for one in (MONEY, BOUGHT, TOKEN)] == [True, False, False]
+    assert [is_by_token(one) for one in (MONEY, BOUGHT)] == [False, True]
+
+
+@given(cost=st.integers(0, 10**13), markup=st.integers(1, 10**9), rate=st.integers(1, 10**12))
+def test_at_cost_is_cost_times_markup_rounded_once(cost: int, markup: int, rate: int) -> None:
+    at_cost = AtCost(Decimal(markup).scaleb(-6), Decimal(rate).scaleb(-9))
+    wanted = Fraction(cost) * Fraction(markup, 10**6)
+    money = Service(6, "m", "pay_per_use", pricing=Pricing(at_cost=AtCost(at_cost.markup)))
+    credits_, over, units = charge_of(money, (BOOK["cheap"],), NO_COUNTS, cost, 1)
+    assert (credits_, over) == (0, 0)
+    assert units == min(INTEGER_MAX, int(wanted + Fraction(1, 2)))
+    bought = Service(7, "b", "consumption", pricing=Pricing(at_cost=at_cost))
+    nano = int(wanted * Fraction(rate, 10**9) + Fraction(1, 2))
+    credits_, over, units = charge_of(bought, (BOOK["cheap"],), NO_COUNTS, cost, 1)
+    if nano <= INTEGER_MAX * NANO:
+        assert ((credits_, over), units) == (whole_credits(nano), 1)
+        assert (credits_ * NANO - over, 0 <= over < NANO) == (nano, True)
+    else:
+        assert (credits_, over) == (INTEGER_MAX, 0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.pricing import TokenRate
+from gateway.core.billing.rate import TokenRate
 from gateway.core.model import (
     NO_SERVICE,
     Caller,
@@ -359,7 +359,7 @@ async def test_credits_of_a_live_call_follow_its_tokens(world: World, hire: Hire
     worker = await hire(world)
     world.grant("credits", 1000)
     call = world.reserve(service=BY_TOKEN, credits_=30)
-    rate = TokenRate(read=10, input=1_000_000, output=2_000_000)
+    rate = TokenRate(read=10, input=10**15, output=2 * 10**15)
     observed = Observed(world.caller, call.id, held=20, tokens=50, counts=False, rate=rate)
     worker.counters.watch(observed)
     await worker.counters.extend_all()

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.plan_terms import PlanTerms
-from gateway.core.billing.pricing import Pricing, Tier, TokenRate
+from gateway.core.billing.pricing import Pricing, Tier
+from gateway.core.billing.rate import TokenRate
 from gateway.core.layout import KINDS, LAYOUT, Field, Layout
 from gateway.core.model import HoldRequest, Limits, Service
 from gateway.counters.layouts import lua, packing, states, table
@@ -31,7 +32,7 @@ TERMS = PlanTerms(
     plan_id=2, total_amount=20_000, reset_interval="monthly", on_exhausted="cut", on_store_failure="allow",
     rollover_max=70, anchor=31,
 )  # fmt: skip
-RATE = TokenRate(0, 0, 2_000_000)
+RATE = TokenRate(0, 0, 2 * 10**15)
 # A Redis whose clock stands: 2026-01-01.
 NOW_S = 1767225600
 DUMMY = Field("dummy", KINDS["u8"], 9, LAYOUT)

@@ -1,0 +1,54 @@
+"""What a service's own prices say of a model: credits a million tokens, by kind.
+
+They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.core.billing.cost import KINDS, Vector, filled
+from gateway.core.billing.pricing import ANY_MODEL, NANO, Pricing, TokenPrice
+
+# Of all services together: whoever calls may name any model.
+MODELS_REMEMBERED_MAX: Final = 4_096
+_found: dict[tuple[int, str], tuple[Pricing, Vector | None]] = {}
+
+
+def token_price(pricing: Pricing, model: str) -> Vector | None:
+    """What a model's tokens cost in nano-credits, None where it has no price.
+
+    Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
+    """
+    known = _found.get((id(pricing), model))
+    if known is not None:
+        return known[1]
+    price = _look(pricing, model)
+    vector = None if price is None else _vector(price, pricing)
+    if len(_found) >= MODELS_REMEMBERED_MAX:
+        _found.clear()
+    _found[id(pricing), model] = pricing, vector  # kept with it: no other one has its id meanwhile
+    return vector
+
+
+def dearest(vectors: Sequence[Vector]) -> Vector:
+    """Of each kind the dearest price: whoever asks chooses which of their models answers."""
+    first, *others = vectors
+    if not others:
+        return first
+    return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
+
+
+def _look(pricing: Pricing, model: str) -> TokenPrice | None:
+    prices = pricing.per_million or {}
+    if model in prices and model != ANY_MODEL:
+        return prices[model]
+    fitting = [name for name in prices if name.endswith(ANY_MODEL) and model.startswith(name[:-1])]
+    return prices[max(fitting, key=len)] if fitting else None
+
+
+def _vector(price: TokenPrice, pricing: Pricing) -> Vector:
+    factor = int(pricing.markup * NANO)
+    own = {kind: getattr(price, "cached" if kind == "cache_read" else kind) for kind in KINDS}
+    return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))

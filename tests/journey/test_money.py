@@ -1,0 +1,117 @@
+"""What calls cost, to the part: credits by token, whose parts are carried, and calls charged at cost."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.journey.stack import Body, Stack
+from tests.journey.test_credits import Buyer
+from tests.waiting import wait_until
+
+CALLS = 100
+
+
+@pytest.fixture
+def buyer(stack: Stack) -> Buyer:
+    return Buyer(stack)
+
+
+def gives(buyer: Buyer, model: str, pricing: Body) -> None:
+    """The demo's chat to this organization at a price of its own."""
+    chat = next(one for one in buyer.stack.admin("GET", "/services?key=chat")[1]["items"])
+    buyer.stack.make(
+        "organization-services", organization_id=buyer.id, service_id=chat["id"], negotiated_credits=0,
+        business_model_id=buyer.models[model], pricing=pricing,
+    )  # fmt: skip
+
+
+def chat(buyer: Buyer, usage: str = "10,20", **more: Any) -> httpx.Response:
+    key = buyer.headers["authorization"].removeprefix("Bearer ")
+    return buyer.stack.chat(key, usage=usage, **more)
+
+
+def test_a_hundred_calls_worth_115_75_credits_cost_116(buyer: Buyer) -> None:
+    # 10 tokens read and 20 written at 15,750 and 50,000 credits a million: 1.1575 credits.
+    per_million = {"demo-s*": {"input": 15_750, "output": 50_000}}
+    gives(buyer, "Consumption", {"per_million": per_million})
+    buyer.give(100_000)
+    wait_until(lambda: chat(buyer).status_code == 200)
+    with ThreadPoolExecutor(10) as pool:
+        assert {answer.status_code for answer in pool.map(lambda _: chat(buyer), range(CALLS - 1))} == {200}
+    rows = buyer.rows("credit-transactions", CALLS)
+    assert sum(row["credits_used"] for row in rows) == 116
+    assert {row["credits_exact"] for row in rows} == {"1.1575"}
+    organization = buyer.stack.admin("GET", f"/organizations/{buyer.id}")[1]
+    assert organization["credit_balance"] == 100_000 - 116
+    assert organization["credit_ahead"] == "0.25"
+
+
+def test_a_hundred_calls_at_once_never_use_credits_that_are_not_there(buyer: Buyer) -> None:
+    gives(buyer, "Consumption", {"per_million": {"*": {"input": 15_750, "output": 50_000}}})
+    buyer.give(20)
+    wait_until(lambda: chat(buyer, "10,16").status_code == 200)
+    with ThreadPoolExecutor(CALLS) as pool:
+        codes = [answer.status_code for answer in pool.map(lambda _: chat(buyer, "10,16"), range(CALLS))]
+    assert set(codes) <= {200, 402, 429}
+    served = 1 + codes.count(200)
+    rows = buyer.rows("credit-transactions", served)
+    used = sum(row["credits_used"] for row in rows)
+    assert used == ceil(served * Fraction("0.9575")) <= 20
+    organization = buyer.stack.admin("GET", f"/organizations/{buyer.id}")[1]
+    assert organization["credit_balance"] == 20 - used
+    assert Fraction(organization["credit_ahead"]) == used - served * Fraction("0.9575")
+
+
+def test_calls_at_cost_are_billed_to_the_last_part(stack: Stack) -> None:
+    buyer = Buyer(stack, spend_cap="5")
+    since = "2026-01-01T00:00:00Z"
+    stack.make("prices", model="money-", match="prefix", currency="USD", effective_from=since,
+               input="0.15", output="0.6", request="0.000000007")  # fmt: skip
+    gives(buyer, "Pay-Per-Use", {"at_cost": {"markup": "1.2"}})
+    wait_until(lambda: chat(buyer, model="money-1").status_code == 200)
+    for usage in ("1,1", "1234,567", "100000,3"):
+        assert chat(buyer, usage, model="money-1").status_code == 200
+    rows = buyer.rows("feature-usage", 4)
+    uses = [(10, 20), (1, 1), (1234, 567), (100_000, 3)]
+    costs = [read * Fraction("0.15") / 10**6 + written * Fraction("0.6") / 10**6 + Fraction(7, 10**9)
+             for read, written in uses]  # fmt: skip
+    nano = [int(cost * Fraction("1.2") * 10**9 + Fraction(1, 2)) for cost in costs]
+    assert [row["usage_amount"] for row in rows] == nano
+    assert [Decimal(row["cost"]) for row in rows] == [Decimal(one) / 10**9 for one in nano]
+    calls = buyer.rows("calls", 4)
+    assert [Fraction(row["cost"]) for row in calls] == costs
+    assert {row["units"] for row in calls} == {1}
+    (spent,) = stack.rows(f"select spent from organization where id = {buyer.id}")
+    assert spent[0] == ceil(Fraction(sum(nano), 1000))
+    today = datetime.now(UTC).date()
+    invoice = stack.make(
+        "invoices", organization_id=buyer.id, period_start=str(today.replace(day=1)),
+        period_end=str(today + timedelta(days=1)),
+    )  # fmt: skip
+    (line,) = invoice["lines"]
+    exact = Decimal(sum(nano)) / 10**9
+    assert line["description"].endswith(", at cost")
+    assert (line["quantity"], Decimal(line["unit_price"])) == (1, exact)
+    assert Decimal(line["amount"]) == exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
+    told = stack.admin("GET", f"/invoices/{invoice['id']}")[1]
+    assert told["lines"] == invoice["lines"]
+
+
+def test_at_cost_refuses_what_no_price_says_and_what_the_cap_does_not_cover(stack: Stack) -> None:
+    buyer = Buyer(stack, spend_cap="0.001", currency="CHF")
+    gives(buyer, "Pay-Per-Use", {"at_cost": {}})
+    reason = "x-tollkeeper-reason"
+    wait_until(lambda: chat(buyer).headers[reason] == "model_not_priced")
+    stack.make("prices", model="demo-small", currency="CHF", effective_from="2026-01-01T00:00:00Z",
+               input="1", output="2")  # fmt: skip
+    wait_until(lambda: chat(buyer, max_tokens=5).status_code == 200)
+    refused = chat(buyer, max_tokens=1_000)
+    assert (refused.status_code, refused.headers[reason]) == (402, "spend_cap_reached")
