@@ -92,6 +92,26 @@ async def test_a_report_that_says_more_than_is_known_is_counted_by_family() -> N
         assert stage.tally.snapshot()["unknown_usage"] == [("anthropic", 2)]
 
 
+@pytest.mark.parametrize("absurd", [-7, 0.5, True, 10**30, "9", [9], {"count": 9}])
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+async def test_an_absurd_count_is_charged_by_our_own_and_counted(name: str, absurd: object) -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        text = [{"type": "text", "text": "At the gate."}]
+        usage = {"input_tokens": 900, "output_tokens": 80} | {name: absurd}
+        body = {"type": "message", "model": ASKED, "content": text, "usage": usage}
+        stage.upstream.scripts.append([answer(json.dumps(body).encode())])
+        got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+        assert (got.status, got.body) == (200, json.dumps(body).encode())
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert facts.estimated
+        assert min(facts.counts[0], facts.counts[4]) > 0
+        assert facts.total > (900 if name == "output_tokens" else 80)
+        assert (facts.cost or 0) > 0
+        assert stage.tally.snapshot()["settlements_estimated"] == 1
+
+
 @pytest.mark.parametrize("more", [1, 50])
 def test_series_of_costs_have_a_most(more: int) -> None:
     tally = Tally()
