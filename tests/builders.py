@@ -251,7 +251,8 @@ class World:
     def reserve(
         self, need: int = 0, *, ceiling: int | None = None, service: Service = CHAT, user: str = "",
         credits_: int = 0, units: int = 1, request_id: str = "", ttl_ms: int = TTL_MS, raises: bool = False,
-        least: int = 0, credits_least: int = 0,
+        least: int = 0, credits_least: int = 0, quota: tuple[int, int, int] | None = None,
+        plan_id: int = packing.ANY_PLAN,
     ) -> Call:  # fmt: skip
         ceiling = need if ceiling is None else ceiling
         request = HoldRequest(
@@ -267,7 +268,8 @@ class World:
             least,
             credits_least,
         )
-        answer = self.run("reserve", packing.reserve(self.run_id, self.catalogue, ttl_ms, request))
+        packed = packing.reserve(self.run_id, self.catalogue, ttl_ms, request, quota=quota, plan_id=plan_id)
+        answer = self.run("reserve", packed)
         return Call(self, request, packing.decision(answer, request.service))
 
     def settle(self, request: HoldRequest, tokens: int, *, mode: int, **used: Any) -> Settled:

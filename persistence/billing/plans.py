@@ -1,4 +1,7 @@
-"""Token plans: a change is loaded again for every tenant that follows the plan."""
+"""Token plans: a change is loaded again for every tenant that follows the plan.
+
+What its kinds of tokens weigh is in the catalogue, which every gateway has.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,24 @@ from collections import defaultdict
 from sqlalchemy import func
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
 from gateway.core.accounts.plan_terms import TERMS
+from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
+from gateway.errors import Unprocessable
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live
 from persistence.tables.billing import subscription_plan
 from persistence.tables.people import tenant, token_plan
 
+WEIGHTS = "weights"
 # A tenant's own plan, else the one its organization's subscription gives it.
 plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
 def define(change: Change, row: Row) -> None:
-    """Have the plan loaded again for its tenants; nobody else needs to know of it."""
+    """Have the plan loaded again for its tenants; what it weighs, for every gateway."""
+    if row["weights"] or (change.command.verb == "change" and WEIGHTS in change.command.values):
+        change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
     tenants = change.connection.execute(
         live(tenant, tenant.c.id, tenant.c.organization_id)
         .where(plan_in_force == row["id"])
@@ -31,6 +40,18 @@ def define(change: Change, row: Row) -> None:
         change.intend(accounts, "define", {}, organization_id=organization_id)
 
 
+def check_weights(change: Change, _: Row) -> None:
+    """`Unprocessable` where more plans have weights than gateways carry."""
+    if not change.command.values.get(WEIGHTS):
+        return
+    weighing = live(token_plan, func.count()).where(token_plan.c.weights != {})
+    if change.connection.execute(weighing).scalar_one() > WEIGHTED_PLANS_MAX:
+        message = (
+            f"are on {WEIGHTED_PLANS_MAX} plans already, the most there may be: take them off another one"
+        )
+        raise Unprocessable(errors=((WEIGHTS, message),))
+
+
 SUBJECT = Subject(
     token_plan,
     verbs=crud.VERBS,
@@ -40,6 +61,7 @@ SUBJECT = Subject(
             subscription_plan.c.token_plan_id == THIS
         ),
     },
+    check_row=check_weights,
     define=define,
-    defining=frozenset(one.name for one in TERMS),
+    defining=frozenset({WEIGHTS, *(one.name for one in TERMS)}),
 )

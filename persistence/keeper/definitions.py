@@ -30,6 +30,7 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.plan_terms import TERMS, read_terms
+from gateway.core.accounts.weights import millionths
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.pricing import read_pricing
 from gateway.core.model import Limits, Service
@@ -87,6 +88,9 @@ _SERVICES = """
 SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.pricing, s.upstream, s.paths, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
  WHERE s.deleted_at IS NULL ORDER BY s.id"""
+
+_WEIGHTS = """
+SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id"""
 
 
 async def of_account(connection: AsyncConnection, account: str) -> tuple[Definition, ...]:
@@ -194,8 +198,9 @@ async def users(connection: AsyncConnection, where: str, values: Mapping[str, An
 
 
 async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
-    """Every service as the catalogue has it, with the meter of its business model."""
+    """Every service as the catalogue has it, with the meter of its business model, and what plans weigh."""
     rows = (await connection.execute(text(_SERVICES))).mappings().all()
+    weighing = (await connection.execute(text(_WEIGHTS))).mappings().all()
     return CatalogueDefinition(
         tuple(
             Service(
@@ -210,7 +215,8 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
                 paths=tuple(row["paths"] or ()),
             )
             for row in rows
-        )
+        ),
+        {row["id"]: millionths(row["weights"]) for row in weighing},
     )
 
 

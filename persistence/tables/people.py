@@ -98,6 +98,8 @@ token_plan = table(
     integers(*(f"{term.name}?" if term.nullable else term.name for term in TERMS if not term.choices)),
     amounts("overage_unit_price?"),
     moments("created_at", "updated_at", "deleted_at?"),
+    # What a token of a kind counts toward the quota: decimal strings by kind.
+    documents("weights?"),
 )
 
 # What tokens beyond a plan cost since when, kept by a trigger.

@@ -30,6 +30,19 @@ async def set_up(run: Run) -> None:
     )
 
 
+async def test_a_plans_weights(run: Run) -> None:
+    made = await from_json(
+        run, "plan", "create", "Cached", "--weights", "cache_read=0.10", "--weights", "output=4"
+    )
+    assert made["weights"] == {"cache_read": "0.10", "output": "4"}
+    changed = await from_json(run, "plan", "change", "Cached", "--weights", '{"input": "2"}')
+    assert changed["weights"] == {"input": "2"}
+    assert "input 2" in " ".join((await run("plan", "list")).stdout.split())
+    assert (await from_json(run, "plan", "change", "Cached", "--weights", "none"))["weights"] is None
+    refused = await run("plan", "create", "Other", "--weights", "cached=0.1")
+    assert (refused.exit_code, "weights.cached" in refused.stderr) == (1, True)
+
+
 async def test_services_and_negotiated_prices(run: Run, api: Api) -> None:
     await set_up(run)
     for price in ("6", "5"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.accounts.plan_terms import TERMS
+from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
 
@@ -233,6 +234,71 @@ async def test_wrong_fields_of_a_plan_are_named(api: Api, field: str, value: obj
     refused = await api.post("token-plans", {**PLAN, field: value})
     assert refused.status == 422
     assert [error["field"] for error in refused.json["errors"]] == [field]
+
+
+async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gateway(api: Api) -> None:
+    plain = await api.make("token-plans", **PLAN)
+    assert plain["weights"] is None
+    assert not catalogues(api)
+    said = {"cache_read": "0.10", "output": "5"}
+    plan = await api.make("token-plans", **PLAN, weights=said)
+    assert plan["weights"] == said
+    assert len(catalogues(api)) == 1
+    await api.patch(f"token-plans/{plan['id']}", {"name": "Other"})
+    assert len(catalogues(api)) == 1
+    changed = await api.patch(f"token-plans/{plan['id']}", {"weights": {"cache_write_1h": "1.6"}})
+    assert changed.json["weights"] == {"cache_write_1h": "1.6"}
+    assert len(catalogues(api)) == 2
+    cleared = await api.patch(f"token-plans/{plan['id']}", {"weights": None})
+    assert cleared.json["weights"] is None
+    assert len(catalogues(api)) == 3
+
+
+def catalogues(api: Api) -> list[tuple[object, ...]]:
+    return list(api.rows("select verb from control_write where account = 'catalogue'"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "field"),
+    [
+        ({"cached": "0.1"}, "weights.cached"),
+        ({"cache_read": "-0.1"}, "weights.cache_read"),
+        ({"cache_read": "1000.000001"}, "weights.cache_read"),
+        ({"cache_read": "1001"}, "weights.cache_read"),
+        ({"output": "0.0000001"}, "weights.output"),
+        ({"output": 0.1}, "weights.output"),
+        ({"output": 1}, "weights.output"),
+        ({"output": "1e1"}, "weights.output"),
+        ({"output": "NaN"}, "weights.output"),
+        ({"output": ""}, "weights.output"),
+        ({"output": "\u0661"}, "weights.output"),
+        ({"output": {}}, "weights.output"),
+        ([], "weights"),
+        ("0.1", "weights"),
+    ],
+)
+async def test_weights_that_cannot_be_are_named(api: Api, weights: object, field: str) -> None:
+    plan = await api.make("token-plans", **PLAN)
+    for refused in (
+        await api.post("token-plans", {**PLAN, "weights": weights}),
+        await api.patch(f"token-plans/{plan['id']}", {"weights": weights}),
+    ):
+        assert refused.status == 422
+        assert [error["field"] for error in refused.json["errors"]] == [field]
+    assert api.rows("select count(*) from token_plan where weights is not null") == [(0,)]
+
+
+async def test_no_more_plans_have_weights_than_gateways_carry(api: Api) -> None:
+    first = await api.make("token-plans", **PLAN, weights={"cache_read": "0"})
+    weighing = """insert into token_plan (name, weights)
+                  select 'weighing', '{"input": "2"}' from generate_series(2, %s) returning id"""
+    assert len(api.rows(weighing % WEIGHTED_PLANS_MAX)) == WEIGHTED_PLANS_MAX - 1
+    refused = await api.post("token-plans", {**PLAN, "weights": {"input": "1.5"}})
+    assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["weights"])
+    second = await api.make("token-plans", **PLAN)
+    assert (await api.patch(f"token-plans/{second['id']}", {"weights": {"input": "2"}})).status == 422
+    assert (await api.patch(f"token-plans/{first['id']}", {"weights": {}})).status == 200
+    assert (await api.patch(f"token-plans/{second['id']}", {"weights": {"input": "2"}})).status == 200
 
 
 async def test_counters_away_means_stored_and_applied_later(api: Api) -> None:

@@ -143,6 +143,9 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("time", text if in_order else text[:MINUTE_CHARS])
     if column.endswith("limits"):
         return Cell("text", shown.limits(value))
+    if column == "weights":
+        text = ", ".join(f"{words(kind).lower()} {weight}" for kind, weight in value.items())
+        return Cell("text" if text else "none", text or shown.NONE)
     if column == "last_delivery":
         return Cell("mark", f"{value['event']}: {value['state']}", tone=shown.tone(value["state"]))
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -29,6 +29,7 @@ EXAMPLES = {
     "tools": '{"web_search": "10"}',
     "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
     "service_tiers": '{"batch": "0.5"}',
+    "weights": '{"cache_read": "0.1"}',
     "changes": '{"amount": 120}',
 }
 

@@ -83,7 +83,10 @@ SCREENS = {
         ),
         Screen(
             "Offer", "token-plans", "Token plans", "token plan",
-            ("name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "created_at"),
+            (
+                "name", "total_amount", "reset_interval", "overage_policy", "rollover_max", "weights",
+                "created_at",
+            ),
             empty="No plan yet. A tenant without one is counted but not limited.", filters=("name",),
         ),
         Screen(

@@ -138,7 +138,12 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
 
 def _of_texts(shape: Json) -> bool:
     inner = shape.get("additionalProperties")
-    return isinstance(inner, Mapping) and inner.get("type") == "string"
+    parts: Sequence[Json] = (
+        [inner] if isinstance(inner, Mapping) else list(shape.get("properties", {}).values())
+    )
+    return bool(parts) and all(
+        _shape(part, {})[0].get("type") == "string" for part in parts if "$ref" not in part
+    )
 
 
 def _text(value: object) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, create_model
+from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, create_model
 
 from gateway.admin.resources.models import answer_of, patch_of
 from gateway.admin.resources.resource import Filter, Resource
 from gateway.admin.resources.values import Amount, Id, In, Instant, LongText, Metadata, Money, Out, Text
 from gateway.core.accounts.plan_terms import TERMS, Term
+from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
+from gateway.core.billing.cost import FALLBACK
+from gateway.core.billing.cost import KINDS as KINDS_OF_TOKENS
 
 KINDS = ("consume", "recharge", "reset", "adjust")
 
@@ -22,6 +26,46 @@ def _asked(term: Term) -> tuple[object, object]:
     return kind, Field(default=term.default, description=term.description or None)
 
 
+def _weight(value: Decimal) -> Decimal:
+    if value > WEIGHT_MAX or value != round(value, WEIGHT_DIGITS_MAX):
+        raise ValueError(f'must be from "0" to "{WEIGHT_MAX}" with at most {WEIGHT_DIGITS_MAX} decimals')
+    return value
+
+
+# With the decimals it was said with.
+Weight = Annotated[
+    Money,
+    AfterValidator(_weight),
+    PlainSerializer("{:f}".format, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^[0-9]{{1,4}}(\.[0-9]{{1,{WEIGHT_DIGITS_MAX}}})?$",
+            "examples": ["0.1"],
+        }
+    ),
+]
+
+
+def _said(weights: In) -> dict[str, str]:
+    stored: dict[str, str] = weights.model_dump(mode="json", exclude_none=True)
+    return stored
+
+
+def _weighed(kind: str) -> tuple[object, object]:
+    fallback = FALLBACK.get(kind)
+    beside = f"what {fallback} counts" if fallback else "1"
+    return Weight | None, Field(default=None, description=f"Null is {beside}.")
+
+
+WeightsIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
+    "Weights",
+    __base__=In,
+    __doc__="What a token of each kind counts toward the quota.",
+    **{kind: _weighed(kind) for kind in KINDS_OF_TOKENS},
+)
+Weights: Any = Annotated[WeightsIn, PlainSerializer(_said)]
+
 TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     "TokenPlanCreate",
     __base__=In,
@@ -29,13 +73,21 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     name=(Text, ...),
     description=(LongText | None, None),
     **{one.name: _asked(one) for one in TERMS},
+    weights=(
+        Weights | None,
+        Field(
+            default=None,
+            description="What a token of a kind counts toward the quota, as decimal strings by kind.",
+        ),
+    ),
     overage_unit_price=(Money | None, None),
 )
 
 TokenPlan = answer_of(
     TokenPlanCreate,
     "How many tokens a tenant gets, how often, and what happens when they are used up.\n\n"
-    "A change of `total_amount` applies at each tenant's next reset.",
+    "A change of `total_amount` applies at each tenant's next reset, one of `weights` to calls admitted"
+    " from then on.",
 )
 
 
@@ -51,7 +103,7 @@ class TenantQuota(Out):
     id: Id
     tenant_id: Id
     plan_id: Id | None
-    tokens_used: int = Field(description="This cycle.")
+    tokens_used: int = Field(description="This cycle, as the plan weighs them.")
     tokens_remaining: int | None = Field(description="Settled; below 0 is debt, null is unlimited.")
     tokens_held: int = Field(description="Held by calls in flight.")
     is_blocked: bool
@@ -66,7 +118,7 @@ class TokenLedgerRow(Out):
     id: int
     tenant_id: Id
     transaction_type: Literal["consume", "recharge", "reset", "adjust"]
-    amount: int
+    amount: int = Field(description="Tokens as the plan weighs them.")
     total_remaining: int | None = Field(description="After this movement; null is unlimited.")
     direction: Literal["IN", "OUT"]
     created_at: Instant
