@@ -141,7 +141,7 @@ def test_chunks_change_nothing(answer: Answer, data: st.DataObject) -> None:
     assert vector(fed(answer, *chunks)) == says(table()[answer.name])
 
 
-@pytest.mark.parametrize("answer", answers()[::7], ids=lambda answer: answer.name)
+@ALL
 def test_an_answer_byte_by_byte_is_the_same(answer: Answer) -> None:
     chunks = [answer.body[at : at + 1] for at in range(len(answer.body))]
     assert vector(fed(answer, *chunks)) == says(table()[answer.name])
