@@ -283,5 +283,13 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
+def test_versions_of_the_schema_follow_each_other() -> None:
+    versions = sorted(name for name in texts() if re.search(r"/versions/v\d{4}_\w+\.py$", name))
+    numbers = [name.rpartition("/v")[2][:4] for name in versions]
+    assert numbers == [f"{at + 1:04}" for at in range(len(numbers))]
+    for name, number, before in zip(versions[1:], numbers[1:], numbers, strict=False):
+        assert f'\nrevision = "{number}"\ndown_revision = "{before}"\n' in texts()[name], name
+
+
 def code_lines(script: str) -> int:
     return sum(1 for line in script.splitlines() if line.strip() and not line.strip().startswith("--"))
