@@ -126,6 +126,10 @@ class Store:
         found = await self._run(lambda connection: subject.page(connection, SUBJECTS[resource], query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
+    async def count(self, resource: str, query: Query, most: int) -> int | None:
+        """Count rows; None where there are more than `most`, or counting takes too long."""
+        return await self._run(lambda connection: subject.count(connection, SUBJECTS[resource], query, most))
+
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""
         return await self._run(lambda connection: self._write(connection, command))

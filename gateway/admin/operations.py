@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from gateway.admin import credentials, live
 from gateway.admin.http import body
@@ -55,14 +55,30 @@ class Operations:
 
     async def list(self, query: Query) -> tuple[Sequence[Row], str | None]:
         """One page as JSON rows, and the cursor of the next one."""
-        resource = self.resource
-        page = await self._ports.store.page(self._read, query)
-        rows = await live.overlay(self._ports, resource.live, page.rows)
+        rows, after = await self._page(query)
         cursor = None
-        if page.next_after is not None:
-            mark = fingerprint(resource.name, query.filters, descending=query.descending)
-            cursor = encode_cursor(page.next_after, mark)
-        return [resource.render(row) for row in rows], cursor
+        if after is not None:
+            mark = fingerprint(self.resource.name, query.filters, descending=query.descending)
+            cursor = encode_cursor(after, mark)
+        return rows, cursor
+
+    async def every(self, query: Query) -> AsyncIterator[Sequence[Row]]:
+        """All rows, in batches of the query's limit."""
+        after = query.after
+        while True:
+            rows, after = await self._page(replace(query, after=after))
+            yield rows
+            if after is None:
+                return
+
+    async def count(self, query: Query, most: int) -> int | None:
+        """How many rows there are; None where there are more than `most`, or counting takes too long."""
+        return await self._ports.store.count(self._read, query, most)
+
+    async def _page(self, query: Query) -> tuple[Sequence[Row], tuple[int, ...] | None]:
+        page = await self._ports.store.page(self._read, query)
+        rows = await live.overlay(self._ports, self.resource.live, page.rows)
+        return [self.resource.render(row) for row in rows], page.next_after
 
     async def show(self, row_id: int) -> Row:
         """One row as JSON; `NotFound` if there is none."""

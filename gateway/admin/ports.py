@@ -40,6 +40,9 @@ class Store(Protocol):
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
 
+    async def count(self, resource: str, query: Query, most: int) -> int | None:
+        """Count rows; None where there are more than `most`, or counting takes too long."""
+
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write in one transaction; `Conflict` for a claim that runs or asked something else."""
 

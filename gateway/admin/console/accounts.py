@@ -57,7 +57,14 @@ async def about_tenant(desk: Desk, request: web.Request, row: Row) -> Mapping[st
     [with_quota], keys, ledger, cost = await asyncio.gather(
         lists.with_quotas(desk, [row]),
         _preview(desk, "api-keys", tenant_id=tenant_id),
-        lists.page_of(desk, LEDGER, request, rows_max=LEDGER_ROWS, tenant_id=str(tenant_id)),
+        lists.page_of(
+            desk,
+            LEDGER,
+            request,
+            rows_max=LEDGER_ROWS,
+            file=f"/tenants/{tenant_id}/ledger.csv",
+            tenant_id=str(tenant_id),
+        ),
         _cost(desk, request, "tenant_id", tenant_id),
     )
     quota: Any = with_quota["quota"]

@@ -13,12 +13,13 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.admin.api import usage
 from gateway.admin.console import accounts, calls, explorer, lists, reconciling, search
 from gateway.admin.console.desk import Desk
+from gateway.admin.console.exports import Exports
 from gateway.admin.console.live import Live
 from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import CHANGE, DELETE, Extras, Records, address_of
 from gateway.admin.console.render import Assets, Pages
 from gateway.admin.console.screens import SCREENS, Screen
-from gateway.admin.console.sessions import Sessions
+from gateway.admin.console.sessions import Sessions, Signed
 from gateway.admin.console.signing import Signing
 from gateway.admin.invoices import documents
 from gateway.admin.ports import AdminPorts
@@ -71,8 +72,15 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
     documents.mount_invoices(app, ports, "", signed_in)
     usage.mount_files(app, ports, "", signed_in)
+    files = Exports(desk)
+
+    async def ledger(request: web.Request, signed: Signed) -> web.StreamResponse:
+        return await files.file(accounts.LEDGER, request, signed, tenant_id=request.match_info["id"])
+
+    router.add_get("/tenants/{id:[0-9]+}/ledger.csv", desk.reading(ledger))
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
+        router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen)))
     app.middlewares.append(_not_found_as_page(desk))
 
 

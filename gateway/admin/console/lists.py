@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
 from aiohttp import web
 from multidict import MultiDict
+from yarl import URL
 
 from gateway.admin import live
 from gateway.admin.console import shown
@@ -16,6 +19,7 @@ from gateway.admin.console.cells import Cell, cell, label_of, references
 from gateway.admin.console.desk import Choices, Desk, query
 from gateway.admin.console.screens import Screen
 from gateway.admin.console.sessions import Signed
+from gateway.admin.console.sorting import SORTED_MAX, Order, headings, in_order, order_of, referred
 from gateway.admin.http.listing import FILTER_CHARS_MAX, read_query
 from gateway.core.accounts.administration import Query, Row
 from gateway.errors import Unprocessable
@@ -24,6 +28,9 @@ ROWS_A_PAGE = 50
 FOUND = frozenset({"organizations", "tenants"})
 FOUND_MAX = 20
 KINDS = {"id": "id", "count": "id"}
+# How many rows are counted: of more it is said that there are more.
+COUNT_MAX = 10_000
+_PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,16 @@ class Control:
     choices: Sequence[tuple[str, str]] = ()
     refers: str = ""
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows of a page, what an address says for the next one, and how many rows there are; None: very many."""
+
+    rows: Sequence[Row]
+    next: Mapping[str, str] | None
+    count: int | None
+    is_too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +74,72 @@ async def show(desk: Desk, screen: Screen, request: web.Request, signed: Signed)
 
 
 async def page_of(
-    desk: Desk, screen: Screen, request: web.Request, *, rows_max: int = ROWS_A_PAGE, **fixed: str
+    desk: Desk,
+    screen: Screen,
+    request: web.Request,
+    *,
+    rows_max: int = ROWS_A_PAGE,
+    file: str = "",
+    **fixed: str,
 ) -> dict[str, Any]:
-    """The page of a list that a query asks for, and what leads to other pages; filters in `fixed` are set."""
+    """The page of a list that a query asks for, and what leads to other pages and its file.
+
+    Filters in `fixed` are set.
+    """
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
+    order = order_of(screen, request.query.get("sort", ""))
     errors: Mapping[str, str] = {}
-    rows: Sequence[Row] = ()
-    cursor = None
+    found = Found((), None, None)
     try:
-        rows, cursor = await desk.operations[screen.name].list(_read(screen, request, rows_max, fixed))
+        found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=fixed)
     except Unprocessable as wrong:
         errors = dict(wrong.errors)
     is_filtered = any(request.query.get(name) for name in (*screen.filters, "from", "to"))
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
-        "lines": await lines_of(desk, screen, rows),
+        "lines": await lines_of(desk, screen, found.rows),
         "controls": _controls(screen, request, choices, errors),
         "errors": errors,
-        "next": _address(request, cursor) if cursor else "",
-        "is_first": "cursor" not in request.query,
-        "first": _address(request, None),
+        "next": _address(request, **found.next) if found.next else "",
+        "is_first": not request.query.keys() & {"cursor", "page"},
+        "first": _address(request),
         "empty": "Nothing matches these filters." if is_filtered else screen.empty,
+        "count": found.count,
+        "count_max": COUNT_MAX,
+        "sort": request.query.get("sort", ""),
+        "headings": [
+            (_address(request, sort=asks) if asks else "", now) for asks, now in headings(screen, order)
+        ],
+        "is_unsorted": not order.is_own and found.is_too_long,
+        "sorted_max": SORTED_MAX,
+        "file": _address(request, path=file or f"{request.path}.csv"),
     }
+
+
+async def _found(
+    desk: Desk,
+    screen: Screen,
+    request: web.Request,
+    order: Order,
+    *,
+    rows_max: int,
+    fixed: Mapping[str, str],
+) -> Found:
+    """The rows of a page; in another order than their own, only where there are few enough of them."""
+    operations = desk.operations[screen.name]
+    if not order.is_own:
+        rows, more = await operations.list(replace(read(screen, request, SORTED_MAX, fixed), after=None))
+        if more is None:
+            names = await desk.names(referred(rows, screen, order))
+            page = _page(request)
+            rows = in_order(rows, screen, order, names)
+            shown_rows = rows[page * rows_max : (page + 1) * rows_max]
+            following = {"page": str(page + 2)} if (page + 1) * rows_max < len(rows) else None
+            return Found(shown_rows, following, len(rows))
+    query = read(screen, request, rows_max, fixed)
+    (rows, cursor), count = await asyncio.gather(operations.list(query), operations.count(query, COUNT_MAX))
+    return Found(rows, {"cursor": cursor} if cursor else None, count, is_too_long=not order.is_own)
 
 
 async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
@@ -92,9 +152,11 @@ async def find(desk: Desk, request: web.Request, signed: Signed) -> web.Response
     return desk.answer(request, signed, "options.html", options=[(row["id"], row["name"]) for row in rows])
 
 
-def _read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
+def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
     """The list a page asks for: empty filters are none, days are whole UTC days, or a time is said whole."""
-    order = "desc" if screen.newest_first else "asc"
+    wanted = order_of(screen, request.query.get("sort", ""))
+    is_back = wanted.descending if wanted.is_own else screen.newest_first
+    order = "desc" if is_back else "asc"
     sent = MultiDict({"limit": str(rows_max), "order": order, **fixed})
     for name in (*screen.filters, "cursor"):
         text = request.query.get(name, "").strip()
@@ -176,12 +238,18 @@ def _controls(
     return found
 
 
-def _address(request: web.Request, cursor: str | None) -> str:
-    """The same list from a cursor on, or from its beginning."""
-    kept = {name: text for name, text in request.query.items() if text and name not in {"cursor", "done"}}
-    if cursor is not None:
-        kept["cursor"] = cursor
-    return str(request.rel_url.with_query(kept)) if kept else request.path
+def _page(request: web.Request) -> int:
+    """Which page of a sorted list is asked for, from 0 on."""
+    said = request.query.get("page", "")
+    return int(said) - 1 if _PAGE.fullmatch(said) else 0
+
+
+def _address(request: web.Request, path: str = "", **changes: str) -> str:
+    """The same list from its beginning, with changes."""
+    here = {"cursor", "page", "done"}
+    kept = {name: text for name, text in request.query.items() if text and name not in here} | changes
+    # No sign means anything but itself in what a path of ours is called.
+    return str(URL(path or request.path).with_query(kept)) if kept else path or request.path
 
 
 def _midnight(name: str, text: str, days: int) -> str:

@@ -64,22 +64,23 @@ SCREENS = {
         Screen(
             "Offer", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
-            filters=("business_model_id", "key"), newest_first=False,
+            filters=("business_model_id", "key", "name"), newest_first=False,
         ),
         Screen(
             "Offer", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",
-            filters=("model", "provider", "currency", "source"),
+            filters=("model", "provider", "currency", "source", "match"),
         ),
         Screen(
             "Offer", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
-            empty="Everybody pays the list price.", filters=("organization_id", "service_id"),
+            empty="Everybody pays the list price.",
+            filters=("organization_id", "service_id", "business_model_id"),
         ),
         Screen(
             "Offer", "business-models", "Business models", "business model",
-            ("name", "display_name", "meter", "description"), filters=("meter",), newest_first=False,
+            ("name", "display_name", "meter", "description"), filters=("meter", "name"), newest_first=False,
         ),
         Screen(
             "Offer", "token-plans", "Token plans", "token plan",
@@ -92,38 +93,46 @@ SCREENS = {
         Screen(
             "Offer", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
-            empty="No plan on offer yet.", filters=("name",),
+            empty="No plan on offer yet.", filters=("name", "token_plan_id"),
         ),
         Screen(
             "Billing", "credit-additions", "Credits", "grant",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
-            empty="No credits were given yet.", filters=("organization_id", "category"),
+            empty="No credits were given yet.", filters=("organization_id", "category", "added_by_id"),
             spans_time=True,
         ),
         Screen(
             "Billing", "organization-subscriptions", "Subscriptions", "subscription",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id"),
+            empty="Nobody is subscribed yet.", filters=("organization_id", "plan_id", "next_plan_id"),
         ),
         Screen(
             "Billing", "invoices", "Invoices", "invoice",
             ("number", "organization_id", "kind", "status", "period_start", "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
-            filters=("organization_id", "status", "kind", "number"),
+            filters=("organization_id", "status", "kind", "number", "corrects_id"),
         ),
         Screen(
             "Billing", "credit-transactions", "Credit transactions", "credit transaction",
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
-            filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
+            filters=(
+                "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
+                "content_id",
+            ),
+            has_page=False, spans_time=True,
         ),
         Screen(
             "Billing", "feature-usage", "Feature usage", "use",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "user_id", "request_id"),
             empty="Nothing that is billed by use was used yet.",
-            filters=("organization_id", "feature_id", "request_id"), has_page=False, spans_time=True,
+            filters=(
+                "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",
+                "content_id",
+            ),
+            has_page=False, spans_time=True,
         ),
         Screen(
             "Usage", "calls", "Calls", "call",
@@ -139,18 +148,18 @@ SCREENS = {
             "Operation", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is held back. This is how it should be.",
-            filters=("kind", "organization_id", "tenant_id", "released"),
+            filters=("kind", "organization_id", "tenant_id", "released", "account"),
         ),
         Screen(
             "Operation", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="Every entry became a row. This is how it should be.",
-            filters=("organization_id", "tenant_id", "resolved"),
+            filters=("organization_id", "tenant_id", "resolved", "partition"),
         ),
         Screen(
             "Operation", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="There is no webhook yet.",
+            empty="There is no webhook yet.", filters=("organization_id",),
         ),
         Screen(
             "Operation", "webhook-deliveries", "Deliveries", "delivery",
@@ -160,12 +169,13 @@ SCREENS = {
         Screen(
             "Administration", "admin-tokens", "Admin tokens", "admin token",
             ("name", "role", "prefix", "state", "expires_at", "created_at"),
-            empty="Only the built-in tokens of the settings are in use.", filters=("role",),
+            empty="Only the built-in tokens of the settings are in use.", filters=("role", "user_id"),
         ),
         Screen(
             "Administration", "audit-log", "Audit log", "change",
             ("created_at", "actor", "action", "resource", "resource_id", "after"),
-            empty="Nothing was changed yet.", filters=("actor", "resource", "resource_id", "action"),
+            empty="Nothing was changed yet.",
+            filters=("actor", "resource", "resource_id", "action", "admin_token_id"),
             has_page=False, spans_time=True,
         ),
     )
