@@ -31,7 +31,7 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError, Unprocessable
 from persistence import engine as engines
-from persistence import subject
+from persistence import listing, subject
 from persistence.billing import invoice_source, invoices, plans, quotas, subscriptions
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.bounded import answered
@@ -123,12 +123,12 @@ class Store:
 
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
-        found = await self._run(lambda connection: subject.page(connection, SUBJECTS[resource], query))
+        found = await self._run(lambda connection: listing.page(connection, SUBJECTS[resource], query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int) -> int | None:
         """Count rows; None where there are more than `most`, or counting takes too long."""
-        return await self._run(lambda connection: subject.count(connection, SUBJECTS[resource], query, most))
+        return await self._run(lambda connection: listing.count(connection, SUBJECTS[resource], query, most))
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""

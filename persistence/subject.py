@@ -26,12 +26,10 @@ from sqlalchemy import (
     literal,
     select,
     text,
-    tuple_,
     update,
 )
-from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.administration import Command, Intent, Page, Query, Row
+from gateway.core.accounts.administration import Command, Intent, Row
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.tables.operations import control_write
@@ -46,11 +44,6 @@ _BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
 # The flusher's lock of a partition.
 _LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
-
-# A count is beside a list, which does not wait for it for long.
-COUNT_MS_MAX = 1_000
-QUERY_CANCELED = "57014"
-_COUNT_QUICKLY = text(f"SET LOCAL statement_timeout = {COUNT_MS_MAX}")
 
 Condition = Callable[[Any], ColumnElement[bool]]
 
@@ -210,50 +203,6 @@ def fetch(connection: Connection, subject: Subject, row_id: int) -> Row:
     if row is None:
         raise NotFound
     return dict(row)
-
-
-def page(connection: Connection, subject: Subject, query: Query) -> Page:
-    """Read the rows after a cursor, in order."""
-    found = _matching(subject, query)
-    columns = [subject.table.c[name] for name in subject.order]
-    if query.after is not None:
-        if len(query.after) != len(columns):
-            raise Unprocessable(errors=(("cursor", "is not a cursor of this list"),))
-        here = tuple_(*columns)
-        there = tuple_(
-            *(literal(part, column.type) for part, column in zip(query.after, columns, strict=True))
-        )
-        found = found.where(here < there if query.descending else here > there)
-    found = found.order_by(*(column.desc() if query.descending else column for column in columns))
-    rows = [dict(row) for row in connection.execute(found.limit(query.limit + 1)).mappings()]
-    more, rows = len(rows) > query.limit, rows[: query.limit]
-    last = tuple(id_in(rows[-1], name) for name in subject.order) if more else None
-    return Page(tuple(rows), last)
-
-
-def count(connection: Connection, subject: Subject, query: Query, most: int) -> int | None:
-    """Count the rows of a list; None where there are more than `most`, or counting takes too long."""
-    some = _matching(subject, query).with_only_columns(literal(1), maintain_column_froms=True)
-    counted = select(func.count()).select_from(some.limit(most + 1).subquery())
-    try:
-        with connection.begin_nested():
-            connection.execute(_COUNT_QUICKLY)
-            found = int(connection.execute(counted).scalar_one())
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", "") != QUERY_CANCELED:
-            raise
-        return None
-    return found if found <= most else None
-
-
-def _matching(subject: Subject, query: Query) -> Select[Any]:
-    """The rows that a list's filters and its span of time let through."""
-    found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
-    if query.since is not None:
-        found = found.where(subject.table.c[subject.time] >= query.since)
-    if query.until is not None:
-        found = found.where(subject.table.c[subject.time] < query.until)
-    return found
 
 
 def lock(change: Change) -> Row:

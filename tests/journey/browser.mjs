@@ -79,6 +79,46 @@ found.key = await page.textContent("#secret");
 await page.click("main a:text-is('Back')");
 found.listed = (await page.textContent("main")).includes(found.key.slice(0, 8));
 
+// The search of every page: a key's beginning and a whole key lead to the key, and the address never has more of it.
+const key = () => /\/api-keys\/\d+$/.test(location.pathname) && !location.search;
+for (const said of [found.key.slice(0, 8), found.key]) {
+  await page.goto(`${asked.url}/calls`);
+  await tabTo(".search input[name=q]");
+  await keys.type(said);
+  await keys.press("Enter");
+  await page.waitForFunction(key);
+}
+found.path = new URL(page.url()).pathname;
+await page.fill(".search input[name=q]", asked.name);
+await keys.press("Enter");
+await page.waitForURL("**/search?q=*");
+await tabTo(`.hits a[href="/tenants/${asked.tenant}"]`);
+await keys.press("Enter");
+await page.waitForURL(`**/tenants/${asked.tenant}`);
+
+// The explorer: a chart over its table; what is pressed is in the address, and drawn anew.
+const drawn = async () => (await page.$$("#report .plot canvas")).length === 1;
+do await page.goto(`${asked.url}/usage?measure=tokens`); while (!(await page.$("table.report")));
+await page.waitForSelector("#report .plot canvas");
+const models = await page.textContent("table.report tbody");
+await tabTo(".pill input[value=tenant]");
+await keys.press("Space");
+await page.waitForURL("**group_by=tenant**");
+await page.waitForFunction((text) => document.querySelector("table.report tbody")?.textContent !== text, models);
+await page.waitForSelector("#report .plot canvas");
+found.explored = (await drawn()) && (await page.textContent("table.report thead")).includes("Tenant");
+const series = () => page.evaluate(() => document.querySelector("#report .u-legend tr:nth-child(2) .u-marker").style.background);
+const light = await series();
+await page.emulateMedia({ colorScheme: "dark" });
+await page.waitForFunction((before) => document.querySelector("#report .u-legend tr:nth-child(2) .u-marker").style.background !== before, light);
+found.redrawn = await drawn();
+await page.emulateMedia({ colorScheme: "light" });
+found.file = await page.getAttribute("#report .pager a", "href");
+await page.goto(`${asked.url}/calls`);
+await page.click("#list tbody a");
+await page.waitForURL("**/calls/*");
+found.call = new URL(page.url()).pathname;
+
 // An invoice from draft to final.
 await page.goto(`${asked.url}/invoices/${asked.invoice}`);
 await page.click("summary:text-is('Finalize')");
@@ -99,7 +139,9 @@ found.kept = await background();
 // A phone: nothing is wider than the screen, the menu opens and leads on.
 await page.setViewportSize({ width: 360, height: 740 });
 for (const path of ["/", "/tenants", `/tenants/${asked.tenant}`, "/organizations", "/services/new", "/audit-log",
-  `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation"]) {
+  `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation",
+  "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
+  "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"]) {
   await page.goto(asked.url + path);
   const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   if (wider > 0) found.wide.push(`${path}: ${wider} px`);

@@ -77,6 +77,9 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["before"], found["after"], found["said"]) == ("5,000", "6,000", "Recharged.")
     assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
     assert "greater than or equal to 1" in found["refused"]
+    assert (found["explored"], found["redrawn"]) == (True, True)
+    assert found["path"].startswith("/api-keys/")
+    assert found["file"].startswith("/usage.csv?")
     assert found["invoice"] == "finalized"
     assert (found["switched"], found["kept"]) == (found["light"], found["light"])
     assert found["dark"] != found["light"]

@@ -40,7 +40,9 @@ class Exports:
         async with self._free:
             operations = self._desk.operations[screen.name]
             if await operations.count(query, self._rows_max) is None:
-                reason = f"let more than {self._rows_max:,} rows through: narrow them"
+                reason = (
+                    f"let more than {self._rows_max:,} rows through, or too many to be counted: narrow them"
+                )
                 raise Unprocessable("This list is too long for a file.", (("filters", reason),))
             return await self._write(screen, request, query)
 

@@ -1,0 +1,42 @@
+"""Rows are counted as far as they are shown, and no list waits for its count."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy import Text, cast, create_engine, func
+
+from gateway.core.accounts.administration import Query
+from persistence import listing
+from persistence.resources import tenants
+from persistence.subject import Subject
+from persistence.tables.people import tenant
+
+ALL = Query({}, None, None, None, 1)
+SLOW = Subject(tenant, conditions={"slow": lambda seconds: cast(func.pg_sleep(seconds), Text) == ""})
+
+
+@pytest.fixture
+def named(cloned: str) -> str:
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        connection.execute("insert into organization (name) values ('o')")
+        connection.execute(
+            "insert into tenant (organization_id, name, deleted_at) select max(organization.id), 't' || n,"
+            " case when n = 7 then now() end from organization, generate_series(1, 7) as n group by n"
+        )
+    return cloned.replace("postgresql://", "postgresql+psycopg://")
+
+
+def test_what_is_counted_is_what_is_listed(named: str) -> None:
+    with create_engine(named).begin() as connection:
+        assert listing.count(connection, tenants.SUBJECT, ALL, 6) == 6
+        assert listing.count(connection, tenants.SUBJECT, ALL, 5) is None
+        narrowed = Query({"search": "t3"}, None, None, None, 1)
+        assert listing.count(connection, tenants.SUBJECT, narrowed, 5) == 1
+
+
+def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(named: str) -> None:
+    with create_engine(named).begin() as connection:
+        slow = Query({"slow": 3600}, None, None, None, 1)
+        assert listing.count(connection, SLOW, slow, 5) is None
+        assert len(listing.page(connection, tenants.SUBJECT, ALL).rows) == 1
