@@ -232,6 +232,23 @@ def test_what_a_hold_costs_under_each_policy(policy: ReclaimPolicy, observed: in
     assert hold.charge(policy) == charged
 
 
+@pytest.mark.parametrize(
+    ("policy", "observed", "charged"),
+    [
+        (OBSERVED, 200, Charged(200, 4, 3, weighed=20)),
+        (OBSERVED, 0, Charged()),
+        (RELEASE, 200, Charged()),
+        (HOLD, 200, Charged(300, 4, 3, weighed=50)),
+        (HOLD, 700, Charged(700, 4, 3, weighed=70)),
+    ],
+)
+def test_what_a_hold_costs_where_its_plan_weighs_tokens(
+    policy: ReclaimPolicy, observed: int, charged: Charged
+) -> None:
+    weighed = replace(expired("a"), observed=observed, weighed=observed // 10, taken=300, held=50)
+    assert replace(weighed, credits=4, units=3).charge(policy) == charged
+
+
 @pytest.mark.parametrize(("policy", "left"), [(OBSERVED, 80), (RELEASE, 100), (HOLD, 50)])
 async def test_a_late_settlement_corrects_whatever_the_policy_charged(
     valkey: str, migrated: str, policy: ReclaimPolicy, left: int
