@@ -11,10 +11,7 @@ from gateway.core.accounts.administration import Page, Query
 from gateway.errors import Unprocessable
 from persistence.subject import Subject, id_in
 
-# A count is beside a list, which does not wait for it for long.
-COUNT_MS_MAX = 1_000
 QUERY_CANCELED = "57014"
-_COUNT_QUICKLY = text(f"SET LOCAL statement_timeout = {COUNT_MS_MAX}")
 
 
 def page(connection: Connection, subject: Subject, query: Query) -> Page:
@@ -36,19 +33,18 @@ def page(connection: Connection, subject: Subject, query: Query) -> Page:
     return Page(tuple(rows), last)
 
 
-def count(connection: Connection, subject: Subject, query: Query, most: int) -> int | None:
-    """Count the rows of a list; None where there are more than `most`, or counting takes too long."""
+def count(connection: Connection, subject: Subject, query: Query, most: int, within_ms: int) -> int | None:
+    """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
     some = _matching(subject, query).with_only_columns(literal(1), maintain_column_froms=True)
     counted = select(func.count()).select_from(some.limit(most + 1).subquery())
     try:
         with connection.begin_nested():
-            connection.execute(_COUNT_QUICKLY)
-            found = int(connection.execute(counted).scalar_one())
+            connection.execute(text(f"SET LOCAL statement_timeout = {within_ms:d}"))
+            return int(connection.execute(counted).scalar_one())
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") != QUERY_CANCELED:
             raise
         return None
-    return found if found <= most else None
 
 
 def _matching(subject: Subject, query: Query) -> Select[Any]:

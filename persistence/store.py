@@ -126,9 +126,11 @@ class Store:
         found = await self._run(lambda connection: listing.page(connection, SUBJECTS[resource], query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
-    async def count(self, resource: str, query: Query, most: int) -> int | None:
-        """Count rows; None where there are more than `most`, or counting takes too long."""
-        return await self._run(lambda connection: listing.count(connection, SUBJECTS[resource], query, most))
+    async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
+        """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
+        return await self._run(
+            lambda connection: listing.count(connection, SUBJECTS[resource], query, most, within_ms)
+        )
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write: rows, control writes, audit and idempotency key, or none of them."""

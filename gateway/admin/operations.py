@@ -71,9 +71,9 @@ class Operations:
             if after is None:
                 return
 
-    async def count(self, query: Query, most: int) -> int | None:
-        """How many rows there are; None where there are more than `most`, or counting takes too long."""
-        return await self._ports.store.count(self._read, query, most)
+    async def count(self, query: Query, most: int, within_ms: int) -> int | None:
+        """How many rows there are, one more than `most` at most; None where counting takes longer."""
+        return await self._ports.store.count(self._read, query, most, within_ms)
 
     async def _page(self, query: Query) -> tuple[Sequence[Row], tuple[int, ...] | None]:
         page = await self._ports.store.page(self._read, query)

@@ -40,8 +40,8 @@ class Store(Protocol):
     async def page(self, resource: str, query: Query) -> Page:
         """Read rows in the resource's stable order."""
 
-    async def count(self, resource: str, query: Query, most: int) -> int | None:
-        """Count rows; None where there are more than `most`, or counting takes too long."""
+    async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
+        """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
 
     async def write(self, command: Command) -> Committed | Replay:
         """Do one write in one transaction; `Conflict` for a claim that runs or asked something else."""

@@ -29,14 +29,14 @@ def named(cloned: str) -> str:
 
 def test_what_is_counted_is_what_is_listed(named: str) -> None:
     with create_engine(named).begin() as connection:
-        assert listing.count(connection, tenants.SUBJECT, ALL, 6) == 6
-        assert listing.count(connection, tenants.SUBJECT, ALL, 5) is None
+        assert listing.count(connection, tenants.SUBJECT, ALL, 6, 10_000) == 6
+        assert listing.count(connection, tenants.SUBJECT, ALL, 4, 10_000) == 5
         narrowed = Query({"search": "t3"}, None, None, None, 1)
-        assert listing.count(connection, tenants.SUBJECT, narrowed, 5) == 1
+        assert listing.count(connection, tenants.SUBJECT, narrowed, 5, 10_000) == 1
 
 
 def test_a_count_that_takes_too_long_is_given_up_and_its_transaction_goes_on(named: str) -> None:
     with create_engine(named).begin() as connection:
         slow = Query({"slow": 3600}, None, None, None, 1)
-        assert listing.count(connection, SLOW, slow, 5) is None
+        assert listing.count(connection, SLOW, slow, 5, 10) is None
         assert len(listing.page(connection, tenants.SUBJECT, ALL).rows) == 1

@@ -140,6 +140,7 @@ async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response
             "files": [
                 (f"{file.suffix.removeprefix('.').upper()}{told}", asked.file(query, file.suffix, interval))
                 for file in REPORTS["usage"].documents
+                if file.suffix.startswith(".")
                 for told, interval in _files(query.interval)
             ],
         }

@@ -18,6 +18,7 @@ from gateway.core.spreadsheet import csv
 from gateway.errors import Overloaded, Unprocessable
 
 ROWS_MAX = 100_000
+COUNT_MS_MAX = 10_000
 # Each has a connection to PostgreSQL most of the time its reader takes.
 EXPORTS_MAX = 4
 
@@ -39,10 +40,11 @@ class Exports:
             raise Overloaded(f"{EXPORTS_MAX} lists are being written already: try again in a while.")
         async with self._free:
             operations = self._desk.operations[screen.name]
-            if await operations.count(query, self._rows_max) is None:
-                reason = (
-                    f"let more than {self._rows_max:,} rows through, or too many to be counted: narrow them"
-                )
+            count = await operations.count(query, self._rows_max, COUNT_MS_MAX)
+            if count is None or count > self._rows_max:
+                reason = f"let more than {self._rows_max:,} rows through: narrow them"
+                if count is None:
+                    reason = "let so much through that counting it takes too long: narrow them"
                 raise Unprocessable("This list is too long for a file.", (("filters", reason),))
             return await self._write(screen, request, query)
 

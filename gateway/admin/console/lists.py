@@ -28,8 +28,9 @@ ROWS_A_PAGE = 50
 FOUND = frozenset({"organizations", "tenants"})
 FOUND_MAX = 20
 KINDS = {"id": "id", "count": "id"}
-# How many rows are counted: of more it is said that there are more.
+# How many rows are counted, of more it is said that there are more; and how long a list waits for it.
 COUNT_MAX = 10_000
+COUNT_MS_MAX = 200
 _PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
 
 
@@ -48,7 +49,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Rows of a page, what an address says for the next one, and how many rows there are; None: very many."""
+    """Rows of a page, what an address says for the next one, and how many rows there are if that is known."""
 
     rows: Sequence[Row]
     next: Mapping[str, str] | None
@@ -138,7 +139,9 @@ async def _found(
             following = {"page": str(page + 2)} if (page + 1) * rows_max < len(rows) else None
             return Found(shown_rows, following, len(rows))
     query = read(screen, request, rows_max, fixed)
-    (rows, cursor), count = await asyncio.gather(operations.list(query), operations.count(query, COUNT_MAX))
+    (rows, cursor), count = await asyncio.gather(
+        operations.list(query), operations.count(query, COUNT_MAX, COUNT_MS_MAX)
+    )
     return Found(rows, {"cursor": cursor} if cursor else None, count, is_too_long=not order.is_own)
 
 

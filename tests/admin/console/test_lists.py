@@ -23,6 +23,12 @@ def names_in(page: Page) -> list[str]:
     return [unescape(name) for name in re.findall(r'<a class="clip strong"[^>]*>([^<]*)</a>', page.text)]
 
 
+async def until_said(person: Person, address: str, said: str) -> None:
+    """Look until a page says it: where counting takes too long, it says nothing."""
+    while said not in (page := await person.open(address)).text:
+        assert " in all<" not in page.text
+
+
 @pytest.fixture
 async def tenants(api: Api) -> dict[str, Any]:
     """Tenants of two organizations, one called after a formula."""
@@ -73,7 +79,7 @@ async def test_a_sorted_list_goes_on_where_it_ends_and_a_long_one_stays_as_it_is
         following = re.search(r'<a class="button" href="(/tenants\?[^"]*page=\d+)"', page.text)
         address = unescape(following[1]) if following else None
     assert seen == sorted((f"T{n}" for n in range(120)), reverse=True)
-    assert ">120 in all<" in page.text
+    await until_said(reader, "/tenants?search=T1", ">31 in all<")
     api.rows(add, made["organization_id"], 120, 1000)
     page = await reader.open("/tenants?sort=-name")
     assert "up to 1,000 rows are sorted" in page.text
@@ -81,7 +87,7 @@ async def test_a_sorted_list_goes_on_where_it_ends_and_a_long_one_stays_as_it_is
     # Their own order needs no bound.
     assert "rows are sorted" not in (await reader.open("/audit-log?sort=created_at")).text
     api.rows(add, made["organization_id"], 1001, 10_000)
-    assert ">more than 10,000 in all<" in (await reader.open("/tenants")).text
+    await until_said(reader, "/tenants", ">more than 10,000 in all<")
 
 
 async def test_a_file_has_what_the_filters_let_through(
