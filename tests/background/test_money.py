@@ -14,6 +14,7 @@ from gateway.core.billing.rate import TokenRate
 from gateway.core.model import LimitKind, Service, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
+from persistence.billing.invoice_usage import InvoiceUsage
 from tests.background.backend import Backend, backend_at
 from tests.builders import UNITS, World
 from tests.persistence.scenario import broken
@@ -161,3 +162,8 @@ async def test_an_invoice_has_one_line_whose_price_is_exact(valkey: str, migrate
             (["at cost"], 1, Decimal("12.770197900")),
         ]
         assert rows[-1]["amount"] == Decimal("12.77")
+        behind = [row async for batch in InvoiceUsage(backend.engine).rows(made) for row in batch]
+        assert [(row["kind"], row["quantity"]) for row in behind] == [
+            ("money", Decimal("0.424518")), ("money", Decimal("0.000000999")),
+            ("money", Decimal("12.345678901")), ("units", 3),
+        ]  # fmt: skip

@@ -43,12 +43,12 @@ class TokenRate:
         return -(-cost * self.factor[0] // self.factor[1])
 
     def credits(self, tokens: int) -> int:
-        """Whole credits of so many tokens, rounded up."""
-        return 0 if self.in_money else whole_credits(self.nano(tokens))[0]
+        """Whole credits of so many tokens, rounded up, never more than are counted exactly."""
+        return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
         """What a call of which no more was seen is charged: credits, or units."""
-        return self.nano(tokens) if self.in_money else self.credits(tokens)
+        return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 
     def covered(self, credits_: int) -> int:
         """Return the most tokens so many credits pay; more than any call has where they cost nothing."""

@@ -45,9 +45,8 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
         return credits_, 0, units
     most = max(estimate.read, estimate.ceiling)
     if rate.in_money:
-        return 0, 0, min(rate.nano(most), ENDLESS)
-    least = min(rate.credits(estimate.least), ENDLESS) if estimate.least else 0
-    return min(rate.credits(most), ENDLESS), least, units
+        return 0, 0, rate.seen(most)
+    return rate.credits(most), rate.credits(estimate.least) if estimate.least else 0, units
 
 
 def output_bound(rate: TokenRate | None, call: Call, estimate: Estimate, decision: Decision) -> int | None:
