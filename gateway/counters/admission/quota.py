@@ -30,8 +30,8 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 FRAMES_MAX = 20_000
 EXTEND_BATCH_MAX = 64
-# A newer catalogue and the tenant's plan may each be told of once, and once more where both move on.
-RESERVE_TRIES = 4
+# A newer catalogue is told of once, the plan of the tenant where it is another one.
+RESERVE_TRIES = 3
 EXTEND_MARGIN_TOKENS = 256
 OUTGROWN_S = 0.02
 MISSED_S = 0.5
@@ -87,7 +87,7 @@ class Counters:
         head, middle, end = frame.reserve
         flags = frame.flags | FLAG_RAISES if request.raises else frame.flags
         request_id = request.request_id.encode()
-        verdict, sent, weighing = Verdict.STALE, None, self._directory.weighing
+        verdict, sent, weighing, refreshed = Verdict.STALE, None, self._directory.weighing, False
         try:
             for _ in range(RESERVE_TRIES):
                 weights, plan_id = None, packing.ANY_PLAN
@@ -116,8 +116,9 @@ class Counters:
                     return decision
                 if verdict is Verdict.OTHER_PLAN:
                     weighing.learn(request.caller.tenant_id, decision.limit)
-                elif verdict is Verdict.STALE:
+                elif verdict is Verdict.STALE and not refreshed:
                     await self._directory.refresh()
+                    refreshed = True
                 else:
                     break
         except CountersUnavailable as error:

@@ -94,6 +94,7 @@ def test_a_stream_that_dies_is_charged_what_came(recorded: Recorded) -> None:
             assert usage.estimated
             assert usage.total >= usage.input + usage.output > 0
             assert meter.observed() >= usage.total
+        assert meter.so_far().total == meter.observed()
 
 
 def chat(strip: bool = True, bounds: Bounds | None = None) -> AnswerMeter:

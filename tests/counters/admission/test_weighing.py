@@ -12,7 +12,7 @@ from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import output_bound
 from gateway.core.calls.estimate import Estimate
-from gateway.core.model import Caller, Decision, HoldRequest, Settled, Settlement, Verdict
+from gateway.core.model import GENERIC, Caller, Decision, HoldRequest, Settled, Settlement, Verdict
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.admission.weighing import Weighing
 from gateway.counters.layouts.packing import ANY_PLAN
@@ -158,7 +158,7 @@ async def test_a_strict_plan_is_never_overshot_whatever_kinds_come(
             return 0
         assert decision.bounded
         estimate = Estimate(read + 9, read + most, least, read)
-        bound = output_bound(CHAT, Call("", CHAT.key, b""), estimate, decision)  # type: ignore[arg-type]  # no family
+        bound = output_bound(None, Call("", GENERIC, b""), estimate, decision)
         written = most if stated or bound is None else min(bound, most)
         counts = used_of(rng, read, written)
         weighed = weights.count(counts, read + written)
