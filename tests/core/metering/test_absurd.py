@@ -223,6 +223,15 @@ def test_a_total_on_the_way_may_lack_what_comes() -> None:
     assert not made.detail.says_more
 
 
+def test_the_total_of_gemini_is_charged_whatever_its_candidates_are() -> None:
+    usage = {
+        "promptTokenCount": 10, "candidatesTokenCount": -32, "thoughtsTokenCount": 41, "totalTokenCount": 19,
+    }  # fmt: skip
+    made = fed("gemini_generate", usage, streamed=False)
+    assert made.detail.counts(made.usage())[:6] == (10, 0, 0, 0, 9, 9)
+    assert (made.usage().total, made.usage().estimated) == (19, True)
+
+
 def test_thoughts_inside_the_candidates_are_output_once() -> None:
     usage = {
         "promptTokenCount": 10, "candidatesTokenCount": 50, "thoughtsTokenCount": 40, "totalTokenCount": 60,

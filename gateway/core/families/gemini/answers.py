@@ -141,6 +141,10 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
             output = max(output, total - used)
             if final:
                 meter.detail.keep(raw)
+    elif (
+        output < 0 <= used <= total
+    ):  # the candidates are no number: what is charged is the total all the same
+        output, meter.marked = total - used, True
     _note(meter.detail, usage)
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
     meter.partial = usage.total_token_count is None
