@@ -38,6 +38,18 @@ async def test_a_key_is_shown_once_and_kept_as_its_digest(api: Api) -> None:
     assert digest not in str(api.rows("select t::text from audit_log as t"))
 
 
+async def test_keys_are_found_by_how_they_begin(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    made = [await api.make("api-keys", tenant_id=tenant["id"], name=f"k{n}") for n in range(3)]
+    for begins in (made[1]["prefix"], made[1]["prefix"][:7]):
+        found = (await api.get(f"api-keys?prefix={begins}")).json["items"]
+        assert made[1]["id"] in {key["id"] for key in found}
+        assert all(key["prefix"].startswith(begins) for key in found)
+    assert len((await api.get("api-keys?prefix=tk_")).json["items"]) == 3
+    for nobodys in ("%25", "tk%25", "k_", "_", "tk_______"):
+        assert (await api.get(f"api-keys?prefix={nobodys}")).json["items"] == []
+
+
 async def test_two_keys_are_never_the_same(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     keys = {(await api.make("api-keys", tenant_id=tenant["id"], name="k"))["key"] for _ in range(5)}

@@ -36,6 +36,7 @@ async def about_call(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
     return {
         "kinds": [(kind, usage[kind], kind in PARTS) for kind in KINDS if usage.get(kind)],
         "tools": sorted(tools.items()),
+        "unknown": usage.get("unknown"),
         "price": price,
         "lines": [(line, PER[line.per]) for line in found],
         "adds_up": row["cost"] is not None and _rounded(summed) == Decimal(str(row["cost"])),

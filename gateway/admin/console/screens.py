@@ -126,7 +126,7 @@ SCREENS = {
         ),
         Screen(
             "Billing", "feature-usage", "Feature usage", "use",
-            ("timestamp", "organization_id", "feature_id", "usage_amount", "user_id", "request_id"),
+            ("timestamp", "organization_id", "feature_id", "usage_amount", "cost", "user_id", "request_id"),
             empty="Nothing that is billed by use was used yet.",
             filters=(
                 "organization_id", "feature_id", "request_id", "tenant_id", "user_id", "project_id",

@@ -53,6 +53,11 @@ async def test_it_says_what_each_kind_cost(api: Api, reader: Person) -> None:
         assert (await reader.open(link)).status == 200
     [session] = re.findall(r'href="(/calls\?session=[^"]*)"', page.text)
     assert request_id in (await reader.open(unescape(session))).text
+    beyond = call(api, str(uuid4()), **facts | {"unknown_usage": '{"<b>": 7}'})  # type: ignore[arg-type]  # fields
+    reported = await reader.open(f"/calls/{beyond}")
+    well_formed(reported)
+    assert "reported more than is documented" in reported.text
+    assert "&lt;b&gt;" in reported.text
     wrong = call(api, str(uuid4()), **facts | {"cost": 5 * NANO})  # type: ignore[arg-type]  # fields
     assert "add up to something else" in (await reader.open(f"/calls/{wrong}")).text
 
