@@ -10,7 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.admin.api import activity, quotes, reconciliation, usage
+from gateway.admin.api import activity, quotes, reconciliation, usage, usage_files
 from gateway.admin.api.docs_page import mount_docs
 from gateway.admin.api.openapi import document
 from gateway.admin.api.views import Views, answer
@@ -31,6 +31,7 @@ def build(ports: AdminPorts) -> web.Application:
     quotes.mount_quotes(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
+    usage_files.mount_files(app, ports, ROOT)
     reconciliation.mount_reconciliation(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = Views(ports, resource)

@@ -98,6 +98,10 @@ class AccountClosing(Protocol):
 class InvoiceRenderer(Protocol):
     """Makes documents that are sent to customers."""
 
+    @property
+    def issuer(self) -> tuple[str, ...]:
+        """Who sends invoices: a name, then lines of address."""
+
     def pdf(self, invoice: Row) -> bytes:
         """Set an invoice, as the API answers it, on paper."""
 

@@ -89,6 +89,8 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
     order = ("began", "cost", "tokens", *columns, "money")
     page = (
         select(began, *(column for column in added.c if column.name != "began"))
+        # What was taken out again is nothing.
+        .where(or_(*(added.c[name] != 0 for name in SUMS)))
         .order_by(*(text(f"{name} DESC" if name in ("cost", "tokens") else name) for name in order))
         .limit(asked.rows_max)
         .offset(asked.skip)

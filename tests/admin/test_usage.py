@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import random
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from gateway.admin.api import usage_files
 from gateway.admin.http.listing import encode_cursor
-from gateway.core.accounts.facts import CallFacts, write_facts
-from gateway.core.accounts.usage import GROUPS
+from gateway.core.accounts.facts import CallFacts, corrected, write_facts
+from gateway.core.accounts.ledger import EventKind
+from gateway.core.accounts.usage import GROUPS, SUMS
+from gateway.core.billing import focus
 from persistence.ledger.writer import Writer
 from tests.admin.conftest import READONLY, Api
 from tests.persistence.scenario import batch_of, settle_in
@@ -205,7 +209,7 @@ async def test_a_sum_beyond_a_column_is_told_all_the_same(api: Api, admin_databa
 
 async def test_nothing_used_is_no_item_and_it_needs_a_token(api: Api) -> None:
     assert (await api.get("usage")).json == {"items": [], "next_cursor": None}
-    assert (await api.get("usage.csv")).raw.strip() == b"start"
+    assert (await api.get("usage.csv?group_by=model")).raw.startswith(b"start,model,requests,")
     assert (await api.acting_as(None).get("usage")).status == 401
 
 
@@ -220,3 +224,81 @@ async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database
     writer.close()
     [item] = (await api.get("usage")).json["items"]
     assert item["requests"] == 2
+
+
+async def test_a_file_has_every_item_of_several_pages(api: Api, calls: list[dict[str, Any]]) -> None:
+    for interval in STARTS:
+        asked = f"{SPAN}&interval={interval}&group_by=user,model"
+        items = (await api.get(f"usage?{asked}&limit=10000")).json["items"]
+        rows = list(csv.DictReader(io.StringIO((await api.get(f"usage.csv?{asked}")).raw.decode())))
+        assert rows == [
+            {name: "" if value is None else str(value) for name, value in item.items()} for item in items
+        ]
+
+
+@pytest.mark.parametrize("interval", ["none", "day"])
+async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, interval: str) -> None:
+    [account] = settle_in(admin_database, 1)
+    count = usage_files.PAGE_ROWS * 2 + 7
+    sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
+    api.rows(
+        f"INSERT INTO usage_rollup SELECT 'team_day', '2026-03-31Z'::timestamptz + n % 3 * interval '1 day',"
+        f" {account.organization_id}, {account.tenant_id}, 0, 0, -1, 1, 'm' || n, 'USD', {sums}"
+        f" FROM generate_series(1, {count}) AS n"
+    )
+    asked = f"from=2026-03-31T00:00:00Z&to=2026-04-03T00:00:00Z&interval={interval}&group_by=model"
+    rows = list(csv.DictReader(io.StringIO((await api.get(f"usage.csv?{asked}")).raw.decode())))
+    assert len({row["model"] for row in rows}) == len(rows) == count
+    assert sum(Decimal(row["cost"]) for row in rows) == Decimal(count * (count + 1) // 2) / 10**9
+
+
+async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[dict[str, Any]]) -> None:
+    answer = await api.acting_as(READONLY).get(f"usage/focus.csv?{SPAN}")
+    rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    assert list(rows[0]) == list(focus.COLUMNS)
+    [sums] = expected(calls, STARTS["none"]).values()
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == sums["cost"]
+    assert sum(Decimal(row["PricingQuantity"]) for row in rows) == sums["tokens"]
+    by_day = expected(calls, STARTS["day"], "organization_id", "tenant_id", "model")
+    found: dict[tuple[Any, ...], Decimal] = {}
+    for row in rows:
+        day = datetime.fromisoformat(row["ChargePeriodStart"]).replace(hour=0)
+        model = json.loads(row["Tags"])["model"]
+        ids = (int(row[name].partition("/")[2]) for name in ("BillingAccountId", "SubAccountId"))
+        key = (day, *ids, model)
+        found[key] = found.get(key, Decimal(0)) + Decimal(row["BilledCost"])
+        assert row["ResourceId"] == "api-key/5"
+        assert datetime.fromisoformat(row["ChargePeriodStart"]) >= BEGAN
+    assert found == {key: each["cost"] for key, each in by_day.items()}
+    one = calls[0]["organization_id"]
+    answer = await api.get(f"usage/focus.csv?{SPAN}&organization_id={one}")
+    rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
+    assert {row["BillingAccountId"] for row in rows} == {f"organization/{one}"}
+
+
+async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) -> None:
+    for name in ("interval=hour", "group_by=model", "limit=5", "colour=red"):
+        answer = await api.get(f"usage/focus.csv?{name}")
+        assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (
+            422,
+            [name.partition("=")[0]],
+        )
+    assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(focus.COLUMNS)]
+    for file in ("usage.csv", "usage/focus.csv"):
+        assert (await api.acting_as(None).get(file)).status == 401
+
+
+async def test_what_came_to_nothing_is_no_item(api: Api, admin_database: str) -> None:
+    [account] = settle_in(admin_database, 10**9)
+    account.at_ms = int(BEGAN.timestamp() * 1000)
+    account.reset()
+    request = str(uuid.uuid4())
+    account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
+    writer = Writer(admin_database)
+    await writer.write(batch_of(account))
+    facts = CallFacts(model="m", counts=(5, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=5)
+    account.consume(1, kind=EventKind.ADJUST, metadata=corrected(write_facts(facts), request, "settled late"))
+    await writer.write(batch_of(account))
+    writer.close()
+    [item] = (await api.get(f"usage?{SPAN}&group_by=model")).json["items"]
+    assert (item["model"], item["requests"]) == ("m", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,7 @@ from gateway.admin.http.listing import (
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery
-from gateway.core.spreadsheet import csv
+from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, following
 from gateway.errors import Unprocessable
 
 # By default a report is of so many days, today the last of them.
@@ -32,7 +31,6 @@ DAYS = 30
 DAYS_MAX = 3_660
 ITEMS_DEFAULT = 1_000
 ITEMS_MAX = 10_000
-Identified = Callable[[AdminPorts, web.Request], Awaitable[object]]
 
 PAGING = ("limit", "cursor")
 _DAY = timedelta(days=1)
@@ -40,7 +38,7 @@ _NUMBERS = {"limit", *(name for name in DIMENSIONS if name.endswith("_id"))}
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the report and its files."""
+    """Serve the report."""
 
     async def show(request: web.Request) -> web.Response:
         await identify(ports, request)
@@ -49,43 +47,12 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
         told, more = found[: page.rows_max - 1], len(found) == page.rows_max
         return web.json_response(
             {
-                "items": [_shown(item, page.groups) for item in told],
-                "next_cursor": encode_cursor(_place(page, told), mark) if more else None,
+                "items": [shown(item, page.groups) for item in told],
+                "next_cursor": encode_cursor(_place(following(page, told)), mark) if more else None,
             }
         )
 
     app.router.add_get(f"{root}/usage", show)
-    mount_files(app, ports, root)
-
-
-def mount_files(
-    app: web.Application, ports: AdminPorts, root: str, identified: Identified = identify
-) -> None:
-    """Serve the report's files; `identified` refuses who may not read."""
-
-    async def file(request: web.Request) -> web.Response:
-        await identified(ports, request)
-        found = await items(ports, read(request.query))
-        columns = tuple(found[0]) if found else ("start",)
-        return web.Response(
-            body=csv(columns, found, head=True),
-            headers={
-                "Content-Type": "text/csv; charset=utf-8",
-                "Content-Disposition": 'attachment; filename="usage.csv"',
-            },
-        )
-
-    app.router.add_get(f"{root}/usage.csv", file)
-
-
-async def items(ports: AdminPorts, asked: UsageQuery) -> list[Row]:
-    """What was used, an item a group and time; `Unprocessable` where there are too many."""
-    found = await ports.store.used(asked)
-    if len(found) > ITEMS_MAX:
-        raise _wrong(
-            "group_by", f"more than {ITEMS_MAX} items: ask for less time, fewer groups or a longer interval"
-        )
-    return [_shown(item, asked.groups) for item in found]
 
 
 def read(query: MultiMapping[str]) -> UsageQuery:
@@ -104,13 +71,8 @@ def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
     return (_resumed(page, decode_cursor(str(cursor), mark)) if cursor is not None else page), mark
 
 
-def _place(page: UsageQuery, told: Sequence[Row]) -> tuple[int, ...]:
-    """Where the next page begins: in an interval of which so many rows are told."""
-    last = told[-1]["start"]
-    assert isinstance(last, datetime)
-    since = max(page.since, last)
-    count = sum(row["start"] == last for row in told) + (page.skip if since == page.since else 0)
-    return int(since.timestamp()), int(page.until.timestamp()), count
+def _place(page: UsageQuery) -> tuple[int, ...]:
+    return int(page.since.timestamp()), int(page.until.timestamp()), page.skip
 
 
 def _resumed(page: UsageQuery, place: tuple[int, ...]) -> UsageQuery:
@@ -151,9 +113,14 @@ def _wrong(name: str, reason: str) -> Unprocessable:
     return Unprocessable("Some query parameters are wrong.", ((name, reason),))
 
 
-def _shown(row: Row, groups: tuple[str, ...]) -> Row:
-    """A row as an item, without the fields of groups nobody asked for."""
-    item = UsageItem.model_validate(row).model_dump(mode="json")
+def columns_of(groups: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of an item, without those of groups nobody asked for."""
     told = {name for group in groups for name in (group, GROUPS[group])}
     apart = {name for group, column in GROUPS.items() for name in (group, column)}
-    return {name: value for name, value in item.items() if name in told or name not in apart}
+    return tuple(name for name in UsageItem.model_fields if name in told or name not in apart)
+
+
+def shown(row: Row, groups: tuple[str, ...]) -> Row:
+    """A row as an item."""
+    item = UsageItem.model_validate(row).model_dump(mode="json")
+    return {name: item[name] for name in columns_of(groups)}

@@ -10,7 +10,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.api import usage
+from gateway.admin.api import usage_files
 from gateway.admin.console import accounts, calls, explorer, lists, reconciling, search
 from gateway.admin.console.desk import Desk
 from gateway.admin.console.exports import Exports
@@ -71,7 +71,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(partial(accounts.quota, desk)))
     documents.mount_invoices(app, ports, "", signed_in)
-    usage.mount_files(app, ports, "", signed_in)
+    usage_files.mount_files(app, ports, "", signed_in)
     files = Exports(desk)
 
     async def ledger(request: web.Request, signed: Signed) -> web.StreamResponse:

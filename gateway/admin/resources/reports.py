@@ -174,7 +174,10 @@ REPORTS = {
             summary="Add up calls by time, organization, tenant, user, key, project, service and model",
             out=Usage,
             asked=UsagePage,
-            documents=(Document(".csv", "text/csv", "The same as CSV"),),
+            documents=(
+                Document(".csv", "text/csv", "The same as CSV, all of its items"),
+                Document("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),
+            ),
             by_hand=True,
         ),
         Report(

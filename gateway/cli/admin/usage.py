@@ -42,11 +42,18 @@ def usage(
     until: Annotated[str | None, typer.Option("--to", help="Before this day or time, UTC.")] = None,
     interval: Annotated[str | None, typer.Option(help="hour, day, month or none.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_focus: Annotated[
+        bool, typer.Option("--focus", help="Print charges of each day as FOCUS 1.2 has them, as CSV.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what was used and what it cost; without --by and its like, quotas and the latest ledger rows."""
     with admin() as api:
         tenant_id = api.id_of("tenants", tenant) if tenant else None
+        if as_focus:
+            asked = {"from_": _moment(since), "to": _moment(until), "group_by": by, "interval": interval}
+            typer.echo(api.download("usage/focus.csv", **asked, tenant_id=tenant_id), nl=False)
+            return
         if as_csv or any(each is not None for each in (by, since, until, interval)):
             asked = {"group_by": by, "from_": _moment(since), "to": _moment(until), "interval": interval}
             _added(api, {**asked, "tenant_id": tenant_id}, as_csv, as_json)

@@ -5,7 +5,7 @@ Pure. A report reads the largest roll-ups that lie within its time, so that it r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -68,6 +68,15 @@ class UsageQuery:
     def people(self) -> bool:
         """Whether users or keys are told apart."""
         return bool({*self.filters, *(GROUPS[group] for group in self.groups)} & set(PEOPLE))
+
+
+def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
+    """What asks for the rows behind those that were told: from the last one's interval on, less these."""
+    last = told[-1]["start"]
+    assert isinstance(last, datetime)
+    since = max(asked.since, last)
+    count = sum(row["start"] == last for row in told) + (asked.skip if since == asked.since else 0)
+    return replace(asked, since=since, skip=count)
 
 
 class Piece(NamedTuple):

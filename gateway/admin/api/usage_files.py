@@ -1,0 +1,149 @@
+"""Files of usage: the report as CSV, and what was used as charges of FOCUS 1.2; of any size, page by page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from gateway.admin.api.usage import columns_of, read, shown
+from gateway.admin.http.auth import identify
+from gateway.admin.http.guard import DEADLINE
+from gateway.admin.ports import AdminPorts
+from gateway.core.accounts.administration import Query, Row
+from gateway.core.accounts.usage import UsageQuery, following
+from gateway.core.billing import focus
+from gateway.core.spreadsheet import csv
+from gateway.errors import Overloaded, Unprocessable
+
+# Each is added up page by page for as long as its reader takes.
+EXPORTS_MAX = 4
+PAGE_ROWS = 10_000
+SERVICES_A_PAGE = 1_000
+
+Identified = Callable[[AdminPorts, web.Request], Awaitable[object]]
+
+
+class File(Protocol):
+    """A file that is written row by row."""
+
+    name: str
+    media: str
+
+    def head(self) -> bytes:
+        """What comes before the first row."""
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        """The next rows."""
+
+    def tail(self) -> bytes:
+        """What comes behind the last row."""
+
+
+def mount_files(
+    app: web.Application, ports: AdminPorts, root: str, identified: Identified = identify
+) -> None:
+    """Serve the report's files; `identified` refuses who may not read."""
+    exports = asyncio.Semaphore(EXPORTS_MAX)
+
+    def serve(path: str, made: Callable[[MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]) -> None:
+        async def file(request: web.Request) -> web.StreamResponse:
+            await identified(ports, request)
+            asked, empty = await made(request.query)
+            if exports.locked():
+                raise Overloaded(f"{EXPORTS_MAX} of these are being read already: try again in a while.")
+            async with exports:
+                return await _write(ports, request, asked, empty)
+
+        app.router.add_get(root + path, file)
+
+    async def as_csv(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked = read(query)
+        return asked, _Csv("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
+
+    async def as_focus(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
+            raise Unprocessable("Some query parameters are wrong.", fixed)
+        asked = replace(read(query), interval=focus.INTERVAL, groups=focus.GROUPED_BY)
+        of_models = {row["id"] async for row in _services(ports) if row["counts_tokens"]}
+        seller = next(iter(ports.invoice_renderer.issuer), "")
+
+        def charge(row: Row) -> Row:
+            return focus.charge(
+                row,
+                since=asked.since,
+                until=asked.until,
+                seller=seller,
+                tokens=row["service_id"] in of_models,
+            )
+
+        return asked, _Csv("focus.csv", focus.COLUMNS, charge, used_only=True)
+
+    serve("/usage.csv", as_csv)
+    serve("/usage/focus.csv", as_focus)
+
+
+async def _write(
+    ports: AdminPorts, request: web.Request, asked: UsageQuery, file: File
+) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": file.media,
+            "Content-Disposition": f'attachment; filename="{file.name}"',
+        }
+    )
+    # What goes wrong with the question is answered as any other refusal.
+    page = replace(asked, rows_max=PAGE_ROWS)
+    rows = await ports.store.used(page)
+    await response.prepare(request)
+    whole = False
+    try:
+        await response.write(file.head() + file.some(rows))
+        while len(rows) == PAGE_ROWS:
+            page = following(page, rows)
+            rows = await ports.store.used(page)
+            await response.write(file.some(rows))
+            request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
+        await response.write(file.tail())
+        await response.write_eof()
+        whole = True
+    finally:
+        # A file that breaks off must not look whole.
+        if not whole and request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def _services(ports: AdminPorts) -> AsyncIterator[Row]:
+    after: tuple[int, ...] | None = None
+    while True:
+        page = await ports.store.page("services", Query({}, None, None, after, SERVICES_A_PAGE))
+        for row in page.rows:
+            yield row
+        after = page.next_after
+        if after is None:
+            return
+
+
+class _Csv:
+    media = "text/csv; charset=utf-8"
+
+    def __init__(
+        self, name: str, columns: tuple[str, ...], cells: Callable[[Row], Row], *, used_only: bool = False
+    ) -> None:
+        self.name = name
+        self._columns, self._cells, self._used_only = columns, cells, used_only
+
+    def head(self) -> bytes:
+        return csv(self._columns, (), head=True)
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        told: Iterable[Row] = (row for row in rows if row["requests"] or not self._used_only)
+        return csv(self._columns, map(self._cells, told))
+
+    def tail(self) -> bytes:
+        return b""
