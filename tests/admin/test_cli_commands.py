@@ -38,6 +38,7 @@ BESIDE = {
     "invoices.usage.csv": ("invoice", "show"),
     "usage.show": ("usage",),
     "usage.csv": ("usage",),
+    "usage.parquet": ("usage",),
     "usage.focus.csv": ("usage",),
 }
 

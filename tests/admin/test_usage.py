@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from gateway.admin.api import usage_files
@@ -249,7 +250,39 @@ async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, inter
     asked = f"from=2026-03-31T00:00:00Z&to=2026-04-03T00:00:00Z&interval={interval}&group_by=model"
     rows = list(csv.DictReader(io.StringIO((await api.get(f"usage.csv?{asked}")).raw.decode())))
     assert len({row["model"] for row in rows}) == len(rows) == count
-    assert sum(Decimal(row["cost"]) for row in rows) == Decimal(count * (count + 1) // 2) / 10**9
+    cost = Decimal(count * (count + 1) // 2) / 10**9
+    assert sum(Decimal(row["cost"]) for row in rows) == cost
+    table = pq.read_table(io.BytesIO((await api.get(f"usage.parquet?{asked}")).raw))
+    assert len(set(table["model"].to_pylist())) == table.num_rows == count
+    assert sum(table["cost"].to_pylist()) == cost
+
+
+async def test_parquet_says_the_same_in_types_of_its_own(api: Api, calls: list[dict[str, Any]]) -> None:
+    asked = f"{SPAN}&interval=hour&group_by=user,project,service,model"
+    file = await api.acting_as(READONLY).get(f"usage.parquet?{asked}")
+    table = pq.read_table(io.BytesIO(file.raw))
+    types = {field.name: str(field.type) for field in table.schema}
+    assert types["start"] == "timestamp[us, tz=UTC]"
+    assert types["cost"] == "decimal128(38, 9)"
+    assert (types["tokens"], types["user_id"], types["model"]) == ("int64", "int64", "string")
+    items = (await api.get(f"usage?{asked}&limit=10000")).json["items"]
+    assert table.schema.names == list(items[0])
+    assert [
+        {
+            **row,
+            "start": row["start"].isoformat().replace("+00:00", "Z"),
+            "cost": format(row["cost"].normalize(), "f"),
+        }
+        for row in table.to_pylist()
+    ] == [{**item, "cost": format(Decimal(item["cost"]).normalize(), "f")} for item in items]
+
+
+async def test_a_parquet_file_of_nothing_has_its_columns(api: Api) -> None:
+    table = pq.read_table(io.BytesIO((await api.get("usage.parquet?group_by=model")).raw))
+    assert table.num_rows == 0
+    assert table.schema.names[:3] == ["start", "model", "requests"]
+    assert (await api.acting_as(None).get("usage.parquet")).status == 401
+    assert (await api.get("usage.parquet?group_by=colour")).status == 422
 
 
 async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[dict[str, Any]]) -> None:

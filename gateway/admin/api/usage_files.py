@@ -1,4 +1,4 @@
-"""Files of usage: the report as CSV, and what was used as charges of FOCUS 1.2; of any size, page by page."""
+"""Files of usage: the report as CSV and Parquet, and its charges as FOCUS 1.2; of any size, page by page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 from aiohttp import web
 from multidict import MultiMapping
 
+from gateway.admin.api.parquet import Parquet
 from gateway.admin.api.usage import columns_of, read, shown
 from gateway.admin.http.auth import identify
 from gateway.admin.http.guard import DEADLINE
@@ -65,6 +66,10 @@ def mount_files(
         asked = read(query)
         return asked, _Csv("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
 
+    async def as_parquet(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked = read(query)
+        return asked, await Parquet.of("usage.parquet", columns_of(asked.groups))
+
     async def as_focus(query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
@@ -84,6 +89,7 @@ def mount_files(
         return asked, _Csv("focus.csv", focus.COLUMNS, charge, used_only=True)
 
     serve("/usage.csv", as_csv)
+    serve("/usage.parquet", as_parquet)
     serve("/usage/focus.csv", as_focus)
 
 
@@ -102,11 +108,11 @@ async def _write(
     await response.prepare(request)
     whole = False
     try:
-        await response.write(file.head() + file.some(rows))
+        await response.write(file.head() + await asyncio.to_thread(file.some, rows))
         while len(rows) == PAGE_ROWS:
             page = following(page, rows)
             rows = await ports.store.used(page)
-            await response.write(file.some(rows))
+            await response.write(await asyncio.to_thread(file.some, rows))
             request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
         await response.write(file.tail())
         await response.write_eof()

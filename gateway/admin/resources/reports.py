@@ -176,6 +176,7 @@ REPORTS = {
             asked=UsagePage,
             documents=(
                 Document(".csv", "text/csv", "The same as CSV, all of its items"),
+                Document(".parquet", "application/vnd.apache.parquet", "The same as Parquet"),
                 Document("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.2 has them"),
             ),
             by_hand=True,

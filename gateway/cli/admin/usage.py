@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +43,7 @@ def usage(
     until: Annotated[str | None, typer.Option("--to", help="Before this day or time, UTC.")] = None,
     interval: Annotated[str | None, typer.Option(help="hour, day, month or none.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    parquet: Annotated[Path | None, typer.Option(help="Write Parquet to this file.")] = None,
     as_focus: Annotated[
         bool, typer.Option("--focus", help="Print charges of each day as FOCUS 1.2 has them, as CSV.")
     ] = False,
@@ -54,8 +56,11 @@ def usage(
             asked = {"from_": _moment(since), "to": _moment(until), "group_by": by, "interval": interval}
             typer.echo(api.download("usage/focus.csv", **asked, tenant_id=tenant_id), nl=False)
             return
-        if as_csv or any(each is not None for each in (by, since, until, interval)):
+        if as_csv or any(each is not None for each in (by, since, until, interval, parquet)):
             asked = {"group_by": by, "from_": _moment(since), "to": _moment(until), "interval": interval}
+            if parquet is not None:
+                parquet.write_bytes(api.download("usage.parquet", **asked, tenant_id=tenant_id))
+                return
             _added(api, {**asked, "tenant_id": tenant_id}, as_csv, as_json)
             return
         quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)

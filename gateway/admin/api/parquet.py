@@ -1,0 +1,83 @@
+"""Rows of usage as Parquet, in pieces: what is written is given away at once, so that no file is kept whole.
+
+Times are timestamps of UTC, costs are decimals of nine digits, counts are 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from gateway.core.accounts.administration import Row
+
+# As many digits as a 128-bit decimal has: costs of an organization add up to no more.
+DIGITS, DECIMALS = 38, 9
+_NANO = Decimal(1).scaleb(-DECIMALS)
+_TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency")
+
+
+class Parquet:
+    """A file of these columns; made by `Parquet.of`, since what writes it is loaded first."""
+
+    media = "application/vnd.apache.parquet"
+
+    def __init__(self, name: str, columns: tuple[str, ...], arrow: Any, parquet: Any) -> None:
+        self.name = name
+        types = {
+            "start": arrow.timestamp("us", tz="UTC"),
+            "cost": arrow.decimal128(DIGITS, DECIMALS),
+            **dict.fromkeys(_TEXTS, arrow.string()),
+        }
+        self._arrow = arrow
+        self._schema = arrow.schema([(name, types.get(name, arrow.int64())) for name in columns])
+        self._written = _Written()
+        self._writer = parquet.ParquetWriter(arrow.PythonFile(self._written, "w"), self._schema)
+
+    @classmethod
+    async def of(cls, name: str, columns: tuple[str, ...]) -> Parquet:
+        """Begin a file. The library is large: it is loaded by the first one, beside the loop."""
+        arrow = await asyncio.to_thread(importlib.import_module, "pyarrow")
+        return cls(name, columns, arrow, await asyncio.to_thread(importlib.import_module, "pyarrow.parquet"))
+
+    def head(self) -> bytes:
+        """What comes before the first row."""
+        return self._written.take()
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        """The next rows, a group of their own."""
+        if rows:
+            cells = {name: [_cell(row.get(name)) for row in rows] for name in self._schema.names}
+            self._writer.write_table(self._arrow.Table.from_pydict(cells, schema=self._schema))
+        return self._written.take()
+
+    def tail(self) -> bytes:
+        """What comes behind the last row: where each group is."""
+        self._writer.close()
+        return self._written.take()
+
+
+def _cell(value: object) -> object:
+    return value.quantize(_NANO) if isinstance(value, Decimal) else value
+
+
+class _Written(io.RawIOBase):
+    """What was written and is not taken yet."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        return len(piece)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
