@@ -243,7 +243,7 @@ async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, inter
     count = usage_files.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
     api.rows(
-        f"INSERT INTO usage_rollup SELECT 'team_day', '2026-03-31Z'::timestamptz + n % 3 * interval '1 day',"
+        f"INSERT INTO usage_rollup SELECT 'team_day', '2026-03-31Z'::timestamptz + n %% 3 * interval '1 day',"
         f" {account.organization_id}, {account.tenant_id}, 0, 0, -1, 1, 'm' || n, 'USD', {sums}"
         f" FROM generate_series(1, {count}) AS n"
     )
