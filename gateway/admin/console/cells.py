@@ -75,6 +75,8 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     value: Any = row.get(column)
     if column == "resource_id":
         return Cell("code", str(value or shown.NONE), _page_of(row.get("resource"), value))
+    if column == "request_id" and value and screen.name != "calls":
+        return Cell("code", str(value), f"/calls?request_id={value}")
     if column == "model" and column not in row:
         metadata: Any = row.get("metadata") or {}
         value = metadata.get("model") or metadata.get("reason")

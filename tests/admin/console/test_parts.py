@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from multidict import MultiDict
 
-from gateway.admin.console import charts, forms, shown
+from gateway.admin.console import cells, charts, forms, shown
 from gateway.admin.console.live import Live
 from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.resources import RESOURCES
@@ -95,6 +95,15 @@ def test_every_resource_has_its_place_in_the_menu() -> None:
         known = {*screen.resource.out.model_fields, "state", "quota"}
         assert set(screen.columns) <= known, screen.name
         assert set(screen.filters) <= screen.resource.filters.keys(), screen.name
+
+
+@pytest.mark.parametrize("name", ["credit-transactions", "feature-usage"])
+def test_a_use_leads_to_its_call(name: str) -> None:
+    request = "0190aaaa-0000-7000-8000-000000000001"
+    found = cells.cell(SCREENS[name], {"request_id": request}, "request_id", {})
+    assert (found.text, found.href) == (request, f"/calls?request_id={request}")
+    assert cells.cell(SCREENS["calls"], {"request_id": request}, "request_id", {}).href == ""
+    assert cells.cell(SCREENS[name], {"request_id": None}, "request_id", {}).kind == "none"
 
 
 def test_fields_come_from_the_model() -> None:
