@@ -10,7 +10,7 @@ from gateway.core.accounts.facts import CallFacts, briefly, write_facts
 from gateway.core.billing.rate import TokenRate
 from gateway.core.calls.call import Call
 from gateway.core.calls.claim import claimed, dearest_of, output_bound
-from gateway.core.calls.estimate import NOTHING
+from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import UNPRICED, Vectors, charge_of, covered, rate_of
 from gateway.core.families.refusal import from_decision
@@ -93,13 +93,13 @@ class Charge:
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         call, caller = self.call, self._caller
-        prices, estimate = self._prices, NOTHING
+        prices, estimate = self._prices, NO_ESTIMATE
         if service.counts_tokens or prices:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         dearest = dearest_of(service, prices, estimate, call)
         rate = rate_of(service, prices, call.input_estimate) if prices else None
         credits_held, credits_least, units = claimed(service, dearest, estimate, exchange.routed.units)
-        need, ceiling, least, read = estimate if service.counts_tokens else NOTHING
+        need, ceiling, least, read = estimate if service.counts_tokens else NO_ESTIMATE
         request = HoldRequest(
             caller, exchange.request_id, self._user, service, need, ceiling, credits_held, units,
             self._raises is not None, least, credits_least, read, call.input_estimate if need else 0,

@@ -53,12 +53,12 @@ class Users:
             self._refused.clear()
         names = {(e[2].organization_id, e[2].user) for _, e in fresh if e[2] is not None and e[2].user}
         found = {name: self._known[name] for name in names if name in self._known}
-        missing = _storable(one for one in names - found.keys() if hash(one) not in self._refused)
+        missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)
         if missing:
             found |= _known(connection, missing)
         if unknown := [name for name in missing if name not in found]:
             met = self._within_limit(connection, unknown)
-            connection.execute(statements.MEET_USERS, _columns(met))
+            connection.execute(statements.MEET_USERS, columns_of(met))
             found |= _known(connection, met)
             self._refuse(set(unknown) - found.keys())
         return found
@@ -86,13 +86,15 @@ class Users:
 
 
 def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
-    rows = connection.execute(statements.KNOW_USERS, _columns(names))
+    rows = connection.execute(statements.KNOW_USERS, columns_of(names))
     return {(organization, external_id): id_ for organization, external_id, id_ in rows}
 
 
-def _columns(names: Sequence[Name]) -> dict[str, Any]:
+def columns_of(names: Sequence[Name]) -> dict[str, Any]:
+    """What `statements` of users take."""
     return {"organizations": [one for one, _ in names], "names": [name for _, name in names]}
 
 
-def _storable(names: Iterable[Name]) -> list[Name]:
-    return sorted(name for name in names if len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
+def storable(names: Iterable[Name]) -> list[Name]:
+    """Those of names that a user may have, in the order in which writers lock rows."""
+    return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])

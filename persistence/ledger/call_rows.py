@@ -17,14 +17,13 @@ from gateway.core.accounts.facts import (
     facts_in,
     tokens_in,
 )
-from gateway.core.accounts.ledger import Event, EventKind, EventNote, in_money
+from gateway.core.accounts.ledger import Event, EventKind, EventNote, attributed, in_money
 from gateway.core.billing.cost import KINDS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE
 from persistence.ledger.rows import (
     EPOCH_MS,
     NULL,
-    attributed,
     bytes_field,
     json_field,
     number_field,
@@ -51,7 +50,7 @@ _BIGINT = Struct(">iq").pack
 def call_row(event: Event, user_id: int | None) -> bytes:
     """The `call` row of a use."""
     facts = facts_of(event)
-    content, project, version = attributed(event)
+    content, project, version = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
     counted: list[int] = []
     for count in counts_of(facts):
@@ -118,7 +117,7 @@ def correction(event: Event) -> dict[str, object]:
     """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
-    content, project, version = attributed(event)
+    content, project, version = attributed(event.attribution)
     return {
         **dict(zip(KINDS, counts_of(facts), strict=True)),
         "request_id": event.source if settled else facts.corrects,

@@ -14,13 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Row
+from gateway.core.accounts.ledger import attributed
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, others
 from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.cost import KINDS
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
 from persistence.ledger import rows, statements, usage_levels, usage_rollup
-from persistence.ledger.attribution import NAME_LENGTH_MAX, Name
+from persistence.ledger.attribution import Name, columns_of, storable
 from persistence.ledger.call_rows import stored_text
 from persistence.ledger.rollup import DAY_MS
 from persistence.tables.ledgers import call
@@ -106,17 +107,16 @@ async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
 
 async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
     """The users that there are; nobody else becomes one by calls that are refused."""
-    asked = sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
+    asked = storable(names)
     if not asked:
         return {}
-    values = {"organizations": [one for one, _ in asked], "names": [name for _, name in asked]}
-    found = await connection.exec_driver_sql(statements.KNOW_USERS, values)
+    found = await connection.exec_driver_sql(statements.KNOW_USERS, columns_of(asked))
     rows_: Iterable[tuple[int, str, int]] = map(tuple, found)
     return {(organization, external_id): id_ for organization, external_id, id_ in rows_}
 
 
 def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
-    content, project, version = one.attribution.split("\t") if one.attribution else ("", "", "")
+    content, project, version = attributed(one.attribution)
     return {
         **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
         "request_id": one.request_id,

@@ -10,7 +10,7 @@ import json
 import re
 from struct import Struct
 
-from gateway.core.accounts.ledger import Event, EventFlag, EventKind, in_money
+from gateway.core.accounts.ledger import Event, EventFlag, EventKind, attributed, in_money
 
 COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 COPY_TAIL = b"\xff\xff"
@@ -175,15 +175,9 @@ def request_of(event: Event) -> str:
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 
-def attributed(event: Event) -> tuple[str, str, str]:
-    """What a use was for: content id, project id and feature version, each empty where none was named."""
-    content, project, version = event.attribution.split("\t") if event.attribution else ("", "", "")
-    return content, project, version
-
-
 def _was_for(event: Event) -> bytes:
     """The fields of content, project and version."""
-    content, project, version = attributed(event)
+    content, project, version = attributed(event.attribution)
     named = bytes_field(version.encode()) if version else NULL
     return number_field(content) + number_field(project) + named
 

@@ -18,12 +18,9 @@ from gateway.core.accounts.facts import (
     REASONING,
     CallFacts,
 )
-from gateway.core.accounts.ledger import Event
-from gateway.core.accounts.usage import DIMENSIONS, NO_PROJECT, SUMS
+from gateway.core.accounts.ledger import Event, attributed
+from gateway.core.accounts.usage import DIMENSIONS, HOUR_MS, NO_PROJECT, SUMS
 from persistence.ledger.call_rows import NANO_MAX, amounts_of, counts_of, stored_text
-from persistence.ledger.rows import attributed
-
-HOUR_MS = 3_600_000
 
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
 Bucket = tuple[int, int, int, int, int, int, int, str, str]
@@ -32,7 +29,7 @@ Rollup = dict[Bucket, list[int]]
 
 def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None) -> None:
     """Put a call into the roll-up of its hour."""
-    _, project, _ = attributed(event)
+    _, project, _ = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
     cost, counts = facts.cost, counts_of(facts)
     bucket = (

@@ -10,14 +10,13 @@ from aiohttp import web
 
 from gateway.admin.console.desk import Desk
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.cost import KINDS, NANO_DIGITS, TOKENS_A_PRICE, USES_A_PRICE, Line, lines
+from gateway.core.billing.cost import KINDS, PARTS, TOKENS_A_PRICE, USES_A_PRICE, Line, lines
 from gateway.core.billing.price_book import read_price
-from gateway.core.billing.pricing import EXACT
+from gateway.core.billing.pricing import EXACT, ONE_NANO
 from gateway.errors import NotFound
 
 # What a price is of.
 PER = {TOKENS_A_PRICE: "a million", USES_A_PRICE: "a thousand", 1: "a call"}
-PARTS = {"reasoning", "audio_input", "audio_output", "image_input", "image_output"}
 
 
 async def about_call(desk: Desk, _: web.Request, row: Row) -> Mapping[str, Any]:
@@ -60,4 +59,4 @@ async def _price(desk: Desk, price_id: object) -> Row | None:
 
 def _rounded(amount: Decimal) -> Decimal:
     """To whole nano-units, half up, as a call's cost is rounded once."""
-    return amount.quantize(Decimal(1).scaleb(-NANO_DIGITS), "ROUND_HALF_UP", EXACT)
+    return amount.quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)

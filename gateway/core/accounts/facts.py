@@ -12,12 +12,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.cost import KINDS, NO_COUNTS
 
 # Where in the counts.
 INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
-Counts = tuple[int, int, int, int, int, int, int, int, int, int]
-NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 NONE = msgspec.Raw(b"null")
 # An entry says the length of its metadata in two bytes, and a correction says a little more.
 FACTS_BYTES_MAX = 60_000
@@ -41,7 +39,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     status: int = 0
     duration_ms: int = 0
     first_token_ms: int | None = None
-    counts: tuple[int, ...] = NOTHING
+    counts: tuple[int, ...] = NO_COUNTS
     total: int = 0
     units: int = 0
     estimated: bool = False
@@ -86,7 +84,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if len(facts.counts) != len(KINDS):  # more are a newer version's
-        facts.counts = (facts.counts + NOTHING)[: len(KINDS)]
+        facts.counts = (facts.counts + NO_COUNTS)[: len(KINDS)]
     return facts
 
 

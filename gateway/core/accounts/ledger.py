@@ -116,6 +116,12 @@ def in_money(event: Event) -> bool:
     return are_money(event.priced[PRICED.size :])
 
 
+def attributed(attribution: str) -> tuple[str, str, str]:
+    """What a use was for: content id, project id and feature version, each empty where none was named."""
+    content, project, version = attribution.split("\t") if attribution else ("", "", "")
+    return content, project, version
+
+
 class EventNote(IntEnum):
     """How a use came to be charged, where not by its own settlement."""
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import msgspec
 
 from gateway.core.accounts.facts import TEXT_CHARACTERS_MAX
-from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
+from gateway.core.accounts.ledger import attributed
+from gateway.core.accounts.usage import HOUR_MS, NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX
 
 # Told of one organization within a minute, by one worker.
@@ -24,7 +25,7 @@ ROW_BYTES = 256
 # Of one organization, told apart by names; then all there are. Beyond both nothing is told apart.
 NAMED_MAX = 200
 COUNTS_MAX = 4_000
-MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+MINUTE_MS = 60_000
 
 # The last millisecond of the year 9999.
 TIME_MS_MAX = 253_402_300_799_999
@@ -188,5 +189,5 @@ def _clean(text: str) -> str:
 
 
 def _project(attribution: str) -> int:
-    project = attribution.split("\t")[1] if attribution else ""
+    _, project, _ = attributed(attribution)
     return int(project) if project else NO_PROJECT

@@ -45,6 +45,7 @@ SPANS: Final = {
     "team_day": ("day", False),
 }
 
+HOUR_MS: Final = 3_600_000
 _LENGTHS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
 
 

@@ -12,15 +12,13 @@ from decimal import Decimal
 from operator import mul
 from typing import Final, Self
 
-from gateway.core.billing.cost import FALLBACK, KINDS, apart
+from gateway.core.billing.cost import KINDS, WHOLES, apart, filled
 from gateway.core.billing.pricing import ENDLESS
 
 WEIGHT_MAX: Final = 1_000
 WEIGHT_DIGITS_MAX: Final = 6
 WEIGHTED_PLANS_MAX: Final = 1_000  # every gateway carries the weights of all plans
 ONE: Final = 10**WEIGHT_DIGITS_MAX
-# Their counts add up to a call's tokens; all other kinds are parts of them.
-_WHOLE: Final = KINDS.index("output") + 1
 _INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
 _WRITTEN: Final = frozenset({"output", "reasoning", "audio_output", "image_output"})
 
@@ -39,7 +37,7 @@ class Weights:
     @classmethod
     def of(cls, millionths: Mapping[str, int]) -> Self:
         """Weights by the kinds that are named; another one counts as what its price falls back to, or 1."""
-        by_kind = {kind: _filled_in(millionths, kind) for kind in KINDS}
+        by_kind = dict(zip(KINDS, filled(millionths, ONE), strict=True))
         read = max(weight for kind, weight in by_kind.items() if kind not in _WRITTEN)
         return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
 
@@ -51,7 +49,7 @@ class Weights:
         """
         by_kind = self.by_kind
         millionths: int = sum(map(mul, apart(counts), by_kind))
-        beyond = total - sum(counts[:_WHOLE])
+        beyond = total - sum(counts[:WHOLES])
         if beyond > 0:
             millionths += beyond * max(by_kind[_INPUT], by_kind[_OUTPUT])
         most = total * max(self.read, self.written)
@@ -73,10 +71,3 @@ class Weights:
 def millionths(document: Mapping[str, str] | None) -> dict[str, int]:
     """A plan's weights as they are stored, decimal strings by kind, in millionths."""
     return {kind: int(Decimal(weight).scaleb(WEIGHT_DIGITS_MAX)) for kind, weight in (document or {}).items()}
-
-
-def _filled_in(said: Mapping[str, int], kind: str) -> int:
-    if kind in said:
-        return said[kind]
-    fallback = FALLBACK.get(kind)
-    return ONE if fallback is None else _filled_in(said, fallback)

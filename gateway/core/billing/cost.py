@@ -13,12 +13,16 @@ from typing import Any, Final, NamedTuple
 
 from gateway.core.billing.pricing import EXACT
 
-# The kinds of tokens, in the order of every vector. The first five add up to a call's tokens; audio and
-# image input are parts of `input`, the other three are parts of `output`.
+# The kinds of tokens, in the order of every vector. The first five add up to a call's tokens. `PARTS` are
+# parts of these: audio and image input of `input`, the other three of `output`.
 KINDS: Final = (
     "input", "cache_read", "cache_write", "cache_write_1h", "output",
     "reasoning", "audio_input", "audio_output", "image_input", "image_output",
 )  # fmt: skip
+WHOLES: Final = KINDS.index("output") + 1
+PARTS: Final = KINDS[WHOLES:]
+Counts = tuple[int, int, int, int, int, int, int, int, int, int]
+NO_COUNTS: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # What a kind without a price of its own costs: what this kind costs.
 FALLBACK: Final[Mapping[str, str]] = {
     "cache_read": "input", "cache_write": "input", "cache_write_1h": "cache_write",
@@ -30,8 +34,10 @@ BASE_CURRENCY: Final = "USD"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
-_ONE: Final = (1, 1)
-NOTHING: Final[Mapping[str, Any]] = {}
+# A whole fraction, numerator and denominator.
+Factor = tuple[int, int]
+SAME: Final = (1, 1)
+_NONE: Final[Mapping[str, Any]] = {}
 
 
 class Vector(NamedTuple):
@@ -47,9 +53,9 @@ class Vector(NamedTuple):
     currency: str
     prices: tuple[int, ...]
     request: int = 0
-    tools: Mapping[str, int] = NOTHING
+    tools: Mapping[str, int] = _NONE
     context_tiers: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    service_tiers: Mapping[str, tuple[int, int]] = NOTHING
+    service_tiers: Mapping[str, Factor] = _NONE
 
 
 class Line(NamedTuple):
@@ -65,9 +71,7 @@ class Line(NamedTuple):
     amount: Decimal
 
 
-def cost_nano(
-    vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = NOTHING, tier: str = ""
-) -> int:
+def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = "") -> int:
     """What a call costs in nano-units, rounded half up once.
 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tool
@@ -88,11 +92,11 @@ def cost_nano(
 
 
 def lines(
-    vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = NOTHING, tier: str = ""
+    vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[Line]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
     prices = prices_at(vector, sum(counts[:4]))
-    factor = vector.service_tiers.get(tier, _ONE)
+    factor = vector.service_tiers.get(tier, SAME)
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
         for kind, count, price in zip(KINDS, apart(counts), prices, strict=True)
@@ -101,7 +105,7 @@ def lines(
     if vector.request:
         made.append(_line("request", 1, vector.request, 1, factor))
     made += [
-        _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, _ONE)
+        _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, SAME)
         for name, uses in tools.items()
         if uses and name in vector.tools
     ]
@@ -117,14 +121,14 @@ def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
     return prices
 
 
-def filled(own: Mapping[str, int | None]) -> tuple[int, ...]:
-    """A price for each kind: its own, else that of what it falls back to, at last nothing."""
+def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
+    """A price, or a weight, for each kind: its own, else that of what it falls back to, else the `last`."""
 
-    def price(kind: str) -> int:
+    def one(kind: str) -> int:
         found = own.get(kind)
-        return found if found is not None else price(FALLBACK[kind]) if kind in FALLBACK else 0
+        return found if found is not None else one(FALLBACK[kind]) if kind in FALLBACK else last
 
-    return tuple(map(price, KINDS))
+    return tuple(map(one, KINDS))
 
 
 def money(nano: int) -> Decimal:
@@ -146,7 +150,7 @@ def apart(counts: Sequence[int]) -> Sequence[int]:
     )  # fmt: skip
 
 
-def _line(kind: str, quantity: int, nano: int, per: int, factor: tuple[int, int]) -> Line:
+def _line(kind: str, quantity: int, nano: int, per: int, factor: Factor) -> Line:
     numerator, denominator = factor
     unit_price = EXACT.divide(money(nano * numerator), Decimal(denominator))
     amount = EXACT.divide(EXACT.multiply(unit_price, Decimal(quantity)), Decimal(per))

@@ -12,11 +12,10 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from gateway.core.billing.cost import NANO_DIGITS
+from gateway.core.billing.pricing import ONE_NANO
 
 PACE_DAYS: Final = 7
 _DAY: Final = timedelta(days=1)
-_NANO: Final = Decimal(1).scaleb(-NANO_DIGITS)
 
 
 class Outlook(NamedTuple):
@@ -43,7 +42,7 @@ def outlook(days: Mapping[date, Decimal], now: datetime) -> Outlook:
         elapsed = now - _midnight(min(lately))
         left = _midnight(_next_month(today)) - now
         forecast += sum(lately.values()) * _seconds(left) / max(_seconds(elapsed), Decimal(1))
-    return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(_NANO))
+    return Outlook(days.get(today, Decimal(0)), month, forecast.quantize(ONE_NANO))
 
 
 def _same_month(day: date, other: date) -> bool:

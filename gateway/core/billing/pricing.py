@@ -15,6 +15,7 @@ NANO = 1_000_000_000
 ANY_MODEL = "*"
 ENDLESS = 2**53 - 1
 ONE = Decimal(1)
+ONE_NANO = ONE.scaleb(-9)
 
 # Decimals of a currency's minor unit where they are not two (ISO 4217, table A.1).
 MINOR_DIGITS: Mapping[str, int] = {
@@ -51,14 +52,11 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
-    """Credits a million tokens of each kind cost; None is what its kind falls back to (`cost.FALLBACK`).
-
-    `cached` is the price of `cache_read`.
-    """
+    """Credits a million tokens of each kind cost; None is what its kind falls back to (`cost.FALLBACK`)."""
 
     input: int = 0
     output: int = 0
-    cached: int | None = None
+    cache_read: int | None = None
     cache_write: int | None = None
     cache_write_1h: int | None = None
     reasoning: int | None = None
@@ -100,7 +98,7 @@ class Pricing:
 
 
 # Units that are money: a billionth of the currency each, in every quantity.
-IN_MONEY = (Tier(None, Decimal("1E-9")),)
+IN_MONEY = (Tier(None, ONE_NANO),)
 NO_PRICING = Pricing()
 
 
@@ -143,7 +141,7 @@ def read_pricing(document: Mapping[str, object] | None) -> Pricing:
 
 def _token_price(price: Mapping[str, int]) -> TokenPrice:
     """A price by kind; `cached` is another name of `cache_read`."""
-    return TokenPrice(**{"cached" if kind == "cache_read" else kind: each for kind, each in price.items()})
+    return TokenPrice(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
 
 
 def graduated(tiers: Sequence[Tier], already: int, quantity: int) -> list[Portion]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from gateway.core.billing.cost import KINDS, TOKENS_A_PRICE, USES_A_PRICE, Vector, prices_at
+from gateway.core.billing.cost import (
+    KINDS,
+    SAME,
+    TOKENS_A_PRICE,
+    USES_A_PRICE,
+    Factor,
+    Vector,
+    prices_at,
+)
 from gateway.core.billing.pricing import ENDLESS, NANO, whole_credits
-
-# A whole fraction, numerator and denominator.
-Factor = tuple[int, int]
-SAME: Final = (1, 1)
 
 _INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
 _TEXT = (_INPUT, KINDS.index("cache_read"))

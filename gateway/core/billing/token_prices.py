@@ -50,5 +50,5 @@ def _look(pricing: Pricing, model: str) -> TokenPrice | None:
 
 def _vector(price: TokenPrice, pricing: Pricing) -> Vector:
     factor = int(pricing.markup * NANO)
-    own = {kind: getattr(price, "cached" if kind == "cache_read" else kind) for kind in KINDS}
+    own = {kind: getattr(price, kind) for kind in KINDS}
     return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))

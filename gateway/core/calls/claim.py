@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from gateway.core.billing.cost import KINDS
+from gateway.core.billing.cost import NO_COUNTS
 from gateway.core.billing.pricing import ENDLESS
 from gateway.core.billing.rate import Asks, TokenRate, dearest_rate
 from gateway.core.blobs import named_tokens
@@ -22,7 +22,6 @@ from gateway.core.model import Decision, Service
 # Uses of a tool that a call holds where it does not say how many it may make; and the most one may say.
 TOOL_USES: Final = 1
 TOOL_USES_MAX: Final = 1_000_000
-_NO_COUNTS: Final = (0,) * len(KINDS)
 # Tiers that cost no more than the usual one.
 _PLAIN_TIERS: Final = frozenset({"default", "standard", "standard_only", "flex", "batch"})
 # What stands in a body that writes to a cache, that names an image, sound or file, or that wants to hear.
@@ -41,7 +40,7 @@ def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Cal
 def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
     """Credits of all a call could use, the least they may be cut to (0: they are held whole), and units."""
     if rate is None:
-        credits_, _, units = charge_of(service, (), _NO_COUNTS, None, units)
+        credits_, _, units = charge_of(service, (), NO_COUNTS, None, units)
         return credits_, 0, units
     most = max(estimate.read, estimate.ceiling)
     if rate.in_money:

@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
     read: int = 0
 
 
-NOTHING = Estimate()
+NO_ESTIMATE = Estimate()
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Estimator:
         The most goes by size: what was learned of other prompts never makes it less.
         """
         if not call.input_bytes and not call.blob_tokens:
-            return NOTHING
+            return NO_ESTIMATE
         learned = self._learned_of(call, organization_id, service_key)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gateway.core.billing.cost import Vector, cost_nano
+from gateway.core.billing.cost import SAME, Factor, Vector, cost_nano
 from gateway.core.billing.pricing import ENDLESS, NO_PRICING, Pricing, whole_credits
-from gateway.core.billing.rate import SAME, Factor, TokenRate, usual_rate
+from gateway.core.billing.rate import TokenRate, usual_rate
 from gateway.core.billing.token_prices import dearest, token_price
 from gateway.core.model import INTEGER_MAX, Observed, Service
 from gateway.errors import ModelNotPriced

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX, Counts
+from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
+from gateway.core.billing.cost import Counts
 from gateway.core.model import Usage
 
 NAME_CHARACTERS_MAX = 128

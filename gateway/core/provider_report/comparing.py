@@ -13,14 +13,12 @@ from decimal import ROUND_HALF_UP, Context, Decimal
 from enum import StrEnum
 from typing import Final
 
-from gateway.core.billing.pricing import NANO
+from gateway.core.billing.pricing import ONE_NANO
 from gateway.core.provider_report.names import groups
 from gateway.core.provider_report.report import EXACT, FIELDS, ZERO, Amounts, BadReport, Report, money
 
 SHOWN: Final = Decimal("0.01")  # of a percentage
 _SHOWING: Final = Context(prec=200, rounding=ROUND_HALF_UP)
-# Ours is rounded once a call, to a whole nano-unit of money.
-ROUNDING: Final = Decimal(1) / NANO
 
 
 class Verdict(StrEnum):
@@ -175,7 +173,8 @@ def _beside(
 
 
 def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance: Tolerance) -> bool:
-    rounded = {"cost": EXACT.multiply(ROUNDING, max(ours.get("requests", ZERO), Decimal(1)))}
+    # Ours is rounded once a call, to a whole nano-unit of money.
+    rounded = {"cost": EXACT.multiply(ONE_NANO, max(ours.get("requests", ZERO), Decimal(1)))}
     return all(
         tolerance.allows(name, ours.get(name, ZERO), amount)
         or abs(EXACT.subtract(ours.get(name, ZERO), amount)) <= rounded.get(name, ZERO)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replaced
 
 from gateway.core.accounts.facts import (
-    NOTHING,
     CallFacts,
     corrected,
     facts_in,
@@ -22,6 +21,7 @@ from gateway.core.accounts.facts import (
     write_facts,
 )
 from gateway.core.accounts.ledger import decode
+from gateway.core.billing.cost import NO_COUNTS
 from tests.builders import BLANK, encode
 
 CALL = CallFacts(
@@ -100,7 +100,7 @@ def test_entries_of_before_say_what_they_can() -> None:
     assert (said.model, said.status, said.total, said.estimated) == ("m", 200, 13, True)
     for strange in (b"", b"[]", b'{"input":-1,"model":7,"cached":true}', b'{"input":1,"cached":9}'):
         assert min(facts_in(strange).counts) >= 0
-    assert facts_in(b"{}").counts == NOTHING
+    assert facts_in(b"{}").counts == NO_COUNTS
 
 
 def test_an_entry_gives_back_the_facts_it_came_with() -> None:

@@ -99,7 +99,7 @@ def test_pricing_is_read_as_it_is_stored() -> None:
     assert read_pricing(None) == read_pricing({})
     by_kind = {"input": 3, "cache_read": 1, "cache_write": 4, "audio_output": 9}
     read = read_pricing({"per_million": {"gpt*": by_kind}, "markup": "1.25"})
-    assert read.per_million == {"gpt*": TokenPrice(3, cached=1, cache_write=4, audio_output=9)}
+    assert read.per_million == {"gpt*": TokenPrice(3, cache_read=1, cache_write=4, audio_output=9)}
     assert read.markup == Decimal("1.25")
     assert read_pricing({"at_cost": {}}).at_cost == AtCost(Decimal(1))
     at_cost = read_pricing({"at_cost": {"markup": "1.2", "credits_per_unit": "100"}}).at_cost

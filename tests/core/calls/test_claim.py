@@ -47,7 +47,7 @@ def test_a_price_by_token_is_claimed_for_all_a_call_could_use() -> None:
     assert claimed(one, rate(one, UNBOUND), UNBOUND, 1) == (100 + 2_000, 102, 1)
     bound = UNBOUND._replace(least=0)
     assert claimed(one, rate(one, bound), bound, 1) == (2_100, 0, 1)
-    dear = service(TokenPrice(1_000_000, 2_000_000, cached=3_000_000))
+    dear = service(TokenPrice(1_000_000, 2_000_000, cache_read=3_000_000))
     assert claimed(dear, rate(dear, UNBOUND), UNBOUND, 1) == (2_300, 302, 1)
 
 

@@ -12,9 +12,8 @@ from psycopg.rows import dict_row
 
 from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
-from gateway.core.accounts.usage import SPANS, SUMS
+from gateway.core.accounts.usage import HOUR_MS, SPANS, SUMS
 from persistence.ledger.rollup import DAY_MS
-from persistence.ledger.usage_rollup import HOUR_MS
 from persistence.ledger.writer import Writer
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
