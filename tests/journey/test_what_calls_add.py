@@ -23,7 +23,7 @@ CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, 20
 DAY_MS = 86_400_000
 GROWN_MAX = 1024  # bytes of a key that was there
 # What calls of a tenant leave, and those of one with user limits.
-GONE = {"h:", "d", "x", "w:", "w", "late", "g"}
+GONE = {"h:", "d", "x", "w:", "w", "late", "g", "refused"}
 
 
 class Keeping(BaseHTTPRequestHandler):
