@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from psycopg import errors
 
 from gateway.admin.application import build
-from gateway.admin.invoices.documents import EXPORTS_MAX
+from gateway.admin.http.files import FILES_MAX
 from persistence import engine as engines
 from tests.admin.conftest import ADMIN, READONLY, Api, ports_over
 
@@ -304,12 +304,12 @@ async def test_no_more_readers_of_uses_at_once_than_connections_can_be_spared(ap
                 await answer.read()
                 return answer.status
 
-        reading = [asyncio.create_task(read()) for _ in range(EXPORTS_MAX)]
+        reading = [asyncio.create_task(read()) for _ in range(FILES_MAX)]
         for _ in reading:
             await asyncio.wait_for(slow.begun.acquire(), 30)
         assert await read() == 503
         slow.go.set()
-        assert await asyncio.gather(*reading) == [200] * EXPORTS_MAX
+        assert await asyncio.gather(*reading) == [200] * FILES_MAX
         assert await read() == 200
     await engine.dispose()
 

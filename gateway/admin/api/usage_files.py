@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,16 +13,14 @@ from multidict import MultiMapping
 from gateway.admin.api.parquet import Parquet
 from gateway.admin.api.usage import columns_of, read, shown
 from gateway.admin.http.auth import identify
-from gateway.admin.http.guard import DEADLINE
+from gateway.admin.http.files import CSV, Files
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Query, Row
 from gateway.core.accounts.usage import UsageQuery, following
 from gateway.core.billing import focus
 from gateway.core.spreadsheet import csv
-from gateway.errors import Overloaded, Unprocessable
+from gateway.errors import Unprocessable
 
-# Each is added up page by page for as long as its reader takes.
-EXPORTS_MAX = 4
 PAGE_ROWS = 10_000
 SERVICES_A_PAGE = 1_000
 
@@ -49,16 +47,13 @@ def mount_files(
     app: web.Application, ports: AdminPorts, root: str, identified: Identified = identify
 ) -> None:
     """Serve the report's files; `identified` refuses who may not read."""
-    exports = asyncio.Semaphore(EXPORTS_MAX)
+    files = Files(ports.request_timeout_s)
 
     def serve(path: str, made: Callable[[MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]) -> None:
         async def file(request: web.Request) -> web.StreamResponse:
             await identified(ports, request)
             asked, empty = await made(request.query)
-            if exports.locked():
-                raise Overloaded(f"{EXPORTS_MAX} of these are being read already: try again in a while.")
-            async with exports:
-                return await _write(ports, request, asked, empty)
+            return await files.answer(request, empty.name, empty.media, _pieces(ports, asked, empty))
 
         app.router.add_get(root + path, file)
 
@@ -93,35 +88,15 @@ def mount_files(
     serve("/usage/focus.csv", as_focus)
 
 
-async def _write(
-    ports: AdminPorts, request: web.Request, asked: UsageQuery, file: File
-) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": file.media,
-            "Content-Disposition": f'attachment; filename="{file.name}"',
-        }
-    )
-    # What goes wrong with the question is answered as any other refusal.
+async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGenerator[bytes, None]:
     page = replace(asked, rows_max=PAGE_ROWS)
     rows = await ports.store.used(page)
-    await response.prepare(request)
-    whole = False
-    try:
-        await response.write(file.head() + await asyncio.to_thread(file.some, rows))
-        while len(rows) == PAGE_ROWS:
-            page = following(page, rows)
-            rows = await ports.store.used(page)
-            await response.write(await asyncio.to_thread(file.some, rows))
-            request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
-        await response.write(file.tail())
-        await response.write_eof()
-        whole = True
-    finally:
-        # A file that breaks off must not look whole.
-        if not whole and request.transport is not None:
-            request.transport.abort()
-    return response
+    yield file.head() + await asyncio.to_thread(file.some, rows)
+    while len(rows) == PAGE_ROWS:
+        page = following(page, rows)
+        rows = await ports.store.used(page)
+        yield await asyncio.to_thread(file.some, rows)
+    yield file.tail()
 
 
 async def _services(ports: AdminPorts) -> AsyncIterator[Row]:
@@ -136,7 +111,7 @@ async def _services(ports: AdminPorts) -> AsyncIterator[Row]:
 
 
 class _Csv:
-    media = "text/csv; charset=utf-8"
+    media = CSV
 
     def __init__(
         self, name: str, columns: tuple[str, ...], cells: Callable[[Row], Row], *, used_only: bool = False

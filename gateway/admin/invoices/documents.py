@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
 from gateway.admin.http.auth import identify
-from gateway.admin.http.guard import DEADLINE
+from gateway.admin.http.files import CSV, Files, headers_of
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources import RESOURCES
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.spreadsheet import csv
-from gateway.errors import Overloaded
 
 LINE_COLUMNS = (
     "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price", "amount",
@@ -25,8 +24,6 @@ USAGE_COLUMNS = (
     "kind", "timestamp", "tenant_id", "service", "quantity", "seq", "request_id", "user", "content_id",
     "project_id", "feature_version", "model",
 )  # fmt: skip
-# Each has a connection to PostgreSQL for as long as its reader takes, the console's as many again.
-EXPORTS_MAX = 4
 
 Identify = Callable[[AdminPorts, web.Request], Awaitable[object]]
 
@@ -39,7 +36,7 @@ def mount_invoices(
     `identified` refuses who may not read.
     """
     resource = RESOURCES["invoices"]
-    exports = asyncio.Semaphore(EXPORTS_MAX)
+    files = Files(ports.request_timeout_s)
 
     async def read(request: web.Request) -> Row:
         await identified(ports, request)
@@ -48,39 +45,22 @@ def mount_invoices(
     async def pdf(request: web.Request) -> web.Response:
         invoice = await read(request)
         made = await asyncio.to_thread(ports.invoice_renderer.pdf, invoice)
-        return web.Response(body=made, headers=_named(invoice, "pdf", "application/pdf"))
+        return web.Response(body=made, headers=headers_of(_name(invoice, "pdf"), "application/pdf"))
 
     async def lines(request: web.Request) -> web.Response:
         invoice = await read(request)
         rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
-        return web.Response(
-            body=csv(LINE_COLUMNS, rows, head=True),
-            headers=_named(invoice, "csv", "text/csv; charset=utf-8"),
-        )
+        made = csv(LINE_COLUMNS, rows, head=True)
+        return web.Response(body=made, headers=headers_of(_name(invoice, "csv"), CSV))
 
     async def usage(request: web.Request) -> web.StreamResponse:
         invoice = await read(request)
-        if exports.locked():
-            raise Overloaded(f"{EXPORTS_MAX} of these are being read already: try again in a while.")
-        async with exports:
-            return await write_usage(request, invoice)
+        return await files.answer(request, _name(invoice, "usage.csv"), CSV, uses(row_id(request)))
 
-    async def write_usage(request: web.Request, invoice: Mapping[str, object]) -> web.StreamResponse:
-        response = web.StreamResponse(headers=_named(invoice, "usage.csv", "text/csv; charset=utf-8"))
-        await response.prepare(request)
-        whole = False
-        try:
-            await response.write(csv(USAGE_COLUMNS, (), head=True))
-            async for batch in ports.store.usage(row_id(request)):
-                await response.write(csv(USAGE_COLUMNS, map(_use, batch)))
-                request[DEADLINE].reschedule(asyncio.get_running_loop().time() + ports.request_timeout_s)
-            await response.write_eof()
-            whole = True
-        finally:
-            # A file that breaks off must not look whole.
-            if not whole and request.transport is not None:
-                request.transport.abort()
-        return response
+    async def uses(invoice_id: int) -> AsyncGenerator[bytes, None]:
+        yield csv(USAGE_COLUMNS, (), head=True)
+        async for batch in ports.store.usage(invoice_id):
+            yield csv(USAGE_COLUMNS, map(_use, batch))
 
     one = f"{root}/invoices/{{id:[0-9]+}}"
     app.router.add_get(f"{one}.pdf", pdf)
@@ -92,6 +72,5 @@ def _use(row: Row) -> dict[str, object]:
     return {**row, "timestamp": show_instant(row["at"])}  # type: ignore[arg-type]  # a time
 
 
-def _named(invoice: Mapping[str, object], suffix: str, kind: str) -> dict[str, str]:
-    name = f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")
-    return {"Content-Type": kind, "Content-Disposition": f'attachment; filename="{name}"'}
+def _name(invoice: Mapping[str, object], suffix: str) -> str:
+    return f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")
