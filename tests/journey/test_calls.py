@@ -80,9 +80,7 @@ def test_each_way_a_call_ends_has_its_row(stack: Stack) -> None:
         one.headers["x-request-id"]: (one.status_code, one.headers.get("x-tollkeeper-reason"))
         for one in ended
     }
-    rows: list[Body] = wait_until(
-        lambda: len(found := calls(stack, session=session)) >= len(ended) and found
-    )
+    rows: list[Body] = wait_until(lambda: len(found := calls(stack, session=session)) >= len(ended) and found)
     assert [one.status_code for one in ended] == [200, 403, 400, 500, 200, 429]
     told = {row["request_id"]: (row["status"], row["reason"]) for row in rows}
     failed = ended[3].headers["x-request-id"]
