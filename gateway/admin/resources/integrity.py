@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Annotated, Any
 
+from msgspec.json import encode
+from msgspec.structs import asdict
 from pydantic import Field, model_validator
+from pydantic_core import to_json
 
 from gateway.admin.resources.resource import Action, Filter, Resource
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
-from gateway.core.accounts.ledger import MalformedEvent, decode
+from gateway.core.accounts.ledger import PRICED, MalformedEvent, decode
+from gateway.core.billing.tiers import read_tiers
 
 KINDS = ("gap", "conflict", "unknown_account", "behind")
 RAW_CHARS_MAX = 100_000
 SOURCE_CHARS_MAX = 36
 USER_CHARS_MAX = 128
 ATTRIBUTION_CHARS_MAX = 250
+UNREADABLE = "unreadable"
+# Not numbers and texts: shown as what they say.
+_READ = frozenset({"metadata", "facts", "priced"})
 
 
 class DeadLetter(Out):
@@ -139,16 +147,44 @@ class QuarantineRelease(In):
 
 
 def _said(raw: bytes) -> dict[str, Any] | None:
+    """Say what an entry says: whatever came in is shown, or named as unreadable, part by part."""
     try:
-        facts: dict[str, Any] = asdict(decode(raw))
+        event = decode(raw)
     except MalformedEvent:
         return None
+    said = {field.name: getattr(event, field.name) for field in fields(event)}
+    facts = event.facts
+    return {name: _shown(value) for name, value in said.items() if name not in _READ} | {
+        "metadata": _read(lambda: json.loads(event.metadata) if event.metadata else None),
+        "facts": _read(lambda: facts and json.loads(encode(asdict(facts)))),
+        "priced": _read(lambda: _priced(event.priced) if event.priced else None),
+    }
+
+
+def _priced(packed: bytes) -> dict[str, Any]:
+    (before,) = PRICED.struct.unpack_from(packed)
+    tiers = [(tier.up_to, f"{tier.unit_price:f}") for tier in read_tiers(packed[PRICED.size :])]
+    return {
+        "units_before": int(before),
+        "tiers": [{"up_to": up_to, "unit_price": price} for up_to, price in tiers],
+    }
+
+
+def _read(read: Callable[[], object]) -> object:
     try:
-        facts["metadata"] = json.loads(facts["metadata"]) if facts["metadata"] else None
-        json.dumps(facts["metadata"], allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        facts["metadata"] = "unreadable"
-    return facts
+        return _shown(read())
+    except (ValueError, OverflowError, ArithmeticError, RecursionError):
+        return UNREADABLE
+
+
+def _shown(value: object) -> object:
+    """Take only what an answer can be written of: no NaN, no half of a character, nothing too deep."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        to_json(value)
+    except (ValueError, TypeError, RecursionError):
+        return UNREADABLE
+    return value
 
 
 RESOURCES = (
