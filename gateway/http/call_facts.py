@@ -17,13 +17,13 @@ _NO_DETAIL = Detail()
 UPSTREAM_ERROR = "upstream_error"
 
 
-def facts_of(  # noqa: PLR0917  # what a call was, part by part
+def settled_facts(  # noqa: PLR0917  # what a call was, part by part
     exchange: Exchange, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
-    first_token: float, upstream_id: bytes, price: Vector | None, reason: str, used: bool,
+    first_token: float, upstream_id: bytes, price: Vector | None, reason: str,
 ) -> CallFacts:  # fmt: skip
     """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never.
 
-    `reason` says why it failed, empty where it did not. One that `used` nothing costs nothing.
+    `reason` says why it failed, empty where it did not. One that used nothing costs nothing.
     """
     started = exchange.started
     took = exchange.worker.ports.seconds() - started
@@ -34,6 +34,10 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
     detail = _NO_DETAIL if meter is None else meter.detail
     counts = detail.counts(usage)
     said = exchange.routed.attribution
+    cost = None
+    if price is not None:
+        used = usage.units > 0 or usage.total > 0
+        cost = cost_nano(price, counts, detail.tools, detail.service_tier) if used else 0
     return CallFacts(
         model=call.model,
         response_model=detail.model,
@@ -47,7 +51,7 @@ def facts_of(  # noqa: PLR0917  # what a call was, part by part
         estimated=usage.estimated,
         tools=detail.tools,
         service_tier=detail.service_tier,
-        cost=None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier) * used,
+        cost=cost,
         currency="" if price is None else price.currency,
         price_id=0 if price is None else price.price_id,
         route=exchange.routed.label,

@@ -27,7 +27,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable
-from gateway.http.call_facts import facts_of
+from gateway.http.call_facts import settled_facts
 from gateway.http.clock import NEVER
 from gateway.http.priced import price_of
 from gateway.http.server.exchange import Exchange
@@ -114,7 +114,7 @@ class Charge:
         self.decision, self._rate, self.due = decision, rate, True
         exchange.charge = self
         if self._raises is not None:
-            self._raises.over()
+            self._raises.let_go()
             self._raises = None
         if estimate.least and (decision.bounded or dearest is not None):
             bound = output_bound(dearest, call, estimate, decision)
@@ -139,7 +139,7 @@ class Charge:
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts) if used and facts is not None else self._release(facts)
-        self.over()
+        self.let_go()
         exchange.shielded, exchange.deadline = True, clock.now + limits.counters_s
         try:
             settled = await ports.counters.settle(settlement)
@@ -155,7 +155,7 @@ class Charge:
             self._count(usage, facts, settlement.credits, complete)
         return True
 
-    def over(self) -> None:
+    def let_go(self) -> None:
         """Nothing is held any more, or another holds it."""
         self.due = False
         if self._observed is not None:
@@ -168,7 +168,7 @@ class Charge:
         return self._service.id != 0
 
     @property
-    def told(self) -> Decision | None:
+    def limits_shown(self) -> Decision | None:
         """The limits an answer tells of."""
         return self.decision if self._service.id else None
 
@@ -245,8 +245,8 @@ class Charge:
             ports.directory, self._caller, self._service, self._prices, call, answered,
             ports.seconds() - exchange.started,
         )  # fmt: skip
-        return facts_of(
-            exchange, call, meter, usage, status, self.first_token, self.upstream_id, price, reason, used
+        return settled_facts(
+            exchange, call, meter, usage, status, self.first_token, self.upstream_id, price, reason
         )
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:

@@ -208,7 +208,7 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         usage_amount=answer.usage_amount,
     )
     charge.meter, charge.upstream_id = meter, answer.request_id or answer.plain_request_id
-    outlet = Outlet(exchange, answer, charge.told, call.strip_usage and 200 <= status < 300)
+    outlet = Outlet(exchange, answer, charge.limits_shown, call.strip_usage and 200 <= status < 300)
     if link.complete and not answer.content_encoding:
         tail = meter.whole(link.take_payload())
     else:

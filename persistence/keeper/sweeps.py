@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.holds import Charged, LateSettlement, refund_id
 from gateway.core.accounts.losses import Movement
 from persistence.keeper import losses
-from persistence.ledger import statements, usage_levels, usage_rollup
+from persistence.ledger import statements, usage_rollup, usage_spans
 
 _DUE = text("""
 SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON t.id = q.tenant_id
@@ -99,7 +99,7 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
     hours: usage_rollup.Rollup = {}
     usage_rollup.moved(before, after, hours)
     rows = statements.columns_of(usage_rollup.rows_of(hours))
-    await connection.exec_driver_sql(usage_levels.ROLL_UP_CALLS, tuple(rows))
+    await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, tuple(rows))
 
 
 def _charged(row: Row[Any]) -> Charged:

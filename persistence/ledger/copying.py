@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 
 from gateway.core.accounts.ledger import Event, EventKind
-from persistence.ledger import rows, statements, usage_levels, usage_rollup
+from persistence.ledger import rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name
 from persistence.ledger.call_rows import CALL_COLUMNS, call_row, correction, facts_of
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
@@ -97,7 +97,7 @@ class Copies:
                 assert after is not None, "its row is held"
                 usage_rollup.moved(before, after, hours)
         if hours:
-            connection.execute(usage_levels.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
+            connection.execute(usage_spans.ROLL_UP_CALLS, statements.columns_of(usage_rollup.rows_of(hours)))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
         """The entry an error of PostgreSQL speaks of and the account it moves; None if it names none."""

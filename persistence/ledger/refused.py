@@ -20,7 +20,7 @@ from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.cost import KINDS
 from gateway.errors import LedgerUnavailable
 from persistence.complaint import complaint
-from persistence.ledger import rows, statements, usage_levels, usage_rollup
+from persistence.ledger import rows, statements, usage_rollup, usage_spans
 from persistence.ledger.attribution import Name, columns_of, storable
 from persistence.ledger.call_rows import stored_text
 from persistence.ledger.rollup import DAY_MS
@@ -66,7 +66,7 @@ class RefusedJournal:
             hours.setdefault(bucket, [0] * len(SUMS))[_REFUSED] += count.refused
         if hours:
             columns = statements.columns_of(usage_rollup.rows_of(hours))
-            await connection.exec_driver_sql(usage_levels.ROLL_UP_CALLS, tuple(columns))
+            await connection.exec_driver_sql(usage_spans.ROLL_UP_CALLS, tuple(columns))
         if told:
             await connection.execute(insert(call), [_row(one, users) for one in told])
         if any(batch.number == 1 for batch in mine):

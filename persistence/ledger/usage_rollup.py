@@ -1,7 +1,7 @@
 """What calls add up to by hour, and by everything that is asked by.
 
 Pure. Each call is in one row of its hour; a correction takes the call out as it was and puts it in as it is.
-What hours add up to at other levels, PostgreSQL adds up (`usage_levels.ROLL_UP_CALLS`).
+What hours add up to in other spans, PostgreSQL adds up (`usage_spans.ROLL_UP_CALLS`).
 """
 
 from __future__ import annotations

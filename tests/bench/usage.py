@@ -1,6 +1,6 @@
 """Milliseconds of reports of usage: 10,000,000 calls of an organization in 30 days, 1,000 users, 20 models.
 
-PostgreSQL makes the calls and adds them up by hour; the levels above are made by the statement of the flush.
+PostgreSQL makes the calls and adds them up by hour; the other spans are made by the statement of the flush.
 Reports are asked over the Admin API: every grouping by every interval, for 30 days that begin and end within
 months. Prints a table, slowest first: wall time, which another load of the machine makes longer, and the
 processor time of keeper, client and PostgreSQL together, which it hardly does.
@@ -23,7 +23,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.admin.application import build
 from gateway.core.accounts.usage import GROUPS
 from persistence import engine as engines
-from persistence.ledger import usage_levels
+from persistence.ledger import usage_spans
 from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
 from tests.bench.console import BUDGET_MS, Measured, processor_s
@@ -61,7 +61,7 @@ SELECT 1::bigint AS organization_id, timestamptz '{FIRST_DAY}Z' + hour * interva
                100 + mod(hashint8(n + 3)::bigint + 2147483648, 4000) AS size
           FROM generate_series(0, {{calls}} - 1) AS n) AS calls
  GROUP BY hour, person, model, other""",
-    usage_levels.LEVELS,
+    usage_spans.ADD_HOURS,
     "VACUUM ANALYZE",
 )
 

@@ -13,10 +13,10 @@ from decimal import Decimal
 from typing import Any
 
 from gateway.core.accounts.administration import Row
+from gateway.core.billing.pricing import ONE_NANO
 
 # As many digits as a 128-bit decimal has: costs of an organization add up to no more.
 DIGITS, DECIMALS = 38, 9
-_NANO = Decimal(1).scaleb(-DECIMALS)
 _TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency")
 
 
@@ -61,7 +61,7 @@ class Parquet:
 
 
 def _cell(value: object) -> object:
-    return value.quantize(_NANO) if isinstance(value, Decimal) else value
+    return value.quantize(ONE_NANO) if isinstance(value, Decimal) else value
 
 
 class _Written(io.RawIOBase):

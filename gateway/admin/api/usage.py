@@ -23,7 +23,7 @@ from gateway.admin.http.listing import (
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, following
+from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
 from gateway.errors import Unprocessable
 
 # By default a report is of so many days, today the last of them.
@@ -92,10 +92,7 @@ def _checked(model: type[UsageAsked], sent: Mapping[str, str]) -> dict[str, obje
 
 
 def _query(asked: dict[str, object], rows_max: int) -> UsageQuery:
-    until = (
-        asked.pop("until", None)
-        or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
-    )
+    until = asked.pop("until", None) or end_of("day", datetime.now(UTC))
     assert isinstance(until, datetime)
     since = asked.pop("since", None) or until - DAYS * _DAY
     assert isinstance(since, datetime)

@@ -19,7 +19,7 @@ from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sessions import Signed
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, UsageQuery
+from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 
 DAYS = 30
 DAY_ROWS_MAX = 5_000
@@ -102,7 +102,7 @@ async def about_organization(desk: Desk, request: web.Request, row: Row) -> Mapp
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
-    until = spending.end_of(datetime.now(UTC))
+    until = end_of("day", datetime.now(UTC))
     owner = {"organization_id": organization_id}
     asked = UsageQuery((until - DAY).replace(day=1), until, "none", (), owner, 0)
     usage, spent, *previews = await asyncio.gather(
@@ -133,7 +133,7 @@ async def _preview(desk: Desk, name: str, **filters: int) -> dict[str, Any]:
 
 async def _cost(desk: Desk, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
     """What calls of one account came to this month and in the last days, by model or whatever is asked."""
-    until = spending.end_of(datetime.now(UTC))
+    until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in spending.MEASURES else spending.MEASURES[0]
     groups = {each: title for each, title in COST_GROUPS.items() if GROUPS[each] != column}

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -27,7 +26,7 @@ from gateway.admin.resources.reports import REPORTS, UsageAsked
 from gateway.admin.resources.resource import REFERS
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, UsageQuery
+from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.errors import Unprocessable
 
 ROWS_MAX = 100
@@ -77,7 +76,7 @@ class Asked:
         if self.range:
             return _known_range(self.range, self._now)
         since, until = _instant(self.since, 0), _instant(self.until, 1)
-        return since, until or show_instant(spending.end_of(self._now))
+        return since, until or show_instant(end_of("day", self._now))
 
     def query(self) -> UsageQuery:
         """The report that is asked for; `Unprocessable` names what is wrong with it."""
@@ -171,15 +170,11 @@ def _lines(found: Spent, asked: Asked) -> list[Line]:
         Line(
             row,
             [(spending.part_name(row, group), _narrowed(asked, row, group)) for group in asked.groups],
-            _share(spending.amount_of(row, "cost"), whole[row["currency"]]),
+            spending.share(spending.amount_of(row, "cost"), whole[row["currency"]]),
             _calls(asked, row),
         )
         for row in rows
     ]
-
-
-def _share(part: Any, whole: Any) -> float:
-    return round(float(100 * part / whole), 1) if whole else 0.0
 
 
 def _narrowed(asked: Asked, row: Row, group: str) -> str:
@@ -239,7 +234,7 @@ def _controls(
 
 def _known_range(name: str, now: datetime) -> tuple[str, str]:
     # Whole days, today's too: they are read from few rows.
-    end, hour = spending.end_of(now), spending.next_hour(now)
+    end, hour = end_of("day", now), end_of("hour", now)
     today, month = end - _DAY, (end - _DAY).replace(day=1)
     spans = {
         "24h": (hour - _DAY, hour), "today": (today, end), "month": (month, end),

@@ -19,7 +19,7 @@ from gateway.admin.console.live import Live
 from gateway.admin.console.sessions import Signed
 from gateway.core.accounts.activity import busiest
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, UsageQuery
+from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import Outlook, looked_at_since, outlook
 from gateway.errors import CountersUnavailable
 
@@ -83,7 +83,7 @@ class Overview:
         """Today, this month and its end in each currency, and who and what the month's spend was for."""
         now = datetime.now(UTC)
         store = self._desk.ports.store
-        until = spending.end_of(now)
+        until = end_of("day", now)
         whole = UsageQuery(looked_at_since(now), until, "day", (), {}, SPEND_ROWS_MAX)
         month = replace(whole, since=(until - timedelta(days=1)).replace(day=1), interval="none")
         by_day, *parts = await asyncio.gather(
@@ -137,5 +137,5 @@ def _part(row: Row, group: str, sums: Mapping[str, Outlook]) -> dict[str, Any]:
         "href": f"/{page}/{row[column]}" if page else "",
         "cost": row["cost"],
         "currency": row["currency"],
-        "share": round(float(100 * spending.amount_of(row, "cost") / whole), 1) if whole else 0.0,
+        "share": spending.share(spending.amount_of(row, "cost"), whole),
     }

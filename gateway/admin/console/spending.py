@@ -6,7 +6,7 @@ Everything is read by the report of usage (`Store.used`), which the Admin API an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from gateway.admin.console.charts import REST, SERIES_MAX, Amount, Chart, Used, 
 from gateway.admin.ports import Store
 from gateway.admin.resources.resource import REFERS
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, SUMS, UsageQuery, starts
 from gateway.errors import Unprocessable
 
 MEASURES = ("cost", "tokens", "requests")
@@ -26,7 +26,7 @@ _NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
 _NONE = {"user": "no user", "project": "no project", "model": "no model", "service": "no service"}
 # Where a row of a group has its own page.
 PAGES = {name: REFERS[name] for name in GROUPS.values() if name in REFERS}
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+_DAY = timedelta(days=1)
 # What each group is told by: its values and the currency.
 Key = tuple[object, ...]
 
@@ -66,7 +66,7 @@ async def spent(
     names: dict[Hashable, str] = {(): REST}
     names |= {group_key(row, asked.groups): name_of(row, asked.groups) for row in drawn}
     chart = stacked(
-        used, times_of(asked), names,
+        used, list(starts(asked)), names,
         unit=measure, currency=currency if measure == "cost" else "", interval=asked.interval,
     )  # fmt: skip
     return Spent(groups, totals, chart)
@@ -111,24 +111,14 @@ def amount_of(row: Row, measure: str) -> Amount:
     return amount  # type: ignore[no-any-return]  # an integer, or a decimal
 
 
-def times_of(asked: UsageQuery) -> list[datetime]:
-    """The times a query's interval cuts its span into."""
-    return list(_times(asked.since, asked.until, asked.interval))
+def share(part: Amount, whole: Amount) -> float:
+    """A part of a whole in per cent, to a tenth."""
+    return round(float(100 * part / whole), 1) if whole else 0.0
 
 
 def intervals_for(since: datetime, until: datetime) -> str:
     """The interval that shows a span best."""
     return "hour" if until - since <= 3 * _DAY else "day" if until - since <= 100 * _DAY else "month"
-
-
-def next_hour(now: datetime) -> datetime:
-    """The end of this hour."""
-    return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + _HOUR
-
-
-def end_of(now: datetime) -> datetime:
-    """The end of this day, UTC."""
-    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
 
 
 async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
@@ -167,17 +157,3 @@ def _told_apart(rows: Iterable[Row], groups: Sequence[str], measure: str, curren
             assert isinstance(at, datetime)
             found.append((at.astimezone(UTC), group_key(row, groups), amount_of(row, measure)))
     return found
-
-
-def _times(since: datetime, until: datetime, interval: str) -> Iterator[datetime]:
-    at = since.replace(minute=0)
-    if interval != "hour":
-        at = at.replace(hour=0)
-    if interval == "month":
-        at = at.replace(day=1)
-    while at < until:
-        yield at
-        if interval == "month":
-            at = (at + 32 * _DAY).replace(day=1)
-        else:
-            at += _HOUR if interval == "hour" else _DAY

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.admin.resources.values import show_instant
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, print_json, rows, say, steps, waiting
@@ -69,7 +70,9 @@ def _take_over(api: AdminClient, found: Sequence[Change]) -> None:
         for change in found:
             said = {name: change.row[name] for name in SAID if change.row.get(name) is not None}
             names = {name: change.row[name] for name in NAMING}
-            api.post("prices", {**said, **names, "source": BUNDLED, "effective_from": _written(change.at)})
+            api.post(
+                "prices", {**said, **names, "source": BUNDLED, "effective_from": show_instant(change.at)}
+            )
             step(f"{change.row['provider']} {change.row['model']}")
     say(f"{len(found)} prices were taken over.")
 
@@ -80,7 +83,7 @@ def _shown(change: Change, *, as_json: bool) -> Json:
         said = [f"{name} {_cell(each['before'])} → {_cell(each['after'])}" for name, each in says.items()]
         says = ", ".join(said)
     names = {name: change.row[name] for name in NAMING}
-    return {"change": change.kind, **names, "effective_from": _written(change.at), "says": says}
+    return {"change": change.kind, **names, "effective_from": show_instant(change.at), "says": says}
 
 
 def _cell(value: object) -> str:
@@ -110,7 +113,3 @@ def _moment(since: str | None) -> datetime:
     if at.tzinfo is None:
         raise CommandFailed("--from must name its time zone, such as 2026-01-31T00:00:00Z.")
     return at.astimezone(UTC)
-
-
-def _written(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")

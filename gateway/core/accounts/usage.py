@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 # The groups of a report, each with the column it stands for.
@@ -100,6 +100,19 @@ def pieces(asked: UsageQuery) -> list[Piece]:
         else:
             found.append(Piece(span, since, until))
     return found
+
+
+def starts(asked: UsageQuery) -> Iterator[datetime]:
+    """When each interval begins that lies in the time that is asked for, or reaches into it."""
+    at = _floor(asked.since, asked.interval)
+    while at < asked.until:
+        yield at
+        at = _after(at, asked.interval)
+
+
+def end_of(unit: str, now: datetime) -> datetime:
+    """When the hour, day, week or month ends that it is now, in UTC."""
+    return _after(_floor(now.astimezone(UTC), unit), unit)
 
 
 def windows(asked: UsageQuery) -> Iterator[UsageQuery]:

@@ -104,6 +104,12 @@ class _Fit:
         return [one for one in read if one is not None]
 
 
+def summed(*counts: int | None) -> int:
+    """All of what is there; `NO_COUNT` where one of it is none."""
+    there = [count for count in counts if count is not None]
+    return NO_COUNT if there and min(there) < 0 else sum(there)
+
+
 @cache
 def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
     """The fields of a shape by the names they travel under: each with its name and its type but for None."""

@@ -14,7 +14,7 @@ import msgspec
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reported import NO_COUNT, Report, Reports
+from gateway.core.metering.reported import NO_COUNT, Report, Reports, summed
 
 
 class _CacheCreation(Report):
@@ -173,22 +173,16 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
 
 def _add(usage: _Usage, more: _Iteration, for_an_hour: int) -> None:
     """Add the tokens of an iteration to a report, whose last in a stream leaves out `for_an_hour`."""
-    usage.input_tokens = _sum(usage.input_tokens, more.input_tokens)
-    usage.output_tokens = _sum(usage.output_tokens, more.output_tokens)
-    usage.cache_read_input_tokens = _sum(usage.cache_read_input_tokens, more.cache_read_input_tokens)
-    usage.cache_creation_input_tokens = _sum(
+    usage.input_tokens = summed(usage.input_tokens, more.input_tokens)
+    usage.output_tokens = summed(usage.output_tokens, more.output_tokens)
+    usage.cache_read_input_tokens = summed(usage.cache_read_input_tokens, more.cache_read_input_tokens)
+    usage.cache_creation_input_tokens = summed(
         usage.cache_creation_input_tokens, more.cache_creation_input_tokens
     )
     if more.cache_creation is not None:
         kept = usage.cache_creation or _CacheCreation(ephemeral_1h_input_tokens=for_an_hour)
-        hour = _sum(kept.ephemeral_1h_input_tokens, more.cache_creation.ephemeral_1h_input_tokens)
+        hour = summed(kept.ephemeral_1h_input_tokens, more.cache_creation.ephemeral_1h_input_tokens)
         usage.cache_creation = _CacheCreation(kept.ephemeral_5m_input_tokens, hour)
-
-
-def _sum(one: int | None, other: int | None) -> int:
-    """Both together; no count where one of them is none."""
-    one, other = one or 0, other or 0
-    return NO_COUNT if min(one, other) < 0 else one + other
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:

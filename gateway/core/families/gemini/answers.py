@@ -14,7 +14,7 @@ import msgspec
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reported import NO_COUNT, Report, Reports
+from gateway.core.metering.reported import Report, Reports, summed
 
 
 class _Modality(Report, rename="camel"):
@@ -126,9 +126,9 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
-    used = _sum(usage.prompt_token_count, usage.tool_use_prompt_token_count)
+    used = summed(usage.prompt_token_count, usage.tool_use_prompt_token_count)
     thoughts = usage.thoughts_token_count or 0
-    output = _sum(usage.candidates_token_count, usage.thoughts_token_count)
+    output = summed(usage.candidates_token_count, usage.thoughts_token_count)
     total = usage.total_token_count
     if total is None:
         if usage.prompt_token_count is None and usage.candidates_token_count is None:
@@ -141,19 +141,11 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
             output = max(output, total - used)
             if final:
                 meter.detail.keep(raw)
-    elif (
-        output < 0 <= used <= total
-    ):  # the candidates are no number: what is charged is the total all the same
+    elif output < 0 <= used <= total:  # the candidates are no number: the total is charged all the same
         output, meter.marked = total - used, True
     _note(meter.detail, usage)
     meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
     meter.partial = usage.total_token_count is None
-
-
-def _sum(*counts: int | None) -> int:
-    """All of what is there; no count where one of it is none."""
-    there = [count for count in counts if count is not None]
-    return NO_COUNT if there and min(there) < 0 else sum(there)
 
 
 def _note(detail: Detail, usage: _Usage) -> None:

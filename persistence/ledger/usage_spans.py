@@ -1,6 +1,6 @@
-"""The SQL that brings every level of the roll-ups to where a batch of hours leaves them.
+"""The SQL that adds a batch of hours to the roll-ups of every span.
 
-One statement, so that whoever adds calls up bounds their names and reaches every level.
+One statement, so that whoever adds calls up bounds their names and reaches every span.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from persistence.ledger.rollup import DAY_MS
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 _ARRAYS = {"model": "text", "currency": "text"}
-_LEVEL = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
+_OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
 # A sum beyond what its column holds stays the largest it holds.
 _ADDED = (
     f"CASE WHEN excluded.{{0}} > 0 AND u.{{0}} > {NANO_MAX} - excluded.{{0}} THEN {NANO_MAX}"
@@ -29,7 +29,7 @@ _ADDED = (
 )
 
 
-def _level(span: str) -> str:
+def _of_span(span: str) -> str:
     """What the hours of a batch add up to in a span."""
     unit, people = SPANS[span]
     kept = [each for each in DIMENSIONS if people or each not in PEOPLE]
@@ -37,13 +37,13 @@ def _level(span: str) -> str:
     own["start"] = f"date_trunc('{unit}', start, 'UTC') AS start"
     sums = (f"least(greatest(sum({each}), -{NANO_MAX}), {NANO_MAX})::bigint" for each in SUMS)
     groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
-    return _LEVEL.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
+    return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
 
 
-# What `hours` add up to at every level; in the order in which writers lock rows.
-LEVELS = f"""
+# What `hours` add up to in every span; in the order in which writers lock rows.
+ADD_HOURS = f"""
 INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
-{" UNION ALL ".join(map(_level, SPANS))}
+{" UNION ALL ".join(map(_of_span, SPANS))}
  ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
 ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
        {", ".join(f"{each} = {_ADDED.format(each)}" for each in SUMS)}"""
@@ -83,4 +83,4 @@ SELECT {_NAMED} FROM named JOIN usage_name USING ({_NAMED}) UNION ALL SELECT {_N
 ), hours AS MATERIALIZED (
 SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for each in DIMENSIONS)},
        {", ".join(SUMS)} FROM given)
-{LEVELS}"""  # noqa: S608  # our own words
+{ADD_HOURS}"""  # noqa: S608  # our own words
