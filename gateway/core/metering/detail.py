@@ -9,6 +9,7 @@ from gateway.core.model import Usage
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 16
 TOOL_USES_MAX = 1_000_000  # each may have a price
+_HALF_READ = "\ufffd"
 
 
 class Detail:
@@ -82,7 +83,7 @@ def _within(count: int, most: int) -> int:
 def _name(value: object) -> str:
     """A name as it may be stored and shown; empty where it is none."""
     if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
-        return value
+        return "" if _HALF_READ in value else value
     return ""
 
 

@@ -12,6 +12,7 @@ from gateway.core.calls.call import Bounds, Call
 from gateway.core.families.objects_told import told
 from gateway.core.metering.loose import integer, loose_document
 from gateway.core.metering.meter import Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 from gateway.core.metering.tail import Tail
 from gateway.core.model import Usage
 
@@ -148,8 +149,8 @@ class FreeMeter(Meter):
 def _at(document: bytes, pointer: str) -> int | None:
     """Return the integer a JSON pointer (RFC 6901) finds, None where there is none."""
     try:
-        value: object = msgspec.json.decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        value: object = decoded(msgspec.json.decode, document)
+    except UNREADABLE:
         return None
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")

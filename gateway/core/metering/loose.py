@@ -12,6 +12,7 @@ from typing import TypeGuard
 import msgspec
 
 from gateway.core.metering.meter import CLOSED, Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 
 # The fields that hold produced text in any of the APIs, complete or broken off.
 _TEXT = re.compile(
@@ -31,8 +32,8 @@ _CLOSE = re.compile(
 def loose_document(document: bytes) -> dict[str, object]:
     """Return the JSON object, or an empty one where there is none."""
     try:
-        read = msgspec.json.decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(msgspec.json.decode, document)
+    except UNREADABLE:
         return {}
     return read if isinstance(read, dict) else {}
 

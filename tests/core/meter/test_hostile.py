@@ -125,3 +125,26 @@ def test_an_unreadable_report_is_a_missing_one() -> None:
     made.finish()
     assert made.usage().total == 100
     assert made.usage().estimated
+
+
+ODD = (b'"\\ud83d"', b"NaN", b"-Infinity", b'"\t"', b"[" * 1500 + b"]" * 1500)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_odd_inside_a_report_is_no_count(odd: bytes) -> None:
+    for usage, output in (
+        (b'{"new":%s,"prompt_tokens":7,"completion_tokens":5}', 5),
+        (b'{"prompt_tokens":7,"completion_tokens":%s}', 25),
+    ):
+        made = make_meter(call("openai_chat", streamed=False), 200, JSON)
+        made.whole(b'{"choices":[{"message":{"content":"%s"}}],"usage":%s}' % (b"x" * 100, usage % odd))
+        assert (made.usage().input, made.usage().output) == (7, output)
+        assert made.usage().estimated == (output == 25)
+
+
+def test_the_amount_of_any_api_is_found_beside_what_is_odd() -> None:
+    asked = call("generic", streamed=False)
+    asked.units_pointer = "/n"
+    made = make_meter(asked, 200, JSON)
+    made.whole(b'{"text":"\\ud83d","n":12}')
+    assert made.usage().units == 12

@@ -7,7 +7,9 @@ bundled prices come from says the same of all it can say; of what else there is,
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
@@ -145,6 +147,36 @@ def test_chunks_change_nothing(answer: Answer, data: st.DataObject) -> None:
 def test_an_answer_byte_by_byte_is_the_same(answer: Answer) -> None:
     chunks = [answer.body[at : at + 1] for at in range(len(answer.body))]
     assert vector(fed(answer, *chunks)) == says(table()[answer.name])
+
+
+# What no strict decoder takes: in a text, and as a value.
+IN_TEXT = (rb"\ud83d", rb"\ude00\\", b"a\tb", b"\x00", rb"\x", rb"\u12", b"\xff", b'\\"NaN,\\ud83d')
+AS_VALUE = (
+    b"-Infinity", b"[NaN, Infinity]", b"[" * 1500 + b"]" * 1500, b'{"a":' * 1500 + b"1" + b"}" * 1500,
+    rb'"\ud83d"', rb'{"\udfff": "\ud83d\ud83d\ude00"}',
+)  # fmt: skip
+TEXT = re.compile(rb'("(?:content|text|delta|thinking|reasoning_content|arguments|partial_json)": ?")')
+
+
+OPENED = re.compile(rb"(\A\[?|data: ?)(\s*+\{)")
+
+
+@ALL
+def test_what_is_odd_beside_a_report_changes_nothing_of_it(answer: Answer) -> None:
+    for odd in IN_TEXT:
+        expect_the_same(answer, put_behind(TEXT, odd, answer.body))
+    for odd in AS_VALUE:
+        expect_the_same(answer, put_behind(OPENED, b'"odd": ' + odd + b",", answer.body))
+
+
+def put_behind(place: re.Pattern[bytes], odd: bytes, body: bytes) -> bytes:
+    return place.sub(lambda match: match[0] + odd, body)
+
+
+def expect_the_same(answer: Answer, body: bytes) -> None:
+    meter = fed(replace(answer, body=body), body)
+    assert vector(meter) == says(table()[answer.name]), body
+    assert (meter.usage().reported, meter.usage().estimated) == (True, False)
 
 
 def test_the_corpus_has_what_it_promises() -> None:

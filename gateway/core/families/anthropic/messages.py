@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.families.anthropic.objects import may_tell, told_by_event
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 from gateway.core.metering.reported import NO_COUNT, Report, Reports, summed
 
 
@@ -83,8 +84,8 @@ _event = msgspec.json.Decoder(_Event).decode
 
 def _read_whole(meter: Meter, document: bytes) -> None:
     try:
-        read = _whole(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(_whole, document)
+    except UNREADABLE:
         _report_loose(meter, loose_document(document), True)
         return
     meter.failed = read.type == "error"
@@ -95,8 +96,8 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 def _read_event(meter: Meter, data: bytes) -> bool:
     try:
-        read = _event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(_event, data)
+    except UNREADABLE:
         count_text(meter, data)
         event = loose_document(data)
         _report_loose(meter, event, True)

@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import Dialect, Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 from gateway.core.metering.reported import Report, Reports, summed
 
 
@@ -89,8 +90,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 def take(meter: Meter, document: bytes, final: bool) -> None:
     """Take one response: all of an answer, or one of a stream (`final` False)."""
     try:
-        read = _answer(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(_answer, document)
+    except UNREADABLE:
         count_text(meter, document)
         _report_loose(meter, document)
         return

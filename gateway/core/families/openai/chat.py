@@ -25,14 +25,15 @@ from gateway.core.families.openai.shapes import (
 )
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 
 DONE = b"data: [DONE]\n\n"
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
     try:
-        read = read_whole(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(read_whole, document)
+    except UNREADABLE:
         _report_loose(meter, loose_document(document))
         return
     meter.failed = is_there(read.error)
@@ -45,8 +46,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if meter.phase == CLOSED and data.strip() == b"[DONE]":
         return False
     try:
-        read = read_event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(read_event, data)
+    except UNREADABLE:
         count_text(meter, data)
         event = loose_document(data)
         return _report_loose(meter, event) and event.get("choices") == []

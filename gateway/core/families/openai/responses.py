@@ -16,6 +16,7 @@ from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails, any_count, note_parts, note_tools
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.readable import UNREADABLE, decoded
 from gateway.core.metering.reported import Report, Reports
 
 
@@ -66,8 +67,8 @@ _event = msgspec.json.Decoder(_Event).decode
 
 def _read_whole(meter: Meter, document: bytes) -> None:
     try:
-        read = _whole(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(_whole, document)
+    except UNREADABLE:
         _report_loose(meter, loose_document(document))
         return
     _take(meter, read)
@@ -75,8 +76,8 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 def _read_event(meter: Meter, data: bytes) -> bool:
     try:
-        read = _event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        read = decoded(_event, data)
+    except UNREADABLE:
         count_text(meter, data)
         event = loose_document(data)
         response = event.get("response")
