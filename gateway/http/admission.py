@@ -78,9 +78,9 @@ def claimed(
         call = _allowed(caller, found, exchange.routed)
         service = _service(exchange, caller)
         ports = exchange.worker.ports
-        prices = prices_of(ports.directory, caller, service, call)
-        if ports.refuse_unpriced and call.model:
-            check_known(ports.directory, caller, call)
+        prices = prices_of(ports.directory, caller, service, call, ports.seconds())
+        if ports.refuse_unpriced:
+            check_known(prices)
     except Refusal as refusal:
         return refusal
     return Charge(exchange, caller, service, call, held, prices)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.accounts.facts import NONE, TEXT_CHARACTERS_MAX, CallFacts
-from gateway.core.billing.cost import Vector, cost_nano
+from gateway.core.billing.cost import Counts, Vector, cost_nano
 from gateway.core.calls.call import Call
 from gateway.core.metering.detail import Detail
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import Usage
 from gateway.http.server.exchange import Exchange
 
-_NO_DETAIL = Detail()
+NO_DETAIL = Detail()
 # Why a call failed whose upstream said so.
 UPSTREAM_ERROR = "upstream_error"
 
 
 def settled_facts(  # noqa: PLR0917  # what a call was, part by part
-    exchange: Exchange, call: Call, meter: AnswerMeter | None, usage: Usage, status: int,
+    exchange: Exchange, call: Call, meter: AnswerMeter | None, usage: Usage, counts: Counts, status: int,
     first_token: float, upstream_id: bytes, price: Vector | None, reason: str,
 ) -> CallFacts:  # fmt: skip
     """The facts of a call, whose `first_token` came at this second of the exchange's clock, 0 for never.
@@ -31,8 +31,7 @@ def settled_facts(  # noqa: PLR0917  # what a call was, part by part
         first_token -= started
     elif call.streamed and meter is not None and meter.produced:
         first_token = took  # all of it came at once
-    detail = _NO_DETAIL if meter is None else meter.detail
-    counts = detail.counts(usage)
+    detail = NO_DETAIL if meter is None else meter.detail
     said = exchange.routed.attribution
     cost = None
     if price is not None:

@@ -12,7 +12,7 @@ from gateway.core.calls.call import Call
 from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
-from gateway.core.calls.tariff import UNPRICED, Vectors, charge_of, covered, rate_of
+from gateway.core.calls.tariff import charge_of, covered, rate_of
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
@@ -27,9 +27,9 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable
-from gateway.http.call_facts import settled_facts
+from gateway.http.call_facts import NO_DETAIL, settled_facts
 from gateway.http.clock import NEVER
-from gateway.http.priced import price_of
+from gateway.http.priced import NO_PRICES, Admitted, price_of
 from gateway.http.server.exchange import Exchange
 
 _UNUSED = Usage(units=0)
@@ -48,10 +48,10 @@ class Charge:
     """
 
     __slots__ = (
+        "_admitted",
         "_caller",
         "_exchange",
         "_observed",
-        "_prices",
         "_raises",
         "_rate",
         "_service",
@@ -71,7 +71,7 @@ class Charge:
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: Call,
-        raises: Charge | None = None, prices: Vectors = UNPRICED,
+        raises: Charge | None = None, admitted: Admitted = NO_PRICES,
     ) -> None:  # fmt: skip
         self._exchange = exchange
         self._worker = exchange.worker
@@ -80,7 +80,7 @@ class Charge:
         self.call = call
         self._user = caller.acts_for(exchange.routed.attribution.user, call.user)
         self._raises = raises
-        self._prices = prices
+        self._admitted = admitted
         self._stands_in = False
         self._observed: Observed | None = None
         self.meter: AnswerMeter | None = None
@@ -93,7 +93,7 @@ class Charge:
         exchange, worker, service = self._exchange, self._worker, self._service
         ports, clock, limits = worker.ports, worker.clock, worker.limits
         call, caller = self.call, self._caller
-        prices, estimate = self._prices, NO_ESTIMATE
+        prices, estimate = self._admitted.vectors, NO_ESTIMATE
         if service.counts_tokens or prices:
             estimate = ports.estimator.hold(call, caller.organization_id, service.key)
         dearest = dearest_of(service, prices, estimate, call)
@@ -240,18 +240,19 @@ class Charge:
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = exchange.routed.units
         call, meter, ports = self.call, self.meter, exchange.worker.ports
-        answered = "" if meter is None else meter.detail.model
-        price, self._stands_in = price_of(
-            ports.directory, self._caller, self._service, self._prices, call, answered,
-            ports.seconds() - exchange.started,
-        )  # fmt: skip
+        detail = NO_DETAIL if meter is None else meter.detail
+        counts = detail.counts(usage)
+        _, price, self._stands_in = price_of(
+            ports.directory, self._caller, self._admitted, detail, counts, ports.seconds()
+        )
         return settled_facts(
-            exchange, call, meter, usage, status, self.first_token, self.upstream_id, price, reason
+            exchange, call, meter, usage, counts, status, self.first_token, self.upstream_id, price, reason
         )
 
     def _settlement(self, usage: Usage, facts: CallFacts) -> Settlement:
         service, weights = self._service, self.decision.weights
-        credits_, over, units = charge_of(service, self._prices, facts.counts, facts.cost, usage.units)
+        prices = self._admitted.vectors
+        credits_, over, units = charge_of(service, prices, facts.counts, facts.cost, usage.units)
         return Settlement(
             self._caller,
             self._exchange.request_id,

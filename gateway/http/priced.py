@@ -1,58 +1,84 @@
-"""Which price a call has: of the model that answered, of the one asked for, or of one that stands in."""
+"""Which prices a call may have: those of all models it names, as they are when it is admitted.
+
+The hold, the charge and the cost go by these, whatever is set while the call runs. Only what has no price at
+its admission, where money does not decide, has that of the name which answers.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.core.billing.cost import Vector
+from gateway.core.calls.answering import Priced, answering
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import UNPRICED, Vectors, vectors_of
+from gateway.core.metering.detail import Detail
 from gateway.core.model import Caller, Service
 from gateway.errors import ModelNotPriced
 from gateway.http.ports import Directory
 
 
-class Priced(NamedTuple):
-    """A price, None where nobody says one; `stands_in` where it is another model's, as it is configured."""
+class Admitted(NamedTuple):
+    """The prices of an admission at this second: `vectors` by which credits or money are charged, none where
+    tokens do not set the price, and of the price book those of each model `named`, the asked one's first.
+    """
 
-    vector: Vector | None
-    stands_in: bool = False
+    vectors: Vectors = UNPRICED
+    named: tuple[Priced, ...] = ()
+    at_s: float = 0.0
+    own: bool = False
 
 
-def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, and which model answered
-    directory: Directory, caller: Caller, service: Service, admitted: Vectors, call: Call, answered: str,
-    ago_s: float,
+NO_PRICES: Final = Admitted()
+_NO_PRICE: Final = Priced("", None)
+
+
+def prices_of(directory: Directory, caller: Caller, service: Service, call: Call, now_s: float) -> Admitted:
+    """The prices a call may have; `ModelNotPriced` where one decides that nobody says."""
+    pricing, own = service.pricing, service.pricing.at_cost is not None
+    named: tuple[Priced, ...] = ()
+    if call.model:
+        named = (_book(directory, caller, call.model, own),)
+        if call.models_beside:
+            beside = [model for model in dict.fromkeys(call.models_beside) if model != call.model]
+            named += tuple([_book(directory, caller, model, own) for model in beside])
+    if not own and pricing.per_million is None and not pricing.tiers:
+        return Admitted(UNPRICED, named, now_s)
+    book = {one.model: one.vector for one in named}
+    vectors = vectors_of(service, (call.model, *call.models_beside), book.get)
+    return Admitted(vectors, named, now_s, own)
+
+
+def price_of(  # noqa: PLR0917  # whose call, at which prices it was admitted, and what came of it
+    directory: Directory, caller: Caller, admitted: Admitted, detail: Detail, counts: tuple[int, ...],
+    now_s: float,
 ) -> Priced:  # fmt: skip
-    """The price of a call's admission, so many seconds ago; at cost in its payer's own currency alone."""
-    asked, at_cost = call.model, service.pricing.at_cost is not None
-    if not asked:
-        return Priced(None)
-    found = directory.price(caller, answered, ago_s, at_cost) if answered and answered != asked else None
-    found = found or directory.price(caller, asked, ago_s, at_cost)
-    if found is not None:
-        return Priced(found)
-    found = directory.price_as(caller, asked, ago_s, at_cost)
-    if found is None and at_cost and admitted:  # taken back meanwhile
-        return Priced(admitted[0])
-    return Priced(found, found is not None)
+    """The price of a call of its admission, now that it is known what answered and how much was used."""
+    named, answered = admitted.named, detail.model
+    if not named:
+        return _NO_PRICE
+    found = named[0]
+    if len(named) > 1:
+        found = answering(named, answered, counts, detail.tools, detail.service_tier)
+    if (found.vector is None or found.stands_in) and answered and not admitted.own:
+        if answered.lower() == found.model.lower():
+            return found
+        vector = directory.price(caller, answered, now_s - admitted.at_s)
+        if vector is not None:
+            return Priced(answered, vector)
+    return found
 
 
-def prices_of(directory: Directory, caller: Caller, service: Service, call: Call) -> tuple[Vector, ...]:
-    """The prices by which a call is charged, of each model that may answer; `ModelNotPriced` without one."""
-    pricing = service.pricing
-    if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
-        return UNPRICED
-    return vectors_of(
-        service, (call.model, *call.models_beside), lambda model: _book(directory, caller, model, True)
-    )
-
-
-def check_known(directory: Directory, caller: Caller, call: Call) -> None:
+def check_known(admitted: Admitted) -> None:
     """`ModelNotPriced` where a model that may answer has no price."""
-    for model in (call.model, *call.models_beside):
-        if _book(directory, caller, model, False) is None:
-            raise ModelNotPriced(f"The model {model} has no price here.")
+    for one in admitted.named:
+        if one.vector is None:
+            raise ModelNotPriced(f"The model {one.model} has no price here.")
 
 
-def _book(directory: Directory, caller: Caller, model: str, own: bool) -> Vector | None:
-    return directory.price(caller, model, 0.0, own) or directory.price_as(caller, model, 0.0, own)
+def _book(directory: Directory, caller: Caller, model: str, own: bool) -> Priced:
+    found: Vector | None = directory.price(caller, model, 0.0, own)
+    if found is not None:
+        return Priced(model, found)
+    found = directory.price_as(caller, model, 0.0, own)
+    return Priced(model, found, found is not None)

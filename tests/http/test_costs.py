@@ -1,4 +1,4 @@
-"""What a call cost travels with its settlement: by the price of the model that answered, to the nano-unit."""
+"""What a call cost travels with its settlement: by the price of its admission, to the nano-unit."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ OPUS = Vector(
 )  # fmt: skip
 
 
-async def facts_of(stage: Stage, model: str = ANSWERED) -> CallFacts:
+async def facts_of(stage: Stage, model: str = ANSWERED, asked: dict[str, Any] | None = None) -> CallFacts:
     body = json.dumps({"type": "message", "model": model, "usage": USED}).encode()
     stage.upstream.scripts.append([answer(body)])
-    got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+    sent = MESSAGE if asked is None else json.dumps(asked).encode()
+    got = await stage.ask(post(sent, b"/v1/messages"))
     assert got.status == 200
     facts = read_facts(stage.counters.charges[-1].metadata)
     assert facts is not None
@@ -57,12 +58,71 @@ async def test_a_call_costs_what_its_kinds_and_tools_do() -> None:
         assert stage.tally.snapshot()["cost"] == [("messages", ASKED, "USD", 0.353765)]
 
 
-async def test_the_price_of_the_model_that_answered_counts_before_that_of_the_one_asked() -> None:
+DEAR = OPUS._replace(price_id=8, prices=tuple(10 * each for each in OPUS.prices))
+
+
+@pytest.mark.parametrize("answered", [ANSWERED, "claude-other", "", ASKED.upper()])
+async def test_a_call_goes_by_the_price_of_the_model_asked_for_whatever_answers(answered: str) -> None:
     async with staged() as stage:
-        stage.directory.prices |= {ASKED: OPUS, ANSWERED: OPUS._replace(price_id=8, tools={})}
+        stage.directory.prices |= {ASKED: OPUS, ANSWERED: DEAR, "claude-other": DEAR}
+        facts = await facts_of(stage, answered)
+        assert (facts.cost, facts.price_id) == (353_765_000, 7)
+
+
+async def test_a_model_asked_for_by_a_name_of_its_own_has_the_price_of_what_answers() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ANSWERED] = DEAR
+        assert (await facts_of(stage)).price_id == 8
+        stage.directory.prices["house-1"] = OPUS._replace(price_id=9)
+        stage.directory.stand_ins = read_stand_ins("claude*=house-1")
+        assert [(await facts_of(stage, name)).price_id for name in (ANSWERED, "claude-other")] == [8, 9]
+
+
+CHEAPER = OPUS._replace(price_id=6, prices=tuple(each // 10 for each in OPUS.prices))
+
+
+@pytest.mark.parametrize("in_money", [False, True])
+@pytest.mark.parametrize(
+    ("answered", "price_id"),
+    [
+        (ASKED, 7), (ANSWERED, 7), ("claude-cheap", 6), ("claude-cheap-20260101", 6), ("claude-dear@1", 8),
+        ("claude-cheapest", 8), ("claude-other", 8), ("", 8),
+    ],
+)  # fmt: skip
+async def test_of_several_models_named_the_one_that_answers_counts_or_else_the_dearest(
+    answered: str, price_id: int, in_money: bool
+) -> None:
+    async with staged() as stage:
+        stage.directory.prices = {ASKED: OPUS, "claude-cheap": CHEAPER, "claude-dear": DEAR}
+        if in_money:
+            stage.directory.services["messages"] = IN_MONEY
+        named = json.loads(MESSAGE) | {"models": ["claude-cheap", "claude-dear"]}
+        facts = await facts_of(stage, answered, named)
+        assert facts.price_id == price_id
+        if in_money:
+            charge = stage.counters.charges[-1]
+            assert charge.units == (facts.cost or 0) * 6 // 5
+
+
+@pytest.mark.parametrize("service", ["plain", "in money"])
+async def test_a_price_that_is_set_while_a_call_runs_changes_nothing(service: str) -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        if service == "in money":
+            stage.directory.services["messages"] = IN_MONEY
+        answering = stage.upstream.scripts
+
+        class Dearer(list[Any]):
+            """Has the dearer price in force once the answer is asked for."""
+
+            def pop(self, *at: Any) -> Any:
+                stage.directory.prices[ASKED] = stage.directory.prices[ANSWERED] = DEAR
+                return super().pop(*at)
+
+        stage.upstream.scripts = Dearer(answering)
         facts = await facts_of(stage)
-        assert (facts.cost, facts.price_id) == (283_765_000, 8)
-        assert (await facts_of(stage, model="claude-other")).price_id == 7
+        assert stage.directory.prices[ASKED] is DEAR
+        assert (facts.cost, facts.price_id) == (353_765_000, 7)
 
 
 async def test_a_tier_costs_its_factor_but_for_tools() -> None:
