@@ -275,9 +275,12 @@ class Keeper:
     async def _keep_partitions(self) -> None:
         while True:
             await partitions.ensure(self._engine)
-            if days := self._settings.calls_keep_days:
-                for month in await partitions.drop_calls(self._engine, days):
-                    self._log("calls dropped", partition=month)
+            for drop, days in (
+                (partitions.drop_calls, self._settings.calls_keep_days),
+                (partitions.drop_hours, self._settings.usage_hours_keep_days),
+            ):
+                for month in await drop(self._engine, days) if days else ():
+                    self._log("month dropped", partition=month)
             await asyncio.sleep(PARTITIONS_AHEAD_S)
 
     async def _pinged(self) -> bool:

@@ -73,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     flush_interval_s: Seconds = 0.25
     waiting_entries_max: Count = 50_000
     calls_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    usage_hours_keep_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024

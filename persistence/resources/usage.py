@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC
 from typing import Any
 
 from sqlalchemy import (
@@ -22,9 +23,19 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.usage import GROUPS, OTHER, OTHER_PROJECTS, SUMS, UsageQuery, pieces, windows
+from gateway.core.accounts.usage import (
+    GROUPS,
+    OTHER,
+    OTHER_PROJECTS,
+    SUMS,
+    UsageQuery,
+    hours_asked,
+    pieces,
+    windows,
+)
+from gateway.errors import Unprocessable
 from persistence.tables.billing import service
-from persistence.tables.ledgers import money, usage_rollup
+from persistence.tables.ledgers import kept_since, money, usage_rollup
 from persistence.tables.people import api_key, app_user, organization, tenant
 
 # A plan made for millions of rows takes longer to compile than these reports take. Tens of thousands of
@@ -48,10 +59,30 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
     connection.execute(PLAIN)
     try:
         with connection.begin_nested():
-            return _used(connection, asked, "usage_total")
+            found = _used(connection, asked, "usage_total")
     except DataError:
         # A sum beyond a column's largest number, which sum() widens.
-        return _used(connection, asked, "sum")
+        found = _used(connection, asked, "sum")
+    # Last, because hours may be dropped while they are added up.
+    _refuse_dropped(connection, asked)
+    return found
+
+
+def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
+    """`Unprocessable` names what asks for hours that are not kept."""
+    asking = hours_asked(asked)
+    if not asking:
+        return
+    span = f"usage_rollup_{'hour' if asked.people else 'team_hour'}"
+    since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == span))
+    if since is None:
+        return
+    reason = (
+        f"asks for hours before {since.astimezone(UTC):%Y-%m-%dT%H:%MZ}, which are not kept:"
+        " ask for whole days (UTC), by day, or for later hours"
+    )
+    if wrong := tuple((name, reason) for name, at in asking.items() if at < since):
+        raise Unprocessable("Some query parameters are wrong.", wrong)
 
 
 def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row]:

@@ -40,13 +40,13 @@ WRITES: dict[str, tuple[str, ...]] = {
     "idempotency_key": CLEAR, "invoice": CLEAR, "invoice_line": CLEAR, "organization_service": CLEAR,
     "recovered_event": CLEAR, "refused_batch": CLEAR, "subscription_plan": CLEAR, "usage_name": CLEAR,
     "webhook_delivery": CLEAR,
-    "alembic_version": (), "call_kept": (),
+    "alembic_version": (), "kept_since": (),
 }  # fmt: skip
 VIEWS = ("listed_gap", "account_movement", *(f"invariant_{name}" for name in INVARIANTS))
 # What stands there as it was given out: sessions, first answers, the secrets webhooks are signed with.
 CREDENTIALS = frozenset({"console_session", "idempotency_key", "webhook"})
 FUNCTIONS = (
-    "ensure_partitions(timestamp with time zone,integer)", "drop_calls(timestamp with time zone)",
+    "ensure_partitions(timestamp with time zone,integer)", "drop_months(text,timestamp with time zone)",
 )  # fmt: skip
 
 

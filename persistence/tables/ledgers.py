@@ -122,8 +122,8 @@ def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
     return cast(nano, Numeric) * literal(Decimal(1) / NANO)
 
 
-# Since when the journal has its calls: what is older was dropped.
-call_kept = table("call_kept", moments("since"), PrimaryKeyConstraint("since"))
+# Since when the journal, and each span of hours, has its rows: what is older was dropped.
+kept_since = table("kept_since", texts("ledger"), moments("since"), PrimaryKeyConstraint("ledger"))
 
 # What calls add up to, by everything that is asked by: once for each `span`, an hour to a month, and a team.
 usage_rollup = table(

@@ -23,7 +23,9 @@ from gateway.core.accounts.facts import CallFacts, corrected, write_facts
 from gateway.core.accounts.ledger import EventKind
 from gateway.core.accounts.usage import GROUPS, SUMS
 from gateway.core.billing import focus
+from persistence import engine as engines
 from persistence.ledger.writer import Writer
+from persistence.schema import partitions
 from tests.admin.conftest import READONLY, Api
 from tests.persistence.scenario import batch_of, settle_in
 
@@ -335,3 +337,31 @@ async def test_what_came_to_nothing_is_no_item(api: Api, admin_database: str) ->
     writer.close()
     [item] = (await api.get(f"usage?{SPAN}&group_by=model")).json["items"]
     assert (item["model"], item["requests"]) == ("m", 1)
+
+
+async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they_were(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
+    days = "from=2026-03-31T00:00:00Z&to=2026-04-03T00:00:00Z"
+    before = (await api.get(f"usage?{days}&group_by=user&interval=day")).json
+    assert sum(item["requests"] for item in before["items"]) > 100
+    engine = engines.create(api.url)
+    await partitions.drop_hours(engine, 0)
+    await engine.dispose()
+    assert (await api.get(f"usage?{days}&group_by=user&interval=day")).json == before
+    hours = "from=2026-03-31T00:00:00Z&to=2026-04-02T07:00:00Z"
+    for asked, field in (
+        (f"{days}&interval=hour", "interval"),
+        (hours, "to"),
+        ("from=2026-03-31T02:00:00%2B01:00&to=2026-04-02T00:00:00Z&group_by=user", "from"),
+    ):
+        for path in ("usage", "usage.csv", "usage.parquet"):
+            refused = await api.get(f"{path}?{asked}")
+            assert refused.status == 422
+            [error] = refused.json["errors"]
+            assert error["field"] == field
+            assert "asks for hours before 20" in str(error)
+    assert (await api.get(f"usage/focus.csv?{hours}")).status == 422
+    assert (await api.get(f"usage/focus.csv?{days}")).status == 200
+    shifted = days.replace("T00:00:00Z", "T02:00:00%2B02:00")
+    assert (await api.get(f"usage?{shifted}&group_by=user&interval=day")).json == before

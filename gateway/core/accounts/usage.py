@@ -115,6 +115,14 @@ def end_of(unit: str, now: datetime) -> datetime:
     return _after(_floor(now.astimezone(UTC), unit), unit)
 
 
+def hours_asked(asked: UsageQuery) -> dict[str, datetime]:
+    """What of a report asks for single hours, each with a time: all of them are of its day, or after it."""
+    if asked.interval == "hour":
+        return {"interval": asked.since}
+    ends = {"from": asked.since, "to": asked.until}
+    return {name: at for name, at in ends.items() if at != _floor(at, "day")}
+
+
 def windows(asked: UsageQuery) -> Iterator[UsageQuery]:
     """The same by parts of its time, each of twice as many intervals: what fills a page reads little more."""
     if asked.interval == "none":

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.usage import SPANS, UsageQuery, pieces, windows
+from gateway.core.accounts.usage import SPANS, UsageQuery, hours_asked, pieces, windows
 
 HOUR = timedelta(hours=1)
 MOMENTS = st.integers(0, 24 * 800).map(lambda hours: datetime(2027, 11, 1, tzinfo=UTC) + hours * HOUR)
@@ -104,3 +104,14 @@ def test_windows_of_a_report_follow_each_other_and_end_with_intervals(
 def test_a_report_of_thousands_of_years_of_hours_is_cut_at_once() -> None:
     report = asked(datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC), "hour")
     assert len(list(windows(report))) < 30
+
+
+@given(st.tuples(MOMENTS, MOMENTS), st.sampled_from(INTERVALS), st.booleans(), MOMENTS)
+def test_what_asks_for_hours_is_named_whenever_hours_before_a_month_are_read(
+    ends: tuple[datetime, datetime], interval: str, people: bool, kept: datetime
+) -> None:
+    report = asked(min(ends), max(ends) + HOUR, interval, *(["user"] if people else []))
+    month = kept.replace(day=1, hour=0)
+    hours = [piece for piece in pieces(report) if SPANS[piece.span][0] == "hour"]
+    named = [name for name, at in hours_asked(report).items() if at < month]
+    assert bool(named) == any(piece.since < month for piece in hours)

@@ -9,8 +9,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from persistence import engine as engines
 from persistence.ledger.writer import Writer
-from persistence.schema import grants, migrate
+from persistence.schema import grants, migrate, partitions
 from persistence.schema.version import NEEDED
 from persistence.tables import metadata
 from tests.persistence.migrated import LEDGERS
@@ -179,6 +180,19 @@ def test_the_writer_makes_the_partitions_ahead_and_no_more(roles: Roles) -> None
         with psycopg.connect(roles.writer) as connection, pytest.raises(errors.InvalidParameterValue):
             connection.execute(f"SELECT ensure_partitions({arguments})")
     refused(roles.reader, "SELECT ensure_partitions(now(), 1)")
+
+
+async def test_the_writer_drops_months_that_ended_and_no_more(roles: Roles) -> None:
+    engine = engines.create(roles.writer)
+    rows_of(roles.writer, "SELECT ensure_partitions(now() - interval '200 days', 1)")
+    assert {name[:6] for name in await partitions.drop_calls(engine, 100)} == {"call_y"}
+    assert any("_team_hour_y" in name for name in await partitions.drop_hours(engine, 100))
+    await engine.dispose()
+    there = rows_of(roles.owner, "SELECT ledger, since < now() - interval '100 days' FROM kept_since")
+    assert dict(there) == dict.fromkeys(("call", *partitions.HOURS), True)
+    refused(roles.writer, "DELETE FROM kept_since")
+    refused(roles.writer, "DROP TABLE usage_rollup_hour_default")
+    refused(roles.reader, "SELECT drop_months('call', now())")
 
 
 def test_what_a_caller_has_lying_about_does_not_become_the_owners(roles: Roles) -> None:

@@ -73,6 +73,13 @@ async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, wri
     await engine.dispose()
 
 
-def test_a_drop_without_a_moment_is_refused(migrated: str) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "'call', NULL", "NULL, now()", "'token_ledger', now()", "'usage_rollup', now()",
+        "'usage_rollup_day', now()", "'call; DROP TABLE call', now()",
+    ],
+)  # fmt: skip
+def test_a_drop_of_anything_else_or_without_a_moment_is_refused(migrated: str, asked: str) -> None:
     with psycopg.connect(migrated) as connection, pytest.raises(errors.InvalidParameterValue):
-        connection.execute("SELECT drop_calls(NULL)")
+        connection.execute(f"SELECT drop_months({asked})")

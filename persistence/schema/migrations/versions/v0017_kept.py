@@ -1,0 +1,18 @@
+"""Months of the roll-ups' hours are dropped as those of the journal are."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0017"
+down_revision = "0016"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Let one function drop months of either, and keep since when each has its rows."""
+    connection = op.get_bind()
+    home = connection.exec_driver_sql("SELECT quote_literal(current_schema())").scalar_one()
+    sql = (Path(__file__).parents[1] / "v0017" / "kept.sql").read_text(encoding="utf-8")
+    connection.exec_driver_sql(sql.replace(":home", home), execution_options={"no_parameters": True})
