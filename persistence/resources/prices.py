@@ -8,13 +8,13 @@ from json import dumps
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Select, and_, func, insert, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, collate, func, insert, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import PRICES_ACCOUNT
 from gateway.core.billing.cost import BASE_CURRENCY, KINDS
-from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX
+from gateway.core.billing.price_book import BUNDLED, EXACT_NAME, MAKERS, OPERATOR, PREFIX, folded
 from gateway.errors import Conflict, Unprocessable
 from persistence import crud
 from persistence.subject import Change, Subject, live
@@ -37,8 +37,15 @@ _PUT_IN = text(
 _ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)
 _DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
 _here = price.c
-_provider = func.lower(func.coalesce(_here.provider, ""))
-_same = (func.lower(_here.model), _here.match, _here.currency, _here.source, _provider)
+
+
+def _folded(name: ColumnElement[str]) -> ColumnElement[str]:
+    """A column's names as `folded` has them."""
+    return func.lower(collate(name, "C"))
+
+
+_provider = _folded(func.coalesce(_here.provider, ""))
+_same = (_folded(_here.model), _here.match, _here.currency, _here.source, _provider)
 
 
 def check_values(change: Change) -> None:
@@ -77,9 +84,9 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
 
 def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
     wanted = (
-        str(values["model"]).lower(), values.get("match", EXACT_NAME), values["currency"],
+        folded(str(values["model"])), values.get("match", EXACT_NAME), values["currency"],
         values.get("source", OPERATOR),
-        str(values.get("provider") or "").lower(),
+        folded(str(values.get("provider") or "")),
     )  # fmt: skip
     found = select(_here.id).where(
         *(column == value for column, value in zip(_same, wanted, strict=True)),
@@ -92,14 +99,14 @@ def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
 def in_force(now: datetime) -> Select[Any]:
     """Prices of models known by their names that are in force, were a day ago, or will be."""
     each, columns = _superseded_later_than(now - KEPT)
-    known = or_(each.source != BUNDLED, func.lower(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
+    known = or_(each.source != BUNDLED, _folded(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
     return columns.where(known)
 
 
 def candidates(connection: Connection, model: str, currency: str, at: datetime) -> Sequence[Row]:
     """Prices that a model may have at a time: of each kind of price the newest."""
     each, columns = _superseded_later_than(at)
-    name, own = model.lower(), func.lower(each.model)
+    name, own = folded(model), _folded(each.model)
     matching = or_(
         and_(each.match == EXACT_NAME, own == name),
         and_(each.match == PREFIX, func.starts_with(name, own)),
@@ -143,8 +150,8 @@ SUBJECT = Subject(
     price,
     time="effective_from",
     conditions={
-        "model": lambda value: func.lower(_here.model) == str(value).lower(),
-        "provider": lambda value: _provider == str(value).lower(),
+        "model": lambda value: _folded(_here.model) == folded(str(value)),
+        "provider": lambda value: _provider == folded(str(value)),
     },
     verbs={"create": crud.create},
     check_values=check_values,

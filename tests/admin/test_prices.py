@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from time import time
 from typing import Any
+from urllib.parse import quote_plus
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import errors
 
+from gateway.core.billing.price_book import PriceBook, read_price
 from tests.admin.conftest import READONLY, Answer, Api
 
 AT = "2026-01-01T00:00:00Z"
@@ -112,6 +116,9 @@ async def test_nor_in_the_database(prices: Prices, change: str) -> None:
         ({"tools": {"web_search": "-10"}}, "tools.web_search"),
         ({"tools": {"web_search": 10}}, "tools.web_search"),
         ({"service_tiers": {"batch": "half"}}, "service_tiers.batch"),
+        ({"service_tiers": {"PRIORITY": "3", "batch": "0.5"}}, "service_tiers.PRIORITY"),
+        ({"service_tiers": {"Batch": "1", "batch": "0.5"}}, "service_tiers.Batch"),
+        ({"tools": {"Web_Search": "10"}}, "tools.Web_Search"),
         ({"context_tiers": [{"above": 5, "input": "-1"}]}, "context_tiers.0.input"),
         ({"context_tiers": [{"above": 5, "inputs": "1"}]}, "context_tiers.0.inputs"),
         ({"context_tiers": [{"above": 5}]}, "context_tiers.0"),
@@ -217,13 +224,30 @@ async def test_a_quote_is_by_the_price_that_counts_most(prices: Prices) -> None:
     assert (await prices.quoted("gpt-x&input=1000000"))["cost"] == "4"
 
 
+@pytest.mark.parametrize("beyond", ["İ", "i̇", "\u212a", "ſ", "ẞ", "Σ"])
+async def test_a_quote_is_by_the_price_that_a_gateway_charges_by(prices: Prices, beyond: str) -> None:
+    """Languages and libraries fold letters beyond ASCII each in their own way: no price is of such a name."""
+    assert list(await prices.refused(model=prices.family + beyond)) == ["model"]
+    assert list(await prices.refused(provider=prices.family + beyond)) == ["provider"]
+    made = await prices.set(model=f"{prices.family}-KISS")
+    row = {**made, "effective_from": datetime.fromisoformat(made["effective_from"])}
+    book = PriceBook([read_price(row)])
+    for name, is_it in (("kiss", True), (f"kis{beyond}", False), ("\u212aiss", False), ("kıss", False)):
+        asked = f"{prices.family}-{name}"
+        assert ((await prices.ask(quote_plus(name))).status == 200) is is_it
+        assert (book.vector(asked, "USD", time() * 1000) is not None) is is_it
+        listed = (await prices.api.get(f"prices?model={quote_plus(asked)}")).json["items"]
+        assert (listed == [made]) is is_it
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
         ("gpt-x&model=b", "model"), ("gpt-x&input=-1", "input"), ("gpt-x&input=1.5", "input"),
         ("gpt-x&inputs=1", "inputs"), ("gpt-x&tools.web_search=many", "tools.web_search"),
         ("gpt-x&tools=1", "tools"), ("gpt-x&tools.a=-1", "tools.a"), ("gpt-x&at=now", "at"),
-        ("gpt-x&currency=dollars", "currency"),
+        ("gpt-x&currency=dollars", "currency"), ("gpt-x&service_tier=Flex", "service_tier"),
+        ("gpt-x&tools.Web_Search=1", "tools.Web_Search"),
     ],
 )  # fmt: skip
 async def test_a_quote_names_what_it_cannot_read(prices: Prices, query: str, field: str) -> None:

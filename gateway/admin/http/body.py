@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from gateway.errors import AdminRefusal, Unprocessable, UnsupportedEncoding
 
 ERRORS_MAX = 50
+# What pydantic adds where a name itself is wrong, not what it names.
+_OF_A_NAME = "[key]"
 
 Body = dict[str, object]
 
@@ -71,7 +73,7 @@ def check(model: type[BaseModel], body: Body, *, known: frozenset[str] = frozens
 def _errors(error: ValidationError, known: frozenset[str]) -> tuple[tuple[str, str], ...]:
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
-        field = ".".join(str(part) for part in item["loc"])
+        field = ".".join(str(part) for part in item["loc"] if part != _OF_A_NAME)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "cannot be set here" if field in known else "unknown field"

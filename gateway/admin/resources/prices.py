@@ -30,10 +30,22 @@ def _rate(value: object) -> object:
     return value
 
 
+def _ascii(name: str) -> str:
+    if not name.isascii():
+        raise ValueError("must be of ASCII characters: capitals of others are no two systems' same letters")
+    return name
+
+
 def _plain(model: str) -> str:
     if model.endswith(ANY_NAME):
         raise ValueError("must be a name without *; say match: prefix for all that begin with it")
     return model
+
+
+def _lower(name: str) -> str:
+    if name != name.lower():
+        raise ValueError("must be in lower case, as names of tools and tiers are compared")
+    return name
 
 
 def _by_name(prices: dict[str, Decimal]) -> dict[str, str]:
@@ -47,7 +59,11 @@ Rate = Annotated[
     PlainSerializer(_exact, when_used="json"),
     WithJsonSchema(_PRICE),
 ]
-Rates = Annotated[dict[Text, Rate], PlainSerializer(_by_name)]
+# Of a model, or of who sells it.
+ModelName = Annotated[Text, AfterValidator(_ascii)]
+# Of a provider's tool, or of a tier of service: what answers say is compared in lower case.
+LowerName = Annotated[Text, AfterValidator(_lower)]
+Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]
 
 
 class TokenRates(In):
@@ -103,12 +119,12 @@ ContextTiers = Annotated[
 class _Priced(In):
     """What a price is of."""
 
-    model: Annotated[Text, AfterValidator(_plain)] = Field(
-        description="A model's name, or what names begin with; capitals or not are the same."
+    model: Annotated[ModelName, AfterValidator(_plain)] = Field(
+        description="A model's name, or what names begin with; A-Z and a-z are the same."
     )
     currency: Currency
     effective_from: Instant = Field(description="It is in force from then on; may lie in the past.")
-    provider: Text | None = Field(default=None, description="Whose model; null is anybody's.")
+    provider: ModelName | None = Field(default=None, description="Whose model; null is anybody's.")
     match: Literal["exact", "prefix"] = "exact"
 
 
@@ -174,10 +190,10 @@ class Asked(In):
     audio_output: Amount = Field(default=0, description="Of the output.")
     image_input: Amount = Field(default=0, description="Of the input.")
     image_output: Amount = Field(default=0, description="Of the output.")
-    tools: Annotated[dict[Text, Amount], Field(max_length=TOOLS_MAX)] = Field(
+    tools: Annotated[dict[LowerName, Amount], Field(max_length=TOOLS_MAX)] = Field(
         default={}, description="Uses by name, each as tools.NAME=USES."
     )
-    service_tier: Text | None = None
+    service_tier: LowerName | None = None
 
 
 class QuoteLine(Out):

@@ -12,7 +12,7 @@ from gateway.admin.resources.values import show_instant
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.options import AsJson
 from gateway.cli.admin.output import admin, print_json, rows, say, steps, waiting
-from gateway.core.billing.price_book import BUNDLED
+from gateway.core.billing.price_book import BUNDLED, folded
 from gateway.core.billing.price_changes import SAID, Change, changes
 
 COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
@@ -58,7 +58,7 @@ def diff(
         found = [
             change
             for change in changes(bundle.rows, kept, at)
-            if provider is None or change.row["provider"] == provider.lower()
+            if provider is None or change.row["provider"] == folded(provider)
         ]
         rows([_shown(change, as_json=as_json) for change in found], COLUMNS, as_json=as_json, title=library())
         if apply:

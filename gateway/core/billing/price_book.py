@@ -2,7 +2,7 @@
 
 A price is never changed: one with a later `effective_from` takes its place. What the operator set stands
 above the bundled list, whatever it matches; then an exact name above the longest prefix; then the
-provider; then the newest that is not after the time. Names are compared without regard to case. Pure.
+provider; then the newest that is not after the time. Names are compared `folded`. Pure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ MAKERS: Final = (
 _MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))}
 MODELS_REMEMBERED_MAX: Final = 4_096
 MODEL_CHARS_MAX: Final = 200
+_CAPITALS: Final = {ord(capital): ord(capital) + 32 for capital in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+
+
+def folded(name: str) -> str:
+    """A name as names are compared: A to Z as a to z, all else as it is.
+
+    The database says the same as `lower(name COLLATE "C")`. Beyond ASCII, capitals are matched otherwise by
+    every language and library.
+    """
+    return name.lower() if name.isascii() else name.translate(_CAPITALS)
 
 
 class Price(NamedTuple):
@@ -45,9 +55,9 @@ class Price(NamedTuple):
 def read_price(row: Mapping[str, Any]) -> Price:
     """Read a row of the table, or of the bundled list; its money is exact decimals, or their strings."""
     return Price(
-        str(row["model"]).lower(),
+        folded(str(row["model"])),
         row["match"] == PREFIX,
-        (row["provider"] or "").lower(),
+        folded(row["provider"] or ""),
         row["source"] == BUNDLED,
         round(row["effective_from"].timestamp() * 1000),
         _vector(row),
@@ -62,21 +72,21 @@ def choose(
     Where a provider is named, its own prices and those of any provider count; only where there are none,
     the model's are found as if nobody were named.
     """
-    name = model.lower()
+    name = folded(model)
     now = [
         price
         for price in prices
         if price.effective_ms <= at_ms and price.vector.currency == currency and _matches(price, name)
     ]
     if provider:
-        own = [price for price in now if price.provider in {"", provider.lower()}]
+        own = [price for price in now if price.provider in {"", folded(provider)}]
         now = own or now
     return min((price for price in now if is_known_by_name(price, provider)), key=_rank, default=None)
 
 
 def is_known_by_name(price: Price, provider: str = "") -> bool:
     """Whether a price counts where this provider is asked for, or where none is."""
-    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == provider.lower()
+    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == folded(provider)
 
 
 class PriceBook:
@@ -108,7 +118,7 @@ class PriceBook:
 
     def _look(self, model: str, currency: str) -> list[tuple[int, Vector]]:
         """Every price a model may have in a currency."""
-        name = model.lower()
+        name = folded(model)
         places = list(self._exact.get(name, ()))
         for length in self._lengths:
             if length > len(name):

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from gateway.core.billing.cost import KINDS
+from gateway.core.billing.price_book import folded
 
 Row = Mapping[str, Any]
 Name = tuple[str, str, str, str]  # provider, model, match, currency
@@ -72,7 +73,7 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[Change
 def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
     found: dict[Name, Timeline] = {}
     for row in rows:
-        name = (row["provider"] or "").lower(), row["model"].lower(), row["match"], row["currency"]
+        name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
         found.setdefault(name, {})[row["effective_from"]] = row
     return found
 

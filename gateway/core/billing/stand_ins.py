@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.core.billing.price_book import MODEL_CHARS_MAX
+from gateway.core.billing.price_book import MODEL_CHARS_MAX, folded
 
 STAND_INS_MAX: Final = 200
 WANTED: Final = (
@@ -30,7 +30,7 @@ class StandIns:
         """The model that stands in for one; empty where none does."""
         if not self._exact and not self._prefixes:
             return ""
-        name = model.lower()
+        name = folded(model)
         found = self._exact.get(name)
         if found is not None:
             return found
@@ -49,9 +49,9 @@ def read_stand_ins(text: str) -> StandIns:
             raise ValueError(f"{part.strip()!r} is no <model or beginning*>=<model>")
         if max(len(name), len(other)) > MODEL_CHARS_MAX or not (name + other).isprintable():
             raise ValueError(f"names of models have at most {MODEL_CHARS_MAX} visible characters")
-        if name.lower() in pairs:
+        if folded(name) in pairs:
             raise ValueError(f"{name!r} is there twice")
-        pairs[name.lower()] = other
+        pairs[folded(name)] = other
     if len(pairs) > STAND_INS_MAX:
         raise ValueError(f"there are {len(pairs)}, and {STAND_INS_MAX} at most")
     return StandIns(pairs)

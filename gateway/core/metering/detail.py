@@ -44,8 +44,8 @@ class Detail:
             self.service_tier = _name(tier).lower()
 
     def used_tool(self, name: str, times: int) -> None:
-        """So often a tool was used, as the last report says."""
-        name = _name(name)
+        """So often a tool was used, as the last report says; prices name tools in lower case."""
+        name = _name(name).lower()
         if name and times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
             self.tools[name] = min(times, TOOL_USES_MAX)
 
