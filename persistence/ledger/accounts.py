@@ -17,6 +17,7 @@ from persistence.ledger.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Fault, Hea
 from persistence.ledger.refill import Movement
 from persistence.ledger.rollup import Moves
 from persistence.ledger.rows import request_of
+from persistence.ledger.sums import bounded
 
 _UNLIMITED, _IN = int(EventFlag.UNLIMITED), int(EventFlag.IN)
 _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
@@ -120,8 +121,8 @@ def move(connection: Connection[Any], moves: Moves) -> None:
         (statements.MOVE_QUOTAS, quotas),
         (statements.MOVE_CREDITS, paid),
         (statements.MOVE_SPENDS, spends),
-        (statements.ROLL_UP, [(*bucket, *sums) for bucket, sums in sorted(moves.daily.items())]),
-        (statements.ROLL_UP_TIERS, [(*bucket, *sums) for bucket, sums in sorted(moves.priced.items())]),
+        (statements.ROLL_UP, _added_up(moves.daily)),
+        (statements.ROLL_UP_TIERS, _added_up(moves.priced)),
         (statements.ACTIVATE, activated),
     ):
         if rows:
@@ -197,6 +198,10 @@ def _quota(tenant_id: int, event: Event, reset_ms: int | None) -> tuple[Any, ...
         bool(event.flags & _BLOCKED), bool(event.flags & _MANUAL), reset_ms, event.next_reset_ms,
         event.cycle, event.epoch, event.seq,
     )  # fmt: skip
+
+
+def _added_up(buckets: Mapping[Any, Sequence[int]]) -> list[tuple[Any, ...]]:
+    return [(*bucket, *map(bounded, sums)) for bucket, sums in sorted(buckets.items())]
 
 
 def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, Moved, Content]]:

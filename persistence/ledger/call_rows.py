@@ -30,8 +30,8 @@ from persistence.ledger.rows import (
     reference,
     uuid_field,
 )
+from persistence.ledger.sums import bounded
 
-NANO_MAX = 2**63 - 1
 # Why a call failed whose gateway died.
 RECLAIMED = "reclaimed"
 
@@ -75,7 +75,7 @@ def call_row(event: Event, user_id: int | None) -> bytes:
             _text(facts.response_model),
             _text(facts.service_tier),
             json_field(_tools_of(facts.tools)) if facts.tools else NULL,
-            NULL if facts.cost is None else _BIGINT(8, _cost(facts.cost)),
+            NULL if facts.cost is None else _BIGINT(8, bounded(facts.cost)),
             _text(facts.currency),
             reference(facts.price_id),
             NULL if facts.first_token_ms is None else _BIGINT(8, facts.first_token_ms),
@@ -142,14 +142,10 @@ def correction(event: Event) -> dict[str, object]:
         "estimated": facts.estimated,
         "model": stored_text(facts.model) or None,
         "response_model": stored_text(facts.response_model) or None,
-        "cost": None if facts.cost is None else _cost(facts.cost),
+        "cost": None if facts.cost is None else bounded(facts.cost),
         "currency": stored_text(facts.currency) or None,
         "price_id": facts.price_id or None,
     }
-
-
-def _cost(nano: int) -> int:
-    return max(-NANO_MAX, min(nano, NANO_MAX))
 
 
 def _text(value: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.core.billing.cost import KINDS
+from persistence.ledger.sums import added
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
@@ -41,9 +42,9 @@ ACCEPTED = """
 SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason) FROM quarantine
  WHERE resolution = 'accepted' AND kind IN ('conflict', 'unknown_account') AND partition = ANY(%s)
    AND released_at > now() - interval '7 days' GROUP BY account"""
-FILE_DRIFT = """
-INSERT INTO known_drift (account, seq, difference) VALUES (%s, %s, %s)
-ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference"""
+FILE_DRIFT = f"""
+INSERT INTO known_drift AS u (account, seq, difference) VALUES (%s, %s, %s)
+ON CONFLICT (account, seq) DO UPDATE SET difference = {added("difference")}"""  # noqa: S608  # our own words
 STOPPED = "SELECT account FROM quarantine WHERE released_at IS NULL AND partition = ANY(%s)"
 
 # A redelivered entry is looked up by account and seq: what it says must be what is stored.
@@ -152,22 +153,22 @@ UPDATE organization AS o SET spent = n.spent, spend_epoch = n.epoch, spend_last_
   FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
     AS n (id, spent, epoch, seq, at_ms)
  WHERE o.id = n.id"""
-ROLL_UP = """
+ROLL_UP = f"""
 INSERT INTO usage_daily AS u (tenant_id, day, service_id, organization_id, requests, tokens, credits,
                               usage_amount)
 SELECT t, date '1970-01-01' + d, s, o, r, k, c, a
   FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
               %s::bigint[], %s::bigint[]) AS n (t, d, s, o, r, k, c, a)
 ON CONFLICT (tenant_id, day, service_id) DO UPDATE SET
-    requests = u.requests + excluded.requests, tokens = u.tokens + excluded.tokens,
-    credits = u.credits + excluded.credits, usage_amount = u.usage_amount + excluded.usage_amount"""
-ROLL_UP_TIERS = """
+    requests = {added("requests")}, tokens = {added("tokens")}, credits = {added("credits")},
+    usage_amount = {added("usage_amount")}"""  # noqa: S608  # our own words
+ROLL_UP_TIERS = f"""
 INSERT INTO usage_tier AS u (tenant_id, day, service_id, unit_price, organization_id, first_unit, quantity)
 SELECT t, date '1970-01-01' + d, s, p, o, f, q
   FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[],
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
-    first_unit = least(u.first_unit, excluded.first_unit), quantity = u.quantity + excluded.quantity"""
+    first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # noqa: S608  # our own words
 ACTIVATE = """
 INSERT INTO service_activation (organization_id, service_id, request_id, activated_at)
 SELECT o, s, r::uuid, to_timestamp(at_ms / 1000.0)

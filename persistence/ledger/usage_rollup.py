@@ -20,7 +20,8 @@ from gateway.core.accounts.facts import (
 )
 from gateway.core.accounts.ledger import Event, attributed
 from gateway.core.accounts.usage import DIMENSIONS, HOUR_MS, NO_PROJECT, SUMS
-from persistence.ledger.call_rows import NANO_MAX, amounts_of, counts_of, stored_text
+from persistence.ledger.call_rows import amounts_of, counts_of, stored_text
+from persistence.ledger.sums import bounded
 
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
 Bucket = tuple[int, int, int, int, int, int, int, str, str]
@@ -40,7 +41,7 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
     more = (
         1, 0, counts[INPUT], counts[CACHE_READ], counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
         counts[OUTPUT], counts[REASONING], tokens, credits_, units,
-        min(cost or 0, NANO_MAX), facts.estimated, cost is None and tokens > 0,
+        bounded(cost or 0), facts.estimated, cost is None and tokens > 0,
     )  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:
@@ -52,9 +53,7 @@ def add_call(hours: Rollup, event: Event, facts: CallFacts, user_id: int | None)
 
 def rows_of(hours: Rollup) -> list[tuple[object, ...]]:
     """The rows of hours, none with a sum beyond what a column holds: the largest one stays the largest."""
-    return [
-        (*bucket, *(max(-NANO_MAX, min(each, NANO_MAX)) for each in sums)) for bucket, sums in hours.items()
-    ]
+    return [(*bucket, *map(bounded, sums)) for bucket, sums in hours.items()]
 
 
 def moved(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:

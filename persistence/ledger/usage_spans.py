@@ -14,19 +14,14 @@ from gateway.core.accounts.usage import (
     SPANS,
     SUMS,
 )
-from persistence.ledger.call_rows import NANO_MAX
 from persistence.ledger.rollup import DAY_MS
+from persistence.ledger.sums import SUM_MAX, added
 
 # How many models and projects of an organization's day are told apart.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 _ARRAYS = {"model": "text", "currency": "text"}
 _OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
-# A sum beyond what its column holds stays the largest it holds.
-_ADDED = (
-    f"CASE WHEN excluded.{{0}} > 0 AND u.{{0}} > {NANO_MAX} - excluded.{{0}} THEN {NANO_MAX}"
-    " ELSE u.{0} + excluded.{0} END"
-)
 
 
 def _of_span(span: str) -> str:
@@ -35,7 +30,7 @@ def _of_span(span: str) -> str:
     kept = [each for each in DIMENSIONS if people or each not in PEOPLE]
     own = {each: each if each in kept else f"0 AS {each}" for each in DIMENSIONS}
     own["start"] = f"date_trunc('{unit}', start, 'UTC') AS start"
-    sums = (f"least(greatest(sum({each}), -{NANO_MAX}), {NANO_MAX})::bigint" for each in SUMS)
+    sums = (f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint" for each in SUMS)
     groups = ", ".join(str(2 + DIMENSIONS.index(each)) for each in kept)
     return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
 
@@ -46,7 +41,7 @@ INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
 {" UNION ALL ".join(map(_of_span, SPANS))}
  ORDER BY {", ".join(str(1 + at) for at in range(1 + len(DIMENSIONS)))}
 ON CONFLICT (span, {", ".join(DIMENSIONS)}) DO UPDATE SET
-       {", ".join(f"{each} = {_ADDED.format(each)}" for each in SUMS)}"""
+       {", ".join(f"{each} = {added(each)}" for each in SUMS)}"""
 _NAMED = "organization_id, day, kind, name"
 _KEPT = "(organization_id, day, '{0}', {1}) IN (SELECT * FROM kept)"
 _SHOWN = {

@@ -17,32 +17,35 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import StoreUnavailable
 from persistence.billing import quotas
 from persistence.billing.invoice_source import LINES
+from persistence.ledger.sums import SUM_MAX
 from persistence.store import SUBJECTS
 from persistence.subject import id_in
 from persistence.tables.people import tenant
 
 # An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
-_ORGANIZATION_DAYS = text("""
-SELECT u.day, u.service_id, sum(u.requests)::bigint AS requests, sum(u.tokens)::bigint AS tokens,
-       sum(u.credits)::bigint AS credits,
-       sum(u.usage_amount - coalesce(m.quantity, 0))::bigint AS usage_amount
+_ORGANIZATION_DAYS = text(f"""
+SELECT u.day, u.service_id, least(sum(u.requests), {SUM_MAX})::bigint AS requests,
+       least(sum(u.tokens), {SUM_MAX})::bigint AS tokens,
+       least(sum(u.credits), {SUM_MAX})::bigint AS credits,
+       least(sum(u.usage_amount - coalesce(m.quantity, 0)), {SUM_MAX})::bigint AS usage_amount
   FROM usage_daily AS u LEFT JOIN usage_tier AS m ON m.tenant_id = u.tenant_id AND m.day = u.day
    AND m.service_id = u.service_id AND m.unit_price = 0.000000001
  WHERE u.organization_id = :owner AND u.day >= :since
- GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")
+ GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")  # noqa: S608  # our own words
 _TENANTS = text("""
 SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
 # One pass over the day: its busiest tenants, each row with the sums of all.
-_BUSIEST = text("""
+_BUSIEST = text(f"""
 SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
   FROM (SELECT tenant_id, requests, tokens, sum(requests) OVER () AS all_requests,
                sum(tokens) OVER () AS all_tokens, sum(credits) OVER () AS all_credits,
                count(*) OVER () AS tenants
-          FROM (SELECT tenant_id, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
-                       sum(credits)::bigint AS credits
+          FROM (SELECT tenant_id, least(sum(requests), {SUM_MAX})::bigint AS requests,
+                       least(sum(tokens), {SUM_MAX})::bigint AS tokens,
+                       least(sum(credits), {SUM_MAX})::bigint AS credits
                   FROM usage_daily WHERE day = :day GROUP BY tenant_id) AS used
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
-  JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")
+  JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
 
 class Figures:
