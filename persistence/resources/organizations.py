@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Numeric, cast, select
+from sqlalchemy import Numeric, cast, func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.pricing import NANO
+from gateway.errors import Conflict
 from persistence import crud
 from persistence.subject import THIS, Change, Subject, live, named
-from persistence.tables.billing import invoice, organization_subscription
-from persistence.tables.people import app_user, organization, tenant
+from persistence.tables.billing import invoice, organization_subscription, subscription_segment
+from persistence.tables.ledgers import credit_addition
+from persistence.tables.people import app_user, organization, tenant, tenant_quota, token_plan_price
+
+# What has amounts of money in it that name no currency of their own, by what an organization has of it.
+IN_ITS_CURRENCY = {
+    "Pay-Per-Use": select(organization.c.id).where(
+        organization.c.id == THIS, organization.c.spend_last_seq > 0
+    ),
+    "credits that were sold": select(credit_addition.c.id).where(
+        credit_addition.c.organization_id == THIS, credit_addition.c.unit_cost.is_not(None)
+    ),
+    "a subscription": select(subscription_segment.c.id).where(subscription_segment.c.organization_id == THIS),
+    "tokens of a plan that bills what is used beyond it": select(tenant.c.id)
+    .join(tenant_quota, tenant_quota.c.tenant_id == tenant.c.id)
+    .join(
+        token_plan_price,
+        token_plan_price.c.plan_id == func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id),
+    )
+    .where(
+        tenant.c.organization_id == THIS,
+        tenant_quota.c.last_seq > 0,
+        token_plan_price.c.unit_price.is_not(None),
+    ),
+    "invoices": select(invoice.c.id).where(invoice.c.organization_id == THIS, invoice.c.status != "void"),
+}
 
 
 def define(change: Change, row: Row) -> None:
     """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
+
+
+def keep_currency(change: Change, row: Row) -> None:
+    """Raise `Conflict` where amounts that were in one currency would be in another."""
+    before = change.before
+    if before is None or before["currency"] == row["currency"]:
+        return
+    here = {THIS.key: change.row_id}
+    has = [
+        name
+        for name, found in IN_ITS_CURRENCY.items()
+        if change.connection.execute(found.limit(1), here).first() is not None
+    ]
+    if has:
+        raise Conflict(
+            f"Its currency stays {before['currency']}: it has {', '.join(has)}, and amounts are never"
+            f" converted. Make another organization in {row['currency']}."
+        )
 
 
 SUBJECT = Subject(
@@ -44,6 +87,7 @@ SUBJECT = Subject(
             invoice.c.organization_id == THIS, invoice.c.status == "draft"
         ),
     },
+    check_row=keep_currency,
     define=define,
     defining=frozenset({"limits", "currency", "credit_limit", "spend_cap"}),
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from persistence.ledger.writer import Writer
 from tests.admin.conftest import Api
+from tests.persistence.scenario import batch_of, settle_in
 
 
 async def test_an_organization_answers_as_it_was_made(api: Api) -> None:
@@ -146,3 +148,60 @@ async def test_a_users_limits_reach_each_tenant_of_the_organization(api: Api) ->
     assert api.counters.pushed == expected
     await api.patch(f"users/{user['id']}", {"limits": {"concurrency": 2}})
     assert api.counters.pushed == expected * 2
+
+
+async def test_a_currency_is_changed_while_there_is_no_money_in_it(api: Api) -> None:
+    made = await api.make("organizations", name="Acme")
+    where = f"organizations/{made['id']}"
+    await api.make("tenants", name="web", organization_id=made["id"])
+    assert (await api.patch(where, {"currency": "EUR", "spend_cap": "5"})).json["currency"] == "EUR"
+    await api.make("credit-additions", organization_id=made["id"], credits_added=5, category="promotional")
+    assert (await api.patch(where, {"currency": "GBP"})).json["currency"] == "GBP"
+
+
+@pytest.mark.parametrize("money", ["use", "subscription", "invoice", "overage", "sold"])
+async def test_what_was_in_one_currency_is_never_in_another(api: Api, money: str) -> None:
+    made = await api.make("organizations", name="Acme")
+    where = f"organizations/{made['id']}"
+    match money:
+        case "use":
+            [account] = settle_in(api.url, 1000)
+            account.reset()
+            account.consume(1, units=3, spend=4)
+            writer = Writer(api.url)
+            await writer.write(batch_of(account))
+            writer.close()
+            where = f"organizations/{account.organization_id}"
+        case "subscription":
+            plan = await api.make("subscription-plans", name="pro", monthly_cost="10", annual_cost="100",
+                                  feature_access=[])  # fmt: skip
+            sent = {"start_date": "2026-01-01", "end_date": "2100-01-01"}
+            await api.make(
+                "organization-subscriptions", organization_id=made["id"], plan_id=plan["id"], **sent
+            )
+        case "invoice":
+            period = {"period_start": "2026-01-01", "period_end": "2026-02-01"}
+            await api.make("invoices", organization_id=made["id"], **period)
+        case "overage":
+            [account] = settle_in(api.url, 1000)
+            account.reset()
+            account.consume(1)
+            writer = Writer(api.url)
+            await writer.write(batch_of(account))
+            writer.close()
+            plan = await api.make(
+                "token-plans", name="bill", overage_policy="bill", overage_unit_price="0.01"
+            )
+            api.rows(
+                "UPDATE tenant SET plan_id = %s WHERE id = %s RETURNING id", plan["id"], account.tenant_id
+            )
+            where = f"organizations/{account.organization_id}"
+        case _:
+            sold = {"credits_added": 5, "category": "paid", "unit_cost": "0.01"}
+            await api.make("credit-additions", organization_id=made["id"], **sold)
+    before = (await api.get(where)).json
+    refused = await api.patch(where, {"currency": "JPY", "name": "other"})
+    assert refused.status == 409
+    assert "Make another organization in JPY" in refused.json["detail"]
+    assert (await api.get(where)).json == before
+    assert (await api.patch(where, {"currency": before["currency"], "name": "other"})).status == 200
