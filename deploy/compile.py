@@ -24,7 +24,9 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/core": ("wait", "model", "blobs", "http_limits"),
     "gateway/core/accounts": ("limits",),
-    "gateway/core/calls": ("call", "claim", "document", "estimate", "reading", "tariff", "trace"),
+    "gateway/core/calls": (
+        "call", "claim", "document", "estimate", "reading", "tariff", "tool_uses", "trace",
+    ),
     "gateway/core/families": ("controlled",),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),

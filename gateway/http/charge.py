@@ -13,6 +13,7 @@ from gateway.core.calls.claim import claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.reading import limit_output
 from gateway.core.calls.tariff import charge_of, covered, rate_of
+from gateway.core.calls.tool_uses import limit_uses
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.making import AnswerMeter
 from gateway.core.model import (
@@ -116,6 +117,8 @@ class Charge:
         if self._raises is not None:
             self._raises.let_go()
             self._raises = None
+        if dearest is not None:
+            limit_uses(call, prices)
         if estimate.least and (decision.bounded or dearest is not None):
             bound = output_bound(dearest, call, estimate, decision)
             if bound is not None:

@@ -12,6 +12,7 @@ from gateway.core.accounts.facts import CallFacts, read_facts
 from gateway.core.billing.cost import Vector
 from gateway.core.billing.pricing import AtCost, Pricing
 from gateway.core.billing.stand_ins import read_stand_ins
+from gateway.core.calls.tool_uses import TOOL_USES
 from gateway.core.model import Service
 from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
 from tests.http.fakes import answer, get, post
@@ -286,3 +287,18 @@ async def test_a_price_that_was_taken_back_meanwhile_charges_the_call_it_admitte
         stage.directory.services["messages"] = IN_MONEY
         assert (await facts_of(stage)).cost == 353_765_000
         assert stage.counters.charges[-1].units == 424_518_000
+
+
+async def test_searches_without_a_maximum_are_held_and_sent_with_one() -> None:
+    async with staged() as stage:
+        stage.directory.prices[ASKED] = OPUS
+        stage.directory.services["messages"] = IN_CREDITS
+        tool = {"type": "web_search_20250305", "name": "web_search"}
+        plain = json.loads(MESSAGE)
+        await facts_of(stage, ASKED, plain)
+        await facts_of(stage, ASKED, plain | {"tools": [tool]})
+        without, with_ = [hold.credits for hold in stage.counters.holds[-2:]]
+        # A search is a hundredth of a dollar, that three credits.
+        assert 3 * TOOL_USES <= with_ - without <= 3 * TOOL_USES + 1
+        sent = json.loads(stage.upstream.received[-1].body)
+        assert sent["tools"] == [tool | {"max_uses": TOOL_USES}]

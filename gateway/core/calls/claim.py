@@ -6,7 +6,6 @@ in credits is: a call that states no maximum is then sent with one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Final
 
 from gateway.core.billing.cost import NO_COUNTS
@@ -16,17 +15,13 @@ from gateway.core.blobs import named_tokens
 from gateway.core.calls.call import Call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
-from gateway.core.families.controlled import Document
+from gateway.core.calls.tool_uses import priced_tools, uses_of
 from gateway.core.model import Decision, Service
 
-# Uses of a tool that a call holds where it does not say how many it may make; and the most one may say.
-TOOL_USES: Final = 1
-TOOL_USES_MAX: Final = 1_000_000
 # Tiers that cost no more than the usual one.
 _PLAIN_TIERS: Final = frozenset({"default", "standard", "standard_only", "flex", "batch"})
 # What stands in a body that writes to a cache, that names an image, sound or file, or that wants to hear.
 _CACHE, _SOUND = b'"cache', (b'"audio', b'"AUDIO')
-_SEARCH_OPTIONS: Final = "web_search_options"
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Call) -> TokenRate | None:
@@ -70,33 +65,5 @@ def asks_of(call: Call, vectors: Vectors) -> Asks:
         blobs=call.blob_tokens > 0 or bool(call.named) or named_tokens(body) > 0,
         sound=any(word in body for word in _SOUND),
         tiers=not (isinstance(tier, str) and tier in _PLAIN_TIERS),
-        tools=_tools(document, {name for one in vectors for name in one.tools}),
+        tools=uses_of(call, document, priced_tools(vectors)),
     )
-
-
-def _tools(document: Document, priced: Collection[str]) -> dict[str, int]:
-    """Uses of priced tools that a call may make: as many as it states."""
-    stated, found = document.get("max_tool_calls"), dict[str, int]()
-    if not priced:
-        return found
-    tools = document.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
-        if isinstance(tool, dict):
-            said = _plain(f"{tool.get('type', '')} {tool.get('name', '')} {' '.join(tool)}")
-            for name in priced:
-                if _plain(name) in said:
-                    found[name] = found.get(name, 0) + _uses(tool.get("max_uses", stated))
-    if _SEARCH_OPTIONS in document:
-        found |= {name: found.get(name, _uses(stated)) for name in priced if name in _SEARCH_OPTIONS}
-    return found
-
-
-def _plain(said: str) -> str:
-    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`."""
-    return said.lower().replace("_", "").replace("google", "web")
-
-
-def _uses(stated: object) -> int:
-    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
-        return min(stated, TOOL_USES_MAX)
-    return TOOL_USES

@@ -1,0 +1,115 @@
+"""How often a call may use its provider's tools that have a price: as often as it states, or up to a ceiling.
+
+Pure. A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
+none is sent with the ceiling where its API has such a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from gateway.core.calls.call import Call
+from gateway.core.calls.tariff import Vectors
+from gateway.core.families.controlled import Document
+
+# Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
+# providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
+# the usual price. And the most one may say.
+TOOL_USES: Final = 50
+TOOL_USES_MAX: Final = 1_000_000
+_MESSAGES, _RESPONSES = "anthropic_messages", "openai_responses"
+# What makes an answer search beside `tools`: fields of a body, and what stands in names of models.
+_SEARCH_FIELDS: Final = ("web_search_options", "plugins")
+_SEARCH_PARAMETERS: Final = "search_parameters"
+_SEARCHING_MODELS: Final = ("search", "sonar", ":online")
+# Where a provider keeps tools that a body names by an id: any of them may be there.
+_KEPT: Final = ("cachedContent", "cached_content")
+# Tools that are the client's own, whatever their names.
+_OF_CLIENT: Final = ("function", "custom")
+_LIMITED: Final = ("web_search_", "web_fetch_")  # Anthropic's that take `max_uses`
+
+
+def priced_tools(vectors: Vectors) -> set[str]:
+    """The names of tools that have a price."""
+    return {name for one in vectors for name in one.tools}
+
+
+def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str, int]:
+    """Uses of priced tools that a call may make."""
+    found: dict[str, int] = {}
+    if not priced:
+        return found
+    total = document.get("max_tool_calls") if call.meter == _RESPONSES else None
+    for tool in _tools(document):
+        said = _said(tool)
+        uses = _uses(tool.get("max_uses") if call.meter == _MESSAGES else total)
+        for name in priced:
+            if _plain(name) in said:
+                found[name] = min(found.get(name, 0) + uses, TOOL_USES_MAX)
+    searches = _searches(call, document)
+    for name in priced:
+        if searches and "search" in name and "file" not in name:
+            found.setdefault(name, searches)
+        if _names_kept(document):
+            found.setdefault(name, _uses(total))
+    return found
+
+
+def limit_uses(call: Call, vectors: Vectors) -> None:
+    """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
+    document, priced = call.document, priced_tools(vectors)
+    if document is None or not priced:
+        return
+    if call.meter == _RESPONSES:
+        if document.get("max_tool_calls") is None and uses_of(call, document, priced):
+            document["max_tool_calls"] = TOOL_USES
+            call.changed = True
+    elif call.meter == _MESSAGES:
+        for tool in _tools(document):
+            kind = tool.get("type")
+            if isinstance(kind, str) and kind.startswith(_LIMITED) and tool.get("max_uses") is None:
+                tool["max_uses"] = TOOL_USES
+                call.changed = True
+
+
+def _tools(document: Document) -> list[Document]:
+    tools = document.get("tools")
+    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+
+
+def _searches(call: Call, document: Document) -> int:
+    """Searches that a call may make without a tool, 0 for none."""
+    options = document.get(_SEARCH_PARAMETERS)
+    stated = options.get("max_search_results") if isinstance(options, dict) else None
+    if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
+        return _uses(stated)
+    if any(document.get(field) is not None for field in _SEARCH_FIELDS):
+        return TOOL_USES
+    for model in (call.model, *call.models_beside):
+        name = model.lower()
+        if any(word in name for word in _SEARCHING_MODELS):
+            return TOOL_USES
+    return 0
+
+
+def _names_kept(document: Document) -> bool:
+    return any(field in document for field in _KEPT) or isinstance(document.get("prompt"), dict)
+
+
+def _said(tool: Document) -> str:
+    """What says which tool it is: its type, its fields and, unless it is the client's own, its name."""
+    kind = tool.get("type", "")
+    named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
+    return _plain(f"{kind} {named} {' '.join(tool)}")
+
+
+def _plain(said: str) -> str:
+    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`."""
+    return said.lower().replace("_", "").replace("google", "web")
+
+
+def _uses(stated: object) -> int:
+    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
+        return min(stated, TOOL_USES_MAX)
+    return TOOL_USES

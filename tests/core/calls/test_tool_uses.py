@@ -1,0 +1,120 @@
+"""How often a call may use a priced tool: as it states where its provider keeps to that, else a ceiling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.core.billing.cost import KINDS, Vector
+from gateway.core.calls.call import Call
+from gateway.core.calls.tool_uses import TOOL_USES, TOOL_USES_MAX, limit_uses, uses_of
+from gateway.core.model import Family
+
+CHAT, MESSAGES, RESPONSES, GEMINI = (
+    "openai_chat", "anthropic_messages", "openai_responses", "gemini_generate",
+)  # fmt: skip
+PRICED = ("web_search", "file_search")
+PRICES = (Vector(1, "USD", (0,) * len(KINDS), tools=dict.fromkeys(PRICED, 10**9)),)
+ANY = dict.fromkeys(PRICED, TOOL_USES)
+WEB = {"web_search": TOOL_USES}
+SEARCH: dict[str, Any] = {"type": "web_search"}
+
+
+def asked(meter: str, fields: dict[str, Any], model: str = "m") -> Call:
+    return Call(meter, Family(meter.partition("_")[0]), b"", model, document={"model": model, **fields})
+
+
+def uses(call: Call) -> dict[str, int]:
+    assert call.document is not None
+    return uses_of(call, call.document, PRICED)
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields", "found"),
+    [
+        (MESSAGES, {"tools": [SEARCH | {"max_uses": 5}]}, {"web_search": 5}),
+        (MESSAGES, {"tools": [SEARCH | {"max_uses": 5}, SEARCH | {"max_uses": 4}]}, {"web_search": 9}),
+        (MESSAGES, {"tools": [SEARCH | {"max_uses": 10**30}]}, {"web_search": TOOL_USES_MAX}),
+        (MESSAGES, {"tools": [SEARCH] * 3 + [SEARCH | {"max_uses": 10**30}]}, {"web_search": TOOL_USES_MAX}),
+        *((MESSAGES, {"tools": [SEARCH | {"max_uses": odd}]}, WEB) for odd in (True, 0, -1, "5", 5.0, None)),
+        (RESPONSES, {"tools": [SEARCH], "max_tool_calls": 3}, {"web_search": 3}),
+        (RESPONSES, {"tools": [{"type": "file_search"}]}, {"file_search": TOOL_USES}),
+        (RESPONSES, {"prompt": {"id": "pmpt_1"}, "max_tool_calls": 3}, dict.fromkeys(PRICED, 3)),
+        (RESPONSES, {"prompt": {"id": "pmpt_1"}}, ANY),
+        (GEMINI, {"tools": [{"googleSearch": {}}]}, WEB),
+        (GEMINI, {"tools": [{"google_search": {}}]}, WEB),
+        (GEMINI, {"cachedContent": "cachedContents/1"}, ANY),
+        (CHAT, {"web_search_options": {}}, WEB),
+        (CHAT, {"plugins": [{"id": "web"}]}, WEB),
+        (CHAT, {"search_parameters": {"mode": "auto"}}, WEB),
+        (CHAT, {"search_parameters": "on"}, WEB),
+        (CHAT, {"search_parameters": {"max_search_results": 7}}, {"web_search": 7}),
+        (CHAT, {"search_parameters": {"mode": "off"}}, {}),
+        (CHAT, {}, {}),
+        (CHAT, {"tools": {"web_search": 5}}, {}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "web_search"}}, 5]}, {}),
+        (RESPONSES, {"tools": [{"type": "function", "name": "web_search"}]}, {}),
+        (MESSAGES, {"tools": [{"name": "web_search", "input_schema": {}}]}, {}),
+    ],
+)
+def test_a_body_says_how_often_a_tool_may_be_used(
+    meter: str, fields: dict[str, Any], found: dict[str, int]
+) -> None:
+    assert uses(asked(meter, fields)) == found
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields"),
+    [
+        (CHAT, {"tools": [SEARCH | {"max_uses": 1}], "max_tool_calls": 1}),
+        (MESSAGES, {"tools": [SEARCH], "max_tool_calls": 1}),
+        (RESPONSES, {"tools": [SEARCH | {"max_uses": 1}]}),
+        (GEMINI, {"tools": [{"googleSearch": {}, "max_uses": 1}], "max_tool_calls": 1}),
+    ],
+)
+def test_a_maximum_where_no_provider_keeps_to_it_is_none(meter: str, fields: dict[str, Any]) -> None:
+    assert uses(asked(meter, fields)) == WEB
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-search-preview", "sonar-pro", "openai/gpt-5:ONLINE"])
+def test_some_models_search_by_themselves(model: str) -> None:
+    assert uses(asked(CHAT, {}, model)) == WEB
+    beside = asked(CHAT, {})
+    beside.models_beside = (model,)
+    assert uses(beside) == WEB
+
+
+def test_what_has_no_price_is_not_held() -> None:
+    call = asked(MESSAGES, {"tools": [SEARCH]})
+    assert uses_of(call, call.document or {}, ()) == {}
+
+
+def test_the_ceiling_is_written_where_the_api_has_a_field_for_it() -> None:
+    dated = {"type": "web_search_20250305", "name": "web_search"}
+    own = {"name": "web_search", "input_schema": {}}
+    call = asked(MESSAGES, {"tools": [dict(dated), dated | {"max_uses": 3}, dict(own)]})
+    limit_uses(call, PRICES)
+    assert call.changed
+    assert call.document is not None
+    assert call.document["tools"] == [dated | {"max_uses": TOOL_USES}, dated | {"max_uses": 3}, own]
+    call = asked(RESPONSES, {"tools": [SEARCH]})
+    limit_uses(call, PRICES)
+    assert call.changed
+    assert call.document == {"model": "m", "tools": [SEARCH], "max_tool_calls": TOOL_USES}
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields"),
+    [
+        (RESPONSES, {"tools": [SEARCH], "max_tool_calls": 3}), (RESPONSES, {}), (CHAT, {"tools": [SEARCH]}),
+        (MESSAGES, {"tools": [{"type": "bash_20250124"}]}), (GEMINI, {"tools": [{"googleSearch": {}}]}),
+    ],
+)  # fmt: skip
+def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> None:
+    call = asked(meter, fields)
+    limit_uses(call, PRICES)
+    assert (call.changed, call.document) == (False, {"model": "m", **fields})
+    free = asked(RESPONSES, {"tools": [SEARCH]})
+    limit_uses(free, ())
+    assert not free.changed
