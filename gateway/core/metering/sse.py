@@ -60,9 +60,12 @@ def says_end(event: bytes) -> bool:
     Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
     name without data. All of that counts, of each API for every other.
     """
-    if b"[DONE]" in event and _MARK.search(event) is not None:
-        return True
-    return b"event" in event and _NAME.search(event) is not None
+    return has_mark(event) or (b"event" in event and _NAME.search(event) is not None)
+
+
+def has_mark(event: bytes) -> bool:
+    """Whether an event has the mark, behind which nobody waits for more."""
+    return b"[DONE]" in event and _MARK.search(event) is not None
 
 
 def data_of(event: bytes) -> bytes:

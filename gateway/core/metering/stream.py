@@ -8,9 +8,10 @@ that comes behind it after all lets it pass.
 from __future__ import annotations
 
 from gateway.core.calls.call import Bounds, Call
+from gateway.core.metering.long import Shortened
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
-from gateway.core.metering.sse import Splitter, data_of, says_end
-from gateway.core.metering.tail import Tail
+from gateway.core.metering.sse import Splitter, data_of, has_mark, says_end
+from gateway.core.metering.tail import CODED_BYTES, Tail
 
 OPENING_BYTES_MAX = 4096
 
@@ -18,15 +19,25 @@ OPENING_BYTES_MAX = 4096
 class StreamMeter(Meter):
     """Read each event once it is complete."""
 
-    __slots__ = ("_behind", "_dialect", "_held", "_held_bytes", "_oversized", "_splitter", "_strip")
+    __slots__ = (
+        "_behind",
+        "_dialect",
+        "_held",
+        "_held_bytes",
+        "_oversized",
+        "_shortened",
+        "_splitter",
+        "_strip",
+    )
 
     def __init__(self, call: Call, status: int, bounds: Bounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
         self._dialect = dialect
         self._splitter = Splitter()
         self._strip = call.strip_usage and 200 <= status < 300
-        # The rest of an event that was too long to keep: it passes but for its last byte.
+        # The rest of an event that was too long to keep, and what is read of it: it passes but for its end.
         self._oversized: Tail | None = None
+        self._shortened = Shortened(bounds.event_bytes_max)
         self._held: list[bytes] = []
         self._held_bytes = self._behind = 0
 
@@ -58,6 +69,7 @@ class StreamMeter(Meter):
         self._held = []
         if self._oversized is not None:
             passed.append(self._oversized.take())
+            self._read_shortened()
         rest = self._splitter.take()
         if rest and not self._read(rest):
             passed.append(rest)
@@ -73,8 +85,15 @@ class StreamMeter(Meter):
         self._splitter.take()
         return self._dialect.closing(self)
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the answer that are kept in memory."""
+        return self._shortened.kept + (
+            self.withheld if self.texts is None else self.withheld + self.text_bytes
+        )
+
     def slim(self) -> None:
-        """Let long events pass unread from now on, as text."""
+        """Let long events pass from now on, and keep none of their long texts."""
         self.texts = None
         self.bounds = slim(self.bounds)
 
@@ -130,23 +149,41 @@ class StreamMeter(Meter):
         self._held_bytes = self._behind = 0
 
     def _pass_unread(self, part: bytes, passed: list[bytes]) -> None:
-        """Stop keeping an event that is too long; its bytes count as text."""
+        """Stop keeping an event that is too long, but for what is read of it at its end."""
         if self._oversized is None:
-            if self.phase == CLOSED or says_end(part):  # no client may have it before the end
+            if self.phase == CLOSED or has_mark(part):  # no client may have it before the end
                 self.phase, self.surplus = CLOSED, True
                 self._hold(part, left_out=False)
                 return
             self._release(passed)
-            self._oversized = Tail()
-        self.text_bytes += len(part)
+            self._oversized = Tail(CODED_BYTES if says_end(part) else 0)
+            self._shortened = Shortened(self.bounds.event_bytes_max)
+        self._shorten(part)
         passed.append(self._oversized.feed(part))
 
     def _end_oversized(self, event: bytes, passed: list[bytes]) -> None:
-        """The end of an event whose beginning was let go: nobody knows whether it closes the stream."""
+        """The end of an event whose beginning was let go: it may close the stream."""
         assert self._oversized is not None
-        self.text_bytes += len(event)
+        self._shorten(event)
         passed.append(self._oversized.feed(event))
         rest = self._oversized.take()
         self._oversized = None
+        self._read_shortened()
         self.phase = max(self.phase, FINISHED)
         self._hold(rest, left_out=False)
+
+    def _shorten(self, part: bytes) -> None:
+        shortened = self._shortened
+        before = shortened.text_bytes
+        shortened.feed(part)
+        self.text_bytes += shortened.text_bytes - before
+
+    def _read_shortened(self) -> None:
+        """Read what is left of an event that was too long to keep."""
+        shortened = self._shortened
+        event = shortened.document
+        if event:
+            self._read(event)
+        else:
+            shortened.read_ends(self, self._dialect)
+        self._shortened = Shortened(self.bounds.event_bytes_max)

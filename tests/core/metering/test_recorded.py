@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.facts import UNKNOWN_BYTES_MAX
 from gateway.core.billing.cost import KINDS, cost_nano
 from gateway.core.billing.price_book import PriceBook, read_price
+from gateway.core.calls.call import DEFAULT_BOUNDS, Bounds
 from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
@@ -63,9 +64,9 @@ SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in
 ALL = pytest.mark.parametrize("answer", answers(), ids=lambda answer: answer.name)
 
 
-def fed(answer: Answer, *chunks: bytes) -> AnswerMeter:
+def fed(answer: Answer, *chunks: bytes, bounds: Bounds = DEFAULT_BOUNDS) -> AnswerMeter:
     """The meter of an answer that came in these chunks."""
-    meter = make_meter(answer.call, 200, answer.content_type)
+    meter = make_meter(answer.call, 200, answer.content_type, bounds=bounds)
     passed = b"".join([*(meter.feed(chunk) for chunk in chunks), meter.finish()])
     assert passed == answer.body
     return meter
@@ -156,8 +157,6 @@ AS_VALUE = (
     rb'"\ud83d"', rb'{"\udfff": "\ud83d\ud83d\ude00"}',
 )  # fmt: skip
 TEXT = re.compile(rb'("(?:content|text|delta|thinking|reasoning_content|arguments|partial_json)": ?")')
-
-
 OPENED = re.compile(rb"(\A\[?|data: ?)(\s*+\{)")
 
 
@@ -167,6 +166,20 @@ def test_what_is_odd_beside_a_report_changes_nothing_of_it(answer: Answer) -> No
         expect_the_same(answer, put_behind(TEXT, odd, answer.body))
     for odd in AS_VALUE:
         expect_the_same(answer, put_behind(OPENED, b'"odd": ' + odd + b",", answer.body))
+
+
+@ALL
+@pytest.mark.parametrize("piece", [977, 1 << 20])
+def test_a_picture_beside_a_report_changes_nothing_of_it(answer: Answer, piece: int) -> None:
+    picture = b'"result": "' + b"iVBORw0KGgo+" * 2000 + b'\\u00e9\\\\",'
+    body = answer.body
+    for match in list(OPENED.finditer(body))[:-3:-1]:  # more would be surplus behind an end
+        body = body[: match.end()] + picture + body[match.end() :]
+    chunks = [body[at : at + piece] for at in range(0, len(body), piece)]
+    meter = fed(
+        replace(answer, body=body), *chunks, bounds=Bounds(kept_bytes_max=16_384, event_bytes_max=16_384)
+    )
+    assert vector(meter) == says(table()[answer.name])
 
 
 def put_behind(place: re.Pattern[bytes], odd: bytes, body: bytes) -> bytes:

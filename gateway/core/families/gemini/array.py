@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 
 from gateway.core.calls.call import Bounds, Call
-from gateway.core.families.gemini.answers import end_of, take
+from gateway.core.families.gemini.answers import DIALECT, end_of, take
+from gateway.core.metering.long import Shortened
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
 
 _OUTSIDE = re.compile(rb'["{}\]]')
@@ -24,7 +25,7 @@ class ArrayMeter(Meter):
 
     __slots__ = (
         "_depth", "_element", "_element_at", "_escaped", "_fed", "_first_end", "_in_string", "_kept_bytes",
-        "_safe", "_waiting",
+        "_safe", "_shortened", "_waiting",
     )  # fmt: skip
 
     def __init__(self, call: Call, status: int, bounds: Bounds) -> None:
@@ -32,6 +33,7 @@ class ArrayMeter(Meter):
         self._depth = self._kept_bytes = self._fed = self._safe = self._element_at = self._first_end = 0
         self._in_string = self._escaped = False
         self._element: list[bytes] = []
+        self._shortened: Shortened | None = None
         self._waiting: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
@@ -78,7 +80,8 @@ class ArrayMeter(Meter):
     @property
     def kept(self) -> int:
         """Bytes of the element in progress, and of what waits."""
-        return self.withheld + min(self._kept_bytes, self.bounds.event_bytes_max)
+        kept = self._kept_bytes if self._shortened is None else self._shortened.kept
+        return self.withheld + kept
 
     def cut(self) -> bytes:
         """End the array here, as if the maximum had been reached, unless part of an element has passed."""
@@ -99,25 +102,41 @@ class ArrayMeter(Meter):
 
     def _complete(self, last: bytes, end: int) -> None:
         """Read an element. One that finishes the answer waits, until more content disproves it."""
-        element = b"".join((*self._element, last))
-        self._element, self._kept_bytes = [], 0
+        shortened = self._shortened
+        if shortened is None:
+            element = b"".join((*self._element, last))
+        else:
+            self._shorten(shortened, last)
+            element = shortened.document
+        self._element, self._kept_bytes, self._shortened = [], 0, None
         self._first_end = self._first_end or end
         finished, content = self.finished, self.content_events
-        take(self, element, False)
+        if shortened is not None and not element:
+            shortened.read_ends(self, DIALECT)
+        else:
+            take(self, element, False)
         goes_on = self.phase == OPEN or (self.phase == FINISHED and self.content_events > content)
         if self.finished > finished and self.phase != CLOSED:
             self.phase = FINISHED
-            self._safe = self._element_at if goes_on else self._safe
+            self._safe = max(self._safe, self._element_at) if goes_on else self._safe
         elif goes_on:
             self.phase = OPEN
             self._safe = end
 
     def _keep(self, part: bytes) -> None:
         self._kept_bytes += len(part)
-        if self._kept_bytes > self.bounds.event_bytes_max:
-            self.text_bytes += len(part)
-        else:
+        if self._kept_bytes <= self.bounds.event_bytes_max:
             self._element.append(part)
+            return
+        if self._shortened is None:
+            part = b"".join((*self._element, part))
+            self._element, self._shortened = [], Shortened(self.bounds.event_bytes_max)
+        self._shorten(self._shortened, part)
+
+    def _shorten(self, shortened: Shortened, part: bytes) -> None:
+        before = shortened.text_bytes
+        shortened.feed(part)
+        self.text_bytes += shortened.text_bytes - before
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
         """Give what stands in front of the safe place; the rest waits."""
