@@ -50,7 +50,11 @@ async def services(api: Api) -> dict[str, int]:
 
 
 async def used(
-    url: str, *calls: tuple[int, str, tuple[int, ...], int], answered: str = "", day: int = 0
+    url: str,
+    *calls: tuple[int, str, tuple[int, ...], int],
+    answered: str = "",
+    day: int = 0,
+    currency: str = "USD",
 ) -> None:
     """Calls of a day as the flusher stores them: service, model, counts by kind, cost in nano-units."""
     [account] = settle_in(url, 10**9)
@@ -61,7 +65,7 @@ async def used(
         facts = CallFacts(
             model=model, response_model=answered or model, status=200,
             counts=(*counts, *[0] * (10 - len(counts))), total=sum(counts), units=1, cost=cost,
-            currency="USD",
+            currency=currency,
         )  # fmt: skip
         account.consume(facts.total, metadata=write_facts(facts))
     writer = Writer(url)
@@ -173,6 +177,22 @@ async def test_a_report_that_says_the_same_is_matched(
         "reconcile-provider", "anthropic", str(usage), "--from", "2026-02-01", "--to", "2026-03-01"
     )
     assert (wide.exit_code, "Neither side" in wide.stderr) == (0, True)
+
+
+async def test_usage_is_compared_whatever_currencies_ours_costs_are_in(
+    run: Run, services: dict[str, int], admin_database: str, tmp_path: Path
+) -> None:
+    for currency in ("USD", "EUR"):
+        await used(admin_database, (services["chat"], "gpt-4o", (10, 0, 0, 0, 5), 7), currency=currency)
+    usage = completions("gpt-4o", 2, 20, 0, 10)
+    done = await run("reconcile-provider", "openai", file(tmp_path, usage), *SPAN, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["compared"], found["currency"], found["verdicts"]["matched"]) == ([*FIELDS], None, 1)
+    both = file(tmp_path, usage, costs("gpt-4o, input", "0.00000001"))
+    done = await run("reconcile-provider", "openai", both, *SPAN)
+    assert done.exit_code == 2
+    assert "costs must be in one currency" in done.stderr
 
 
 async def test_a_report_may_come_on_standard_input(

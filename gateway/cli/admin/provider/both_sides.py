@@ -58,7 +58,7 @@ def compared(api: AdminClient, asked: Asked) -> Comparison:
         theirs = within(theirs, since, until)
         services = _services(api, form, asked.services)
         with output.waiting("Reading our usage"):
-            ours = _ours(api, services.values(), since, until)
+            ours = _ours(api, services.values(), since, until, costs="cost" in theirs.states)
             rows = comparing.compare(ours, theirs, allowed, {})
             if lost := comparing.lost(rows):
                 answered = _answered(api, lost, services.values(), since, until)
@@ -124,7 +124,8 @@ def _service(api: AdminClient, name: str) -> Json:
     return api.get(f"services/{api.id_of('services', name)}")
 
 
-def _ours(api: AdminClient, services: Collection[int], since: date, until: date) -> Report:
+def _ours(api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool) -> Report:
+    """What we counted; without costs where theirs are not told: they may be in several currencies."""
     report = Report()
     for service_id in services:
         asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
@@ -136,14 +137,14 @@ def _ours(api: AdminClient, services: Collection[int], since: date, until: date)
         for item in items:
             # Callers may make names up, one a call: their calls fail and use nothing.
             if any(Decimal(item[name]) for name in FIELDS if name != "requests"):
-                report.add(date.fromisoformat(item["start"][:10]), _line(item))
+                report.add(date.fromisoformat(item["start"][:10]), _line(item, costs=costs))
     return report
 
 
-def _line(item: Json) -> Line:
-    amounts = {name: Decimal(item[name]) for name in FIELDS}
+def _line(item: Json, *, costs: bool) -> Line:
+    amounts = {name: Decimal(item[name]) for name in FIELDS if costs or name != "cost"}
     # What cost nothing is in no currency: it has no price, or is an organization's that pays in another.
-    return Line(item["model"] or "(no model)", amounts, item["currency"] if amounts["cost"] else "")
+    return Line(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
 
 
 def _answered(
