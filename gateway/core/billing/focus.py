@@ -1,9 +1,10 @@
 """What was used as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.2.
 
 Pure. A row is a day of one organization, tenant, key, user, project, service and model. Its cost is that of
-the price book; no discount is told apart, so all four costs are the same. Columns of what there is none of
-(capacity, zones, currencies to convert) are left out, as the specification has it. Which invoice bills a
-charge is not told: invoices bill what plans and services cost, too.
+the price book, without the markup of use at cost; no discount is told apart, so all four costs are the
+same. Columns of what there is none of (capacity, zones, currencies to convert) are left out, as the
+specification has it. Which invoice bills a charge is not told: invoices bill what plans and services cost,
+too.
 Source: https://focus.finops.org/focus-specification/v1-2/
 """
 
