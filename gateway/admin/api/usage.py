@@ -22,6 +22,7 @@ from gateway.admin.http.listing import (
 )
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import UsageAsked, UsageItem, UsagePage
+from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, end_of, following
 from gateway.errors import Unprocessable
@@ -79,6 +80,8 @@ def _resumed(page: UsageQuery, place: tuple[int, ...]) -> UsageQuery:
     with suppress(ValueError, OverflowError, OSError):
         seconds, end, skip = place
         since, until = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(end, UTC)
+        plausible(since.date())
+        plausible(until.date())
         if since < until <= since + DAYS_MAX * _DAY and not seconds % 3600 and not end % 3600 and skip >= 0:
             return replace(page, since=since, until=until, skip=skip)
     raise _wrong("cursor", "is not a next_cursor of this report")

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from gateway.admin.resources.resource import Action, Document, Report, Whole
-from gateway.admin.resources.values import Amount, Currency, Exactly, Flag, Id, In, Instant, Out, Text
+from gateway.admin.resources.values import (
+    Amount,
+    Currency,
+    Exactly,
+    Flag,
+    Id,
+    In,
+    Instant,
+    Out,
+    Text,
+    plausible,
+)
 from gateway.core.accounts.usage import GROUPS
 
 
@@ -73,6 +84,7 @@ def _groups(text: str) -> str:
 
 
 def _whole_hour(moment: datetime) -> datetime:
+    plausible(moment.date())
     if moment.timestamp() % 3600:
         raise ValueError("must be a whole hour, such as 2026-01-31T13:00:00Z")
     return moment

@@ -100,16 +100,17 @@ def _day(value: object) -> object:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str) and _DATE.fullmatch(value):
-        return _plausible(date.fromisoformat(value))
+        return plausible(date.fromisoformat(value))
     if not isinstance(value, str) or _INSTANT.fullmatch(value) is None:
         raise ValueError("must be a day such as 2026-01-31")
     at = read_instant(value)
     if at.time() != time():
         raise ValueError("must be a whole UTC day: a date, or its midnight")
-    return _plausible(at.date())
+    return plausible(at.date())
 
 
-def _plausible(day: date) -> date:
+def plausible(day: date) -> date:
+    """Raise `ValueError` where a day is in a year that time cannot be counted around."""
     if not YEAR_MIN <= day.year <= YEAR_MAX:
         raise ValueError(f"must be in the years {YEAR_MIN} to {YEAR_MAX}")
     return day
