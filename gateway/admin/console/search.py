@@ -1,7 +1,7 @@
 """The search of every page: a request id, the beginning of a key, a user's own id, a name.
 
-It is sent as a form, so that what is pasted is in no address. Of a whole key only the prefix that is shown
-everywhere is looked for, kept in an address or written on a page.
+It is sent as a form and answered in its own answer, so that what is pasted is in no address, whatever it is.
+Of a whole key only the prefix that is shown everywhere is looked for or written on a page.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ Hits = list[tuple[str, list[Hit]]]
 
 
 async def ask(desk: Desk, request: web.Request, signed: Signed, posted: Posted) -> web.Response:
-    """`POST /search`: on to the only hit, or to the page that lists them."""
+    """`POST /search`: on to the only hit, or all of them."""
     text = posted.get("q", "")
-    wanted = reduced(text.strip()) if isinstance(text, str) else ""
-    only = _only(await _found(desk, wanted))
-    return see(only or f"/search?q={quote(wanted[:FILTER_CHARS_MAX], safe='')}")
+    wanted = reduced(text.strip())[:FILTER_CHARS_MAX] if isinstance(text, str) else ""
+    found = await _found(desk, wanted)
+    if only := _only(found):
+        return see(only)
+    return desk.answer(request, signed, "search.html", wanted=wanted, found=found)
 
 
 async def show(desk: Desk, request: web.Request, signed: Signed) -> web.Response:
