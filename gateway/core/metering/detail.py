@@ -7,7 +7,8 @@ from gateway.core.billing.cost import Counts
 from gateway.core.model import Usage
 
 NAME_CHARACTERS_MAX = 128
-TOOLS_MAX = 16
+TOOLS_MAX = 64
+PARTS_MAX = 128  # of an answer that each tell of a tool, as many as choices
 TOOL_USES_MAX = 1_000_000  # each may have a price
 _HALF_READ = "\ufffd"
 
@@ -21,8 +22,8 @@ class Detail:
     """
 
     __slots__ = (
-        "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input", "image_output",
-        "model", "says_more", "service_tier", "tools", "unknown",
+        "_believed", "_parts", "audio_input", "audio_output", "cache_write", "cache_write_1h", "image_input",
+        "image_output", "model", "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -32,6 +33,8 @@ class Detail:
         self.tools: dict[str, int] = {}
         self.unknown = b""
         self.says_more = False
+        self._parts: dict[tuple[str, str], int] = {}
+        self._believed = (0, 0, 0, 0, 0, 0)
 
     def answered_by(self, model: object) -> None:
         """An answer names the model that made it."""
@@ -43,11 +46,40 @@ class Detail:
         if tier is not None:
             self.service_tier = _name(tier).lower()
 
-    def used_tool(self, name: str, times: int) -> None:
-        """So often a tool was used, as the last report says; prices name tools in lower case."""
+    def used_tool(self, name: str, times: int) -> bool:
+        """So often a tool was used, as the last report says; whether there is place for it.
+
+        Prices name tools in lower case.
+        """
+        if times <= 0:
+            return True
         name = _name(name).lower()
-        if name and times > 0 and (name in self.tools or len(self.tools) < TOOLS_MAX):
-            self.tools[name] = min(times, TOOL_USES_MAX)
+        if not name or (name not in self.tools and len(self.tools) == TOOLS_MAX):
+            self.says_more = True
+            return False
+        self.tools[name] = min(times, TOOL_USES_MAX)
+        return True
+
+    def used_tool_in(self, part: str, name: str, times: int) -> None:
+        """So often a part of the answer used a tool, as the most of its events says."""
+        place = part, name
+        before = self._parts.get(place, 0)
+        if times > before and (before or len(self._parts) < PARTS_MAX):
+            self._parts[place] = times
+            self.used_tool(name, sum([uses for (_, used), uses in self._parts.items() if used == name]))
+
+    def believe(self, believed: bool) -> None:
+        """A report is believed, so are the parts it told of; else they are those of the last that was."""
+        if believed:
+            self._believed = (
+                self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
+                self.image_input, self.image_output,
+            )  # fmt: skip
+        else:
+            (
+                self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
+                self.image_input, self.image_output,
+            ) = self._believed  # fmt: skip
 
     def keep(self, report: bytes) -> None:
         """A report of use says something nobody here knows: it is counted, and kept as it came."""

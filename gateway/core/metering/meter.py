@@ -185,12 +185,18 @@ class Meter:
         ):
             self.marked = True
             used = min(used, most) if used >= 0 else self.call.input_estimate
-            output = min(output, most) if output >= 0 else self.counted()
+            output = min(output if output >= 0 else self.counted(), most)
             cached, reasoning = max(0, min(cached, most)), max(0, min(reasoning, most))
             total = min(max(total, used + output), most)
+            if used >= output:  # the larger gives way: no more is priced than counted
+                used = min(used, most - output)
+            else:
+                output = min(output, most - used)
         if self.final and total < self.total:
             self.marked = True
+            self.detail.believe(False)
             return
+        self.detail.believe(True)
         self.input, self.output, self.cached, self.reasoning, self.total = (
             used, output, cached, reasoning, total,
         )  # fmt: skip

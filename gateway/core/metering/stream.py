@@ -113,6 +113,8 @@ class StreamMeter(Meter):
 
     def _read(self, event: bytes) -> bool:
         """Read one event; say whether it is a usage frame to be left out."""
+        if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
+            return False
         if says_end(event):
             self.phase = CLOSED
         data = data_of(event)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.metering.detail import Detail
+from gateway.core.metering.detail import TOOLS_MAX, Detail
 from gateway.core.metering.making import AnswerMeter, make_meter
 from gateway.core.model import Usage
 from tests.core.meter.recorded import JSON, call, frame
@@ -221,7 +221,8 @@ def test_tools_that_are_kept_have_a_most() -> None:
     detail = Detail()
     for number in range(100):
         detail.used_tool(f"tool{number}", 1)
-    assert len(detail.tools) == 16
+    assert len(detail.tools) == TOOLS_MAX
+    assert detail.says_more
 
 
 @pytest.mark.parametrize(
@@ -244,3 +245,86 @@ def test_a_tool_nobody_may_be_shown_is_not_kept(name: str) -> None:
     detail.used_tool(name, 1)
     detail.used_tool("good", 10**30)
     assert detail.tools == {"good": 1_000_000}
+
+
+def stream(meter: str, *events: dict[str, Any]) -> AnswerMeter:
+    made = make_meter(call(meter), 200, b"text/event-stream")
+    for event in events:
+        made.feed(frame(event) if event else frame("[DONE]"))
+    made.finish()
+    return made
+
+
+def searching(*queries: int, index: bool = True) -> dict[str, Any]:
+    candidates = [
+        {"content": {}, "groundingMetadata": {"webSearchQueries": ["q"] * times}}
+        | ({"index": number} if index else {})
+        for number, times in enumerate(queries)
+    ]
+    return {"candidates": candidates, "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}}
+
+
+def test_every_candidates_searches_are_counted_once() -> None:
+    assert whole("gemini_generate", searching(3, 3)).detail.tools == {"web_search": 6}
+    assert whole("gemini_generate", searching(3, 3, index=False)).detail.tools == {"web_search": 6}
+    assert stream("gemini_stream", searching(3), searching(1)).detail.tools == {"web_search": 3}
+    assert stream("gemini_stream", searching(1), searching(3, 2)).detail.tools == {"web_search": 5}
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": {"input_tokens": 1, "output_tokens": 2}}])
+def test_searches_are_counted_whatever_else_an_output_has(usage: dict[str, Any]) -> None:
+    search = {"type": "web_search_call", "action": {"type": "search"}}
+    output = [search, 5, None, "x", {"type": 7}, search]
+    for more in ({}, {"status": 5}):
+        made = whole("openai_responses", {"output": output, **usage, **more})
+        assert made.detail.tools == {"web_search": 2}
+
+
+def test_more_tools_than_are_kept_are_what_nobody_knows() -> None:
+    tools = {f"tool_{number}_requests": 1 for number in range(TOOLS_MAX + 1)}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "server_tool_use": tools}
+    detail = whole("openai_chat", {"choices": [], "usage": usage}).detail
+    assert len(detail.tools) == TOOLS_MAX
+    assert json.loads(detail.unknown) == usage
+
+
+def test_the_parts_are_those_of_the_report_that_is_believed() -> None:
+    first = {"prompt_tokens": 1000, "completion_tokens": 100}
+    read = {"cache_write_tokens": 900, "audio_tokens": 900, "image_tokens": 800}
+    later = {"prompt_tokens": 900, "completion_tokens": 90, "prompt_tokens_details": read}
+    written = {"audio_tokens": 90, "image_tokens": 80}
+    made = stream(
+        "openai_chat",
+        {"choices": [], "usage": first},
+        {"choices": [], "usage": later | {"completion_tokens_details": written}},
+    )
+    assert made.usage().total == 1100
+    assert made.usage().estimated
+    assert made.detail.counts(made.usage()) == (1000, 0, 0, 0, 100, 0, 0, 0, 0, 0)
+
+
+def test_what_is_reported_behind_the_end_changes_nothing() -> None:
+    first, later = (
+        {"prompt_tokens": 10, "completion_tokens": 5},
+        {"prompt_tokens": 99, "completion_tokens": 9},
+    )
+    made = stream("openai_chat", {"choices": [], "usage": first}, {}, {"choices": [], "usage": later})
+    assert made.usage().total == 15
+    made = stream("openai_chat", {"choices": []}, {}, {"choices": [], "usage": later})
+    assert made.usage().total == 108
+
+
+def test_kinds_add_up_to_a_use_that_is_clamped() -> None:
+    most = 100_000_000
+    usage = whole("openai_chat", {"usage": {"prompt_tokens": most, "completion_tokens": most}}).usage()
+    assert (usage.input + usage.output, usage.total, usage.estimated) == (most, most, True)
+
+
+def test_a_tier_is_the_last_that_is_told() -> None:
+    made = stream(
+        "openai_chat",
+        {"model": "m", "choices": []},
+        {"model": "m", "choices": [], "service_tier": "flex"},
+        {"model": "m", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    )
+    assert made.detail.service_tier == "flex"

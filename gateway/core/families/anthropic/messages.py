@@ -148,7 +148,8 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
             detail.keep(raw)
     detail.served_as(usage.speed if usage.speed == _FAST else usage.service_tier)
     for name, times in (usage.server_tool_use or {}).items():
-        detail.used_tool(name.removesuffix("_requests"), times)
+        if not detail.used_tool(name.removesuffix("_requests"), times):
+            detail.keep(raw)
     read = usage.cache_read_input_tokens
     cached = meter.cached if read is None else read
     if usage.input_tokens is None:

@@ -58,6 +58,7 @@ class _Content(msgspec.Struct):
 
 
 class _Candidate(msgspec.Struct, rename="camel"):
+    index: Any = None
     content: _Content | None = None
     finish_reason: str | None = None
     grounding_metadata: _Grounding | None = None
@@ -98,7 +99,9 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     if read.error is not msgspec.UNSET:
         meter.failed = True
     meter.detail.answered_by(read.model_version)
-    for candidate in read.candidates or ():
+    for place, candidate in enumerate(read.candidates or ()):
+        if candidate.grounding_metadata is not None:
+            _note_searches(meter.detail, candidate, place)
         _see(meter, candidate)
         if candidate.finish_reason is not None:
             final = True
@@ -110,9 +113,15 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         _report(meter, bytes(read.usage_metadata), final)
 
 
+def _note_searches(detail: Detail, candidate: _Candidate, place: int) -> None:
+    """Every query of every candidate is a search; events of a stream repeat those so far, or do not."""
+    assert candidate.grounding_metadata is not None
+    queries = candidate.grounding_metadata.web_search_queries or ()
+    index = candidate.index if isinstance(candidate.index, int) else place
+    detail.used_tool_in(str(index), "web_search", len(queries))
+
+
 def _see(meter: Meter, candidate: _Candidate) -> None:
-    if candidate.grounding_metadata is not None:
-        meter.detail.used_tool("web_search", len(candidate.grounding_metadata.web_search_queries or ()))
     if candidate.content is None or not candidate.content.parts:
         return
     for part in candidate.content.parts:

@@ -59,6 +59,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.failed = True
     if not meter.detail.model:
         _name(meter, read.model, read.service_tier)
+    elif read.service_tier is not None and read.service_tier != meter.detail.service_tier:
+        meter.detail.served_as(read.service_tier)
     if not is_there(read.usage):
         if read.choices and (usage := _usage_inside(read)):
             _name(meter, read.model, read.service_tier)
@@ -123,8 +125,8 @@ def _report(meter: Meter, raw: bytes) -> bool:
     read, written = usage.prompt_tokens_details, usage.completion_tokens_details
     cached, reasoning = note_parts(detail, read, written)
     cached = cached or usage.prompt_cache_hit_tokens or usage.cached_tokens or usage.num_cached_tokens or 0
-    note_tools(detail, usage.server_tool_use)
-    note_tools(detail, usage.server_side_tool_usage_details)
+    note_tools(detail, usage.server_tool_use, raw)
+    note_tools(detail, usage.server_side_tool_usage_details, raw)
     total = usage.total_tokens
     if total is not None and total != prompt + completion:
         if reasoning > 0 and min(prompt, completion) >= 0 and total == prompt + completion + reasoning:

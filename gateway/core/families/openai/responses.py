@@ -7,6 +7,7 @@ Tokens are `usage.input_tokens` + `usage.output_tokens`, in the response itself 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from gateway.core.families.family import told_of
 from gateway.core.families.openai.objects import OBJECTS
 from gateway.core.families.openai.shapes import InputDetails, OutputDetails, any_count, note_parts, note_tools
+from gateway.core.metering.detail import Detail
 from gateway.core.metering.loose import count_text, is_there, loose_document
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.readable import UNREADABLE, decoded
@@ -43,7 +45,7 @@ class _Response(msgspec.Struct):
     status: str | None = None
     model: Any = None
     service_tier: Any = None
-    output: list[_Item] | None = None
+    output: list[msgspec.Raw] | None = None
 
 
 class _Event(msgspec.Struct):
@@ -63,6 +65,7 @@ _CLOSING = frozenset({"response.completed", "response.incomplete", "response.fai
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_Event).decode
+_item = msgspec.json.Decoder(_Item).decode
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -108,12 +111,25 @@ def _take(meter: Meter, response: _Response) -> None:
     detail = meter.detail
     detail.answered_by(response.model)
     detail.served_as(response.service_tier)
-    if not is_there(response.usage):
-        return
-    tools = Counter(item.type for item in response.output or () if _is_use(item))
+    _note_items(detail, response.output or ())
+    if is_there(response.usage):
+        _report(meter, bytes(response.usage))
+
+
+def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
+    """Note uses of tools, by the items of an output that can be read."""
+    tools = Counter(kind for raw in output if (kind := _tool_of(bytes(raw))))
     for kind, times in tools.items():
-        detail.used_tool(kind.removesuffix(_TOOL), times)
-    _report(meter, bytes(response.usage))
+        detail.used_tool(kind, times)
+
+
+def _tool_of(raw: bytes) -> str:
+    """The provider's own tool that an item of an output is a use of; empty where it is none."""
+    try:
+        item = _item(raw)
+    except UNREADABLE:
+        return ""
+    return str(item.type).removesuffix(_TOOL) if _is_use(item) else ""
 
 
 def _is_use(item: _Item) -> bool:
@@ -131,7 +147,7 @@ def _report(meter: Meter, raw: bytes) -> bool:
         return False
     used, output = usage.input_tokens or 0, usage.output_tokens or 0
     cached, reasoning = note_parts(meter.detail, usage.input_tokens_details, usage.output_tokens_details)
-    note_tools(meter.detail, usage.server_side_tool_usage_details)
+    note_tools(meter.detail, usage.server_side_tool_usage_details, raw)
     if usage.total_tokens not in {None, used + output}:
         meter.detail.keep(raw)
     meter.report(used, output, cached, reasoning, used + output, final=True)
@@ -143,6 +159,9 @@ def _report_loose(meter: Meter, response: dict[str, object]) -> None:
     usage = response.get("usage")
     meter.detail.answered_by(response.get("model"))
     meter.detail.served_as(response.get("service_tier"))
+    output = response.get("output")
+    if isinstance(output, list):
+        _note_items(meter.detail, [msgspec.Raw(msgspec.json.encode(item)) for item in output])
     if isinstance(usage, dict) and _report(meter, msgspec.json.encode(usage)):
         meter.marked = True
 

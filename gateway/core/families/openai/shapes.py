@@ -93,10 +93,11 @@ def note_parts(detail: Detail, read: InputDetails | None, written: OutputDetails
     return cached, reasoning
 
 
-def note_tools(detail: Detail, uses: dict[str, int] | None) -> None:
+def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
     """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
     for name, times in (uses or {}).items():
-        detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times)
+        if not detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times):
+            detail.keep(raw)
 
 
 class Whole(msgspec.Struct):
