@@ -1,7 +1,7 @@
 -- reserve: take a hold on every limit of one request, or on none.
 -- A call of which only the head is known holds a request and slots; once its body is read the hold is topped up: what it
 -- took already is not taken again. A hold that is gone is taken again; a top-up that is refused leaves it as it was.
--- needs: state batch bucket event cycle take take_all admit spend append
+-- needs: state batch bucket event cycle take take_all admit tiers spend append
 -- KEYS[1] h hold, written here  KEYS[2] d deadlines (ZSET)  KEYS[3] x outbox (due reset)
 -- KEYS[4] m marker  KEYS[5] t tenant  KEYS[6] o organization  KEYS[7] k API key
 -- KEYS[8] u user, where flags has USER  KEYS[8 or 9] a activation and month, where flags has ONE_TIME or 16

@@ -1,5 +1,5 @@
 -- settle: replace a hold by what was really used, once; or make good what a reclaim charged.
--- needs: state batch bucket event cycle take admit spend append settlement charge
+-- needs: state batch bucket event cycle take admit tiers spend append settlement charge
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late queue  KEYS[4] g control ids
 -- KEYS[5] m  KEYS[6] h hold (deleted; a tombstone after a reclaim)  KEYS[7] t  KEYS[8] o  KEYS[9] k

@@ -1,37 +1,12 @@
--- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, cycle, take.
-local MILLION = 1000000
-
+-- spend: what Pay-Per-Use costs, in millionths of the currency, by the tiers of a calendar month. Needs state, cycle, take, tiers.
 -- year × 12 + month
 local function month_of(now)
   local year, month = civil(floor(now / DAY_MS))
   return year * 12 + month
 end
 
--- what a month's first units cost, rounded up once. Packed a tier: up to (-1: no end), whole millionths
--- a unit, and millionths of one: a price of twelve decimals, in integers throughout. Units given back
--- beyond a month's first are worth what the first ones cost
-local function cost_of(tiers, units)
-  if units < 0 then return -cost_of(tiers, -units) end
-  local cost, parts, below = 0, 0, 0
-  for at = 1, #tiers, TIER_BYTES do
-    if below >= units then break end
-    local up_to, whole, part = TIER.read(tiers, at)
-    local last = up_to < 0 or at + TIER_BYTES > #tiers
-    local reached = last and units or min(units, up_to)
-    local quantity = reached - below
-    local millions = floor(quantity / MILLION)
-    cost = cost + quantity * whole + millions * part
-    parts = parts + (quantity - millions * MILLION) * part
-    below = reached
-  end
-  return cost + ceil(parts / MILLION)
-end
-
 -- the units of the month it is
 local function settled_of(activation, month) return month > activation.month and 0 or activation.quantity end
-
--- what `more` units cost after `before` others
-local function price_of(tiers, before, more) return cost_of(tiers, before + more) - cost_of(tiers, before) end
 
 -- What is held of the cap for a service is what all its units in flight would cost if they settled now, all together:
 -- so it is the same in whatever order they do. An organization's is the sum over its services.
@@ -51,19 +26,20 @@ local function spend_back(activation, hold, packed)
 end
 
 -- holds units, and of the cap what they add to the price of those held; or answers the refusal: -11 the cap does not
--- cover this, or no month's units can be counted so far, -9 calls in flight hold what would; it says what is spent this
--- month and when the next one begins
+-- cover this, -9 calls in flight hold what would, or more units than are counted; it says what is spent this month and
+-- when the next one begins. Without a cap nothing is refused: of units in flight are then as many held as are counted
 local function spend_hold(organization, activation, raised_hold, tiers, units, now)
   spend_back(activation, raised_hold)
   local before = activation.held
   activation.held = before + units
-  if activation.quantity + activation.held > INTEGER_MAX and settled_of(activation, month_of(now)) + activation.held > INTEGER_MAX then
-    local most = max(organization.cap, organization.spent)
-    return refused(VERDICT_SPEND_CAP_REACHED, now, SCOPE_ORGANIZATION, KIND_SPEND, organization.spent, most, boundary(3, 1, now))
+  local most = min(activation.held, INTEGER_MAX)
+  if organization.cap < 0 then
+    activation.held = most
+    return
   end
-  if organization.cap < 0 then return end
   local month = month_of(now)
   local settled, spent = settled_of(activation, month), month > organization.month and 0 or organization.spent
+  if activation.held > most then return refused(VERDICT_QUOTA_HELD, now, SCOPE_ORGANIZATION, KIND_SPEND, spent, organization.cap, boundary(3, 1, now)) end
   spend_keep(organization, activation, tiers, now)
   if spent + organization.spend_held <= organization.cap or price_of(tiers, settled + before, units) <= 0 then return end
   local verdict = spent + price_of(tiers, settled, units) > organization.cap and VERDICT_SPEND_CAP_REACHED or VERDICT_QUOTA_HELD
@@ -78,6 +54,6 @@ local function spend_pay(organization, activation, tiers, units, now)
   if month > activation.month then activation.month, activation.quantity = month, 0 end
   if month > organization.month then organization.month, organization.spent = month, 0 end
   local before = activation.quantity
-  activation.quantity, organization.spent, organization.spend_seq = before + units, organization.spent + price, organization.spend_seq + 1
+  activation.quantity, organization.spent, organization.spend_seq = folded(tiers, before + units), organization.spent + price, organization.spend_seq + 1
   return price, PRICED.pack{before = before} .. tiers
 end

@@ -54,7 +54,7 @@ SELECT id, limits, currency, credit_limit, spend_cap, credit_balance, credit_ahe
                   AND g.start_date < g.end_date
                   AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed,
        (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity, u.in_money)) FROM (
-            SELECT service_id, in_money, bool_or(activated) AS activated, sum(quantity)::bigint AS quantity
+            SELECT service_id, in_money, bool_or(activated) AS activated, sum(quantity) AS quantity
               FROM (
                 SELECT service_id, false AS in_money, true AS activated, 0::bigint AS quantity
                   FROM service_activation AS a WHERE a.organization_id = organization.id

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.pricing import Pricing, Tier, spend_micro
-from gateway.core.model import LimitKind, Service, Settled, Verdict
+from gateway.core.billing.pricing import FOLD, IN_MONEY, Pricing, Tier, folded, spend_micro
+from gateway.core.model import INTEGER_MAX, LimitKind, Service, Settled, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import ONE_TIME, UNITS, World
@@ -21,6 +21,8 @@ def tiered(*tiers: tuple[int | None, str]) -> Service:
 
 
 TIERED = tiered((10, "0.0010"), (None, "0.0008"))  # 1,000 and 800 millionths
+LADDERED = tiered((10, "0.0010"), (None, "0.000000000007"))
+MONEY = replace(UNITS, pricing=Pricing(IN_MONEY))
 FLAT = tiered((None, "0.00001"))  # 10 millionths
 
 
@@ -63,6 +65,43 @@ def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
         use(world, units, service)
     expected = [spend_micro(service.pricing.tiers, sum(uses[:at]), units) for at, units in enumerate(uses)]
     assert [one.spend for one in world.events()] == expected
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(uses=st.lists(st.integers(1, 4 * FOLD), min_size=1, max_size=12))
+def test_money_of_a_month_is_exact_however_many_billionths_it_is(world: World, uses: list[int]) -> None:
+    key = keys.activation(world.p, 1, MONEY.id, in_money=True)
+    world.client.delete(key, keys.outbox(world.p))
+    world.put_organization(spent=0)
+    for units in uses:
+        use(world, units, MONEY)
+    expected = [spend_micro(IN_MONEY, sum(uses[:at]), units) for at, units in enumerate(uses)]
+    assert [one.spend for one in world.events()] == expected
+    assert world.organization.spent == sum(expected)
+    assert states.unpack(states.ActivationState, world.get(key)).quantity == folded(sum(uses)) < 2 * FOLD
+
+
+def test_units_in_tiers_are_folded_where_the_last_one_has_begun(world: World) -> None:
+    for units in (20, 3 * FOLD, 3 * FOLD, 3 * FOLD, 7):
+        use(world, units, LADDERED)
+    before = [0, 20, 20 + 3 * FOLD, 20 + 6 * FOLD, 20 + 9 * FOLD]
+    tiers = LADDERED.pricing.tiers
+    assert [one.spend for one in world.events()] == [
+        spend_micro(tiers, at, one.units) for at, one in zip(before, world.events(), strict=True)
+    ]
+    assert kept(world).quantity == FOLD + 27
+
+
+def test_without_a_cap_no_units_in_flight_are_too_many(world: World) -> None:
+    calls = [world.reserve(service=MONEY, units=INTEGER_MAX) for _ in range(3)]
+    assert {call.verdict for call in calls} == {Verdict.ADMITTED}
+    world.define_organization(cap=10**15)
+    late = world.reserve(service=MONEY, units=1)
+    assert (late.verdict, late.decision.kind) == (Verdict.QUOTA_HELD, LimitKind.SPEND)
+    for call in calls:
+        call.settle(units=1000)
+    assert (world.organization.spent, world.organization.spend_held) == (3, 0)
+    assert world.reserve(service=MONEY, units=1).verdict is Verdict.ADMITTED
 
 
 def test_a_new_month_begins_at_the_first_tier_and_at_zero(world: World) -> None:

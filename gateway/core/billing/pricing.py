@@ -99,6 +99,8 @@ class Pricing:
 
 # Units that are money: a billionth of the currency each, in every quantity.
 IN_MONEY = (Tier(None, ONE_NANO),)
+# As in lua/lib/tiers.lua: whole millionths at any price.
+FOLD = 10**15
 NO_PRICING = Pricing()
 
 
@@ -185,6 +187,11 @@ def spend_micro(tiers: Sequence[Tier], already: int, quantity: int) -> int:
     into requests, the sum is the cost of the whole, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
+
+
+def folded(units: int) -> int:
+    """A month's units of money as the counters keep them: they cost the same a `FOLD` further on."""
+    return units if units < 2 * FOLD else FOLD + units % FOLD
 
 
 def _whole_micro(tiers: Sequence[Tier], units: int) -> int:

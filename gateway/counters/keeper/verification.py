@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import cast
 
 from gateway.core.accounts.definitions import OrganizationAccount, ServiceUse, TenantAccount
-from gateway.core.billing.pricing import spend_micro
+from gateway.core.billing.pricing import folded, spend_micro
 from gateway.core.billing.tiers import are_money, read_tiers
 from gateway.core.integrity.recovery import Markers, Report
 from gateway.core.layout import LAYOUT
+from gateway.core.model import INTEGER_MAX
 from gateway.counters.keeper import worker_reports
 from gateway.counters.keeper.client import fields_of
 from gateway.counters.keeper.control import Control
@@ -206,7 +207,7 @@ def _with_holds_of_services(
     for hold, in_money in zip(holds, money, strict=True):
         if hold.flags & states.HOLD_USES and not hold.credits:
             use = uses.setdefault((hold.service_id, in_money), states.ActivationState())
-            use.held += hold.units
+            use.held = min(use.held + hold.units, INTEGER_MAX)
     for counted, use in uses.items():
         if use.held and account.definition.cap is not None:
             use.held_price = spend_micro(read_tiers(tiers[counted]), use.quantity, use.held)
@@ -234,8 +235,9 @@ def _slots(holds: Sequence[states.HoldState]) -> int:
 
 def activation_state(use: ServiceUse) -> states.ActivationState:
     """What is kept of a service: nothing is paid twice, no tier begins again."""
+    quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
     return states.ActivationState(
-        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=use.quantity
+        flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
     )
 
 
