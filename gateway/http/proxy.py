@@ -34,6 +34,8 @@ from gateway.http.server.request_driver import bare
 from gateway.http.upstream.pool import Upstream
 
 ANSWER_CUT, CLIENT_GONE = "answer_cut", "client_gone"
+# What the journal says of an answer that was read to its end, where its client is gone and where it is not.
+_LEFT, _TOLD = (0, CLIENT_GONE), (0, "")
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
@@ -219,12 +221,13 @@ async def _forward(exchange: Exchange, caller: Caller, charge: Charge) -> None:
         if not charge.charges:  # what was charged is delivered all the same
             await kept
     exchange.ended_upstream = worker.ports.seconds()
+    told = _LEFT if exchange.gone else _TOLD
     if charge.settles_after_reply:
         outlet.end(tail)
-        await charge.settle(status, True)
+        await charge.settle(status, True, False, told)
     else:
         if not await charge.settle(
-            status, True
+            status, True, False, told
         ):  # an answer that may not have been charged is never completed
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.http.fakes import CHAT, CHAT_STREAM, get, post
+from gateway.core.accounts.facts import read_facts
+from tests.http.fakes import CHAT, CHAT_STREAM, answer, get, post
 from tests.http.stage import Stage, staged
 from tests.waiting import eventually
 
@@ -29,6 +30,34 @@ async def test_nothing_is_read_on_where_the_charge_is_known(request_: bytes) -> 
     async with staged(drain_bytes_max=1 << 30) as stage:
         assert await left_in_the_middle(stage, request_, b"text/plain") < BETWEEN_BYTES
         assert [charge.units for charge in stage.counters.charges] == [1]
+
+
+@pytest.mark.parametrize(("leaves", "reason"), [(True, "client_gone"), (False, "")])
+async def test_an_answer_read_to_its_end_says_whether_anybody_had_it(*, leaves: bool, reason: str) -> None:
+    body = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}'
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        whole = answer(body)
+        writer.write(whole[:-20])
+        begun.set()
+        await go_on.wait()
+        writer.write(whole[-20:])
+
+    async with staged() as stage:
+        stage.upstream.handler = serve
+        client = await stage.client()
+        await client.send(post(CHAT))
+        await begun.wait()
+        if leaves:
+            client.reset()
+            await eventually(lambda: stage.connections == 0)
+        go_on.set()
+        await eventually(lambda: stage.counters.charges)
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert (facts.status, facts.total, facts.reason) == (200, 7, reason)
 
 
 async def left_in_the_middle(stage: Stage, request: bytes, kind: bytes) -> int:
