@@ -13,8 +13,10 @@ if [ "$compiled" = yes ]; then
     PYTHONPATH="$packages" "$python" deploy/compile.py build/compiled
     (cd build/compiled && find . -name '*.so' -exec cp --parents {} "$packages" \;)
 fi
-find "$packages" -name '*.so*' -type f -exec strip --strip-unneeded {} +
 find "$packages" -name tests -type d -prune -exec rm -rf {} +
+# Of pyarrow, which writes Parquet: without its headers, its RPC and its object store.
+rm -rf "$packages"/pyarrow/include "$packages"/pyarrow/*flight* "$packages"/pyarrow/*arrow_s3* "$packages"/pyarrow/_s3fs*
+find "$packages" -name '*.so*' -type f -exec strip --strip-unneeded {} +
 rm -rf "$packages"/../../../include "$environment"/bin/[Aa]ctivate*
 "$environment/bin/python" -m compileall -q -f --invalidation-mode unchecked-hash "$packages"
 "$environment/bin/python" deploy/sbom.py >"$environment/sbom.json"

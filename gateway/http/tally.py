@@ -9,7 +9,8 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from gateway.core.billing.pricing import NANO
-from gateway.core.model import Usage
+from gateway.core.families.registry import ALL
+from gateway.core.model import GENERIC, Usage
 
 # Upper bounds in seconds, each in its own bucket; one more bucket is everything above.
 SECONDS = (
@@ -20,6 +21,8 @@ SERIES_MAX = 4096
 TENANTS_MAX = 4096
 COSTS_MAX = 256
 OTHER_MODELS = "other"
+# Whose answers report their use in a form that is known here.
+_REPORTING = tuple(one.name for one in ALL if one.name != GENERIC)
 
 
 class Histogram:
@@ -46,7 +49,7 @@ class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
 
     `busy` (calls and tokens by tenant id) and `refusals` (by tenant id and reason) begin again
-    whenever they are taken.
+    whenever they are taken. `unknown_usage` begins with 0 for each family, so that its first is a rise.
     """
 
     tenants_max: int = TENANTS_MAX
@@ -58,7 +61,7 @@ class Tally:
     credits: dict[str, int] = field(default_factory=dict)
     costs: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unpriced: dict[str, int] = field(default_factory=dict)
-    unknown_usage: dict[str, int] = field(default_factory=dict)
+    unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     upstream_seconds: Histogram = field(default_factory=Histogram)

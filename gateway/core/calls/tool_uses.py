@@ -12,13 +12,13 @@ from typing import Final
 from gateway.core.calls.call import Call
 from gateway.core.calls.tariff import Vectors
 from gateway.core.families.controlled import Document
+from gateway.core.families.registry import SHAPES
 
 # Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
 # providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
 # the usual price. And the most one may say.
 TOOL_USES: Final = 50
 TOOL_USES_MAX: Final = 1_000_000
-_MESSAGES, _RESPONSES = "anthropic_messages", "openai_responses"
 # What makes an answer search beside `tools`: fields of a body, and what stands in names of models.
 _SEARCH_FIELDS: Final = ("web_search_options", "plugins")
 _SEARCH_PARAMETERS: Final = "search_parameters"
@@ -27,7 +27,6 @@ _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 _KEPT: Final = ("cachedContent", "cached_content")
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
-_LIMITED: Final = ("web_search_", "web_fetch_")  # Anthropic's that take `max_uses`
 
 
 def priced_tools(vectors: Vectors) -> set[str]:
@@ -38,12 +37,13 @@ def priced_tools(vectors: Vectors) -> set[str]:
 def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str, int]:
     """Uses of priced tools that a call may make."""
     found: dict[str, int] = {}
-    if not priced:
+    shape = SHAPES.get(call.meter)
+    if not priced or shape is None:
         return found
-    total = document.get("max_tool_calls") if call.meter == _RESPONSES else None
+    total = document.get(shape.uses) if shape.uses else None
     for tool in _tools(document):
         said = _said(tool)
-        uses = _uses(tool.get("max_uses") if call.meter == _MESSAGES else total)
+        uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
         for name in priced:
             if _plain(name) in said:
                 found[name] = min(found.get(name, 0) + uses, TOOL_USES_MAX)
@@ -58,19 +58,21 @@ def uses_of(call: Call, document: Document, priced: Collection[str]) -> dict[str
 
 def limit_uses(call: Call, vectors: Vectors) -> None:
     """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
-    document, priced = call.document, priced_tools(vectors)
-    if document is None or not priced:
+    document, priced, shape = call.document, priced_tools(vectors), SHAPES.get(call.meter)
+    if document is None or not priced or shape is None:
         return
-    if call.meter == _RESPONSES:
-        if document.get("max_tool_calls") is None and uses_of(call, document, priced):
-            document["max_tool_calls"] = TOOL_USES
+    if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
+        document[shape.uses] = TOOL_USES
+        call.changed = True
+    for tool in _tools(document) if shape.tool_uses else ():
+        kind = tool.get("type")
+        if (
+            isinstance(kind, str)
+            and kind.startswith(shape.limited_tools)
+            and tool.get(shape.tool_uses) is None
+        ):
+            tool[shape.tool_uses] = TOOL_USES
             call.changed = True
-    elif call.meter == _MESSAGES:
-        for tool in _tools(document):
-            kind = tool.get("type")
-            if isinstance(kind, str) and kind.startswith(_LIMITED) and tool.get("max_uses") is None:
-                tool["max_uses"] = TOOL_USES
-                call.changed = True
 
 
 def _tools(document: Document) -> list[Document]:

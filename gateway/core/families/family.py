@@ -31,7 +31,9 @@ class Shape:
     `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
     is empty where a call produces none. With `always_reports` a complete answer tells its use; with
     `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells whether the
-    upstream keeps something of an answer under an id. `unframed` meters a stream that is no events.
+    upstream keeps something of an answer under an id. `unframed` meters a stream that is no events. The most
+    uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
+    `tool_uses`, which those take whose type begins with one of `limited_tools`.
     """
 
     read: Reader
@@ -42,6 +44,9 @@ class Shape:
     asks_for_usage: bool = False
     keeps: Callable[[Document], bool] | None = None
     unframed: Callable[[Call, int, Bounds], Meter] | None = None
+    uses: str = ""
+    tool_uses: str = ""
+    limited_tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ FAMILY = ApiFamily(
         "anthropic_messages": Shape(
             calls.read_messages, messages.DIALECT, "max_tokens",
             always_reports=True, keeps=lambda document: True,
+            tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
         )
     },
     routes=(

@@ -26,7 +26,11 @@ _SHAPES = {
     ),
     "openai_completions": Shape(calls.read_completions, chat.DIALECT, "max_tokens", asks_for_usage=True),
     "openai_responses": Shape(
-        calls.read_responses, responses.DIALECT, "max_output_tokens", keeps=lambda document: True
+        calls.read_responses,
+        responses.DIALECT,
+        "max_output_tokens",
+        keeps=lambda document: True,
+        uses="max_tool_calls",
     ),
     "openai_embeddings": Shape(calls.read_embeddings, chat.DIALECT),
 }
