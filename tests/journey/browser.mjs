@@ -91,7 +91,7 @@ for (const said of [found.key.slice(0, 8), found.key]) {
 found.path = new URL(page.url()).pathname;
 await page.fill(".search input[name=q]", asked.name);
 await keys.press("Enter");
-await page.waitForURL("**/search?q=*");
+await page.waitForURL("**/search");
 await tabTo(`.hits a[href="/tenants/${asked.tenant}"]`);
 await keys.press("Enter");
 await page.waitForURL(`**/tenants/${asked.tenant}`);
