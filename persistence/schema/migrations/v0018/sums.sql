@@ -74,7 +74,9 @@ CREATE OR REPLACE VIEW invariant_invoice AS
               LEFT JOIN invoice AS i ON i.number LIKE s.series || '-%') AS numbered
      GROUP BY series HAVING count(*) <> max(last_number);
 
-CREATE OR REPLACE VIEW invariant_usage_adds_up AS
+-- Calls that a span of the roll-ups does not add up to, either way. Of refused ones there are as many rows as are told,
+-- never more than are counted. Nothing is said of a time whose calls were dropped, or whose rows of this span were.
+CREATE VIEW invariant_usage_adds_up AS
     SELECT 'organization:' || organization_id AS account, NULL::bigint AS seq,
            format('%s of %s: %s calls and %s refused in the journal, %s and %s in its roll-up', span, start, c.requests,
                   c.refused, r.requests, r.refused) AS detail

@@ -1,4 +1,4 @@
-"""Refused calls in the journal, what uses were for in every ledger, and how long the journal is kept."""
+"""Refused calls in the journal, and what uses were for in every ledger."""
 
 from pathlib import Path
 
@@ -11,8 +11,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, the tables, and the function that drops months of the journal."""
-    connection = op.get_bind()
-    home = connection.exec_driver_sql("SELECT quote_literal(current_schema())").scalar_one()
+    """Add the columns and the table."""
     sql = (Path(__file__).parents[1] / "v0015" / "told.sql").read_text(encoding="utf-8")
-    connection.exec_driver_sql(sql.replace(":home", home), execution_options={"no_parameters": True})
+    op.get_bind().exec_driver_sql(sql, execution_options={"no_parameters": True})

@@ -1,4 +1,4 @@
-"""Months of the roll-ups' hours are dropped as those of the journal are."""
+"""How long the journal and the hours of its roll-ups are kept."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Let one function drop months of either, and keep since when each has its rows."""
+    """Add the function that drops months of either, and since when each has its rows."""
     connection = op.get_bind()
     home = connection.exec_driver_sql("SELECT quote_literal(current_schema())").scalar_one()
     sql = (Path(__file__).parents[1] / "v0017" / "kept.sql").read_text(encoding="utf-8")
