@@ -15,7 +15,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -214,6 +214,16 @@ def processor_s(url: str) -> float:
     return total
 
 
+async def measured(name: str, url: str, rounds: int, ask: Callable[[int], Awaitable[int]]) -> Measured:
+    """So many answers, of which `ask` says how large each is."""
+    taken, size, before = [], 0, processor_s(url)
+    for n in range(rounds):
+        started = time.perf_counter()
+        size = await ask(n)
+        taken.append((time.perf_counter() - started) * 1000)
+    return Measured(name, sorted(taken), (processor_s(url) - before) * 1000 / rounds, size)
+
+
 async def measure(url: str, rounds: int) -> list[Measured]:
     """Every page of the table."""
     engine = engines.create(url)
@@ -226,20 +236,19 @@ async def measure(url: str, rounds: int) -> list[Measured]:
         person = Person(client)
         await person.sign_in(ADMIN)
         for name, address in PAGES:
-            taken, before = [], processor_s(url)
-            for n in range(rounds):
-                started = time.perf_counter()
+
+            async def ask(n: int, name: str = name, address: Callable[[int], str] = address) -> int:
                 page = await person.open(address(n).replace("{day}", day).replace("{last}", last))
-                taken.append((time.perf_counter() - started) * 1000)
                 assert page.status == 200, (name, page.status, re.sub(r"<[^>]+>", "", page.text)[-500:])
-            used = (processor_s(url) - before) * 1000 / rounds
-            found.append(Measured(name, sorted(taken), used, len(page.text)))
+                return len(page.text)
+
+            found.append(await measured(name, url, rounds, ask))
     await engine.dispose()
     return found
 
 
 @contextlib.contextmanager
-def _given(url: str) -> Iterator[str]:
+def given(url: str) -> Iterator[str]:
     yield url
 
 
@@ -251,7 +260,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--url", help="a database that is filled already")
     options = parser.parse_args()
-    with _given(options.url) if options.url else postgres() as url:
+    with given(options.url) if options.url else postgres() as url:
         if not options.url:
             migrate.upgrade(url)
             started = time.perf_counter()

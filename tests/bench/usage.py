@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from itertools import combinations
 
 import psycopg
@@ -26,7 +24,7 @@ from persistence import engine as engines
 from persistence.ledger import usage_spans
 from persistence.schema import migrate
 from tests.admin.conftest import ADMIN, MemoryCounters, ports_over
-from tests.bench.console import BUDGET_MS, Measured, processor_s
+from tests.bench.console import BUDGET_MS, Measured, given, measured
 from tests.bench.flush import postgres
 
 CALLS, DAYS, USERS, MODELS, TENANTS, KEYS, PROJECTS, SERVICES = 10_000_000, 30, 1_000, 20, 10, 50, 40, 4
@@ -91,24 +89,18 @@ async def measure(url: str, rounds: int) -> list[Measured]:
     found = []
     async with TestClient(TestServer(build(ports_over(engine, MemoryCounters(url))))) as client:
         for report in reports():
-            taken, before = [], processor_s(url)
-            for _ in range(rounds):
-                started = time.perf_counter()
+
+            async def ask(_: int, report: str = report) -> int:
                 answer = await client.get(
                     f"/admin/v1/usage?{SPAN}&{report}", headers={"Authorization": f"Bearer {ADMIN}"}
                 )
                 body = await answer.read()
-                taken.append((time.perf_counter() - started) * 1000)
                 assert answer.status == 200, (report, body[:500])
-            used = (processor_s(url) - before) * 1000 / rounds
-            found.append(Measured(report, sorted(taken), used, len(body)))
+                return len(body)
+
+            found.append(await measured(report, url, rounds, ask))
     await engine.dispose()
     return found
-
-
-@contextlib.contextmanager
-def _given(url: str) -> Iterator[str]:
-    yield url
 
 
 def main() -> int:
@@ -118,7 +110,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--url", help="a database that is filled already")
     options = parser.parse_args()
-    with _given(options.url) if options.url else postgres() as url:
+    with given(options.url) if options.url else postgres() as url:
         if not options.url:
             migrate.upgrade(url)
             started = time.perf_counter()
